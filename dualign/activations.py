@@ -1,0 +1,102 @@
+"""What a decoder layer keeps from its forward pass for its backward pass, tensor by tensor.
+
+Taken from transformers' Llama, Qwen and SmolLM3 layers under PyTorch's autograd, with and without PEFT's LoRA, and
+compared with what autograd saves (tests/plan/test_activations.py). Elements are counted per token and layer.
+"""
+
+from dataclasses import dataclass
+
+from dualign.model_shape import ModelShape
+from dualign.training_shape import LoraShape, TrainingShape
+
+# Modules that read the same tensor: the two norms' outputs, the attention output, the gated product.
+_READERS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Activations:
+    """Bytes for one micro-batch."""
+
+    layer: int
+    """all that one layer keeps"""
+    layer_input: int
+    """what remains of a layer under gradient checkpointing"""
+    ends: int
+    """final norm, the head's input, rotary tables"""
+
+    def kept(self, shape: ModelShape, training: TrainingShape) -> int:
+        """Alive between the forward and the backward pass."""
+        one = self.layer_input if training.gradient_checkpointing else self.layer
+        return shape.layers * one + self.ends
+
+
+def activations(shape: ModelShape, training: TrainingShape) -> Activations:
+    """The bytes that `training` makes the layers of `shape` keep."""
+    per_token = (
+        _norms(shape, training) + _attention(shape, training) + _linear_inputs(shape, training) + _mlp(shape, training)
+    )
+    trained_norm = training.residual_bytes if training.lora is None else 0
+    ends = shape.hidden * (4 + trained_norm + training.residual_bytes) + 2 * shape.head_dim * training.residual_bytes
+    return Activations(
+        layer=training.tokens * per_token + _attention_square(shape, training),
+        layer_input=training.tokens * shape.hidden * training.residual_bytes,
+        ends=training.tokens * ends,
+    )
+
+
+def _norms(shape: ModelShape, training: TrainingShape) -> int:
+    """Each norm keeps its input in float32, and the normalised input if its weight trains, and 1 / rms."""
+    trains = training.lora is None
+    kept = 2 * (shape.hidden * (4 + trains * training.residual_bytes) + 4)
+    if shape.qk_norm:
+        kept += (shape.attention_width + shape.kv_width) * (4 + trains * training.dtype_bytes)
+        kept += (shape.heads + shape.kv_heads) * 4
+    return kept
+
+
+def _attention(shape: ModelShape, training: TrainingShape) -> int:
+    """Queries, keys, values, output and, except in eager attention, a log-sum-exp per head."""
+    repeated = training.attention == "eager" or (training.attention == "sdpa" and training.masked)
+    kv_width = shape.attention_width if repeated else shape.kv_width
+    sums = 0 if training.attention == "eager" else shape.heads * 4
+    return (2 * shape.attention_width + 2 * kv_width) * training.dtype_bytes + sums
+
+
+def _attention_square(shape: ModelShape, training: TrainingShape) -> int:
+    """What grows with tokens x tokens: SDPA's mask as numbers, eager attention's probabilities."""
+    square = training.micro_batch * training.max_tokens**2
+    if training.attention == "eager":
+        copies = 4 + (training.dtype_bytes if training.dtype_bytes < 4 else 0)
+        return square * shape.heads * copies
+    return square * training.dtype_bytes if training.attention == "sdpa" and training.masked else 0
+
+
+def _mlp(shape: ModelShape, training: TrainingShape) -> int:
+    """The gate before and after its activation, and the up projection; the product is down_proj's input."""
+    return 3 * shape.intermediate * training.dtype_bytes
+
+
+def _linear_inputs(shape: ModelShape, training: TrainingShape) -> int:
+    """A linear module keeps its input if its weight trains; so does an adapter."""
+    linears = shape.linears()
+    if training.lora:
+        return _adapter_inputs(shape, training, training.lora)
+    # Autocast casts a norm's float32 output anew for each reader; the others already are in the compute type.
+    return sum(
+        linears[readers[0]][0] * training.dtype_bytes * (len(readers) if training.autocast else 1)
+        for readers in _READERS
+        if readers != ("o_proj",)  # its input is the attention output, counted there
+    )
+
+
+def _adapter_inputs(shape: ModelShape, training: TrainingShape, lora: LoraShape) -> int:
+    """An adapter keeps its input, shared or its own copy, and A's output; DoRA keeps both outputs."""
+    targets = lora.targets(shape)
+    kept = 2 if training.autocast else training.adapter_bytes
+    total = sum(lora.r * kept + lora.dora * outputs * (kept + training.dtype_bytes) for _, outputs in targets.values())
+    if not (training.autocast or lora.dropout or training.adapter_bytes != training.dtype_bytes):
+        shared = {readers for readers in _READERS for name in readers if name in targets and name != "o_proj"}
+        return total + sum(shape.linears()[readers[0]][0] * kept for readers in shared)
+    mask = 1 if training.device == "cuda" else training.adapter_bytes
+    return total + sum(inputs * (kept + mask * (lora.dropout > 0)) for inputs, _ in targets.values())
+

@@ -1,0 +1,179 @@
+"""One function for each command; each imports what it needs when it is called."""
+
+import shutil
+from argparse import Namespace
+from pathlib import Path
+
+from dualign.errors import ConfigError
+from dualign.recipe import Recipe, StageEntry, load_recipe
+
+
+def run(given: Namespace) -> int:
+    """`dualign run RECIPE`: every stage, then the report."""
+    from dualign import engine
+    from dualign.cli.stages import runners
+
+    recipe = _load(given)
+    folders = engine.run(recipe, runners(), say=say)
+    if any(entry.kind == "eval" for entry in recipe.stages) or len(recipe.stages) > 1:
+        _write_report(recipe, folders)
+    return 0
+
+
+def plan(given: Namespace) -> int:
+    """`dualign plan RECIPE`."""
+    from dualign.plan import show_plan
+
+    show_plan(_load(given))
+    return 0
+
+
+def sft(given: Namespace) -> int:
+    """`dualign sft RECIPE`."""
+    return _one_stage(given, "sft")
+
+
+def prefer(given: Namespace) -> int:
+    """`dualign prefer RECIPE`."""
+    return _one_stage(given, "preference")
+
+
+def pairs(given: Namespace) -> int:
+    """`dualign pairs RECIPE`."""
+    return _one_stage(given, "pairs")
+
+
+def merge(given: Namespace) -> int:
+    """`dualign merge RECIPE`."""
+    return _one_stage(given, "merge")
+
+
+def evaluate(given: Namespace) -> int:
+    """`dualign eval MODEL --task FILE --out DIR`."""
+    from dualign.evaluate import run as evaluate_stage
+    from dualign.evaluate_config import EvalStage
+    from dualign.rundir import locked
+
+    stage = EvalStage(
+        name="eval",
+        models=(given.model,),
+        tasks=tuple(given.task),
+        rows=given.rows,
+        max_new_tokens=given.max_new_tokens,
+        temperature=given.temperature,
+        top_p=given.top_p,
+        backend=given.backend,
+    )
+    for key, message in stage.problems():
+        raise ConfigError(f"--{key.replace('_', '-')}: {message}")
+    out = Path(given.out)
+    with locked(out):
+        evaluate_stage(stage, out, seed=given.seed)
+    return 0
+
+
+def chat(given: Namespace) -> int:
+    """`dualign chat MODEL`."""
+    from dualign.chat import chat as talk
+
+    talk(given.model, mode=given.mode, max_new_tokens=given.max_new_tokens, temperature=given.temperature)
+    return 0
+
+
+def report(given: Namespace) -> int:
+    """`dualign report RECIPE`."""
+    recipe = _load(given)
+    _write_report(recipe, [recipe.output_dir / entry.name for entry in recipe.stages])
+    return 0
+
+
+def inspect(given: Namespace) -> int:
+    """`dualign inspect RECIPE --stage NAME`."""
+    from dualign.plan import show_rows
+
+    recipe = _load(given)
+    training = [entry for entry in recipe.stages if entry.kind in ("sft", "preference")]
+    if not training:
+        raise ConfigError(f"{recipe.file}: no sft or preference stage to inspect")
+    show_rows(recipe, recipe.stage(given.stage) if given.stage else training[0], count=given.rows)
+    return 0
+
+
+def recipes(given: Namespace) -> int:
+    """`dualign recipes list | show NAME | copy NAME TARGET`."""
+    if given.what == "list":
+        for path in sorted(_shipped().rglob("*.yaml")):
+            if path.parent != _shipped() and path.parent.name != "accelerate":
+                first = path.read_text(encoding="utf-8").splitlines()[0].removeprefix("#").strip()
+                say(f"{path.relative_to(_shipped())!s:32} {first}")
+        return 0
+    if not given.name:
+        raise ConfigError(f"recipes {given.what}: name a recipe; `dualign recipes list` shows them")
+    path = find_recipe(given.name)
+    if given.what == "show":
+        say(path.read_text(encoding="utf-8"))
+        return 0
+    target = Path(given.target or path.parent.name)
+    if target.exists():
+        raise ConfigError(f"{target}: is there already; name another folder")
+    shutil.copytree(path.parent, target, ignore=shutil.ignore_patterns("__pycache__", "__init__.py"))
+    say(f"copied to {target}; run it with: dualign run {target / path.name}")
+    return 0
+
+
+def find_recipe(name: str) -> Path:
+    """A file of the user's, else a recipe that ships: `quickstart`, `smollm3/sft`, `smollm3/sft.yaml`."""
+    given = Path(name)
+    if given.is_file():
+        return given
+    for candidate in (_shipped() / name, _shipped() / f"{name}.yaml", _shipped() / name / "recipe.yaml"):
+        if candidate.is_file():
+            return candidate
+    known = sorted(str(path.relative_to(_shipped())) for path in _shipped().glob("*/*.yaml"))
+    raise ConfigError(f"{name}: no such file, and no recipe of that name ships (there: {', '.join(known)})")
+
+
+def say(text: str) -> None:
+    """A line for the user, at once."""
+    print(text, flush=True)
+
+
+def _shipped() -> Path:
+    import dualign.recipes
+
+    return Path(dualign.recipes.__path__[0])
+
+
+def _load(given: Namespace) -> Recipe:
+    from dualign.cli.stages import kinds
+
+    return load_recipe(find_recipe(given.recipe), given.overrides, kinds())
+
+
+def _one_stage(given: Namespace, kind: str) -> int:
+    from dualign import engine
+    from dualign.cli.stages import runners
+
+    recipe = _load(given)
+    engine.run(recipe, runners(), only=_choose(recipe, kind, given.stage).name, say=say)
+    return 0
+
+
+def _choose(recipe: Recipe, kind: str, name: str | None) -> StageEntry:
+    found = [entry for entry in recipe.stages if entry.kind == kind]
+    if name:
+        entry = recipe.stage(name)
+        if entry.kind != kind:
+            raise ConfigError(f"{recipe.file}: stage {name} is of kind {entry.kind}, expected {kind}")
+        return entry
+    if len(found) != 1:
+        names = ", ".join(entry.name for entry in found) or "none"
+        raise ConfigError(f"{recipe.file}: expected one stage of kind {kind}, found {names}; choose with --stage NAME")
+    return found[0]
+
+
+def _write_report(recipe: Recipe, folders: list[Path]) -> None:
+    from dualign.report import write_report
+
+    write_report(recipe.output_dir, folders, title=recipe.name)
+    say(f"report: {recipe.output_dir / 'report.html'}")

@@ -1,0 +1,232 @@
+"""YAML -> frozen dataclasses, strictly: every problem is found, and all are told at once.
+
+A recipe is refused before anything heavy is imported, so this module and every dataclass it fills import only the
+standard library and PyYAML.
+"""
+
+import difflib
+import re
+import types
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from dualign.errors import ConfigError
+
+Key = tuple[str | int, ...]
+T = TypeVar("T")
+
+
+class Check(Protocol):
+    """Marks a field, by `Annotated`, whose value has rules that its type can't say."""
+
+    def __call__(self, value: Any) -> list[tuple[str, str]]: ...  # noqa: ANN401 - the value is foreign
+
+
+@dataclass(slots=True)
+class Document:
+    """A YAML file as plain values, the line of each key, and the problems found so far."""
+
+    file: str
+    value: Any = None
+    lines: dict[Key, int] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    def refuse(self, key: Key, message: str) -> None:
+        line = next((self.lines[key[:n]] for n in range(len(key), 0, -1) if key[:n] in self.lines), 0)
+        place = f"{self.file}:{line}" if line else self.file
+        self.problems.append(f"{place}: {dotted(key)}: {message}" if key else f"{place}: {message}")
+
+    def raise_problems(self) -> None:
+        if self.problems:
+            count = len(self.problems)
+            heading = f"{count} problem{'s' if count > 1 else ''} in {self.file}"
+            raise ConfigError("\n".join([heading, *(f"  {problem}" for problem in self.problems)]))
+
+
+def dotted(key: Key) -> str:
+    """`("data", "sources", 0, "path")` -> `data.sources[0].path`."""
+    text = ""
+    for part in key:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return text
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """` (did you mean 'x'?)`, or the list of what there is when nothing is near."""
+    match = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if match:
+        return f" (did you mean {match[0]!r}?)"
+    return f" (known: {', '.join(sorted(known))})" if len(known) <= 30 else ""
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, but 1e-3 is a number, as everyone who writes learning rates expects."""
+
+
+_Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]  # PyYAML's stubs leave it untyped
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def read_yaml(path: Path, *, shown_as: str | None = None) -> Document:
+    """Read a YAML file with the line of each key.
+
+    Raises:
+        ConfigError: the file is missing, isn't YAML, or isn't a mapping.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file; `dualign recipes list` names the recipes that ship")
+    document = Document(file=shown_as or str(path))
+    loader = _Loader(path.read_text(encoding="utf-8"))
+    try:
+        node = loader.get_single_node()
+        document.value = _plain(loader, node, (), document) if node else {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{document.file}: not YAML: {error}") from None
+    if not isinstance(document.value, dict):
+        raise ConfigError(f"{document.file}: expected keys with values, found {_shown(document.value)}")
+    return document
+
+
+def parse_value(text: str) -> Any:  # noqa: ANN401 - any YAML value
+    """The right side of `key=value`, read as YAML."""
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a subclass of the safe loader
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {text!r}: not a YAML value: {error}") from None
+
+
+def _plain(loader: _Loader, node: yaml.Node, key: Key, document: Document) -> Any:  # noqa: ANN401
+    document.lines[key] = node.start_mark.line + 1
+    if isinstance(node, yaml.MappingNode):
+        loader.flatten_mapping(node)
+        mapping: dict[str, Any] = {}
+        for name_node, value_node in node.value:
+            name = str(loader.construct_object(name_node))
+            if name in mapping:
+                document.refuse((*key, name), "given twice")
+            mapping[name] = _plain(loader, value_node, (*key, name), document)
+        return mapping
+    if isinstance(node, yaml.SequenceNode):
+        return [_plain(loader, item, (*key, i), document) for i, item in enumerate(node.value)]
+    return loader.construct_object(node, deep=True)
+
+
+def parse(cls: type[T], value: Any, document: Document, key: Key = ()) -> T | None:  # noqa: ANN401
+    """Fill the dataclass `cls` from a mapping; problems go to `document`, and None comes back if there were any."""
+    before = len(document.problems)
+    if not isinstance(value, dict):
+        document.refuse(key, f"expected keys with values, found {_shown(value)}")
+        return None
+    hints = get_type_hints(cls, include_extras=True)
+    for name in value:
+        if name not in hints:
+            document.refuse((*key, name), f"unknown key{nearest(name, list(hints))}")
+    given: dict[str, Any] = {}
+    for spec in fields(cls):  # type: ignore[arg-type]  # cls is a dataclass
+        if spec.name in value:
+            given[spec.name] = _convert(hints[spec.name], value[spec.name], document, (*key, spec.name))
+        elif spec.default is MISSING and spec.default_factory is MISSING:
+            document.refuse(key, f"needs the key {spec.name!r} ({_named(hints[spec.name])})")
+    if len(document.problems) > before:
+        return None
+    return _checked(cls(**given), document, key)
+
+
+def _checked(made: T, document: Document, key: Key) -> T | None:
+    problems: Callable[[], list[tuple[str, str]]] | None = getattr(type(made), "problems", None)
+    found = problems(made) if problems else []  # type: ignore[call-arg]  # an unbound method
+    for name, message in found:
+        document.refuse((*key, *name.split(".")) if name else key, message)
+    return None if found else made
+
+
+def _convert(expected: Any, value: Any, document: Document, key: Key) -> Any:  # noqa: ANN401
+    origin, args = get_origin(expected), get_args(expected)
+    if origin is Annotated:
+        converted = _convert(args[0], value, document, key)
+        for check in args[1:]:
+            for name, message in check(converted):
+                document.refuse((*key, name) if name else key, message)
+        return converted
+    if origin in (Union, types.UnionType):
+        return _convert_union(args, value, document, key)
+    if is_dataclass(expected):
+        return parse(expected, value, document, key)  # type: ignore[arg-type]  # a class, not an instance
+    if origin is Literal:
+        if value not in args or isinstance(value, bool) and True not in args:
+            known = [str(arg) for arg in args]
+            document.refuse(key, f"expected one of {', '.join(known)}, found {_shown(value)}{_near(value, known)}")
+        return value
+    if origin is tuple:
+        return _convert_list(args[0], value, document, key)
+    if origin in (dict, Mapping):
+        if not isinstance(value, dict):
+            document.refuse(key, f"expected keys with values, found {_shown(value)}")
+            return {}
+        return {name: _convert(args[1], item, document, (*key, name)) for name, item in value.items()}
+    return _convert_scalar(expected, value, document, key)
+
+
+def _convert_list(item: Any, value: Any, document: Document, key: Key) -> tuple[Any, ...]:  # noqa: ANN401
+    if not isinstance(value, list):
+        document.refuse(key, f"expected a list, found {_shown(value)}")
+        return ()
+    return tuple(_convert(item, one, document, (*key, i)) for i, one in enumerate(value))
+
+
+def _convert_union(args: tuple[Any, ...], value: Any, document: Document, key: Key) -> Any:  # noqa: ANN401
+    if value is None and type(None) in args:
+        return None
+    kinds = [arg for arg in args if arg is not type(None)]
+    if len(kinds) == 1:
+        return _convert(kinds[0], value, document, key)
+    for kind in kinds:
+        attempt = Document(file=document.file)
+        converted = _convert(kind, value, attempt, key)
+        if not attempt.problems:
+            return converted
+    document.refuse(key, f"expected {' or '.join(map(_named, args))}, found {_shown(value)}")
+    return None
+
+
+def _convert_scalar(expected: Any, value: Any, document: Document, key: Key) -> Any:  # noqa: ANN401
+    if expected is Any:
+        return value
+    if expected is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
+        document.refuse(key, f"expected {_named(expected)}, found {_shown(value)}")
+    return value
+
+
+def _near(value: Any, known: list[str]) -> str:  # noqa: ANN401
+    match = difflib.get_close_matches(str(value), known, n=1)
+    return f" (did you mean {match[0]!r}?)" if match else ""
+
+
+def _shown(value: Any) -> str:  # noqa: ANN401
+    names = {dict: "keys with values", list: "a list", type(None): "nothing"}
+    if type(value) in names:
+        return names[type(value)]
+    kind = {str: "text", bool: "true/false", int: "a whole number", float: "a number"}
+    return f"{value!r} ({kind.get(type(value), type(value).__name__)})"
+
+
+def _named(expected: Any) -> str:  # noqa: ANN401
+    if get_origin(expected) is Annotated:
+        return _named(get_args(expected)[0])
+    if get_origin(expected) is Literal:
+        return "one of " + ", ".join(map(str, get_args(expected)))
+    if get_origin(expected) in (Union, types.UnionType):
+        return " or ".join(map(_named, get_args(expected)))
+    if get_origin(expected) is tuple:
+        return f"a list of {_named(get_args(expected)[0])}"
+    names = {str: "text", bool: "true or false", int: "a whole number", float: "a number", type(None): "nothing"}
+    return names.get(expected, "keys with values" if is_dataclass(expected) else str(expected))

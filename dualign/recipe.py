@@ -1,0 +1,258 @@
+"""A recipe file -> the stages to run: includes read, overrides applied, every problem told at once."""
+
+import copy
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dualign.config import Document, Key, nearest, parse, parse_value, read_yaml
+from dualign.errors import ConfigError
+
+RECIPE_KEYS = ("name", "output_dir", "seed", "stages")
+# Values under these keys are files beside the recipe when such a file exists.
+PATH_KEYS = ("path", "model", "models", "tasks", "script", "template", "launch", "rejected_model", "config_from")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageEntry:
+    """One stage of a recipe. `config` is the dataclass of its kind; `seed` is what its randomness starts from."""
+
+    name: str
+    kind: str
+    seed: int
+    config: Any
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """Stages in order. Run directories are `output_dir/STAGE`."""
+
+    name: str
+    file: Path
+    output_dir: Path
+    stages: tuple[StageEntry, ...]
+    overrides: tuple[str, ...] = ()
+
+    def stage(self, name: str) -> StageEntry:
+        for entry in self.stages:
+            if entry.name == name:
+                return entry
+        names = [entry.name for entry in self.stages]
+        raise ConfigError(f"{self.file}: no stage {name!r}{nearest(name, names)}")
+
+
+def load_recipe(path: Path, overrides: Sequence[str], kinds: Mapping[str, type]) -> Recipe:
+    """Read a pipeline recipe (`stages:`) or a stage recipe (`kind:`).
+
+    Raises:
+        ConfigError: with every problem of the file and the overrides.
+    """
+    document = read_yaml(path)
+    _absolute_paths(document.value, path.parent)
+    if "stages" not in document.value:
+        document = _as_pipeline(document)
+    _include(document, path.parent)
+    for override in overrides:
+        _apply(document, override)
+    recipe = _parse_recipe(document, path, kinds)
+    document.raise_problems()
+    assert recipe is not None, "no problems means a recipe"
+    return dataclasses.replace(recipe, overrides=tuple(overrides))
+
+
+def _as_pipeline(document: Document) -> Document:
+    """A stage recipe is a pipeline of one stage, named after the file unless it says."""
+    value = dict(document.value)
+    name = value.get("name") or Path(document.file).stem
+    outer = {key: value.pop(key) for key in ("output_dir", "seed") if key in value}
+    lines = {("stages", 0, *key): line for key, line in document.lines.items() if key[:1] not in {("output_dir",), ("seed",)}}
+    lines |= {key: line for key, line in document.lines.items() if key[:1] in {("output_dir",), ("seed",)}}
+    stages = [{"name": name, **value}]
+    return Document(document.file, {"name": name, **outer, "stages": stages}, lines, document.problems)
+
+
+def _absolute_paths(value: Any, folder: Path, key: str = "") -> None:  # noqa: ANN401 - YAML values
+    """Paths in a recipe are relative to the recipe's folder; hub ids and `stage:` references stay."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, item in items:
+        label = name if isinstance(name, str) else key
+        if isinstance(item, str) and label in PATH_KEYS and ":" not in item:
+            candidate = folder / item
+            if candidate.exists() or ("*" in item and list(folder.glob(item))):
+                value[name] = str(candidate.resolve())
+        else:
+            _absolute_paths(item, folder, label)
+
+
+def _include(document: Document, folder: Path) -> None:
+    """`{name: sft, recipe: sft.yaml, ...}` is the stage of that file with the other keys laid over it."""
+    stages = document.value.get("stages")
+    for i, stage in enumerate(stages if isinstance(stages, list) else ()):
+        if not isinstance(stage, dict) or "recipe" not in stage:
+            continue
+        included = read_yaml(folder / str(stage["recipe"]))
+        document.problems += included.problems
+        _absolute_paths(included.value, folder)
+        base = {key: value for key, value in included.value.items() if key != "output_dir"}
+        over = {key: value for key, value in stage.items() if key != "recipe"}
+        stages[i] = _overlaid(base, over)
+
+
+def _overlaid(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = copy.deepcopy(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _overlaid(merged[key], value) if both else value
+    return merged
+
+
+def _apply(document: Document, override: str) -> None:
+    """`sft.train.learning_rate=1e-4`: the first word is a stage or a key of the recipe; numbers index lists."""
+    name, equals, text = override.partition("=")
+    if not equals or not name:
+        document.refuse((), f"override {override!r}: expected key.sub=value")
+        return
+    stages = [stage for stage in document.value.get("stages", ()) if isinstance(stage, dict)]
+    names = [str(stage.get("name")) for stage in stages]
+    first, *rest = name.split(".")
+    target: Any = document.value
+    if first in names:
+        target = stages[names.index(first)]
+    elif first in RECIPE_KEYS:
+        rest = [first, *rest]
+    elif len(stages) == 1:
+        target, rest = stages[0], [first, *rest]
+    else:
+        document.refuse((), f"override {override!r}: no stage or key {first!r}{nearest(first, [*names, *RECIPE_KEYS])}")
+        return
+    _set(document, target, rest, parse_value(text), override)
+
+
+def _set(document: Document, target: Any, keys: list[str], value: Any, override: str) -> None:  # noqa: ANN401
+    if not keys:
+        document.refuse((), f"override {override!r}: names a stage; expected stage.key=value")
+        return
+    for i, key in enumerate(keys):
+        last = i == len(keys) - 1
+        if isinstance(target, list):
+            if not key.isdigit() or int(key) >= len(target):
+                document.refuse((), f"override {override!r}: expected an index below {len(target)}, found {key!r}")
+                return
+            if last:
+                target[int(key)] = value
+            else:
+                target = target[int(key)]
+        elif isinstance(target, dict):
+            if last:
+                target[key] = value
+            else:
+                target = target.setdefault(key, {})
+        else:
+            document.refuse((), f"override {override!r}: {'.'.join(keys[:i])} has no keys")
+            return
+
+
+def _parse_recipe(document: Document, path: Path, kinds: Mapping[str, type]) -> Recipe | None:
+    value = document.value
+    for key in value:
+        if key not in RECIPE_KEYS:
+            document.refuse((key,), f"unknown key{nearest(key, RECIPE_KEYS)}")
+    seed = value.get("seed", 42)
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        document.refuse(("seed",), f"expected a whole number, found {seed!r}")
+        seed = 42
+    output_dir = value.get("output_dir")
+    if not isinstance(output_dir, str):
+        document.refuse((), "needs the key 'output_dir' (text): where the run directories go")
+        output_dir = "."
+    stages = value.get("stages")
+    if not isinstance(stages, list) or not stages:
+        document.refuse(("stages",), "expected a list of at least one stage")
+        return None
+    entries = [_parse_stage(document, stage, ("stages", i), seed, kinds) for i, stage in enumerate(stages)]
+    made = [entry for entry in entries if entry is not None]
+    _check_names(document, stages)
+    return Recipe(
+        name=str(value.get("name") or path.stem), file=path, output_dir=Path(output_dir), stages=tuple(made)
+    )
+
+
+def _parse_stage(
+    document: Document, value: Any, key: Key, seed: int, kinds: Mapping[str, type]  # noqa: ANN401
+) -> StageEntry | None:
+    if not isinstance(value, dict):
+        document.refuse(key, f"expected keys with values, found {value!r}")
+        return None
+    kind = value.get("kind")
+    if kind not in kinds:
+        document.refuse((*key, "kind"), f"expected one of {', '.join(kinds)}, found {kind!r}")
+        return None
+    own = dict(value)
+    stage_seed = own.pop("seed", seed)
+    if not isinstance(stage_seed, int) or isinstance(stage_seed, bool):
+        document.refuse((*key, "seed"), f"expected a whole number, found {stage_seed!r}")
+    config = parse(kinds[kind], own, document, key)
+    if config is None:
+        return None
+    return StageEntry(name=str(value["name"]), kind=str(kind), seed=stage_seed, config=config)
+
+
+def _check_names(document: Document, stages: list[Any]) -> None:
+    """Names are unique folder names, and a stage refers only to stages above it."""
+    seen: list[str] = []
+    for i, stage in enumerate(stages):
+        if not isinstance(stage, dict):
+            continue
+        name = str(stage.get("name"))
+        if name in seen:
+            document.refuse(("stages", i, "name"), f"{name!r} is the name of an earlier stage")
+        if name in RECIPE_KEYS or not name.replace("-", "").replace("_", "").isalnum():
+            document.refuse(("stages", i, "name"), f"expected letters, digits, - and _ (not {', '.join(RECIPE_KEYS)}), found {name!r}")
+        for key, reference in _text(stage, ("stages", i)):
+            parent = stage_of(reference)
+            if parent is not None and parent not in seen:
+                document.refuse(key, f"{reference!r}: no stage {parent!r} above this one{nearest(parent, seen)}")
+        seen.append(name)
+
+
+def _text(value: Any, key: Key) -> list[tuple[Key, str]]:  # noqa: ANN401
+    if isinstance(value, str):
+        return [(key, value)]
+    if isinstance(value, dict):
+        return [found for name, item in value.items() for found in _text(item, (*key, name))]
+    if isinstance(value, list):
+        return [found for i, item in enumerate(value) for found in _text(item, (*key, i))]
+    return []
+
+
+def stage_of(reference: str) -> str | None:
+    """`stage:sft/adapter` -> `sft`; None for text that is no reference."""
+    return reference.removeprefix("stage:").split("/")[0] if reference.startswith("stage:") else None
+
+
+def references(config: Any) -> list[str]:  # noqa: ANN401 - any stage dataclass
+    """Every `stage:` reference in a stage, in order, each once."""
+    found = [text for _, text in _text(_listed(dataclasses.asdict(config)), ()) if stage_of(text)]
+    return list(dict.fromkeys(found))
+
+
+def _listed(value: Any) -> Any:  # noqa: ANN401
+    if isinstance(value, Mapping):
+        return {name: _listed(item) for name, item in value.items()}
+    return [_listed(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def replaced(config: Any, paths: Mapping[str, str]) -> Any:  # noqa: ANN401
+    """The same stage with each text that is a key of `paths` replaced by its value."""
+    if isinstance(config, str):
+        return paths.get(config, config)
+    if isinstance(config, tuple):
+        return tuple(replaced(item, paths) for item in config)
+    if isinstance(config, Mapping):
+        return {name: replaced(item, paths) for name, item in config.items()}
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        changed = {f.name: replaced(getattr(config, f.name), paths) for f in dataclasses.fields(config)}
+        return dataclasses.replace(config, **changed)
+    return config

@@ -1,0 +1,121 @@
+"""The local files behind a source and their fingerprints. Light on purpose: a finished stage is skipped by it."""
+
+import hashlib
+from pathlib import Path
+
+from dualign.errors import DataError
+
+FORMATS = {
+    ".json": "json",
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+}
+_GLOB = frozenset("*?[")
+_CHUNK = 1 << 20
+
+
+def local_files(path: str, base: Path | None = None) -> list[Path]:
+    """The data files that `path` names, sorted; empty when it is a hub id.
+
+    A relative path starts at `base` (default: the current folder). What looks like a file but isn't there is an
+    error, so that a mistyped file name is never looked up on the hub.
+    """
+    place = (base or Path()) / Path(path).expanduser()
+    if place.is_file():
+        return [place]
+    if place.is_dir():
+        return _files_in(place)
+    if _GLOB & set(path):
+        return _files_matching(path, place)
+    if _looks_local(path):
+        raise DataError(
+            f"source {path!r}: no such file or folder (looked at {place.absolute()}). "
+            "Give an existing file, folder or glob, or a hub id such as owner/name."
+        )
+    return []
+
+
+def fingerprint_files(path: str, base: Path | None = None) -> list[tuple[str, str]]:
+    """(file, sha256 of its bytes) for each local file of a source; empty for a hub id."""
+    return [(str(file), _sha256(file)) for file in local_files(path, base)]
+
+
+def combined_sha256(fingerprints: list[tuple[str, str]]) -> str:
+    """One sha256 for a source: that of its only file, or one over all of them in order."""
+    if len(fingerprints) == 1:
+        return fingerprints[0][1]
+    return hashlib.sha256("\n".join(digest for _, digest in fingerprints).encode()).hexdigest()
+
+
+def data_fingerprint(path: str, rows: int, base: Path | None = None) -> dict[str, str | int]:
+    """The entry of `run.json` that says which bytes a source was: `{"source", "sha256", "rows"}`."""
+    return {
+        "source": path,
+        "sha256": combined_sha256(fingerprint_files(path, base)),
+        "rows": rows,
+    }
+
+
+def data_format(file: Path) -> str:
+    """The reader of a file, by its extension; compression extensions are looked through."""
+    suffixes = [suffix.lower() for suffix in file.suffixes]
+    if suffixes and suffixes[-1] in (".gz", ".bz2", ".xz", ".zst"):
+        suffixes.pop()
+    if not suffixes or suffixes[-1] not in FORMATS:
+        raise DataError(
+            f"{file}: can't tell how to read it. Expected one of {', '.join(FORMATS)}, also compressed (.gz)."
+        )
+    return FORMATS[suffixes[-1]]
+
+
+def is_saved_dataset(folder: Path) -> bool:
+    """Whether the folder was written by `Dataset.save_to_disk`."""
+    return (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
+
+
+def _files_in(folder: Path) -> list[Path]:
+    if is_saved_dataset(folder):
+        return sorted(folder.glob("*.arrow"))
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and _is_data(file))
+    if not files:
+        raise DataError(
+            f"source {str(folder)!r}: the folder holds no data file. Expected {', '.join(FORMATS)}."
+        )
+    return files
+
+
+def _files_matching(path: str, pattern: Path) -> list[Path]:
+    fixed = next(i for i, part in enumerate(pattern.parts) if _GLOB & set(part))
+    root, rest = Path(*pattern.parts[:fixed]), Path(*pattern.parts[fixed:])
+    files = sorted(file for file in root.glob(str(rest)) if file.is_file())
+    if not files:
+        raise DataError(f"source {path!r}: the glob matches no file (looked at {pattern}).")
+    return files
+
+
+def _is_data(file: Path) -> bool:
+    if file.name.startswith((".", "_")):
+        return False
+    try:
+        data_format(file)
+    except DataError:
+        return False
+    return True
+
+
+def _looks_local(path: str) -> bool:
+    if path.startswith(("/", "./", "../", "~")) or path.count("/") > 1:
+        return True
+    return any(suffix.lower() in FORMATS for suffix in Path(path).suffixes)
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()

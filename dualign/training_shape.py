@@ -1,0 +1,127 @@
+"""The dimensions of a training step: what the memory estimate needs to know about a stage, and no more."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from dualign.errors import ConfigError
+from dualign.model_shape import ModelShape
+
+DTYPE_BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoraShape:
+    """A low-rank adapter on the linear modules of every layer."""
+
+    r: int
+    modules: str | tuple[str, ...] = "all-linear"
+    """all-linear, or the names of modules"""
+    dropout: float = 0.0
+    dora: bool = False
+
+    def targets(self, shape: ModelShape) -> Mapping[str, tuple[int, int]]:
+        """Name -> (inputs, outputs) of the modules with an adapter, in one layer."""
+        linears = shape.linears()
+        if self.modules == "all-linear":
+            return linears
+        names: Sequence[str] = (self.modules,) if isinstance(self.modules, str) else self.modules
+        unknown = [name for name in names if name not in linears]
+        if unknown:
+            raise ConfigError(
+                f"target_modules {', '.join(unknown)}: the memory estimate knows all-linear and the names "
+                f"{', '.join(linears)}; list them by name to get an estimate"
+            )
+        return {name: linears[name] for name in names}
+
+    def parameters(self, shape: ModelShape) -> int:
+        """Trained parameters: A (r x inputs), B (outputs x r), with DoRA a magnitude per output."""
+        targets = self.targets(shape).values()
+        return shape.layers * sum(self.r * (n + m) + self.dora * m for n, m in targets)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingShape:
+    """One process's share of a step. Defaults are those of TRL's SFTConfig and DPOConfig."""
+
+    kind: Literal["sft", "preference"]
+    micro_batch: int
+    """rows that go through the model at once: per_device_train_batch_size, times two for pairs"""
+    max_tokens: int
+    """the longest row"""
+    tokens_per_micro_batch: int | None = None
+    """with padding; absent: micro_batch x max_tokens"""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """what the layers compute in"""
+    master_weights: bool = False
+    """float32 weights behind a 2-byte dtype: train.bf16 on float32 weights, or DeepSpeed and FSDP2 in bf16"""
+    quantization: Literal["nf4"] | None = None
+    lora: LoraShape | None = None
+    optimizer: str = "adamw_torch_fused"
+    gradient_checkpointing: bool = True
+    gradient_accumulation: int = 1
+    reference: Literal["adapter", "cached", "copy"] | None = None
+    """where a preference stage takes the reference log-probabilities from"""
+    sharding: Literal["zero2", "zero3", "fsdp2"] | None = None
+    world_size: int = 1
+    attention: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] = "sdpa"
+    masked: bool = True
+    """rows are packed or padded, so that SDPA needs a mask"""
+    save_copies: int = 0
+    """copies of the whole weights that saving makes (gathering, merging, reloading to compare)"""
+    device: Literal["cpu", "cuda"] = "cpu"
+
+    def __post_init__(self) -> None:
+        problems = [text for wrong, text in self._problems() if wrong]
+        if problems:
+            raise ConfigError("memory can't be estimated: " + "; ".join(problems))
+
+    def _problems(self) -> list[tuple[bool, str]]:
+        smallest = min(self.micro_batch, self.max_tokens, self.world_size, self.gradient_accumulation)
+        return [
+            (smallest < 1, f"expected sizes of 1 or more, found {smallest}"),
+            (self.quantization is not None and self.lora is None, "nf4 weights can't be trained: add lora"),
+            (
+                (self.kind == "preference") != (self.reference is not None),
+                f"reference is for preference stages and needed there, found {self.reference} with kind {self.kind}",
+            ),
+            (self.reference == "adapter" and self.lora is None, "reference: adapter needs lora"),
+            (self.master_weights and self.dtype == "float32", "master_weights needs a 2-byte dtype, found float32"),
+        ]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in one forward pass, padding included."""
+        return self.tokens_per_micro_batch or self.micro_batch * self.max_tokens
+
+    @property
+    def dtype_bytes(self) -> int:
+        return DTYPE_BYTES[self.dtype]
+
+    @property
+    def autocast(self) -> bool:
+        """float32 weights, cast at each use; sharded training holds 2-byte weights instead."""
+        return self.master_weights and self.sharding is None
+
+    @property
+    def residual_bytes(self) -> int:
+        """Of an element of the residual stream: autocast leaves embedding and norms in float32."""
+        return 4 if self.autocast else self.dtype_bytes
+
+    @property
+    def adapter_bytes(self) -> int:
+        """Of an adapter's parameter: float32 (PEFT), but bfloat16 over nf4 and the base's type in ZeRO-3 (TRL)."""
+        if self.quantization:
+            return 2
+        return self.dtype_bytes if self.sharding == "zero3" else 4
+
+    @property
+    def trained_bytes(self) -> int:
+        """Of a trained parameter and of its gradient."""
+        if self.lora:
+            return self.adapter_bytes
+        # FSDP2 keeps float32 shards; DeepSpeed's gradients have the 2-byte type of its weights.
+        return 4 if self.master_weights and self.sharding in (None, "fsdp2") else self.dtype_bytes
+
+    def trained_parameters(self, shape: ModelShape) -> int:
+        return self.lora.parameters(shape) if self.lora else shape.parameters

@@ -1,0 +1,95 @@
+"""The preference part of a recipe, and the part that builds preference pairs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from dualign.model_settings import TrainingStage, training_problems
+from dualign.settings import DataConfig
+from dualign.training_arguments import DPO_ARGUMENTS, PREFERENCE_LOSSES
+
+Reference = Literal["auto", "adapter", "cached", "copy"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreferenceStage(TrainingStage):
+    """APO (arXiv 2408.06266), DPO or IPO on pairs of both modes."""
+
+    data: DataConfig
+    """the pairs; packing and supervise don't apply"""
+    kind: Literal["preference"] = "preference"
+    """what the stage does"""
+    reference: Reference = "auto"
+    """adapter: the policy with its new adapter off; cached: log-probabilities computed once; copy: a frozen copy"""
+    train: Annotated[Mapping[str, Any], DPO_ARGUMENTS] = field(default_factory=dict)
+    """every other field of TRL's DPOConfig (loss_type, beta, ...), by its own name"""
+
+    def problems(self) -> list[tuple[str, str]]:
+        found = TrainingStage.problems(self) + training_problems(self.train, self.dtype)
+        found += _loss_problems(self.train)
+        if self.reference == "adapter" and self.lora is None:
+            found.append(("reference", "adapter needs lora: without one there is no adapter to switch off"))
+        if self.reference == "copy" and self.lora is not None:
+            found.append(("reference", "with lora the reference is the adapter switched off: a copy is waste"))
+        if self.data.packing != "none":
+            found.append(("data.packing", "pairs aren't packed: set data.packing: none"))
+        if self.data.supervise != "assistant":
+            found.append(("data.supervise", "pairs are always supervised on chosen and rejected"))
+        return found
+
+
+def _loss_problems(train: Mapping[str, Any]) -> list[tuple[str, str]]:
+    losses = train.get("loss_type", "apo_zero")
+    unknown = [one for one in ([losses] if isinstance(losses, str) else losses) if one not in PREFERENCE_LOSSES]
+    found = [("train.loss_type", f"expected {', '.join(PREFERENCE_LOSSES)}, found {one!r}") for one in unknown]
+    beta = train.get("beta", 0.1)
+    if isinstance(beta, (int, float)) and beta <= 0:
+        found.append(("train.beta", f"expected more than 0, found {beta}"))
+    if train.get("ld_alpha") is not None:
+        found.append(("train.ld_alpha", "length-desensitised log-probabilities aren't supported"))
+    return found
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PairsStage:
+    """Preference pairs sampled from a checkpoint: right against wrong, or a strong model against a weak one."""
+
+    name: str
+    """names the stage and its run directory"""
+    model: str
+    """the checkpoint that writes the answers; with rejected_model, the one that writes the chosen ones"""
+    tasks: tuple[str, ...]
+    """task files: prompts, expected answers and a verifier"""
+    kind: Literal["pairs"] = "pairs"
+    """what the stage does"""
+    rejected_model: str | None = None
+    """writes the rejected answers, as SmolLM3's weak model did; absent: a verifier picks right against wrong"""
+    modes: tuple[Literal["think", "no_think"], ...] = ("think", "no_think")
+    """each mode gets its own pairs"""
+    rows: int | None = None
+    """at most this many prompts of each task"""
+    samples: int = 4
+    """answers sampled for each prompt and mode"""
+    pairs_per_prompt: int = 1
+    """at most this many pairs from one prompt and mode"""
+    max_new_tokens: int = 512
+    """tokens sampled at most"""
+    temperature: float = 1.0
+    """of sampling"""
+    top_p: float = 1.0
+    """of sampling"""
+    batch_size: int = 64
+    """sequences generated at once"""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """the weights' type in memory"""
+
+    def problems(self) -> list[tuple[str, str]]:
+        found = []
+        if self.rejected_model is None and self.samples < 2:
+            found.append(("samples", "right against wrong needs 2 samples or more"))
+        if self.rejected_model is None and self.temperature == 0:
+            found.append(("temperature", "greedy samples are all alike: expected more than 0"))
+        for name in ("samples", "pairs_per_prompt", "max_new_tokens", "batch_size"):
+            if getattr(self, name) < 1:
+                found.append((name, f"expected 1 or more, found {getattr(self, name)}"))
+        return found

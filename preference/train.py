@@ -1,0 +1,63 @@
+"""The preference stage: `dualign prefer RECIPE`, or `accelerate launch ... -m dualign prefer RECIPE`."""
+
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+from trl import DPOConfig
+
+from dualign.collate import PairCollator
+from dualign.models import Start, find_start, load_tokenizer, policy
+from dualign.preference.config import PreferenceStage
+from dualign.preference.trainer import DualModeDPOTrainer
+from dualign.prepare import PreparedPairs, prepare_pairs
+from dualign.rundir import Outcome
+from dualign.training import (
+    last_checkpoint,
+    prepare_trainer,
+    save_log,
+    save_result,
+    trainer_arguments,
+    training_metrics,
+)
+
+
+def run(stage: PreferenceStage, work: Path, *, seed: int) -> Outcome:
+    """Train on pairs of both modes, resuming from what `work` holds; leave a model or an adapter there."""
+    start = find_start(stage.model, stage.revision)
+    tokenizer, template = load_tokenizer(stage, start)
+    data = prepare_pairs(stage.data, tokenizer, template, seed=seed, template_kwargs=stage.template_kwargs)
+    trainer = build_trainer(stage, start, data, tokenizer, work, seed=seed)
+    trainer.train(resume_from_checkpoint=last_checkpoint(work))
+    save_log(trainer, work)
+    checks = save_result(trainer, stage, start, tokenizer, work)
+    return Outcome(metrics=training_metrics(trainer), rows=data.rows, checks=checks, data=data.sources)
+
+
+def build_trainer(
+    stage: PreferenceStage,
+    start: Start,
+    data: PreparedPairs,
+    tokenizer: PreTrainedTokenizerBase,
+    work: Path,
+    *,
+    seed: int,
+) -> DualModeDPOTrainer:
+    """TRL's trainer on tokenised pairs. The reference is the model as the stage found it.
+
+    auto: the new adapter off, or without LoRA a frozen copy. cached: log-probabilities computed once before training.
+    """
+    arguments = trainer_arguments(stage, stage.train, work, seed)
+    arguments.setdefault("loss_type", "apo_zero")
+    model, new_adapter = policy(stage, start, seed=seed)
+    trainer = DualModeDPOTrainer(
+        model=model,
+        args=DPOConfig(**arguments, precompute_ref_log_probs=stage.reference == "cached"),
+        data_collator=PairCollator(pad_token_id=tokenizer.pad_token_id),
+        train_dataset=data.train,
+        eval_dataset=data.validation,
+        processing_class=tokenizer,
+        peft_config=new_adapter,
+        groups=data.groups,
+    )
+    prepare_trainer(trainer, with_parent=start.adapter is not None)
+    return trainer

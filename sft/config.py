@@ -1,0 +1,28 @@
+"""The SFT part of a recipe. Reasoning mid-training is this stage with its own template and `data.supervise: all`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from dualign.model_settings import TrainingStage, training_problems
+from dualign.settings import DataConfig
+from dualign.training_arguments import SFT_ARGUMENTS
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SFTStage(TrainingStage):
+    """Supervised fine-tuning on packed conversations of both modes."""
+
+    data: DataConfig
+    """what is trained on, and how it is packed and supervised"""
+    kind: Literal["sft"] = "sft"
+    """what the stage does"""
+    train: Annotated[Mapping[str, Any], SFT_ARGUMENTS] = field(default_factory=dict)
+    """every other field of TRL's SFTConfig (and so of TrainingArguments), by its own name"""
+
+    def problems(self) -> list[tuple[str, str]]:
+        found = TrainingStage.problems(self) + training_problems(self.train, self.dtype)
+        wants_validation = self.train.get("eval_strategy", "no") not in ("no", False)
+        if wants_validation and not self.data.validation_rows:
+            found.append(("train.eval_strategy", "needs data.validation_rows above 0"))
+        return found

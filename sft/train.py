@@ -1,0 +1,59 @@
+"""The SFT stage: `dualign sft RECIPE`, or `accelerate launch --config_file zero3.yaml -m dualign sft RECIPE`."""
+
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+from trl import SFTConfig
+
+from dualign.collate import PackedCollator
+from dualign.models import Start, find_start, load_tokenizer, policy
+from dualign.prepare import Prepared, prepare_sft
+from dualign.rundir import Outcome
+from dualign.sft.config import SFTStage
+from dualign.sft.trainer import DualModeSFTTrainer
+from dualign.training import (
+    last_checkpoint,
+    prepare_trainer,
+    save_log,
+    save_result,
+    trainer_arguments,
+    training_metrics,
+)
+
+
+def run(stage: SFTStage, work: Path, *, seed: int) -> Outcome:
+    """Train on packed rows of both modes, resuming from what `work` holds; leave a model or an adapter there."""
+    start = find_start(stage.model, stage.revision)
+    tokenizer, template = load_tokenizer(stage, start)
+    data = prepare_sft(stage.data, tokenizer, template, seed=seed, template_kwargs=stage.template_kwargs)
+    trainer = build_trainer(stage, start, data, tokenizer, work, seed=seed)
+    trainer.train(resume_from_checkpoint=last_checkpoint(work))
+    save_log(trainer, work)
+    checks = save_result(trainer, stage, start, tokenizer, work)
+    return Outcome(metrics=training_metrics(trainer), rows=data.rows, checks=checks, data=data.sources)
+
+
+def build_trainer(
+    stage: SFTStage,
+    start: Start,
+    data: Prepared,
+    tokenizer: PreTrainedTokenizerBase,
+    work: Path,
+    *,
+    seed: int,
+) -> DualModeSFTTrainer:
+    """TRL's trainer on rows that are already tokenised, masked and packed."""
+    arguments = trainer_arguments(stage, stage.train, work, seed)
+    model, new_adapter = policy(stage, start, seed=seed)
+    trainer = DualModeSFTTrainer(
+        model=model,
+        args=SFTConfig(**arguments, dataset_kwargs={"skip_prepare_dataset": True}),
+        data_collator=PackedCollator(pad_token_id=tokenizer.pad_token_id),
+        train_dataset=data.train,
+        eval_dataset=data.validation,
+        processing_class=tokenizer,
+        peft_config=new_adapter,
+        groups=data.groups,
+    )
+    prepare_trainer(trainer, with_parent=start.adapter is not None)
+    return trainer
