@@ -7,7 +7,7 @@ standard library and PyYAML.
 import difflib
 import re
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -23,7 +23,7 @@ T = TypeVar("T")
 class Check(Protocol):
     """Marks a field, by `Annotated`, whose value has rules that its type can't say."""
 
-    def __call__(self, value: Any) -> list[tuple[str, str]]: ...  # noqa: ANN401 - the value is foreign
+    def __call__(self, value: Any) -> list[tuple[str, str]]: ...
 
 
 @dataclass(slots=True)
@@ -94,7 +94,7 @@ def read_yaml(path: Path, *, shown_as: str | None = None) -> Document:
     return document
 
 
-def parse_value(text: str) -> Any:  # noqa: ANN401 - any YAML value
+def parse_value(text: str) -> Any:
     """The right side of `key=value`, read as YAML."""
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - a subclass of the safe loader
@@ -102,7 +102,7 @@ def parse_value(text: str) -> Any:  # noqa: ANN401 - any YAML value
         raise ConfigError(f"override {text!r}: not a YAML value: {error}") from None
 
 
-def _plain(loader: _Loader, node: yaml.Node, key: Key, document: Document) -> Any:  # noqa: ANN401
+def _plain(loader: _Loader, node: yaml.Node, key: Key, document: Document) -> Any:
     document.lines[key] = node.start_mark.line + 1
     if isinstance(node, yaml.MappingNode):
         loader.flatten_mapping(node)
@@ -118,7 +118,7 @@ def _plain(loader: _Loader, node: yaml.Node, key: Key, document: Document) -> An
     return loader.construct_object(node, deep=True)
 
 
-def parse(cls: type[T], value: Any, document: Document, key: Key = ()) -> T | None:  # noqa: ANN401
+def parse(cls: type[T], value: Any, document: Document, key: Key = ()) -> T | None:
     """Fill the dataclass `cls` from a mapping; problems go to `document`, and None comes back if there were any."""
     before = len(document.problems)
     if not isinstance(value, dict):
@@ -128,26 +128,49 @@ def parse(cls: type[T], value: Any, document: Document, key: Key = ()) -> T | No
     for name in value:
         if name not in hints:
             document.refuse((*key, name), f"unknown key{nearest(name, list(hints))}")
+    given, wanting = _fields(cls, hints, value, document, key)
+    made = None if wanting else cls(**given)
+    if made is not None:
+        _check(made, document, key, set(given))
+    return made if len(document.problems) == before else None
+
+
+def _fields(
+    cls: type, hints: Mapping[str, Any], value: dict[str, Any], document: Document, key: Key
+) -> tuple[dict[str, Any], bool]:
+    """The fields that could be read, and whether a required one is missing or wrong."""
     given: dict[str, Any] = {}
-    for spec in fields(cls):  # type: ignore[arg-type]  # cls is a dataclass
+    wanting = False
+    for spec in fields(cls):
+        required = spec.default is MISSING and spec.default_factory is MISSING
+        before = len(document.problems)
         if spec.name in value:
-            given[spec.name] = _convert(hints[spec.name], value[spec.name], document, (*key, spec.name))
-        elif spec.default is MISSING and spec.default_factory is MISSING:
+            converted = _convert(hints[spec.name], value[spec.name], document, (*key, spec.name))
+            if len(document.problems) == before:
+                given[spec.name] = converted
+        elif required:
             document.refuse(key, f"needs the key {spec.name!r} ({_named(hints[spec.name])})")
-    if len(document.problems) > before:
-        return None
-    return _checked(cls(**given), document, key)
+        wanting = wanting or (required and spec.name not in given)
+    return given, wanting
 
 
-def _checked(made: T, document: Document, key: Key) -> T | None:
-    problems: Callable[[], list[tuple[str, str]]] | None = getattr(type(made), "problems", None)
-    found = problems(made) if problems else []  # type: ignore[call-arg]  # an unbound method
-    for name, message in found:
-        document.refuse((*key, *name.split(".")) if name else key, message)
-    return None if found else made
+class _HasProblems(Protocol):
+    def problems(self) -> list[tuple[str, str]]: ...
 
 
-def _convert(expected: Any, value: Any, document: Document, key: Key) -> Any:  # noqa: ANN401
+def _check(made: Any, document: Document, key: Key, given: set[str]) -> None:
+    """Rules across fields, where the fields themselves could be read."""
+    if not hasattr(type(made), "problems"):
+        return
+    checked: _HasProblems = made
+    for name, message in checked.problems():
+        first = name.split(".")[0]
+        readable = first in given or (*key, first) not in document.lines
+        if not name or readable:
+            document.refuse((*key, *name.split(".")) if name else key, message)
+
+
+def _convert(expected: Any, value: Any, document: Document, key: Key) -> Any:
     origin, args = get_origin(expected), get_args(expected)
     if origin is Annotated:
         converted = _convert(args[0], value, document, key)
@@ -174,14 +197,14 @@ def _convert(expected: Any, value: Any, document: Document, key: Key) -> Any:  #
     return _convert_scalar(expected, value, document, key)
 
 
-def _convert_list(item: Any, value: Any, document: Document, key: Key) -> tuple[Any, ...]:  # noqa: ANN401
+def _convert_list(item: Any, value: Any, document: Document, key: Key) -> tuple[Any, ...]:
     if not isinstance(value, list):
         document.refuse(key, f"expected a list, found {_shown(value)}")
         return ()
     return tuple(_convert(item, one, document, (*key, i)) for i, one in enumerate(value))
 
 
-def _convert_union(args: tuple[Any, ...], value: Any, document: Document, key: Key) -> Any:  # noqa: ANN401
+def _convert_union(args: tuple[Any, ...], value: Any, document: Document, key: Key) -> Any:
     if value is None and type(None) in args:
         return None
     kinds = [arg for arg in args if arg is not type(None)]
@@ -196,7 +219,7 @@ def _convert_union(args: tuple[Any, ...], value: Any, document: Document, key: K
     return None
 
 
-def _convert_scalar(expected: Any, value: Any, document: Document, key: Key) -> Any:  # noqa: ANN401
+def _convert_scalar(expected: Any, value: Any, document: Document, key: Key) -> Any:
     if expected is Any:
         return value
     if expected is float and isinstance(value, int) and not isinstance(value, bool):
@@ -206,12 +229,12 @@ def _convert_scalar(expected: Any, value: Any, document: Document, key: Key) -> 
     return value
 
 
-def _near(value: Any, known: list[str]) -> str:  # noqa: ANN401
+def _near(value: Any, known: list[str]) -> str:
     match = difflib.get_close_matches(str(value), known, n=1)
     return f" (did you mean {match[0]!r}?)" if match else ""
 
 
-def _shown(value: Any) -> str:  # noqa: ANN401
+def _shown(value: Any) -> str:
     names = {dict: "keys with values", list: "a list", type(None): "nothing"}
     if type(value) in names:
         return names[type(value)]
@@ -219,7 +242,7 @@ def _shown(value: Any) -> str:  # noqa: ANN401
     return f"{value!r} ({kind.get(type(value), type(value).__name__)})"
 
 
-def _named(expected: Any) -> str:  # noqa: ANN401
+def _named(expected: Any) -> str:
     if get_origin(expected) is Annotated:
         return _named(get_args(expected)[0])
     if get_origin(expected) is Literal:

@@ -2,6 +2,8 @@
 
 import copy
 import dataclasses
+import glob
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,7 @@ from dualign.errors import ConfigError
 RECIPE_KEYS = ("name", "output_dir", "seed", "stages")
 # Values under these keys are files beside the recipe when such a file exists.
 PATH_KEYS = ("path", "model", "models", "tasks", "script", "template", "launch", "rejected_model", "config_from")
+FILE_ENDINGS = (".yaml", ".yml", ".py", ".jinja", ".json", ".jsonl", ".csv", ".parquet", ".arrow", ".gz", ".zst")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,7 +53,7 @@ def load_recipe(path: Path, overrides: Sequence[str], kinds: Mapping[str, type])
         ConfigError: with every problem of the file and the overrides.
     """
     document = read_yaml(path)
-    _absolute_paths(document.value, path.parent)
+    _absolute_paths(document, document.value, path.parent)
     if "stages" not in document.value:
         document = _as_pipeline(document)
     _include(document, path.parent)
@@ -73,17 +76,31 @@ def _as_pipeline(document: Document) -> Document:
     return Document(document.file, {"name": name, **outer, "stages": stages}, lines, document.problems)
 
 
-def _absolute_paths(value: Any, folder: Path, key: str = "") -> None:  # noqa: ANN401 - YAML values
-    """Paths in a recipe are relative to the recipe's folder; hub ids and `stage:` references stay."""
+def _absolute_paths(document: Document, value: Any, folder: Path, key: Key = ()) -> None:
+    """Paths in a recipe are relative to the recipe's folder; hub ids and `stage:` references stay.
+
+    A value that ends like a file has to be one: a mistyped name isn't taken for a hub id.
+    """
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for name, item in items:
-        label = name if isinstance(name, str) else key
-        if isinstance(item, str) and label in PATH_KEYS and ":" not in item:
-            candidate = folder / item
-            if candidate.exists() or ("*" in item and list(folder.glob(item))):
-                value[name] = str(candidate.resolve())
-        else:
-            _absolute_paths(item, folder, label)
+        here = (*key, name)
+        label = next((part for part in reversed(here) if isinstance(part, str)), "")
+        if not isinstance(item, str):
+            _absolute_paths(document, item, folder, here)
+        elif label in PATH_KEYS and ":" not in item:
+            found = _beside(folder, item)
+            if found:
+                value[name] = str(found)
+            elif item.endswith(FILE_ENDINGS):
+                document.refuse(here, f"{item!r}: no such file (looked in {folder.resolve()})")
+
+
+def _beside(folder: Path, item: str) -> Path | None:
+    """The file, folder or pattern beside the recipe, if it is there."""
+    candidate = Path(os.path.abspath(folder / Path(item).expanduser()))  # noqa: PTH100 - resolve() follows links
+    if "*" in item:
+        return candidate if glob.glob(str(candidate)) else None  # noqa: PTH207 - the pattern may be absolute
+    return candidate if candidate.exists() else None
 
 
 def _include(document: Document, folder: Path) -> None:
@@ -93,8 +110,8 @@ def _include(document: Document, folder: Path) -> None:
         if not isinstance(stage, dict) or "recipe" not in stage:
             continue
         included = read_yaml(folder / str(stage["recipe"]))
+        _absolute_paths(included, included.value, folder)
         document.problems += included.problems
-        _absolute_paths(included.value, folder)
         base = {key: value for key, value in included.value.items() if key != "output_dir"}
         over = {key: value for key, value in stage.items() if key != "recipe"}
         stages[i] = _overlaid(base, over)
@@ -130,7 +147,7 @@ def _apply(document: Document, override: str) -> None:
     _set(document, target, rest, parse_value(text), override)
 
 
-def _set(document: Document, target: Any, keys: list[str], value: Any, override: str) -> None:  # noqa: ANN401
+def _set(document: Document, target: Any, keys: list[str], value: Any, override: str) -> None:
     if not keys:
         document.refuse((), f"override {override!r}: names a stage; expected stage.key=value")
         return
@@ -180,7 +197,7 @@ def _parse_recipe(document: Document, path: Path, kinds: Mapping[str, type]) -> 
 
 
 def _parse_stage(
-    document: Document, value: Any, key: Key, seed: int, kinds: Mapping[str, type]  # noqa: ANN401
+    document: Document, value: Any, key: Key, seed: int, kinds: Mapping[str, type]
 ) -> StageEntry | None:
     if not isinstance(value, dict):
         document.refuse(key, f"expected keys with values, found {value!r}")
@@ -217,7 +234,7 @@ def _check_names(document: Document, stages: list[Any]) -> None:
         seen.append(name)
 
 
-def _text(value: Any, key: Key) -> list[tuple[Key, str]]:  # noqa: ANN401
+def _text(value: Any, key: Key) -> list[tuple[Key, str]]:
     if isinstance(value, str):
         return [(key, value)]
     if isinstance(value, dict):
@@ -232,19 +249,19 @@ def stage_of(reference: str) -> str | None:
     return reference.removeprefix("stage:").split("/")[0] if reference.startswith("stage:") else None
 
 
-def references(config: Any) -> list[str]:  # noqa: ANN401 - any stage dataclass
+def references(config: Any) -> list[str]:
     """Every `stage:` reference in a stage, in order, each once."""
     found = [text for _, text in _text(_listed(dataclasses.asdict(config)), ()) if stage_of(text)]
     return list(dict.fromkeys(found))
 
 
-def _listed(value: Any) -> Any:  # noqa: ANN401
+def _listed(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _listed(item) for name, item in value.items()}
     return [_listed(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def replaced(config: Any, paths: Mapping[str, str]) -> Any:  # noqa: ANN401
+def replaced(config: Any, paths: Mapping[str, str]) -> Any:
     """The same stage with each text that is a key of `paths` replaced by its value."""
     if isinstance(config, str):
         return paths.get(config, config)

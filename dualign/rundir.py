@@ -122,9 +122,10 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        found = owner.read_text(encoding="utf-8") if owner.is_file() else "{}"
+        held = json.loads(owner.read_text(encoding="utf-8")) if owner.is_file() else {}
         raise CheckpointError(
-            f"{folder}: another run is writing here {found.strip()}; wait for it, stop it, or set another output_dir"
+            f"{folder}: another run is writing here (process {held.get('pid', '?')} on {held.get('host', '?')}); "
+            "wait for it, stop it, or set another output_dir"
         ) from None
     try:
         write_json(owner, {"pid": os.getpid(), "host": socket.gethostname()})

@@ -1,0 +1,13 @@
+"""Fixtures that several folders of tests share."""
+
+from pathlib import Path
+
+import pytest
+
+from dualign.embedded import embedded_model
+
+
+@pytest.fixture(scope="session")
+def embedded() -> Path:
+    """The real SmolLM2-135M-Instruct as a model folder, converted once per machine."""
+    return embedded_model()

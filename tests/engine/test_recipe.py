@@ -1,0 +1,198 @@
+"""A recipe that can't be right is refused at once, with every mistake, its place, and the nearest right key."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dualign.cli.stages import kinds
+from dualign.errors import ConfigError
+from dualign.recipe import load_recipe
+
+GOOD = {
+    "name": "good",
+    "output_dir": "runs/good",
+    "stages": [
+        {"name": "data", "kind": "script", "script": "make.py"},
+        {
+            "name": "sft",
+            "kind": "sft",
+            "model": "embedded:smollm2-135m-instruct",
+            "data": {"sources": [{"path": "stage:data/train.jsonl"}], "max_tokens": 128},
+            "lora": {"r": 8},
+            "train": {"learning_rate": 1e-3, "max_steps": 3},
+        },
+        {
+            "name": "apo",
+            "kind": "preference",
+            "model": "stage:sft",
+            "data": {"sources": [{"path": "stage:data/pairs.jsonl"}], "packing": "none"},
+            "lora": {"r": 8},
+            "train": {"loss_type": "apo_zero", "beta": 0.1},
+        },
+        {"name": "soup", "kind": "merge", "models": [{"model": "stage:apo"}, {"model": "stage:sft"}]},
+        {"name": "eval", "kind": "eval", "models": ["stage:soup"], "tasks": ["stage:data/sums.yaml"]},
+    ],
+}
+
+
+def write(folder: Path, recipe: object, name: str = "recipe.yaml") -> Path:
+    (folder / "make.py").write_text("print('hello')\n")
+    path = folder / name
+    path.write_text(recipe if isinstance(recipe, str) else yaml.safe_dump(recipe, sort_keys=False))
+    return path
+
+
+def changed(keys: str, value: object) -> dict:
+    """GOOD with one value set; `keys` as in an override, list places by number."""
+    recipe = yaml.safe_load(yaml.safe_dump(GOOD))
+    target, *_ = [recipe]
+    *path, last = [int(part) if part.isdigit() else part for part in keys.split(".")]
+    for part in path:
+        target = target[part]
+    target[last] = value
+    return recipe
+
+
+def test_a_good_recipe_loads(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, GOOD), [], kinds())
+    assert [entry.name for entry in recipe.stages] == ["data", "sft", "apo", "soup", "eval"]
+    assert recipe.stage("sft").config.train == {"learning_rate": 1e-3, "max_steps": 3}
+    assert {entry.seed for entry in recipe.stages} == {42}
+
+
+MISTAKES = [
+    ("sede", 3, "sede: unknown key (did you mean 'seed'?)"),
+    ("seed", "many", "seed: expected a whole number, found 'many'"),
+    ("output_dir", None, "needs the key 'output_dir'"),
+    ("stages", [], "stages: expected a list of at least one stage"),
+    ("stages.1.kind", "stf", "expected one of script, sft, pairs, preference, merge, eval, found 'stf'"),
+    ("stages.1.name", "data", "'data' is the name of an earlier stage"),
+    ("stages.1.name", "a/b", "expected letters, digits, - and _"),
+    ("stages.1.model", "stage:dta", "no stage 'dta' above this one (did you mean 'data'?)"),
+    ("stages.1.model", "stage:apo", "no stage 'apo' above this one"),
+    ("stages.1.modle", "x", "modle: unknown key (did you mean 'model'?)"),
+    ("stages.1.dtype", "fp32", "dtype: expected one of float32, bfloat16, float16, found 'fp32'"),
+    ("stages.1.dtype", 32, "dtype: expected one of"),
+    ("stages.1.data", [], "stages[1].data: expected keys with values, found a list"),
+    ("stages.1.data.max_tokens", "long", "data.max_tokens: expected a whole number, found 'long' (text)"),
+    ("stages.1.data.max_tokens", True, "data.max_tokens: expected a whole number, found True"),
+    ("stages.1.data.packing", "ffd", "data.packing: expected one of best_fit, wrapped, none"),
+    ("stages.1.data.sources", [{}], "data.sources[0]: needs the key 'path'"),
+    ("stages.1.data.sources.0.wieght", 2, "wieght: unknown key (did you mean 'weight'?)"),
+    ("stages.1.data.sources.0.path", "rows.jsonl", "'rows.jsonl': no such file (looked in"),
+    ("stages.0.script", "nothing.py", "'nothing.py': no such file"),
+    ("stages.1.lora.rank", 8, "lora.rank: unknown key"),
+    ("stages.1.lora.r", 0, "lora.r: expected a rank of 1 or more, found 0"),
+    ("stages.1.lora.target_modules", ["lm_head"], "expected layers other than lm_head"),
+    ("stages.1.train.learning_rat", 1, "unknown training argument (did you mean 'learning_rate'?)"),
+    ("stages.1.train.learning_rate", "fast", "train.learning_rate: expected float, found 'fast'"),
+    ("stages.1.train.learning_rate", -1.0, "train.learning_rate: expected more than 0, found -1.0"),
+    ("stages.1.train.warmup_ratio", 0.1, "now warmup_steps; a value below 1 is a share of all steps"),
+    ("stages.1.train.max_length", 9, "is set by dualign: set data.max_tokens"),
+    ("stages.1.train.packing", True, "is set by dualign: set data.packing"),
+    ("stages.1.train.lr_scheduler_type", "cosin", "unknown value 'cosin' (did you mean 'cosine'?)"),
+    ("stages.1.train.optim", "adam", "unknown value 'adam'"),
+    ("stages.1.train.eval_strategy", "steps", "needs data.validation_rows above 0"),
+    ("stages.1.train.per_device_train_batch_size", 0, "expected 1 or more, found 0"),
+    ("stages.1.train", {"bf16": True, "fp16": True}, "bf16 and fp16 are both on"),
+    ("stages.1.save", "both", "save: expected one of adapter, merged"),
+    ("stages.2.train.loss_type", "apo_zer", "expected apo_zero, apo_down, sigmoid, ipo, found 'apo_zer'"),
+    ("stages.2.train.beta", 0, "train.beta: expected more than 0, found 0"),
+    ("stages.2.reference", "copy", "with lora the reference is the adapter switched off"),
+    ("stages.2.data.packing", "best_fit", "pairs aren't packed: set data.packing: none"),
+    ("stages.3.models.0.weight", "half", "models[0].weight: expected a number, found 'half'"),
+    ("stages.4.temperature", "hot", "temperature: expected a number, found 'hot'"),
+]
+
+
+@pytest.mark.parametrize(("keys", "value", "expected"), MISTAKES, ids=[f"{k}={v}" for k, v, _ in MISTAKES])
+def test_a_mistake_is_refused_with_its_place(tmp_path: Path, keys: str, value: object, expected: str) -> None:
+    path = write(tmp_path, changed(keys, value))
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(path, [], kinds())
+    assert expected in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_impossible_combinations_are_refused(tmp_path: Path) -> None:
+    recipe = changed("stages.1.lora", None)
+    recipe["stages"][1] |= {"quantization": "nf4", "save": "merged"}
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(write(tmp_path, recipe), [], kinds())
+    assert "nf4 weights can't be trained: add lora" in str(caught.value)
+    assert "save: only with lora" in str(caught.value)
+
+
+def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+    recipe = changed("sede", 1)
+    recipe["stages"][1]["train"]["learning_rat"] = 1
+    recipe["stages"][1]["data"]["sources"][0]["wieght"] = 1
+    recipe["stages"][4]["kind"] = "evil"
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(write(tmp_path, recipe), [], kinds())
+    assert str(caught.value).startswith("4 problems")
+
+
+def test_a_mistake_names_its_line(tmp_path: Path) -> None:
+    text = "name: x\noutput_dir: y\nstages:\n  - name: a\n    kind: script\n    script: make.py\n    arg: {}\n"
+    with pytest.raises(ConfigError, match=r"recipe\.yaml:7: stages\[0\]\.arg: unknown key \(did you mean 'args'"):
+        load_recipe(write(tmp_path, text), [], kinds())
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1", "a: 1\na: 2\nstages: []"], ids=["broken", "list", "twice"])
+def test_what_is_no_recipe_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError, match=r"recipe\.yaml"):
+        load_recipe(write(tmp_path, text), [], kinds())
+
+
+def test_a_refusal_takes_under_a_second_and_no_torch(tmp_path: Path) -> None:
+    path = write(tmp_path, changed("stages.1.train.learning_rat", 1))
+    code = "import sys; from dualign.cli.main import main; c = main(sys.argv[1:]); print('torch' in sys.modules); sys.exit(c)"
+    clock = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code, "run", str(path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stdout.strip() == "False"
+    assert "Traceback" not in done.stderr
+    assert time.monotonic() - clock < 5  # 0.2 s alone; the suite may share the machine
+
+
+def test_overrides_reach_stages_lists_and_the_recipe(tmp_path: Path) -> None:
+    overrides = ["sft.train.learning_rate=5e-4", "output_dir=elsewhere", "soup.models.0.weight=0.9", "seed=7"]
+    recipe = load_recipe(write(tmp_path, GOOD), overrides, kinds())
+    assert recipe.stage("sft").config.train["learning_rate"] == 5e-4
+    assert recipe.output_dir == Path("elsewhere")
+    assert recipe.stage("soup").config.models[0].weight == 0.9
+    assert recipe.stage("soup").seed == 7
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("sfd.train.x=1", "no stage or key 'sfd' (did you mean 'sft'?)"),
+        ("sft.train.learning_rat=1", "did you mean 'learning_rate'"),
+        ("sft", "expected key.sub=value"),
+        ("sft=1", "names a stage"),
+        ("soup.models.7.weight=1", "expected an index below 2, found '7'"),
+        ("sft.lora.r=x", "lora.r: expected a whole number, found 'x'"),
+    ],
+)
+def test_a_wrong_override_is_refused(tmp_path: Path, override: str, expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(write(tmp_path, GOOD), [override], kinds())
+    assert expected in str(caught.value)
+
+
+def test_a_stage_recipe_is_a_pipeline_of_one_and_can_be_included(tmp_path: Path) -> None:
+    stage = {"kind": "script", "script": "make.py", "output_dir": "runs/x", "args": {"rows": 3, "hard": 1}}
+    write(tmp_path, stage, "data.yaml")
+    alone = load_recipe(tmp_path / "data.yaml", ["args.rows=4"], kinds())
+    assert [entry.name for entry in alone.stages] == ["data"]
+    assert alone.stages[0].config.args == {"rows": 4, "hard": 1}
+    both = {"output_dir": "o", "stages": [{"name": "mine", "recipe": "data.yaml", "args": {"rows": 5}}]}
+    included = load_recipe(write(tmp_path, both), [], kinds())
+    assert included.stages[0].config.args == {"rows": 5, "hard": 1}
+    assert included.stages[0].name == "mine"
