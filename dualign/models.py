@@ -108,6 +108,18 @@ def load_base(stage: TrainingStage, start: Start) -> PreTrainedModel:
     return model
 
 
+def load_checkpoint(folder: str | Path, **options: Any) -> PreTrainedModel | PeftModel:
+    """A model folder, or an adapter's folder on its base, for inference. `options` go to `from_pretrained` of the base.
+
+    Adapters go through PEFT: transformers' own loading of an adapter folder (5.23) leaves DoRA's magnitudes at their start.
+    """
+    start = find_start(str(folder))
+    model = AutoModelForCausalLM.from_pretrained(start.base, revision=start.revision, **options)
+    if start.adapter is None:
+        return model.eval()
+    return PeftModel.from_pretrained(model, str(start.adapter)).eval()
+
+
 def nf4_settings(dtype: str) -> BitsAndBytesConfig:
     """NF4 with double quantisation (QLoRA, arXiv 2305.14314)."""
     return BitsAndBytesConfig(

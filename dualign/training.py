@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import (
-    AutoModelForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     ProgressCallback,
@@ -24,8 +23,9 @@ from transformers import (
 from dualign.adapters import concatenate, fold
 from dualign.errors import CheckpointError
 from dualign.model_settings import TrainingStage
-from dualign.models import PARENT, Start, nf4_settings, use_both
+from dualign.models import PARENT, Start, load_checkpoint, nf4_settings, use_both
 from dualign.rundir import CHECKPOINTS
+from dualign.weights import from_hub
 
 _TRL_COPY = "ref"  # DPOTrainer copies the adapter it finds as its reference; ours is the parent's adapter
 _COMPLETE = "complete"  # a file in a checkpoint whose writing has ended
@@ -183,7 +183,8 @@ def _publish_adapter(
         concatenate(start.adapter, trained, whole)
     target = work
     if stage.save == "merged":
-        fold(find_local(start.base, start.revision), whole, work, dtype=stage.dtype)
+        base = Path(start.base)
+        fold(base if base.is_dir() else from_hub(start.base, revision=start.revision), whole, work, dtype=stage.dtype)
         _set_ends(work / "config.json", model)
         target = work / "adapter"
         target.mkdir(exist_ok=True)
@@ -208,7 +209,7 @@ def _verify(
     options: dict[str, Any] = {"dtype": next(trainer.model.parameters()).dtype if stage.lora is None else getattr(torch, stage.dtype)}
     if stage.quantization == "nf4":
         options |= {"quantization_config": nf4_settings(stage.dtype), "device_map": {"": str(ids_BT.device)}}
-    saved = AutoModelForCausalLM.from_pretrained(work, attn_implementation=stage.attn_implementation, **options)
+    saved = load_checkpoint(work, attn_implementation=stage.attn_implementation, **options)
     saved_BTV = _logits(saved.to(ids_BT.device) if not stage.quantization else saved, ids_BT)
     largest = float(live_BTV.abs().max())
     difference = float((live_BTV - saved_BTV).abs().max())

@@ -22,8 +22,9 @@ class DualModeDPOTrainer(DPOTrainer):
 
     def __init__(self, *args: Any, groups: Sequence[tuple[str, str]], **kwargs: Any) -> None:  # noqa: ANN401
         self._totals = {True: GroupTotals(groups), False: GroupTotals(groups)}
-        self._reference_logps_P: tuple[Tensor, Tensor] | None = None
         super().__init__(*args, **kwargs)
+        # From here on DPOTrainer reads the reference from the batch; `compute_loss` puts it there when it isn't cached.
+        self.precompute_ref_logps = True
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:  # noqa: ANN401
         """The rows come tokenised. DPOTrainer has no switch for that, as SFTTrainer has in `dataset_kwargs`."""
@@ -33,11 +34,9 @@ class DualModeDPOTrainer(DPOTrainer):
         inputs = {key: value for key, value in inputs.items() if key != "group_ids"}
         unwrapped = self.accelerator.unwrap_model(self.model)
         if isinstance(unwrapped, PeftModel) and PARENT in unwrapped.peft_config:
-            logps_P = self._parent_logps(unwrapped, model, inputs)
-        else:
-            logps_P = super().compute_ref_log_probs(model, inputs)
-        self._reference_logps_P = logps_P
-        return logps_P
+            return self._parent_logps(unwrapped, model, inputs)
+        chosen_P, rejected_P = super().compute_ref_log_probs(self.ref_model or model, inputs)
+        return chosen_P, rejected_P
 
     def _parent_logps(
         self, unwrapped: PeftModel, model: torch.nn.Module, inputs: dict[str, Any]
@@ -61,15 +60,14 @@ class DualModeDPOTrainer(DPOTrainer):
 
     def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         group_ids_P = inputs.pop("group_ids")
+        if "ref_chosen_logps" not in inputs:
+            reference_P = self.compute_ref_log_probs(model, inputs)
+            inputs["ref_chosen_logps"], inputs["ref_rejected_logps"] = reference_P
         with capture_outputs(self.model) as seen:
             result = super().compute_loss(model, inputs, *args, **kwargs)
         policy_P = seen[0].log_probs.detach().sum(dim=1).chunk(2, dim=0)
-        if "ref_chosen_logps" in inputs:
-            reference_P = inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
-        else:
-            assert self._reference_logps_P is not None, "compute_loss asks for the reference when it isn't cached"
-            reference_P = self._reference_logps_P
-        chosen_P, rejected_P = (self.beta * (p - r.detach()) for p, r in zip(policy_P, reference_P, strict=True))
+        reference_P = inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
+        chosen_P, rejected_P = (self.beta * (p - r) for p, r in zip(policy_P, reference_P, strict=True))
         totals = self._totals[self.model.training]
         for name, values_P in (
             ("rewards/chosen", chosen_P),

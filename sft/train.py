@@ -48,7 +48,7 @@ def build_trainer(
     trainer = DualModeSFTTrainer(
         model=model,
         args=SFTConfig(**arguments, dataset_kwargs={"skip_prepare_dataset": True}),
-        data_collator=PackedCollator(pad_token_id=tokenizer.pad_token_id),
+        data_collator=PackedCollator(),
         train_dataset=data.train,
         eval_dataset=data.validation,
         processing_class=tokenizer,

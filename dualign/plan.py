@@ -1,0 +1,278 @@
+"""What a recipe would do and what it would cost: `dualign plan`, and the rows as the model gets them: `dualign inspect`.
+
+Nothing is trained and nothing is written. What hangs on a stage that hasn't run yet is said to be unknown.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from dualign.engine import StageStatus, statuses
+from dualign.errors import CheckpointError, ConfigError, DualignError
+from dualign.memory import MemoryEstimate, estimate
+from dualign.model_settings import TrainingStage
+from dualign.model_shape import ModelShape
+from dualign.prepare import Prepared, PreparedPairs
+from dualign.recipe import Recipe, StageEntry, references, replaced, stage_of
+from dualign.speed import cpu_throughput, device_throughput, estimate_seconds, training_flops
+from dualign.training_shape import LoraShape, TrainingShape
+
+# TRL's and transformers' defaults, where the recipe is silent.
+_DEFAULTS = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "num_train_epochs": 3.0, "max_steps": -1}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cost:
+    """A training stage in figures; None is unknown. Tokens and rows are those of one epoch."""
+
+    rows: int | None
+    tokens: int | None
+    steps: int | None
+    rows_per_step: int
+    tokens_per_step: int
+    memory: MemoryEstimate | None
+    seconds: float | None
+    notes: tuple[str, ...]
+
+
+def show_plan(recipe: Recipe, *, console: Console | None = None) -> None:
+    """Print the stages, then rows, tokens, steps, memory and time of each training stage."""
+    console = console or Console()
+    found = statuses(recipe, remember=False)
+    console.print(_stage_table(recipe, found))
+    for status in found:
+        if isinstance(status.entry.config, TrainingStage):
+            _show_training(recipe, status, found, console)
+
+
+def show_rows(recipe: Recipe, entry: StageEntry, *, count: int) -> None:
+    """Print `count` rows per source and mode of a training stage, as the model gets them."""
+    from dualign.inspect import show
+
+    found = statuses(recipe, remember=False)
+    config, missing = _resolved(entry, found)
+    if missing:
+        raise ConfigError(f"{recipe.file}: stage {entry.name} reads from {', '.join(missing)}, which hasn't run yet")
+    data, tokenizer = _prepared(config, entry.kind, entry.seed)
+    show(data, tokenizer, samples=count)
+
+
+def _stage_table(recipe: Recipe, found: list[StageStatus]) -> Table:
+    table = Table(title=f"{recipe.name}: {recipe.file}", title_justify="left")
+    for name in ("stage", "kind", "state", "starts from", "goes to"):
+        table.add_column(name, overflow="fold")
+    for status in found:
+        parents = dict.fromkeys(stage_of(text) for text in references(status.entry.config))
+        start = ", ".join(name for name in parents if name) or getattr(status.entry.config, "model", "")
+        table.add_row(status.entry.name, status.entry.kind, status.state, start, str(status.run_dir))
+    return table
+
+
+def _show_training(recipe: Recipe, status: StageStatus, found: list[StageStatus], console: Console) -> None:
+    entry = status.entry
+    console.rule(f"{entry.name} ({entry.kind})", align="left")
+    config, missing = _resolved(entry, found)
+    data: Prepared | PreparedPairs | None = None
+    if not missing and _data_is_here(config):
+        data, _ = _prepared(config, entry.kind, entry.seed)
+        from dualign.inspect import rows_table
+
+        console.print(rows_table(data.rows))
+    else:
+        waits = f"stage {', '.join(missing)} has run" if missing else "its data is downloaded"
+        console.print(f"rows and tokens: known when {waits}")
+    cost = training_cost(config, entry.kind, data, recipe.file.parent)
+    console.print(_cost_table(cost))
+    if cost.memory:
+        console.print("memory of one process:\n  " + "\n  ".join(cost.memory.formula()), highlight=False)
+    for note in cost.notes:
+        console.print(f"note: {note}", highlight=False)
+
+
+def training_cost(
+    config: Any, kind: str, data: Prepared | PreparedPairs | None, folder: Path
+) -> Cost:
+    """Steps, tokens, memory and time of a training stage. `folder`: the recipe's, where model_config.json may lie."""
+    train = {**_DEFAULTS, **config.train}
+    world, sharding = _launcher(config.launch)
+    rows_per_step = train["per_device_train_batch_size"] * train["gradient_accumulation_steps"] * world
+    rows = len(data.train) if data else None
+    tokens = data.rows["tokens"] if data else None
+    steps = _steps(train, rows, world)
+    notes: list[str] = []
+    shape = _model_shape(config, folder, notes)
+    step = _training_shape(config, kind, world, sharding)
+    try:
+        memory = estimate(shape, step) if shape else None
+    except DualignError as error:
+        notes.append(str(error))
+        memory = None
+    # A packed row is nearly full; unpacked rows and pairs are as long as they are.
+    mean = tokens / rows if tokens and rows else config.data.max_tokens * (2 if kind == "preference" else 1)
+    tokens_per_step = round(mean * rows_per_step)
+    seconds = None
+    if shape and steps:
+        flops = training_flops(shape, step, steps * tokens_per_step)
+        seconds = estimate_seconds(flops, _throughput(notes), devices=world)
+    return Cost(
+        rows=rows,
+        tokens=tokens,
+        steps=steps,
+        rows_per_step=rows_per_step,
+        tokens_per_step=tokens_per_step,
+        memory=memory,
+        seconds=seconds,
+        notes=tuple(notes),
+    )
+
+
+def _steps(train: Mapping[str, Any], rows: int | None, world: int) -> int | None:
+    if train["max_steps"] > 0:
+        return int(train["max_steps"])
+    if rows is None:
+        return None
+    batches = math.ceil(rows / (train["per_device_train_batch_size"] * world))
+    per_epoch = max(1, math.ceil(batches / train["gradient_accumulation_steps"]))
+    return math.ceil(per_epoch * train["num_train_epochs"])
+
+
+def _cost_table(cost: Cost) -> Table:
+    table = Table(show_header=False, box=None)
+    table.add_column(justify="right")
+    table.add_column()
+    unknown = "unknown"
+    for name, value in (
+        ("training rows", f"{cost.rows:,}" if cost.rows is not None else unknown),
+        ("tokens in an epoch", f"{cost.tokens:,}" if cost.tokens is not None else unknown),
+        ("steps", f"{cost.steps:,}" if cost.steps else unknown),
+        ("rows in a step", f"{cost.rows_per_step:,}"),
+        ("tokens in a step", f"about {cost.tokens_per_step:,}"),
+        ("peak memory", f"{cost.memory.total / 1e9:.2f} GB per process" if cost.memory else unknown),
+        ("training time", _duration(cost.seconds) if cost.seconds else unknown),
+    ):
+        table.add_row(name, value)
+    return table
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"about {seconds:.0f} s"
+    return f"about {seconds / 60:.0f} min" if seconds < 7200 else f"about {seconds / 3600:.1f} h"
+
+
+def _resolved(entry: StageEntry, found: list[StageStatus]) -> tuple[Any, list[str]]:
+    """The stage with the references to finished stages replaced by paths, and the stages that aren't finished."""
+    done = {one.entry.name: one for one in found if one.state == "done"}
+    paths, missing = {}, []
+    for reference in references(entry.config):
+        name, _, rest = reference.removeprefix("stage:").partition("/")
+        if name in done:
+            paths[reference] = str(done[name].run_dir.resolve() / rest)
+        elif name not in missing:
+            missing.append(name)
+    return replaced(entry.config, paths), missing
+
+
+def _data_is_here(config: Any) -> bool:
+    return all(Path(source.path).exists() or "*" in source.path for source in config.data.sources)
+
+
+def _prepared(config: Any, kind: str, seed: int) -> tuple[Prepared | PreparedPairs, Any]:
+    from dualign.models import find_start, load_tokenizer
+    from dualign.prepare import prepare_pairs, prepare_sft
+
+    tokenizer, template = load_tokenizer(config, find_start(config.model, config.revision))
+    prepare = prepare_sft if kind == "sft" else prepare_pairs
+    return prepare(config.data, tokenizer, template, seed=seed, template_kwargs=config.template_kwargs), tokenizer
+
+
+def _launcher(launch: str | None) -> tuple[int, Any]:
+    """Processes and sharding of an accelerate config file, or of the launcher that started us."""
+    if launch is None:
+        return int(os.environ.get("WORLD_SIZE", "1")), None
+    settings = yaml.safe_load(Path(launch).read_text(encoding="utf-8"))
+    kind = str(settings.get("distributed_type", "NO")).upper()
+    stage = settings.get("deepspeed_config", {}).get("zero_stage")
+    sharding = f"zero{stage}" if kind == "DEEPSPEED" and stage in (2, 3) else "fsdp2" if kind == "FSDP" else None
+    return int(settings.get("num_processes", 1)), sharding
+
+
+def _model_shape(config: Any, folder: Path, notes: list[str]) -> ModelShape | None:
+    """From the model's config.json; for a hub id that isn't here, from model_config.json beside the recipe."""
+    for path in _config_candidates(config.model, folder):
+        if path.is_file():
+            settings = json.loads(path.read_text(encoding="utf-8"))
+            try:
+                return ModelShape.from_config(settings, where=str(path))
+            except CheckpointError as error:
+                notes.append(str(error))
+                return None
+    notes.append(f"memory and time: {config.model} isn't here; put its config.json beside the recipe as model_config.json")
+    return None
+
+
+def _config_candidates(model: str, folder: Path) -> list[Path]:
+    if model.startswith("embedded:"):
+        from dualign.embedded import embedded_model
+
+        return [embedded_model(model) / "config.json"]
+    path = Path(model)
+    found = [path / "config.json"]
+    adapter = path / "adapter_config.json"
+    if adapter.is_file():
+        base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path") or ""
+        found.append(Path(base) / "config.json")
+    return [*found, folder / "model_config.json"]
+
+
+def _training_shape(config: Any, kind: str, world: int, sharding: Any) -> TrainingShape:
+    train = {**_DEFAULTS, **config.train}
+    lora = config.lora
+    shape = lora and LoraShape(r=lora.r, modules=lora.target_modules, dropout=lora.lora_dropout, dora=lora.use_dora)
+    bf16 = bool(train.get("bf16")) and config.dtype == "float32"
+    reference = None
+    if kind == "preference":
+        reference = "adapter" if lora else "copy"
+        reference = "cached" if config.reference == "cached" else reference
+    return TrainingShape(
+        kind=kind,  # type: ignore[arg-type]  # sft or preference
+        micro_batch=train["per_device_train_batch_size"] * (2 if kind == "preference" else 1),
+        max_tokens=config.data.max_tokens,
+        dtype="bfloat16" if bf16 else config.dtype,
+        master_weights=bf16,
+        quantization=config.quantization,
+        lora=shape,
+        optimizer=train.get("optim", "adamw_torch_fused"),
+        gradient_checkpointing=train.get("gradient_checkpointing", True),
+        gradient_accumulation=train["gradient_accumulation_steps"],
+        reference=reference,  # type: ignore[arg-type]  # as narrowed above
+        sharding=sharding,
+        world_size=world,
+        attention=config.attn_implementation,
+        save_copies=1 if config.verify_reload else 0,
+        device="cuda" if _gpu_name() or sharding or config.dtype != "float32" or bf16 else "cpu",
+    )
+
+
+def _gpu_name() -> str | None:
+    import torch
+
+    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+
+
+def _throughput(notes: list[str]) -> float | None:
+    name = _gpu_name()
+    if name is None:
+        return cpu_throughput()
+    found = device_throughput(name)
+    if found is None:
+        notes.append(f"training time: the throughput of {name} isn't known")
+    return found

@@ -1,0 +1,120 @@
+"""The losses are TRL's own: our trainers on our rows against TRL used directly on the same rows, step by step."""
+
+import json
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+
+from dualign.model_settings import LoraSettings
+from dualign.models import find_start, load_tokenizer
+from dualign.preference.config import PreferenceStage
+from dualign.preference.train import run as run_preference
+from dualign.prepare import prepare_sft
+from dualign.settings import DataConfig, SourceConfig
+from dualign.sft.config import SFTStage
+from dualign.sft.train import run as run_sft
+
+COMMON = {
+    "max_steps": 4,
+    "learning_rate": 1e-2,
+    "logging_steps": 1,
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 2,
+    "gradient_checkpointing": False,
+}
+
+
+def direct(tmp_path: Path) -> dict:
+    return {**COMMON, "output_dir": str(tmp_path / "direct"), "seed": 5, "data_seed": 5, "bf16": False, "report_to": "none"}
+
+
+def logged(log: list[dict], *names: str) -> list[list[float]]:
+    return [[entry[name] for name in names] for entry in log if "loss" in entry]
+
+
+def read_log(work: Path) -> list[dict]:
+    return [json.loads(line) for line in (work / "log.jsonl").read_text().splitlines()]
+
+
+def sft_stage(tiny: Path, rows: Path) -> SFTStage:
+    data = DataConfig(sources=(SourceConfig(path=str(rows / "train.jsonl")),), max_tokens=128)
+    return SFTStage(name="sft", model=str(tiny), data=data, train=COMMON)
+
+
+def test_sft_losses_equal_trls(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    stage = sft_stage(tiny, rows)
+    run_sft(stage, tmp_path, seed=5)
+    tokenizer, template = load_tokenizer(stage, find_start(stage.model))
+    packed = prepare_sft(stage.data, tokenizer, template, seed=5).train
+    trainer = SFTTrainer(
+        model=AutoModelForCausalLM.from_pretrained(tiny),
+        args=SFTConfig(**direct(tmp_path), max_length=None, packing=True, dataset_kwargs={"skip_prepare_dataset": True}),
+        train_dataset=packed.select_columns(["input_ids", "labels", "seq_lengths"]),
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    names = ("loss", "grad_norm", "mean_token_accuracy")
+    ours, theirs = logged(read_log(tmp_path), *names), logged(trainer.state.log_history, *names)
+    assert len(ours) == 4
+    assert ours == [pytest.approx(step, rel=1e-5) for step in theirs]
+
+
+@pytest.mark.parametrize(("loss", "reference"), [("apo_zero", "auto"), ("apo_down", "cached"), ("sigmoid", "auto"), ("ipo", "auto")])
+def test_preference_losses_equal_trls_from_text_on(
+    tiny: Path, rows: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast, loss: str, reference: str
+) -> None:
+    """TRL renders, tokenises and pairs by itself here, so the ids have to agree too."""
+    data = DataConfig(sources=(SourceConfig(path=str(rows / "pairs.jsonl")),), max_tokens=256, packing="none")
+    train = {**COMMON, "loss_type": loss, "beta": 0.3}
+    stage = PreferenceStage(
+        name="apo", model=str(tiny), data=data, lora=LoraSettings(r=4), train=train, reference=reference
+    )
+    outcome = run_preference(stage, tmp_path, seed=5)
+    assert outcome.rows is not None and outcome.rows["kept"] == 40
+    own, _ = load_tokenizer(stage, find_start(stage.model))
+    trainer = DPOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(tiny),
+        args=DPOConfig(**direct(tmp_path), loss_type=loss, beta=0.3, max_length=None),
+        train_dataset=in_our_order(stage, rows, own),
+        processing_class=own,
+        peft_config=LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=32, target_modules="all-linear"),
+    )
+    trainer.train()
+    names = ("loss", "grad_norm", "rewards/margins", "rewards/chosen", "logps/rejected")
+    ours, theirs = logged(read_log(tmp_path), *names), logged(trainer.state.log_history, *names)
+    assert len(ours) == 4
+    assert ours == [pytest.approx(step, rel=1e-5, abs=1e-6) for step in theirs]
+
+
+def in_our_order(stage: PreferenceStage, rows: Path, tokenizer: PreTrainedTokenizerFast) -> Dataset:
+    """The pairs as conversations for TRL, in the order that our mixture gives them."""
+    from dualign.prepare import prepare_pairs
+
+    _, template = load_tokenizer(stage, find_start(stage.model))
+    ours = prepare_pairs(stage.data, tokenizer, template, seed=5).train
+    texts = {tokenizer.decode(row["prompt_ids"] + row["chosen_ids"]): i for i, row in enumerate(ours)}
+    pairs = [json.loads(line) for line in (rows / "pairs.jsonl").read_text().splitlines()]
+    placed: list[dict] = [{}] * len(pairs)
+    for pair in pairs:
+        kwargs = {"enable_thinking": pair["mode"] == "think"}
+        text = tokenizer.apply_chat_template(pair["prompt"] + pair["chosen"], tokenize=False, **kwargs)
+        one = {key: pair[key] for key in ("prompt", "chosen", "rejected")}
+        placed[texts[text]] = {**one, "chat_template_kwargs": kwargs}
+    assert all(placed), "each of our rows is one of the pairs, as the template renders it"
+    return Dataset.from_list(placed)
+
+
+@pytest.mark.parametrize("loss", ["apo_zero", "apo_down"])
+@pytest.mark.parametrize("lora", [LoraSettings(r=4), None], ids=["lora", "full"])
+def test_an_apo_loss_is_one_before_the_first_step(
+    tiny: Path, rows: Path, tmp_path: Path, loss: str, lora: LoraSettings | None
+) -> None:
+    data = DataConfig(sources=(SourceConfig(path=str(rows / "pairs.jsonl")),), max_tokens=256, packing="none")
+    train = {**COMMON, "loss_type": loss, "max_steps": 1}
+    stage = PreferenceStage(name="apo", model=str(tiny), data=data, lora=lora, train=train)
+    run_preference(stage, tmp_path, seed=5)
+    assert read_log(tmp_path)[0]["loss"] == pytest.approx(1.0, abs=1e-6)
