@@ -1,7 +1,8 @@
 """Adapter algebra: two LoRA adapters made one, and an adapter made plain weights.
 
-Preference training on an SFT adapter leaves two adapters on one base. Stacking their factors gives one adapter that is
-exactly their sum: `s1*B1@A1 + s2*B2@A2 = [s1*B1, s2*B2] @ [A1; A2]`. Shapes: R rank, I in, O out.
+Preference training on an SFT adapter leaves two adapters on one base. Stacking their factors gives
+one adapter that is exactly their sum: `s1*B1@A1 + s2*B2@A2 = [s1*B1, s2*B2] @ [A1; A2]`. Shapes: R
+rank, I in, O out.
 """
 
 import json
@@ -15,7 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dualign.errors import MergeError
-from dualign.lora import PREFIX, Adapted, Adapter, LoraModule, read_adapter
+from dualign.folding import Adapted
+from dualign.lora import PREFIX, Adapter, LoraModule, read_adapter
 from dualign.shards import plan, write_side_files, write_tensors
 from dualign.weights import open_weights
 
@@ -36,11 +38,13 @@ class Concatenated:
 def concatenate(first: Path, second: Path, out: Path) -> Concatenated:
     """Write to `out` the one adapter that equals `first` and `second` both active on their base.
 
-    Ranks add up, so nothing is lost; factors are float32 and every scaling is exactly 1. A module that only one of them
-    has keeps that one's rank. `out` loads with `PeftModel.from_pretrained`; it gets the adapter's two files only.
+    Ranks add up, so nothing is lost; factors are float32 and every scaling is exactly 1. A module
+    that only one of them has keeps that one's rank. `out` gets the two files of an adapter, no
+    more, and loads with `PeftModel.from_pretrained`.
 
     Raises:
-        MergeError: the sum isn't a LoRA adapter (DoRA, modules_to_save, trainable tokens), or the bases differ.
+        MergeError: the sum isn't a LoRA adapter (DoRA, modules_to_save, trainable tokens), or the
+            bases differ.
     """
     pair = read_adapter(first), read_adapter(second)
     for adapter in pair:
@@ -79,11 +83,12 @@ def fold(
     *,
     dtype: Literal["float32", "bfloat16", "float16", "input"] = "input",
 ) -> None:
-    """Write to `out` the plain checkpoint that equals the adapter active on `base`, tensor by tensor.
+    """Write to `out` the plain checkpoint that equals the adapter active on `base`.
 
-    `base` may be an adapter on a base itself. Sums are float32 with one rounding to `dtype` (`input`: as the base is
-    stored). Tokenizer and template come from the adapter's folder where it has them. A tied head stays tied when head and
-    embedding change alike; else both are written and config.json says so.
+    `base` may be an adapter on a base itself. One tensor at a time is in memory. Sums are float32
+    with one rounding to `dtype` (`input`: as the base is stored). Tokenizer and template come from
+    the adapter's folder where it has them. A tied head stays tied when head and embedding change
+    alike; else both are written and config.json says so.
 
     Raises:
         MergeError: the adapter can't be folded exactly, or doesn't fit the base.
@@ -106,7 +111,7 @@ def _stack(parts: list[LoraModule], path: str) -> LoraModule:
 
 
 def _config(first: Adapter, second: Adapter, ranks: Mapping[str, int]) -> dict[str, Any]:
-    """The first one's config, with alpha = rank in every module so that the scaling is exactly 1."""
+    """The first one's config, with alpha = rank in every module, so that the scaling is 1."""
     rank = max(ranks.values())
     other = {path: one for path, one in ranks.items() if one != rank}
     config = {
@@ -133,7 +138,8 @@ def _require_summable(adapter: Adapter) -> None:
     )
     if config.get("use_dora"):
         raise MergeError(
-            f"{adapter.folder}: use_dora: the sum of DoRA adapters isn't an adapter, as each rescales the whole weight; {fix}"
+            f"{adapter.folder}: use_dora: the sum of DoRA adapters isn't an adapter, as each "
+            f"rescales the whole weight; {fix}"
         )
     if adapter.token_rows or config.get("trainable_token_indices"):
         raise MergeError(
@@ -159,18 +165,20 @@ def _require_same_base(first: Adapter, second: Adapter) -> None:
               for one, name in zip((first, second), names, strict=True)}  # fmt: skip
     if len(places) > 1:
         raise MergeError(
-            f"{first.folder} is an adapter on {names[0]!r}, {second.folder} on {names[1]!r}; both must be trained on one base"
+            f"{first.folder} is an adapter on {names[0]!r}, {second.folder} on {names[1]!r}; "
+            "both must be trained on one base"
         )
 
 
 def _shared_embeddings(first: Adapter, second: Adapter) -> dict[str, Tensor]:
-    """Embeddings that PEFT saved along, under their names in the file; they must be the same in both."""
+    """Embeddings that PEFT saved along, by their names in the file; the same in both."""
     kept: dict[str, Tensor] = {}
     for adapter in (first, second):
         for name, tensor in adapter.replaced.items():
             if name in kept and not torch.equal(kept[name], tensor):
                 raise MergeError(
-                    f"{second.folder}: {name} differs from the one in {first.folder}; fold one of them first"
+                    f"{second.folder}: {name} differs from the one in {first.folder}; "
+                    "fold one of them first"
                 )
             kept[name] = tensor
     low_rank = {f"{path}.weight" for path in (*first.modules, *second.modules)}

@@ -1,7 +1,7 @@
 """A model folder on disk, read tensor by tensor: one safetensors file, or shards with an index.
 
-Merging, folding and hashing need the weights but not the model, so nothing here builds one, and no more than the
-tensors asked for is in memory.
+Merging, folding and hashing need the weights but not the model, so nothing here builds one, and
+only the tensors asked for are in memory.
 """
 
 import json
@@ -50,7 +50,7 @@ class Checkpoint:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.folders = (folder,)
+        self.folders: tuple[Path, ...] = (folder,)
         self.config: Mapping[str, Any] = _read_config(folder)
         self._open_files: dict[Path, Any] = {}
         stored = {name: self._entry(name, file) for name, file in sorted(_locate(folder).items())}
@@ -78,7 +78,8 @@ class Checkpoint:
         head = self._open(stored[HEAD].file).get_tensor(HEAD)
         if not torch.equal(head, self._open(stored[embedding].file).get_tensor(embedding)):
             raise MergeError(
-                f"{self.folder}: config.json says tie_word_embeddings: true, but {HEAD} and {embedding} differ; "
+                f"{self.folder}: config.json says tie_word_embeddings: true, but {HEAD} and "
+                f"{embedding} differ; "
                 "set it to false if both are meant, or remove the head"
             )
         return {name: entry for name, entry in stored.items() if name != HEAD}
@@ -98,13 +99,13 @@ class Checkpoint:
             )
         return Entry(tuple(header.get_shape()), DTYPES[kind], file)
 
-    def _open(self, file: Path) -> Any:  # noqa: ANN401 - safetensors' handle has no type
+    def _open(self, file: Path) -> Any:
         if file not in self._open_files:
             self._open_files[file] = open_safetensors(file)
         return self._open_files[file]
 
 
-def open_safetensors(file: Path) -> Any:  # noqa: ANN401 - safetensors' handle has no type
+def open_safetensors(file: Path) -> Any:
     """The open file; tensors and slices are read from it by name."""
     try:
         return safe_open(file, framework="pt", device="cpu")
@@ -137,7 +138,8 @@ def require_finite(tensor: Tensor, name: str, where: object) -> None:
     bad = int((~torch.isfinite(tensor)).sum())
     if bad:
         raise MergeError(
-            f"{where}: {name} holds {bad} NaN or infinite values of {tensor.numel()}; it can't be used"
+            f"{where}: {name} holds {bad} NaN or infinite values of {tensor.numel()}; "
+            "it can't be used"
         )
 
 

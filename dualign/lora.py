@@ -1,8 +1,8 @@
-"""A LoRA adapter folder as PEFT writes it, and the weights that it makes of a base.
+"""A LoRA adapter folder as PEFT writes it, and what it does to a weight.
 
-Folding happens tensor by tensor while the base is read: `W + s * B @ A` (LoRA, arXiv 2106.09685), with `s = alpha / r` or
-`alpha / sqrt(r)` (rsLoRA, arXiv 2312.03732); DoRA (arXiv 2402.09353) rescales the result to the learned magnitude. Shapes: R rank,
-I in, O out, V vocabulary, D hidden.
+That is `W + s * B @ A` (LoRA, arXiv 2106.09685), with `s = alpha / r` or `alpha / sqrt(r)` (rsLoRA,
+arXiv 2312.03732); DoRA (arXiv 2402.09353) rescales the result to the learned magnitude. Shapes: R
+rank, I in, O out, V vocabulary, D hidden.
 """
 
 import math
@@ -15,16 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dualign.checkpoint import (
-    HEAD,
-    Entry,
-    Weights,
-    embedding_name,
-    is_tied,
-    open_safetensors,
-    read_json,
-    require_finite,
-)
+from dualign.checkpoint import open_safetensors, read_json, require_finite
 from dualign.errors import CheckpointError, MergeError
 
 PREFIX = "base_model.model."
@@ -39,15 +30,19 @@ TOKENS = ".token_adapter.trainable_tokens_delta"
 
 # Each changes the base model, or the formula, in a way that isn't computed here.
 _UNSUPPORTED = (
-    "fan_in_fan_out", "lora_bias", "target_parameters", "layer_replication", "alora_invocation_tokens",
-    "use_qalora", "use_bdlora", "arrow_config", "kasa_config", "monteclora_config", "megatron_config",
+    "fan_in_fan_out", "lora_bias", "target_parameters", "layer_replication",
+    "alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config", "kasa_config",
+    "monteclora_config", "megatron_config",
 )  # fmt: skip
 _PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoraModule:
-    """The low-rank change of one module: `A_RI`, `B_OR`; of an embedding `A_RV`, `B_DR`, and the change is transposed."""
+    """The low-rank change of one module: `A_RI`, `B_OR`.
+
+    Of an embedding they are `A_RV`, `B_DR`, and the change is their product transposed.
+    """
 
     A: Tensor
     B: Tensor
@@ -61,7 +56,7 @@ class LoraModule:
 
     def delta(self) -> Tensor:
         """`s * B @ A` in float32, in the shape of the weight that it is added to."""
-        product = (self.B.float() @ self.A.float()).mul_(self.scaling)
+        product: Tensor = (self.B.float() @ self.A.float()).mul_(self.scaling)
         return product.T if self.embedding else product
 
     def apply(self, weight: Tensor) -> Tensor:
@@ -71,7 +66,8 @@ class LoraModule:
             return folded
         dim = 0 if self.embedding else 1
         norm = torch.linalg.vector_norm(folded, dim=dim, keepdim=True)
-        return folded * (self.magnitude.float().reshape(norm.shape) / norm)
+        factor: Tensor = self.magnitude.float().reshape(norm.shape) / norm
+        return folded * factor
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,12 +79,13 @@ class Adapter:
     config: Mapping[str, Any]
     modules: Mapping[str, LoraModule]
     replaced: Mapping[str, Tensor] = field(default_factory=dict)
-    """whole tensors, by the name of the base's tensor (modules_to_save, biases, embeddings saved along)"""
+    """whole tensors by the base's names (modules_to_save, biases, embeddings saved along)"""
     token_rows: Mapping[str, tuple[tuple[int, ...], Tensor]] = field(default_factory=dict)
     """trainable tokens: rows of a weight, and their new values"""
 
 
 def is_adapter(folder: Path) -> bool:
+    """Whether the folder holds an adapter, not a whole model."""
     return (folder / "adapter_config.json").is_file()
 
 
@@ -117,14 +114,15 @@ def _require_plain_lora(folder: Path, config: Mapping[str, Any]) -> None:
     used = [key for key in _UNSUPPORTED if config.get(key)]
     if used:
         raise MergeError(
-            f"{folder}: adapter_config.json has {used[0]}: {config[used[0]]!r}, which can't be folded exactly; "
-            "train the adapter without it"
+            f"{folder}: adapter_config.json has {used[0]}: {config[used[0]]!r}, which can't be "
+            "folded exactly; train the adapter without it"
         )
     start = config.get("init_lora_weights", True)
     if start not in _PLAIN_STARTS:
         raise MergeError(
-            f"{folder}: init_lora_weights {start!r} changes the base model too, so base and adapter alone don't make the "
-            "trained model; save it with PEFT's path_initial_model_for_weight_conversion"
+            f"{folder}: init_lora_weights {start!r} changes the base model too, so base and "
+            "adapter alone don't make the trained model; save it with PEFT's "
+            "path_initial_model_for_weight_conversion"
         )
 
 
@@ -134,7 +132,8 @@ def _read_all(file: Path) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         if not name.startswith(PREFIX):
             raise MergeError(
-                f"{file}: expected tensors named {PREFIX}..., found {name!r}; save the adapter with PEFT"
+                f"{file}: expected tensors named {PREFIX}..., found {name!r}; "
+                "save the adapter with PEFT"
             )
         require_finite(tensor, name, file)
     return {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
@@ -185,16 +184,23 @@ def _module(
     shapes = tuple(parts["A"].shape), tuple(parts["B"].shape)
     if len(shapes[0]) != 2 or len(shapes[1]) != 2 or {shapes[0][0], shapes[1][1]} != {rank}:
         raise MergeError(
-            f"{folder}: {path} has factors of shapes {shapes}; expected rank {rank} in both, as configured"
+            f"{folder}: {path} has factors of shapes {shapes}; expected rank {rank} in both, "
+            "as configured"
         )
     scaling = configured(config, "lora_alpha", path) / (
         math.sqrt(rank) if config.get("use_rslora") else rank
     )
-    return LoraModule(**parts, scaling=scaling, embedding=embedding)  # type: ignore[arg-type]  # only tensors
+    return LoraModule(
+        A=parts["A"],
+        B=parts["B"],
+        magnitude=parts.get("magnitude"),
+        scaling=scaling,
+        embedding=embedding,
+    )
 
 
-def configured(config: Mapping[str, Any], key: str, path: str) -> Any:  # noqa: ANN401 - a JSON number
-    """`r` or `lora_alpha` of one module: the first pattern that ends its path, else the adapter's own."""
+def configured(config: Mapping[str, Any], key: str, path: str) -> Any:
+    """`r` or `lora_alpha` of a module: the first pattern that ends its path, else the adapter's."""
     patterns = config.get({"r": "rank_pattern", "lora_alpha": "alpha_pattern"}[key]) or {}
     for pattern, value in patterns.items():
         if re.match(rf"(.*\.)?({pattern})$", path):
@@ -213,93 +219,3 @@ def _token_indices(
             f"{folder}: {module} has {len(delta)} trained token rows for {len(given)} token indices"
         )
     return tuple(given)
-
-
-class Adapted:
-    """The weights of a base with one adapter folded in: changed tensors come as float32, the others as they are stored."""
-
-    def __init__(self, base: Weights, adapter: Adapter) -> None:
-        self.base = base
-        self.adapter = adapter
-        self.folders = (adapter.folder, *base.folders)
-        self.files = (*base.files, adapter.file)
-        self.config: Mapping[str, Any] = base.config
-        self.entries: Mapping[str, Entry] = base.entries
-        self._changed = changed_names(adapter)
-        self._tied_embedding = embedding_name(base.entries) if is_tied(base) else None
-        if self._tied_embedding and self._changed & {HEAD, self._tied_embedding}:
-            self._settle_tied_pair(self._tied_embedding)
-        self._require_known()
-
-    def read(self, name: str) -> Tensor:
-        """The folded tensor.
-
-        Raises:
-            MergeError: a value isn't finite.
-        """
-        stored_as = self._tied_embedding if name == HEAD and self._tied_embedding else name
-        weight = self.base.read(stored_as)
-        if name not in self._changed:
-            return weight
-        folded = fold_tensor(self.adapter, name, weight)
-        require_finite(folded, name, self.adapter.file)
-        return folded
-
-    def _settle_tied_pair(self, embedding: str) -> None:
-        """Keep one tensor when head and embedding change alike; else untie them, in the config too."""
-        rows = self.adapter.token_rows
-        if embedding in rows and HEAD not in self._changed:
-            return  # PEFT gives the new rows to a tied head as well
-        if embedding in rows and HEAD not in rows:
-            raise MergeError(
-                f"{self.adapter.folder}: trainable tokens and a change of the tied {HEAD}; use one of the two"
-            )
-        head = self.base.entries[embedding]
-        for name in sorted(self._changed & {HEAD, embedding}):
-            _require_fit(self.adapter, name, head.shape)
-        if torch.equal(self.read(embedding), self.read(HEAD)):
-            self._changed -= {HEAD}
-            return
-        self.entries = {**self.base.entries, HEAD: head}
-        self.config = {**self.base.config, "tie_word_embeddings": False}
-
-    def _require_known(self) -> None:
-        unknown = sorted(self._changed - set(self.entries))
-        if unknown:
-            raise MergeError(
-                f"{self.adapter.folder}: changes {unknown[0]}, which the base {self.base.folders[0]} doesn't have; "
-                "is it the base that the adapter was trained on?"
-            )
-        for name in self._changed:
-            _require_fit(self.adapter, name, self.entries[name].shape)
-
-
-def changed_names(adapter: Adapter) -> set[str]:
-    """The tensors of the base that the adapter changes."""
-    return {*adapter.replaced, *adapter.token_rows, *(f"{path}.weight" for path in adapter.modules)}
-
-
-def fold_tensor(adapter: Adapter, name: str, weight: Tensor) -> Tensor:
-    """What the adapter makes of the base's tensor, float32. A replaced tensor may carry a low-rank change on top."""
-    if name in adapter.token_rows:
-        indices, rows = adapter.token_rows[name]
-        return weight.float().index_copy(0, torch.tensor(indices), rows.float())
-    weight = adapter.replaced.get(name, weight)
-    module = adapter.modules.get(name.removesuffix(".weight"))
-    return weight.float() if module is None else module.apply(weight)
-
-
-def _require_fit(adapter: Adapter, name: str, shape: tuple[int, ...]) -> None:
-    path = name.removesuffix(".weight")
-    found: list[tuple[int, ...]] = (
-        [tuple(adapter.replaced[name].shape)] if name in adapter.replaced else []
-    )
-    if name.endswith(".weight") and path in adapter.modules:
-        module = adapter.modules[path]
-        made = (module.B.shape[0], module.A.shape[1])
-        found.append(made[::-1] if module.embedding else made)
-    wrong = [one for one in found if one != shape]
-    if wrong:
-        raise MergeError(
-            f"{adapter.folder}: {name} is {wrong[0]} in the adapter and {shape} in the base"
-        )

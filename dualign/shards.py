@@ -1,7 +1,7 @@
-"""Writing a model folder: tensors one by one into safetensors shards, and the files that belong beside them.
+"""Writing a model folder: tensors one by one into safetensors shards, and the files beside them.
 
-A shard's header is planned from shapes and types before the first tensor is made, so each tensor goes to disk as soon as it
-is there and memory holds one at a time.
+A shard's header is planned from shapes and types before the first tensor is made, so each tensor
+goes to disk as soon as it is there and memory holds one at a time.
 """
 
 import json
@@ -41,7 +41,7 @@ class Planned:
 
 
 def plan(weights: Weights, dtype: str) -> list[Planned]:
-    """Every tensor of `weights` in the type asked for; `input` keeps the type that each is stored in."""
+    """Every tensor of `weights` in the type asked for; `input` keeps the stored types."""
     chosen = None if dtype == "input" else getattr(torch, dtype)
     return [
         Planned(name, entry.shape, chosen or entry.dtype) for name, entry in weights.entries.items()
@@ -55,9 +55,10 @@ def write_tensors(
     *,
     shard_bytes: int = SHARD_BYTES,
 ) -> list[Path]:
-    """Write `model.safetensors`, or shards of at most `shard_bytes` with an index; returns the weight files.
+    """Write `model.safetensors`, or shards of at most `shard_bytes` with an index.
 
-    `make` gives the tensor of a name in float32 or in the type that is written; the one rounding happens here.
+    `make` gives the tensor of a name in float32 or in the type that is written; the one rounding
+    happens here.
 
     Raises:
         MergeError: a value overflows the type that is written.
@@ -65,7 +66,7 @@ def write_tensors(
     """
     total = sum(one.nbytes for one in tensors)
     for stale in out.glob("model*.safetensors*"):
-        stale.unlink()  # of an interrupted attempt; a stale shard beside a new index would be loaded
+        stale.unlink()  # of an interrupted attempt; beside a new index it could be loaded
     _require_room(out, total)
     # Wide types first, so that every tensor starts on a multiple of its item size.
     shards = _split(sorted(tensors, key=lambda one: -one.dtype.itemsize), shard_bytes)
@@ -87,7 +88,7 @@ def write_tensors(
 
 
 def write_side_files(weights: Weights, out: Path, *, dtype: str) -> None:
-    """Write config.json (with the new type), and copy tokenizer, chat template and generation settings."""
+    """Write config.json, with the new type; copy tokenizer, template and generation settings."""
     config = dict(weights.config)
     if dtype != "input":
         config.pop("torch_dtype", None)
@@ -125,7 +126,7 @@ def chat_template(weights: Weights) -> str | None:
 
 
 def _split(tensors: Sequence[Planned], shard_bytes: int) -> list[list[Planned]]:
-    """In order, a new shard when the next tensor wouldn't fit; a tensor larger than a shard has its own."""
+    """In order, a new shard when the next tensor wouldn't fit; a larger tensor has its own."""
     shards: list[list[Planned]] = [[]]
     size = 0
     for one in tensors:
@@ -153,7 +154,7 @@ def _write_shard(
         stream.write(_header(shard))
         for one in shard:
             tensor = _rounded(make(one.name), one, file)
-            stream.write(tensor.reshape(-1).view(torch.uint8).numpy())
+            stream.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
             advance(one.nbytes)
 
 
@@ -167,7 +168,7 @@ def _rounded(tensor: Tensor, one: Planned, file: Path) -> Tensor:
 
 
 def _header(shard: Sequence[Planned]) -> bytes:
-    """The safetensors header: its length as 8 bytes, then JSON, padded so that the data starts on 8 bytes."""
+    """The length as 8 bytes, then JSON, padded so that the data starts on a multiple of 8."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     ends = list(accumulate(one.nbytes for one in shard))
     for one, end in zip(shard, ends, strict=True):

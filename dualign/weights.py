@@ -1,4 +1,7 @@
-"""From a path to weights: a plain model folder, or an adapter on a base, which may itself be an adapter on a base."""
+"""From a path to weights: a plain model folder, or an adapter on a base.
+
+The base may be an adapter itself, as a stage that trains on another stage's adapter leaves it.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,7 +10,8 @@ from typing import Any
 from dualign.checkpoint import Checkpoint, Weights
 from dualign.embedded import embedded_model
 from dualign.errors import CheckpointError
-from dualign.lora import Adapted, is_adapter, read_adapter
+from dualign.folding import Adapted
+from dualign.lora import is_adapter, read_adapter
 
 
 def open_weights(model: Path | str) -> Weights:
@@ -32,9 +36,7 @@ def _find(name: str, *, revision: str | None = None) -> Path:
 
 
 def _open(folder: Path, outer: tuple[Path, ...]) -> Weights:
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such folder; expected a model or an adapter")
-    if folder.resolve() in outer:
+    if _require_folder(folder).resolve() in outer:
         raise CheckpointError(
             f"{folder}: the adapter names itself as its base: {' -> '.join(map(str, outer))}"
         )
@@ -45,12 +47,14 @@ def _open(folder: Path, outer: tuple[Path, ...]) -> Weights:
 
 
 def find_base(folder: Path, config: Mapping[str, Any]) -> Path:
-    """The folder of an adapter's base: a path (seen from the adapter's folder, then from here), or a hub id.
+    """The folder of an adapter's base: a path, an embedded model or a hub id.
+
+    A relative path is seen from the adapter's folder, then from here.
 
     Raises:
         CheckpointError: it is neither here nor in reach.
     """
-    name = config.get("base_model_name_or_path")
+    name = str(config.get("base_model_name_or_path") or "")
     if not name:
         raise CheckpointError(
             f"{folder}: adapter_config.json has no base_model_name_or_path; name the base there"
@@ -58,23 +62,29 @@ def find_base(folder: Path, config: Mapping[str, Any]) -> Path:
     if (folder / name).is_dir():
         return folder / name
     try:
-        return _find(name, revision=config.get("revision"))
+        return _require_folder(_find(name, revision=config.get("revision")))
     except CheckpointError as error:
         raise CheckpointError(
             f"{folder}/adapter_config.json: base_model_name_or_path: {error}"
         ) from error
 
 
+def _require_folder(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder; expected a model or an adapter")
+    return folder
+
+
 def from_hub(name: str, *, revision: str | None = None) -> Path:
-    """The local snapshot of a hub id, fetched when it isn't there and the hub may be reached (not HF_HUB_OFFLINE=1)."""
+    """The local snapshot of a hub id, fetched if it isn't there and HF_HUB_OFFLINE isn't set."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
     wanted = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt"]
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+        return Path(str(snapshot_download(name, revision=revision, allow_patterns=wanted)))
     except (HFValidationError, OSError) as error:
         raise CheckpointError(
-            f"{name!r} is neither a folder here nor to be had from the hub ({type(error).__name__}); "
-            "check the name, or fetch it first and give its path"
+            f"{name!r} is neither a folder here nor to be had from the hub "
+            f"({type(error).__name__}); check the name, or fetch it first and give its path"
         ) from error

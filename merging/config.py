@@ -22,7 +22,10 @@ class MergedModel:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MergeStage:
-    """A weighted sum of checkpoints of one architecture. Equal weights make a soup; one model alone is folded and copied."""
+    """A weighted sum of checkpoints of one architecture.
+
+    Equal weights make a soup. One model alone is copied, with its adapter folded in.
+    """
 
     name: str
     """names the stage and its run directory"""
@@ -31,13 +34,13 @@ class MergeStage:
     kind: Literal["merge"] = "merge"
     """what the stage does"""
     method: Literal["linear"] = "linear"
-    """linear: the sum of weight times tensor, in float32 with one rounding"""
+    """linear: the sum of weight times tensor, in float64, rounded once"""
     normalize: bool = True
     """divide the weights by their sum, so that they add up to 1"""
     dtype: Literal["float32", "bfloat16", "float16", "input"] = "input"
     """the type of the written weights; input: that of the inputs, which must agree"""
     config_from: str | None = None
-    """take config, tokenizer settings and template from this one of the models, where they differ"""
+    """the one of the models whose config, tokenizer settings and template win where they differ"""
 
     def problems(self) -> list[tuple[str, str]]:
         if not self.models:
@@ -61,12 +64,13 @@ class MergeStage:
             return [("models", f"expected finite weights, found {weights}")]
         if not any(weights):
             return [("models", f"expected a weight other than 0, found {weights}")]
-        # Compared with the weights' own size, so that 0.1 + 0.2 - 0.3 counts as the 0 that was meant.
+        # Beside the weights' own size, so that 0.1 + 0.2 - 0.3 counts as the 0 that was meant.
         if self.normalize and abs(math.fsum(weights)) <= 1e-9 * max(map(abs, weights)):
             return [
                 (
                     "models",
-                    f"weights {weights} add up to 0, so they can't be normalised: set normalize: false",
+                    f"weights {weights} add up to 0, so they can't be normalised: "
+                    "set normalize: false",
                 )
             ]
         return []

@@ -2,8 +2,9 @@
 
     dualign merge recipes/smollm3/merge.yaml
 
-One tensor of every input is in memory at a time: it is summed in float32, rounded once, and written. What must agree between
-the inputs is checked before the first byte is written, and some tensors are computed again after the last.
+One tensor of every input is in memory at a time: it is summed, rounded once, and written. What must
+agree between the inputs is checked before the first byte is written, and some tensors are computed
+again after the last.
 """
 
 import hashlib
@@ -38,7 +39,7 @@ class Verified:
 
     tensors: tuple[str, ...]
     worst_error: float
-    """the largest distance from the float64 sum, as a share of what one rounding and float32 sums allow"""
+    """the largest distance from the float64 sum, as a share of what rounding allows"""
 
 
 def run(stage: MergeStage, work: Path, *, seed: int) -> Outcome:
@@ -106,7 +107,7 @@ def _preflight(stage: MergeStage, models: Sequence[Weights]) -> dict[str, list[A
     check_tensors(models)
     if stage.dtype == "input":
         check_dtypes(models)
-    return configs | check_tokenizers(models, chosen=chosen)
+    return {**configs, **check_tokenizers(models, chosen=chosen)}
 
 
 def verify(
@@ -124,14 +125,16 @@ def verify(
     for name in drawn:
         error = _worst_error(written.read(name), [model.read(name) for model in models], weights)
         if not error <= 1:
-            raise MergeError(f"{out}: {name} was read back {error:.3g} times further from the sum than rounding allows; "
-                             "check the disk, and merge again")  # fmt: skip
+            raise MergeError(
+                f"{out}: {name} reads back {error:.3g} times further from the sum than rounding "
+                "allows; check the disk, and merge again"
+            )
         worst = max(worst, error)
     return Verified(tensors=drawn, worst_error=worst)
 
 
 def _worst_error(written: Tensor, tensors: Sequence[Tensor], weights: Sequence[float]) -> float:
-    """Half a unit in the last place for the one rounding, and float32's error for each term of the sum."""
+    """The distance from the float64 sum, over what rounding to float32 and to the type allows."""
     info = torch.finfo(written.dtype)
     flat = [tensor.reshape(-1) for tensor in (written, *tensors)]
     worst = 0.0
@@ -139,8 +142,9 @@ def _worst_error(written: Tensor, tensors: Sequence[Tensor], weights: Sequence[f
         out, *parts = (tensor[start : start + _BLOCK].double() for tensor in flat)
         terms = [part * weight for part, weight in zip(parts, weights, strict=True)]
         exact = torch.stack(terms).sum(0)
-        slack = torch.stack(terms).abs().sum(0) * (len(terms) + 1) * torch.finfo(torch.float32).eps
-        allowed = exact.abs() * info.eps / 2 + slack + info.smallest_normal * info.eps
+        slack = torch.stack(terms).abs().sum(0) * (len(terms) + 1) * torch.finfo(torch.float64).eps
+        rounding = exact.abs() * (info.eps + torch.finfo(torch.float32).eps) / 2
+        allowed = rounding + slack + info.smallest_normal * info.eps
         worst = max(worst, float(((out - exact).abs() / allowed).max()))
     return worst
 

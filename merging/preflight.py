@@ -1,7 +1,7 @@
 """What must agree before checkpoints are summed: tensors, configuration, tokenizer, template.
 
-Read from headers and JSON alone. A difference that changes what the model computes is an error that names both values;
-where one side can be chosen, `config_from` chooses it.
+Read from headers and JSON alone. A difference that changes what the model computes is an error that
+names both values; where one side can be chosen, `config_from` chooses it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,10 +13,11 @@ from dualign.shards import chat_template, tokenizer_files
 
 # Keys of config.json that don't change what the model computes from token ids when it is evaluated.
 NEUTRAL = frozenset({
-    "_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "initializer_range", "attention_dropout",
-    "pretraining_tp", "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "_commit_hash",
-    "return_dict", "output_attentions", "output_hidden_states", "_attn_implementation", "chunk_size_feed_forward",
-    "id2label", "label2id", "problem_type", "auto_map",
+    "_name_or_path", "_commit_hash", "_attn_implementation", "transformers_version", "auto_map",
+    "dtype", "torch_dtype", "use_cache", "initializer_range", "attention_dropout", "pretraining_tp",
+    "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "return_dict",
+    "output_attentions", "output_hidden_states", "chunk_size_feed_forward",
+    "id2label", "label2id", "problem_type",
 })  # fmt: skip
 SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
 _CHOOSE = "set config_from to the model whose setting is meant"
@@ -30,24 +31,27 @@ def check_tensors(models: Sequence[Weights]) -> None:
         for name in sorted(set(first.entries) ^ set(other.entries)):
             holder = first if name in first.entries else other
             raise MergeError(
-                f"{where}: only {holder.folders[0]} has the tensor {name}; both must have the same tensors"
+                f"{where}: only {holder.folders[0]} has the tensor {name}; "
+                "both must have the same tensors"
             )
         for name, entry in first.entries.items():
             if entry.shape != other.entries[name].shape:
                 raise MergeError(
-                    f"{where}: {name} is {entry.shape} and {other.entries[name].shape}; shapes must agree"
+                    f"{where}: {name} is {entry.shape} and {other.entries[name].shape}; "
+                    "shapes must agree"
                 )
 
 
 def check_dtypes(models: Sequence[Weights]) -> None:
-    """Raise MergeError unless each tensor is stored in one type everywhere (needed for `dtype: input`)."""
+    """Raise MergeError unless each tensor has one type everywhere, as `dtype: input` needs."""
     first = models[0]
     for other in models[1:]:
         for name, entry in first.entries.items():
             if entry.dtype != other.entries[name].dtype:
                 raise MergeError(
-                    f"{name} is {entry.dtype} in {first.folders[0]} and {other.entries[name].dtype} in {other.folders[0]}: "
-                    "dtype: input can't choose; set dtype to float32, bfloat16 or float16"
+                    f"{name} is {entry.dtype} in {first.folders[0]} and "
+                    f"{other.entries[name].dtype} in {other.folders[0]}: input can't "
+                    "choose a type; set dtype to float32, bfloat16 or float16"
                 )
 
 
@@ -85,7 +89,8 @@ def check_tokenizers(models: Sequence[Weights], *, chosen: bool) -> dict[str, li
             _check_vocabulary(first, other)
         for key, values in _tokenizer_settings(first, other).items():
             if not chosen:
-                shown = f"{_short(values[0])} in {first.folders[0]}, {_short(values[1])} in {other.folders[0]}"
+                ours, theirs = map(_short, values)
+                shown = f"{ours} in {first.folders[0]}, {theirs} in {other.folders[0]}"
                 raise MergeError(f"{key}: {shown}; the merged model can have only one: {_CHOOSE}")
             found[key] = [_short(value) for value in values]
     return found
@@ -123,13 +128,14 @@ def _check_vocabulary(first: Weights, other: Weights) -> None:
     for key in sorted({*ours, *theirs}, key=str):
         if ours.get(key) != theirs.get(key):
             raise MergeError(
-                f"tokenizers differ: {key!r} is {_short(ours.get(key))} in {first.folders[0]} and {_short(theirs.get(key))} in "
-                f"{other.folders[0]}; only models with one vocabulary can be summed"
+                f"tokenizers differ: {key!r} is {_short(ours.get(key))} in {first.folders[0]} "
+                f"and {_short(theirs.get(key))} in {other.folders[0]}; "
+                "only models with one vocabulary can be summed"
             )
 
 
 def _vocabulary(weights: Weights) -> dict[str, Any]:
-    """Token -> id, the added tokens, and the merges; of a tokenizer without tokenizer.json the raw files."""
+    """Token -> id, the merges and the pre-tokenizer; without a tokenizer.json, the raw files."""
     files = {file.name: file for file in tokenizer_files(weights)}
     if "tokenizer.json" not in files:
         return {

@@ -1,4 +1,4 @@
-"""Adapter algebra against PEFT itself: the live model's logits, and those of what was written, are the same."""
+"""Adapter algebra against PEFT itself: what is written gives the live model's logits."""
 
 import json
 from pathlib import Path
@@ -308,9 +308,13 @@ def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
     save_file({name.replace("layers.2", "layers.9"): one for name, one in tensors.items()}, file)
     with pytest.raises(MergeError, match=r"changes model.layers.9.* doesn't have"):
         open_weights(adapter)
-    wide = {name: torch.cat([one, one], 1) if "lora_A" in name else one for name, one in tensors.items()}
+    wide = {
+        name: torch.cat([one, one], 1) if "lora_A" in name else one for name, one in tensors.items()
+    }
     save_file(wide, file)
-    with pytest.raises(MergeError, match=r"is \(32, 64\) in the adapter and \(32, 32\) in the base"):
+    with pytest.raises(
+        MergeError, match=r"is \(32, 64\) in the adapter and \(32, 32\) in the base"
+    ):
         open_weights(adapter)
 
 
@@ -328,7 +332,9 @@ def test_a_nan_in_an_adapter_is_named(tmp_path: Path) -> None:
 
 def test_a_folded_head_of_a_sharded_base_keeps_every_tensor(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base")
-    AutoModelForCausalLM.from_pretrained(base).save_pretrained(tmp_path / "sharded", max_shard_size="20KB")
+    AutoModelForCausalLM.from_pretrained(base).save_pretrained(
+        tmp_path / "sharded", max_shard_size="20KB"
+    )
     assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 2
     adapter = make_adapter(base, tmp_path / "adapter", target_modules=["q_proj"])
     fold(tmp_path / "sharded", adapter, tmp_path / "folded")

@@ -13,7 +13,7 @@ from dualign.model_settings import LoraSettings
 from dualign.models import find_start, load_tokenizer
 from dualign.preference.config import PreferenceStage
 from dualign.preference.train import run as run_preference
-from dualign.prepare import prepare_sft
+from dualign.prepare import prepare_pairs, prepare_sft
 from dualign.settings import DataConfig, SourceConfig
 from dualign.sft.config import SFTStage
 from dualign.sft.train import run as run_sft
@@ -67,7 +67,7 @@ def test_sft_losses_equal_trls(tiny: Path, rows: Path, tmp_path: Path) -> None:
 def test_preference_losses_equal_trls_from_text_on(
     tiny: Path, rows: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast, loss: str, reference: str
 ) -> None:
-    """TRL renders, tokenises and pairs by itself here, so the ids have to agree too."""
+    """TRL tokenises text by itself here, so the ids and where the completion starts have to agree too."""
     data = DataConfig(sources=(SourceConfig(path=str(rows / "pairs.jsonl")),), max_tokens=256, packing="none")
     train = {**COMMON, "loss_type": loss, "beta": 0.3}
     stage = PreferenceStage(
@@ -79,7 +79,7 @@ def test_preference_losses_equal_trls_from_text_on(
     trainer = DPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(tiny),
         args=DPOConfig(**direct(tmp_path), loss_type=loss, beta=0.3, max_length=None),
-        train_dataset=in_our_order(stage, rows, own),
+        train_dataset=in_our_order(stage, own),
         processing_class=own,
         peft_config=LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=32, target_modules="all-linear"),
     )
@@ -90,22 +90,14 @@ def test_preference_losses_equal_trls_from_text_on(
     assert ours == [pytest.approx(step, rel=1e-5, abs=1e-6) for step in theirs]
 
 
-def in_our_order(stage: PreferenceStage, rows: Path, tokenizer: PreTrainedTokenizerFast) -> Dataset:
-    """The pairs as conversations for TRL, in the order that our mixture gives them."""
-    from dualign.prepare import prepare_pairs
-
+def in_our_order(stage: PreferenceStage, tokenizer: PreTrainedTokenizerFast) -> Dataset:
+    """The pairs as text for TRL, in the order that our mixture gives them; the prompts are the template's."""
     _, template = load_tokenizer(stage, find_start(stage.model))
     ours = prepare_pairs(stage.data, tokenizer, template, seed=5).train
-    texts = {tokenizer.decode(row["prompt_ids"] + row["chosen_ids"]): i for i, row in enumerate(ours)}
-    pairs = [json.loads(line) for line in (rows / "pairs.jsonl").read_text().splitlines()]
-    placed: list[dict] = [{}] * len(pairs)
-    for pair in pairs:
-        kwargs = {"enable_thinking": pair["mode"] == "think"}
-        text = tokenizer.apply_chat_template(pair["prompt"] + pair["chosen"], tokenize=False, **kwargs)
-        one = {key: pair[key] for key in ("prompt", "chosen", "rejected")}
-        placed[texts[text]] = {**one, "chat_template_kwargs": kwargs}
-    assert all(placed), "each of our rows is one of the pairs, as the template renders it"
-    return Dataset.from_list(placed)
+    names = {"prompt": "prompt_ids", "chosen": "chosen_ids", "rejected": "rejected_ids"}
+    rows = [{name: tokenizer.decode(row[ids]) for name, ids in names.items()} for row in ours]
+    assert all(row["prompt"].endswith(("<think>\n", "</think>\n")) for row in rows)
+    return Dataset.from_list(rows)
 
 
 @pytest.mark.parametrize("loss", ["apo_zero", "apo_down"])

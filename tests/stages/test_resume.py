@@ -16,7 +16,7 @@ from dualign.rundir import read_run
 TRAIN = {
     "max_steps": 24,
     "learning_rate": 1e-2,
-    "logging_steps": 4,
+    "logging_steps": 1,
     "save_steps": 3,
     "per_device_train_batch_size": 2,
     "gradient_accumulation_steps": 2,
