@@ -33,10 +33,16 @@ class Activations:
 def activations(shape: ModelShape, training: TrainingShape) -> Activations:
     """The bytes that `training` makes the layers of `shape` keep."""
     per_token = (
-        _norms(shape, training) + _attention(shape, training) + _linear_inputs(shape, training) + _mlp(shape, training)
+        _norms(shape, training)
+        + _attention(shape, training)
+        + _linear_inputs(shape, training)
+        + _mlp(shape, training)
     )
     trained_norm = training.residual_bytes if training.lora is None else 0
-    ends = shape.hidden * (4 + trained_norm + training.residual_bytes) + 2 * shape.head_dim * training.residual_bytes
+    ends = (
+        shape.hidden * (4 + trained_norm + training.residual_bytes)
+        + 2 * shape.head_dim * training.residual_bytes
+    )
     return Activations(
         layer=training.tokens * per_token + _attention_square(shape, training),
         layer_input=training.tokens * shape.hidden * training.residual_bytes,
@@ -93,10 +99,19 @@ def _adapter_inputs(shape: ModelShape, training: TrainingShape, lora: LoraShape)
     """An adapter keeps its input, shared or its own copy, and A's output; DoRA keeps both outputs."""
     targets = lora.targets(shape)
     kept = 2 if training.autocast else training.adapter_bytes
-    total = sum(lora.r * kept + lora.dora * outputs * (kept + training.dtype_bytes) for _, outputs in targets.values())
+    total = sum(
+        lora.r * kept + lora.dora * outputs * (kept + training.dtype_bytes)
+        for _, outputs in targets.values()
+    )
     if not (training.autocast or lora.dropout or training.adapter_bytes != training.dtype_bytes):
-        shared = {readers for readers in _READERS for name in readers if name in targets and name != "o_proj"}
+        shared = {
+            readers
+            for readers in _READERS
+            for name in readers
+            if name in targets and name != "o_proj"
+        }
         return total + sum(shape.linears()[readers[0]][0] * kept for readers in shared)
     mask = 1 if training.device == "cuda" else training.adapter_bytes
-    return total + sum(inputs * (kept + mask * (lora.dropout > 0)) for inputs, _ in targets.values())
-
+    return total + sum(
+        inputs * (kept + mask * (lora.dropout > 0)) for inputs, _ in targets.values()
+    )

@@ -2,9 +2,9 @@
 
 T: tokens of all rows of the batch. P: pairs.
 
-The batch of packed rows is one flat row without an attention mask. Documents are kept apart by position_ids that start
-again at 0: transformers builds the block mask from them, but only when no mask is given. With a mask of ones it silently
-lets documents see each other.
+The batch of packed rows is one flat row without an attention mask. Documents are kept apart by
+position_ids that start again at 0: transformers builds the block mask from them, but only when no
+mask is given. With a mask of ones it silently lets documents see each other.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,11 +23,12 @@ Features = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PackedCollator:
-    """Rows with input_ids, labels, seq_lengths, doc_groups -> {input_ids, labels, position_ids, group_ids}, each [1, T].
+    """Rows with input_ids, labels, seq_lengths, doc_groups -> {input_ids, labels, position_ids,
+    group_ids}, each [1, T].
 
     Two rows, of documents of 3 and 2 and of 2 tokens:
         position_ids  0 1 2 0 1 0 1
-        group_ids     4 4 4 0 0 4 4      doc_groups [4, 0] and [4]: places in a list of names that the caller keeps
+        group_ids     4 4 4 0 0 4 4      doc_groups [4, 0] and [4]: places in the caller's names
     """
 
     def __call__(self, features: Features) -> dict[str, torch.Tensor]:
@@ -48,8 +49,10 @@ class PackedCollator:
 
 
 @dataclass
-class PairCollator(DataCollatorForPreference):
-    """TRL's batch of pairs (chosen in the first half, rejected in the second), with group_ids [P] beside it."""
+class PairCollator(DataCollatorForPreference):  # type: ignore[misc]  # TRL isn't typed
+    """TRL's batch of pairs (chosen in the first half, rejected in the second), with group_ids [P]
+    beside it.
+    """
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         batch: dict[str, Any] = super().torch_call(examples)
@@ -58,7 +61,9 @@ class PairCollator(DataCollatorForPreference):
 
 
 def _flat(features: Features, column: str) -> torch.Tensor:
-    return torch.tensor(list(chain.from_iterable(row[column] for row in features)), dtype=torch.long)
+    return torch.tensor(
+        list(chain.from_iterable(row[column] for row in features)), dtype=torch.long
+    )
 
 
 def _starts(lengths: list[int], tokens: int) -> torch.Tensor:

@@ -34,7 +34,9 @@ CODES: tuple[Code, ...] = get_args(Code)
 
 
 class RowError(DataError):
-    """A row that can't be trained on as it is. `mode` is known when the fault was found after the mode was."""
+    """A row that can't be trained on as it is. `mode` is known when the fault was found after the
+    mode was.
+    """
 
     def __init__(
         self, code: Code, what: str, *, source: str, row: int, mode: Mode | None = None

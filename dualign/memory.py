@@ -71,7 +71,11 @@ class MemoryEstimate:
     def formula(self) -> tuple[str, ...]:
         """A line for each term that isn't zero, then one for the peak."""
         sizes = {name: getattr(self, name) for name in self.how}
-        lines = [f"{name:<14} {_size(size):>10} = {self.how[name]}" for name, size in sizes.items() if size]
+        lines = [
+            f"{name:<14} {_size(size):>10} = {self.how[name]}"
+            for name, size in sizes.items()
+            if size
+        ]
         alive = " + ".join(name for name in self.moments[self.peak] if sizes[name])
         return (*lines, f"{'peak':<14} {_size(self.total):>10} = {alive} ({self.peak})")
 
@@ -92,7 +96,13 @@ def _moments(shape: ModelShape, training: TrainingShape) -> Mapping[str, tuple[s
     second = ("head_gradient",) if shape.tied or earlier else ()
     return {
         "loss": (*_STEADY, *earlier, "activations", "logits", "head_gradient"),
-        "backward of the last layer": (*_STEADY, *earlier, "activations", "head_gradient", "workspace"),
+        "backward of the last layer": (
+            *_STEADY,
+            *earlier,
+            "activations",
+            "head_gradient",
+            "workspace",
+        ),
         "backward of the first layer": (*_STEADY, "gradients", *second, "workspace"),
         "optimizer step": (*_STEADY, "gradients", "step"),
         "saving": (*_STEADY, "saving"),

@@ -21,8 +21,8 @@ TILE_TOKENS, TILE_VOCAB = 4096, 32768
 TILE_COPIES_BYTES = 7 * 4 + 1
 # Elements that DeepSpeed collects before it reduces them (reduce_bucket_size, its default).
 ZERO_BUCKET = 500_000_000
-# A CPU process with torch, transformers, trl and peft imported and a trainer made, before the model: measured.
-CPU_FRAMEWORK = 900_000_000
+# A CPU process that has torch, transformers, trl and peft loaded and has trained a tiny model: measured (560 MB).
+CPU_FRAMEWORK = 560_000_000
 # CUDA context, cuBLAS workspaces and allocator slack on the device: an assumption, not measured.
 CUDA_FRAMEWORK = 1_000_000_000
 # States per trained parameter that each optimiser keeps, and bytes of one (None: as the parameter).
@@ -54,7 +54,9 @@ class Term:
 def parameter_sum(*parts: tuple[int, float, str], shards: int = 1) -> Term:
     """count x bytes (what) + ..., divided among processes."""
     size = sum(count * each for count, each, _ in parts) / shards
-    how = " + ".join(f"{count:,} x {each:.5g} B ({what})" for count, each, what in parts if count * each)
+    how = " + ".join(
+        f"{count:,} x {each:.5g} B ({what})" for count, each, what in parts if count * each
+    )
     return Term(bytes=size, how=f"({how}) / {shards} processes" if shards > 1 else how)
 
 
@@ -65,7 +67,9 @@ def weights(shape: ModelShape, training: TrainingShape) -> Term:
     if shards == 1:
         return term
     gathered = 2 * max(shape.layer_parameters, shape.embedding_parameters) * training.dtype_bytes
-    return Term(bytes=term.bytes + gathered, how=f"{term.how} + 2 gathered modules {gathered / 1e9:.2f} GB")
+    return Term(
+        bytes=term.bytes + gathered, how=f"{term.how} + 2 gathered modules {gathered / 1e9:.2f} GB"
+    )
 
 
 def _base_weights(shape: ModelShape, training: TrainingShape) -> list[tuple[int, float, str]]:
@@ -82,14 +86,20 @@ def _base_weights(shape: ModelShape, training: TrainingShape) -> list[tuple[int,
 
 
 def _adapter(shape: ModelShape, training: TrainingShape) -> list[tuple[int, float, str]]:
-    return [(training.lora.parameters(shape), training.adapter_bytes, "adapter")] if training.lora else []
+    return (
+        [(training.lora.parameters(shape), training.adapter_bytes, "adapter")]
+        if training.lora
+        else []
+    )
 
 
 def master_weights(shape: ModelShape, training: TrainingShape) -> Term:
     """float32 weights that a sharding engine keeps beside the 2-byte ones."""
     if not training.master_weights or training.autocast:
         return Term(bytes=0, how="")
-    return parameter_sum((training.trained_parameters(shape), 4, "float32 masters"), shards=training.world_size)
+    return parameter_sum(
+        (training.trained_parameters(shape), 4, "float32 masters"), shards=training.world_size
+    )
 
 
 def gradients(shape: ModelShape, training: TrainingShape) -> Term:
@@ -112,7 +122,9 @@ def optimizer(shape: ModelShape, training: TrainingShape) -> Term:
             "use one of them to get an estimate"
         )
     states, known = OPTIMIZERS[training.optimizer]
-    each = states * ((4 if training.master_weights else training.trained_bytes) if known is None else known)
+    each = states * (
+        (4 if training.master_weights else training.trained_bytes) if known is None else known
+    )
     count = training.trained_parameters(shape)
     # transformers keeps the states of embeddings in 32 bits.
     embedded = shape.embedding_parameters if known == EIGHT_BIT and training.lora is None else 0
@@ -188,7 +200,9 @@ def step(shape: ModelShape, training: TrainingShape) -> Term:
 
 def saving(shape: ModelShape, training: TrainingShape) -> Term:
     """Whole copies of the weights that exist only while saving."""
-    return parameter_sum((training.save_copies * shape.parameters, training.dtype_bytes, "copies while saving"))
+    return parameter_sum(
+        (training.save_copies * shape.parameters, training.dtype_bytes, "copies while saving")
+    )
 
 
 def framework(_: ModelShape, training: TrainingShape) -> Term:

@@ -20,7 +20,13 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "qwen3": {"num_key_value_heads": 32, "head_dim": 128},
     "smollm3": {"num_key_value_heads": 4, "tie_word_embeddings": True},
 }
-_REQUIRED = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "vocab_size")
+_REQUIRED = (
+    "hidden_size",
+    "num_hidden_layers",
+    "intermediate_size",
+    "num_attention_heads",
+    "vocab_size",
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,9 +85,13 @@ class ModelShape:
         try:
             config = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise CheckpointError(f"{path} is missing: expected a model folder with a config.json") from None
+            raise CheckpointError(
+                f"{path} is missing: expected a model folder with a config.json"
+            ) from None
         except json.JSONDecodeError as error:
-            raise CheckpointError(f"{path} isn't JSON ({error}): fetch or save the model again") from None
+            raise CheckpointError(
+                f"{path} isn't JSON ({error}): fetch or save the model again"
+            ) from None
         return cls.from_config(config, where=str(path))
 
     @property
@@ -129,4 +139,6 @@ class ModelShape:
     @property
     def parameters(self) -> int:
         matrices = 1 if self.tied else 2
-        return self.layers * self.layer_parameters + matrices * self.embedding_parameters + self.hidden
+        return (
+            self.layers * self.layer_parameters + matrices * self.embedding_parameters + self.hidden
+        )

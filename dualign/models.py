@@ -62,7 +62,9 @@ def load_tokenizer(stage: TrainingStage, start: Start) -> tuple[PreTrainedTokeni
     template = load_template(stage.template, tokenizer=tokenizer)
     tokenizer.chat_template = template.text
     end = end_of_turn(template, tokenizer)
-    tokenizer.eos_token = end
+    if tokenizer.eos_token != end:
+        tokenizer.eos_token = end
+        template = load_template(stage.template, tokenizer=tokenizer)  # it may write eos_token out
     if tokenizer.pad_token is None or tokenizer.pad_token == end:
         tokenizer.pad_token = _pad_token(tokenizer, end)
     return tokenizer, template

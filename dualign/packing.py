@@ -1,9 +1,9 @@
 """Documents -> packed rows of at most `max_tokens`.
 
-    lengths 5 3 2 6, max_tokens 8
-    best_fit   [6 2] [5 3]              nothing is cut; each document goes where it leaves the least room
-    wrapped    [5 3] [2 6]              one long line, cut every 8 tokens; a cut document goes on in the next row
-    none       [5] [3] [2] [6]
+lengths 5 3 2 6, max_tokens 8
+best_fit   [6 2] [5 3]        nothing is cut; a document goes where it leaves the least room
+wrapped    [5 3] [2 6]        one long line, cut every 8 tokens; the rest goes on in the next row
+none       [5] [3] [2] [6]
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,9 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PackedRow:
-    """Pieces of documents behind one another; `seq_lengths` and `groups` have one entry for each piece."""
+    """Pieces of documents behind one another; `seq_lengths` and `groups` have one entry for each
+    piece.
+    """
 
     input_ids: list[int]
     labels: list[int]
@@ -43,7 +45,11 @@ def pack(lengths: Sequence[int], *, max_tokens: int, strategy: Packing) -> list[
             f"a document of {longest} tokens doesn't fit into rows of {max_tokens}. "
             "Drop it (data.too_long: drop), raise data.max_tokens, or use packing: wrapped."
         )
-    rows = _best_fit(lengths, max_tokens) if strategy == "best_fit" else [[i] for i in range(len(lengths))]
+    rows = (
+        _best_fit(lengths, max_tokens)
+        if strategy == "best_fit"
+        else [[i] for i in range(len(lengths))]
+    )
     return [[Piece(which, 0, lengths[which]) for which in row] for row in rows]
 
 
@@ -55,7 +61,8 @@ def fill(
 ) -> PackedRow:
     """The packed row made of `pieces`; the other arguments have one entry for each of them.
 
-    The first label of a piece is ignored: what stands before it in the row belongs to another document.
+    The first label of a piece is ignored: what stands before it in the row belongs to another
+    document.
     """
     packed = PackedRow(input_ids=[], labels=[], seq_lengths=[], groups=list(groups))
     for piece, ids, marks in zip(pieces, input_ids, labels, strict=True):
@@ -66,8 +73,10 @@ def fill(
 
 
 def _best_fit(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Best-fit decreasing. `open_rooms` has bit r set if some row has room for exactly r more tokens, so the row
-    with the least room that suffices is found by shifting and taking the lowest bit."""
+    """Best-fit decreasing. `open_rooms` has bit r set if some row has room for exactly r more
+    tokens, so the row with the least room that suffices is found by shifting and taking the lowest
+    bit.
+    """
     rows: list[list[int]] = []
     rows_with_room: dict[int, list[int]] = {}
     open_rooms = 0

@@ -1,7 +1,8 @@
-"""The report's plots. Think is always blue, filled and solid; no_think always vermilion, hollow and dashed.
+"""The report's plots: think is blue, filled and solid; no_think is vermilion, hollow and dashed.
 
-Each function gives one small picture: several stand side by side on a wide page and below each other on a phone,
-so the letters keep their size. In the SVG, ink takes the colour of the page's text, for light and dark.
+Each function gives one small picture: several stand side by side on a wide page and below
+each other on a phone, so the letters keep their size. In the SVG, ink takes the colour of the
+page's text, for light and dark.
 """
 
 import io
@@ -22,7 +23,7 @@ from dualign.report_runs import Row, Series, series
 from dualign.scores import ModelScores, Score, short_label
 
 COLOURS = {"think": "#0072B2", "no_think": "#D55E00", "": "#7F7F7F"}
-LINES = {"think": "-", "no_think": "--", "": ":"}
+LINES = {"think": "-", "no_think": "--", "": "-"}
 MARKERS = {"think": "o", "no_think": "s", "": "."}
 INK = "#010203"  # stands for the page's text colour; replaced in the SVG
 MAX_POINTS = 300
@@ -67,14 +68,11 @@ def accuracy_plot(name: str, task: str, models: Sequence[ModelScores]) -> Pictur
 
 
 def loss_plot(name: str, stage: str, log: Sequence[Row]) -> Picture:
-    """Training loss as thin lines, validation loss as marked lines, in each mode that was logged."""
+    """Training loss as thin lines, validation loss as marked lines, in each logged mode."""
 
     def draw(axes: Axes) -> None:
-        modes = [
-            mode
-            for mode in MODES
-            if series(log, f"loss/{mode}") or series(log, f"eval_loss/{mode}")
-        ]
+        logged = {key.rpartition("loss/")[2] for row in log for key in row if "loss/" in key}
+        modes: list[str] = [mode for mode in MODES if mode in logged]
         for mode in modes or [""]:
             suffix, label = (f"/{mode}", mode) if mode else ("", "all rows")
             _line(axes, series(log, f"loss{suffix}"), mode, f"{label}, training", thin=True)
@@ -85,7 +83,7 @@ def loss_plot(name: str, stage: str, log: Sequence[Row]) -> Picture:
 
 
 def reward_plot(name: str, stage: str, log: Sequence[Row], what: str, prefix: str = "") -> Picture:
-    """One reward measure by step (`margins`, `accuracies`, or `rewards`: chosen and rejected) in each mode."""
+    """One reward measure by step in each mode: margins, accuracies, or rewards of both sides."""
     keys = {"rewards": ("chosen", "rejected")}.get(what, (what,))
 
     def draw(axes: Axes) -> None:
@@ -202,7 +200,7 @@ def _line(axes: Axes, points: Series, mode: str, label: str, *, thin: bool = Fal
 
 
 def _thinned(points: Series) -> Series:
-    """At most MAX_POINTS points, each the mean of a stretch of steps: a page need not hold every step."""
+    """At most MAX_POINTS points, each the mean of a stretch of steps."""
     if len(points) <= MAX_POINTS:
         return points
     width = -(-len(points) // MAX_POINTS)
@@ -256,7 +254,7 @@ def _picture(
 
 
 def _inline(svg: str, name: str) -> str:
-    """The SVG element alone, in the page's ink; ids get the plot's name, since a page holds many plots."""
+    """The SVG element alone, in the page's ink; the plot's name in its ids keeps plots apart."""
     svg = svg[svg.index("<svg") :].strip()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"(\bid=\"|href=\"#|url\(#)", rf"\g<1>{name}-", svg)

@@ -1,7 +1,7 @@
-"""The report of a pipeline: run directories -> report.html (one file) and report.md (plots in report/).
+"""The report of a pipeline: run directories -> report.html (one file), report.md (plots beside).
 
-It holds no fixed result: each number and each sentence is computed from what the stages wrote, and a part for which
-nothing was written is left out.
+It holds no fixed result: each number and each sentence is computed from what the stages wrote, and
+a part for which nothing was written is left out.
 """
 
 from collections.abc import Sequence
@@ -22,11 +22,13 @@ PICTURES = "report"
 def write_report(output_dir: Path, stages: Sequence[Path], *, title: str) -> None:
     """Writes report.html, report.md and report/*.png into `output_dir`.
 
-    `stages` are the run directories of a pipeline in their order. Raises CheckpointError where one is damaged.
+    `stages` are the run directories of a pipeline in their order. Raises CheckpointError where one
+    is incomplete or damaged.
     """
     if not stages:
         raise CheckpointError(
-            f"nothing to report in {output_dir}: no stage was named. Expected the run directories of a pipeline."
+            f"nothing to report in {output_dir}: no stage was named. "
+            "Expected the run directories of a pipeline."
         )
     report = build_report([read_stage(path) for path in stages], title=title)
     _write_pictures(output_dir / PICTURES, report)

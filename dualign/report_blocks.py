@@ -1,4 +1,4 @@
-"""What a report is made of, before it is HTML or Markdown: sections of blocks, all text plain and unescaped."""
+"""What a report is made of before it is HTML or Markdown: blocks, all text plain and unescaped."""
 
 from dataclasses import dataclass
 
@@ -21,11 +21,15 @@ class Bullets:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Grid:
-    """A table. The first `labels` columns are words, the others numbers; `groups` spans columns: (title, width)."""
+    """A table. The first `labels` columns are words, and the last with `notes`; the others numbers.
+
+    `groups` spans columns: (title, width).
+    """
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     labels: int = 1
+    notes: bool = False
     groups: tuple[tuple[str, int], ...] = ()
     caption: str = ""
 

@@ -1,4 +1,4 @@
-"""The sections on what the models can do: accuracy, what each stage bought, format, lengths, difficulty, samples."""
+"""The sections on what the models can do: accuracy and its changes, format, lengths, samples."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -45,7 +45,7 @@ def evaluation_sections(
 ) -> Iterator[Section]:
     """All that the evaluation stages allow; nothing where there is none."""
     scores = [model.scores for model in models]
-    compared = steps(scores, stages)
+    compared = steps(models, stages)
     findings = list(_findings(stages, scores, compared))
     if findings:
         yield Section(name="findings", title="In short", blocks=(Bullets(items=tuple(findings)),))
@@ -65,58 +65,48 @@ def _findings(
 ) -> Iterator[str]:
     if models:
         yield from filter(None, (thinking_finding(models[-1]), format_finding(models[-1])))
-    by_stage = {short_label(step.after.model): step for step in compared}
+    by_stage = {short_label(step.after.scores.model): step for step in compared}
     for stage in stages:
         found = list(training_findings(stage))
         if stage.name in by_stage:
             yield step_finding(by_stage.pop(stage.name))
         elif found and models:
-            yield f"{stage.name}: not evaluated by itself, so what it bought in accuracy isn't known."
+            yield f"{stage.name}: not evaluated, so what it bought in accuracy isn't known."
         yield from found
     yield from (
-        step_finding(step) for step in compared if short_label(step.after.model) in by_stage
+        step_finding(step) for step in compared if short_label(step.after.scores.model) in by_stage
     )
 
 
 def _accuracy_section(models: Sequence[ModelScores]) -> Section:
     tasks = task_names(models)
     note = (
-        "Percent right with 95 % intervals. Gain: think less no_think in the same model, in points of percent; "
-        "in brackets where its 95 % interval holds 0, so that nothing is shown."
+        "Percent right with 95 % intervals. Gain: think less no_think in the same model, in points "
+        "of percent. In brackets where its 95 % interval holds 0: such a gain is not measurable."
     )
-    tables = [
-        _accuracy_grid(models, tasks[i : i + TASKS_PER_TABLE])
-        for i in range(0, len(tasks), TASKS_PER_TABLE)
-    ]
+    parts = [tasks[i : i + TASKS_PER_TABLE] for i in range(0, len(tasks), TASKS_PER_TABLE)]
     pictures = [
         accuracy_plot(f"accuracy-{i}", task, [model for model in models if task in model.tasks])
         for i, task in enumerate(tasks)
     ]
-    return Section(
-        name="accuracy",
-        title="Accuracy in both modes",
-        blocks=(
-            Text(text=note, quiet=True),
-            *tables,
-            Gallery(pictures=tuple(pictures)),
-            _gains_grid(models),
-        ),
-    )
+    blocks: list[Block] = [Text(text=note, quiet=True)]
+    one_prompt = ", ".join(short_label(m.model) for m in models if not m.mode_switch)
+    if one_prompt:
+        text = f"Without a mode switch in its chat template, so that both modes got one prompt: {one_prompt}."
+        blocks.append(Text(text=text))
+    blocks += [_accuracy_grid(models, part) for part in parts]
+    blocks += [Gallery(pictures=tuple(pictures)), *(_gains_grid(models, part) for part in parts)]
+    return Section(name="accuracy", title="Accuracy in both modes", blocks=tuple(blocks))
 
 
-def _gains_grid(models: Sequence[ModelScores]) -> Grid:
-    rows = [
-        (task, short_label(model.model), change_text(gain))
-        for task in task_names(models)
-        for model in models
-        if (gain := model.gain(task)) is not None
-    ]
-    columns = ("task", "model", "think less no_think")
+def _gains_grid(models: Sequence[ModelScores], tasks: Sequence[str]) -> Grid:
     return Grid(
-        columns=columns,
-        rows=tuple(rows),
-        labels=2,
-        caption="What thinking adds, with 95 % intervals",
+        columns=("model", *tasks),
+        rows=tuple(
+            (short_label(model.model), *(change_text(model.gain(task)) for task in tasks))
+            for model in models
+        ),
+        caption="Gain: think less no_think, with its 95 % interval",
     )
 
 
@@ -148,31 +138,28 @@ def _count(models: Sequence[ModelScores], task: str) -> str:
 
 
 def _steps_section(compared: Sequence[Step]) -> Section:
-    rows = [
-        (
-            short_label(step.after.model),
-            short_label(step.before.model),
-            task,
-            mode,
-            "no" if not found.measurable else "gain" if found.value > 0 else "loss",
-            change_text(found),
-        )
-        for step in compared
-        for (task, mode), found in step.changes().items()
-    ]
-    grid = Grid(
-        columns=("model", "against", "task", "mode", "measurable", "change"),
-        rows=tuple(rows),
-        labels=5,
+    note = Text(text=multiplicity_note(sum(len(step.changes()) for step in compared)), quiet=True)
+    grids = tuple(_step_grid(step) for step in compared)
+    return Section(name="steps", title="What each stage bought", blocks=(note, *grids))
+
+
+def _step_grid(step: Step) -> Grid:
+    changes = step.changes()
+    tasks = dict.fromkeys(task for task, _ in changes)
+    return Grid(
+        columns=("task", *MODES),
+        rows=tuple(
+            (task, *(change_text(changes.get((task, mode))) for mode in MODES)) for task in tasks
+        ),
+        caption=step.title,
     )
-    note = Text(text=multiplicity_note(len(rows)), quiet=True)
-    return Section(name="steps", title="What each stage bought", blocks=(note, grid))
 
 
 def _format_blocks(models: Sequence[ModelScores]) -> Iterator[Block]:
     yield Text(
-        text="Percent of answers. Closed: the think block was opened and closed. Leak: thinking in the answer in "
-        "no_think mode. Empty: nothing thought in think mode. Cut: the token limit was reached while thinking.",
+        text="Percent of answers. Closed: the think block was opened and closed. Leak: thinking in "
+        "the answer in no_think mode. Empty: nothing thought in think mode. Cut: the token limit "
+        "was reached while thinking.",
         quiet=True,
     )
     columns = ("task", "model", "mode", *(name for name, _ in RATES))
@@ -223,7 +210,9 @@ def _lengths(samples: Sequence[Row], task: str) -> list[int]:
 def _difficulty_section(model: Evaluated) -> Iterator[Section]:
     pictures: list[Picture] = []
     for i, task in enumerate(task_names((model.scores,))):
-        by_mode = {mode: _by_difficulty(model.samples, task, mode) for mode in MODES}
+        by_mode: dict[str, dict[str, Score]] = {
+            mode: _by_difficulty(model.samples, task, mode) for mode in MODES
+        }
         if any(len(levels) > 1 for levels in by_mode.values()):
             pictures.append(difficulty_plot(f"difficulty-{i}", task, by_mode))
     if pictures:
@@ -263,8 +252,9 @@ def _samples_section(stages: Sequence[StageRun], model: Evaluated) -> Iterator[S
             ]
     if blocks:
         note = (
-            f"Answers of {short_label(model.scores.model)}, the same problem in both modes. Chosen by seed {seed}, by turns "
-            "from each outcome, so that failures are seen; the counts say how common each outcome is."
+            f"Answers of {short_label(model.scores.model)}, the same problem in both modes. Chosen "
+            f"by seed {seed}, by turns from each outcome, so that failures are seen; the counts "
+            "say how common each outcome is."
         )
         yield Section(
             name="samples", title="Sample answers", blocks=(Text(text=note, quiet=True), *blocks)

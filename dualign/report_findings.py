@@ -1,10 +1,11 @@
-"""What the numbers allow to say: what thinking adds, what each stage bought, whether the switch works."""
+"""What the numbers allow to say: of thinking, of what each stage bought, of the switch."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from dualign.conversation import MODES
-from dualign.report_runs import StageRun, is_preference, is_training, series
+from dualign.paired import paired_change
+from dualign.report_runs import Evaluated, StageRun, is_preference, is_training, series
 from dualign.scores import (
     Change,
     ModelScores,
@@ -18,24 +19,46 @@ from dualign.scores import (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Step:
-    """A model and the one it came from (or, where that wasn't evaluated, the one above it in the table)."""
+    """A model and the one it came from; where that wasn't evaluated, the one above it."""
 
-    after: ModelScores
-    before: ModelScores
+    after: Evaluated
+    before: Evaluated
+
+    @property
+    def title(self) -> str:
+        return f"{short_label(self.after.scores.model)} against {short_label(self.before.scores.model)}"
 
     def changes(self) -> dict[tuple[str, str], Change]:
         """By task and mode, where both models were asked."""
-        tasks = task_names((self.after,))
         found = {
-            (task, mode): change(self.after.score(task, mode), self.before.score(task, mode))
-            for task in tasks
+            (task, mode): self._change(task, mode)
+            for task in task_names((self.after.scores,))
             for mode in MODES
         }
         return {key: difference for key, difference in found.items() if difference is not None}
 
+    def _change(self, task: str, mode: str) -> Change | None:
+        """Problem by problem where both models answered the same, else as of two samples."""
+        before, after = (_right(model, task, mode) for model in (self.before, self.after))
+        if before and before.keys() == after.keys():
+            return paired_change(list(before.values()), [after[key] for key in before])
+        scores = self.after.scores.score(task, mode), self.before.scores.score(task, mode)
+        return change(*scores)
 
-def steps(models: Sequence[ModelScores], stages: Sequence[StageRun]) -> tuple[Step, ...]:
-    """What is compared with what: each model but the first with its nearest evaluated parent above it."""
+
+def _right(model: Evaluated, task: str, mode: str) -> dict[str, bool]:
+    """Which problems were right, by id. Empty where the samples aren't all there."""
+    found = {
+        str(row.get("id")): bool(row.get("correct"))
+        for row in model.samples
+        if (row.get("task"), row.get("mode")) == (task, mode)
+    }
+    score = model.scores.score(task, mode)
+    return found if score is not None and len(found) == score.n else {}
+
+
+def steps(models: Sequence[Evaluated], stages: Sequence[StageRun]) -> tuple[Step, ...]:
+    """Each model but the first, compared with its nearest evaluated parent above it."""
     return tuple(
         Step(after=model, before=_before(model, models[:index], stages))
         for index, model in enumerate(models)
@@ -43,22 +66,20 @@ def steps(models: Sequence[ModelScores], stages: Sequence[StageRun]) -> tuple[St
     )
 
 
-def _before(
-    model: ModelScores, above: Sequence[ModelScores], stages: Sequence[StageRun]
-) -> ModelScores:
-    name = short_label(model.model)
+def _before(model: Evaluated, above: Sequence[Evaluated], stages: Sequence[StageRun]) -> Evaluated:
+    name = short_label(model.scores.model)
     parents = {
         str(ref).removeprefix("stage:").split("/")[0]
         for stage in stages
         if stage.name == name
         for ref in stage.record.get("parents") or {}
     }
-    related = [other for other in above if short_label(other.model) in parents]
+    related = [other for other in above if short_label(other.scores.model) in parents]
     return (related or list(above))[-1]
 
 
 def thinking_finding(model: ModelScores) -> str | None:
-    """What thinking adds to one model, over all its tasks; None where it wasn't asked in both modes."""
+    """What thinking adds to one model on its tasks; None where it wasn't asked in both modes."""
     gains = {task: gain for task in task_names((model,)) if (gain := model.gain(task)) is not None}
     if not gains:
         return None
@@ -75,7 +96,7 @@ def thinking_finding(model: ModelScores) -> str | None:
 def step_finding(step: Step) -> str:
     """What one stage bought in accuracy. A change within its 95 % interval is not a change."""
     changes = {f"{task} {mode}": found for (task, mode), found in step.changes().items()}
-    head = f"{short_label(step.after.model)} against {short_label(step.before.model)}"
+    head = step.title
     if not changes:
         return f"{head}: no task was put to both, so nothing can be said."
     gains = [(name, c) for name, c in changes.items() if c.low > 0]
@@ -97,8 +118,9 @@ def _none_measurable(changes: dict[str, Change]) -> str:
     name, largest = max(changes.items(), key=lambda item: abs(item[1].value))
     if len(changes) == 1:
         return f"The one change lies within its 95 % interval: {name} {change_text(largest)}."
+    all_of_them = "Both" if len(changes) == 2 else f"All {len(changes)}"
     return (
-        f"All {len(changes)} changes lie within their 95 % intervals; "
+        f"{all_of_them} changes lie within their 95 % intervals; "
         f"the largest: {name} {change_text(largest)}."
     )
 
@@ -110,11 +132,12 @@ def _part(words: str, changes: Sequence[tuple[str, Change]]) -> str:
 
 
 def multiplicity_note(count: int) -> str:
-    """How many of the comparisons would stand out by chance."""
+    """What the intervals of the changes are, and how many would leave out 0 by chance."""
     return (
-        "In points of percent, with 95 % intervals of the difference (Newcombe). The two sides are taken as independent, "
-        "which makes the intervals rather too wide where both answered the same problems. No correction is made "
-        f"for the number of comparisons: of {count}, about {count * 0.05:.1f} would stand out by chance alone."
+        "In points of percent, with the 95 % interval of the change; in brackets where it holds 0: "
+        "such a change is not measurable. Intervals are of pairs where both models answered the same "
+        "problems (Agresti and Min), else of two samples (Newcombe). No correction is made for the "
+        f"number of comparisons: of {count}, about {count * 0.05:.1f} would stand out by chance alone."
     )
 
 
@@ -170,11 +193,13 @@ def format_finding(model: ModelScores) -> str | None:
     closed = _rates(model, "think", "closed_rate")
     parts = []
     if leaks:
-        parts.append(f"highest leak rate in no_think {percent(max(leaks)[0])} % ({max(leaks)[1]})")
+        worst, task = max(leaks)
+        where = f" ({task})" if worst > 0 else " on every task"
+        parts.append(f"highest leak rate in no_think {percent(worst)} %{where}")
     if closed:
-        parts.append(
-            f"lowest share of closed think blocks {percent(min(closed)[0])} % ({min(closed)[1]})"
-        )
+        worst, task = min(closed)
+        where = f" ({task})" if worst < 1 else " on every task"
+        parts.append(f"lowest share of closed think blocks {percent(worst)} %{where}")
     return f"The switch in {short_label(model.model)}: {', '.join(parts)}." if parts else None
 
 

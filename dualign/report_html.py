@@ -1,4 +1,4 @@
-"""A report as one HTML file: no script, no link, pictures inside, everything that comes from outside escaped."""
+"""A report as one HTML file: no script, no outside link, pictures inside, all text escaped."""
 
 from collections.abc import Sequence
 from html import escape
@@ -28,14 +28,16 @@ def render_html(report: Report) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
         f"<title>{escape(report.title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n"
-        f"<header><h1>{escape(report.title)}</h1>\n<dl>{facts}</dl>\n<nav>{links}</nav></header>\n<main>\n"
+        f"<header><h1>{escape(report.title)}</h1>\n<dl>{facts}</dl>\n<nav>{links}</nav></header>\n"
+        "<main>\n"
         f"{''.join(_section(section) for section in report.sections)}</main>\n</body>\n</html>\n"
     )
 
 
 def _section(section: Section) -> str:
     body = "\n".join(_block(block) for block in section.blocks)
-    return f'<section id="{escape(section.name)}">\n<h2>{escape(section.title)}</h2>\n{body}\n</section>\n'
+    title = f"<h2>{escape(section.title)}</h2>"
+    return f'<section id="{escape(section.name)}">\n{title}\n{body}\n</section>\n'
 
 
 def _block(block: Block) -> str:
@@ -51,7 +53,8 @@ def _block(block: Block) -> str:
         case SideBySide():
             return _side_by_side(block)
         case Folded():
-            return f"<details><summary>{escape(block.title)}</summary><pre>{escape(block.text)}</pre></details>"
+            title = f"<summary>{escape(block.title)}</summary>"
+            return f"<details>{title}<pre>{escape(block.text)}</pre></details>"
 
 
 def _picture(picture: Picture) -> str:
@@ -61,7 +64,8 @@ def _picture(picture: Picture) -> str:
 
 
 def _grid(grid: Grid) -> str:
-    caption = f"<caption>{escape(grid.caption)}</caption>" if grid.caption else ""
+    # Not a caption element: that would scroll away with a wide table.
+    caption = f'<p class="caption">{escape(grid.caption)}</p>' if grid.caption else ""
     groups = ""
     if grid.groups:
         cells = "".join(
@@ -73,7 +77,7 @@ def _grid(grid: Grid) -> str:
     )
     rows = "".join(f"<tr>{_cells(row, grid)}</tr>\n" for row in grid.rows)
     return (
-        f'<div class="wide"><table>{caption}<thead>{groups}<tr>{head}</tr></thead>\n'
+        f'{caption}<div class="wide"><table><thead>{groups}<tr>{head}</tr></thead>\n'
         f"<tbody>{rows}</tbody></table></div>"
     )
 
@@ -83,14 +87,18 @@ def _cells(row: Sequence[str], grid: Grid) -> str:
 
 
 def _kind(column: int, grid: Grid) -> str:
+    if grid.notes and column == len(grid.columns) - 1:
+        return ' class="word note"'
     return ' class="word"' if column < grid.labels else ""
 
 
 def _side_by_side(pair: SideBySide) -> str:
+    answers = _answer("think", pair.think) + _answer("no_think", pair.no_think)
     return (
-        f'<article><h3>{escape(pair.title)}</h3><div class="problem"><pre>{escape(pair.problem)}</pre>'
+        f"<article><h3>{escape(pair.title)}</h3>"
+        f'<div class="problem"><pre>{escape(pair.problem)}</pre>'
         f"<p>Expected: <b>{escape(pair.expected)}</b></p></div>"
-        f'<div class="modes">{_answer("think", pair.think)}{_answer("no_think", pair.no_think)}</div></article>'
+        f'<div class="modes">{answers}</div></article>'
     )
 
 
@@ -99,6 +107,7 @@ def _answer(mode: str, answer: Answer) -> str:
     thinking = f'<pre class="thinking">{escape(answer.thinking)}</pre>' if answer.thinking else ""
     text = escape(answer.answer) if answer.answer else '<span class="quiet">(no answer)</span>'
     return (
-        f'<div class="answer {mode}"><h4>{mode} <span class="{verdict.split()[0]}">{verdict}</span></h4>'
+        f'<div class="answer {mode}">'
+        f'<h4>{mode} <span class="{verdict.split()[0]}">{verdict}</span></h4>'
         f'{thinking}<pre>{text}</pre><p class="quiet">{escape(answer.note)}</p></div>'
     )

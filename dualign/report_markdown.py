@@ -68,7 +68,8 @@ def _grid(grid: Grid) -> str:
         grid.columns
     )
     names = [f"{g} {name}".strip() for g, name in zip(groups, grid.columns, strict=True)]
-    rules = ["---" if i < grid.labels else "---:" for i in range(len(names))]
+    numbers = range(grid.labels, len(names) - grid.notes)
+    rules = ["---:" if i in numbers else "---" for i in range(len(names))]
     caption = f"**{inline(grid.caption)}**\n\n" if grid.caption else ""
     return caption + "\n".join(
         [_row(names), f"| {' | '.join(rules)} |", *(_row(row) for row in grid.rows)]

@@ -1,9 +1,9 @@
-"""Run directories as the report reads them: run.json, the log, the metrics and the samples of each stage."""
+"""Run directories as the report reads them: run.json, log, metrics and samples of each stage."""
 
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ Series = tuple[tuple[int, float], ...]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StageRun:
-    """One finished stage. `record` is its run.json; `metrics` and `samples` are there for evaluations only."""
+    """One finished stage. `record` is its run.json; `metrics` and `samples` are an evaluation's."""
 
     path: Path
     name: str
@@ -41,8 +41,8 @@ def read_stage(path: Path) -> StageRun:
     for key in ("name", "kind"):
         if key not in record:
             raise CheckpointError(
-                f"{path / 'run.json'}: the key '{key}' is missing. Expected the run.json that a stage "
-                "writes; run the stage again."
+                f"{path / 'run.json'}: the key '{key}' is missing. Expected the run.json that a "
+                "stage writes; run the stage again."
             )
     metrics_file = path / "metrics.json"
     metrics = _read_json(metrics_file, expected="metrics") if metrics_file.exists() else None
@@ -62,7 +62,8 @@ def _read_json(file: Path, *, expected: str) -> Row:
         value = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(
-            f"{file} isn't there. Expected {expected}; run the pipeline to its end, or name other stages."
+            f"{file} isn't there. Expected {expected}; run the pipeline to its end, or name other "
+            "stages."
         ) from None
     except ValueError as error:
         raise CheckpointError(f"{file} isn't JSON ({error}). Run the stage again.") from None
@@ -92,7 +93,7 @@ def _read_rows(file: Path) -> Iterator[Row]:
 
 
 def series(log: Sequence[Row], key: str) -> Series:
-    """The finite values of a logged key by step. A resumed run repeats steps: the later entry counts."""
+    """The finite values of a logged key by step; of a step logged twice (a resume), the last."""
     values = {
         int(row["step"]): float(row[key])
         for row in log
@@ -102,22 +103,29 @@ def series(log: Sequence[Row], key: str) -> Series:
 
 
 def evaluated(stages: Sequence[StageRun]) -> tuple[Evaluated, ...]:
-    """The models of all evaluation stages, in order; a model with other tasks in a later stage is joined."""
-    found: dict[str, tuple[dict[str, Any], list[Row]]] = {}
+    """The models of all evaluation stages, in order; a model's tasks are joined over stages."""
+    found: dict[str, Evaluated] = {}
     for stage in stages:
         if stage.metrics is None:
             continue
         for scores in read_scores(stage.metrics, where=str(stage.path / "metrics.json")):
-            # The same task again would overwrite the first result: keep both, apart.
-            again = any(task in found.get(scores.model, ({}, []))[0] for task in scores.tasks)
-            label = f"{scores.model} ({stage.name})" if again else scores.model
-            tasks, samples = found.setdefault(label, ({}, []))
-            tasks.update(scores.tasks)
-            samples.extend(_samples_of(stage, stage.metrics, scores.model))
-    return tuple(
-        Evaluated(scores=ModelScores(model=label, tasks=tasks), samples=tuple(samples))
-        for label, (tasks, samples) in found.items()
-    )
+            samples = tuple(_samples_of(stage, stage.metrics, scores.model))
+            new = Evaluated(scores=scores, samples=samples)
+            known = found.get(scores.model)
+            if known is None:
+                found[scores.model] = new
+            elif any(task in known.scores.tasks for task in scores.tasks):
+                # The same task again would overwrite the first result: keep both, apart.
+                label = f"{scores.model} ({stage.name})"
+                found[label] = replace(new, scores=replace(scores, model=label))
+            else:
+                found[scores.model] = _joined(known, new)
+    return tuple(found.values())
+
+
+def _joined(first: Evaluated, second: Evaluated) -> Evaluated:
+    scores = replace(first.scores, tasks={**first.scores.tasks, **second.scores.tasks})
+    return Evaluated(scores=scores, samples=first.samples + second.samples)
 
 
 def _samples_of(stage: StageRun, metrics: Row, model: str) -> Iterator[Row]:
@@ -132,4 +140,5 @@ def is_training(stage: StageRun) -> bool:
 
 def is_preference(stage: StageRun) -> bool:
     """Whether the stage logged rewards, as preference stages do."""
-    return any(key.startswith("rewards/") for row in stage.log for key in row)
+    prefixes = ("rewards/", "eval_rewards/")
+    return any(key.startswith(prefixes) for row in stage.log for key in row)

@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from dualign.conversation import MODES
@@ -10,7 +10,7 @@ from dualign.report_blocks import Answer, SideBySide
 from dualign.report_runs import Row
 
 MAX_CHARACTERS = 1600
-# Where the modes differ comes first, and a failure of both is always among the first two where there is one.
+# Where the modes differ comes first, and a failure of both is among the first two if there is one.
 ORDER = ("only think right", "both wrong", "only no_think right", "both right")
 
 
@@ -81,8 +81,18 @@ def _answer(row: Row) -> Answer:
         thinking=shortened(plain(row.get("thinking"))),
         answer=shortened(plain(row.get("answer"))),
         correct=row.get("correct"),
-        note=", ".join(tokens),
+        note=", ".join([*tokens, *_faults(row)]),
     )
+
+
+def _faults(row: Row) -> Iterator[str]:
+    """What is wrong with an answer's form, as the evaluation saw it."""
+    if row.get("leaked"):
+        yield "think tag where none belongs"
+    if row.get("mode") == "think" and row.get("closed") is False:
+        yield "think block not closed"
+    if row.get("finished") is False:
+        yield "cut at the token limit"
 
 
 def plain(value: object) -> str:
@@ -104,4 +114,5 @@ def shortened(text: str) -> str:
     if left_out <= 0:
         return text
     half = MAX_CHARACTERS // 2
-    return f"{text[:half]}\n[... {left_out} characters left out; samples.jsonl has them ...]\n{text[-half:]}"
+    note = f"[... {left_out} characters left out; samples.jsonl has them ...]"
+    return f"{text[:half]}\n{note}\n{text[-half:]}"

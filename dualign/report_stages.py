@@ -1,4 +1,4 @@
-"""The sections on how the models were made: curves, rows, time and memory, checks, settings, versions."""
+"""The sections on how the models were made: curves, rows, cost, checks, settings, versions."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +13,7 @@ from dualign.report_samples import plain
 from dualign.scores import short_label
 
 MB_PER_GB = 1024
+OPTIONAL_COUNTS = ("validation", "repeats", "examples")
 
 
 def facts(stages: Sequence[StageRun], models: Sequence[Evaluated]) -> tuple[tuple[str, str], ...]:
@@ -68,7 +69,7 @@ def _curve_blocks(stage: StageRun) -> Iterator[Block]:
     if is_preference(stage):
         pictures += _reward_plots(stage)
     yield Gallery(pictures=tuple(pictures))
-    names = ["loss", *sorted({_plain_key(key) for row in stage.log for key in row} - {""})]
+    names = sorted({_shown_key(key) for row in stage.log for key in row} - {""}, key=_key_order)
     rows = [(name, ends_text(stage, name), ends_text(stage, f"eval_{name}")) for name in names]
     yield Grid(
         columns=("first to last logged", "training", "validation"),
@@ -77,10 +78,17 @@ def _curve_blocks(stage: StageRun) -> Iterator[Block]:
     )
 
 
-def _plain_key(key: str) -> str:
-    """A logged loss or reward without `eval_`; '' for other keys."""
+def _shown_key(key: str) -> str:
+    """A logged loss or reward without `eval_`; '' for others, and for rewards by source (many)."""
     name = key.removeprefix("eval_")
-    return name if name.startswith(("loss/", "rewards/")) else ""
+    if name == "loss" or name.startswith("loss/"):
+        return name
+    return name if name.startswith("rewards/") and "/source/" not in name else ""
+
+
+def _key_order(name: str) -> tuple[bool, bool, str]:
+    """Losses first, the whole before its modes, sources last."""
+    return name.startswith("rewards/"), "/source/" in name, name
 
 
 def _reward_plots(stage: StageRun) -> Iterator[Picture]:
@@ -95,34 +103,35 @@ def _reward_plots(stage: StageRun) -> Iterator[Picture]:
 
 def _row_blocks(stage: StageRun) -> Iterator[Block]:
     rows = stage.record["rows"]
-    entries = [
-        _row_cells(str(e.get("source", "-")), str(e.get("mode", "-")), e)
-        for e in rows.get("by") or ()
+    by = rows.get("by") or ()
+    counts = [
+        "in",
+        "kept",
+        *(key for key in OPTIONAL_COUNTS if any(e.get(key) for e in (rows, *by))),
     ]
-    total = {**rows, **_token_totals(rows.get("by") or ())}
-    columns = ("source", "mode", "in", "kept", "dropped", "tokens", "supervised", "mean", "longest")
+    keys = (*counts, "tokens", "supervised_tokens", "mean_tokens", "max_tokens")
+    entries = [_row_cells(str(e.get("source", "-")), str(e.get("mode", "-")), e, keys) for e in by]
+    total = {**_token_totals(by), **rows}
     yield Grid(
-        columns=columns,
-        rows=(*entries, _row_cells("all", "", total)),
+        columns=("source", "mode", *counts, "tokens", "supervised", "mean", "longest", "dropped"),
+        rows=(*entries, _row_cells("all", "", total, keys)),
         labels=2,
+        notes=True,
         caption=f"{stage.name} ({stage.kind})",
     )
     missing = [(name, gap) for name, gap in _gaps(rows) if gap]
     if missing:
         words = ", ".join(f"{name}: {gap}" for name, gap in missing)
-        yield Text(
-            text=f"{stage.name}: rows that are neither kept nor dropped, which should not be: {words}."
-        )
+        text = f"{stage.name}: rows neither kept nor dropped, which should not be: {words}."
+        yield Text(text=text)
 
 
-def _row_cells(source: str, mode: str, entry: Mapping[str, Any]) -> tuple[str, ...]:
+def _row_cells(
+    source: str, mode: str, entry: Mapping[str, Any], keys: Sequence[str]
+) -> tuple[str, ...]:
     dropped = entry.get("dropped") or {}
     reasons = ", ".join(f"{reason} {count}" for reason, count in dropped.items() if count)
-    numbers = (
-        entry.get(key) for key in ("tokens", "supervised_tokens", "mean_tokens", "max_tokens")
-    )
-    counts = (_whole(entry.get("in")), _whole(entry.get("kept")))
-    return (source, mode, *counts, reasons or "0", *(_whole(number) for number in numbers))
+    return (source, mode, *(_whole(entry.get(key)) for key in keys), reasons or "none")
 
 
 def _token_totals(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -132,11 +141,12 @@ def _token_totals(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         if values:
             found[key] = sum(values)
     longest = [entry["max_tokens"] for entry in entries if entry.get("max_tokens") is not None]
-    kept = sum(entry.get("kept") or 0 for entry in entries)
+    # Tokens are counted over what is trained on: kept rows less validation, with their repeats.
+    examples = sum(entry.get("examples", entry.get("kept")) or 0 for entry in entries)
     if longest:
         found["max_tokens"] = max(longest)
-    if kept and "tokens" in found:
-        found["mean_tokens"] = found["tokens"] / kept
+    if examples and "tokens" in found:
+        found["mean_tokens"] = found["tokens"] / examples
     return found
 
 

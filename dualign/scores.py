@@ -1,8 +1,8 @@
 """Accuracies with their intervals, and what one model gained on another.
 
-Two accuracies differ measurably when the 95 % interval of their difference leaves out zero. That interval is Newcombe's
-(1998, method 10), made of the two single intervals; it treats the two samples as independent, which is the careful side
-for models that answered the same problems.
+Two accuracies differ measurably when the 95 % interval of their difference leaves out zero. That
+interval is Newcombe's (1998, method 10), made of the two single intervals; it treats the two
+samples as independent, which is the careful side for models that answered the same problems.
 """
 
 import math
@@ -41,10 +41,12 @@ class Change:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelScores:
-    """One model's part of metrics.json: `tasks[task][mode]` is the mapping M of docs/architecture.md."""
+    """One model's part of metrics.json: `tasks[task][mode]` is M of docs/architecture.md."""
 
     model: str
     tasks: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    mode_switch: bool = True
+    """whether the checkpoint's chat template tells the modes apart"""
 
     def score(self, task: str, mode: str) -> Score | None:
         """The accuracy of one task in one mode; None where the model wasn't asked."""
@@ -56,7 +58,11 @@ class ModelScores:
         return Score(accuracy=cell["accuracy"], low=low, high=high, n=n)
 
     def gain(self, task: str) -> Change | None:
-        """What thinking adds to this model on this task."""
+        """What thinking adds on this task: as recorded (problem by problem), else of two samples."""
+        cell = self.tasks.get(task, {}).get("think", {})
+        if cell.get("gain") is not None and cell.get("gain_ci"):
+            low, high = cell["gain_ci"]
+            return Change(value=cell["gain"], low=low, high=high)
         return change(self.score(task, "think"), self.score(task, "no_think"))
 
 
@@ -81,15 +87,22 @@ def change(after: Score | None, before: Score | None) -> Change | None:
 
 
 def read_scores(metrics: Mapping[str, Any], *, where: str) -> tuple[ModelScores, ...]:
-    """The models of one metrics.json, in its order: the key `all` where there are several, else the one at the top."""
+    """The models of one metrics.json, in its order: the key `all`, else the one at the top."""
     parts = metrics.get("all") or [metrics]
     for part in parts:
         if "model" not in part or "tasks" not in part:
             raise EvaluationError(
-                f"{where}: found an entry with the keys {sorted(part)}; expected 'model' and 'tasks'. "
-                "Run the evaluation again with this version."
+                f"{where}: found an entry with the keys {sorted(part)}; expected 'model' and "
+                "'tasks'. Run the evaluation again with this version."
             )
-    return tuple(ModelScores(model=str(part["model"]), tasks=part["tasks"]) for part in parts)
+    return tuple(
+        ModelScores(
+            model=str(part["model"]),
+            tasks=part["tasks"],
+            mode_switch=part.get("mode_switch", True),
+        )
+        for part in parts
+    )
 
 
 def task_names(models: Sequence[ModelScores]) -> tuple[str, ...]:
@@ -98,8 +111,8 @@ def task_names(models: Sequence[ModelScores]) -> tuple[str, ...]:
 
 
 def short_label(model: str) -> str:
-    """A model's name for a table: the last part of a path, all of a reference."""
-    return Path(model).name if Path(model).is_absolute() else model
+    """A model's name for a table: the last part of a path, the stage of a reference to one."""
+    return Path(model).name if Path(model).is_absolute() else model.removeprefix("stage:")
 
 
 def percent(share: float | None, digits: int = 1) -> str:
@@ -123,8 +136,9 @@ def gain_text(difference: Change | None) -> str:
 
 
 def change_text(difference: Change | None) -> str:
-    """`+60.0 [+48.2, +69.4]`, in points of percent."""
+    """`+60.0 [+48.2, +69.4]`, in points of percent; in brackets where it isn't measurable."""
     if difference is None:
         return "-"
     value, low, high = (100 * x for x in (difference.value, difference.low, difference.high))
-    return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
+    text = f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
+    return text if difference.measurable else f"({text})"

@@ -22,7 +22,7 @@ class SourceConfig:
     mode: Literal["think", "no_think", "row"] = "row"
     """the mode of every row; row: each row says it, or it is read off its thinking"""
     weight: float = 1.0
-    """below 1: that seeded fraction of the rows; above 1: repeats, 2.5 = twice plus a seeded half"""
+    """below 1: that seeded fraction of the rows; above 1: repeats, 2.5 = twice and a seeded half"""
     label: str | None = None
     """the source's name in logs and tables; absent: made from the path"""
 

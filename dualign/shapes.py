@@ -9,7 +9,9 @@ from dualign.traces import TraceFault
 
 Row = Mapping[str, Any]
 
-SHAPES = "messages; prompt + completion; conversations (ShareGPT); instruction + output (Alpaca); text"
+SHAPES = (
+    "messages; prompt + completion; conversations (ShareGPT); instruction + output (Alpaca); text"
+)
 PAIR_SHAPES = "chosen + rejected, with or without prompt"
 _ROLES: dict[str, Role] = {
     "system": "system",
@@ -33,7 +35,9 @@ _TRACE_FIELDS = ("reasoning_content", "thinking", "reasoning")
 
 
 def messages_of(row: Row) -> list[Message]:
-    """The messages of a row in any known shape. Keys that are None count as absent: tables fill them in."""
+    """The messages of a row in any known shape. Keys that are None count as absent: tables fill
+    them in.
+    """
     if _has(row, "messages"):
         return _with_system(row, as_messages(row["messages"]))
     if _has(row, "conversations"):
@@ -56,9 +60,11 @@ def plain_text(row: Row) -> str | None:
 
 
 def pair_of(row: Row) -> tuple[list[Message], list[Message], list[Message]]:
-    """(prompt, chosen, rejected) of a preference row; what chosen and rejected share belongs to the prompt.
+    """(prompt, chosen, rejected) of a preference row; what chosen and rejected share belongs to the
+    prompt.
 
-    `prompt` may be a string that `chosen` repeats as its first user message, as UltraFeedback and SmolTalk2 have it.
+    `prompt` may be a string that `chosen` repeats as its first user message, as UltraFeedback and
+    SmolTalk2 have it.
     """
     if not _has(row, "chosen", "rejected"):
         raise TraceFault("unknown_shape", f"a row with {_keys(row)}. Expected {PAIR_SHAPES}")
@@ -83,10 +89,23 @@ def as_messages(value: Any) -> list[Message]:
     if isinstance(value, str):
         value = _json(value, "messages", list)
     if not isinstance(value, Sequence) or not all(isinstance(one, Mapping) for one in value):
-        raise TraceFault("unknown_shape", f"messages are {_short(value)}: expected a list of objects")
+        raise TraceFault(
+            "unknown_shape", f"messages are {_short(value)}: expected a list of objects"
+        )
     if not value:
         raise TraceFault("empty_row", "a conversation without messages")
     return [_message(one) for one in value]
+
+
+def as_kwargs(value: Any) -> dict[str, Any]:
+    """What `chat_template_kwargs` says, without the keys that a table filled with None."""
+    if isinstance(value, str):
+        value = _json(value, "chat_template_kwargs", dict)
+    if not isinstance(value, Mapping | None):
+        raise TraceFault(
+            "unknown_shape", f"chat_template_kwargs {_short(value)}: expected an object"
+        )
+    return {key: item for key, item in (value or {}).items() if item is not None}
 
 
 def as_tools(value: Any) -> tuple[Mapping[str, Any], ...]:
@@ -95,6 +114,8 @@ def as_tools(value: Any) -> tuple[Mapping[str, Any], ...]:
         return ()
     if isinstance(value, str):
         value = _json(value, "tools", list)
+    if isinstance(value, Mapping) or not isinstance(value, Sequence):
+        raise TraceFault("bad_tools", f"tools are {_short(value)}: expected a list of schemas")
     items = [_json(one, "a tool", dict) if isinstance(one, str) else one for one in value]
     if not all(isinstance(one, Mapping) for one in items):
         raise TraceFault("bad_tools", f"tools are {_short(value)}: expected a list of schemas")
@@ -127,12 +148,16 @@ def _text(content: Any) -> str:
         raise TraceFault("bad_content", f"content {_short(content)}: expected text or parts")
     for part in content:
         if not isinstance(part, Mapping) or part.get("type") != "text":
-            raise TraceFault("bad_content", f"content part {_short(part)}: only text can be trained on")
-    return "".join(part["text"] for part in content)
+            raise TraceFault(
+                "bad_content", f"content part {_short(part)}: only text can be trained on"
+            )
+    return "".join(str(part.get("text") or "") for part in content)
 
 
 def _calls(value: Any) -> tuple[Mapping[str, Any], ...]:
-    """Calls as `{"type": "function", "function": {"name", "arguments": {...}}}`; JSON arguments are read."""
+    """Calls as `{"type": "function", "function": {"name", "arguments": {...}}}`; JSON arguments are
+    read.
+    """
     if isinstance(value, str):
         value = _json(value, "tool_calls", list)
     return tuple(_call(one) for one in value)
@@ -140,22 +165,30 @@ def _calls(value: Any) -> tuple[Mapping[str, Any], ...]:
 
 def _call(item: Any) -> Mapping[str, Any]:
     call = _json(item, "a tool call", dict) if isinstance(item, str) else item
-    function = call.get("function") or call
-    if not function.get("name"):
+    function = (call.get("function") or call) if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not function.get("name"):
         raise TraceFault("bad_tools", f"tool call {_short(item)}: expected a function name")
     arguments = function.get("arguments")
     if isinstance(arguments, str):
         arguments = _json(arguments, f"the arguments of {function['name']}", dict)
-    return {"type": "function", "function": {"name": function["name"], "arguments": arguments or {}}}
+    return {
+        "type": "function",
+        "function": {"name": function["name"], "arguments": arguments or {}},
+    }
 
 
 def _alpaca(row: Row) -> list[Message]:
     question = "\n\n".join(_text(row[key]) for key in ("instruction", "input") if row.get(key))
     answer = Message(role="assistant", content=_text(row["output"]))
     turns = [Message(role="user", content=question), answer]
+    past = row.get("history") or ()
+    if any(len(pair) != len(_HISTORY) for pair in past):
+        raise TraceFault(
+            "unknown_shape", f"history {_short(past)}: expected [question, answer] pairs"
+        )
     before = [
         Message(role=role, content=_text(text))
-        for pair in row.get("history") or ()
+        for pair in past
         for role, text in zip(_HISTORY, pair, strict=True)
     ]
     return _with_system(row, [*before, *turns])

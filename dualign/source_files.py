@@ -1,4 +1,6 @@
-"""The local files behind a source and their fingerprints. Light on purpose: a finished stage is skipped by it."""
+"""The local files behind a source and their fingerprints. Light on purpose: a finished stage is
+skipped by it.
+"""
 
 import hashlib
 from pathlib import Path
@@ -21,8 +23,8 @@ _CHUNK = 1 << 20
 def local_files(path: str, base: Path | None = None) -> list[Path]:
     """The data files that `path` names, sorted; empty when it is a hub id.
 
-    A relative path starts at `base` (default: the current folder). What looks like a file but isn't there is an
-    error, so that a mistyped file name is never looked up on the hub.
+    A relative path starts at `base` (default: the current folder). What looks like a file but isn't
+    there is an error, so that a mistyped file name is never looked up on the hub.
     """
     place = (base or Path()) / Path(path).expanduser()
     if place.is_file():
@@ -52,7 +54,7 @@ def combined_sha256(fingerprints: list[tuple[str, str]]) -> str:
 
 
 def data_fingerprint(path: str, rows: int, base: Path | None = None) -> dict[str, str | int]:
-    """The entry of `run.json` that says which bytes a source was: `{"source", "sha256", "rows"}`."""
+    """Which bytes a source was, for run.json: `{"source", "sha256", "rows"}`."""
     return {
         "source": path,
         "sha256": combined_sha256(fingerprint_files(path, base)),
@@ -67,7 +69,8 @@ def data_format(file: Path) -> str:
         suffixes.pop()
     if not suffixes or suffixes[-1] not in FORMATS:
         raise DataError(
-            f"{file}: can't tell how to read it. Expected one of {', '.join(FORMATS)}, also compressed (.gz)."
+            f"{file}: can't tell how to read it. Expected one of {', '.join(FORMATS)}, "
+            "also compressed (.gz)."
         )
     return FORMATS[suffixes[-1]]
 

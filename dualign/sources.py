@@ -1,12 +1,12 @@
-"""Sources -> rows -> Conversation | PreferencePair. A row that contradicts itself is refused with its place and a code.
+"""Sources -> rows -> Conversation | PreferencePair. A row that contradicts itself is refused with
+its place and a code.
 
-`datasets` reads the rows: local files, globs, folders and saved datasets, else a hub id. What a row may look like is in
-`shapes.py`; what its traces and its mode must agree on is in `traces.py`.
+`datasets` reads the rows: local files, globs, folders and saved datasets, else a hub id. What a row
+may look like is in `shapes.py`; what its traces and its mode must agree on is in `traces.py`.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,15 @@ from dualign.conversation import Conversation, Message, Mode, PreferencePair
 from dualign.errors import DataError
 from dualign.faults import RowError
 from dualign.settings import SourceConfig, Supervise
-from dualign.shapes import Row, as_tools, messages_of, pair_of, plain_text
+from dualign.shapes import Row, as_kwargs, as_tools, messages_of, pair_of, plain_text
 from dualign.source_files import data_format, is_saved_dataset, local_files
 from dualign.traces import TraceFault, check_turns, resolve_mode, take_trace
 
 
 def source_label(source: SourceConfig) -> str:
-    """The name of a source in tables and logs: its label, or one made from path, configuration and split."""
+    """The name of a source in tables and logs: its label, or one made from path, configuration and
+    split.
+    """
     if source.label:
         return source.label
     stem = Path(source.path.rstrip("/")).name.split(".")[0]
@@ -83,7 +85,9 @@ def to_conversation(
 
 
 def to_pair(row: Row, *, source: SourceConfig, index: int) -> PreferencePair:
-    """One prompt with a better and a worse answer in one mode; RowError if the row contradicts itself."""
+    """One prompt with a better and a worse answer in one mode; RowError if the row contradicts
+    itself.
+    """
     label = source_label(source)
     try:
         kwargs = _template_kwargs(row)
@@ -118,10 +122,7 @@ class _Kwargs:
 
 
 def _template_kwargs(row: Row) -> _Kwargs:
-    given = row.get("chat_template_kwargs") or {}
-    if isinstance(given, str):
-        given = json.loads(given)
-    rest = {key: value for key, value in given.items() if value is not None}
+    rest = as_kwargs(row.get("chat_template_kwargs"))
     enable_thinking = rest.pop("enable_thinking", None)
     if not isinstance(enable_thinking, bool | None):
         found = f"enable_thinking is {enable_thinking!r}: expected true or false"
@@ -156,7 +157,8 @@ def _check_pair(
     for name, answer in (("chosen", chosen), ("rejected", rejected)):
         roles = [message.role for message in answer]
         if roles != ["assistant"]:
-            found = f"{name} continues the prompt with {roles or 'nothing'}: expected one assistant turn"
+            said = roles or "nothing"
+            found = f"{name} continues the prompt with {said}: expected one assistant turn"
             raise TraceFault("not_one_answer", found, mode)
     if not any(message.role == "user" for message in prompt):
         raise TraceFault("no_answer", "the prompt has no user turn", mode)
@@ -176,13 +178,15 @@ def _take(message: Message) -> Message:
 def _verbatim(
     row: Row, text: str, source: SourceConfig, index: int, supervise: Supervise
 ) -> Conversation:
-    """Plain text bypasses the template: `verbatim` tells it to render nothing but the text and its end."""
+    """Plain text bypasses the template: `verbatim` tells it to render nothing but the text and its
+    end.
+    """
     if supervise != "all":
         raise TraceFault("plain_text", "plain text has no answer to train on; use supervise: all")
     message = Message(role="assistant", content=text)
     mode = resolve_mode(row, [message], source_mode=source.mode, enable_thinking=None)
     return Conversation(
-        messages=(replace(message, content=text),),
+        messages=(message,),
         mode=mode,
         source=source_label(source),
         row=index,

@@ -9,9 +9,9 @@ from dualign.scores import Change, ModelScores, gain_text, score_text, short_lab
 
 
 def summary_table(models: Sequence[ModelScores], *, title: str = "Accuracy, %") -> Table:
-    """A row for each task and model: accuracy in both modes with 95 % intervals, and what thinking adds, in points.
+    """A row for each task and model: accuracy in both modes with 95 % intervals, and the gain.
 
-    A gain whose interval holds zero stands in brackets.
+    The gain is what thinking adds, in points. A gain whose interval holds zero stands in brackets.
     """
     table = Table(title=title, title_justify="left")
     for column in ("task", "model"):

@@ -1,17 +1,16 @@
 """Conversation -> Rendered: the text of a row, and the parts of it that the model has to produce.
 
-What a model must produce in a turn is what follows the generation prompt of that turn, up to and with the end-of-turn
-token. So the spans aren't searched for: each turn is rendered as it would be asked for, and the row's text has to start
-with that. A row for which this doesn't hold is refused. Example, `dualign` template, no_think (| marks the span):
+What a model must produce in a turn is what follows the generation prompt of that turn, up to and
+with the end-of-turn token. So the spans aren't searched for: each turn is rendered as it would be
+asked for, and the row's text has to start with that. A row for which this doesn't hold is refused.
+Example, `dualign` template, no_think (| marks the span):
 
     <|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n|Hello<|im_end|>|\n
 """
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import date, datetime
 from difflib import get_close_matches
 from functools import lru_cache
 from importlib.resources import files
@@ -22,24 +21,17 @@ import jinja2
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from dualign.conversation import Conversation, Message, Mode
+from dualign.dates import pin_date
 from dualign.errors import TemplateError
 from dualign.settings import Supervise
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-PINNED_DATE = date(2025, 7, 1)
-"""What `strftime_now` says when no `date` is given: tokens must not change from one day to the next."""
-
-_RESERVED = frozenset({"messages", "tools", "enable_thinking", "add_generation_prompt", "documents"})
-_PROBE = "dualignprobe"
-# Takes the place of transformers' strftime_now, which is the clock. On one line, so that jinja's line numbers hold; the
-# empty expression at the end keeps a newline that the template may start with.
-_PINNED_NOW = (
-    "{%- macro strftime_now(format) -%}{%- set made = namespace(text=format) -%}"
-    "{%- for code, text in pinned_date -%}{%- set made.text = made.text.replace(code, text) -%}"
-    "{%- endfor -%}{{- made.text -}}{%- endmacro %}{{ '' }}"
+_RESERVED = frozenset(
+    {"messages", "tools", "enable_thinking", "add_generation_prompt", "documents"}
 )
+_PROBE = "dualignprobe"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,15 +104,23 @@ class ChatTemplate:
     def _span(
         self, conversation: Conversation, turn: int, dicts: list[dict[str, Any]], text: str
     ) -> tuple[int, int]:
-        """The characters that turn `turn` must produce: after its generation prompt, to its end-of-turn."""
+        """The characters that turn `turn` must produce: after its generation prompt, to its
+        end-of-turn.
+        """
         place = f"{_place(conversation)}, message {turn}"
         prompt = self._of(conversation, dicts[:turn], prompt=True)
-        upto = text if turn == len(dicts) - 1 else self._of(conversation, dicts[: turn + 1], prompt=False)
+        upto = (
+            text
+            if turn == len(dicts) - 1
+            else self._of(conversation, dicts[: turn + 1], prompt=False)
+        )
         if not upto.startswith(prompt):
             found = "the turn doesn't start with the generation prompt of its mode"
             raise self._unproven(place, found, prompt, upto)
         if not text.startswith(upto):
-            raise self._unproven(place, "the template rewrites the turn once others follow", upto, text)
+            raise self._unproven(
+                place, "the template rewrites the turn once others follow", upto, text
+            )
         tail = self._turn_tail()
         if not upto.endswith(tail) or len(upto) - len(tail) < len(prompt):
             found = f"the turn doesn't end with the end-of-turn {tail!r} but with {upto[-60:]!r}"
@@ -133,23 +133,29 @@ class ChatTemplate:
         wanted |= {f"call of {name}": name for name in _called(message)}
         lost = [what for what, text in wanted.items() if text.strip() not in span]
         if lost:
+            what = " and the ".join(lost)
             raise TemplateError(
-                f"{place}: template {self.name!r} leaves out the {' and the '.join(lost)}: the model would be "
-                f"trained on {span[:200]!r}. Use a template that renders it (dualign)."
+                f"{place}: template {self.name!r} leaves out the {what}: the model "
+                f"would be trained on {span[:200]!r}. Use a template that renders it (dualign)."
             )
 
     def _unproven(self, place: str, found: str, expected: str, text: str) -> TemplateError:
         common = _common_length(expected, text)
         start = max(0, common - 60)
         return TemplateError(
-            f"{place}: template {self.name!r}: {found}, so what the model must produce can't be told. "
-            f"Expected {expected[start : common + 80]!r}, the row has {text[start : common + 80]!r}. "
+            f"{place}: template {self.name!r}: {found}, so what the model must "
+            f"produce can't be told. Expected {expected[start : common + 80]!r}, "
+            f"the row has {text[start : common + 80]!r}. "
             "Use a template that leaves earlier turns as they were (dualign), or supervise: last."
         )
 
     def _of(self, conversation: Conversation, dicts: list[dict[str, Any]], *, prompt: bool) -> str:
         return self._text(
-            dicts, conversation.mode, conversation.tools, conversation.template_kwargs, prompt=prompt
+            dicts,
+            conversation.mode,
+            conversation.tools,
+            conversation.template_kwargs,
+            prompt=prompt,
         )
 
     def _text(
@@ -163,9 +169,7 @@ class ChatTemplate:
     ) -> str:
         given = {**self.special_tokens, **self.template_kwargs, **template_kwargs}
         given = {key: value for key, value in given.items() if key not in _RESERVED}
-        text = self.text
-        if "strftime_now" in text:
-            text, given["pinned_date"] = _PINNED_NOW + text, _date_codes(given.get("date"))
+        text, pinned = pin_date(self.text, given.get("date"))
         try:
             rendered, _ = render_jinja_template(
                 conversations=[dicts],
@@ -174,6 +178,7 @@ class ChatTemplate:
                 add_generation_prompt=prompt,
                 enable_thinking=mode == "think",
                 **given,
+                **pinned,
             )
         except (jinja2.TemplateError, TypeError, ValueError) as error:
             raise TemplateError(f"template {self.name!r} can't render it: {error}") from error
@@ -198,9 +203,11 @@ def load_template(
     tokenizer: "PreTrainedTokenizerBase | None" = None,
     template_kwargs: Mapping[str, Any] | None = None,
 ) -> ChatTemplate:
-    """A template of `dualign/templates`, the tokenizer's own ("tokenizer"), or a `.jinja` file, tried once.
+    """A template of `dualign/templates`, the tokenizer's own ("tokenizer"), or a `.jinja` file,
+    tried once.
 
-    The tokenizer's special tokens are given to the template, as transformers does. `template_kwargs` go to every render.
+    The tokenizer's special tokens are given to the template, as transformers does.
+    `template_kwargs` go to every render.
     """
     template = ChatTemplate(
         name=name_or_path,
@@ -210,8 +217,8 @@ def load_template(
     )
     if not template.end_of_turn:
         raise TemplateError(
-            f"template {name_or_path!r} puts nothing after an assistant's answer, so a model trained on it "
-            "never learns to stop. Expected an end-of-turn token there."
+            f"template {name_or_path!r} puts nothing after an assistant's answer, so a model "
+            "trained on it never learns to stop. Expected an end-of-turn token there."
         )
     return template
 
@@ -219,34 +226,47 @@ def load_template(
 def _template_text(name_or_path: str, tokenizer: "PreTrainedTokenizerBase | None") -> str:
     if name_or_path == "tokenizer":
         if tokenizer is None or not tokenizer.chat_template:
-            raise TemplateError("template 'tokenizer': the tokenizer has no chat template. Name one: dualign.")
+            raise TemplateError(
+                "template 'tokenizer': the tokenizer has no chat template. Name one: dualign."
+            )
         return str(tokenizer.get_chat_template())
     if name_or_path.endswith(".jinja"):
         path = Path(name_or_path)
         if not path.is_file():
-            raise TemplateError(f"template {name_or_path!r}: no such file (looked at {path.absolute()})")
+            raise TemplateError(
+                f"template {name_or_path!r}: no such file (looked at {path.absolute()})"
+            )
         return path.read_text(encoding="utf-8")
     folder = files("dualign") / "templates"
-    known = sorted(file.name.removesuffix(".jinja") for file in folder.iterdir() if file.name.endswith(".jinja"))
+    known = sorted(
+        file.name.removesuffix(".jinja")
+        for file in folder.iterdir()
+        if file.name.endswith(".jinja")
+    )
     if name_or_path not in known:
         near = get_close_matches(name_or_path, known, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise TemplateError(
-            f"unknown template {name_or_path!r}{hint}. Expected {', '.join(known)}, tokenizer, or a .jinja file."
+            f"unknown template {name_or_path!r}{hint}. "
+            f"Expected {', '.join(known)}, tokenizer, or a .jinja file."
         )
     return (folder / f"{name_or_path}.jinja").read_text(encoding="utf-8")
 
 
 def _supervised(conversation: Conversation, supervise: Supervise) -> list[int]:
-    turns = [turn for turn, message in enumerate(conversation.messages) if message.role == "assistant"]
+    turns = [
+        turn for turn, message in enumerate(conversation.messages) if message.role == "assistant"
+    ]
     if supervise == "last":
         turns = turns[-1:]
     return [turn for turn in turns if conversation.messages[turn].train]
 
 
 def _message_dict(message: Message, *, as_field: bool) -> dict[str, Any]:
-    """A message as templates expect it. A template that reads `reasoning_content` gets the trace there; any other gets
-    it at the head of the content. Never both: a template that knows both would print it twice."""
+    """A message as templates expect it. A template that reads `reasoning_content` gets the trace
+    there; any other gets it at the head of the content. Never both: a template that knows both
+    would print it twice.
+    """
     made: dict[str, Any] = {"role": message.role, "content": message.content}
     if message.thinking is not None and as_field:
         made["reasoning_content"] = message.thinking
@@ -263,7 +283,7 @@ def _called(message: Message) -> list[str]:
 
 @lru_cache(maxsize=64)
 def _turn_tail(name: str, text: str, special_tokens: str, template_kwargs: str) -> str:
-    """What the template puts after an answer: the end-of-turn and the whitespace that follows it."""
+    """What the template puts after an answer: the end-of-turn, and whitespace that follows it."""
     template = ChatTemplate(
         name=name,
         text=text,
@@ -278,27 +298,10 @@ def _turn_tail(name: str, text: str, special_tokens: str, template_kwargs: str) 
     )
     rendered, _ = template._full(probe)
     if rendered.count(_PROBE) != 1:
-        raise TemplateError(f"template {name!r} doesn't print an assistant's answer once: {rendered!r}")
+        raise TemplateError(
+            f"template {name!r} doesn't print an assistant's answer once: {rendered!r}"
+        )
     return rendered.split(_PROBE)[1]
-
-
-@lru_cache(maxsize=8)
-def _date_codes(day: str | None) -> list[tuple[str, str]]:
-    """strftime's codes and their text on `day`, the longest first so that %-d isn't taken for %."""
-    moment = datetime.combine(PINNED_DATE if day is None else _parse_date(day), datetime.min.time())
-    codes = [f"%{letter}" for letter in "aAbBdmYyjHIMSpwUWxXcZf"]
-    made = [(f"%-{letter}", moment.strftime(f"%{letter}").lstrip("0") or "0") for letter in "dmHIj"]
-    return [*made, *((code, moment.strftime(code)) for code in codes), ("%%", "%")]
-
-
-def _parse_date(day: str) -> date:
-    for form in ("%Y-%m-%d", "%d %B %Y", "%d %b %Y"):
-        if re.fullmatch(r"[\w\- ]+", day):
-            try:
-                return datetime.strptime(day, form).date()
-            except ValueError:
-                continue
-    raise TemplateError(f"date {day!r}: expected a date such as 2025-07-01 or 01 July 2025")
 
 
 def _place(conversation: Conversation) -> str:

@@ -1,8 +1,10 @@
-"""Rendered -> Example: the text tokenised once, and a label for each token that the model has to produce.
+"""Rendered -> Example: the text tokenised once, and a label for each token that the model has to
+produce.
 
-Two things are checked for every supervised turn. No token may reach over a span's edge. And the prompt alone must
-tokenise to exactly the ids that the row starts with: at inference the model continues those, so a row that joins the end
-of the prompt and the start of the answer into one token would train something that never happens.
+Two things are checked for every supervised turn. No token may reach over a span's edge. And the
+prompt alone must tokenise to exactly the ids that the row starts with: at inference the model
+continues those, so a row that joins the end of the prompt and the start of the answer into one
+token would train something that never happens.
 """
 
 from bisect import bisect_left
@@ -71,13 +73,19 @@ def _labelled(
     if max_tokens is not None and len(ids) > max_tokens:
         return _fault(rendered, "too_long", f"{len(ids)} tokens, max_tokens is {max_tokens}")
     starts = [start for start, _ in offsets]
-    labels = [IGNORE_INDEX] * len(ids)
-    for start, stop in rendered.spans:
+    labels, spans = [IGNORE_INDEX] * len(ids), rendered.spans
+    if rendered.spans == ((0, len(rendered.text)),):
+        labels, spans = list(ids), ()
+    for start, stop in spans:
         first, last = bisect_left(starts, start), bisect_left(starts, stop)
-        over = [edge for at, edge in ((first, start), (last, stop)) if at and offsets[at - 1][1] > edge]
+        over = [
+            edge for at, edge in ((first, start), (last, stop)) if at and offsets[at - 1][1] > edge
+        ]
         if over or first == last or offsets[last - 1][1] != stop:
             edge = over[0] if over else stop
-            return _fault(rendered, "boundary", f"no token starts and ends at {_near(rendered.text, edge)}")
+            return _fault(
+                rendered, "boundary", f"no token starts and ends at {_near(rendered.text, edge)}"
+            )
         labels[first:last] = ids[first:last]
     if not rendered.spans:
         return _fault(rendered, "no_answer", "nothing in the row is supervised")
@@ -92,7 +100,9 @@ def _labelled(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Prompt:
-    """A prompt to be tokenised alone: characters `begin`..`stop` of a row must give its tokens `first`..`last`."""
+    """A prompt to be tokenised alone: characters `begin`..`stop` of a row must give its tokens
+    `first`..`last`.
+    """
 
     row: int
     begin: int
@@ -107,10 +117,11 @@ def _check_prompts(
     offsets: list[list[tuple[int, int]]],
     tokenizer: "PreTrainedTokenizerBase",
 ) -> list[Example | RowError]:
-    """Put a fault in the place of each example with a prompt that alone gives other ids than the row starts with.
+    """Put a fault in the place of each example with a prompt that alone gives other ids than the
+    row starts with.
 
-    A prompt is tokenised from its last added token on, because text is cut at added tokens before anything else happens
-    to it. Where that differs, the whole prompt decides.
+    A prompt is tokenised from its last added token on, because text is cut at added tokens before
+    anything else happens to it. Where that differs, the whole prompt decides.
     """
     added = frozenset(tokenizer.added_tokens_decoder)
     prompts = [

@@ -1,11 +1,12 @@
 """Thinking traces and modes: taking the trace out of a turn, and telling the mode of a row.
 
-A row that contradicts itself is refused here, because every later step would train it into the model without a word.
+A row that contradicts itself is refused here, because every later step would train it into the
+model without a word.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 from dualign.conversation import MODES, Message, Mode
 from dualign.faults import Code
@@ -24,7 +25,8 @@ class TraceFault(Exception):
 
 
 def split_trace(content: str) -> tuple[str | None, str]:
-    """(trace, answer) of an assistant's content: `<think>a</think>b` -> ("a", "b"), no block -> (None, content).
+    """(trace, answer) of an assistant's content: `<think>a</think>b` -> ("a", "b"), no block ->
+    (None, content).
 
     An empty block is no trace: it is how some families write "not thinking".
     """
@@ -47,7 +49,9 @@ def split_trace(content: str) -> tuple[str | None, str]:
 
 
 def take_trace(message: Message) -> Message:
-    """The message with the trace of its content moved into `thinking`; a trace in both places is a fault."""
+    """The message with the trace of its content moved into `thinking`; a trace in both places is a
+    fault.
+    """
     trace, answer = split_trace(message.content)
     given = (message.thinking or "").strip() or None
     if given and (OPEN in given or CLOSE in given):
@@ -64,7 +68,8 @@ def resolve_mode(
     source_mode: str,
     enable_thinking: bool | None,
 ) -> Mode:
-    """The mode that the row's field, its `enable_thinking`, its source and its system flags agree on.
+    """The mode that the row's field, its `enable_thinking`, its source and its system flags agree
+    on.
 
     If none of them says anything: think if any assistant turn has a trace.
     """
@@ -88,7 +93,9 @@ def resolve_mode(
 
 
 def check_turns(messages: Sequence[Message], mode: Mode, *, trained: Sequence[int]) -> None:
-    """Faults of a mode's turns: a trace where there may be none, none where there must be one, an empty answer."""
+    """Faults of a mode's turns: a trace where there may be none, none where there must be one, an
+    empty answer.
+    """
     for turn, message in enumerate(messages):
         if message.role != "assistant":
             continue
@@ -121,7 +128,7 @@ def _flag(messages: Sequence[Message]) -> Mode | None:
 def _as_mode(value: object) -> Mode:
     if value not in MODES:
         raise TraceFault("unknown_mode", f"mode {value!r}: expected {' or '.join(MODES)}")
-    return cast(Mode, value)
+    return value
 
 
 def _short(text: str) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PrinterCallback,
     ProgressCallback,
     Trainer,
     TrainerCallback,
@@ -23,10 +25,12 @@ from transformers import (
 from dualign.adapters import concatenate, fold
 from dualign.errors import CheckpointError
 from dualign.model_settings import TrainingStage
-from dualign.models import PARENT, Start, load_checkpoint, nf4_settings, use_both
+from dualign.models import PARENT, Start, use_both
+from dualign.reload import logits_of, saved_logits
 from dualign.rundir import CHECKPOINTS
 from dualign.weights import from_hub
 
+logger = logging.getLogger(__name__)
 _TRL_COPY = "ref"  # DPOTrainer copies the adapter it finds as its reference; ours is the parent's adapter
 _COMPLETE = "complete"  # a file in a checkpoint whose writing has ended
 PROBE_TOKENS = 256
@@ -41,6 +45,8 @@ def trainer_arguments(stage: TrainingStage, train: Mapping[str, Any], work: Path
     """The recipe's `train:` with what dualign sets and the defaults that differ from TRL's."""
     on_gpu = torch.cuda.is_available()
     defaults = {
+        # Without it the processes of a launch on CPUs don't find each other, and each trains alone.
+        "use_cpu": not torch.accelerator.is_available(),
         "bf16": stage.dtype == "bfloat16" and on_gpu,
         "report_to": "none",
         "save_total_limit": 2,
@@ -77,6 +83,21 @@ class KeepParentInForce(TrainerCallback):
         use_both(kwargs["model"])
 
 
+class LogLines(TrainerCallback):
+    """One short line per log, for output that is no terminal."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        if state.is_world_process_zero and logs:
+            logger.info(log_line(state.global_step, state.max_steps, logs))
+
+
 class OneLineLogs(ProgressCallback):
     """The progress bar, with one short line per log instead of a dict."""
 
@@ -105,10 +126,20 @@ def log_line(step: int, steps: int, logs: Mapping[str, float]) -> str:
 
 
 def prepare_trainer(trainer: Trainer, *, with_parent: bool) -> None:
-    """Our callbacks in place of the ones that print dicts."""
+    """Our callbacks in place of the ones that print dicts.
+
+    Raises:
+        CheckpointError: a launcher started several processes, but the trainer is alone.
+    """
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if trainer.args.world_size != started:
+        raise CheckpointError(
+            f"{started} processes were started, but the trainer sees {trainer.args.world_size}: each would train alone; "
+            "check use_cpu and distributed_type in the accelerate config"
+        )
+    trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
-    if not trainer.args.disable_tqdm:
-        trainer.add_callback(OneLineLogs())
+    trainer.add_callback(LogLines() if trainer.args.disable_tqdm else OneLineLogs())
     trainer.add_callback(CompleteCheckpoints())
     if with_parent:
         if _TRL_COPY in trainer.model.peft_config:
@@ -159,7 +190,7 @@ def save_result(
         trainer.model.generation_config.save_pretrained(work)
     trainer.accelerator.wait_for_everyone()
     saved = "weights" if stage.lora is None else stage.save or "adapter"
-    return {"saved": saved} | (_verify(trainer, stage, work, tokenizer) if stage.verify_reload else {})
+    return {"saved": saved} | (_verify(trainer, stage, work) if stage.verify_reload else {})
 
 
 def agree_on_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -200,21 +231,16 @@ def _set_ends(config_json: Path, model: PreTrainedModel) -> None:
     config_json.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def _verify(
-    trainer: Trainer, stage: TrainingStage, work: Path, tokenizer: PreTrainedTokenizerBase
-) -> dict[str, Any]:
-    ids_BT = _probe(trainer, tokenizer)
-    live_BTV = _logits(trainer.model_wrapped, ids_BT)
+def _verify(trainer: Trainer, stage: TrainingStage, work: Path) -> dict[str, Any]:
+    ids_BT = _probe(trainer)
+    live_BTV = logits_of(trainer.model_wrapped, ids_BT)
     if not trainer.is_world_process_zero():
         return {}
-    options: dict[str, Any] = {"dtype": next(trainer.model.parameters()).dtype if stage.lora is None else getattr(torch, stage.dtype)}
-    if stage.quantization == "nf4":
-        options |= {"quantization_config": nf4_settings(stage.dtype), "device_map": {"": str(ids_BT.device)}}
-    saved = load_checkpoint(work, attn_implementation=stage.attn_implementation, **options)
-    saved_BTV = _logits(saved.to(ids_BT.device) if not stage.quantization else saved, ids_BT)
+    nf4 = stage.quantization == "nf4"
+    saved_BTV = saved_logits(work, ids_BT, dtype=stage.dtype, attention=stage.attn_implementation, nf4=nf4)
     largest = float(live_BTV.abs().max())
     difference = float((live_BTV - saved_BTV).abs().max())
-    exact = stage.dtype == "float32" and not stage.quantization and not trainer.args.bf16
+    exact = stage.dtype == "float32" and not nf4 and not trainer.args.bf16
     bound = max(FLOOR, (FLOAT32_BOUND if exact else ROUNDED_BOUND) * largest)
     if not difference <= bound:
         raise CheckpointError(
@@ -224,17 +250,11 @@ def _verify(
     return {"reload_max_logit_difference": difference, "largest_logit": largest}
 
 
-def _probe(trainer: Trainer, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+def _probe(trainer: Trainer) -> Tensor:
     """The first tokens of a training row, alone in a batch."""
     row = trainer.train_dataset[0]
     ids = row["input_ids"] if "input_ids" in row else row["prompt_ids"] + row["chosen_ids"]
     return torch.tensor([ids[:PROBE_TOKENS]], device=trainer.accelerator.device)
-
-
-def _logits(model: torch.nn.Module, ids_BT: Tensor) -> Tensor:
-    model.eval()
-    with torch.no_grad():
-        return model(input_ids=ids_BT, use_cache=False).logits.float().cpu()
 
 
 def training_metrics(trainer: Trainer) -> dict[str, Any]:

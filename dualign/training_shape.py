@@ -77,16 +77,24 @@ class TrainingShape:
             raise ConfigError("memory can't be estimated: " + "; ".join(problems))
 
     def _problems(self) -> list[tuple[bool, str]]:
-        smallest = min(self.micro_batch, self.max_tokens, self.world_size, self.gradient_accumulation)
+        smallest = min(
+            self.micro_batch, self.max_tokens, self.world_size, self.gradient_accumulation
+        )
         return [
             (smallest < 1, f"expected sizes of 1 or more, found {smallest}"),
-            (self.quantization is not None and self.lora is None, "nf4 weights can't be trained: add lora"),
+            (
+                self.quantization is not None and self.lora is None,
+                "nf4 weights can't be trained: add lora",
+            ),
             (
                 (self.kind == "preference") != (self.reference is not None),
                 f"reference is for preference stages and needed there, found {self.reference} with kind {self.kind}",
             ),
             (self.reference == "adapter" and self.lora is None, "reference: adapter needs lora"),
-            (self.master_weights and self.dtype == "float32", "master_weights needs a 2-byte dtype, found float32"),
+            (
+                self.master_weights and self.dtype == "float32",
+                "master_weights needs a 2-byte dtype, found float32",
+            ),
         ]
 
     @property

@@ -78,8 +78,8 @@ class PairsStage:
     """of sampling"""
     top_p: float = 1.0
     """of sampling"""
-    batch_size: int = 64
-    """sequences generated at once"""
+    batch_tokens: int = 32768
+    """tokens that are in memory at once: rows of a batch times (longest prompt + limit)"""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """the weights' type in memory"""
 
@@ -89,7 +89,7 @@ class PairsStage:
             found.append(("samples", "right against wrong needs 2 samples or more"))
         if self.rejected_model is None and self.temperature == 0:
             found.append(("temperature", "greedy samples are all alike: expected more than 0"))
-        for name in ("samples", "pairs_per_prompt", "max_new_tokens", "batch_size"):
+        for name in ("samples", "pairs_per_prompt", "max_new_tokens", "batch_tokens"):
             if getattr(self, name) < 1:
                 found.append((name, f"expected 1 or more, found {getattr(self, name)}"))
         return found

@@ -9,16 +9,26 @@ one glance. Training rows, preference pairs and test rows share no problem. Only
 import argparse
 import json
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
 MODES = ("think", "no_think")
-CUPS = "ABCD"
-# Letters that tokenizers keep as one token after a space; i and a are words and are left out.
-ALPHABET = "bcdefghjklmnopqrstuvwxyz"
+PLACES = PLAYERS = "ABCDEFGH"
+# Everyday words that belong to one kind only.
+WORDS = {
+    "animals": "dog cat cow horse sheep lion tiger bear wolf fox rabbit mouse elephant monkey goat deer",
+    "fruits": "apple banana pear grape lemon peach cherry mango kiwi plum",
+    "colors": "red blue green yellow purple pink brown black white gray",
+    "tools": "hammer saw drill knife shovel axe rope nail screw ladder",
+    "clothes": "shirt coat hat shoe sock dress jacket vest glove belt skirt boot",
+    "furniture": "chair table bed desk stool shelf lamp cabinet bench mirror",
+}
+
+# So many repeats in a row mean that a family has run out of problems.
+MOST_DRAWS = 1000
 
 Row = dict[str, Any]
 
@@ -38,91 +48,19 @@ class Problem:
 
 
 def sums(rng: random.Random, terms: int) -> Problem:
-    """Adds a list of numbers from left to right: `7+12=19`."""
-    numbers = [rng.randint(2, 19) for _ in range(terms)]
-    slip_at, slip = rng.randrange(1, terms), rng.choice((-10, -1, 1, 10))
-    right, total = _add(numbers, slips={})
-    wrong, wrong_total = _add(numbers, slips={slip_at: slip})
-    listed = ", ".join(map(str, numbers))
-    question = rng.choice((f"Add these numbers: {listed}.", f"What is the sum of {listed}?"))
+    """Adds up the points of named players: `A8 B3=11 C9=20`."""
+    points = [rng.randint(1, 9) for _ in range(terms)]
+    slip_at, slip = rng.randrange(1, terms), rng.choice((-2, -1, 1, 2))
+    right, total = _add(points, slips={})
+    wrong, wrong_total = _add(points, slips={slip_at: slip})
+    listed = ", ".join(f"{name} {number}" for name, number in zip(PLAYERS, points, strict=False))
+    question = rng.choice(
+        (f"Add up the points: {listed}.", f"Points are {listed}. What is the sum?")
+    )
     return Problem(
         family="sums",
         difficulty=terms,
-        key=" ".join(map(str, sorted(numbers))),
-        question=question,
-        trace="\n".join(right),
-        answer=str(total),
-        wrong_trace="\n".join(wrong),
-        wrong_answer=str(wrong_total),
-    )
-
-
-def _add(numbers: Sequence[int], *, slips: dict[int, int]) -> tuple[list[str], int]:
-    steps, total = [], numbers[0]
-    for place, number in enumerate(numbers[1:], start=1):
-        result = total + number + slips.get(place, 0)
-        steps.append(f"{total}+{number}={result}")
-        total = result
-    return steps, total
-
-
-def cups(rng: random.Random, swaps: int) -> Problem:
-    """Follows a ball under one of four cups while pairs of cups are swapped: `A-C: C`."""
-    start = rng.choice(CUPS)
-    pairs = ["".join(rng.sample(CUPS, 2)) for _ in range(swaps)]
-    slip_at = rng.randrange(swaps)
-    right, end = _follow(start, pairs, slip_at=None)
-    wrong, wrong_end = _follow(start, pairs, slip_at=slip_at)
-    listed = ", ".join(f"{a}-{b}" for a, b in pairs)
-    question = rng.choice(
-        (
-            f"A ball is under cup {start}. Cups are swapped: {listed}. Where is the ball?",
-            f"The ball starts under {start}. Swaps: {listed}. Which cup has it now?",
-        )
-    )
-    return Problem(
-        family="cups",
-        difficulty=swaps,
-        key=f"{start} {listed}",
-        question=question,
-        trace="\n".join(right),
-        answer=end,
-        wrong_trace="\n".join(wrong),
-        wrong_answer=wrong_end,
-    )
-
-
-def _follow(start: str, pairs: Sequence[str], *, slip_at: int | None) -> tuple[list[str], str]:
-    steps, cup = [], start
-    for place, (a, b) in enumerate(pairs):
-        moved = {a: b, b: a}.get(cup, cup)
-        if place == slip_at:
-            # Swap taken when it should not be, or missed when it should: never the right cup.
-            moved = cup if moved != cup else b
-        steps.append(f"{a}-{b}: {moved}")
-        cup = moved
-    return steps, cup
-
-
-def letters(rng: random.Random, length: int) -> Problem:
-    """Counts one letter in a spelled-out string, with the count so far after each letter: `b0 k1`."""
-    target = rng.choice(ALPHABET)
-    others = ALPHABET.replace(target, "")
-    # Drawing the count first keeps the answers spread out, so that guessing the usual one does not pay.
-    count = rng.randint(1, length // 2)
-    string = [target] * count + [rng.choice(others) for _ in range(length - count)]
-    rng.shuffle(string)
-    slip_at = rng.randrange(length)
-    right, total = _count(string, target, slip_at=None)
-    wrong, wrong_total = _count(string, target, slip_at=slip_at)
-    spelled = " ".join(string)
-    question = rng.choice(
-        (f"How many times is {target} in: {spelled}", f"Count the letter {target} here: {spelled}")
-    )
-    return Problem(
-        family="letters",
-        difficulty=length,
-        key=f"{target} {spelled}",
+        key=" ".join(map(str, sorted(points))),
         question=question,
         trace=" ".join(right),
         answer=str(total),
@@ -131,30 +69,235 @@ def letters(rng: random.Random, length: int) -> Problem:
     )
 
 
-def _count(string: Sequence[str], target: str, *, slip_at: int | None) -> tuple[list[str], int]:
-    steps, count = [], 0
-    for place, letter in enumerate(string):
-        count += (letter == target) != (place == slip_at)
-        steps.append(f"{letter}{count}")
-    return steps, count
+def _add(points: Sequence[int], *, slips: Mapping[int, int]) -> tuple[list[str], int]:
+    steps, total = [f"{PLAYERS[0]}{points[0]}"], points[0]
+    for place, number in enumerate(points[1:], start=1):
+        total += number + slips.get(place, 0)
+        steps.append(f"{PLAYERS[place]}{number}={total}")
+    return steps, total
+
+
+def routes(rng: random.Random, hops: int) -> Problem:
+    """Follows arrows between eight places for a number of hops: `A>F1 F>C2`."""
+    ring = rng.sample(PLACES, len(PLACES))
+    arrows = dict(zip(ring, ring[1:] + ring[:1], strict=True))
+    start = ring[0]
+    slip_at, astray = rng.randrange(hops), rng.choice(ring[hops + 1 :])
+    right, end = _hop(start, arrows, hops, slips={})
+    wrong, wrong_end = _hop(start, arrows, hops, slips={slip_at: astray})
+    listed = ", ".join(f"{a}>{arrows[a]}" for a in rng.sample(PLACES, len(PLACES)))
+    question = rng.choice(
+        (
+            f"Arrows: {listed}. Start at {start} and follow {hops} arrows. Where do you end?",
+            f"The ways are {listed}. Where are you after {hops} hops from {start}?",
+        )
+    )
+    return Problem(
+        family="routes",
+        difficulty=hops,
+        key=f"{''.join(ring)} {hops}",
+        question=question,
+        trace=" ".join(right),
+        answer=end,
+        wrong_trace=" ".join(wrong),
+        wrong_answer=wrong_end,
+    )
+
+
+def _hop(
+    start: str, arrows: Mapping[str, str], hops: int, *, slips: Mapping[int, str]
+) -> tuple[list[str], str]:
+    steps, place = [], start
+    for hop in range(hops):
+        reached = slips.get(hop, arrows[place])
+        steps.append(f"{place}>{reached}{hop + 1}")
+        place = reached
+    return steps, place
+
+
+def counts(rng: random.Random, length: int) -> Problem:
+    """Counts the words of one kind in a list by picking them out: `dog1 cow2`."""
+    kind = rng.choice(sorted(WORDS))
+    others = [word for other, words in WORDS.items() if other != kind for word in words.split()]
+    # Drawing the count first keeps the answers spread out, so that guessing the usual one does not pay.
+    members = rng.sample(WORDS[kind].split(), rng.randint(1, length - 2))
+    listed = members + rng.sample(others, length - len(members))
+    rng.shuffle(listed)
+    slip_at = rng.randrange(length)
+    right, total = _count(listed, members, slip_at=None)
+    wrong, wrong_total = _count(listed, members, slip_at=slip_at)
+    text = ", ".join(listed)
+    question = rng.choice(
+        (f"How many {kind} are in this list: {text}?", f"Count the {kind}: {text}.")
+    )
+    return Problem(
+        family="counts",
+        difficulty=length,
+        key=f"{kind} {' '.join(sorted(listed))}",
+        question=question,
+        trace=" ".join(right),
+        answer=str(total),
+        wrong_trace=" ".join(wrong) or "none",
+        wrong_answer=str(wrong_total),
+    )
+
+
+def _count(
+    listed: Sequence[str], members: Sequence[str], *, slip_at: int | None
+) -> tuple[list[str], int]:
+    picked = [word for place, word in enumerate(listed) if (word in members) != (place == slip_at)]
+    return [f"{word}{number}" for number, word in enumerate(picked, start=1)], len(picked)
 
 
 # Family -> how to make one problem, and its difficulties from easy to hard.
 FAMILIES: dict[str, tuple[Callable[[random.Random, int], Problem], tuple[int, ...]]] = {
     "sums": (sums, (4, 6, 8)),
-    "cups": (cups, (3, 5, 7)),
-    "letters": (letters, (8, 12, 16)),
+    "routes": (routes, (2, 4, 6)),
+    "counts": (counts, (6, 8, 10)),
 }
 
 
-def distinct(family: str, seed: str) -> Iterator[Problem]:
+def distinct(family: str, seed: int | str) -> Iterator[Problem]:
     """Problems of one family without end, difficulties in turn, none twice whatever its wording."""
     make, difficulties = FAMILIES[family]
     rng = random.Random(f"{seed}/{family}")
     seen: set[str] = set()
     for difficulty in cycle(difficulties):
-        problem = make(rng, difficulty)
-        while problem.key in seen:
+        for _ in range(MOST_DRAWS):
             problem = make(rng, difficulty)
+            if problem.key not in seen:
+                break
+        else:
+            raise SystemExit(
+                f"family {family}, difficulty {difficulty}: no new one in {MOST_DRAWS} draws after "
+                f"{len(seen)} problem(s) in all; ask for fewer"
+            )
         seen.add(problem.key)
         yield problem
+
+
+def training_rows(problems: Iterable[Problem]) -> Iterator[Row]:
+    """Rows for SFT, the two modes in equal parts within each family and difficulty."""
+    for mode, problem in _with_modes(problems):
+        answer: Row = {"role": "assistant", "content": problem.answer}
+        if mode == "think":
+            answer["reasoning_content"] = problem.trace
+        yield {
+            "messages": [_user(problem.question), answer],
+            "mode": mode,
+            "family": problem.family,
+            "difficulty": problem.difficulty,
+        }
+
+
+def pair_rows(problems: Iterable[Problem]) -> Iterator[Row]:
+    """Preference pairs: the right work against the same work with one slip; the modes in equal parts."""
+    for mode, problem in _with_modes(problems):
+        chosen: Row = {"role": "assistant", "content": problem.answer}
+        rejected: Row = {"role": "assistant", "content": problem.wrong_answer}
+        if mode == "think":
+            chosen["reasoning_content"] = problem.trace
+            rejected["reasoning_content"] = problem.wrong_trace
+        yield {
+            "prompt": [_user(problem.question)],
+            "chosen": [chosen],
+            "rejected": [rejected],
+            "mode": mode,
+            "family": problem.family,
+            "difficulty": problem.difficulty,
+        }
+
+
+def task_rows(problems: Iterable[Problem]) -> Iterator[Row]:
+    """Rows of an evaluation task: a prompt and its answer, to be asked in both modes."""
+    for problem in problems:
+        yield {
+            "prompt": problem.question,
+            "answer": problem.answer,
+            "family": problem.family,
+            "difficulty": problem.difficulty,
+        }
+
+
+def chat_rows(path: Path) -> Iterator[Row]:
+    """The hand-written chat: rows with thinking are think rows, the others no_think."""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        chat = json.loads(line)
+        answer: Row = {"role": "assistant", "content": chat["answer"]}
+        if "thinking" in chat:
+            answer["reasoning_content"] = chat["thinking"]
+        mode = "think" if "thinking" in chat else "no_think"
+        yield {"messages": [_user(chat["question"]), answer], "mode": mode, "family": "chat"}
+
+
+def _with_modes(problems: Iterable[Problem]) -> Iterator[tuple[str, Problem]]:
+    """Each problem with its mode, which changes once all difficulties of the family have had their turn."""
+    for place, problem in enumerate(problems):
+        yield MODES[place // len(FAMILIES[problem.family][1]) % 2], problem
+
+
+def _user(question: str) -> Row:
+    return {"role": "user", "content": question}
+
+
+def write(path: Path, rows: Iterable[Row], *, prefix: str) -> int:
+    """Writes rows as JSON lines with an id each; says how many there were."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = 0
+    with path.open("w", encoding="utf-8") as file:
+        for written, row in enumerate(rows, start=1):
+            name = f"{prefix}-{row.get('family', 'row')}-{written:05d}"
+            file.write(json.dumps({"id": name, **row}, ensure_ascii=False) + "\n")
+    return written
+
+
+def write_all(out: Path, sizes: argparse.Namespace) -> dict[str, int]:
+    """Deals each family's problems out to the files, so that no two files share one; rows per file."""
+    train: list[Row] = []
+    pairs: list[Row] = []
+    heldout: list[Row] = []
+    written: dict[str, int] = {}
+    for family in FAMILIES:
+        problems = distinct(family, sizes.seed)
+        # The test sets come first: they stay the same whatever is asked for training.
+        written |= _write_tasks(out, "test", family, list(islice(problems, sizes.test)))
+        heldout += pair_rows(islice(problems, sizes.heldout_pairs))
+        train += training_rows(islice(problems, sizes.train))
+        pairs += pair_rows(islice(problems, sizes.pairs))
+        prompts = list(islice(problems, sizes.pair_prompts))
+        written |= _write_tasks(out, "pair_prompts", family, prompts)
+    train += chat_rows(Path(__file__).with_name("chat.jsonl"))
+    random.Random(f"{sizes.seed}/order").shuffle(train)
+    random.Random(f"{sizes.seed}/order").shuffle(pairs)
+    for name, rows in (("train", train), ("pairs", pairs), ("heldout_pairs", heldout)):
+        written[f"{name}.jsonl"] = write(out / f"{name}.jsonl", rows, prefix=name)
+    return written
+
+
+def _write_tasks(
+    out: Path, folder: str, family: str, problems: Iterable[Problem]
+) -> dict[str, int]:
+    name = f"{folder}/{family}.jsonl"
+    return {name: write(out / name, task_rows(problems), prefix=folder)}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line; prints what was written."""
+    parser = argparse.ArgumentParser(description="Makes the quickstart's problems.")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the files")
+    parser.add_argument("--seed", type=int, default=0, help="same seed, same files")
+    for name, rows, text in (
+        ("train", 240, "training problems of each family, half in each mode"),
+        ("pairs", 60, "preference pairs of each family, half in each mode"),
+        ("heldout-pairs", 24, "pairs of each family that are only measured"),
+        ("pair-prompts", 48, "problems of each family for sampling pairs from a checkpoint"),
+        ("test", 60, "test problems of each family"),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=rows, help=f"{text} ({rows})")
+    sizes = parser.parse_args(arguments)
+    for file, rows in write_all(sizes.out, sizes).items():
+        print(f"{rows:6d}  {file}")
+
+
+if __name__ == "__main__":
+    main()

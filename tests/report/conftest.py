@@ -1,4 +1,4 @@
-"""Run directories of a made-up pipeline, written as the stages write them: data, sft, pairs, apo, merged, test."""
+"""Run directories of a made-up pipeline, written as the stages write them."""
 
 import json
 import math

@@ -1,0 +1,76 @@
+"""samples.jsonl: each generation, written as it is made; a crash loses one batch at most."""
+
+import json
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dualign.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answered:
+    """What a model wrote to one request; `key` names model, prompt and settings."""
+
+    key: str
+    generated: str
+    finished: bool
+
+
+class SampleFile:
+    """The file while an evaluation runs: answers are appended; judged samples replace it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.answered: dict[str, Answered] = {}
+        if path.is_file():
+            self._read()
+
+    def append(self, answers: Iterable[Answered]) -> None:
+        """Write the answers down and make sure that they are on the disk."""
+        with self.path.open("a", encoding="utf-8") as file:
+            for answer in answers:
+                line = {
+                    "key": answer.key,
+                    "generated": answer.generated,
+                    "finished": answer.finished,
+                }
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                self.answered[answer.key] = answer
+            file.flush()
+            os.fsync(file.fileno())
+
+    def finish(self, samples: Iterable[Mapping[str, Any]]) -> None:
+        """Replace the file by the judged samples; they can still be used again by a later run."""
+        aside = self.path.with_name(f".{self.path.name}.new")
+        with aside.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
+        aside.replace(self.path)
+
+    def _read(self) -> None:
+        text = self.path.read_text(encoding="utf-8")
+        whole, _, rest = text.rpartition("\n")
+        if rest:
+            logger.warning(
+                "%s: the last line was cut by a crash; that answer is made again", self.path
+            )
+            self.path.write_text(whole + "\n" if whole else "", encoding="utf-8")
+        # Not splitlines(): a model may write U+2028 and the like, which JSON leaves as they are.
+        for number, line in enumerate(whole.split("\n") if whole else (), 1):
+            self._take(line, number)
+
+    def _take(self, line: str, number: int) -> None:
+        try:
+            row = json.loads(line)
+            answer = Answered(key=row["key"], generated=row["generated"], finished=row["finished"])
+        except (ValueError, KeyError, TypeError):
+            raise CheckpointError(
+                f"{self.path}:{number}: expected a sample with key, generated and finished; "
+                "delete the file and evaluate again, or name another folder"
+            ) from None
+        self.answered[answer.key] = answer

@@ -1,0 +1,211 @@
+"""An evaluation task: a YAML file that names rows, how they are asked, and what checks answers.
+
+name: sums-4
+rows: sums-4.jsonl          # beside this file; each row has a question and an answer
+prompt: "{question}"        # absent: the row's own `messages` or `prompt`
+verifier: integer
+"""
+
+import json
+import random
+import string
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from dualign.config import parse, read_yaml
+from dualign.errors import EvaluationError
+
+Turn = Mapping[str, Any]
+_ROW_KEYS = frozenset({"id", "prompt", "messages", "answer"})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Task:
+    """What a task file says."""
+
+    name: str
+    """the task's name in tables and in metrics.json"""
+    rows: str
+    """a .jsonl file, relative to the task file; one row each line"""
+    verifier: Literal["exact", "integer", "choice", "math"]
+    """what compares an answer with the row's `answer`"""
+    prompt: str | None = None
+    """the question, with fields of the row in braces; absent: the row's `messages` or `prompt`"""
+    instruction: str | None = None
+    """text that is added to the question, after an empty line; the same in both modes"""
+    max_new_tokens: int | None = None
+    """limit of an answer in think mode; absent: the stage's"""
+    max_new_tokens_no_think: int | None = None
+    """limit of an answer in no_think mode; absent: max_new_tokens, else the stage's"""
+
+    def problems(self) -> list[tuple[str, str]]:
+        found = []
+        for key in ("name", "rows"):
+            if not getattr(self, key).strip():
+                found.append((key, "expected a name, found nothing"))
+        for key, limit in (
+            ("max_new_tokens", self.max_new_tokens),
+            ("max_new_tokens_no_think", self.max_new_tokens_no_think),
+        ):
+            if limit is not None and limit < 1:
+                found.append((key, f"expected 1 or more, found {limit}"))
+        try:
+            list(string.Formatter().parse(self.prompt or ""))
+        except ValueError as error:
+            found.append(("prompt", f"{error}; write {{{{ and }}}} for braces that are text"))
+        return found
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Problem:
+    """A row as it is put to a model; `extra`: its other plain fields, for samples.jsonl."""
+
+    id: str
+    messages: tuple[Turn, ...]
+    expected: str
+    extra: Mapping[str, Any]
+
+    @property
+    def question(self) -> str | list[Turn]:
+        """The text of the only user turn, or all turns where there are more."""
+        if len(self.messages) == 1:
+            return str(self.messages[0]["content"])
+        return list(self.messages)
+
+
+def load_task(path: str | Path) -> Task:
+    """The task of a file; `rows` comes back as an absolute path.
+
+    Raises:
+        EvaluationError: the file is missing.
+        ConfigError: with every problem of the file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise EvaluationError(
+            f"{path}: no such task file; expected YAML with name, rows and verifier"
+        )
+    document = read_yaml(path)
+    task = parse(Task, document.value, document)
+    document.raise_problems()
+    assert task is not None, "no problems means a task"
+    return replace(task, rows=str((path.parent / task.rows).resolve()))
+
+
+def load_tasks(paths: Sequence[str | Path]) -> tuple[Task, ...]:
+    """The tasks of several files; EvaluationError where two share a name and so would mix."""
+    tasks = tuple(load_task(path) for path in paths)
+    files: dict[str, str | Path] = {}
+    for task, path in zip(tasks, paths, strict=True):
+        if task.name in files:
+            raise EvaluationError(
+                f"{files[task.name]} and {path} are both named {task.name!r}; give each task its own name"
+            )
+        files[task.name] = path
+    return tasks
+
+
+def load_problems(task: Task, *, limit: int | None = None, seed: int = 0) -> tuple[Problem, ...]:
+    """The task's problems in the order of the file; with `limit`, a seeded sample of them.
+
+    Raises:
+        EvaluationError: no rows, a row without question or answer, or an id given twice.
+    """
+    problems = tuple(_problem(task, number, row) for number, row in _read_rows(Path(task.rows)))
+    if not problems:
+        raise EvaluationError(f"{task.rows}: holds no rows; task {task.name} needs one or more")
+    seen: set[str] = set()
+    for problem in problems:
+        if problem.id in seen:
+            raise EvaluationError(
+                f"{task.rows}: the id {problem.id!r} is given twice; ids name rows"
+            )
+        seen.add(problem.id)
+    if limit is None or limit >= len(problems):
+        return problems
+    drawn = random.Random(f"{seed}:{task.name}").sample(range(len(problems)), limit)
+    return tuple(problems[i] for i in sorted(drawn))
+
+
+def _read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    if not path.is_file():
+        raise EvaluationError(
+            f"{path}: no such file; expected the task's rows, one JSON object a line"
+        )
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise EvaluationError(f"{path}:{number}: not JSON ({error})") from None
+            if not isinstance(row, dict):
+                raise EvaluationError(
+                    f"{path}:{number}: expected an object, found {line.strip()[:40]}"
+                )
+            yield number, row
+
+
+def _problem(task: Task, number: int, row: dict[str, Any]) -> Problem:
+    where = f"{task.rows}:{number}"
+    if row.get("answer") in (None, ""):
+        raise EvaluationError(
+            f"{where}: no 'answer'; the verifier {task.verifier} compares with it"
+        )
+    return Problem(
+        id=str(row.get("id", number)),
+        messages=_with_instruction(_turns(task, row, where), task.instruction, where),
+        expected=str(row["answer"]),
+        extra={
+            key: value
+            for key, value in row.items()
+            if key not in _ROW_KEYS and isinstance(value, str | int | float | bool)
+        },
+    )
+
+
+def _turns(task: Task, row: Mapping[str, Any], where: str) -> list[Turn]:
+    if task.prompt is not None:
+        try:
+            return [{"role": "user", "content": task.prompt.format_map(row)}]
+        except (KeyError, IndexError) as error:
+            raise EvaluationError(
+                f"{where}: the prompt {task.prompt!r} asks for {error}; the row has {', '.join(sorted(row))}"
+            ) from None
+    if "messages" in row:
+        turns = row["messages"]
+        if not (isinstance(turns, list) and turns and all(_is_turn(turn) for turn in turns)):
+            raise EvaluationError(f"{where}: 'messages' has to be a list of role and content")
+        if turns[-1]["role"] == "assistant":
+            raise EvaluationError(
+                f"{where}: 'messages' ends with the assistant's turn, which is the model's"
+            )
+        return list(turns)
+    if isinstance(row.get("prompt"), str):
+        return [{"role": "user", "content": row["prompt"]}]
+    raise EvaluationError(
+        f"{where}: neither 'messages' nor 'prompt' (found {', '.join(sorted(row))}); "
+        "name the field in the task, e.g. prompt: '{question}'"
+    )
+
+
+def _is_turn(turn: object) -> bool:
+    return (
+        isinstance(turn, dict)
+        and isinstance(turn.get("role"), str)
+        and isinstance(turn.get("content"), str)
+    )
+
+
+def _with_instruction(turns: list[Turn], instruction: str | None, where: str) -> tuple[Turn, ...]:
+    if not instruction:
+        return tuple(turns)
+    if turns[-1]["role"] != "user":
+        raise EvaluationError(
+            f"{where}: the last turn isn't the user's, so the instruction has no place"
+        )
+    last = {**turns[-1], "content": f"{turns[-1]['content']}\n\n{instruction}"}
+    return (*turns[:-1], last)

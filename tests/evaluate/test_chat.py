@@ -1,0 +1,77 @@
+"""A conversation driven through a pipe."""
+
+import io
+import subprocess
+import sys
+
+import pytest
+from rich.console import Console
+
+from dualign.chat import _Writer, chat
+
+
+def talk(learnt, lines, monkeypatch, **options):
+    """What the terminal shows, with colours, so that dimming can be seen."""
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines) + "\n"))
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=200, color_system="standard")
+    chat(str(learnt), max_new_tokens=40, temperature=0.0, console=console, **options)
+    return out.getvalue()
+
+
+def test_thinking_is_dimmed_and_the_answer_is_not(learnt, monkeypatch):
+    shown = talk(learnt, ["What is 4+5?", "/quit"], monkeypatch)
+    assert "\x1b[2mfour, \x1b[0m\x1b[2mfive" in shown
+    assert "9" in shown.split("five")[1]
+    assert "\x1b[2m9" not in shown
+    assert "think>" not in shown
+
+
+def test_the_switch_changes_the_answer(learnt, monkeypatch):
+    shown = talk(learnt, ["/no_think", "What is 4+5?", "/quit"], monkeypatch)
+    assert "mode: no_think" in shown
+    assert "four" not in shown
+    assert "8" in shown.split("What is" if "What is" in shown else "mode: no_think")[1]
+
+
+def test_a_question_may_follow_the_switch_and_reset_forgets(learnt, monkeypatch):
+    lines = ["What is 2+2?", "/reset", "/no_think What is 7+1?", "/nothing", "/quit"]
+    shown = talk(learnt, lines, monkeypatch)
+    assert "two twice is" in shown.replace("\x1b[0m\x1b[2m", "")
+    assert "forgotten" in shown
+    assert "/nothing: no such command" in shown
+
+
+def test_the_end_of_the_input_ends_the_conversation(learnt, monkeypatch):
+    assert "[think] >" in talk(learnt, [], monkeypatch)
+
+
+def test_a_conversation_that_is_too_long_asks_for_a_reset(learnt, monkeypatch):
+    shown = talk(learnt, ["a" * 480, "/quit"], monkeypatch)
+    assert "/reset first" in shown
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 50])
+def test_tags_are_found_in_pieces_of_any_size(size):
+    out = io.StringIO()
+    writer = _Writer(Console(file=out, width=200), thinking=False)
+    text = "a<b <think>\nx</y\n</think>\nc<thin"
+    for start in range(0, len(text), size):
+        writer.write(text[start : start + size])
+    writer.end()
+    assert out.getvalue() == "a<b \nx</y\n\nc<thin\n"
+    assert writer.text == text
+
+
+def test_a_real_pipe_drives_it(learnt):
+    code = f"from dualign.chat import chat; chat({str(learnt)!r}, max_new_tokens=40, temperature=0)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input="/no_think\nWhat is 1+2?\n/quit\n",
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert "mode: no_think" in done.stdout
+    assert "3" in done.stdout.split("mode: no_think")[1]

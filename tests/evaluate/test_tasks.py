@@ -1,0 +1,104 @@
+"""Task files: what they become, and what is refused with which words."""
+
+import json
+
+import pytest
+
+from dualign.errors import ConfigError, EvaluationError
+from dualign.tasks import load_problems, load_task, load_tasks
+
+
+def write(folder, text, rows=({"id": "a", "question": "1+1?", "answer": 2},), name="t.yaml"):
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "rows.jsonl").write_text(lines, encoding="utf-8")
+    (folder / name).write_text(text, encoding="utf-8")
+    return folder / name
+
+
+GOOD = "name: t\nrows: rows.jsonl\nverifier: integer\n"
+
+
+def test_a_row_becomes_a_question_with_its_instruction(tmp_path):
+    file = write(tmp_path, GOOD + "prompt: 'Q: {question}'\ninstruction: A number only.\n")
+    (problem,) = load_problems(load_task(file))
+    assert problem.messages == ({"role": "user", "content": "Q: 1+1?\n\nA number only."},)
+    assert problem.question == "Q: 1+1?\n\nA number only."
+    assert (problem.id, problem.expected, problem.extra) == ("a", "2", {"question": "1+1?"})
+
+
+def test_messages_of_a_row_are_taken_as_they_are(tmp_path):
+    turns = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
+    file = write(tmp_path, GOOD, rows=[{"messages": turns, "answer": "1"}])
+    (problem,) = load_problems(load_task(file))
+    assert list(problem.messages) == turns
+    assert (problem.id, problem.question) == ("1", turns)
+
+
+def test_a_sample_of_rows_is_seeded_and_keeps_their_order(tmp_path):
+    rows = [{"id": i, "prompt": str(i), "answer": i} for i in range(50)]
+    task = load_task(write(tmp_path, GOOD, rows=rows))
+    first = [int(p.id) for p in load_problems(task, limit=10, seed=1)]
+    assert first == [int(p.id) for p in load_problems(task, limit=10, seed=1)]
+    assert first != [int(p.id) for p in load_problems(task, limit=10, seed=2)]
+    assert first == sorted(first)
+    assert len(load_problems(task, limit=50)) == len(load_problems(task, limit=99)) == 50
+
+
+def test_an_unknown_key_is_told_with_its_nearest(tmp_path):
+    with pytest.raises(ConfigError, match=r"t\.yaml:4: verifer: .*did you mean 'verifier'"):
+        load_task(write(tmp_path, GOOD + "verifer: exact\n"))
+
+
+def test_an_unknown_verifier_is_told_with_its_nearest(tmp_path):
+    with pytest.raises(ConfigError, match="did you mean 'integer'"):
+        load_task(write(tmp_path, GOOD.replace("integer", "integr")))
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(EvaluationError, match=r"nope\.yaml: no such task file"):
+        load_task(tmp_path / "nope.yaml")
+    file = write(tmp_path, GOOD.replace("rows.jsonl", "other.jsonl"))
+    with pytest.raises(EvaluationError, match=r"other\.jsonl: no such file"):
+        load_problems(load_task(file))
+
+
+def test_two_tasks_of_one_name_are_refused(tmp_path):
+    files = [write(tmp_path, GOOD, name=name) for name in ("a.yaml", "b.yaml")]
+    with pytest.raises(EvaluationError, match="are both named 't'"):
+        load_tasks(files)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "holds no rows"),
+        ([{"prompt": "a"}], "rows.jsonl:1: no 'answer'"),
+        (
+            [{"question": "a", "answer": 1}],
+            "neither 'messages' nor 'prompt' .found answer, question",
+        ),
+        ([{"messages": "hi", "answer": 1}], "list of role and content"),
+        (
+            [{"messages": [{"role": "assistant", "content": "x"}], "answer": 1}],
+            "ends with the assistant",
+        ),
+        ([{"id": 1, "prompt": "a", "answer": 1}] * 2, "id '1' is given twice"),
+        (["text"], "rows.jsonl:1: expected an object"),
+    ],
+)
+def test_a_row_that_cant_be_asked_is_refused(tmp_path, rows, message):
+    with pytest.raises(EvaluationError, match=message):
+        load_problems(load_task(write(tmp_path, GOOD, rows=rows)))
+
+
+def test_a_field_that_the_row_lacks_is_named(tmp_path):
+    file = write(tmp_path, GOOD + "prompt: '{problem}'\n")
+    with pytest.raises(
+        EvaluationError, match="asks for 'problem'; the row has answer, id, question"
+    ):
+        load_problems(load_task(file))
+
+
+def test_a_prompt_with_a_lone_brace_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="for braces that are text"):
+        load_task(write(tmp_path, GOOD + "prompt: '{question'\n"))

@@ -1,0 +1,150 @@
+"""The activation formula equals, to the byte, what autograd keeps per layer in real transformers models."""
+
+import gc
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM
+from trl.trainer.utils import add_fused_lm_head
+
+from dualign.activations import activations
+from dualign.model_shape import ModelShape
+from dualign.training_shape import LoraShape, TrainingShape
+
+ROWS, TOKENS = 2, 32
+SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 160,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 24,
+    "vocab_size": 128,
+    "tie_word_embeddings": True,
+}
+LORA = LoraShape(r=8)
+CASES: dict[str, dict[str, Any]] = {
+    "float32": {},
+    "bfloat16": {"dtype": "bfloat16"},
+    "autocast": {"dtype": "bfloat16", "master_weights": True},
+    "eager": {"attention": "eager"},
+    "eager bfloat16": {"attention": "eager", "dtype": "bfloat16"},
+    "checkpointed": {"gradient_checkpointing": True},
+    "lora": {"lora": LORA},
+    "lora on two modules": {"lora": LoraShape(r=8, modules=("q_proj", "v_proj"))},
+    "lora bfloat16": {"lora": LORA, "dtype": "bfloat16"},
+    "lora autocast": {"lora": LORA, "dtype": "bfloat16", "master_weights": True},
+    "lora with dropout": {"lora": LoraShape(r=8, dropout=0.1)},
+    "lora checkpointed": {"lora": LORA, "gradient_checkpointing": True},
+}
+
+
+class Kept:
+    """A saved tensor, alive as long as the graph."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+
+
+def build(kind: str, layers: int, training: TrainingShape) -> torch.nn.Module:
+    config = AutoConfig.for_model(kind, **SIZES, num_hidden_layers=layers, pad_token_id=0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=training.attention)
+    model = model if training.autocast else model.to(getattr(torch, training.dtype))
+    add_fused_lm_head(model)
+    if training.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if training.lora:
+        names = training.lora.modules
+        targets = names if isinstance(names, str) else list(names)
+        model = get_peft_model(
+            model, LoraConfig(r=8, target_modules=targets, lora_dropout=training.lora.dropout)
+        )
+        model.enable_input_require_grads()
+    return model.train()
+
+
+def kept_bytes(model: torch.nn.Module, training: TrainingShape) -> int:
+    """Bytes of the distinct storages that the graph of one loss keeps, weights left out."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: weakref.WeakSet[Kept] = weakref.WeakSet()
+
+    def pack(tensor: torch.Tensor) -> Kept:
+        entry = Kept(tensor)
+        kept.add(entry)
+        return entry
+
+    ids_BT = torch.randint(3, 128, (ROWS, TOKENS))
+    positions_BT = torch.arange(TOKENS // 2 if training.masked else TOKENS).repeat(
+        ROWS, 2 if training.masked else 1
+    )
+    with (
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda entry: entry.tensor),
+        torch.autocast("cpu", dtype=torch.bfloat16, enabled=training.autocast),
+    ):
+        result = model(
+            input_ids=ids_BT, position_ids=positions_BT, labels=ids_BT, fused_lm_head=True
+        )
+    gc.collect()
+    storages = [entry.tensor.untyped_storage() for entry in kept]
+    del result
+    return sum(
+        {
+            found.data_ptr(): found.nbytes()
+            for found in storages
+            if found.data_ptr() not in weights
+        }.values()
+    )
+
+
+def weight_copies(shape: ModelShape, training: TrainingShape) -> int:
+    """Autocast's 2-byte copies are kept beside the activations; the estimate counts them as weights."""
+    adapter = training.lora.parameters(shape) if training.lora else 0
+    return 2 * (shape.layers * shape.layer_linear_parameters + adapter) if training.autocast else 0
+
+
+@pytest.mark.parametrize("masked", [True, False], ids=["packed", "one row"])
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+@pytest.mark.parametrize("case", CASES)
+def test_a_layer_keeps_what_the_formula_says(case: str, kind: str, masked: bool) -> None:
+    given = {"gradient_checkpointing": False, **CASES[case]}
+    training = TrainingShape(
+        kind="sft", micro_batch=ROWS, max_tokens=TOKENS, masked=masked, **given
+    )
+    one, three = (kept_bytes(build(kind, layers, training), training) for layers in (1, 3))
+    shape = ModelShape.from_config({"model_type": kind, **SIZES, "num_hidden_layers": 1})
+    sizes = activations(shape, training)
+    layer = (
+        sizes.layer_input
+        if training.gradient_checkpointing
+        else sizes.layer + weight_copies(shape, training)
+    )
+    assert (three - one) / 2 == layer
+
+
+def test_the_ends_of_the_model_are_close() -> None:
+    training = TrainingShape(
+        kind="sft", micro_batch=ROWS, max_tokens=TOKENS, gradient_checkpointing=False
+    )
+    shape = ModelShape.from_config({"model_type": "llama", **SIZES, "num_hidden_layers": 1})
+    kept = kept_bytes(build("llama", 1, training), training)
+    assert activations(shape, training).kept(shape, training) == pytest.approx(kept, rel=0.02)
+
+
+def test_dora_keeps_both_outputs_of_a_module() -> None:
+    plain, dora = (
+        activations(
+            ModelShape.from_config({"model_type": "llama", **SIZES, "num_hidden_layers": 1}),
+            TrainingShape(
+                kind="sft",
+                micro_batch=1,
+                max_tokens=1,
+                gradient_checkpointing=False,
+                lora=LoraShape(r=8, dora=dora),
+            ),
+        )
+        for dora in (False, True)
+    )
+    # q 96, k and v 48, o 64, gate and up 160, down 64: twice, in float32
+    assert dora.layer - plain.layer == 2 * 640 * 4

@@ -1,0 +1,221 @@
+"""The quickstart's problems: every trace is worked again here, from the question alone."""
+
+import json
+import re
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "quickstart"
+FAMILIES = ("sums", "routes", "counts")
+ROWS = {"train": 30, "pairs": 12, "heldout-pairs": 6, "pair-prompts": 6, "test": 9}
+SIZES = [word for name, rows in ROWS.items() for word in (f"--{name}", str(rows))]
+
+
+def make(out: Path, *arguments: str) -> Path:
+    command = [sys.executable, "-I", str(RECIPE / "problems.py"), "--out", str(out), *arguments]
+    subprocess.run(command, check=True, capture_output=True)
+    return out
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make(tmp_path_factory.mktemp("data"), *SIZES, "--seed", "3")
+
+
+def contents(folder: Path) -> dict[str, str]:
+    files = sorted(folder.rglob("*.jsonl"))
+    return {str(file.relative_to(folder)): file.read_text(encoding="utf-8") for file in files}
+
+
+def essence(question: str) -> tuple[object, ...]:
+    """What the question asks, without its wording or the order in which it lists things."""
+    if ">" in question:
+        (start,) = re.findall(r"(?:Start at|from) ([A-H])", question)
+        (hops,) = re.findall(r"\d+", question)
+        return "routes", start, int(hops), *sorted(re.findall(r"[A-H]>[A-H]", question))
+    numbers = [int(number) for number in re.findall(r"\d+", question)]
+    if numbers:
+        return "sums", *sorted(numbers)
+    kind, words = re.findall(r"(?:many|the) (\w+)(?: are in this list)?: ([a-z, ]+)", question)[0]
+    return "counts", kind, *sorted(words.split(", "))
+
+
+def work(question: str) -> tuple[str, str]:
+    """The trace and the answer that a question should have."""
+    family, *_ = essence(question)
+    if family == "sums":
+        return work_sum([int(number) for number in re.findall(r"\d+", question)])
+    if family == "routes":
+        return work_route(question)
+    return work_count(question)
+
+
+def work_sum(numbers: list[int]) -> tuple[str, str]:
+    later = [f"{'ABCDEFGH'[n]}{numbers[n]}={sum(numbers[: n + 1])}" for n in range(1, len(numbers))]
+    return " ".join([f"A{numbers[0]}", *later]), str(sum(numbers))
+
+
+def work_route(question: str) -> tuple[str, str]:
+    _, place, hops, *arrows = essence(question)
+    onward = dict(str(arrow).split(">") for arrow in arrows)
+    path = [str(place)]
+    for _ in range(int(str(hops))):
+        path.append(onward[path[-1]])
+    steps = [f"{path[n]}>{path[n + 1]}{n + 1}" for n in range(len(path) - 1)]
+    return " ".join(steps), path[-1]
+
+
+def work_count(question: str) -> tuple[str, str]:
+    sys.path.insert(0, str(RECIPE))
+    from problems import WORDS  # the only thing that a question does not say
+
+    kind, listed = re.findall(r"(?:many|the) (\w+)(?: are in this list)?: ([a-z, ]+)", question)[0]
+    picked = [word for word in listed.split(", ") if word in WORDS[kind].split()]
+    return " ".join(f"{word}{n}" for n, word in enumerate(picked, 1)), str(len(picked))
+
+
+def questions(folder: Path, name: str) -> Iterator[str]:
+    for row in read(folder / name):
+        if row.get("family") != "chat":
+            turns = row.get("messages") or row.get("prompt")
+            yield turns if isinstance(turns, str) else turns[0]["content"]
+
+
+def test_the_same_seed_gives_the_same_files(tmp_path: Path, data: Path) -> None:
+    again = make(tmp_path, *SIZES, "--seed", "3")
+    assert contents(again) == contents(data)
+
+
+def test_another_seed_gives_other_problems(tmp_path: Path, data: Path) -> None:
+    other = make(tmp_path, *SIZES, "--seed", "4")
+    mine = {essence(question) for question in questions(data, "train.jsonl")}
+    theirs = {essence(question) for question in questions(other, "train.jsonl")}
+    assert len(mine & theirs) < len(mine) / 10
+
+
+def test_no_problem_is_in_two_files_nor_twice_in_one(data: Path) -> None:
+    asked = Counter(essence(q) for name in contents(data) for q in questions(data, name))
+    assert max(asked.values()) == 1
+    assert len(asked) == 3 * sum(ROWS.values())
+
+
+def test_every_training_trace_and_answer_is_right(data: Path) -> None:
+    for row in read(data / "train.jsonl"):
+        user, assistant = row["messages"]
+        if row["family"] == "chat":
+            continue
+        trace, answer = work(user["content"])
+        assert assistant["content"] == answer
+        assert assistant.get("reasoning_content") == (trace if row["mode"] == "think" else None)
+
+
+def test_every_task_answer_is_right(data: Path) -> None:
+    for folder in ("test", "pair_prompts"):
+        for family in FAMILIES:
+            for row in read(data / folder / f"{family}.jsonl"):
+                assert row["answer"] == work(row["prompt"])[1]
+
+
+@pytest.mark.parametrize("name", ["pairs.jsonl", "heldout_pairs.jsonl"])
+def test_chosen_is_right_and_rejected_slips_in_exactly_one_step(data: Path, name: str) -> None:
+    for row in read(data / name):
+        trace, answer = work(row["prompt"][0]["content"])
+        (chosen,), (rejected,) = row["chosen"], row["rejected"]
+        assert chosen["content"] == answer != rejected["content"]
+        assert (row["mode"] == "think") == ("reasoning_content" in chosen)
+        assert ("reasoning_content" in chosen) == ("reasoning_content" in rejected)
+        if row["mode"] == "think":
+            assert chosen["reasoning_content"] == trace
+            assert len(bad_steps(row, rejected["reasoning_content"])) == 1
+
+
+def bad_steps(row: dict[str, Any], trace: str) -> list[str]:
+    """The steps that do not follow from the step before them, or from the question."""
+    steps, good = trace.split(), work(row["prompt"][0]["content"])[0].split()
+    if row["family"] == "sums":
+        return [step for step, a, b in zip(steps, rises(steps), rises(good), strict=True) if a != b]
+    if row["family"] == "routes":
+        return [step for step in steps if step[:3] not in essence(row["prompt"][0]["content"])]
+    picked, right = ({re.sub(r"\d", "", step) for step in some} for some in (steps, good))
+    return sorted((picked ^ right) - {"none"})
+
+
+def rises(steps: list[str]) -> list[int]:
+    """By how much the running total grows at each step."""
+    totals = [0, *(int(re.findall(r"\d+", step)[-1]) for step in steps)]
+    return [after - before for before, after in pairwise(totals)]
+
+
+@pytest.mark.parametrize("name", ["train.jsonl", "pairs.jsonl", "heldout_pairs.jsonl"])
+def test_the_modes_are_balanced_in_each_family_and_difficulty(data: Path, name: str) -> None:
+    rows = [row for row in read(data / name) if row["family"] != "chat"]
+    cells = Counter((row["family"], row["difficulty"], row["mode"]) for row in rows)
+    assert len(cells) == 3 * 3 * 2
+    assert len(set(cells.values())) == 1
+
+
+def test_ids_name_one_row_each(data: Path) -> None:
+    ids = [row["id"] for name in contents(data) for row in read(data / name)]
+    assert len(ids) == len(set(ids))
+
+
+def test_chat_is_mostly_without_thinking_and_never_leaks_tags(data: Path) -> None:
+    chat = [row for row in read(data / "train.jsonl") if row["family"] == "chat"]
+    modes = Counter(row["mode"] for row in chat)
+    assert len(chat) >= 60
+    assert modes["no_think"] > 3 * modes["think"] > 0
+    for row in chat:
+        answer = row["messages"][1]
+        assert ("reasoning_content" in answer) == (row["mode"] == "think")
+        assert "think>" not in json.dumps(row)
+
+
+def test_more_training_rows_leave_the_test_set_as_it_is(tmp_path: Path, data: Path) -> None:
+    more = make(tmp_path, *SIZES, "--seed", "3", "--train", "60")
+    for family in FAMILIES:
+        assert read(more / "test" / f"{family}.jsonl") == read(data / "test" / f"{family}.jsonl")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_task_files_name_rows_that_the_script_writes(data: Path, family: str) -> None:
+    for name in (family, f"pairs-{family}"):
+        task = yaml.safe_load((RECIPE / "tasks" / f"{name}.yaml").read_text(encoding="utf-8"))
+        assert (data / task["rows"].removeprefix("stage:data/")).is_file()
+        assert task["prompt"] == "{prompt}"
+
+
+def test_asking_for_more_problems_than_there_are_stops_with_a_message() -> None:
+    sys.path.insert(0, str(RECIPE))
+    from problems import FAMILIES as MAKERS
+    from problems import Problem, distinct
+
+    only = Problem(
+        family="sums",
+        difficulty=1,
+        key="1",
+        question="1",
+        trace="1",
+        answer="1",
+        wrong_trace="2",
+        wrong_answer="2",
+    )
+    MAKERS["one"] = (lambda rng, difficulty: only, (1,))
+    try:
+        problems = distinct("one", "0")
+        assert next(problems) is only
+        with pytest.raises(SystemExit, match=r"family one, difficulty 1: .* 1 problem"):
+            next(problems)
+    finally:
+        del MAKERS["one"]

@@ -1,0 +1,145 @@
+"""The sentences: each follows from the numbers, and nothing is claimed within an interval."""
+
+from pathlib import Path
+
+import pytest
+
+from dualign.report_findings import (
+    Step,
+    format_finding,
+    step_finding,
+    steps,
+    thinking_finding,
+    training_findings,
+)
+from dualign.report_runs import Evaluated, read_stage
+from dualign.scores import ModelScores, change
+
+from .conftest import cell, write_stage
+
+
+def _model(name: str, **tasks: tuple[int, int]) -> Evaluated:
+    """Tasks as (right with thinking, right without) of 100; no samples, so that nothing is paired."""
+    return Evaluated(scores=_scores(name, **tasks), samples=())
+
+
+def _scores(name: str, **tasks: tuple[int, int]) -> ModelScores:
+    cells = {t: {"think": cell(a, 100), "no_think": cell(b, 100)} for t, (a, b) in tasks.items()}
+    return ModelScores(model=name, tasks=cells)
+
+
+def test_change_within_the_interval_bought_nothing_measurable() -> None:
+    step = Step(after=_model("apo", sums=(52, 30)), before=_model("sft", sums=(50, 31)))
+    assert step_finding(step) == (
+        "apo against sft: bought nothing measurable in accuracy. Both changes lie within their "
+        "95 % intervals; the largest: sums think (+2.0 [-11.6, +15.5])."
+    )
+
+
+def _answered(name: str, right: str) -> Evaluated:
+    """One task in think mode: a letter for each problem, r where it was right."""
+    rows = [
+        {"task": "sums", "mode": "think", "id": i, "correct": letter == "r"}
+        for i, letter in enumerate(right)
+    ]
+    cells = {"sums": {"think": cell(right.count("r"), len(right))}}
+    return Evaluated(scores=ModelScores(model=name, tasks=cells), samples=tuple(rows))
+
+
+def test_same_problems_are_compared_one_by_one() -> None:
+    before, after = _answered("sft", "r" * 40 + "w" * 60), _answered("apo", "r" * 52 + "w" * 48)
+    found = Step(after=after, before=before).changes()["sums", "think"]
+    # 12 won, none lost: centre 12 / 102, spread 1.96 * sqrt(13 / 102 - (12 / 102)^2) / sqrt(102)
+    assert (found.value, found.low, found.high) == pytest.approx((0.12, 0.0522, 0.1831), abs=1e-4)
+    unpaired = Step(after=_model("apo", sums=(52, 0)), before=_model("sft", sums=(40, 0))).changes()
+    assert not unpaired["sums", "think"].measurable
+
+
+def test_models_that_answered_other_problems_are_not_paired() -> None:
+    before, after = _answered("sft", "r" * 40 + "w" * 60), _answered("apo", "r" * 52)
+    found = Step(after=after, before=before).changes()["sums", "think"]
+    expected = change(after.scores.score("sums", "think"), before.scores.score("sums", "think"))
+    assert found == expected
+
+
+def test_gains_losses_and_the_rest_are_told_apart() -> None:
+    after = _model("sft", sums=(90, 20), cups=(50, 30))
+    before = _model("base", sums=(10, 22), cups=(50, 60))
+    text = step_finding(Step(after=after, before=before))
+    assert text.startswith("sft against base: gained points on sums think +80.0 [")
+    assert "; lost points on cups no_think -30.0 [" in text
+    assert text.endswith("; no measurable change in the other 2 of 4.")
+
+
+def test_a_loss_alone_is_not_called_a_gain() -> None:
+    step = Step(after=_model("apo", sums=(10, 30)), before=_model("sft", sums=(60, 30)))
+    text = step_finding(step)
+    assert text.startswith(
+        "apo against sft: bought nothing measurable in accuracy; lost points on sums think -50.0 ["
+    )
+    assert "gained" not in text
+
+
+def test_models_without_a_common_task_are_not_compared() -> None:
+    step = Step(after=_model("apo", sums=(1, 1)), before=_model("sft", cups=(1, 1)))
+    assert step_finding(step) == "apo against sft: no task was put to both, so nothing can be said."
+
+
+def test_thinking_that_costs_or_does_nothing_is_said() -> None:
+    text = thinking_finding(_scores("m", sums=(90, 20), cups=(20, 60), letters=(50, 49)))
+    assert text is not None
+    assert text.startswith("m: thinking adds points on sums +70.0 [")
+    assert "; thinking costs points on cups -40.0 [" in text
+    assert "; no measurable difference on letters (+1.0 [" in text
+
+
+def test_thinking_is_not_judged_where_one_mode_is_missing() -> None:
+    assert thinking_finding(ModelScores(model="m", tasks={"sums": {"think": cell(1, 2)}})) is None
+
+
+def test_model_is_compared_with_its_parent_and_else_with_the_one_above(tmp_path: Path) -> None:
+    stages = [
+        read_stage(write_stage(tmp_path, "a", "sft")),
+        read_stage(write_stage(tmp_path, "b", "sft", parents=("stage:base/model",))),
+        read_stage(write_stage(tmp_path, "c", "preference", parents=("a", "pairs"))),
+    ]
+    models = [_model(name, sums=(1, 1)) for name in ("base", "a", "/runs/b", "c", "foreign")]
+    found = [(step.after.scores.model, step.before.scores.model) for step in steps(models, stages)]
+    assert found == [("a", "base"), ("/runs/b", "base"), ("c", "a"), ("foreign", "c")]
+
+
+def test_worst_task_of_the_switch_is_named() -> None:
+    tasks = {
+        "sums": {"think": cell(1, 2, closed_rate=1.0), "no_think": cell(1, 2, leak_rate=0.02)},
+        "cups": {"think": cell(1, 2, closed_rate=0.97), "no_think": cell(1, 2, leak_rate=0.0)},
+    }
+    assert format_finding(ModelScores(model="m", tasks=tasks)) == (
+        "The switch in m: highest leak rate in no_think 2.0 % (sums), "
+        "lowest share of closed think blocks 97.0 % (cups)."
+    )
+    assert format_finding(_scores("m", sums=(1, 1))) is None
+
+
+def test_preference_stage_tells_its_held_out_margins(tmp_path: Path) -> None:
+    log = [
+        {"step": 1, "loss": 1.0},
+        {"step": 2, "loss": 0.5},
+        {
+            "step": 2,
+            "eval_loss": 0.625,
+            "eval_rewards/margins/think": 0.25,
+            "eval_rewards/accuracies/think": 0.75,
+            "eval_rewards/margins/no_think": -0.5,
+            "eval_rewards/accuracies/no_think": 0.4,
+        },
+    ]
+    found = list(training_findings(read_stage(write_stage(tmp_path, "apo", "preference", log=log))))
+    assert found[0] == "apo: validation loss 0.625 to 0.625, first to last logged."
+    assert found[1].startswith(
+        "apo: reward margin on held-out pairs at the end: think +0.250 (75.0 % of pairs right), "
+        "no_think -0.500 (40.0 % of pairs right)."
+    )
+
+
+def test_stage_without_a_log_has_nothing_to_tell(tmp_path: Path) -> None:
+    assert list(training_findings(read_stage(write_stage(tmp_path, "merged", "merge")))) == []

@@ -1,0 +1,95 @@
+"""The plots: what is drawn, in which colours, and that many of them can stand in one page."""
+
+import re
+
+import pytest
+
+from dualign.plots import (
+    COLOURS,
+    INK,
+    MAX_POINTS,
+    accuracy_plot,
+    cost_plot,
+    lengths_plot,
+    loss_plot,
+    reward_plot,
+)
+from dualign.plots import _thinned as thinned
+from dualign.scores import ModelScores
+
+from .conftest import cell
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def _model(name: str) -> ModelScores:
+    return ModelScores(model=name, tasks={"sums": {"think": cell(8, 10), "no_think": cell(1, 10)}})
+
+
+def test_modes_have_their_colours_and_ink_follows_the_page() -> None:
+    svg = accuracy_plot("p", "sums", [_model("base"), _model("sft")]).svg
+    for mode in ("think", "no_think"):
+        assert COLOURS[mode].lower() in svg.lower()
+    assert "currentColor" in svg
+    assert INK not in svg
+    assert svg.startswith("<svg") and svg.endswith("</svg>")
+
+
+def test_ids_of_two_plots_differ_and_references_stay_within_a_plot() -> None:
+    ids = []
+    for name in ("first", "second"):
+        svg = accuracy_plot(name, "sums", [_model("sft")]).svg
+        own = set(re.findall(r'\bid="([^"]+)"', svg))
+        used = set(re.findall(r'href="#([^"]+)"', svg)) | set(re.findall(r"url\(#([^)]+)\)", svg))
+        assert used and used <= own
+        ids.append(own)
+    assert not ids[0] & ids[1]
+
+
+def test_same_numbers_give_the_same_bytes() -> None:
+    first, second = (cost_plot("p", "Time", {"sft": 3.0}, digits=0) for _ in range(2))
+    assert first == second
+    assert first.png.startswith(PNG)
+
+
+@pytest.mark.parametrize("name", ["a$b$c", "$", "x" * 200, "<b>&", "a_b^c"])
+def test_any_name_can_be_a_label(name: str) -> None:
+    picture = accuracy_plot(
+        "p", name, [ModelScores(model=name, tasks={name: {"think": cell(1, 2)}})]
+    )
+    assert picture.png.startswith(PNG)
+
+
+def test_curves_are_drawn_from_one_step_from_one_mode_and_without_modes() -> None:
+    one = loss_plot("p", "sft", [{"step": 1, "loss": 1.0, "loss/think": 1.0}])
+    assert COLOURS["think"].lower() in one.svg.lower()
+    assert COLOURS["no_think"].lower() not in one.svg.lower()
+    total = loss_plot("p", "sft", [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}])
+    assert COLOURS[""].lower() in total.svg.lower()
+
+
+def test_reward_plots_draw_both_modes() -> None:
+    log = [
+        {"step": s, f"rewards/margins/{m}": s * 0.1}
+        for s in range(3)
+        for m in ("think", "no_think")
+    ]
+    svg = reward_plot("p", "apo", log, "margins").svg.lower()
+    assert COLOURS["think"].lower() in svg and COLOURS["no_think"].lower() in svg
+
+
+def test_lengths_of_a_model_that_never_thinks_can_be_drawn() -> None:
+    assert lengths_plot("p", "sums", {"base": [0, 0], "sft": [0]}).png.startswith(PNG)
+
+
+def test_stages_that_took_no_time_can_be_drawn() -> None:
+    assert cost_plot("p", "Time", {"merge": 0.0}, digits=0).png.startswith(PNG)
+
+
+def test_long_curves_are_thinned_to_means() -> None:
+    short = tuple((step, 1.0) for step in range(MAX_POINTS))
+    assert thinned(short) == short
+    long = tuple((step, float(step)) for step in range(1, 4 * MAX_POINTS + 1))
+    found = thinned(long)
+    assert len(found) == MAX_POINTS
+    assert found[0] == (4, 2.5)  # the mean of 1, 2, 3, 4, at the last of them
