@@ -10,7 +10,17 @@ import types
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    Protocol,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import yaml
 
@@ -36,7 +46,9 @@ class Document:
     problems: list[str] = field(default_factory=list)
 
     def refuse(self, key: Key, message: str) -> None:
-        line = next((self.lines[key[:n]] for n in range(len(key), 0, -1) if key[:n] in self.lines), 0)
+        line = next(
+            (self.lines[key[:n]] for n in range(len(key), 0, -1) if key[:n] in self.lines), 0
+        )
         place = f"{self.file}:{line}" if line else self.file
         self.problems.append(f"{place}: {dotted(key)}: {message}" if key else f"{place}: {message}")
 
@@ -81,7 +93,9 @@ def read_yaml(path: Path, *, shown_as: str | None = None) -> Document:
         ConfigError: the file is missing, isn't YAML, or isn't a mapping.
     """
     if not path.is_file():
-        raise ConfigError(f"{path}: no such file; `dualign recipes list` names the recipes that ship")
+        raise ConfigError(
+            f"{path}: no such file; `dualign recipes list` names the recipes that ship"
+        )
     document = Document(file=shown_as or str(path))
     loader = _Loader(path.read_text(encoding="utf-8"))
     try:
@@ -90,14 +104,16 @@ def read_yaml(path: Path, *, shown_as: str | None = None) -> Document:
     except yaml.YAMLError as error:
         raise ConfigError(f"{document.file}: not YAML: {error}") from None
     if not isinstance(document.value, dict):
-        raise ConfigError(f"{document.file}: expected keys with values, found {_shown(document.value)}")
+        raise ConfigError(
+            f"{document.file}: expected keys with values, found {_shown(document.value)}"
+        )
     return document
 
 
 def parse_value(text: str) -> Any:
     """The right side of `key=value`, read as YAML."""
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a subclass of the safe loader
+        return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"override {text!r}: not a YAML value: {error}") from None
 
@@ -183,18 +199,25 @@ def _convert(expected: Any, value: Any, document: Document, key: Key) -> Any:
     if is_dataclass(expected):
         return parse(expected, value, document, key)  # type: ignore[arg-type]  # a class, not an instance
     if origin is Literal:
-        if value not in args or isinstance(value, bool) and True not in args:
-            known = [str(arg) for arg in args]
-            document.refuse(key, f"expected one of {', '.join(known)}, found {_shown(value)}{_near(value, known)}")
-        return value
+        return _convert_choice(args, value, document, key)
     if origin is tuple:
         return _convert_list(args[0], value, document, key)
     if origin in (dict, Mapping):
         if not isinstance(value, dict):
             document.refuse(key, f"expected keys with values, found {_shown(value)}")
             return {}
-        return {name: _convert(args[1], item, document, (*key, name)) for name, item in value.items()}
+        return {
+            name: _convert(args[1], item, document, (*key, name)) for name, item in value.items()
+        }
     return _convert_scalar(expected, value, document, key)
+
+
+def _convert_choice(choices: tuple[Any, ...], value: Any, document: Document, key: Key) -> Any:
+    if value not in choices or isinstance(value, bool):
+        known = [str(choice) for choice in choices]
+        found = f"found {_shown(value)}{_near(value, known)}"
+        document.refuse(key, f"expected one of {', '.join(known)}, {found}")
+    return value
 
 
 def _convert_list(item: Any, value: Any, document: Document, key: Key) -> tuple[Any, ...]:
@@ -251,5 +274,11 @@ def _named(expected: Any) -> str:
         return " or ".join(map(_named, get_args(expected)))
     if get_origin(expected) is tuple:
         return f"a list of {_named(get_args(expected)[0])}"
-    names = {str: "text", bool: "true or false", int: "a whole number", float: "a number", type(None): "nothing"}
+    names = {
+        str: "text",
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+        type(None): "nothing",
+    }
     return names.get(expected, "keys with values" if is_dataclass(expected) else str(expected))

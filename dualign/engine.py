@@ -18,7 +18,17 @@ from dualign.recipe import Recipe, StageEntry, references, replaced, stage_of
 from dualign.rundir import Outcome, locked, open_work, publish, read_run, work_folder, write_json
 
 Runner = Callable[..., Outcome]
-_PACKAGES = ("dualign", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes", "deepspeed")
+_PACKAGES = (
+    "dualign",
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "datasets",
+    "accelerate",
+    "bitsandbytes",
+    "deepspeed",
+)
 _HELD = "DUALIGN_OUTPUT_HELD"  # set for a stage that `dualign run` starts through a launcher
 
 
@@ -42,7 +52,9 @@ def statuses(recipe: Recipe, *, remember: bool = True) -> list[StageStatus]:
         prints[entry.name] = fingerprint(entry, prints, digests)
         run_dir = out / entry.name
         state = _state(run_dir, prints[entry.name])
-        found.append(StageStatus(entry=entry, fingerprint=prints[entry.name], run_dir=run_dir, state=state))
+        found.append(
+            StageStatus(entry=entry, fingerprint=prints[entry.name], run_dir=run_dir, state=state)
+        )
     if remember and out.is_dir():
         digests.save()
     return found
@@ -61,7 +73,11 @@ def _state(run_dir: Path, expected: str) -> str:
 
 
 def run(
-    recipe: Recipe, runners: Mapping[str, Runner], *, only: str | None = None, say: Callable[[str], None] = print
+    recipe: Recipe,
+    runners: Mapping[str, Runner],
+    *,
+    only: str | None = None,
+    say: Callable[[str], None] = print,
 ) -> list[Path]:
     """Run every stage (or `only` one, whose parents must be done) and return the run directories.
 
@@ -119,20 +135,26 @@ def _run_stage(
     return time.monotonic() - clock
 
 
-def _with_paths(config: Any, parents: Mapping[str, StageStatus]) -> Any:  # noqa: ANN401 - any stage dataclass
+def _with_paths(config: Any, parents: Mapping[str, StageStatus]) -> Any:
     """`stage:sft/x` -> the path of x in the run directory of sft."""
     paths = {}
     for reference in references(config):
         name, _, rest = reference.removeprefix("stage:").partition("/")
         path = parents[name].run_dir.resolve() / rest
         if not path.exists():
-            there = sorted(one.name for one in path.parent.iterdir()) if path.parent.is_dir() else []
-            raise CheckpointError(f"{reference}: no {path.name} in {path.parent} (there: {', '.join(there)})")
+            there = (
+                sorted(one.name for one in path.parent.iterdir()) if path.parent.is_dir() else []
+            )
+            raise CheckpointError(
+                f"{reference}: no {path.name} in {path.parent} (there: {', '.join(there)})"
+            )
         paths[reference] = str(path)
     return replaced(config, paths)
 
 
-def _record(status: StageStatus, parents: Mapping[str, StageStatus], outcome: Outcome) -> dict[str, Any]:
+def _record(
+    status: StageStatus, parents: Mapping[str, StageStatus], outcome: Outcome
+) -> dict[str, Any]:
     entry = status.entry
     names = dict.fromkeys(stage_of(text) for text in references(entry.config))
     return {
@@ -165,11 +187,22 @@ def _launch(recipe: Recipe, entry: StageEntry, config_file: str) -> float:
     """Start the stage on many devices, as a user would by hand, and wait for it."""
     clock = time.monotonic()
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config_file]
-    command += ["-m", "dualign", "sft" if entry.kind == "sft" else "prefer", str(recipe.file), "--stage", entry.name]
+    command += [
+        "-m",
+        "dualign",
+        "sft" if entry.kind == "sft" else "prefer",
+        str(recipe.file),
+        "--stage",
+        entry.name,
+    ]
     command += recipe.overrides
-    code = subprocess.run(command, env={**os.environ, _HELD: str(os.getpid())}, check=False).returncode
+    code = subprocess.run(
+        command, env={**os.environ, _HELD: str(os.getpid())}, check=False
+    ).returncode
     if code:
-        raise CheckpointError(f"stage {entry.name}: {' '.join(command)} exited with {code}; its messages are above")
+        raise CheckpointError(
+            f"stage {entry.name}: {' '.join(command)} exited with {code}; its messages are above"
+        )
     return time.monotonic() - clock
 
 
@@ -216,4 +249,3 @@ def _peak_mb() -> float:
     import resource
 
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
-

@@ -49,13 +49,15 @@ def fingerprint(entry: StageEntry, parents: Mapping[str, str], digests: Digests)
         "schema": _SCHEMA,
         "kind": entry.kind,
         "seed": entry.seed,
-        "config": _canonical({key: value for key, value in config.items() if key not in _NOT_PART}, parents),
+        "config": _canonical(
+            {key: value for key, value in config.items() if key not in _NOT_PART}, parents
+        ),
         "files": dict(sorted(_file_digests(config, digests))),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _canonical(value: Any, parents: Mapping[str, str]) -> Any:  # noqa: ANN401 - any config value
+def _canonical(value: Any, parents: Mapping[str, str]) -> Any:
     if isinstance(value, Mapping):
         return {key: _canonical(item, parents) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -78,7 +80,7 @@ def _package_version(package: str) -> str:
         return "not installed"
 
 
-def _file_digests(value: Any, digests: Digests, key: str = "") -> Iterator[tuple[str, str]]:  # noqa: ANN401
+def _file_digests(value: Any, digests: Digests, key: str = "") -> Iterator[tuple[str, str]]:
     if isinstance(value, (Mapping, list, tuple)):
         items = value.items() if isinstance(value, Mapping) else enumerate(value)
         for name, item in items:
@@ -97,7 +99,9 @@ def _files(value: str) -> list[Path]:
     if path.is_dir():
         if read_run(path):
             return [path / "run.json"]
-        return sorted(one for one in path.rglob("*") if one.is_file() and not one.name.startswith("."))
+        return sorted(
+            one for one in path.rglob("*") if one.is_file() and not one.name.startswith(".")
+        )
     if "*" in value:
         return sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))))
     return [path] if path.is_file() else []

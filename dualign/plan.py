@@ -15,18 +15,23 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from dualign.data.prepare import Prepared, PreparedPairs
 from dualign.engine import StageStatus, statuses
 from dualign.errors import CheckpointError, ConfigError, DualignError
 from dualign.memory import MemoryEstimate, estimate
-from dualign.model_settings import TrainingStage
 from dualign.model_shape import ModelShape
-from dualign.prepare import Prepared, PreparedPairs
 from dualign.recipe import Recipe, StageEntry, references, replaced, stage_of
 from dualign.speed import cpu_throughput, device_throughput, estimate_seconds, training_flops
+from dualign.training.settings import TrainingStage
 from dualign.training_shape import LoraShape, TrainingShape
 
 # TRL's and transformers' defaults, where the recipe is silent.
-_DEFAULTS = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "num_train_epochs": 3.0, "max_steps": -1}
+_DEFAULTS = {
+    "per_device_train_batch_size": 8,
+    "gradient_accumulation_steps": 1,
+    "num_train_epochs": 3.0,
+    "max_steps": -1,
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,12 +60,14 @@ def show_plan(recipe: Recipe, *, console: Console | None = None) -> None:
 
 def show_rows(recipe: Recipe, entry: StageEntry, *, count: int) -> None:
     """Print `count` rows per source and mode of a training stage, as the model gets them."""
-    from dualign.inspect import show
+    from dualign.data.inspect import show
 
     found = statuses(recipe, remember=False)
     config, missing = _resolved(entry, found)
     if missing:
-        raise ConfigError(f"{recipe.file}: stage {entry.name} reads from {', '.join(missing)}, which hasn't run yet")
+        raise ConfigError(
+            f"{recipe.file}: stage {entry.name} reads from {', '.join(missing)}, which hasn't run yet"
+        )
     data, tokenizer = _prepared(config, entry.kind, entry.seed)
     show(data, tokenizer, samples=count)
 
@@ -71,19 +78,25 @@ def _stage_table(recipe: Recipe, found: list[StageStatus]) -> Table:
         table.add_column(name, overflow="fold")
     for status in found:
         parents = dict.fromkeys(stage_of(text) for text in references(status.entry.config))
-        start = ", ".join(name for name in parents if name) or getattr(status.entry.config, "model", "")
-        table.add_row(status.entry.name, status.entry.kind, status.state, start, str(status.run_dir))
+        start = ", ".join(name for name in parents if name) or getattr(
+            status.entry.config, "model", ""
+        )
+        table.add_row(
+            status.entry.name, status.entry.kind, status.state, start, str(status.run_dir)
+        )
     return table
 
 
-def _show_training(recipe: Recipe, status: StageStatus, found: list[StageStatus], console: Console) -> None:
+def _show_training(
+    recipe: Recipe, status: StageStatus, found: list[StageStatus], console: Console
+) -> None:
     entry = status.entry
     console.rule(f"{entry.name} ({entry.kind})", align="left")
     config, missing = _resolved(entry, found)
     data: Prepared | PreparedPairs | None = None
     if not missing and _data_is_here(config):
         data, _ = _prepared(config, entry.kind, entry.seed)
-        from dualign.inspect import rows_table
+        from dualign.data.inspect import rows_table
 
         console.print(rows_table(data.rows))
     else:
@@ -92,7 +105,9 @@ def _show_training(recipe: Recipe, status: StageStatus, found: list[StageStatus]
     cost = training_cost(config, entry.kind, data, recipe.file.parent)
     console.print(_cost_table(cost))
     if cost.memory:
-        console.print("memory of one process:\n  " + "\n  ".join(cost.memory.formula()), highlight=False)
+        console.print(
+            "memory of one process:\n  " + "\n  ".join(cost.memory.formula()), highlight=False
+        )
     for note in cost.notes:
         console.print(f"note: {note}", highlight=False)
 
@@ -103,7 +118,9 @@ def training_cost(
     """Steps, tokens, memory and time of a training stage. `folder`: the recipe's, where model_config.json may lie."""
     train = {**_DEFAULTS, **config.train}
     world, sharding = _launcher(config.launch)
-    rows_per_step = train["per_device_train_batch_size"] * train["gradient_accumulation_steps"] * world
+    rows_per_step = (
+        train["per_device_train_batch_size"] * train["gradient_accumulation_steps"] * world
+    )
     rows = len(data.train) if data else None
     tokens = data.rows["tokens"] if data else None
     steps = _steps(train, rows, world)
@@ -116,7 +133,11 @@ def training_cost(
         notes.append(str(error))
         memory = None
     # A packed row is nearly full; unpacked rows and pairs are as long as they are.
-    mean = tokens / rows if tokens and rows else config.data.max_tokens * (2 if kind == "preference" else 1)
+    mean = (
+        tokens / rows
+        if tokens and rows
+        else config.data.max_tokens * (2 if kind == "preference" else 1)
+    )
     tokens_per_step = round(mean * rows_per_step)
     seconds = None
     if shape and steps:
@@ -155,7 +176,10 @@ def _cost_table(cost: Cost) -> Table:
         ("steps", f"{cost.steps:,}" if cost.steps else unknown),
         ("rows in a step", f"{cost.rows_per_step:,}"),
         ("tokens in a step", f"about {cost.tokens_per_step:,}"),
-        ("peak memory", f"{cost.memory.total / 1e9:.2f} GB per process" if cost.memory else unknown),
+        (
+            "peak memory",
+            f"{cost.memory.total / 1e9:.2f} GB per process" if cost.memory else unknown,
+        ),
         ("training time", _duration(cost.seconds) if cost.seconds else unknown),
     ):
         table.add_row(name, value)
@@ -186,12 +210,14 @@ def _data_is_here(config: Any) -> bool:
 
 
 def _prepared(config: Any, kind: str, seed: int) -> tuple[Prepared | PreparedPairs, Any]:
-    from dualign.models import find_start, load_tokenizer
-    from dualign.prepare import prepare_pairs, prepare_sft
+    from dualign.data.prepare import prepare_pairs, prepare_sft
+    from dualign.training.models import find_start, load_tokenizer
 
     tokenizer, template = load_tokenizer(config, find_start(config.model, config.revision))
     prepare = prepare_sft if kind == "sft" else prepare_pairs
-    return prepare(config.data, tokenizer, template, seed=seed, template_kwargs=config.template_kwargs), tokenizer
+    return prepare(
+        config.data, tokenizer, template, seed=seed, template_kwargs=config.template_kwargs
+    ), tokenizer
 
 
 def _launcher(launch: str | None) -> tuple[int, Any]:
@@ -201,7 +227,13 @@ def _launcher(launch: str | None) -> tuple[int, Any]:
     settings = yaml.safe_load(Path(launch).read_text(encoding="utf-8"))
     kind = str(settings.get("distributed_type", "NO")).upper()
     stage = settings.get("deepspeed_config", {}).get("zero_stage")
-    sharding = f"zero{stage}" if kind == "DEEPSPEED" and stage in (2, 3) else "fsdp2" if kind == "FSDP" else None
+    sharding = (
+        f"zero{stage}"
+        if kind == "DEEPSPEED" and stage in (2, 3)
+        else "fsdp2"
+        if kind == "FSDP"
+        else None
+    )
     return int(settings.get("num_processes", 1)), sharding
 
 
@@ -215,13 +247,15 @@ def _model_shape(config: Any, folder: Path, notes: list[str]) -> ModelShape | No
             except CheckpointError as error:
                 notes.append(str(error))
                 return None
-    notes.append(f"memory and time: {config.model} isn't here; put its config.json beside the recipe as model_config.json")
+    notes.append(
+        f"memory and time: {config.model} isn't here; put its config.json beside the recipe as model_config.json"
+    )
     return None
 
 
 def _config_candidates(model: str, folder: Path) -> list[Path]:
     if model.startswith("embedded:"):
-        from dualign.embedded import embedded_model
+        from dualign.checkpoints.embedded import embedded_model
 
         return [embedded_model(model) / "config.json"]
     path = Path(model)
@@ -236,7 +270,9 @@ def _config_candidates(model: str, folder: Path) -> list[Path]:
 def _training_shape(config: Any, kind: str, world: int, sharding: Any) -> TrainingShape:
     train = {**_DEFAULTS, **config.train}
     lora = config.lora
-    shape = lora and LoraShape(r=lora.r, modules=lora.target_modules, dropout=lora.lora_dropout, dora=lora.use_dora)
+    shape = lora and LoraShape(
+        r=lora.r, modules=lora.target_modules, dropout=lora.lora_dropout, dora=lora.use_dora
+    )
     bf16 = bool(train.get("bf16")) and config.dtype == "float32"
     reference = None
     if kind == "preference":

@@ -14,8 +14,30 @@ from dualign.errors import ConfigError
 
 RECIPE_KEYS = ("name", "output_dir", "seed", "stages")
 # Values under these keys are files beside the recipe when such a file exists.
-PATH_KEYS = ("path", "model", "models", "tasks", "script", "template", "launch", "rejected_model", "config_from")
-FILE_ENDINGS = (".yaml", ".yml", ".py", ".jinja", ".json", ".jsonl", ".csv", ".parquet", ".arrow", ".gz", ".zst")
+PATH_KEYS = (
+    "path",
+    "model",
+    "models",
+    "tasks",
+    "script",
+    "template",
+    "launch",
+    "rejected_model",
+    "config_from",
+)
+FILE_ENDINGS = (
+    ".yaml",
+    ".yml",
+    ".py",
+    ".jinja",
+    ".json",
+    ".jsonl",
+    ".csv",
+    ".parquet",
+    ".arrow",
+    ".gz",
+    ".zst",
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,10 +92,18 @@ def _as_pipeline(document: Document) -> Document:
     value = dict(document.value)
     name = value.get("name") or Path(document.file).stem
     outer = {key: value.pop(key) for key in ("output_dir", "seed") if key in value}
-    lines = {("stages", 0, *key): line for key, line in document.lines.items() if key[:1] not in {("output_dir",), ("seed",)}}
-    lines |= {key: line for key, line in document.lines.items() if key[:1] in {("output_dir",), ("seed",)}}
+    lines = {
+        ("stages", 0, *key): line
+        for key, line in document.lines.items()
+        if key[:1] not in {("output_dir",), ("seed",)}
+    }
+    lines |= {
+        key: line for key, line in document.lines.items() if key[:1] in {("output_dir",), ("seed",)}
+    }
     stages = [{"name": name, **value}]
-    return Document(document.file, {"name": name, **outer, "stages": stages}, lines, document.problems)
+    return Document(
+        document.file, {"name": name, **outer, "stages": stages}, lines, document.problems
+    )
 
 
 def _absolute_paths(document: Document, value: Any, folder: Path, key: Key = ()) -> None:
@@ -81,7 +111,13 @@ def _absolute_paths(document: Document, value: Any, folder: Path, key: Key = ())
 
     A value that ends like a file has to be one: a mistyped name isn't taken for a hub id.
     """
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    items = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     for name, item in items:
         here = (*key, name)
         label = next((part for part in reversed(here) if isinstance(part, str)), "")
@@ -142,7 +178,10 @@ def _apply(document: Document, override: str) -> None:
     elif len(stages) == 1:
         target, rest = stages[0], [first, *rest]
     else:
-        document.refuse((), f"override {override!r}: no stage or key {first!r}{nearest(first, [*names, *RECIPE_KEYS])}")
+        document.refuse(
+            (),
+            f"override {override!r}: no stage or key {first!r}{nearest(first, [*names, *RECIPE_KEYS])}",
+        )
         return
     _set(document, target, rest, parse_value(text), override)
 
@@ -155,7 +194,10 @@ def _set(document: Document, target: Any, keys: list[str], value: Any, override:
         last = i == len(keys) - 1
         if isinstance(target, list):
             if not key.isdigit() or int(key) >= len(target):
-                document.refuse((), f"override {override!r}: expected an index below {len(target)}, found {key!r}")
+                document.refuse(
+                    (),
+                    f"override {override!r}: expected an index below {len(target)}, found {key!r}",
+                )
                 return
             if last:
                 target[int(key)] = value
@@ -188,11 +230,16 @@ def _parse_recipe(document: Document, path: Path, kinds: Mapping[str, type]) -> 
     if not isinstance(stages, list) or not stages:
         document.refuse(("stages",), "expected a list of at least one stage")
         return None
-    entries = [_parse_stage(document, stage, ("stages", i), seed, kinds) for i, stage in enumerate(stages)]
+    entries = [
+        _parse_stage(document, stage, ("stages", i), seed, kinds) for i, stage in enumerate(stages)
+    ]
     made = [entry for entry in entries if entry is not None]
     _check_names(document, stages)
     return Recipe(
-        name=str(value.get("name") or path.stem), file=path, output_dir=Path(output_dir), stages=tuple(made)
+        name=str(value.get("name") or path.stem),
+        file=path,
+        output_dir=Path(output_dir),
+        stages=tuple(made),
     )
 
 
@@ -226,11 +273,16 @@ def _check_names(document: Document, stages: list[Any]) -> None:
         if name in seen:
             document.refuse(("stages", i, "name"), f"{name!r} is the name of an earlier stage")
         if name in RECIPE_KEYS or not name.replace("-", "").replace("_", "").isalnum():
-            document.refuse(("stages", i, "name"), f"expected letters, digits, - and _ (not {', '.join(RECIPE_KEYS)}), found {name!r}")
+            document.refuse(
+                ("stages", i, "name"),
+                f"expected letters, digits, - and _ (not {', '.join(RECIPE_KEYS)}), found {name!r}",
+            )
         for key, reference in _text(stage, ("stages", i)):
             parent = stage_of(reference)
             if parent is not None and parent not in seen:
-                document.refuse(key, f"{reference!r}: no stage {parent!r} above this one{nearest(parent, seen)}")
+                document.refuse(
+                    key, f"{reference!r}: no stage {parent!r} above this one{nearest(parent, seen)}"
+                )
         seen.append(name)
 
 
@@ -246,7 +298,9 @@ def _text(value: Any, key: Key) -> list[tuple[Key, str]]:
 
 def stage_of(reference: str) -> str | None:
     """`stage:sft/adapter` -> `sft`; None for text that is no reference."""
-    return reference.removeprefix("stage:").split("/")[0] if reference.startswith("stage:") else None
+    return (
+        reference.removeprefix("stage:").split("/")[0] if reference.startswith("stage:") else None
+    )
 
 
 def references(config: Any) -> list[str]:
@@ -270,6 +324,8 @@ def replaced(config: Any, paths: Mapping[str, str]) -> Any:
     if isinstance(config, Mapping):
         return {name: replaced(item, paths) for name, item in config.items()}
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        changed = {f.name: replaced(getattr(config, f.name), paths) for f in dataclasses.fields(config)}
+        changed = {
+            f.name: replaced(getattr(config, f.name), paths) for f in dataclasses.fields(config)
+        }
         return dataclasses.replace(config, **changed)
     return config

@@ -43,14 +43,18 @@ def read_run(folder: Path) -> dict[str, Any]:
     try:
         loaded = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path}: not JSON ({error}); delete {folder} and run again") from None
+        raise CheckpointError(
+            f"{path}: not JSON ({error}); delete {folder} and run again"
+        ) from None
     return loaded if isinstance(loaded, dict) else {}
 
 
-def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 - JSON
+def write_json(path: Path, value: Any) -> None:
     """Write JSON so that a reader sees the old file or the new one, never half of it."""
     aside = path.with_name(f".{path.name}.new")
-    aside.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+    aside.write_text(
+        json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8"
+    )
     aside.replace(path)
 
 

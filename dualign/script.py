@@ -36,8 +36,14 @@ def run(stage: ScriptStage, work: Path, *, seed: int) -> Outcome:
         command += [f"--{key.replace('_', '-')}", str(value)]
     code = subprocess.run(command, check=False).returncode
     if code:
-        raise DataError(f"stage {stage.name}: {' '.join(command)} exited with {code}; its messages are above")
-    files = [path for path in sorted(work.rglob("*")) if path.is_file() and not path.name.startswith(".")]
+        raise DataError(
+            f"stage {stage.name}: {' '.join(command)} exited with {code}; its messages are above"
+        )
+    files = [
+        path for path in sorted(work.rglob("*")) if path.is_file() and not path.name.startswith(".")
+    ]
     if not files:
         raise DataError(f"stage {stage.name}: {stage.script} wrote nothing into --out {work}")
-    return Outcome(metrics={"files": {str(path.relative_to(work)): path.stat().st_size for path in files}})
+    return Outcome(
+        metrics={"files": {str(path.relative_to(work)): path.stat().st_size for path in files}}
+    )

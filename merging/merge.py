@@ -17,14 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dualign.checkpoint import Checkpoint, Weights
+from dualign.checkpoints.checkpoint import Checkpoint, Weights
+from dualign.checkpoints.shards import plan, write_side_files, write_tensors
+from dualign.checkpoints.weights import open_weights
 from dualign.errors import MergeError
 from dualign.merging.config import MergeStage
 from dualign.merging.methods import linear, normalized
 from dualign.merging.preflight import check_configs, check_dtypes, check_tensors, check_tokenizers
 from dualign.rundir import Outcome
-from dualign.shards import plan, write_side_files, write_tensors
-from dualign.weights import open_weights
 
 Method = Callable[[Sequence[Tensor], Sequence[float]], Tensor]
 METHODS: dict[str, Method] = {"linear": linear}

@@ -7,9 +7,9 @@ names both values; where one side can be chosen, `config_from` chooses it.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dualign.checkpoint import Weights, read_json
+from dualign.checkpoints.checkpoint import Weights, read_json
+from dualign.checkpoints.shards import chat_template, tokenizer_files
 from dualign.errors import MergeError
-from dualign.shards import chat_template, tokenizer_files
 
 # Keys of config.json that don't change what the model computes from token ids when it is evaluated.
 NEUTRAL = frozenset({

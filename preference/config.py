@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from dualign.model_settings import TrainingStage, training_problems
-from dualign.settings import DataConfig
-from dualign.training_arguments import DPO_ARGUMENTS, PREFERENCE_LOSSES
+from dualign.data.settings import DataConfig
+from dualign.training.arguments import DPO_ARGUMENTS, PREFERENCE_LOSSES
+from dualign.training.settings import TrainingStage, training_problems
 
 Reference = Literal["auto", "adapter", "cached", "copy"]
 
@@ -28,9 +28,16 @@ class PreferenceStage(TrainingStage):
         found = TrainingStage.problems(self) + training_problems(self.train, self.dtype)
         found += _loss_problems(self.train)
         if self.reference == "adapter" and self.lora is None:
-            found.append(("reference", "adapter needs lora: without one there is no adapter to switch off"))
+            found.append(
+                ("reference", "adapter needs lora: without one there is no adapter to switch off")
+            )
         if self.reference == "copy" and self.lora is not None:
-            found.append(("reference", "with lora the reference is the adapter switched off: a copy is waste"))
+            found.append(
+                (
+                    "reference",
+                    "with lora the reference is the adapter switched off: a copy is waste",
+                )
+            )
         if self.data.packing != "none":
             found.append(("data.packing", "pairs aren't packed: set data.packing: none"))
         if self.data.supervise != "assistant":
@@ -40,8 +47,15 @@ class PreferenceStage(TrainingStage):
 
 def _loss_problems(train: Mapping[str, Any]) -> list[tuple[str, str]]:
     losses = train.get("loss_type", "apo_zero")
-    unknown = [one for one in ([losses] if isinstance(losses, str) else losses) if one not in PREFERENCE_LOSSES]
-    found = [("train.loss_type", f"expected {', '.join(PREFERENCE_LOSSES)}, found {one!r}") for one in unknown]
+    unknown = [
+        one
+        for one in ([losses] if isinstance(losses, str) else losses)
+        if one not in PREFERENCE_LOSSES
+    ]
+    found = [
+        ("train.loss_type", f"expected {', '.join(PREFERENCE_LOSSES)}, found {one!r}")
+        for one in unknown
+    ]
     beta = train.get("beta", 0.1)
     if isinstance(beta, (int, float)) and beta <= 0:
         found.append(("train.beta", f"expected more than 0, found {beta}"))

@@ -14,17 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dualign.conversation import Mode
+from dualign.data.conversation import Mode
 from dualign.errors import DataError
-from dualign.evaluate_requests import render_question
-from dualign.generate import generate_batches
-from dualign.loading import identity, load_chat_tokenizer, load_model
+from dualign.evaluation.requests import render_question
+from dualign.evaluation.samples import Answered, SampleFile
+from dualign.evaluation.tasks import Problem, Task, load_problems, load_tasks
+from dualign.evaluation.verify import verify
+from dualign.generation.generate import generate_batches
+from dualign.generation.loading import identity, load_chat_tokenizer, load_model
+from dualign.generation.thinking import Parsed, split
 from dualign.preference.config import PairsStage
 from dualign.rundir import Outcome
-from dualign.samples import Answered, SampleFile
-from dualign.tasks import Problem, Task, load_problems, load_tasks
-from dualign.thinking import Parsed, split
-from dualign.verify import verify
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,27 +45,43 @@ def run(stage: PairsStage, work: Path, *, seed: int) -> Outcome:
     Raises:
         DataError: not one pair came out.
     """
-    asked = [(task, load_problems(task, limit=stage.rows, seed=seed)) for task in load_tasks(stage.tasks)]
+    asked = [
+        (task, load_problems(task, limit=stage.rows, seed=seed)) for task in load_tasks(stage.tasks)
+    ]
     file = SampleFile(work / "generations.jsonl")
     models = [stage.model] + ([stage.rejected_model] if stage.rejected_model else [])
     drawn = [_draw(stage, model, asked, file, seed) for model in models]
     pairs, rows = _pair_up(stage, drawn, seed)
     if not pairs:
-        raise DataError(f"stage {stage.name}: no pair came of {rows['in']} prompts: {rows['dropped']}")
+        raise DataError(
+            f"stage {stage.name}: no pair came of {rows['in']} prompts: {rows['dropped']}"
+        )
     lines = [json.dumps(pair, ensure_ascii=False) for pair in pairs]
     (work / "pairs.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return Outcome(metrics={"pairs": len(pairs), "samples": sum(map(len, drawn))}, rows=rows)
 
 
 def _draw(
-    stage: PairsStage, model: str, asked: Sequence[tuple[Task, Sequence[Problem]]], file: SampleFile, seed: int
+    stage: PairsStage,
+    model: str,
+    asked: Sequence[tuple[Task, Sequence[Problem]]],
+    file: SampleFile,
+    seed: int,
 ) -> list[tuple[Wanted, Parsed | None]]:
     """Every sample of one model, taken apart; None where thinking or answer is malformed or was cut."""
     tokenizer = load_chat_tokenizer(model)
     name = identity(model)
     count = stage.samples if stage.rejected_model is None else 1
     wanted = [
-        _wanted(stage, task, problem, mode, render_question(tokenizer, problem, mode), number, f"{name}:{seed}")
+        _wanted(
+            stage,
+            task,
+            problem,
+            mode,
+            render_question(tokenizer, problem, mode),
+            number,
+            f"{name}:{seed}",
+        )
         for task, problems in asked
         for mode in stage.modes
         for problem in problems
@@ -87,7 +103,8 @@ def _draw(
         )
         for batch in batches:
             file.append(
-                Answered(key=missing[i].key, generated=made.text, finished=made.finished) for i, made in batch.items()
+                Answered(key=missing[i].key, generated=made.text, finished=made.finished)
+                for i, made in batch.items()
             )
         del weights
         gc.collect()  # the second model needs the room
@@ -112,7 +129,9 @@ def _pair_up(
     stage: PairsStage, drawn: Sequence[Sequence[tuple[Wanted, Parsed | None]]], seed: int
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Pairs, and ROWS of run.json: a row is a prompt in a mode, kept when a pair came of it."""
-    prompts: dict[tuple[str, str, str], tuple[Wanted, list[Parsed | None], list[Parsed | None]]] = {}
+    prompts: dict[
+        tuple[str, str, str], tuple[Wanted, list[Parsed | None], list[Parsed | None]]
+    ] = {}
     for one, parsed in drawn[0]:
         place = (one.task.name, one.mode, one.problem.id)
         prompts.setdefault(place, (one, [], []))[1].append(parsed)
@@ -130,11 +149,23 @@ def _pair_up(
     return pairs, _rows(counts)
 
 
-def _right_and_wrong(one: Wanted, samples: Sequence[Parsed | None]) -> tuple[list[Parsed], list[Parsed], str | None]:
+def _right_and_wrong(
+    one: Wanted, samples: Sequence[Parsed | None]
+) -> tuple[list[Parsed], list[Parsed], str | None]:
     whole = [parsed for parsed in samples if parsed is not None]
-    right = [parsed for parsed in whole if verify(one.task.verifier, parsed.answer, one.problem.expected)]
+    right = [
+        parsed for parsed in whole if verify(one.task.verifier, parsed.answer, one.problem.expected)
+    ]
     wrong = [parsed for parsed in whole if parsed not in right]
-    reason = "malformed" if not whole else "all_wrong" if not right else "all_right" if not wrong else None
+    reason = (
+        "malformed"
+        if not whole
+        else "all_wrong"
+        if not right
+        else "all_right"
+        if not wrong
+        else None
+    )
     return right, wrong, reason
 
 
@@ -147,7 +178,11 @@ def _strong_and_weak(
 
 
 def _matched(
-    stage: PairsStage, one: Wanted, better: Sequence[Parsed], worse: Sequence[Parsed], draw: random.Random
+    stage: PairsStage,
+    one: Wanted,
+    better: Sequence[Parsed],
+    worse: Sequence[Parsed],
+    draw: random.Random,
 ) -> list[dict[str, Any]]:
     """Distinct pairs, drawn by the seed, each sample used once while there are others."""
     better, worse = draw.sample(better, len(better)), draw.sample(worse, len(worse))
@@ -176,6 +211,14 @@ def _rows(counts: Mapping[tuple[str, str], Counter[str]]) -> dict[str, Any]:
     for (task, mode), count in counts.items():
         total += count
         dropped = {reason: n for reason, n in count.items() if reason != "kept"}
-        by.append({"source": task, "mode": mode, "in": count.total(), "kept": count["kept"], "dropped": dropped})
+        by.append(
+            {
+                "source": task,
+                "mode": mode,
+                "in": count.total(),
+                "kept": count["kept"],
+                "dropped": dropped,
+            }
+        )
     dropped = {reason: n for reason, n in total.items() if reason != "kept"}
     return {"in": total.total(), "kept": total["kept"], "dropped": dropped, "by": by}

@@ -5,13 +5,13 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 from trl import DPOConfig
 
-from dualign.collate import PairCollator
-from dualign.models import Start, find_start, load_tokenizer, policy
+from dualign.data.collate import PairCollator
+from dualign.data.prepare import PreparedPairs, prepare_pairs
 from dualign.preference.config import PreferenceStage
 from dualign.preference.trainer import DualModeDPOTrainer
-from dualign.prepare import PreparedPairs, prepare_pairs
 from dualign.rundir import Outcome
-from dualign.training import (
+from dualign.training.models import Start, find_start, load_tokenizer, policy
+from dualign.training.trainer import (
     last_checkpoint,
     prepare_trainer,
     save_log,
@@ -25,12 +25,16 @@ def run(stage: PreferenceStage, work: Path, *, seed: int) -> Outcome:
     """Train on pairs of both modes, resuming from what `work` holds; leave a model or an adapter there."""
     start = find_start(stage.model, stage.revision)
     tokenizer, template = load_tokenizer(stage, start)
-    data = prepare_pairs(stage.data, tokenizer, template, seed=seed, template_kwargs=stage.template_kwargs)
+    data = prepare_pairs(
+        stage.data, tokenizer, template, seed=seed, template_kwargs=stage.template_kwargs
+    )
     trainer = build_trainer(stage, start, data, tokenizer, work, seed=seed)
     trainer.train(resume_from_checkpoint=last_checkpoint(work))
     save_log(trainer, work)
     checks = save_result(trainer, stage, start, tokenizer, work)
-    return Outcome(metrics=training_metrics(trainer), rows=data.rows, checks=checks, data=data.sources)
+    return Outcome(
+        metrics=training_metrics(trainer), rows=data.rows, checks=checks, data=data.sources
+    )
 
 
 def build_trainer(

@@ -9,8 +9,8 @@ from peft import PeftModel
 from torch import Tensor
 from trl import DPOTrainer
 
-from dualign.grouped import GroupTotals, capture_outputs
-from dualign.models import PARENT, use_both, use_parent
+from dualign.training.grouped import GroupTotals, capture_outputs
+from dualign.training.models import PARENT, use_both, use_parent
 
 
 class DualModeDPOTrainer(DPOTrainer):
@@ -20,17 +20,19 @@ class DualModeDPOTrainer(DPOTrainer):
     step. P pairs, T tokens.
     """
 
-    def __init__(self, *args: Any, groups: Sequence[tuple[str, str]], **kwargs: Any) -> None:  # noqa: ANN401
+    def __init__(self, *args: Any, groups: Sequence[tuple[str, str]], **kwargs: Any) -> None:
         self._totals = {True: GroupTotals(groups), False: GroupTotals(groups)}
         super().__init__(*args, **kwargs)
         # From here on DPOTrainer reads the reference from the batch; `compute_loss` puts it there when it isn't cached.
         self.precompute_ref_logps = True
 
-    def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:  # noqa: ANN401
+    def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
         """The rows come tokenised. DPOTrainer has no switch for that, as SFTTrainer has in `dataset_kwargs`."""
         return dataset
 
-    def compute_ref_log_probs(self, model: torch.nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    def compute_ref_log_probs(
+        self, model: torch.nn.Module, inputs: dict[str, Any]
+    ) -> tuple[Tensor, Tensor]:
         inputs = {key: value for key, value in inputs.items() if key != "group_ids"}
         unwrapped = self.accelerator.unwrap_model(self.model)
         if isinstance(unwrapped, PeftModel) and PARENT in unwrapped.peft_config:
@@ -58,7 +60,9 @@ class DualModeDPOTrainer(DPOTrainer):
         chosen_P, rejected_P = output.log_probs.sum(dim=1).chunk(2, dim=0)
         return chosen_P, rejected_P
 
-    def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+    def compute_loss(
+        self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Any:
         group_ids_P = inputs.pop("group_ids")
         if "ref_chosen_logps" not in inputs:
             reference_P = self.compute_ref_log_probs(model, inputs)
@@ -67,7 +71,9 @@ class DualModeDPOTrainer(DPOTrainer):
             result = super().compute_loss(model, inputs, *args, **kwargs)
         policy_P = seen[0].log_probs.detach().sum(dim=1).chunk(2, dim=0)
         reference_P = inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
-        chosen_P, rejected_P = (self.beta * (p - r) for p, r in zip(policy_P, reference_P, strict=True))
+        chosen_P, rejected_P = (
+            self.beta * (p - r) for p, r in zip(policy_P, reference_P, strict=True)
+        )
         totals = self._totals[self.model.training]
         for name, values_P in (
             ("rewards/chosen", chosen_P),
@@ -78,7 +84,7 @@ class DualModeDPOTrainer(DPOTrainer):
             totals.add(name, values_P, group_ids_P)
         return result
 
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         training = self.model.training
         means = self._totals[training].means(self.accelerator)
         logs.update({name if training else f"eval_{name}": value for name, value in means.items()})

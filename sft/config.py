@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from dualign.model_settings import TrainingStage, training_problems
-from dualign.settings import DataConfig
-from dualign.training_arguments import SFT_ARGUMENTS
+from dualign.data.settings import DataConfig
+from dualign.training.arguments import SFT_ARGUMENTS
+from dualign.training.settings import TrainingStage, training_problems
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

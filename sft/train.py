@@ -5,13 +5,13 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig
 
-from dualign.collate import PackedCollator
-from dualign.models import Start, find_start, load_tokenizer, policy
-from dualign.prepare import Prepared, prepare_sft
+from dualign.data.collate import PackedCollator
+from dualign.data.prepare import Prepared, prepare_sft
 from dualign.rundir import Outcome
 from dualign.sft.config import SFTStage
 from dualign.sft.trainer import DualModeSFTTrainer
-from dualign.training import (
+from dualign.training.models import Start, find_start, load_tokenizer, policy
+from dualign.training.trainer import (
     last_checkpoint,
     prepare_trainer,
     save_log,
@@ -25,12 +25,16 @@ def run(stage: SFTStage, work: Path, *, seed: int) -> Outcome:
     """Train on packed rows of both modes, resuming from what `work` holds; leave a model or an adapter there."""
     start = find_start(stage.model, stage.revision)
     tokenizer, template = load_tokenizer(stage, start)
-    data = prepare_sft(stage.data, tokenizer, template, seed=seed, template_kwargs=stage.template_kwargs)
+    data = prepare_sft(
+        stage.data, tokenizer, template, seed=seed, template_kwargs=stage.template_kwargs
+    )
     trainer = build_trainer(stage, start, data, tokenizer, work, seed=seed)
     trainer.train(resume_from_checkpoint=last_checkpoint(work))
     save_log(trainer, work)
     checks = save_result(trainer, stage, start, tokenizer, work)
-    return Outcome(metrics=training_metrics(trainer), rows=data.rows, checks=checks, data=data.sources)
+    return Outcome(
+        metrics=training_metrics(trainer), rows=data.rows, checks=checks, data=data.sources
+    )
 
 
 def build_trainer(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dualign.embedded import embedded_model
+from dualign.checkpoints.embedded import embedded_model
 
 
 @pytest.fixture(scope="session")

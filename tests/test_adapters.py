@@ -11,9 +11,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, SmolLM3Config
 
-from dualign.adapters import concatenate, fold
+from dualign.checkpoints.adapters import concatenate, fold
+from dualign.checkpoints.weights import open_weights
 from dualign.errors import CheckpointError, MergeError
-from dualign.weights import open_weights
 
 SIZES = {
     "vocab_size": 64,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dualign.checkpoint import Checkpoint
+from dualign.checkpoints.checkpoint import Checkpoint
 from dualign.errors import CheckpointError, MergeError
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"

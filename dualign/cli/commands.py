@@ -50,8 +50,8 @@ def merge(given: Namespace) -> int:
 
 def evaluate(given: Namespace) -> int:
     """`dualign eval MODEL --task FILE --out DIR`."""
-    from dualign.evaluate import run as evaluate_stage
-    from dualign.evaluate_config import EvalStage
+    from dualign.evaluation.config import EvalStage
+    from dualign.evaluation.evaluate import run as evaluate_stage
     from dualign.rundir import locked
 
     stage = EvalStage(
@@ -74,9 +74,14 @@ def evaluate(given: Namespace) -> int:
 
 def chat(given: Namespace) -> int:
     """`dualign chat MODEL`."""
-    from dualign.chat import chat as talk
+    from dualign.generation.chat import chat as talk
 
-    talk(given.model, mode=given.mode, max_new_tokens=given.max_new_tokens, temperature=given.temperature)
+    talk(
+        given.model,
+        mode=given.mode,
+        max_new_tokens=given.max_new_tokens,
+        temperature=given.temperature,
+    )
     return 0
 
 
@@ -116,7 +121,9 @@ def recipes(given: Namespace) -> int:
     target = Path(given.target or path.parent.name)
     if target.exists():
         raise ConfigError(f"{target}: is there already; name another folder")
-    shutil.copytree(path.parent, target, ignore=shutil.ignore_patterns("__pycache__", "__init__.py"))
+    shutil.copytree(
+        path.parent, target, ignore=shutil.ignore_patterns("__pycache__", "__init__.py")
+    )
     say(f"copied to {target}; run it with: dualign run {target / path.name}")
     return 0
 
@@ -126,11 +133,17 @@ def find_recipe(name: str) -> Path:
     given = Path(name)
     if given.is_file():
         return given
-    for candidate in (_shipped() / name, _shipped() / f"{name}.yaml", _shipped() / name / "recipe.yaml"):
+    for candidate in (
+        _shipped() / name,
+        _shipped() / f"{name}.yaml",
+        _shipped() / name / "recipe.yaml",
+    ):
         if candidate.is_file():
             return candidate
     known = sorted(str(path.relative_to(_shipped())) for path in _shipped().glob("*/*.yaml"))
-    raise ConfigError(f"{name}: no such file, and no recipe of that name ships (there: {', '.join(known)})")
+    raise ConfigError(
+        f"{name}: no such file, and no recipe of that name ships (there: {', '.join(known)})"
+    )
 
 
 def say(text: str) -> None:
@@ -164,16 +177,20 @@ def _choose(recipe: Recipe, kind: str, name: str | None) -> StageEntry:
     if name:
         entry = recipe.stage(name)
         if entry.kind != kind:
-            raise ConfigError(f"{recipe.file}: stage {name} is of kind {entry.kind}, expected {kind}")
+            raise ConfigError(
+                f"{recipe.file}: stage {name} is of kind {entry.kind}, expected {kind}"
+            )
         return entry
     if len(found) != 1:
         names = ", ".join(entry.name for entry in found) or "none"
-        raise ConfigError(f"{recipe.file}: expected one stage of kind {kind}, found {names}; choose with --stage NAME")
+        raise ConfigError(
+            f"{recipe.file}: expected one stage of kind {kind}, found {names}; choose with --stage NAME"
+        )
     return found[0]
 
 
 def _write_report(recipe: Recipe, folders: list[Path]) -> None:
-    from dualign.report import write_report
+    from dualign.report.report import write_report
 
     write_report(recipe.output_dir, folders, title=recipe.name)
     say(f"report: {recipe.output_dir / 'report.html'}")

@@ -61,15 +61,28 @@ def _quiet() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="dualign", description=_ABOUT, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="dualign",
+        description=_ABOUT,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"dualign {__version__}")
     sub = parser.add_subparsers(metavar="COMMAND", title="commands")
     for name, about, action, detail in (
         ("run", "run every stage of a recipe, skipping what is done", commands.run, _RUN),
-        ("plan", "show stages, rows, tokens, steps, memory and time; writes nothing", commands.plan, _PLAN),
+        (
+            "plan",
+            "show stages, rows, tokens, steps, memory and time; writes nothing",
+            commands.plan,
+            _PLAN,
+        ),
         ("sft", "run one SFT stage (also under accelerate launch)", commands.sft, _STAGE),
-        ("prefer", "run one preference stage (also under accelerate launch)", commands.prefer, _STAGE),
+        (
+            "prefer",
+            "run one preference stage (also under accelerate launch)",
+            commands.prefer,
+            _STAGE,
+        ),
         ("pairs", "build preference pairs by sampling a checkpoint", commands.pairs, _STAGE),
         ("merge", "run one merge stage", commands.merge, _STAGE),
     ):
@@ -93,10 +106,12 @@ Prints what `dualign run` would do and what it would cost. Nothing is trained, n
 _STAGE = """\
 RECIPE is a stage recipe, or a pipeline recipe with --stage NAME when it has several of this kind.
 """
-_Sub = argparse._SubParsersAction  # noqa: SLF001 - argparse has no public name for it
+_Sub = argparse._SubParsersAction
 
 
-def _command(sub: "_Sub[argparse.ArgumentParser]", name: str, about: str, detail: str) -> argparse.ArgumentParser:
+def _command(
+    sub: "_Sub[argparse.ArgumentParser]", name: str, about: str, detail: str
+) -> argparse.ArgumentParser:
     return sub.add_parser(
         name,
         help=about,
@@ -115,9 +130,14 @@ def _recipe_command(
     one_stage: bool,
 ) -> None:
     parser = _command(sub, name, about, detail)
-    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a recipe that ships")
     parser.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="set a key, e.g. sft.train.learning_rate=1e-4"
+        "recipe", metavar="RECIPE", help="a YAML file, or the name of a recipe that ships"
+    )
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="set a key, e.g. sft.train.learning_rate=1e-4",
     )
     if one_stage:
         parser.add_argument("--stage", metavar="NAME", help="which stage of a pipeline recipe")
@@ -128,11 +148,19 @@ def _eval_command(sub: "_Sub[argparse.ArgumentParser]") -> None:
     detail = "Writes OUT/metrics.json, OUT/table.md and OUT/samples.jsonl, and prints the table with 95 % intervals."
     parser = _command(sub, "eval", "evaluate a checkpoint in both modes", detail)
     parser.add_argument("model", metavar="MODEL", help="a run directory, model folder or hub id")
-    parser.add_argument("--task", action="append", required=True, metavar="FILE", help="a task file; repeatable")
+    parser.add_argument(
+        "--task", action="append", required=True, metavar="FILE", help="a task file; repeatable"
+    )
     parser.add_argument("--out", required=True, metavar="DIR", help="where the results go")
-    parser.add_argument("--rows", type=int, metavar="N", help="at most N rows of each task (a seeded sample)")
-    parser.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="default %(default)s")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy; default %(default)s")
+    parser.add_argument(
+        "--rows", type=int, metavar="N", help="at most N rows of each task (a seeded sample)"
+    )
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=512, metavar="N", help="default %(default)s"
+    )
+    parser.add_argument(
+        "--temperature", type=float, default=0.0, help="0 is greedy; default %(default)s"
+    )
     parser.add_argument("--top-p", type=float, default=1.0, help="default %(default)s")
     parser.add_argument("--backend", choices=("transformers", "vllm"), default="transformers")
     parser.add_argument("--seed", type=int, default=42, help="default %(default)s")
@@ -140,36 +168,54 @@ def _eval_command(sub: "_Sub[argparse.ArgumentParser]") -> None:
 
 
 def _chat_command(sub: "_Sub[argparse.ArgumentParser]") -> None:
-    detail = "In the conversation: /think and /no_think switch the mode, /reset forgets, /quit ends."
+    detail = (
+        "In the conversation: /think and /no_think switch the mode, /reset forgets, /quit ends."
+    )
     parser = _command(sub, "chat", "talk to a checkpoint in the terminal", detail)
     parser.add_argument("model", metavar="MODEL", help="a run directory, model folder or hub id")
-    parser.add_argument("--mode", choices=("think", "no_think"), default="think", help="default %(default)s")
-    parser.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="default %(default)s")
-    parser.add_argument("--temperature", type=float, default=0.6, help="0 is greedy; default %(default)s")
+    parser.add_argument(
+        "--mode", choices=("think", "no_think"), default="think", help="default %(default)s"
+    )
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=512, metavar="N", help="default %(default)s"
+    )
+    parser.add_argument(
+        "--temperature", type=float, default=0.6, help="0 is greedy; default %(default)s"
+    )
     parser.set_defaults(action=commands.chat)
 
 
 def _report_command(sub: "_Sub[argparse.ArgumentParser]") -> None:
-    detail = "Writes report.html (one self-contained file) and report.md into the recipe's output_dir."
+    detail = (
+        "Writes report.html (one self-contained file) and report.md into the recipe's output_dir."
+    )
     parser = _command(sub, "report", "write the report of a pipeline that has run", detail)
     parser.add_argument("recipe", metavar="RECIPE", help="the recipe that was run")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="the overrides that it was run with")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="the overrides that it was run with"
+    )
     parser.set_defaults(action=commands.report)
 
 
 def _inspect_command(sub: "_Sub[argparse.ArgumentParser]") -> None:
     detail = "Supervised tokens are coloured; special tokens are visible; a table counts rows and tokens."
     parser = _command(sub, "inspect", "show a stage's rows as the model gets them", detail)
-    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a recipe that ships")
+    parser.add_argument(
+        "recipe", metavar="RECIPE", help="a YAML file, or the name of a recipe that ships"
+    )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="set a key of the recipe")
     parser.add_argument("--stage", metavar="NAME", help="which training stage; default: the first")
-    parser.add_argument("--rows", type=int, default=2, metavar="N", help="rows shown per source and mode")
+    parser.add_argument(
+        "--rows", type=int, default=2, metavar="N", help="rows shown per source and mode"
+    )
     parser.set_defaults(action=commands.inspect)
 
 
 def _recipes_command(sub: "_Sub[argparse.ArgumentParser]") -> None:
     parser = _command(sub, "recipes", "list, show or copy the recipes that ship", "")
-    parser.add_argument("what", choices=("list", "show", "copy"), help="copy makes a folder to edit")
+    parser.add_argument(
+        "what", choices=("list", "show", "copy"), help="copy makes a folder to edit"
+    )
     parser.add_argument("name", nargs="?", help="a recipe, e.g. quickstart or smollm3/sft.yaml")
     parser.add_argument("target", nargs="?", help="for copy: the folder to make; default ./NAME")
     parser.set_defaults(action=commands.recipes)

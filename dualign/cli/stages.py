@@ -9,7 +9,7 @@ from dualign.rundir import Outcome
 
 def kinds() -> dict[str, type]:
     """Kind -> dataclass. Light: nothing here imports torch."""
-    from dualign.evaluate_config import EvalStage
+    from dualign.evaluation.config import EvalStage
     from dualign.merging.config import MergeStage
     from dualign.preference.config import PairsStage, PreferenceStage
     from dualign.script import ScriptStage
@@ -37,37 +37,37 @@ def runners() -> dict[str, Runner]:
     }
 
 
-def _script(stage: Any, work: Path, *, seed: int) -> Outcome:  # noqa: ANN401 - the dataclass of the kind
+def _script(stage: Any, work: Path, *, seed: int) -> Outcome:
     from dualign.script import run
 
     return run(stage, work, seed=seed)
 
 
-def _sft(stage: Any, work: Path, *, seed: int) -> Outcome:  # noqa: ANN401
+def _sft(stage: Any, work: Path, *, seed: int) -> Outcome:
     from dualign.sft.train import run
 
     return run(stage, work, seed=seed)
 
 
-def _pairs(stage: Any, work: Path, *, seed: int) -> Outcome:  # noqa: ANN401
+def _pairs(stage: Any, work: Path, *, seed: int) -> Outcome:
     from dualign.preference.pairs import run
 
     return run(stage, work, seed=seed)
 
 
-def _preference(stage: Any, work: Path, *, seed: int) -> Outcome:  # noqa: ANN401
+def _preference(stage: Any, work: Path, *, seed: int) -> Outcome:
     from dualign.preference.train import run
 
     return run(stage, work, seed=seed)
 
 
-def _merge(stage: Any, work: Path, *, seed: int) -> Outcome:  # noqa: ANN401
+def _merge(stage: Any, work: Path, *, seed: int) -> Outcome:
     from dualign.merging.merge import run
 
     return run(stage, work, seed=seed)
 
 
-def _eval(stage: Any, work: Path, *, seed: int) -> Outcome:  # noqa: ANN401
-    from dualign.evaluate import run
+def _eval(stage: Any, work: Path, *, seed: int) -> Outcome:
+    from dualign.evaluation.evaluate import run
 
     return run(stage, work, seed=seed)

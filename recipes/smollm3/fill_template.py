@@ -43,7 +43,9 @@ def main(model: str, target: str) -> None:
         "default_think_instructions": default_text(tokenizer, thinking=True),
         "default_no_think_instructions": default_text(tokenizer, thinking=False),
     }
-    template = files("dualign").joinpath("templates", "smollm3-training.jinja").read_text("utf-8")
+    template = (
+        files("dualign.data").joinpath("templates", "smollm3-training.jinja").read_text("utf-8")
+    )
     Path(target).write_text(filled(template, texts), encoding="utf-8")
     print("\n".join(f"{name}: {text}" for name, text in texts.items()))
 

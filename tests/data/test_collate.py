@@ -14,9 +14,9 @@ from transformers import (
     SmolLM3ForCausalLM,
 )
 
-from dualign.collate import PackedCollator, PairCollator
+from dualign.data.collate import PackedCollator, PairCollator
+from dualign.data.tokens import IGNORE_INDEX
 from dualign.errors import DataError
-from dualign.tokens import IGNORE_INDEX
 
 SHAPE = {
     "vocab_size": 97,

@@ -8,11 +8,11 @@ from typing import Any
 from rich.console import Console
 from transformers import PreTrainedTokenizerFast
 
-from dualign.inspect import coloured, show
-from dualign.prepare import prepare_pairs, prepare_sft
-from dualign.settings import DataConfig, SourceConfig
-from dualign.template import load_template
-from dualign.tokens import IGNORE_INDEX
+from dualign.data.inspect import coloured, show
+from dualign.data.prepare import prepare_pairs, prepare_sft
+from dualign.data.settings import DataConfig, SourceConfig
+from dualign.data.template import load_template
+from dualign.data.tokens import IGNORE_INDEX
 
 Write = Callable[[list[dict[str, Any]], str], Path]
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dualign.data.packing import Piece, fill, pack
+from dualign.data.tokens import IGNORE_INDEX
 from dualign.errors import DataError
-from dualign.packing import Piece, fill, pack
-from dualign.tokens import IGNORE_INDEX
 
 lengths_up_to_64 = st.lists(st.integers(1, 64), max_size=80)
 

@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from dualign.accounting import Tally, account
-from dualign.draws import drawn_rows, generator, held_out, repeated
+from dualign.data.accounting import Tally, account
+from dualign.data.draws import drawn_rows, generator, held_out, repeated
+from dualign.data.faults import RowError
+from dualign.data.prepare import Prepared, prepare_pairs, prepare_sft
+from dualign.data.settings import DataConfig, SourceConfig
+from dualign.data.template import load_template
+from dualign.data.tokens import IGNORE_INDEX
 from dualign.errors import DataError, TemplateError
-from dualign.faults import RowError
-from dualign.prepare import Prepared, prepare_pairs, prepare_sft
-from dualign.settings import DataConfig, SourceConfig
-from dualign.template import load_template
-from dualign.tokens import IGNORE_INDEX
 
 Write = Callable[[list[dict[str, Any]], str], Path]
 

@@ -11,11 +11,11 @@ from typing import Any
 import datasets
 import pytest
 
-from dualign.conversation import Message
+from dualign.data.conversation import Message
+from dualign.data.settings import SourceConfig
+from dualign.data.source_files import data_fingerprint, fingerprint_files
+from dualign.data.sources import load_source, read_rows, source_label, to_conversation, to_pair
 from dualign.errors import DataError
-from dualign.settings import SourceConfig
-from dualign.source_files import data_fingerprint, fingerprint_files
-from dualign.sources import load_source, read_rows, source_label, to_conversation, to_pair
 
 ROWS = SourceConfig(path="rows.jsonl")
 HI = (Message(role="user", content="Hi"), Message(role="assistant", content="Yo"))
@@ -180,7 +180,7 @@ def test_labels_tell_files_and_splits_apart() -> None:
 
 def test_settings_and_fingerprints_import_nothing_heavy() -> None:
     program = (
-        "import sys, dualign.settings, dualign.source_files;"
+        "import sys, dualign.data.settings, dualign.data.source_files;"
         "print([name for name in ('torch', 'transformers', 'datasets', 'numpy') if name in sys.modules])"
     )
     found = subprocess.run(

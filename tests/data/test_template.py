@@ -9,10 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from dualign.conversation import Conversation, Message, Mode
+from dualign.data.conversation import Conversation, Message, Mode
+from dualign.data.template import ChatTemplate, load_template
+from dualign.data.tokens import IGNORE_INDEX, encode
 from dualign.errors import TemplateError
-from dualign.template import ChatTemplate, load_template
-from dualign.tokens import IGNORE_INDEX, encode
 
 FOREIGN = Path(trl.__file__).parent / "chat_templates"
 MODES: tuple[Mode, ...] = ("think", "no_think")

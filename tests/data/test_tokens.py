@@ -7,11 +7,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from dualign.conversation import Conversation, Message, Mode
+from dualign.data.conversation import Conversation, Message, Mode
+from dualign.data.faults import RowError
+from dualign.data.template import Rendered, load_template
+from dualign.data.tokens import IGNORE_INDEX, encode, encode_batch
 from dualign.errors import CheckpointError
-from dualign.faults import RowError
-from dualign.template import Rendered, load_template
-from dualign.tokens import IGNORE_INDEX, encode, encode_batch
 
 
 def rendered(text: str, *spans: tuple[int, int]) -> Rendered:

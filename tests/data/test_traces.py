@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 
-from dualign.conversation import Message
-from dualign.faults import RowError
-from dualign.settings import SourceConfig
-from dualign.sources import to_conversation, to_pair
-from dualign.traces import TraceFault, split_trace
+from dualign.data.conversation import Message
+from dualign.data.faults import RowError
+from dualign.data.settings import SourceConfig
+from dualign.data.sources import to_conversation, to_pair
+from dualign.data.traces import TraceFault, split_trace
 
 ROWS = SourceConfig(path="rows.jsonl")
 

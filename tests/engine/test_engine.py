@@ -36,7 +36,12 @@ def recipe(folder: Path, *overrides: str) -> Recipe:
     (folder / "make.py").write_text(SCRIPT)
     stages = [
         {"name": "first", "kind": "script", "script": "make.py"},
-        {"name": "second", "kind": "script", "script": "make.py", "args": {"read": "stage:first/text.txt"}},
+        {
+            "name": "second",
+            "kind": "script",
+            "script": "make.py",
+            "args": {"read": "stage:first/text.txt"},
+        },
         {"name": "other", "kind": "script", "script": "make.py", "args": {"text": "aside"}},
     ]
     path = folder / "recipe.yaml"
@@ -62,7 +67,15 @@ def test_stages_run_in_order_and_leave_run_directories(tmp_path: Path) -> None:
     assert (second / "text.txt").read_text() == "hello1hello1"
     record = read_run(second)
     assert record["parents"] == {"first": read_run(tmp_path / "out" / "first")["fingerprint"]}
-    assert {"schema", "kind", "seed", "config", "versions", "seconds", "peak_rss_mb"} <= record.keys()
+    assert {
+        "schema",
+        "kind",
+        "seed",
+        "config",
+        "versions",
+        "seconds",
+        "peak_rss_mb",
+    } <= record.keys()
     assert not list((tmp_path / "out").glob(".*.partial"))
 
 
@@ -74,7 +87,9 @@ def test_a_second_run_skips_everything_quickly(tmp_path: Path) -> None:
     said = run(made)
     assert time.monotonic() - clock < 2
     assert all("skipped" in line for line in said)
-    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("text.txt")}
+    assert before == {
+        path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("text.txt")
+    }
 
 
 def test_a_change_redoes_the_stage_and_what_hangs_on_it(tmp_path: Path) -> None:
@@ -134,7 +149,9 @@ def test_work_that_was_finished_but_not_published_is_published(tmp_path: Path) -
     out = tmp_path / "out"
     (out / "second").rename(out / ".second.partial")
     fingerprint = read_run(out / ".second.partial")["fingerprint"]
-    (out / ".second.partial" / "stage.json").write_text(json.dumps({"fingerprint": fingerprint, "starts": 1}))
+    (out / ".second.partial" / "stage.json").write_text(
+        json.dumps({"fingerprint": fingerprint, "starts": 1})
+    )
     marked = out / ".second.partial" / "text.txt"
     before = marked.stat().st_mtime_ns
     run(made)
@@ -147,10 +164,14 @@ def test_two_runs_into_one_directory_are_refused(tmp_path: Path) -> None:
         "import sys, time; from pathlib import Path; from dualign.rundir import locked\n"
         "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(30)"
     )
-    holder = subprocess.Popen([sys.executable, "-c", code, str(made.output_dir)], stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(made.output_dir)], stdout=subprocess.PIPE, text=True
+    )
     assert holder.stdout is not None and holder.stdout.readline().strip() == "held"
     try:
-        with pytest.raises(CheckpointError, match=rf"another run is writing here \(process {holder.pid} "):
+        with pytest.raises(
+            CheckpointError, match=rf"another run is writing here \(process {holder.pid} "
+        ):
             run(made)
     finally:
         holder.kill()
@@ -176,5 +197,7 @@ def test_one_stage_alone_needs_its_parents(tmp_path: Path) -> None:
 
 def test_a_reference_to_a_file_that_is_not_there_says_what_is(tmp_path: Path) -> None:
     made = recipe(tmp_path, "second.args.read=stage:first/txt.txt")
-    with pytest.raises(CheckpointError, match=r"no txt\.txt in .*there: half\.txt, run\.json, text\.txt"):
+    with pytest.raises(
+        CheckpointError, match=r"no txt\.txt in .*there: half\.txt, run\.json, text\.txt"
+    ):
         run(made)

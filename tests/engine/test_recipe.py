@@ -33,8 +33,17 @@ GOOD = {
             "lora": {"r": 8},
             "train": {"loss_type": "apo_zero", "beta": 0.1},
         },
-        {"name": "soup", "kind": "merge", "models": [{"model": "stage:apo"}, {"model": "stage:sft"}]},
-        {"name": "eval", "kind": "eval", "models": ["stage:soup"], "tasks": ["stage:data/sums.yaml"]},
+        {
+            "name": "soup",
+            "kind": "merge",
+            "models": [{"model": "stage:apo"}, {"model": "stage:sft"}],
+        },
+        {
+            "name": "eval",
+            "kind": "eval",
+            "models": ["stage:soup"],
+            "tasks": ["stage:data/sums.yaml"],
+        },
     ],
 }
 
@@ -69,7 +78,11 @@ MISTAKES = [
     ("seed", "many", "seed: expected a whole number, found 'many'"),
     ("output_dir", None, "needs the key 'output_dir'"),
     ("stages", [], "stages: expected a list of at least one stage"),
-    ("stages.1.kind", "stf", "expected one of script, sft, pairs, preference, merge, eval, found 'stf'"),
+    (
+        "stages.1.kind",
+        "stf",
+        "expected one of script, sft, pairs, preference, merge, eval, found 'stf'",
+    ),
     ("stages.1.name", "data", "'data' is the name of an earlier stage"),
     ("stages.1.name", "a/b", "expected letters, digits, - and _"),
     ("stages.1.model", "stage:dta", "no stage 'dta' above this one (did you mean 'data'?)"),
@@ -78,7 +91,11 @@ MISTAKES = [
     ("stages.1.dtype", "fp32", "dtype: expected one of float32, bfloat16, float16, found 'fp32'"),
     ("stages.1.dtype", 32, "dtype: expected one of"),
     ("stages.1.data", [], "stages[1].data: expected keys with values, found a list"),
-    ("stages.1.data.max_tokens", "long", "data.max_tokens: expected a whole number, found 'long' (text)"),
+    (
+        "stages.1.data.max_tokens",
+        "long",
+        "data.max_tokens: expected a whole number, found 'long' (text)",
+    ),
     ("stages.1.data.max_tokens", True, "data.max_tokens: expected a whole number, found True"),
     ("stages.1.data.packing", "ffd", "data.packing: expected one of best_fit, wrapped, none"),
     ("stages.1.data.sources", [{}], "data.sources[0]: needs the key 'path'"),
@@ -91,7 +108,11 @@ MISTAKES = [
     ("stages.1.train.learning_rat", 1, "unknown training argument (did you mean 'learning_rate'?)"),
     ("stages.1.train.learning_rate", "fast", "train.learning_rate: expected float, found 'fast'"),
     ("stages.1.train.learning_rate", -1.0, "train.learning_rate: expected more than 0, found -1.0"),
-    ("stages.1.train.warmup_ratio", 0.1, "now warmup_steps; a value below 1 is a share of all steps"),
+    (
+        "stages.1.train.warmup_ratio",
+        0.1,
+        "now warmup_steps; a value below 1 is a share of all steps",
+    ),
     ("stages.1.train.max_length", 9, "is set by dualign: set data.max_tokens"),
     ("stages.1.train.packing", True, "is set by dualign: set data.packing"),
     ("stages.1.train.lr_scheduler_type", "cosin", "unknown value 'cosin' (did you mean 'cosine'?)"),
@@ -100,7 +121,11 @@ MISTAKES = [
     ("stages.1.train.per_device_train_batch_size", 0, "expected 1 or more, found 0"),
     ("stages.1.train", {"bf16": True, "fp16": True}, "bf16 and fp16 are both on"),
     ("stages.1.save", "both", "save: expected one of adapter, merged"),
-    ("stages.2.train.loss_type", "apo_zer", "expected apo_zero, apo_down, sigmoid, ipo, found 'apo_zer'"),
+    (
+        "stages.2.train.loss_type",
+        "apo_zer",
+        "expected apo_zero, apo_down, sigmoid, ipo, found 'apo_zer'",
+    ),
     ("stages.2.train.beta", 0, "train.beta: expected more than 0, found 0"),
     ("stages.2.reference", "copy", "with lora the reference is the adapter switched off"),
     ("stages.2.data.packing", "best_fit", "pairs aren't packed: set data.packing: none"),
@@ -109,8 +134,12 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("keys", "value", "expected"), MISTAKES, ids=[f"{k}={v}" for k, v, _ in MISTAKES])
-def test_a_mistake_is_refused_with_its_place(tmp_path: Path, keys: str, value: object, expected: str) -> None:
+@pytest.mark.parametrize(
+    ("keys", "value", "expected"), MISTAKES, ids=[f"{k}={v}" for k, v, _ in MISTAKES]
+)
+def test_a_mistake_is_refused_with_its_place(
+    tmp_path: Path, keys: str, value: object, expected: str
+) -> None:
     path = write(tmp_path, changed(keys, value))
     with pytest.raises(ConfigError) as caught:
         load_recipe(path, [], kinds())
@@ -139,11 +168,15 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
 
 def test_a_mistake_names_its_line(tmp_path: Path) -> None:
     text = "name: x\noutput_dir: y\nstages:\n  - name: a\n    kind: script\n    script: make.py\n    arg: {}\n"
-    with pytest.raises(ConfigError, match=r"recipe\.yaml:7: stages\[0\]\.arg: unknown key \(did you mean 'args'"):
+    with pytest.raises(
+        ConfigError, match=r"recipe\.yaml:7: stages\[0\]\.arg: unknown key \(did you mean 'args'"
+    ):
         load_recipe(write(tmp_path, text), [], kinds())
 
 
-@pytest.mark.parametrize("text", ["a: [", "- 1", "a: 1\na: 2\nstages: []"], ids=["broken", "list", "twice"])
+@pytest.mark.parametrize(
+    "text", ["a: [", "- 1", "a: 1\na: 2\nstages: []"], ids=["broken", "list", "twice"]
+)
 def test_what_is_no_recipe_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(ConfigError, match=r"recipe\.yaml"):
         load_recipe(write(tmp_path, text), [], kinds())
@@ -153,7 +186,9 @@ def test_a_refusal_takes_under_a_second_and_no_torch(tmp_path: Path) -> None:
     path = write(tmp_path, changed("stages.1.train.learning_rat", 1))
     code = "import sys; from dualign.cli.main import main; c = main(sys.argv[1:]); print('torch' in sys.modules); sys.exit(c)"
     clock = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", code, "run", str(path)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code, "run", str(path)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 2
     assert done.stdout.strip() == "False"
     assert "Traceback" not in done.stderr
@@ -161,7 +196,12 @@ def test_a_refusal_takes_under_a_second_and_no_torch(tmp_path: Path) -> None:
 
 
 def test_overrides_reach_stages_lists_and_the_recipe(tmp_path: Path) -> None:
-    overrides = ["sft.train.learning_rate=5e-4", "output_dir=elsewhere", "soup.models.0.weight=0.9", "seed=7"]
+    overrides = [
+        "sft.train.learning_rate=5e-4",
+        "output_dir=elsewhere",
+        "soup.models.0.weight=0.9",
+        "seed=7",
+    ]
     recipe = load_recipe(write(tmp_path, GOOD), overrides, kinds())
     assert recipe.stage("sft").config.train["learning_rate"] == 5e-4
     assert recipe.output_dir == Path("elsewhere")
@@ -187,12 +227,20 @@ def test_a_wrong_override_is_refused(tmp_path: Path, override: str, expected: st
 
 
 def test_a_stage_recipe_is_a_pipeline_of_one_and_can_be_included(tmp_path: Path) -> None:
-    stage = {"kind": "script", "script": "make.py", "output_dir": "runs/x", "args": {"rows": 3, "hard": 1}}
+    stage = {
+        "kind": "script",
+        "script": "make.py",
+        "output_dir": "runs/x",
+        "args": {"rows": 3, "hard": 1},
+    }
     write(tmp_path, stage, "data.yaml")
     alone = load_recipe(tmp_path / "data.yaml", ["args.rows=4"], kinds())
     assert [entry.name for entry in alone.stages] == ["data"]
     assert alone.stages[0].config.args == {"rows": 4, "hard": 1}
-    both = {"output_dir": "o", "stages": [{"name": "mine", "recipe": "data.yaml", "args": {"rows": 5}}]}
+    both = {
+        "output_dir": "o",
+        "stages": [{"name": "mine", "recipe": "data.yaml", "args": {"rows": 5}}],
+    }
     included = load_recipe(write(tmp_path, both), [], kinds())
     assert included.stages[0].config.args == {"rows": 5, "hard": 1}
     assert included.stages[0].name == "mine"

@@ -31,7 +31,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         clean_up_tokenization_spaces=False,
     )
     tokenizer.add_tokens([AddedToken(tag, special=False) for tag in ("<think>", "</think>")])
-    template = files("dualign").joinpath("templates/dualign.jinja")
+    template = files("dualign.data").joinpath("templates/dualign.jinja")
     tokenizer.chat_template = template.read_text(encoding="utf-8")
     return tokenizer
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 from rich.console import Console
 
-from dualign.chat import _Writer, chat
+from dualign.generation.chat import _Writer, chat
 
 
 def talk(learnt, lines, monkeypatch, **options):
@@ -64,7 +64,7 @@ def test_tags_are_found_in_pieces_of_any_size(size):
 
 
 def test_a_real_pipe_drives_it(learnt):
-    code = f"from dualign.chat import chat; chat({str(learnt)!r}, max_new_tokens=40, temperature=0)"
+    code = f"from dualign.generation.chat import chat; chat({str(learnt)!r}, max_new_tokens=40, temperature=0)"
     done = subprocess.run(
         [sys.executable, "-c", code],
         input="/no_think\nWhat is 1+2?\n/quit\n",

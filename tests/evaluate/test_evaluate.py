@@ -8,10 +8,10 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import dualign.evaluate as evaluate
+import dualign.evaluation.evaluate as evaluate
 from dualign.errors import CheckpointError, EvaluationError
-from dualign.evaluate_config import EvalStage
-from dualign.loading import identity, load_chat_tokenizer, load_model
+from dualign.evaluation.config import EvalStage
+from dualign.generation.loading import identity, load_chat_tokenizer, load_model
 from tests.evaluate.conftest import LEARNT
 
 CHATML = (

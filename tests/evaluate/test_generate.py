@@ -5,8 +5,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dualign.errors import EvaluationError
-from dualign.generate import _batches, end_ids, generate, generate_batches
-from dualign.sampling import sampler, uniforms
+from dualign.generation.generate import _batches, end_ids, generate, generate_batches
+from dualign.generation.sampling import sampler, uniforms
 from tests.evaluate.conftest import make_model, make_tokenizer
 
 PROMPTS = [

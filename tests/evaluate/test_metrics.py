@@ -2,9 +2,9 @@
 
 import pytest
 
-from dualign.evaluate_config import EvalStage
-from dualign.evaluate_metrics import percentiles, summarise, with_gain
-from dualign.paired import paired_change
+from dualign.evaluation.config import EvalStage
+from dualign.evaluation.metrics import percentiles, summarise, with_gain
+from dualign.evaluation.paired import paired_change
 
 
 def sample(id_, *, correct, think_tokens=10, **flags):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dualign.thinking import split
+from dualign.generation.thinking import split
 
 OPENED = "<|im_start|>assistant\n<think>\n"
 BARE = "<|im_start|>assistant\n"

@@ -10,12 +10,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dualign.checkpoint import Checkpoint
+from dualign.checkpoints.checkpoint import Checkpoint
+from dualign.checkpoints.shards import Planned, write_tensors
 from dualign.errors import CheckpointError, MergeError
 from dualign.merging import merge
 from dualign.merging.config import MergedModel, MergeStage
 from dualign.rundir import Outcome
-from dualign.shards import Planned, write_tensors
 
 from .conftest import WORDS, MakeModel
 

@@ -7,8 +7,8 @@ resident memory above what the process held just before, when a model a few numb
 libraries were in use; the peak is reset through /proc.
 
 glibc's malloc raises by itself the size from which a block is returned to the system when it is freed, and so tensors
-leave holes in the heap: the same training then peaks 5 to 50 % higher, by chance of sizes. `ENVIRONMENT` fixes that
-size, so that what is measured is what the training asked for. It has to be set before a process starts; `main` starts
+leave holes in the heap: the same training then peaks 2 to 70 % higher, by chance of sizes. `ENVIRONMENT` fixes that
+size (and makes training slower), so that what is measured is what the training asked for. It has to be set before a process starts; `main` starts
 this script again if it isn't.
 """
 

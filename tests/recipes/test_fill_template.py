@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 import dualign
 
 SCRIPT = Path(__file__).parents[2] / "recipes" / "smollm3" / "fill_template.py"
-TEMPLATES = Path(dualign.__file__).parent / "templates"
+TEMPLATES = Path(dualign.__file__).parent / "data" / "templates"
 THINK_TEXT = (
     'Say "why" first.\n\nUse two sections: <think> Thought </think> 100 % \u00e9 \\n {% if %}.'
 )

@@ -365,7 +365,9 @@ def test_stand_in_rows_have_the_columns_of_the_dataset(
 
 def render_row(row: dict[str, Any]) -> str:
     """A row with its kwargs in the training format, as TRL would render it."""
-    text = (Path(dualign.__file__).parent / "templates" / "smollm3-training.jinja").read_text()
+    text = (
+        Path(dualign.__file__).parent / "data" / "templates" / "smollm3-training.jinja"
+    ).read_text()
     rendered, _ = render_jinja_template(
         [row["messages"]], chat_template=text, **row["chat_template_kwargs"]
     )

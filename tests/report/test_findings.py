@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from dualign.report_findings import (
+from dualign.evaluation.scores import ModelScores, change
+from dualign.report.findings import (
     Step,
     format_finding,
     step_finding,
@@ -12,8 +13,7 @@ from dualign.report_findings import (
     thinking_finding,
     training_findings,
 )
-from dualign.report_runs import Evaluated, read_stage
-from dualign.scores import ModelScores, change
+from dualign.report.runs import Evaluated, read_stage
 
 from .conftest import cell, write_stage
 

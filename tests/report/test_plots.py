@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from dualign.plots import (
+from dualign.evaluation.scores import ModelScores
+from dualign.report.plots import (
     COLOURS,
     INK,
     MAX_POINTS,
@@ -14,8 +15,7 @@ from dualign.plots import (
     loss_plot,
     reward_plot,
 )
-from dualign.plots import _thinned as thinned
-from dualign.scores import ModelScores
+from dualign.report.plots import _thinned as thinned
 
 from .conftest import cell
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from dualign.errors import CheckpointError
-from dualign.report import read_models, write_report
-from dualign.report_markdown import fenced, inline
-from dualign.report_stages import duration
+from dualign.report.markdown import fenced, inline
+from dualign.report.report import read_models, write_report
+from dualign.report.stages import duration
 
 from .conftest import ATTACK, Record, cell, write_evaluation, write_rows, write_stage
 

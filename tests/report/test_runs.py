@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dualign.errors import CheckpointError
-from dualign.report_runs import evaluated, is_preference, is_training, read_stage, series
+from dualign.report.runs import evaluated, is_preference, is_training, read_stage, series
 
 from .conftest import Record, cell, write_evaluation, write_rows, write_stage
 

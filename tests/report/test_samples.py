@@ -1,6 +1,6 @@
 """The choice of sample answers."""
 
-from dualign.report_samples import MAX_CHARACTERS, choose, plain, shortened
+from dualign.report.samples import MAX_CHARACTERS, choose, plain, shortened
 
 from .conftest import Record
 

@@ -3,7 +3,7 @@
 import pytest
 
 from dualign.errors import EvaluationError
-from dualign.scores import (
+from dualign.evaluation.scores import (
     Change,
     ModelScores,
     Score,

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dualign.report import read_models
-from dualign.scores import ModelScores
-from dualign.tables import summary_table
+from dualign.evaluation.scores import ModelScores
+from dualign.report.report import read_models
+from dualign.report.tables import summary_table
 
 from .conftest import cell
 

@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, SmolLM3Config, SmolLM3ForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
+)
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
@@ -27,7 +33,9 @@ def sum_rows(count: int, seed: int = 0) -> list[dict]:
         answer = {"role": "assistant", "content": str(a + b + c)}
         if mode == "think":
             answer["reasoning_content"] = f"{a} + {b} = {a + b}\n{a + b} + {c} = {a + b + c}"
-        rows.append({"messages": [{"role": "user", "content": f"Add {a}, {b}, {c}."}, answer], "mode": mode})
+        rows.append(
+            {"messages": [{"role": "user", "content": f"Add {a}, {b}, {c}."}, answer], "mode": mode}
+        )
     return rows
 
 
@@ -37,26 +45,38 @@ def pair_rows(count: int, seed: int = 1) -> list[dict]:
     for row in sum_rows(count, seed):
         prompt, right = row["messages"]
         wrong = {**right, "content": str(int(right["content"]) + 1)}
-        rows.append({"prompt": [prompt], "chosen": [right], "rejected": [wrong], "mode": row["mode"]})
+        rows.append(
+            {"prompt": [prompt], "chosen": [right], "rejected": [wrong], "mode": row["mode"]}
+        )
     return rows
 
 
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerFast:
-    text = [json.dumps(row) for row in sum_rows(400)] + ["<think>\n\n</think>\n\n /think /no_think user assistant system"] * 20
+    text = [json.dumps(row) for row in sum_rows(400)] + [
+        "<think>\n\n</think>\n\n /think /no_think user assistant system"
+    ] * 20
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=384, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=384,
+        special_tokens=SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     bpe.train_from_iterator(text, trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>", additional_special_tokens=SPECIAL[1:2]
+        tokenizer_object=bpe,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=SPECIAL[1:2],
     )
 
 
-def save_model(folder: Path, tokenizer: PreTrainedTokenizerFast, *, kind: str = "llama", seed: int = 0) -> Path:
+def save_model(
+    folder: Path, tokenizer: PreTrainedTokenizerFast, *, kind: str = "llama", seed: int = 0
+) -> Path:
     """A model folder. `kind`: llama or smollm3 (with NoPE layers); embeddings tied."""
     torch.manual_seed(seed)
     sizes = {
@@ -72,7 +92,11 @@ def save_model(folder: Path, tokenizer: PreTrainedTokenizerFast, *, kind: str = 
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": None,
     }
-    model = SmolLM3ForCausalLM(SmolLM3Config(**sizes)) if kind == "smollm3" else LlamaForCausalLM(LlamaConfig(**sizes))
+    model = (
+        SmolLM3ForCausalLM(SmolLM3Config(**sizes))
+        if kind == "smollm3"
+        else LlamaForCausalLM(LlamaConfig(**sizes))
+    )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

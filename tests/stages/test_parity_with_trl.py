@@ -9,14 +9,14 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-from dualign.model_settings import LoraSettings
-from dualign.models import find_start, load_tokenizer
+from dualign.data.prepare import prepare_pairs, prepare_sft
+from dualign.data.settings import DataConfig, SourceConfig
 from dualign.preference.config import PreferenceStage
 from dualign.preference.train import run as run_preference
-from dualign.prepare import prepare_pairs, prepare_sft
-from dualign.settings import DataConfig, SourceConfig
 from dualign.sft.config import SFTStage
 from dualign.sft.train import run as run_sft
+from dualign.training.models import find_start, load_tokenizer
+from dualign.training.settings import LoraSettings
 
 COMMON = {
     "max_steps": 4,
@@ -29,7 +29,14 @@ COMMON = {
 
 
 def direct(tmp_path: Path) -> dict:
-    return {**COMMON, "output_dir": str(tmp_path / "direct"), "seed": 5, "data_seed": 5, "bf16": False, "report_to": "none"}
+    return {
+        **COMMON,
+        "output_dir": str(tmp_path / "direct"),
+        "seed": 5,
+        "data_seed": 5,
+        "bf16": False,
+        "report_to": "none",
+    }
 
 
 def logged(log: list[dict], *names: str) -> list[list[float]]:
@@ -52,7 +59,12 @@ def test_sft_losses_equal_trls(tiny: Path, rows: Path, tmp_path: Path) -> None:
     packed = prepare_sft(stage.data, tokenizer, template, seed=5).train
     trainer = SFTTrainer(
         model=AutoModelForCausalLM.from_pretrained(tiny),
-        args=SFTConfig(**direct(tmp_path), max_length=None, packing=True, dataset_kwargs={"skip_prepare_dataset": True}),
+        args=SFTConfig(
+            **direct(tmp_path),
+            max_length=None,
+            packing=True,
+            dataset_kwargs={"skip_prepare_dataset": True},
+        ),
         train_dataset=packed.select_columns(["input_ids", "labels", "seq_lengths"]),
         processing_class=tokenizer,
     )
@@ -63,15 +75,30 @@ def test_sft_losses_equal_trls(tiny: Path, rows: Path, tmp_path: Path) -> None:
     assert ours == [pytest.approx(step, rel=1e-5) for step in theirs]
 
 
-@pytest.mark.parametrize(("loss", "reference"), [("apo_zero", "auto"), ("apo_down", "cached"), ("sigmoid", "auto"), ("ipo", "auto")])
+@pytest.mark.parametrize(
+    ("loss", "reference"),
+    [("apo_zero", "auto"), ("apo_down", "cached"), ("sigmoid", "auto"), ("ipo", "auto")],
+)
 def test_preference_losses_equal_trls_from_text_on(
-    tiny: Path, rows: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast, loss: str, reference: str
+    tiny: Path,
+    rows: Path,
+    tmp_path: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    loss: str,
+    reference: str,
 ) -> None:
     """TRL tokenises text by itself here, so the ids and where the completion starts have to agree too."""
-    data = DataConfig(sources=(SourceConfig(path=str(rows / "pairs.jsonl")),), max_tokens=256, packing="none")
+    data = DataConfig(
+        sources=(SourceConfig(path=str(rows / "pairs.jsonl")),), max_tokens=256, packing="none"
+    )
     train = {**COMMON, "loss_type": loss, "beta": 0.3}
     stage = PreferenceStage(
-        name="apo", model=str(tiny), data=data, lora=LoraSettings(r=4), train=train, reference=reference
+        name="apo",
+        model=str(tiny),
+        data=data,
+        lora=LoraSettings(r=4),
+        train=train,
+        reference=reference,
     )
     outcome = run_preference(stage, tmp_path, seed=5)
     assert outcome.rows is not None and outcome.rows["kept"] == 40
@@ -81,7 +108,9 @@ def test_preference_losses_equal_trls_from_text_on(
         args=DPOConfig(**direct(tmp_path), loss_type=loss, beta=0.3, max_length=None),
         train_dataset=in_our_order(stage, own),
         processing_class=own,
-        peft_config=LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=32, target_modules="all-linear"),
+        peft_config=LoraConfig(
+            task_type="CAUSAL_LM", r=4, lora_alpha=32, target_modules="all-linear"
+        ),
     )
     trainer.train()
     names = ("loss", "grad_norm", "rewards/margins", "rewards/chosen", "logps/rejected")
@@ -105,7 +134,9 @@ def in_our_order(stage: PreferenceStage, tokenizer: PreTrainedTokenizerFast) -> 
 def test_an_apo_loss_is_one_before_the_first_step(
     tiny: Path, rows: Path, tmp_path: Path, loss: str, lora: LoraSettings | None
 ) -> None:
-    data = DataConfig(sources=(SourceConfig(path=str(rows / "pairs.jsonl")),), max_tokens=256, packing="none")
+    data = DataConfig(
+        sources=(SourceConfig(path=str(rows / "pairs.jsonl")),), max_tokens=256, packing="none"
+    )
     train = {**COMMON, "loss_type": loss, "max_steps": 1}
     stage = PreferenceStage(name="apo", model=str(tiny), data=data, lora=lora, train=train)
     run_preference(stage, tmp_path, seed=5)

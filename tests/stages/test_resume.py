@@ -41,7 +41,11 @@ def write_recipe(folder: Path, tiny: Path, rows: Path, *, full: bool = False) ->
         "kind": "preference",
         "model": "stage:sft",
         "lora": lora,
-        "data": {"sources": [{"path": str(rows / "pairs.jsonl")}], "max_tokens": 128, "packing": "none"},
+        "data": {
+            "sources": [{"path": str(rows / "pairs.jsonl")}],
+            "max_tokens": 128,
+            "packing": "none",
+        },
         "train": {**TRAIN, "loss_type": "apo_zero", "disable_dropout": False},
     }
     stages = [sft] if full else [{**sft, "lora": lora}, apo]
@@ -53,7 +57,14 @@ def write_recipe(folder: Path, tiny: Path, rows: Path, *, full: bool = False) ->
 def start(recipe: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "dualign", "run", str(recipe)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True)
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
 
 
 def finish(recipe: Path) -> None:
@@ -101,7 +112,9 @@ def test_killed_sft_and_apo_end_bit_identical(tiny: Path, rows: Path, tmp_path: 
 def test_killed_full_fine_tuning_ends_bit_identical(tiny: Path, rows: Path, tmp_path: Path) -> None:
     calm, rough = tmp_path / "calm", tmp_path / "rough"
     calm.mkdir(), rough.mkdir()
-    undisturbed, disturbed = (write_recipe(folder, tiny, rows, full=True) for folder in (calm, rough))
+    undisturbed, disturbed = (
+        write_recipe(folder, tiny, rows, full=True) for folder in (calm, rough)
+    )
     finish(undisturbed)
     for step in (6, 12, 21):
         kill_at_checkpoint(disturbed, "sft", step)

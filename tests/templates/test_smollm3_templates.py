@@ -16,7 +16,7 @@ import dualign
 Message = dict[str, Any]
 Render = Callable[..., str]
 
-TEMPLATES = Path(dualign.__file__).parent / "templates"
+TEMPLATES = Path(dualign.__file__).parent / "data" / "templates"
 TEXTS = {
     name: (TEMPLATES / f"{name}.jinja").read_text() for name in ("smollm3", "smollm3-training")
 }

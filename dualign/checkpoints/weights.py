@@ -1,0 +1,90 @@
+"""From a path to weights: a plain model folder, or an adapter on a base.
+
+The base may be an adapter itself, as a stage that trains on another stage's adapter leaves it.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dualign.checkpoints.checkpoint import Checkpoint, Weights
+from dualign.checkpoints.embedded import embedded_model
+from dualign.checkpoints.folding import Adapted
+from dualign.checkpoints.lora import is_adapter, read_adapter
+from dualign.errors import CheckpointError
+
+
+def open_weights(model: Path | str) -> Weights:
+    """The weights of a folder, hub id or embedded model, its adapters folded in as they are read.
+
+    Only headers and adapters are read now.
+
+    Raises:
+        CheckpointError: a folder or file is missing or broken.
+        MergeError: the weights can't be used exactly as the model would use them.
+    """
+    return _open(_find(str(model)), ())
+
+
+def _find(name: str, *, revision: str | None = None) -> Path:
+    """The folder of a path, an embedded model or a hub id."""
+    if name.startswith("embedded:"):
+        return embedded_model(name)
+    folder = Path(name)
+    is_path = folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
+    return folder if folder.exists() or is_path else from_hub(name, revision=revision)
+
+
+def _open(folder: Path, outer: tuple[Path, ...]) -> Weights:
+    if _require_folder(folder).resolve() in outer:
+        raise CheckpointError(
+            f"{folder}: the adapter names itself as its base: {' -> '.join(map(str, outer))}"
+        )
+    if not is_adapter(folder):
+        return Checkpoint(folder)
+    adapter = read_adapter(folder)
+    return Adapted(_open(find_base(folder, adapter.config), (*outer, folder.resolve())), adapter)
+
+
+def find_base(folder: Path, config: Mapping[str, Any]) -> Path:
+    """The folder of an adapter's base: a path, an embedded model or a hub id.
+
+    A relative path is seen from the adapter's folder, then from here.
+
+    Raises:
+        CheckpointError: it is neither here nor in reach.
+    """
+    name = str(config.get("base_model_name_or_path") or "")
+    if not name:
+        raise CheckpointError(
+            f"{folder}: adapter_config.json has no base_model_name_or_path; name the base there"
+        )
+    if (folder / name).is_dir():
+        return folder / name
+    try:
+        return _require_folder(_find(name, revision=config.get("revision")))
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{folder}/adapter_config.json: base_model_name_or_path: {error}"
+        ) from error
+
+
+def _require_folder(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder; expected a model or an adapter")
+    return folder
+
+
+def from_hub(name: str, *, revision: str | None = None) -> Path:
+    """The local snapshot of a hub id, fetched if it isn't there and HF_HUB_OFFLINE isn't set."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    wanted = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt"]
+    try:
+        return Path(str(snapshot_download(name, revision=revision, allow_patterns=wanted)))
+    except (HFValidationError, OSError) as error:
+        raise CheckpointError(
+            f"{name!r} is neither a folder here nor to be had from the hub "
+            f"({type(error).__name__}); check the name, or fetch it first and give its path"
+        ) from error

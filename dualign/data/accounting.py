@@ -1,0 +1,103 @@
+"""The account of the rows: what came in, what was kept, what was left out and why."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from dualign.data.draws import Indices
+
+Group = tuple[str, str]
+"""(mode, source)"""
+UNKNOWN_MODE = "unknown"
+"""The mode of a row that was left out before its mode was known."""
+NOT_DRAWN = "weight"
+"""The reason of a row that a weight below 1 left out."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Tally:
+    """The rows of one source and mode. `lengths` and `supervised` are the tokens of each row
+    trained on, repeats included.
+    """
+
+    source: str
+    mode: str
+    kept: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    validation: int = 0
+    repeats: int = 0
+    lengths: list[int] = field(default_factory=list)
+    supervised: int = 0
+
+
+def tally_rows(
+    keys: Sequence[Group],
+    about: Mapping[str, Any],
+    train: Indices,
+    validation: Indices,
+    unseen: Mapping[Group, int],
+) -> list[Tally]:
+    """A tally for each group. `keys` and the columns of `about` have an entry for each tokenised
+    row; `train` and `validation` are places in them, and `unseen` counts rows that no weight drew.
+    """
+    found: dict[Group, Tally] = {}
+
+    def tally(key: Group) -> Tally:
+        return found.setdefault(key, Tally(mode=key[0], source=key[1]))
+
+    for key, code in zip(keys, about["code"], strict=True):
+        if code:
+            tally(key).dropped[str(code)] += 1
+        else:
+            tally(key).kept += 1
+    for key, count in unseen.items():
+        tally(key).dropped[NOT_DRAWN] += count
+    for row in validation.tolist():
+        tally(keys[row]).validation += 1
+    times = np.bincount(train, minlength=len(keys))
+    for row in np.flatnonzero(times).tolist():
+        one, count = tally(keys[row]), int(times[row])
+        one.repeats += count - 1
+        one.lengths += [int(about["tokens"][row])] * count
+        one.supervised += int(about["supervised"][row]) * count
+    return list(found.values())
+
+
+def account(tallies: Iterable[Tally]) -> dict[str, Any]:
+    """ROWS of run.json: in = kept + dropped, in total and for each source and mode.
+
+    `kept` counts rows once. `validation` of them are held out; the others are trained on, `repeats`
+    of them again: examples = kept - validation + repeats. Tokens are those of the examples, so of
+    one epoch.
+    """
+    by = [_entry(tally) for tally in tallies]
+    dropped: Counter[str] = Counter()
+    for entry in by:
+        dropped.update(entry["dropped"])
+    total = {key: sum(entry[key] for entry in by) for key in _SUMMED}
+    return {**total, "dropped": dict(sorted(dropped.items())), "by": by}
+
+
+_SUMMED = ("in", "kept", "validation", "repeats", "examples", "tokens", "supervised_tokens")
+
+
+def _entry(tally: Tally) -> dict[str, Any]:
+    examples = len(tally.lengths)
+    assert examples == tally.kept - tally.validation + tally.repeats, "rows were lost"
+    return {
+        "source": tally.source,
+        "mode": tally.mode,
+        "in": tally.kept + tally.dropped.total(),
+        "kept": tally.kept,
+        "dropped": dict(sorted(tally.dropped.items())),
+        "validation": tally.validation,
+        "repeats": tally.repeats,
+        "examples": examples,
+        "tokens": sum(tally.lengths),
+        "supervised_tokens": tally.supervised,
+        "mean_tokens": round(sum(tally.lengths) / examples, 1) if examples else 0.0,
+        "max_tokens": max(tally.lengths, default=0),
+    }

@@ -1,0 +1,57 @@
+"""What can be wrong with one row. The code is the reason under which a dropped row is counted."""
+
+from typing import Literal, get_args
+
+from dualign.data.conversation import Mode
+from dualign.errors import DataError
+
+Code = Literal[
+    "bad_content",
+    "bad_tools",
+    "boundary",
+    "double_think",
+    "empty_answer",
+    "empty_row",
+    "identical_pair",
+    "misplaced_think",
+    "mode_contradiction",
+    "nested_think",
+    "no_answer",
+    "no_think_with_trace",
+    "not_one_answer",
+    "pair_modes_differ",
+    "plain_text",
+    "template",
+    "think_without_trace",
+    "too_long",
+    "unclosed_think",
+    "unknown_mode",
+    "unknown_role",
+    "unknown_shape",
+    "unopened_think",
+]
+CODES: tuple[Code, ...] = get_args(Code)
+
+
+class RowError(DataError):
+    """A row that can't be trained on as it is. `mode` is known when the fault was found after the
+    mode was.
+    """
+
+    def __init__(
+        self, code: Code, what: str, *, source: str, row: int, mode: Mode | None = None
+    ) -> None:
+        super().__init__(f"{source}, row {row}: {what} [{code}]")
+        self.code: Code = code
+        self.what = what
+        self.source = source
+        self.row = row
+        self.mode = mode
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Worker processes send errors back pickled, which needs the arguments and not the text."""
+        return (_row_error, (self.code, self.what, self.source, self.row, self.mode))
+
+
+def _row_error(code: Code, what: str, source: str, row: int, mode: Mode | None) -> RowError:
+    return RowError(code, what, source=source, row=row, mode=mode)

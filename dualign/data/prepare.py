@@ -1,0 +1,175 @@
+"""A recipe's data -> what a trainer is fed with: the mixture, packed, or as pairs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import datasets
+import numpy as np
+
+from dualign.data.accounting import Group
+from dualign.data.draws import Indices, generator
+from dualign.data.encoding import ExampleEncoder, PairEncoder
+from dualign.data.mixture import Mixed, mix, no_cache
+from dualign.data.packing import Piece, fill, pack
+from dualign.data.settings import DataConfig
+from dualign.data.template import ChatTemplate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_IDS = datasets.List(datasets.Value("int32"))
+PACKED_FEATURES = datasets.Features(
+    {"input_ids": _IDS, "labels": _IDS, "seq_lengths": _IDS, "doc_groups": _IDS}
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prepared:
+    """Packed rows: input_ids, labels, seq_lengths, doc_groups (a place in `groups`, for each
+    document).
+
+    `groups` are (mode, source); `rows` is ROWS of run.json, `sources` its `data`; `fill` is the
+    share of max_tokens that the training rows use.
+    """
+
+    train: datasets.Dataset
+    validation: datasets.Dataset | None
+    groups: tuple[Group, ...]
+    rows: Mapping[str, Any]
+    sources: tuple[Mapping[str, Any], ...]
+    fill: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreparedPairs:
+    """Tokenised pairs: prompt_ids, chosen_ids, rejected_ids, group (a place in `groups`)."""
+
+    train: datasets.Dataset
+    validation: datasets.Dataset | None
+    groups: tuple[Group, ...]
+    rows: Mapping[str, Any]
+    sources: tuple[Mapping[str, Any], ...]
+
+
+def prepare_sft(
+    data: DataConfig,
+    tokenizer: "PreTrainedTokenizerBase",
+    template: ChatTemplate,
+    *,
+    seed: int,
+    template_kwargs: Mapping[str, Any] | None = None,
+    base: Path | None = None,
+    num_proc: int | None = None,
+) -> Prepared:
+    """Packed training and validation rows. Their order depends on the seed alone.
+
+    `template_kwargs` go to every render; a row's own come first. Relative paths start at `base`.
+
+    Raises:
+        DataError: a source that can't be read, a row that contradicts itself (unless conflicts:
+        drop), no row left. TemplateError: a row whose supervised text can't be proven under this
+        template (unless conflicts: drop).
+    """
+    template = _with_kwargs(template, template_kwargs)
+    mixed = mix(ExampleEncoder, data, tokenizer, template, seed, base, num_proc)
+    train = _packed(mixed, mixed.train, data, generator(seed, "rows"), "packing")
+    validation = None
+    if len(mixed.validation):
+        random = generator(seed, "validation rows")
+        validation = _packed(mixed, mixed.validation, data, random, "packing validation")
+    tokens = int(mixed.tokens[mixed.train].sum())
+    return Prepared(
+        train=train,
+        validation=validation,
+        groups=mixed.groups,
+        rows=mixed.rows,
+        sources=mixed.sources,
+        fill=tokens / (len(train) * data.max_tokens),
+    )
+
+
+def prepare_pairs(
+    data: DataConfig,
+    tokenizer: "PreTrainedTokenizerBase",
+    template: ChatTemplate,
+    *,
+    seed: int,
+    template_kwargs: Mapping[str, Any] | None = None,
+    base: Path | None = None,
+    num_proc: int | None = None,
+) -> PreparedPairs:
+    """Tokenised training and validation pairs. Packing and `supervise` don't apply; raises as
+    `prepare_sft`.
+    """
+    template = _with_kwargs(template, template_kwargs)
+    data = replace(data, packing="none")
+    mixed = mix(PairEncoder, data, tokenizer, template, seed, base, num_proc)
+    return PreparedPairs(
+        train=_pairs(mixed, mixed.train),
+        validation=_pairs(mixed, mixed.validation) if len(mixed.validation) else None,
+        groups=mixed.groups,
+        rows=mixed.rows,
+        sources=mixed.sources,
+    )
+
+
+def _packed(
+    mixed: Mixed, documents: Indices, data: DataConfig, random: np.random.Generator, title: str
+) -> datasets.Dataset:
+    """The packed rows of `documents`. Rows that best fit made are shuffled: they come out longest
+    document first.
+    """
+    lengths = [int(length) for length in mixed.tokens[documents]]
+    rows = pack(lengths, max_tokens=data.max_tokens, strategy=data.packing)
+    if data.packing == "best_fit":
+        rows = [rows[which] for which in random.permutation(len(rows))]
+    filler = _Filler(table=mixed.table, group=mixed.group, documents=documents, rows=rows)
+    with no_cache():
+        numbers = datasets.Dataset.from_dict({"number": list(range(len(rows)))})
+        return numbers.map(
+            filler,
+            batched=True,
+            batch_size=128,
+            remove_columns=["number"],
+            features=PACKED_FEATURES,
+            desc=title,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Filler:
+    """Numbers of packed rows -> packed rows, reading the documents of a batch of rows at once."""
+
+    table: datasets.Dataset
+    group: Indices
+    documents: Indices
+    rows: list[list[Piece]]
+
+    def __call__(self, batch: Mapping[str, list[int]]) -> dict[str, list[list[int]]]:
+        rows = [self.rows[number] for number in batch["number"]]
+        places = [int(self.documents[piece.document]) for row in rows for piece in row]
+        read = self.table[places]
+        parts = iter(
+            zip(read["input_ids"], read["labels"], self.group[places].tolist(), strict=True)
+        )
+        packed = []
+        for row in rows:
+            ids, labels, groups = zip(*(next(parts) for _ in row), strict=True)
+            packed.append(fill(row, ids, labels, groups))
+        return {
+            "input_ids": [row.input_ids for row in packed],
+            "labels": [row.labels for row in packed],
+            "seq_lengths": [row.seq_lengths for row in packed],
+            "doc_groups": [row.groups for row in packed],
+        }
+
+
+def _pairs(mixed: Mixed, rows: Indices) -> datasets.Dataset:
+    table = mixed.table.select(rows).select_columns(["prompt_ids", "chosen_ids", "rejected_ids"])
+    return table.add_column("group", mixed.group[rows].tolist())
+
+
+def _with_kwargs(template: ChatTemplate, given: Mapping[str, Any] | None) -> ChatTemplate:
+    return replace(template, template_kwargs={**template.template_kwargs, **(given or {})})

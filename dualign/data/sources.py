@@ -1,0 +1,220 @@
+"""Sources -> rows -> Conversation | PreferencePair. A row that contradicts itself is refused with
+its place and a code.
+
+`datasets` reads the rows: local files, globs, folders and saved datasets, else a hub id. What a row
+may look like is in `shapes.py`; what its traces and its mode must agree on is in `traces.py`.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from dualign.data.conversation import Conversation, Message, Mode, PreferencePair
+from dualign.data.faults import RowError
+from dualign.data.settings import SourceConfig, Supervise
+from dualign.data.shapes import Row, as_kwargs, as_tools, messages_of, pair_of, plain_text
+from dualign.data.source_files import data_format, is_saved_dataset, local_files
+from dualign.data.traces import TraceFault, check_turns, resolve_mode, take_trace
+from dualign.errors import DataError
+
+
+def source_label(source: SourceConfig) -> str:
+    """The name of a source in tables and logs: its label, or one made from path, configuration and
+    split.
+    """
+    if source.label:
+        return source.label
+    stem = Path(source.path.rstrip("/")).name.split(".")[0]
+    parts = [stem, source.name, None if source.split == "train" else source.split]
+    return "/".join(part for part in parts if part)
+
+
+def load_source(source: SourceConfig, *, base: Path | None = None) -> datasets.Dataset:
+    """The rows of a source as a table on disk; relative paths start at `base`."""
+    files = local_files(source.path, base)
+    try:
+        rows = _load_local(source, files, base) if files else _load_hub(source)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        if isinstance(error, DataError):
+            raise
+        cause = error.__cause__ or error
+        raise DataError(
+            f"source {source.path!r}, split {source.split!r}: can't be read: {cause}"
+        ) from error
+    if not len(rows):
+        raise DataError(f"source {source.path!r}, split {source.split!r}: holds no rows")
+    return rows
+
+
+def read_rows(source: SourceConfig, *, base: Path | None = None) -> Iterator[dict[str, Any]]:
+    """The raw rows of a source, one by one."""
+    yield from load_source(source, base=base)
+
+
+def to_conversation(
+    row: Row,
+    *,
+    source: SourceConfig,
+    index: int,
+    supervise: Supervise = "assistant",
+) -> Conversation:
+    """The canonical form of a row; RowError if the row contradicts itself.
+
+    With `supervise="all"` every content stays as it is, tags included, and traces aren't checked.
+    """
+    label = source_label(source)
+    try:
+        text = plain_text(row)
+        if text is not None:
+            return _verbatim(row, text, source, index, supervise)
+        kwargs = _template_kwargs(row)
+        messages, mode = _messages_and_mode(row, messages_of(row), kwargs, source, supervise)
+        return Conversation(
+            messages=tuple(messages),
+            mode=mode,
+            source=label,
+            row=index,
+            tools=kwargs.tools,
+            template_kwargs=kwargs.rest,
+        )
+    except TraceFault as fault:
+        raise _row_error(fault, label, index) from fault
+
+
+def to_pair(row: Row, *, source: SourceConfig, index: int) -> PreferencePair:
+    """One prompt with a better and a worse answer in one mode; RowError if the row contradicts
+    itself.
+    """
+    label = source_label(source)
+    try:
+        kwargs = _template_kwargs(row)
+        prompt, *answers = pair_of(row)
+        prompt = [_take(message) for message in prompt]
+        chosen, rejected = ([_take(message) for message in answer] for answer in answers)
+        mode = resolve_mode(
+            row, [*prompt, *chosen], source_mode=source.mode, enable_thinking=kwargs.enable_thinking
+        )
+        _check_pair(prompt, chosen, rejected, mode)
+        return PreferencePair(
+            prompt=tuple(prompt),
+            chosen=tuple(chosen),
+            rejected=tuple(rejected),
+            mode=mode,
+            source=label,
+            row=index,
+            tools=kwargs.tools,
+            template_kwargs=kwargs.rest,
+        )
+    except TraceFault as fault:
+        raise _row_error(fault, label, index) from fault
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Kwargs:
+    """What a row says to the template, sorted: the mode, the tools, the rest."""
+
+    enable_thinking: bool | None
+    tools: tuple[Mapping[str, Any], ...]
+    rest: Mapping[str, Any]
+
+
+def _template_kwargs(row: Row) -> _Kwargs:
+    rest = as_kwargs(row.get("chat_template_kwargs"))
+    enable_thinking = rest.pop("enable_thinking", None)
+    if not isinstance(enable_thinking, bool | None):
+        found = f"enable_thinking is {enable_thinking!r}: expected true or false"
+        raise TraceFault("unknown_mode", found)
+    named = rest.pop("tools", None)
+    tools = as_tools(row.get("tools") or named)
+    return _Kwargs(enable_thinking=enable_thinking, tools=tools, rest=rest)
+
+
+def _messages_and_mode(
+    row: Row, messages: list[Message], kwargs: _Kwargs, source: SourceConfig, supervise: Supervise
+) -> tuple[list[Message], Mode]:
+    if supervise != "all":
+        messages = [_take(message) for message in messages]
+    mode = resolve_mode(
+        row, messages, source_mode=source.mode, enable_thinking=kwargs.enable_thinking
+    )
+    if supervise == "all":
+        return messages, mode
+    turns = [turn for turn, message in enumerate(messages) if message.role == "assistant"]
+    considered = turns[-1:] if supervise == "last" else turns
+    trained = [turn for turn in considered if messages[turn].train]
+    if not trained:
+        raise TraceFault("no_answer", "no assistant turn to train on", mode)
+    check_turns(messages, mode, trained=trained)
+    return messages, mode
+
+
+def _check_pair(
+    prompt: Sequence[Message], chosen: Sequence[Message], rejected: Sequence[Message], mode: Mode
+) -> None:
+    for name, answer in (("chosen", chosen), ("rejected", rejected)):
+        roles = [message.role for message in answer]
+        if roles != ["assistant"]:
+            said = roles or "nothing"
+            found = f"{name} continues the prompt with {said}: expected one assistant turn"
+            raise TraceFault("not_one_answer", found, mode)
+    if not any(message.role == "user" for message in prompt):
+        raise TraceFault("no_answer", "the prompt has no user turn", mode)
+    if chosen == rejected:
+        raise TraceFault("identical_pair", "chosen and rejected are the same", mode)
+    if bool(chosen[0].thinking) != bool(rejected[0].thinking):
+        which = "chosen" if chosen[0].thinking else "rejected"
+        raise TraceFault("pair_modes_differ", f"only {which} has a trace: expected one mode", mode)
+    check_turns([*prompt, *chosen], mode, trained=[len(prompt)])
+    check_turns([*prompt, *rejected], mode, trained=[len(prompt)])
+
+
+def _take(message: Message) -> Message:
+    return take_trace(message) if message.role == "assistant" else message
+
+
+def _verbatim(
+    row: Row, text: str, source: SourceConfig, index: int, supervise: Supervise
+) -> Conversation:
+    """Plain text bypasses the template: `verbatim` tells it to render nothing but the text and its
+    end.
+    """
+    if supervise != "all":
+        raise TraceFault("plain_text", "plain text has no answer to train on; use supervise: all")
+    message = Message(role="assistant", content=text)
+    mode = resolve_mode(row, [message], source_mode=source.mode, enable_thinking=None)
+    return Conversation(
+        messages=(message,),
+        mode=mode,
+        source=source_label(source),
+        row=index,
+        template_kwargs={"verbatim": True},
+    )
+
+
+def _row_error(fault: TraceFault, label: str, index: int) -> RowError:
+    return RowError(fault.code, str(fault), source=label, row=index, mode=fault.mode)
+
+
+def _load_local(source: SourceConfig, files: list[Path], base: Path | None) -> datasets.Dataset:
+    folder = (base or Path()) / Path(source.path).expanduser()
+    if folder.is_dir() and is_saved_dataset(folder):
+        return datasets.load_from_disk(str(folder))
+    kinds = sorted({data_format(file) for file in files})
+    if len(kinds) > 1:
+        raise DataError(
+            f"source {source.path!r}: holds {' and '.join(kinds)} files. "
+            "Give one source for each kind, for example with a glob such as folder/*.jsonl."
+        )
+    options = {"sep": "\t"} if all(".tsv" in file.suffixes for file in files) else {}
+    split = source.split.split("[")[0]
+    names = [str(file) for file in files]
+    return datasets.load_dataset(kinds[0], data_files={split: names}, split=source.split, **options)
+
+
+def _load_hub(source: SourceConfig) -> datasets.Dataset:
+    return datasets.load_dataset(
+        source.path, source.name, split=source.split, revision=source.revision
+    )

@@ -1,0 +1,182 @@
+"""Rendered -> Example: the text tokenised once, and a label for each token that the model has to
+produce.
+
+Two things are checked for every supervised turn. No token may reach over a span's edge. And the
+prompt alone must tokenise to exactly the ids that the row starts with: at inference the model
+continues those, so a row that joins the end of the prompt and the start of the answer into one
+token would train something that never happens.
+"""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from dualign.data.conversation import Mode
+from dualign.data.faults import Code, RowError
+from dualign.data.template import Rendered
+from dualign.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+IGNORE_INDEX = -100
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Example:
+    """A tokenised row. `labels` has one entry for each token: the token itself, or IGNORE_INDEX."""
+
+    input_ids: list[int]
+    labels: list[int]
+    mode: Mode
+    source: str
+    row: int
+
+
+def encode(
+    rendered: Rendered, tokenizer: "PreTrainedTokenizerBase", *, max_tokens: int | None
+) -> Example:
+    """The example of one row; RowError if it is too long or a span's edge falls inside a token."""
+    (made,) = encode_batch([rendered], tokenizer, max_tokens=max_tokens)
+    if isinstance(made, RowError):
+        raise made
+    return made
+
+
+def encode_batch(
+    rendered: Sequence[Rendered], tokenizer: "PreTrainedTokenizerBase", *, max_tokens: int | None
+) -> list[Example | RowError]:
+    """An example for each row, or what is wrong with it. `max_tokens=None`: any length."""
+    if not rendered:
+        return []
+    if not tokenizer.is_fast:
+        raise CheckpointError(
+            f"{type(tokenizer).__name__} can't tell where in the text its tokens are. "
+            "Expected a fast tokenizer: one with a tokenizer.json."
+        )
+    encoded = tokenizer(
+        [one.text for one in rendered],
+        add_special_tokens=False,
+        return_offsets_mapping=True,
+        return_attention_mask=False,
+        verbose=False,
+    )
+    rows = zip(rendered, encoded["input_ids"], encoded["offset_mapping"], strict=True)
+    made = [_labelled(one, ids, offsets, max_tokens) for one, ids, offsets in rows]
+    return _check_prompts(rendered, made, encoded["offset_mapping"], tokenizer)
+
+
+def _labelled(
+    rendered: Rendered, ids: list[int], offsets: list[tuple[int, int]], max_tokens: int | None
+) -> Example | RowError:
+    if max_tokens is not None and len(ids) > max_tokens:
+        return _fault(rendered, "too_long", f"{len(ids)} tokens, max_tokens is {max_tokens}")
+    starts = [start for start, _ in offsets]
+    labels, spans = [IGNORE_INDEX] * len(ids), rendered.spans
+    if rendered.spans == ((0, len(rendered.text)),):
+        labels, spans = list(ids), ()
+    for start, stop in spans:
+        first, last = bisect_left(starts, start), bisect_left(starts, stop)
+        over = [
+            edge for at, edge in ((first, start), (last, stop)) if at and offsets[at - 1][1] > edge
+        ]
+        if over or first == last or offsets[last - 1][1] != stop:
+            edge = over[0] if over else stop
+            return _fault(
+                rendered, "boundary", f"no token starts and ends at {_near(rendered.text, edge)}"
+            )
+        labels[first:last] = ids[first:last]
+    if not rendered.spans:
+        return _fault(rendered, "no_answer", "nothing in the row is supervised")
+    return Example(
+        input_ids=ids,
+        labels=labels,
+        mode=rendered.mode,
+        source=rendered.source,
+        row=rendered.row,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Prompt:
+    """A prompt to be tokenised alone: characters `begin`..`stop` of a row must give its tokens
+    `first`..`last`.
+    """
+
+    row: int
+    begin: int
+    stop: int
+    first: int
+    last: int
+
+
+def _check_prompts(
+    rendered: Sequence[Rendered],
+    made: list[Example | RowError],
+    offsets: list[list[tuple[int, int]]],
+    tokenizer: "PreTrainedTokenizerBase",
+) -> list[Example | RowError]:
+    """Put a fault in the place of each example with a prompt that alone gives other ids than the
+    row starts with.
+
+    A prompt is tokenised from its last added token on, because text is cut at added tokens before
+    anything else happens to it. Where that differs, the whole prompt decides.
+    """
+    added = frozenset(tokenizer.added_tokens_decoder)
+    prompts = [
+        _prompt(row, example.input_ids, offsets[row], start, added)
+        for row, example in enumerate(made)
+        if isinstance(example, Example)
+        for start, _ in rendered[row].spans
+        if start
+    ]
+    checked = list(made)
+    for prompt in _differing(prompts, rendered, made, tokenizer):
+        whole = replace(prompt, begin=0, first=0)
+        if _differing([whole], rendered, made, tokenizer):
+            found = (
+                "the generation prompt alone gives other tokens than the row has at "
+                f"{_near(rendered[prompt.row].text, prompt.stop)}"
+            )
+            checked[prompt.row] = _fault(rendered[prompt.row], "boundary", found)
+    return checked
+
+
+def _prompt(
+    row: int, ids: list[int], offsets: list[tuple[int, int]], stop: int, added: frozenset[int]
+) -> _Prompt:
+    last = bisect_left(offsets, stop, key=lambda offset: offset[0])
+    first = next((at for at in range(last - 1, 0, -1) if ids[at] in added), 0)
+    begin = offsets[first][0] if first else 0
+    return _Prompt(row=row, begin=begin, stop=stop, first=first, last=last)
+
+
+def _differing(
+    prompts: list[_Prompt],
+    rendered: Sequence[Rendered],
+    made: Sequence[Example | RowError],
+    tokenizer: "PreTrainedTokenizerBase",
+) -> list[_Prompt]:
+    if not prompts:
+        return []
+    texts = [rendered[one.row].text[one.begin : one.stop] for one in prompts]
+    alone = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
+    return [
+        prompt
+        for prompt, ids in zip(prompts, alone["input_ids"], strict=True)
+        if ids != _ids(made[prompt.row])[prompt.first : prompt.last]
+    ]
+
+
+def _ids(made: Example | RowError) -> list[int]:
+    assert isinstance(made, Example), "only rows without a fault have prompts to check"
+    return made.input_ids
+
+
+def _near(text: str, edge: int) -> str:
+    return f"{text[max(0, edge - 30) : edge]!r} | {text[edge : edge + 30]!r}"
+
+
+def _fault(rendered: Rendered, code: Code, found: str) -> RowError:
+    return RowError(code, found, source=rendered.source, row=rendered.row, mode=rendered.mode)

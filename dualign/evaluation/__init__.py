@@ -1,0 +1,1 @@
+"""Tasks put to models in both modes, and the figures that come of it."""

@@ -1,0 +1,204 @@
+"""Puts tasks to models in think and in no_think mode, and measures whether the switch works.
+
+Prompts come from the checkpoint's own chat template, as its users get them, so any chat model can
+be measured.
+Launch: `dualign eval MODEL --task FILE --out DIR`, or a stage of kind `eval` in a recipe.
+"""
+
+import gc
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from transformers import PreTrainedTokenizerBase
+
+from dualign.data.conversation import MODES, Mode
+from dualign.evaluation.config import EvalStage
+from dualign.evaluation.metrics import Sample, gain, with_gain
+from dualign.evaluation.requests import Asked, Request, build_requests
+from dualign.evaluation.samples import Answered, SampleFile
+from dualign.evaluation.scores import short_label
+from dualign.evaluation.table import markdown_table, terminal_table
+from dualign.evaluation.tasks import Problem, Task, load_problems, load_tasks
+from dualign.evaluation.verify import verify
+from dualign.generation.generate import Generation, generate_batches
+from dualign.generation.loading import identity, load_chat_tokenizer, load_model
+from dualign.generation.thinking import split
+from dualign.rundir import Outcome, write_json
+from dualign.training.models import find_start
+
+Answer = Callable[[Sequence[str], int, Sequence[int]], Iterator[dict[int, Generation]]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluated:
+    """A model's samples, in the order of tasks, modes and rows."""
+
+    model: str
+    mode_switch: bool
+    samples: tuple[Sample, ...]
+
+
+def run(stage: EvalStage, work: Path, *, seed: int) -> Outcome:
+    """Every model on every task; writes metrics.json, samples.jsonl and table.md into `work`."""
+    work.mkdir(parents=True, exist_ok=True)
+    tasks = load_tasks(stage.tasks)
+    asked = [(task, load_problems(task, limit=stage.rows, seed=seed)) for task in tasks]
+    file = SampleFile(work / "samples.jsonl")
+    evaluated = [evaluate_model(model, asked, stage, file, seed=seed) for model in stage.models]
+    file.finish(sample for model in evaluated for sample in model.samples)
+    metrics = _metrics(evaluated, tasks)
+    write_json(work / "metrics.json", metrics)
+    (work / "table.md").write_text(markdown_table(metrics), encoding="utf-8")
+    console = Console()
+    # A pipe has no width; without one rich would break the table at 80 columns.
+    (console if console.is_terminal else Console(width=160)).print(terminal_table(metrics))
+    return Outcome(metrics=metrics, data=tuple(_source(task, problems) for task, problems in asked))
+
+
+def evaluate_model(
+    model: str, asked: Asked, stage: EvalStage, file: SampleFile, *, seed: int
+) -> Evaluated:
+    """One model's samples; answers that `file` holds already aren't made again."""
+    tokenizer = load_chat_tokenizer(model)
+    name = f"{identity(model)}:{stage.backend}:{stage.dtype}"
+    requests = build_requests(tokenizer, asked, stage, name=name, seed=seed)
+    _answer_all(model, tokenizer, requests.items, stage, file)
+    samples = tuple(
+        _sample(model, tokenizer, request, file.answered[request.key]) for request in requests.items
+    )
+    return Evaluated(model=model, mode_switch=requests.mode_switch, samples=samples)
+
+
+def _answer_all(
+    model: str,
+    tokenizer: PreTrainedTokenizerBase,
+    requests: Sequence[Request],
+    stage: EvalStage,
+    file: SampleFile,
+) -> None:
+    """Make the answers that are missing. The model is loaded only if there are any."""
+    missing = {each.key: each for each in requests if each.key not in file.answered}
+    if not missing:
+        return
+    answer = _backend(model, tokenizer, stage)
+    for limit in sorted({each.limit for each in missing.values()}):
+        group = [each for each in missing.values() if each.limit == limit]
+        batches = answer([each.prompt for each in group], limit, [each.seed for each in group])
+        for batch in batches:
+            file.append(
+                Answered(key=group[i].key, generated=made.text, finished=made.finished)
+                for i, made in batch.items()
+            )
+    del answer
+    gc.collect()  # a model and its cache are in reference cycles; the next one needs the room
+
+
+def _backend(model: str, tokenizer: PreTrainedTokenizerBase, stage: EvalStage) -> Answer:
+    label = short_label(model)
+    if stage.backend == "vllm":
+        from dualign.generation.vllm import vllm_answers
+
+        start = find_start(model)
+        return vllm_answers(
+            start.base,
+            str(start.adapter) if start.adapter else None,
+            tokenizer,
+            dtype=stage.dtype,
+            temperature=stage.temperature,
+            top_p=stage.top_p,
+            label=label,
+        )
+    weights = load_model(model, dtype=stage.dtype)
+
+    def answer(
+        prompts: Sequence[str], limit: int, seeds: Sequence[int]
+    ) -> Iterator[dict[int, Generation]]:
+        return generate_batches(
+            weights,
+            tokenizer,
+            prompts,
+            max_new_tokens=limit,
+            temperature=stage.temperature,
+            top_p=stage.top_p,
+            seed=seeds,
+            batch_tokens=stage.batch_tokens,
+            progress=label,
+        )
+
+    return answer
+
+
+def _sample(
+    model: str, tokenizer: PreTrainedTokenizerBase, request: Request, made: Answered
+) -> dict[str, Any]:
+    parsed = split(request.prompt, made.generated, mode=request.mode, finished=made.finished)
+    problem = request.problem
+    return {
+        **problem.extra,
+        "model": model,
+        "task": request.task.name,
+        "mode": request.mode,
+        "id": problem.id,
+        "prompt": problem.question,
+        "thinking": parsed.thinking,
+        "answer": parsed.answer,
+        "expected": problem.expected,
+        "correct": verify(request.task.verifier, parsed.answer, problem.expected),
+        "closed": parsed.closed,
+        "leaked": parsed.leaked,
+        "empty_think": parsed.empty,
+        "cut_in_think": parsed.cut_in_think,
+        "finished": made.finished,
+        "think_tokens": _count(tokenizer, parsed.thinking or ""),
+        "answer_tokens": _count(tokenizer, parsed.answer),
+        "rendered": request.prompt,
+        "generated": made.generated,
+        "key": made.key,
+    }
+
+
+def _count(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
+    return len(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else 0
+
+
+def _metrics(evaluated: Sequence[Evaluated], tasks: Sequence[Task]) -> dict[str, Any]:
+    """The last model at the top, each under `all`; `changes`: its gain on the one before."""
+    split_up = [_by_task(model, tasks) for model in evaluated]
+    entries = [
+        {"model": model.model, "mode_switch": model.mode_switch, "tasks": with_gain(by_task)}
+        for model, by_task in zip(evaluated, split_up, strict=True)
+    ]
+    changes = []
+    for index in range(1, len(evaluated)):
+        for task in tasks:
+            for mode in MODES:
+                found = gain(split_up[index - 1][task.name][mode], split_up[index][task.name][mode])
+                changes.append(
+                    {
+                        "model": evaluated[index].model,
+                        "against": evaluated[index - 1].model,
+                        "task": task.name,
+                        "mode": mode,
+                        "value": found.value,
+                        "ci": [found.low, found.high],
+                    }
+                )
+    return {**entries[-1], "all": entries, "changes": changes}
+
+
+def _by_task(model: Evaluated, tasks: Sequence[Task]) -> dict[str, dict[Mode, list[Sample]]]:
+    found: dict[str, dict[Mode, list[Sample]]] = {
+        task.name: {mode: [] for mode in MODES} for task in tasks
+    }
+    for sample in model.samples:
+        found[sample["task"]][sample["mode"]].append(sample)
+    return found
+
+
+def _source(task: Task, problems: Sequence[Problem]) -> dict[str, Any]:
+    digest = hashlib.sha256(Path(task.rows).read_bytes()).hexdigest()
+    return {"source": task.rows, "sha256": digest, "rows": len(problems)}

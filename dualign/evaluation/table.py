@@ -1,0 +1,115 @@
+"""The table of an evaluation, for the terminal and as Markdown."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from dualign.data.conversation import MODES
+from dualign.evaluation.scores import (
+    Change,
+    change_text,
+    percent,
+    read_scores,
+    score_text,
+    short_label,
+    task_names,
+)
+
+COLUMNS = (
+    "task",
+    "model",
+    "mode",
+    "accuracy [95 %]",
+    "gain [95 %]",
+    "closed",
+    "leak",
+    "empty",
+    "cut",
+    "think tokens",
+    "answer tokens",
+)
+LEGEND = (
+    "Percent. gain: think less no_think on the same problems, in points. closed: the think block was opened and ended. "
+    "leak: a think tag where none belongs. empty: nothing thought. cut: the token limit was reached while thinking. "
+    "Tokens: median / 90th percentile."
+)
+
+
+def terminal_table(metrics: Mapping[str, Any]) -> Table:
+    """A row for each task, model and mode."""
+    table = Table(title="Evaluation", caption=LEGEND, title_justify="left", caption_justify="left")
+    for index, name in enumerate(COLUMNS):
+        table.add_column(name, justify="left" if index < 3 else "right", no_wrap=index > 2)
+    rows = list(_rows(metrics))
+    for index, row in enumerate(rows):
+        last = index + 1 == len(rows) or rows[index + 1][0] != row[0]
+        # Text, not str: a name may hold square brackets, which rich would read as markup.
+        table.add_row(*map(Text, row), end_section=last)
+    return table
+
+
+def markdown_table(metrics: Mapping[str, Any]) -> str:
+    """The same rows as a Markdown file, with what each model gained on the one before."""
+    lines = [_line(COLUMNS), _line(["---"] * len(COLUMNS)), *map(_line, _rows(metrics)), "", LEGEND]
+    if metrics["changes"]:
+        columns = ("model", "against", "task", "mode", "change [95 %]")
+        lines += ["", "## Model against model, on the same problems", ""]
+        lines += [
+            _line(columns),
+            _line(["---"] * len(columns)),
+            *map(_line, _changes(metrics["changes"])),
+        ]
+    for entry in metrics["all"]:
+        if not entry["mode_switch"]:
+            lines += ["", f"{short_label(entry['model'])}: {NO_SWITCH}"]
+    return "\n".join(lines) + "\n"
+
+
+NO_SWITCH = "its chat template knows no modes, so both modes got the same prompt, with the token limit of think mode."
+
+
+def _rows(metrics: Mapping[str, Any]) -> Iterator[list[str]]:
+    models = read_scores(metrics, where="metrics.json")
+    for task in task_names(models):
+        for model in models:
+            for mode in MODES:
+                cell = model.tasks[task][mode]
+                yield [
+                    task,
+                    short_label(model.model),
+                    mode,
+                    score_text(model.score(task, mode)),
+                    change_text(model.gain(task)) if mode == "think" else "",
+                    *(
+                        percent(cell[key])
+                        for key in (
+                            "closed_rate",
+                            "leak_rate",
+                            "empty_think_rate",
+                            "cut_in_think_rate",
+                        )
+                    ),
+                    *(_lengths(cell[key]) for key in ("think_tokens", "answer_tokens")),
+                ]
+
+
+def _changes(changes: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
+    for change in changes:
+        low, high = change["ci"]
+        yield [
+            short_label(change["model"]),
+            short_label(change["against"]),
+            change["task"],
+            change["mode"],
+            change_text(Change(value=change["value"], low=low, high=high)),
+        ]
+
+
+def _lengths(tokens: Mapping[str, float]) -> str:
+    return f"{tokens['p50']:.0f} / {tokens['p90']:.0f}"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -1,0 +1,1 @@
+"""Text from a model in one mode, and what was thought and answered in it."""

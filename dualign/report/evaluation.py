@@ -1,0 +1,261 @@
+"""The sections on what the models can do: accuracy and its changes, format, lengths, samples."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from dualign.data.conversation import MODES
+from dualign.evaluation.scores import (
+    ModelScores,
+    Score,
+    change_text,
+    gain_text,
+    percent,
+    score_text,
+    short_label,
+    task_names,
+    wilson,
+)
+from dualign.report.blocks import Block, Bullets, Gallery, Grid, Picture, Section, Text
+from dualign.report.findings import (
+    Step,
+    format_finding,
+    multiplicity_note,
+    step_finding,
+    steps,
+    thinking_finding,
+    training_findings,
+)
+from dualign.report.plots import accuracy_plot, difficulty_plot, lengths_plot
+from dualign.report.runs import Evaluated, Row, StageRun
+from dualign.report.samples import choose
+
+TASKS_PER_TABLE = 3  # more columns than that don't fit on paper
+SAMPLES_PER_TASK = 4
+RATES = (
+    ("closed", "closed_rate"),
+    ("leak", "leak_rate"),
+    ("empty", "empty_think_rate"),
+    ("cut", "cut_in_think_rate"),
+)
+
+
+def evaluation_sections(
+    stages: Sequence[StageRun], models: Sequence[Evaluated]
+) -> Iterator[Section]:
+    """All that the evaluation stages allow; nothing where there is none."""
+    scores = [model.scores for model in models]
+    compared = steps(models, stages)
+    findings = list(_findings(stages, scores, compared))
+    if findings:
+        yield Section(name="findings", title="In short", blocks=(Bullets(items=tuple(findings)),))
+    if not scores:
+        return
+    yield _accuracy_section(scores)
+    if compared:
+        yield _steps_section(compared)
+    yield Section(name="format", title="Format", blocks=tuple(_format_blocks(scores)))
+    yield from _lengths_section(models)
+    yield from _difficulty_section(models[-1])
+    yield from _samples_section(stages, models[-1])
+
+
+def _findings(
+    stages: Sequence[StageRun], models: Sequence[ModelScores], compared: Sequence[Step]
+) -> Iterator[str]:
+    if models:
+        yield from filter(None, (thinking_finding(models[-1]), format_finding(models[-1])))
+    by_stage = {short_label(step.after.scores.model): step for step in compared}
+    for stage in stages:
+        found = list(training_findings(stage))
+        if stage.name in by_stage:
+            yield step_finding(by_stage.pop(stage.name))
+        elif found and models:
+            yield f"{stage.name}: not evaluated, so what it bought in accuracy isn't known."
+        yield from found
+    yield from (
+        step_finding(step) for step in compared if short_label(step.after.scores.model) in by_stage
+    )
+
+
+def _accuracy_section(models: Sequence[ModelScores]) -> Section:
+    tasks = task_names(models)
+    note = (
+        "Percent right with 95 % intervals. Gain: think less no_think in the same model, in points "
+        "of percent. In brackets where its 95 % interval holds 0: such a gain is not measurable."
+    )
+    parts = [tasks[i : i + TASKS_PER_TABLE] for i in range(0, len(tasks), TASKS_PER_TABLE)]
+    pictures = [
+        accuracy_plot(f"accuracy-{i}", task, [model for model in models if task in model.tasks])
+        for i, task in enumerate(tasks)
+    ]
+    blocks: list[Block] = [Text(text=note, quiet=True)]
+    one_prompt = ", ".join(short_label(m.model) for m in models if not m.mode_switch)
+    if one_prompt:
+        text = f"Without a mode switch in its chat template, so that both modes got one prompt: {one_prompt}."
+        blocks.append(Text(text=text))
+    blocks += [_accuracy_grid(models, part) for part in parts]
+    blocks += [Gallery(pictures=tuple(pictures)), *(_gains_grid(models, part) for part in parts)]
+    return Section(name="accuracy", title="Accuracy in both modes", blocks=tuple(blocks))
+
+
+def _gains_grid(models: Sequence[ModelScores], tasks: Sequence[str]) -> Grid:
+    return Grid(
+        columns=("model", *tasks),
+        rows=tuple(
+            (short_label(model.model), *(change_text(model.gain(task)) for task in tasks))
+            for model in models
+        ),
+        caption="Gain: think less no_think, with its 95 % interval",
+    )
+
+
+def _accuracy_grid(models: Sequence[ModelScores], tasks: Sequence[str]) -> Grid:
+    rows = []
+    for model in models:
+        row = [short_label(model.model)]
+        for task in tasks:
+            row += [score_text(model.score(task, mode)) for mode in MODES] + [
+                gain_text(model.gain(task))
+            ]
+        rows.append(tuple(row))
+    counts = {task: _count(models, task) for task in tasks}
+    return Grid(
+        columns=("model", *("think", "no_think", "gain") * len(tasks)),
+        rows=tuple(rows),
+        groups=(("", 1), *((f"{task} (n = {counts[task]})", 3) for task in tasks)),
+    )
+
+
+def _count(models: Sequence[ModelScores], task: str) -> str:
+    counts = {
+        score.n
+        for model in models
+        for mode in MODES
+        if (score := model.score(task, mode)) is not None
+    }
+    return " to ".join(str(n) for n in sorted({min(counts), max(counts)})) if counts else "-"
+
+
+def _steps_section(compared: Sequence[Step]) -> Section:
+    note = Text(text=multiplicity_note(sum(len(step.changes()) for step in compared)), quiet=True)
+    grids = tuple(_step_grid(step) for step in compared)
+    return Section(name="steps", title="What each stage bought", blocks=(note, *grids))
+
+
+def _step_grid(step: Step) -> Grid:
+    changes = step.changes()
+    tasks = dict.fromkeys(task for task, _ in changes)
+    return Grid(
+        columns=("task", *MODES),
+        rows=tuple(
+            (task, *(change_text(changes.get((task, mode))) for mode in MODES)) for task in tasks
+        ),
+        caption=step.title,
+    )
+
+
+def _format_blocks(models: Sequence[ModelScores]) -> Iterator[Block]:
+    yield Text(
+        text="Percent of answers. Closed: the think block was opened and closed. Leak: thinking in "
+        "the answer in no_think mode. Empty: nothing thought in think mode. Cut: the token limit "
+        "was reached while thinking.",
+        quiet=True,
+    )
+    columns = ("task", "model", "mode", *(name for name, _ in RATES))
+    tokens = ("think p50", "think p90", "answer p50", "answer p90")
+    rows = [
+        (task, short_label(model.model), mode, *_format_cells(model.tasks[task][mode]))
+        for task in task_names(models)
+        for model in models
+        for mode in MODES
+        if mode in model.tasks.get(task, {})
+    ]
+    yield Grid(columns=(*columns, *tokens), rows=tuple(rows), labels=3)
+
+
+def _format_cells(cell: Mapping[str, Any]) -> Iterator[str]:
+    yield from (percent(cell.get(key)) for _, key in RATES)
+    for key in ("think_tokens", "answer_tokens"):
+        counts = cell.get(key) or {}
+        yield from ("-" if counts.get(p) is None else f"{counts[p]:.0f}" for p in ("p50", "p90"))
+
+
+def _lengths_section(models: Sequence[Evaluated]) -> Iterator[Section]:
+    recent = models[-2:]
+    pictures = []
+    for i, task in enumerate(task_names([model.scores for model in recent])):
+        lengths = {short_label(m.scores.model): _lengths(m.samples, task) for m in recent}
+        lengths = {model: values for model, values in lengths.items() if values}
+        if lengths:
+            pictures.append(lengths_plot(f"lengths-{i}", task, lengths))
+    if pictures:
+        yield Section(
+            name="lengths",
+            title="How long the thinking is",
+            blocks=(Gallery(pictures=tuple(pictures)),),
+        )
+
+
+def _lengths(samples: Sequence[Row], task: str) -> list[int]:
+    return [
+        int(row["think_tokens"])
+        for row in samples
+        if row.get("task") == task
+        and row.get("mode") == "think"
+        and row.get("think_tokens") is not None
+    ]
+
+
+def _difficulty_section(model: Evaluated) -> Iterator[Section]:
+    pictures: list[Picture] = []
+    for i, task in enumerate(task_names((model.scores,))):
+        by_mode: dict[str, dict[str, Score]] = {
+            mode: _by_difficulty(model.samples, task, mode) for mode in MODES
+        }
+        if any(len(levels) > 1 for levels in by_mode.values()):
+            pictures.append(difficulty_plot(f"difficulty-{i}", task, by_mode))
+    if pictures:
+        note = f"{short_label(model.scores.model)}, with 95 % intervals."
+        blocks = (Text(text=note, quiet=True), Gallery(pictures=tuple(pictures)))
+        yield Section(name="difficulty", title="Accuracy by difficulty", blocks=blocks)
+
+
+def _by_difficulty(samples: Sequence[Row], task: str, mode: str) -> dict[str, Score]:
+    groups: dict[Any, list[bool]] = defaultdict(list)
+    for row in samples:
+        if (row.get("task"), row.get("mode")) == (task, mode) and row.get("difficulty") is not None:
+            groups[row["difficulty"]].append(bool(row.get("correct")))
+    numbers = all(isinstance(level, int | float) for level in groups)
+    ordered = sorted(groups) if numbers else sorted(groups, key=str)
+    return {str(level): _share(groups[level]) for level in ordered}
+
+
+def _share(correct: Sequence[bool]) -> Score:
+    share = sum(correct) / len(correct)
+    low, high = wilson(share, len(correct))
+    return Score(accuracy=share, low=low, high=high, n=len(correct))
+
+
+def _samples_section(stages: Sequence[StageRun], model: Evaluated) -> Iterator[Section]:
+    seed = next(
+        (int(s.record.get("seed") or 0) for s in reversed(stages) if s.metrics is not None), 0
+    )
+    blocks: list[Block] = []
+    for task in task_names((model.scores,)):
+        choice = choose(model.samples, task=task, count=SAMPLES_PER_TASK, seed=seed)
+        if choice is not None:
+            counts = ", ".join(f"{outcome} {n}" for outcome, n in choice.outcomes.items())
+            blocks += [
+                Text(text=f"{task}: of {sum(choice.outcomes.values())} problems, {counts}."),
+                *choice.shown,
+            ]
+    if blocks:
+        note = (
+            f"Answers of {short_label(model.scores.model)}, the same problem in both modes. Chosen "
+            f"by seed {seed}, by turns from each outcome, so that failures are seen; the counts "
+            "say how common each outcome is."
+        )
+        yield Section(
+            name="samples", title="Sample answers", blocks=(Text(text=note, quiet=True), *blocks)
+        )

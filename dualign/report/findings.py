@@ -1,0 +1,208 @@
+"""What the numbers allow to say: of thinking, of what each stage bought, of the switch."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from dualign.data.conversation import MODES
+from dualign.evaluation.paired import paired_change
+from dualign.evaluation.scores import (
+    Change,
+    ModelScores,
+    change,
+    change_text,
+    percent,
+    short_label,
+    task_names,
+)
+from dualign.report.runs import Evaluated, StageRun, is_preference, is_training, series
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """A model and the one it came from; where that wasn't evaluated, the one above it."""
+
+    after: Evaluated
+    before: Evaluated
+
+    @property
+    def title(self) -> str:
+        return f"{short_label(self.after.scores.model)} against {short_label(self.before.scores.model)}"
+
+    def changes(self) -> dict[tuple[str, str], Change]:
+        """By task and mode, where both models were asked."""
+        found = {
+            (task, mode): self._change(task, mode)
+            for task in task_names((self.after.scores,))
+            for mode in MODES
+        }
+        return {key: difference for key, difference in found.items() if difference is not None}
+
+    def _change(self, task: str, mode: str) -> Change | None:
+        """Problem by problem where both models answered the same, else as of two samples."""
+        before, after = (_right(model, task, mode) for model in (self.before, self.after))
+        if before and before.keys() == after.keys():
+            return paired_change(list(before.values()), [after[key] for key in before])
+        scores = self.after.scores.score(task, mode), self.before.scores.score(task, mode)
+        return change(*scores)
+
+
+def _right(model: Evaluated, task: str, mode: str) -> dict[str, bool]:
+    """Which problems were right, by id. Empty where the samples aren't all there."""
+    found = {
+        str(row.get("id")): bool(row.get("correct"))
+        for row in model.samples
+        if (row.get("task"), row.get("mode")) == (task, mode)
+    }
+    score = model.scores.score(task, mode)
+    return found if score is not None and len(found) == score.n else {}
+
+
+def steps(models: Sequence[Evaluated], stages: Sequence[StageRun]) -> tuple[Step, ...]:
+    """Each model but the first, compared with its nearest evaluated parent above it."""
+    return tuple(
+        Step(after=model, before=_before(model, models[:index], stages))
+        for index, model in enumerate(models)
+        if index > 0
+    )
+
+
+def _before(model: Evaluated, above: Sequence[Evaluated], stages: Sequence[StageRun]) -> Evaluated:
+    name = short_label(model.scores.model)
+    parents = {
+        str(ref).removeprefix("stage:").split("/")[0]
+        for stage in stages
+        if stage.name == name
+        for ref in stage.record.get("parents") or {}
+    }
+    related = [other for other in above if short_label(other.scores.model) in parents]
+    return (related or list(above))[-1]
+
+
+def thinking_finding(model: ModelScores) -> str | None:
+    """What thinking adds to one model on its tasks; None where it wasn't asked in both modes."""
+    gains = {task: gain for task in task_names((model,)) if (gain := model.gain(task)) is not None}
+    if not gains:
+        return None
+    parts = [
+        _part("thinking adds points on", [(t, g) for t, g in gains.items() if g.low > 0]),
+        _part("thinking costs points on", [(t, g) for t, g in gains.items() if g.high < 0]),
+        _part(
+            "no measurable difference on", [(t, g) for t, g in gains.items() if not g.measurable]
+        ),
+    ]
+    return f"{short_label(model.model)}: {'; '.join(part for part in parts if part)}."
+
+
+def step_finding(step: Step) -> str:
+    """What one stage bought in accuracy. A change within its 95 % interval is not a change."""
+    changes = {f"{task} {mode}": found for (task, mode), found in step.changes().items()}
+    head = step.title
+    if not changes:
+        return f"{head}: no task was put to both, so nothing can be said."
+    gains = [(name, c) for name, c in changes.items() if c.low > 0]
+    losses = [(name, c) for name, c in changes.items() if c.high < 0]
+    if not gains and not losses:
+        return f"{head}: bought nothing measurable in accuracy. {_none_measurable(changes)}"
+    rest = len(changes) - len(gains) - len(losses)
+    parts = [
+        _part("gained points on", gains),
+        _part("lost points on", losses),
+        f"no measurable change in the other {rest} of {len(changes)}" if rest else "",
+    ]
+    if not gains:
+        parts.insert(0, "bought nothing measurable in accuracy")
+    return f"{head}: {'; '.join(part for part in parts if part)}."
+
+
+def _none_measurable(changes: dict[str, Change]) -> str:
+    name, largest = max(changes.items(), key=lambda item: abs(item[1].value))
+    if len(changes) == 1:
+        return f"The one change lies within its 95 % interval: {name} {change_text(largest)}."
+    all_of_them = "Both" if len(changes) == 2 else f"All {len(changes)}"
+    return (
+        f"{all_of_them} changes lie within their 95 % intervals; "
+        f"the largest: {name} {change_text(largest)}."
+    )
+
+
+def _part(words: str, changes: Sequence[tuple[str, Change]]) -> str:
+    if not changes:
+        return ""
+    return f"{words} {', '.join(f'{name} {change_text(found)}' for name, found in changes)}"
+
+
+def multiplicity_note(count: int) -> str:
+    """What the intervals of the changes are, and how many would leave out 0 by chance."""
+    return (
+        "In points of percent, with the 95 % interval of the change; in brackets where it holds 0: "
+        "such a change is not measurable. Intervals are of pairs where both models answered the same "
+        "problems (Agresti and Min), else of two samples (Newcombe). No correction is made for the "
+        f"number of comparisons: of {count}, about {count * 0.05:.1f} would stand out by chance alone."
+    )
+
+
+def training_findings(stage: StageRun) -> Iterator[str]:
+    """What the log of a training stage shows: its loss, and for preference the held-out margins."""
+    if not is_training(stage):
+        return
+    evaluation = series(stage.log, "eval_loss")
+    key, words = ("eval_loss", "validation loss") if evaluation else ("loss", "training loss")
+    yield f"{stage.name}: {words} {_course(stage, key)}."
+    if is_preference(stage):
+        yield from _margin_finding(stage)
+
+
+def _course(stage: StageRun, key: str) -> str:
+    """`1.20 to 0.61 (think 1.31 to 0.55, no_think 1.12 to 0.66)`, first and last logged value."""
+    parts = [
+        f"{mode} {ends}" for mode in MODES if (ends := ends_text(stage, f"{key}/{mode}")) != "-"
+    ]
+    by_mode = f" ({', '.join(parts)})" if parts else ""
+    return f"{ends_text(stage, key)}{by_mode}, first to last logged"
+
+
+def ends_text(stage: StageRun, key: str) -> str:
+    """The first and last logged value of a key; '-' where it wasn't logged."""
+    points = series(stage.log, key)
+    if not points:
+        return "-"
+    return f"{points[0][1]:.3f} to {points[-1][1]:.3f}"
+
+
+def _margin_finding(stage: StageRun) -> Iterator[str]:
+    for prefix, where in (("eval_", "held-out"), ("", "training")):
+        parts = []
+        for mode in MODES:
+            margins = series(stage.log, f"{prefix}rewards/margins/{mode}")
+            right = series(stage.log, f"{prefix}rewards/accuracies/{mode}")
+            if margins and right:
+                parts.append(
+                    f"{mode} {margins[-1][1]:+.3f} ({percent(right[-1][1])} % of pairs right)"
+                )
+        if parts:
+            yield (
+                f"{stage.name}: reward margin on {where} pairs at the end: {', '.join(parts)}. "
+                "The margin is measured against the reference, where it is 0."
+            )
+            return
+
+
+def format_finding(model: ModelScores) -> str | None:
+    """The worst task of each of the two numbers that tell whether the switch works."""
+    leaks = _rates(model, "no_think", "leak_rate")
+    closed = _rates(model, "think", "closed_rate")
+    parts = []
+    if leaks:
+        worst, task = max(leaks)
+        where = f" ({task})" if worst > 0 else " on every task"
+        parts.append(f"highest leak rate in no_think {percent(worst)} %{where}")
+    if closed:
+        worst, task = min(closed)
+        where = f" ({task})" if worst < 1 else " on every task"
+        parts.append(f"lowest share of closed think blocks {percent(worst)} %{where}")
+    return f"The switch in {short_label(model.model)}: {', '.join(parts)}." if parts else None
+
+
+def _rates(model: ModelScores, mode: str, key: str) -> list[tuple[float, str]]:
+    cells = {task: modes.get(mode, {}).get(key) for task, modes in model.tasks.items()}
+    return [(rate, task) for task, rate in cells.items() if rate is not None]

@@ -1,0 +1,261 @@
+"""The report's plots: think is blue, filled and solid; no_think is vermilion, hollow and dashed.
+
+Each function gives one small picture: several stand side by side on a wide page and below
+each other on a phone, so the letters keep their size. In the SVG, ink takes the colour of the
+page's text, for light and dark.
+"""
+
+import io
+import re
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.container import ErrorbarContainer
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from dualign.data.conversation import MODES
+from dualign.evaluation.scores import ModelScores, Score, short_label
+from dualign.report.blocks import Picture
+from dualign.report.runs import Row, Series, series
+
+COLOURS = {"think": "#0072B2", "no_think": "#D55E00", "": "#7F7F7F"}
+LINES = {"think": "-", "no_think": "--", "": "-"}
+MARKERS = {"think": "o", "no_think": "s", "": "."}
+INK = "#010203"  # stands for the page's text colour; replaced in the SVG
+MAX_POINTS = 300
+SIZE = (4.1, 3.0)
+STYLE: dict[str, Any] = {
+    "svg.fonttype": "path",
+    "font.size": 9.5,
+    "axes.titlesize": 10.5,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+    "grid.color": "#7F7F7F",
+    "grid.alpha": 0.3,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+}
+
+
+def accuracy_plot(name: str, task: str, models: Sequence[ModelScores]) -> Picture:
+    """One task: a row for each model, its accuracy in both modes with 95 % intervals."""
+
+    def draw(axes: Axes) -> None:
+        for mode, shift in (("think", -0.13), ("no_think", 0.13)):
+            found = [(i, model.score(task, mode)) for i, model in enumerate(models)]
+            rows = [(i + shift, score) for i, score in found if score is not None]
+            values, errors = _in_percent([score for _, score in rows])
+            axes.errorbar(values, [y for y, _ in rows], xerr=errors, linestyle="", **_mark(mode))
+        axes.set_yticks(range(len(models)), [_label(short_label(m.model), 18) for m in models])
+        axes.set_ylim(len(models) - 0.5, -0.5)
+        axes.set_xlim(-4, 104)
+        axes.set_xlabel("accuracy, %")
+
+    height = max(2.0, 1.25 + 0.42 * len(models))
+    return _picture(
+        name, f"{task}: accuracy of each model", draw, title=task, size=(SIZE[0], height)
+    )
+
+
+def loss_plot(name: str, stage: str, log: Sequence[Row]) -> Picture:
+    """Training loss as thin lines, validation loss as marked lines, in each logged mode."""
+
+    def draw(axes: Axes) -> None:
+        logged = {key.rpartition("loss/")[2] for row in log for key in row if "loss/" in key}
+        modes: list[str] = [mode for mode in MODES if mode in logged]
+        for mode in modes or [""]:
+            suffix, label = (f"/{mode}", mode) if mode else ("", "all rows")
+            _line(axes, series(log, f"loss{suffix}"), mode, f"{label}, training", thin=True)
+            _line(axes, series(log, f"eval_loss{suffix}"), mode, f"{label}, validation")
+        axes.set_ylabel("loss")
+
+    return _curve_picture(name, f"{stage}: loss by step", draw, title=f"{stage}: loss")
+
+
+def reward_plot(name: str, stage: str, log: Sequence[Row], what: str, prefix: str = "") -> Picture:
+    """One reward measure by step in each mode: margins, accuracies, or rewards of both sides."""
+    keys = {"rewards": ("chosen", "rejected")}.get(what, (what,))
+
+    def draw(axes: Axes) -> None:
+        for mode in MODES:
+            for key in keys:
+                label = mode if len(keys) == 1 else f"{mode}, {key}"
+                points = series(log, f"{prefix}rewards/{key}/{mode}")
+                _line(axes, points, mode, label, thin=key == "rejected")
+        axes.set_ylabel({"accuracies": "share of pairs"}.get(what, "reward"))
+        if what == "accuracies":
+            axes.set_ylim(-0.04, 1.04)
+
+    words = {"margins": "margins", "accuracies": "chosen above rejected", "rewards": "rewards"}[
+        what
+    ]
+    where = "validation" if prefix else "training"
+    title = f"{stage}: {words}, {where}"
+    return _curve_picture(name, f"{title}, by step", draw, title=title)
+
+
+def lengths_plot(name: str, task: str, lengths: Mapping[str, Sequence[int]]) -> Picture:
+    """Thinking tokens on one task: the last model filled, the one before as an outline."""
+
+    def draw(axes: Axes) -> None:
+        top = max(max(values) for values in lengths.values())
+        bins = [max(top, 1) * i / 24 for i in range(25)]
+        for index, (model, values) in enumerate(lengths.items()):
+            last = index == len(lengths) - 1
+            label = f"{_label(model, 20)}, median {statistics.median(values):.0f}"
+            kind = (
+                {"color": COLOURS["think"], "alpha": 0.75}
+                if last
+                else {"color": INK, "histtype": "step"}
+            )
+            axes.hist(values, bins=bins, label=label, **kind)
+        axes.set_xlabel("thinking tokens (think mode)")
+        axes.set_ylabel("answers")
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+
+    return _picture(name, f"{task}: how long the thinking is", draw, title=task, stacked=True)
+
+
+def difficulty_plot(name: str, task: str, scores: Mapping[str, Mapping[str, Score]]) -> Picture:
+    """Accuracy by difficulty: `scores[mode][difficulty]`, with 95 % intervals."""
+    levels = list(dict.fromkeys(level for by_level in scores.values() for level in by_level))
+
+    def draw(axes: Axes) -> None:
+        for mode, shift in (("think", -0.06), ("no_think", 0.06)):
+            by_level = scores.get(mode, {})
+            values, errors = _in_percent(list(by_level.values()))
+            places = [levels.index(level) + shift for level in by_level]
+            axes.errorbar(places, values, yerr=errors, linestyle=LINES[mode], **_mark(mode))
+        axes.set_xticks(range(len(levels)), [_label(level, 10) for level in levels])
+        if len(levels) > 6 or max(map(len, levels)) > 5:
+            axes.tick_params(axis="x", rotation=40)
+        axes.set_xlim(-0.5, len(levels) - 0.5)
+        axes.set_ylim(-4, 104)
+        axes.set_xlabel("difficulty")
+        axes.set_ylabel("accuracy, %")
+
+    return _picture(name, f"{task}: accuracy by difficulty", draw, title=task)
+
+
+def cost_plot(name: str, title: str, values: Mapping[str, float], *, digits: int) -> Picture:
+    """A horizontal bar for each stage with its value at the end."""
+
+    def draw(axes: Axes) -> None:
+        bars = axes.barh(
+            list(range(len(values))), list(values.values()), color=COLOURS[""], height=0.62
+        )
+        axes.bar_label(bars, fmt=f"%.{digits}f", padding=3)
+        axes.set_yticks(range(len(values)), [_label(stage, 18) for stage in values])
+        axes.set_ylim(len(values) - 0.4, -0.6)
+        axes.set_xlim(0, max(max(values.values()), 1e-9) * 1.2)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
+        axes.grid(visible=False, axis="y")
+
+    height = max(1.6, 0.75 + 0.32 * len(values))
+    return _picture(name, title, draw, title=title, size=(SIZE[0], height))
+
+
+def _in_percent(scores: Sequence[Score]) -> tuple[list[float], list[list[float]]]:
+    """Values, and how far the interval reaches down and up from each."""
+    values = [100 * score.accuracy for score in scores]
+    down = [100 * max(0.0, score.accuracy - score.low) for score in scores]
+    up = [100 * max(0.0, score.high - score.accuracy) for score in scores]
+    return values, [down, up]
+
+
+def _mark(mode: str) -> dict[str, Any]:
+    face = COLOURS[mode] if mode == "think" else "none"
+    marker = {
+        "marker": MARKERS[mode],
+        "markersize": 6,
+        "markerfacecolor": face,
+        "markeredgewidth": 1.4,
+    }
+    return {"color": COLOURS[mode], "label": mode, "capsize": 2.5, "elinewidth": 1.3, **marker}
+
+
+def _line(axes: Axes, points: Series, mode: str, label: str, *, thin: bool = False) -> None:
+    if not points:
+        return
+    steps, values = zip(*_thinned(points), strict=True)
+    style: dict[str, Any] = {"linewidth": 1.0, "alpha": 0.75} if thin else {"linewidth": 2.0}
+    if len(steps) <= 25 and not thin:
+        face = COLOURS[mode] if mode == "think" else "none"
+        style |= {"marker": MARKERS[mode], "markersize": 4.5, "markerfacecolor": face}
+    elif len(steps) == 1:
+        style["marker"] = "x"
+    axes.plot(
+        steps, values, color=COLOURS[mode], linestyle=LINES[mode], label=_label(label, 40), **style
+    )
+
+
+def _thinned(points: Series) -> Series:
+    """At most MAX_POINTS points, each the mean of a stretch of steps."""
+    if len(points) <= MAX_POINTS:
+        return points
+    width = -(-len(points) // MAX_POINTS)
+    stretches = [points[i : i + width] for i in range(0, len(points), width)]
+    return tuple((part[-1][0], statistics.fmean(value for _, value in part)) for part in stretches)
+
+
+def _label(text: str, most: int) -> str:
+    """Shortened in its middle, and with no mathematics in it."""
+    if len(text) > most:
+        text = f"{text[: most // 2 - 1]}..{text[-(most - most // 2 - 1) :]}"
+    return text.replace("$", r"\$")
+
+
+def _curve_picture(name: str, alt: str, draw: Callable[[Axes], None], *, title: str) -> Picture:
+    def with_steps(axes: Axes) -> None:
+        draw(axes)
+        axes.set_xlabel("step")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+
+    return _picture(name, alt, with_steps, title=title)
+
+
+def _picture(
+    name: str,
+    alt: str,
+    draw: Callable[[Axes], None],
+    *,
+    title: str,
+    size: tuple[float, float] = SIZE,
+    stacked: bool = False,
+) -> Picture:
+    # The salt makes the same numbers give the same bytes.
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.add_subplot()
+        draw(axes)
+        axes.set_title(_label(title, 46), loc="left")
+        handles, labels = axes.get_legend_handles_labels()
+        if handles:
+            columns = 1 if stacked else 2
+            # Of an error bar only the mark: its caps are noise at the size of a legend.
+            marks = [h[0] if isinstance(h, ErrorbarContainer) else h for h in handles]
+            figure.legend(marks, labels, loc="outside lower center", ncols=columns, fontsize=9)
+        svg, png = io.StringIO(), io.BytesIO()
+        figure.savefig(
+            svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
+        )
+        figure.savefig(png, format="png", dpi=160, facecolor="white", metadata={"Software": None})
+    return Picture(name=name, alt=alt, svg=_inline(svg.getvalue(), name), png=png.getvalue())
+
+
+def _inline(svg: str, name: str) -> str:
+    """The SVG element alone, in the page's ink; the plot's name in its ids keeps plots apart."""
+    svg = svg[svg.index("<svg") :].strip()
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"(\bid=\"|href=\"#|url\(#)", rf"\g<1>{name}-", svg)
+    return svg.replace(INK, "currentColor")

@@ -1,0 +1,144 @@
+"""Run directories as the report reads them: run.json, log, metrics and samples of each stage."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from dualign.errors import CheckpointError
+from dualign.evaluation.scores import ModelScores, read_scores
+
+Row = Mapping[str, Any]
+Series = tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageRun:
+    """One finished stage. `record` is its run.json; `metrics` and `samples` are an evaluation's."""
+
+    path: Path
+    name: str
+    kind: str
+    record: Row
+    log: tuple[Row, ...] = ()
+    metrics: Row | None = None
+    samples: tuple[Row, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluated:
+    """A model that was evaluated: its scores, and each of its generations."""
+
+    scores: ModelScores
+    samples: tuple[Row, ...]
+
+
+def read_stage(path: Path) -> StageRun:
+    """Reads one run directory; refuses one that is incomplete or damaged."""
+    record = _read_json(path / "run.json", expected="a finished run directory of `dualign run`")
+    for key in ("name", "kind"):
+        if key not in record:
+            raise CheckpointError(
+                f"{path / 'run.json'}: the key '{key}' is missing. Expected the run.json that a "
+                "stage writes; run the stage again."
+            )
+    metrics_file = path / "metrics.json"
+    metrics = _read_json(metrics_file, expected="metrics") if metrics_file.exists() else None
+    return StageRun(
+        path=path,
+        name=str(record["name"]),
+        kind=str(record["kind"]),
+        record=record,
+        log=tuple(_read_rows(path / "log.jsonl")),
+        metrics=metrics,
+        samples=() if metrics is None else tuple(_read_rows(path / "samples.jsonl")),
+    )
+
+
+def _read_json(file: Path, *, expected: str) -> Row:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{file} isn't there. Expected {expected}; run the pipeline to its end, or name other "
+            "stages."
+        ) from None
+    except ValueError as error:
+        raise CheckpointError(f"{file} isn't JSON ({error}). Run the stage again.") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(
+            f"{file} holds a {type(value).__name__}, expected an object. Run the stage again."
+        )
+    return value
+
+
+def _read_rows(file: Path) -> Iterator[Row]:
+    if not file.exists():
+        return
+    # Not splitlines(): a model may write U+2028 and the like, which JSON leaves as they are.
+    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise CheckpointError(
+                f"{file}:{number} isn't JSON ({error}). Run the stage again."
+            ) from None
+        if not isinstance(row, dict):
+            raise CheckpointError(f"{file}:{number} isn't an object. Run the stage again.")
+        yield row
+
+
+def series(log: Sequence[Row], key: str) -> Series:
+    """The finite values of a logged key by step; of a step logged twice (a resume), the last."""
+    values = {
+        int(row["step"]): float(row[key])
+        for row in log
+        if "step" in row and isinstance(row.get(key), int | float) and math.isfinite(row[key])
+    }
+    return tuple(sorted(values.items()))
+
+
+def evaluated(stages: Sequence[StageRun]) -> tuple[Evaluated, ...]:
+    """The models of all evaluation stages, in order; a model's tasks are joined over stages."""
+    found: dict[str, Evaluated] = {}
+    for stage in stages:
+        if stage.metrics is None:
+            continue
+        for scores in read_scores(stage.metrics, where=str(stage.path / "metrics.json")):
+            samples = tuple(_samples_of(stage, stage.metrics, scores.model))
+            new = Evaluated(scores=scores, samples=samples)
+            known = found.get(scores.model)
+            if known is None:
+                found[scores.model] = new
+            elif any(task in known.scores.tasks for task in scores.tasks):
+                # The same task again would overwrite the first result: keep both, apart.
+                label = f"{scores.model} ({stage.name})"
+                found[label] = replace(new, scores=replace(scores, model=label))
+            else:
+                found[scores.model] = _joined(known, new)
+    return tuple(found.values())
+
+
+def _joined(first: Evaluated, second: Evaluated) -> Evaluated:
+    scores = replace(first.scores, tasks={**first.scores.tasks, **second.scores.tasks})
+    return Evaluated(scores=scores, samples=first.samples + second.samples)
+
+
+def _samples_of(stage: StageRun, metrics: Row, model: str) -> Iterator[Row]:
+    last = metrics.get("model")
+    return (sample for sample in stage.samples if sample.get("model", last) == model)
+
+
+def is_training(stage: StageRun) -> bool:
+    """Whether the stage logged a loss."""
+    return bool(series(stage.log, "loss"))
+
+
+def is_preference(stage: StageRun) -> bool:
+    """Whether the stage logged rewards, as preference stages do."""
+    prefixes = ("rewards/", "eval_rewards/")
+    return any(key.startswith(prefixes) for row in stage.log for key in row)

@@ -1,0 +1,262 @@
+"""The sections on how the models were made: curves, rows, cost, checks, settings, versions."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dualign.evaluation.scores import short_label
+from dualign.report.blocks import Block, Folded, Gallery, Grid, Picture, Section, Text
+from dualign.report.findings import ends_text
+from dualign.report.plots import cost_plot, loss_plot, reward_plot
+from dualign.report.runs import Evaluated, StageRun, is_preference, is_training
+from dualign.report.samples import plain
+
+MB_PER_GB = 1024
+OPTIONAL_COUNTS = ("validation", "repeats", "examples")
+
+
+def facts(stages: Sequence[StageRun], models: Sequence[Evaluated]) -> tuple[tuple[str, str], ...]:
+    """What stands at the head: base model, date, what ran, what it took."""
+    started = sorted(
+        str(stage.record["started"]) for stage in stages if stage.record.get("started")
+    )
+    peak = max((float(stage.record.get("peak_rss_mb") or 0) for stage in stages), default=0.0)
+    found = {
+        "Base model": _base_model(stages),
+        "Final model": short_label(models[-1].scores.model) if models else "",
+        "Started": started[0].replace("T", " ").replace("+00:00", " UTC") if started else "",
+        "Stages": ", ".join(stage.name for stage in stages),
+        "Time": duration(sum(float(stage.record.get("seconds") or 0) for stage in stages)),
+        "Peak memory": f"{peak / MB_PER_GB:.1f} GiB" if peak else "",
+    }
+    return tuple((name, value) for name, value in found.items() if value)
+
+
+def _base_model(stages: Sequence[StageRun]) -> str:
+    """The first model of a recipe that no stage made."""
+    for stage in stages:
+        model = (stage.record.get("config") or {}).get("model")
+        if isinstance(model, str) and not model.startswith("stage:"):
+            return Path(model).name if Path(model).is_absolute() else model
+    return ""
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `3 min 05 s`, `2 h 10 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def training_sections(stages: Sequence[StageRun]) -> Iterator[Section]:
+    """Curves of each training stage, then the rows of every stage that counted some."""
+    training = [stage for stage in stages if is_training(stage)]
+    if training:
+        blocks = [block for stage in training for block in _curve_blocks(stage)]
+        yield Section(name="curves", title="Training curves", blocks=tuple(blocks))
+    counted = [stage for stage in stages if stage.record.get("rows")]
+    if counted:
+        blocks = [block for stage in counted for block in _row_blocks(stage)]
+        yield Section(name="rows", title="Rows: what went in, what was kept", blocks=tuple(blocks))
+
+
+def _curve_blocks(stage: StageRun) -> Iterator[Block]:
+    pictures = [loss_plot(f"loss-{stage.name}", stage.name, stage.log)]
+    if is_preference(stage):
+        pictures += _reward_plots(stage)
+    yield Gallery(pictures=tuple(pictures))
+    names = sorted({_shown_key(key) for row in stage.log for key in row} - {""}, key=_key_order)
+    rows = [(name, ends_text(stage, name), ends_text(stage, f"eval_{name}")) for name in names]
+    yield Grid(
+        columns=("first to last logged", "training", "validation"),
+        rows=tuple(row for row in rows if row[1:] != ("-", "-")),
+        caption=f"{stage.name}: losses{' and rewards' if is_preference(stage) else ''}",
+    )
+
+
+def _shown_key(key: str) -> str:
+    """A logged loss or reward without `eval_`; '' for others, and for rewards by source (many)."""
+    name = key.removeprefix("eval_")
+    if name == "loss" or name.startswith("loss/"):
+        return name
+    return name if name.startswith("rewards/") and "/source/" not in name else ""
+
+
+def _key_order(name: str) -> tuple[bool, bool, str]:
+    """Losses first, the whole before its modes, sources last."""
+    return name.startswith("rewards/"), "/source/" in name, name
+
+
+def _reward_plots(stage: StageRun) -> Iterator[Picture]:
+    for what in ("rewards", "margins", "accuracies"):
+        for prefix in ("", "eval_"):
+            keys = {"rewards": ("chosen", "rejected")}.get(what, (what,))
+            wanted = tuple(f"{prefix}rewards/{key}/" for key in keys)
+            if any(key.startswith(wanted) for row in stage.log for key in row):
+                name = f"{prefix.replace('_', '-')}{what}-{stage.name}"
+                yield reward_plot(name, stage.name, stage.log, what, prefix)
+
+
+def _row_blocks(stage: StageRun) -> Iterator[Block]:
+    rows = stage.record["rows"]
+    by = rows.get("by") or ()
+    counts = [
+        "in",
+        "kept",
+        *(key for key in OPTIONAL_COUNTS if any(e.get(key) for e in (rows, *by))),
+    ]
+    keys = (*counts, "tokens", "supervised_tokens", "mean_tokens", "max_tokens")
+    entries = [_row_cells(str(e.get("source", "-")), str(e.get("mode", "-")), e, keys) for e in by]
+    total = {**_token_totals(by), **rows}
+    yield Grid(
+        columns=("source", "mode", *counts, "tokens", "supervised", "mean", "longest", "dropped"),
+        rows=(*entries, _row_cells("all", "", total, keys)),
+        labels=2,
+        notes=True,
+        caption=f"{stage.name} ({stage.kind})",
+    )
+    missing = [(name, gap) for name, gap in _gaps(rows) if gap]
+    if missing:
+        words = ", ".join(f"{name}: {gap}" for name, gap in missing)
+        text = f"{stage.name}: rows neither kept nor dropped, which should not be: {words}."
+        yield Text(text=text)
+
+
+def _row_cells(
+    source: str, mode: str, entry: Mapping[str, Any], keys: Sequence[str]
+) -> tuple[str, ...]:
+    dropped = entry.get("dropped") or {}
+    reasons = ", ".join(f"{reason} {count}" for reason, count in dropped.items() if count)
+    return (source, mode, *(_whole(entry.get(key)) for key in keys), reasons or "none")
+
+
+def _token_totals(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key in ("tokens", "supervised_tokens"):
+        values = [entry[key] for entry in entries if entry.get(key) is not None]
+        if values:
+            found[key] = sum(values)
+    longest = [entry["max_tokens"] for entry in entries if entry.get("max_tokens") is not None]
+    # Tokens are counted over what is trained on: kept rows less validation, with their repeats.
+    examples = sum(entry.get("examples", entry.get("kept")) or 0 for entry in entries)
+    if longest:
+        found["max_tokens"] = max(longest)
+    if examples and "tokens" in found:
+        found["mean_tokens"] = found["tokens"] / examples
+    return found
+
+
+def _gaps(rows: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    for entry in (rows, *(rows.get("by") or ())):
+        name = f"{entry.get('source', 'all')} {entry.get('mode', '')}".strip()
+        yield (
+            name,
+            entry.get("in", 0) - entry.get("kept", 0) - sum((entry.get("dropped") or {}).values()),
+        )
+
+
+def _whole(number: float | None) -> str:
+    return "-" if number is None else f"{number:,.0f}"
+
+
+def provenance_sections(stages: Sequence[StageRun]) -> Iterator[Section]:
+    """Cost, checks, data, settings, versions."""
+    yield _cost_section(stages)
+    checks = [
+        (stage.name, str(name), plain(value))
+        for stage in stages
+        for name, value in (stage.record.get("checks") or {}).items()
+    ]
+    if checks:
+        grid = Grid(columns=("stage", "check", "found"), rows=tuple(checks), labels=3)
+        yield Section(name="checks", title="What the stages checked themselves", blocks=(grid,))
+    yield Section(
+        name="settings", title="Settings", blocks=tuple(_folded_settings(stage) for stage in stages)
+    )
+    yield Section(
+        name="versions", title="Seeds, fingerprints, versions", blocks=tuple(_origin(stages))
+    )
+
+
+def _cost_section(stages: Sequence[StageRun]) -> Section:
+    seconds = {stage.name: float(stage.record.get("seconds") or 0) for stage in stages}
+    memory = {
+        stage.name: float(stage.record.get("peak_rss_mb") or 0) / MB_PER_GB for stage in stages
+    }
+    rows = [
+        (
+            s.name,
+            s.kind,
+            duration(seconds[s.name]),
+            f"{memory[s.name]:.2f}",
+            str(s.record.get("resumed", 0)),
+        )
+        for s in stages
+    ]
+    rows.append(("all", "", duration(sum(seconds.values())), f"{max(memory.values()):.2f}", ""))
+    columns = ("stage", "kind", "time", "peak memory, GiB", "times resumed")
+    return Section(
+        name="cost",
+        title="Time and memory",
+        blocks=(
+            Grid(columns=columns, rows=tuple(rows), labels=2),
+            Gallery(
+                pictures=(
+                    cost_plot("cost-time", "Time of each stage, s", seconds, digits=0),
+                    cost_plot("cost-memory", "Peak memory of each stage, GiB", memory, digits=2),
+                )
+            ),
+        ),
+    )
+
+
+def _folded_settings(stage: StageRun) -> Folded:
+    text = json.dumps(stage.record.get("config") or {}, indent=2, ensure_ascii=False)
+    return Folded(title=f"{stage.name} ({stage.kind})", text=text)
+
+
+def _origin(stages: Sequence[StageRun]) -> Iterator[Block]:
+    rows = [
+        (
+            stage.name,
+            str(stage.record.get("seed", "-")),
+            str(stage.record.get("started", "-")),
+            str(stage.record.get("fingerprint", "-"))[:16],
+            ", ".join(stage.record.get("parents") or {}) or "-",
+        )
+        for stage in stages
+    ]
+    yield Grid(
+        columns=("stage", "seed", "started", "fingerprint", "made from"), rows=tuple(rows), labels=5
+    )
+    data = [
+        (
+            stage.name,
+            str(d.get("source", "-")),
+            _whole(d.get("rows")),
+            str(d.get("sha256", "-"))[:16],
+        )
+        for stage in stages
+        for d in stage.record.get("data") or ()
+    ]
+    if data:
+        yield Grid(columns=("stage", "data", "rows", "sha256"), rows=tuple(data), labels=2)
+    yield from _versions(stages)
+
+
+def _versions(stages: Sequence[StageRun]) -> Iterator[Block]:
+    """Each package once; several versions where stages ran with different ones."""
+    found: dict[str, list[str]] = {}
+    for stage in stages:
+        for package, version in (stage.record.get("versions") or {}).items():
+            if version not in found.setdefault(package, []):
+                found[package].append(version)
+    if found:
+        words = ", ".join(
+            f"{package} {' and '.join(versions)}" for package, versions in found.items()
+        )
+        yield Text(text=f"Versions: {words}.")

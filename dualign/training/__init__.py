@@ -1,0 +1,1 @@
+"""What SFT and preference training share around TRL's trainers."""

@@ -1,0 +1,103 @@
+"""What the training stages (SFT, preference) have in common: the model, its adapter, its template, the trainer."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoraSettings:
+    """A low-rank adapter, by PEFT's own names."""
+
+    r: int = 16
+    """rank"""
+    lora_alpha: int = 32
+    """the adapter's output is scaled by lora_alpha / r (or / sqrt(r) with use_rslora)"""
+    lora_dropout: float = 0.0
+    """dropout on the adapter's input"""
+    target_modules: str | tuple[str, ...] = "all-linear"
+    """which layers get an adapter; all-linear leaves out the output head"""
+    use_dora: bool = False
+    """weight-decomposed LoRA (arXiv 2402.09353)"""
+    use_rslora: bool = False
+    """rank-stabilised scaling (arXiv 2312.03732)"""
+
+    def problems(self) -> list[tuple[str, str]]:
+        found = []
+        if self.r < 1:
+            found.append(("r", f"expected a rank of 1 or more, found {self.r}"))
+        if not 0 <= self.lora_dropout < 1:
+            found.append(("lora_dropout", f"expected 0 <= dropout < 1, found {self.lora_dropout}"))
+        if self.target_modules == () or "lm_head" in self.target_modules:
+            found.append(
+                (
+                    "target_modules",
+                    "expected layers other than lm_head: the fused head would not train it",
+                )
+            )
+        return found
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingStage:
+    """The keys that every training stage has."""
+
+    name: str
+    """names the stage and its run directory"""
+    model: str
+    """a local folder, hub id, stage:NAME, or embedded:smollm2-135m-instruct"""
+    revision: str | None = None
+    """branch, tag or commit of a hub id"""
+    dtype: Dtype = "float32"
+    """the weights' type in memory; train.bf16: true keeps float32 weights and computes in bfloat16"""
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] = "sdpa"
+    """each isolates packed documents"""
+    quantization: Literal["nf4"] | None = None
+    """nf4: the frozen base in 4 bits (QLoRA); needs lora"""
+    template: str = "dualign"
+    """dualign, chatml, smollm3, smollm3-training, tokenizer (the model's own), or a .jinja file"""
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """given to the template for every row, e.g. date"""
+    lora: LoraSettings | None = None
+    """train an adapter; absent: every weight"""
+    save: Literal["adapter", "merged"] | None = None
+    """with lora: publish the adapter (default) or the weights with the adapter folded in"""
+    launch: str | None = None
+    """an accelerate config file: `dualign run` starts this stage through accelerate launch"""
+    verify_reload: bool = True
+    """load what was saved and compare its logits with the live model's"""
+
+    def problems(self) -> list[tuple[str, str]]:
+        found = []
+        if self.quantization and self.lora is None:
+            found.append(
+                ("quantization", "nf4 weights can't be trained: add lora, or remove quantization")
+            )
+        if self.save and self.lora is None:
+            found.append(("save", "only with lora: full fine-tuning always saves the weights"))
+        if self.lora and self.lora.use_dora and self.quantization:
+            found.append(
+                ("lora.use_dora", "DoRA needs the base's exact weights: remove quantization")
+            )
+        if self.quantization and self.save == "merged":
+            found.append(("save", "an nf4 base can't be merged exactly: save the adapter"))
+        return found
+
+
+def training_problems(train: Mapping[str, Any], dtype: str) -> list[tuple[str, str]]:
+    """Combinations of training arguments that can't work together."""
+    found = []
+    if train.get("bf16") and train.get("fp16"):
+        found.append(("train.fp16", "bf16 and fp16 are both on: choose one"))
+    if dtype != "float32" and train.get("fp16"):
+        found.append(("train.fp16", f"fp16 autocast needs float32 weights, found dtype {dtype}"))
+    for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+        if name in train and isinstance(train[name], int) and train[name] < 1:
+            found.append((f"train.{name}", f"expected 1 or more, found {train[name]}"))
+    if isinstance(train.get("learning_rate"), (int, float)) and train["learning_rate"] <= 0:
+        found.append(
+            ("train.learning_rate", f"expected more than 0, found {train['learning_rate']}")
+        )
+    return found
