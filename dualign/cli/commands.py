@@ -22,7 +22,7 @@ def run(given: Namespace) -> int:
 
 def plan(given: Namespace) -> int:
     """`dualign plan RECIPE`."""
-    from dualign.plan import show_plan
+    from dualign.cost.plan import show_plan
 
     show_plan(_load(given))
     return 0
@@ -94,7 +94,7 @@ def report(given: Namespace) -> int:
 
 def inspect(given: Namespace) -> int:
     """`dualign inspect RECIPE --stage NAME`."""
-    from dualign.plan import show_rows
+    from dualign.cost.plan import show_rows
 
     recipe = _load(given)
     training = [entry for entry in recipe.stages if entry.kind in ("sft", "preference")]

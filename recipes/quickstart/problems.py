@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 MODES = ("think", "no_think")
-PLACES = PLAYERS = "ABCDEFGH"
+PLAYERS = "ABCDEF"
+PLACES = "ABCDEFG"
 # Everyday words that belong to one kind only.
 WORDS = {
     "animals": "dog cat cow horse sheep lion tiger bear wolf fox rabbit mouse elephant monkey goat deer",
@@ -78,7 +79,7 @@ def _add(points: Sequence[int], *, slips: Mapping[int, int]) -> tuple[list[str],
 
 
 def routes(rng: random.Random, hops: int) -> Problem:
-    """Follows arrows between eight places for a number of hops: `A>F1 F>C2`."""
+    """Follows arrows between seven places, with the hops still to go after each: `A>F1 F>C0`."""
     ring = rng.sample(PLACES, len(PLACES))
     arrows = dict(zip(ring, ring[1:] + ring[:1], strict=True))
     start = ring[0]
@@ -110,7 +111,7 @@ def _hop(
     steps, place = [], start
     for hop in range(hops):
         reached = slips.get(hop, arrows[place])
-        steps.append(f"{place}>{reached}{hop + 1}")
+        steps.append(f"{place}>{reached}{hops - hop - 1}")
         place = reached
     return steps, place
 
@@ -151,9 +152,9 @@ def _count(
 
 # Family -> how to make one problem, and its difficulties from easy to hard.
 FAMILIES: dict[str, tuple[Callable[[random.Random, int], Problem], tuple[int, ...]]] = {
-    "sums": (sums, (4, 6, 8)),
-    "routes": (routes, (2, 4, 6)),
-    "counts": (counts, (6, 8, 10)),
+    "sums": (sums, (4, 5, 6)),
+    "routes": (routes, (2, 3, 5)),
+    "counts": (counts, (5, 7, 9)),
 }
 
 

@@ -28,9 +28,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-from dualign.memory import estimate
-from dualign.model_shape import ModelShape
-from dualign.training_shape import LoraShape, TrainingShape
+from dualign.cost.memory import estimate
+from dualign.cost.model_shape import ModelShape
+from dualign.cost.training_shape import LoraShape, TrainingShape
 
 ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": "65536",

@@ -10,9 +10,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
-from dualign.activations import activations
-from dualign.model_shape import ModelShape
-from dualign.training_shape import LoraShape, TrainingShape
+from dualign.cost.activations import activations
+from dualign.cost.model_shape import ModelShape
+from dualign.cost.training_shape import LoraShape, TrainingShape
 
 ROWS, TOKENS = 2, 32
 SIZES = {

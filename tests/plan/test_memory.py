@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 import dualign
+from dualign.cost.memory import LoraShape, ModelShape, TrainingShape, estimate
 from dualign.errors import CheckpointError, ConfigError
-from dualign.memory import LoraShape, ModelShape, TrainingShape, estimate
 
 SMOLLM3_CONFIG: dict[str, Any] = {
     "model_type": "smollm3",

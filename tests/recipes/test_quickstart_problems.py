@@ -42,9 +42,9 @@ def contents(folder: Path) -> dict[str, str]:
 def essence(question: str) -> tuple[object, ...]:
     """What the question asks, without its wording or the order in which it lists things."""
     if ">" in question:
-        (start,) = re.findall(r"(?:Start at|from) ([A-H])", question)
+        (start,) = re.findall(r"(?:Start at|from) ([A-G])", question)
         (hops,) = re.findall(r"\d+", question)
-        return "routes", start, int(hops), *sorted(re.findall(r"[A-H]>[A-H]", question))
+        return "routes", start, int(hops), *sorted(re.findall(r"[A-G]>[A-G]", question))
     numbers = [int(number) for number in re.findall(r"\d+", question)]
     if numbers:
         return "sums", *sorted(numbers)
@@ -63,7 +63,7 @@ def work(question: str) -> tuple[str, str]:
 
 
 def work_sum(numbers: list[int]) -> tuple[str, str]:
-    later = [f"{'ABCDEFGH'[n]}{numbers[n]}={sum(numbers[: n + 1])}" for n in range(1, len(numbers))]
+    later = [f"{'ABCDEF'[n]}{numbers[n]}={sum(numbers[: n + 1])}" for n in range(1, len(numbers))]
     return " ".join([f"A{numbers[0]}", *later]), str(sum(numbers))
 
 
@@ -73,7 +73,7 @@ def work_route(question: str) -> tuple[str, str]:
     path = [str(place)]
     for _ in range(int(str(hops))):
         path.append(onward[path[-1]])
-    steps = [f"{path[n]}>{path[n + 1]}{n + 1}" for n in range(len(path) - 1)]
+    steps = [f"{path[n]}>{path[n + 1]}{len(path) - 2 - n}" for n in range(len(path) - 1)]
     return " ".join(steps), path[-1]
 
 

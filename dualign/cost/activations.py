@@ -6,8 +6,8 @@ compared with what autograd saves (tests/plan/test_activations.py). Elements are
 
 from dataclasses import dataclass
 
-from dualign.model_shape import ModelShape
-from dualign.training_shape import LoraShape, TrainingShape
+from dualign.cost.model_shape import ModelShape
+from dualign.cost.training_shape import LoraShape, TrainingShape
 
 # Modules that read the same tensor: the two norms' outputs, the attention output, the gated product.
 _READERS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))

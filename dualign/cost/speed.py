@@ -9,8 +9,8 @@ import re
 from collections.abc import Mapping
 from time import perf_counter
 
-from dualign.model_shape import ModelShape
-from dualign.training_shape import TrainingShape
+from dualign.cost.model_shape import ModelShape
+from dualign.cost.training_shape import TrainingShape
 
 # Peak dense operations per second in bfloat16, as published, by a word of the device's name.
 DEVICE_FLOPS: Mapping[str, float] = {

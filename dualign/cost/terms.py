@@ -6,10 +6,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dualign.activations import activations
+from dualign.cost.activations import activations
+from dualign.cost.model_shape import ModelShape
+from dualign.cost.training_shape import TrainingShape
 from dualign.errors import ConfigError
-from dualign.model_shape import ModelShape
-from dualign.training_shape import TrainingShape
 
 # NF4: half a byte per weight, an 8-bit scale per block of 64, a float32 scale per 256 of those (double quantisation).
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)

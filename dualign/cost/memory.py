@@ -8,9 +8,9 @@ largest. All figures are bytes for one process.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from dualign import memory_terms as terms
-from dualign.model_shape import ModelShape
-from dualign.training_shape import LoraShape, TrainingShape
+from dualign.cost import terms
+from dualign.cost.model_shape import ModelShape
+from dualign.cost.training_shape import LoraShape, TrainingShape
 
 _TERMS: Mapping[str, Callable[[ModelShape, TrainingShape], terms.Term]] = {
     "weights": terms.weights,

@@ -15,15 +15,15 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from dualign.cost.memory import MemoryEstimate, estimate
+from dualign.cost.model_shape import ModelShape
+from dualign.cost.speed import cpu_throughput, device_throughput, estimate_seconds, training_flops
+from dualign.cost.training_shape import LoraShape, TrainingShape
 from dualign.data.prepare import Prepared, PreparedPairs
 from dualign.engine import StageStatus, statuses
 from dualign.errors import CheckpointError, ConfigError, DualignError
-from dualign.memory import MemoryEstimate, estimate
-from dualign.model_shape import ModelShape
 from dualign.recipe import Recipe, StageEntry, references, replaced, stage_of
-from dualign.speed import cpu_throughput, device_throughput, estimate_seconds, training_flops
 from dualign.training.settings import TrainingStage
-from dualign.training_shape import LoraShape, TrainingShape
 
 # TRL's and transformers' defaults, where the recipe is silent.
 _DEFAULTS = {

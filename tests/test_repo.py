@@ -1,0 +1,174 @@
+"""Rules that the repository holds itself to: layers, packaging, light imports, recipes that load, sizes."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from dualign.cli.stages import kinds
+from dualign.recipe import load_recipe
+
+ROOT = Path(__file__).parents[1]
+STAGES = ("sft", "preference", "merging")
+HEAVY = (
+    "torch",
+    "transformers",
+    "datasets",
+    "trl",
+    "peft",
+    "numpy",
+    "accelerate",
+    "matplotlib",
+    "rich",
+)
+
+
+def modules() -> list[Path]:
+    return [path for name in ("dualign", *STAGES) for path in (ROOT / name).rglob("*.py")]
+
+
+def imported(path: Path) -> set[str]:
+    """Every module that a file imports, at its top or inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return found
+
+
+def owner(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0]
+
+
+def test_stages_do_not_import_each_other_and_only_the_command_line_imports_stages() -> None:
+    faults = []
+    for path in modules():
+        if path.is_relative_to(ROOT / "dualign" / "cli"):
+            continue
+        for name in imported(path):
+            stage = name.split(".")[1] if name.startswith("dualign.") and "." in name else ""
+            if stage in STAGES and stage != owner(path):
+                faults.append(f"{path.relative_to(ROOT)} imports {name}")
+    assert not faults
+
+
+def test_the_packages_list_is_that_of_the_folders() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = {"dualign"}
+    for path in (ROOT / "dualign").rglob("__init__.py"):
+        folders.add(".".join(path.parent.relative_to(ROOT).parts))
+    for name in (*STAGES, "recipes"):
+        for path in (ROOT / name).rglob("__init__.py"):
+            folders.add("dualign." + ".".join(path.parent.relative_to(ROOT).parts))
+    assert set(settings["packages"]) == folders
+
+
+@pytest.mark.parametrize(
+    "command", [["--help"], ["run", "--help"], ["recipes", "list"]], ids=" ".join
+)
+def test_help_and_lists_import_nothing_heavy(command: list[str]) -> None:
+    code = (
+        "import sys; from dualign.cli.main import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit: pass\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command], capture_output=True, text=True, check=True
+    )
+    assert done.stderr.strip() == "[]"
+    assert len(done.stdout) > 100
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted((ROOT / "recipes").glob("[!a]*/*.yaml")),
+    ids=lambda path: f"{path.parent.name}/{path.name}",
+)
+def test_every_recipe_that_ships_loads(path: Path) -> None:
+    if path.name == "model_config.yaml":
+        pytest.skip("not a recipe")
+    recipe = load_recipe(path, [], kinds())
+    assert recipe.stages
+    assert path.read_text().startswith("# "), "the first line says what the recipe is for"
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_and_functions_stay_small(path: Path) -> None:
+    text = path.read_text()
+    assert len(text.splitlines()) <= 400
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            assert (node.end_lineno or 0) - node.lineno <= 65, f"{node.name} is too long"
+
+
+def test_nothing_that_ships_needs_the_tests_or_a_folder_outside() -> None:
+    for path in [*modules(), *(ROOT / "recipes").rglob("*.py")]:
+        assert not any(name.split(".")[0] == "tests" for name in imported(path)), path
+        assert "../shared" not in path.read_text(), path
+
+
+def test_the_wheel_holds_only_dualign_and_runs_from_any_folder(tmp_path: Path) -> None:
+    """Built as pip builds it; run with this environment's libraries, in a folder that isn't the checkout."""
+    build = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(tmp_path),
+        str(ROOT),
+    ]
+    subprocess.run(build, check=True, capture_output=True)
+    wheel = next(tmp_path.glob("dualign-*.whl"))
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0] for name in names} == {
+        "dualign",
+        wheel.name.split("-py3")[0] + ".dist-info",
+    }
+    assert {
+        "dualign/sft/train.py",
+        "dualign/data/templates/dualign.jinja",
+        "dualign/py.typed",
+    } <= set(names)
+    assert "dualign/recipes/quickstart/recipe.yaml" in names
+    place = tmp_path / "environment"
+    venv.create(place, system_site_packages=False, with_pip=False)
+    site = next((place / "lib").glob("python*/site-packages"))
+    zipfile.ZipFile(wheel).extractall(site)
+    (site / "libraries.pth").write_text(
+        "\n".join(p for p in sys.path if p.endswith("site-packages"))
+    )
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    python = str(place / "bin" / "python")
+    shown = subprocess.run(
+        [python, "-m", "dualign", "recipes", "show", "quickstart"],
+        cwd=elsewhere,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "stages:" in shown.stdout
+    where = subprocess.run(
+        [python, "-c", "import dualign.sft; print(dualign.sft.__file__)"],
+        cwd=elsewhere,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert str(site) in where.stdout
+    alone = subprocess.run(
+        [python, "-c", "import sft"], cwd=elsewhere, capture_output=True, text=True, check=False
+    )
+    assert alone.returncode != 0
