@@ -20,6 +20,7 @@ PATH_KEYS = (
     "models",
     "tasks",
     "script",
+    "files",
     "template",
     "launch",
     "rejected_model",

@@ -23,6 +23,8 @@ class ScriptStage:
     """what the stage does"""
     args: Mapping[str, str | int | float] = field(default_factory=dict)
     """given to the script as --KEY VALUE"""
+    files: tuple[str, ...] = ()
+    """other files that the script reads: a change in one of them redoes the stage"""
 
 
 def run(stage: ScriptStage, work: Path, *, seed: int) -> Outcome:

@@ -50,12 +50,13 @@ def build_trainer(
 
     auto: the new adapter off, or without LoRA a frozen copy. cached: log-probabilities computed once before training.
     """
-    arguments = trainer_arguments(stage, stage.train, work, seed)
-    arguments.setdefault("loss_type", "apo_zero")
+    given = {"loss_type": "apo_zero"} | trainer_arguments(stage, stage.train, work, seed)
+    # Before the model: under ZeRO-3 its weights are then sharded as they load.
+    arguments = DPOConfig(**given, precompute_ref_log_probs=stage.reference == "cached")
     model, new_adapter = policy(stage, start, seed=seed)
     trainer = DualModeDPOTrainer(
         model=model,
-        args=DPOConfig(**arguments, precompute_ref_log_probs=stage.reference == "cached"),
+        args=arguments,
         data_collator=PairCollator(pad_token_id=tokenizer.pad_token_id),
         train_dataset=data.train,
         eval_dataset=data.validation,

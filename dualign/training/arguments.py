@@ -132,7 +132,12 @@ def _problem(name: str, value: Any, known: Mapping[str, str]) -> str | None:
     choices = [value for kind in kinds for value in enum_values().get(kind, ())]
     if isinstance(value, str) and choices:
         return None if value in choices else f"unknown value {value!r}{nearest(value, choices)}"
-    return None if _fits(value, kinds) else f"expected {known[name]}, found {value!r}"
+    if _fits(value, kinds):
+        return None
+    hint = (
+        "; YAML reads no as false: write it in quotes" if value is False and "no" in choices else ""
+    )
+    return f"expected {known[name]}, found {value!r}{hint}"
 
 
 def _fits(value: Any, kinds: set[str]) -> bool:

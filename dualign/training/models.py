@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,7 @@ def load_tokenizer(
     """The tokenizer as it will be saved: template set, end-of-turn as eos, and a pad token that isn't it."""
     tokenizer = AutoTokenizer.from_pretrained(start.folder, revision=start.revision)
     template = load_template(stage.template, tokenizer=tokenizer)
-    tokenizer.chat_template = template.text
+    tokenizer.chat_template = with_defaults(template.text, stage.template_kwargs)
     end = end_of_turn(template, tokenizer)
     if tokenizer.eos_token != end:
         tokenizer.eos_token = end
@@ -90,6 +91,15 @@ def load_tokenizer(
     if tokenizer.pad_token is None or tokenizer.pad_token == end:
         tokenizer.pad_token = _pad_token(tokenizer, end)
     return tokenizer, template
+
+
+def with_defaults(text: str, kwargs: Mapping[str, Any]) -> str:
+    """The template with what the recipe gave it as defaults, so that it renders after training as it did in training."""
+    lines = [
+        f"{{%- set {name} = {name} if {name} is defined else {json.dumps(value)} %}}"
+        for name, value in kwargs.items()
+    ]
+    return "".join(f"{line}\n" for line in lines) + text
 
 
 def end_of_turn(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase) -> str:

@@ -199,8 +199,7 @@ def save_result(
     """
     agree_on_ends(trainer.model, tokenizer)
     if stage.lora is None:
-        trainer.save_model(str(work))
-        (work / "training_args.bin").unlink(missing_ok=True)  # a pickle; run.json says it all
+        _save_weights(trainer, work)
     else:
         trainer.save_model(str(work / CHECKPOINTS / "adapter"))
     if trainer.is_world_process_zero():
@@ -211,6 +210,17 @@ def save_result(
     trainer.accelerator.wait_for_everyone()
     saved = "weights" if stage.lora is None else stage.save or "adapter"
     return {"saved": saved} | (_verify(trainer, stage, work) if stage.verify_reload else {})
+
+
+def _save_weights(trainer: Trainer, work: Path) -> None:
+    """The whole weights from all ranks. A tied head is stored once: gathering under ZeRO makes a copy of it."""
+    gathered = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if not trainer.is_world_process_zero():
+        return
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    tied = model.all_tied_weights_keys if model.config.tie_word_embeddings else ()
+    weights = {name: tensor for name, tensor in gathered.items() if name not in tied}
+    model.save_pretrained(work, state_dict=weights)
 
 
 def agree_on_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

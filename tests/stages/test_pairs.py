@@ -23,8 +23,12 @@ def teach(folder: Path, *, offsets: tuple[int, ...], closed: bool = True) -> Pat
         for offset in offsets:
             end = "\n</think>\n\n" if closed else " "
             for mode, before in (("think", f"so {right + offset}{end}"), ("no_think", "")):
-                start = tokenizer(prompt(tokenizer, f"What is {question}?", mode), add_special_tokens=False)["input_ids"]
-                said = tokenizer(f"{before}{right + offset}<|im_end|>", add_special_tokens=False)["input_ids"]
+                start = tokenizer(
+                    prompt(tokenizer, f"What is {question}?", mode), add_special_tokens=False
+                )["input_ids"]
+                said = tokenizer(f"{before}{right + offset}<|im_end|>", add_special_tokens=False)[
+                    "input_ids"
+                ]
                 rows.append((start + said, [-100] * len(start) + said))
     length = max(len(ids) for ids, _ in rows)
     ids = torch.tensor([row + [0] * (length - len(row)) for row, _ in rows])
@@ -57,8 +61,12 @@ def pairs(work: Path) -> list[dict]:
     return [json.loads(line) for line in (work / "pairs.jsonl").read_text().splitlines()]
 
 
-def test_the_verifier_puts_right_against_wrong_in_both_modes(unsure: Path, task: str, tmp_path: Path) -> None:
-    stage = PairsStage(name="pairs", model=str(unsure), tasks=(task,), samples=12, max_new_tokens=40)
+def test_the_verifier_puts_right_against_wrong_in_both_modes(
+    unsure: Path, task: str, tmp_path: Path
+) -> None:
+    stage = PairsStage(
+        name="pairs", model=str(unsure), tasks=(task,), samples=12, max_new_tokens=40
+    )
     outcome = run(stage, tmp_path, seed=1)
     made = pairs(tmp_path)
     assert {pair["mode"] for pair in made} == {"think", "no_think"}
@@ -71,7 +79,9 @@ def test_the_verifier_puts_right_against_wrong_in_both_modes(unsure: Path, task:
         assert pair["prompt"] == [{"role": "user", "content": f"What is {pair['id']}?"}]
 
 
-def test_prompts_in_are_kept_or_dropped_with_a_reason(unsure: Path, task: str, tmp_path: Path) -> None:
+def test_prompts_in_are_kept_or_dropped_with_a_reason(
+    unsure: Path, task: str, tmp_path: Path
+) -> None:
     stage = PairsStage(name="pairs", model=str(unsure), tasks=(task,), samples=2, max_new_tokens=40)
     rows = run(stage, tmp_path, seed=3).rows
     assert rows["in"] == 8 == rows["kept"] + sum(rows["dropped"].values())
@@ -97,7 +107,12 @@ def test_a_strong_model_against_a_weak_one(task: str, tmp_path: Path) -> None:
     strong = teach(tmp_path / "strong", offsets=(0,))
     weak = teach(tmp_path / "weak", offsets=(1,))
     stage = PairsStage(
-        name="pairs", model=str(strong), rejected_model=str(weak), tasks=(task,), max_new_tokens=40, temperature=0.2
+        name="pairs",
+        model=str(strong),
+        rejected_model=str(weak),
+        tasks=(task,),
+        max_new_tokens=40,
+        temperature=0.2,
     )
     work = tmp_path / "work"
     work.mkdir()
@@ -109,8 +124,10 @@ def test_a_strong_model_against_a_weak_one(task: str, tmp_path: Path) -> None:
 def test_malformed_samples_make_no_pair(task: str, tmp_path: Path) -> None:
     """A think block that never closes can't be chosen or rejected."""
     model = teach(tmp_path / "open", offsets=(0, 1), closed=False)
-    stage = PairsStage(name="pairs", model=str(model), tasks=(task,), modes=("think",), max_new_tokens=30)
+    stage = PairsStage(
+        name="pairs", model=str(model), tasks=(task,), modes=("think",), max_new_tokens=30
+    )
     work = tmp_path / "work"
     work.mkdir()
-    with pytest.raises(DataError, match="no pair came of 4 prompts.*malformed"):
+    with pytest.raises(DataError, match=r"no pair came of 4 prompts.*malformed"):
         run(stage, work, seed=1)
