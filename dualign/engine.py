@@ -87,7 +87,7 @@ def run(
     recipe.output_dir.mkdir(parents=True, exist_ok=True)
     main = int(os.environ.get("RANK", "0")) == 0
     with locked(recipe.output_dir) if main and _HELD not in os.environ else nullcontext():
-        found = statuses(recipe)
+        found = statuses(recipe, remember=main)
         for number, status in enumerate(found, start=1):
             label = f"[{number}/{len(found)}] {status.entry.name} ({status.entry.kind})"
             if status.state == "done":
