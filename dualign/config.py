@@ -79,7 +79,7 @@ class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader, but 1e-3 is a number, as everyone who writes learning rates expects."""
 
 
-_Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]  # PyYAML's stubs leave it untyped
+_Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
     list("-+0123456789."),

@@ -251,7 +251,7 @@ def _parse_stage(
         document.refuse(key, f"expected keys with values, found {value!r}")
         return None
     kind = value.get("kind")
-    if kind not in kinds:
+    if not isinstance(kind, str) or kind not in kinds:
         document.refuse((*key, "kind"), f"expected one of {', '.join(kinds)}, found {kind!r}")
         return None
     own = dict(value)

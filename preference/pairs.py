@@ -139,13 +139,13 @@ def _pair_up(
         prompts[one.task.name, one.mode, one.problem.id][2].append(parsed)
     pairs: list[dict[str, Any]] = []
     counts: dict[tuple[str, str], Counter[str]] = {}
-    for place, (one, first, second) in prompts.items():
+    for key, (one, first, second) in prompts.items():
         if second:
             better, worse, reason = _strong_and_weak(first, second)
         else:
             better, worse, reason = _right_and_wrong(one, first)
-        counts.setdefault(place[:2], Counter())[reason or "kept"] += 1
-        pairs += _matched(stage, one, better, worse, random.Random(f"{seed}:{place}"))
+        counts.setdefault(key[:2], Counter())[reason or "kept"] += 1
+        pairs += _matched(stage, one, better, worse, random.Random(f"{seed}:{key}"))
     return pairs, _rows(counts)
 
 

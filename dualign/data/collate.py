@@ -49,7 +49,7 @@ class PackedCollator:
 
 
 @dataclass
-class PairCollator(DataCollatorForPreference):  # type: ignore[misc]  # TRL isn't typed
+class PairCollator(DataCollatorForPreference):
     """TRL's batch of pairs (chosen in the first half, rejected in the second), with group_ids [P]
     beside it.
     """

@@ -169,7 +169,7 @@ class Talk:
         self.console.print(Text(text, style="dim italic"))
 
 
-class _Streamer(TextStreamer):  # type: ignore[misc]  # untyped base
+class _Streamer(TextStreamer):
     """Hands the text to a writer as it comes, without the token that ends the turn."""
 
     def __init__(

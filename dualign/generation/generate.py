@@ -162,7 +162,7 @@ def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[
     return sorted(int(i) for i in found if i is not None)
 
 
-class _EnoughEnded(StoppingCriteria):  # type: ignore[misc]  # untyped base
+class _EnoughEnded(StoppingCriteria):
     """Ends a part when a quarter of its rows have ended, so that these can leave the batch."""
 
     def __init__(self, ends: Tensor, rows: int) -> None:

@@ -37,7 +37,7 @@ def uniforms(seeds: Sequence[int], steps: int) -> Tensor:
     return torch.stack(rows)
 
 
-class _Draw(LogitsProcessor):  # type: ignore[misc]  # untyped base
+class _Draw(LogitsProcessor):
     """Draws a token by inverting the cumulative distribution, and leaves only that one possible."""
 
     def __init__(self, uniforms_BT: Tensor, prompt_length: int) -> None:

@@ -74,7 +74,7 @@ def _in_a_fresh_process(
         raise CheckpointError(
             f"{folder}: what was saved can't be loaded again:\n{done.stderr[-2000:]}"
         )
-    logits_BTV = load_file(answered)["logits"]
+    logits_BTV: Tensor = load_file(answered)["logits"]
     asked.unlink()
     answered.unlink()
     return logits_BTV
