@@ -1,6 +1,7 @@
 """Rules that the repository holds itself to: layers, packaging, light imports, recipes that load, sizes."""
 
 import ast
+import os
 import shutil
 import subprocess
 import sys
@@ -148,9 +149,11 @@ def test_the_wheel_holds_only_dualign_and_runs_from_any_folder(tmp_path: Path) -
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     python = str(place / "bin" / "python")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     shown = subprocess.run(
         [python, "-m", "dualign", "recipes", "show", "quickstart"],
         cwd=elsewhere,
+        env=environment,
         capture_output=True,
         text=True,
         check=True,
@@ -159,6 +162,7 @@ def test_the_wheel_holds_only_dualign_and_runs_from_any_folder(tmp_path: Path) -
     where = subprocess.run(
         [python, "-c", "import dualign.sft; print(dualign.sft.__file__)"],
         cwd=elsewhere,
+        env=environment,
         capture_output=True,
         text=True,
         check=True,
