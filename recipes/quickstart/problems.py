@@ -16,17 +16,8 @@ from pathlib import Path
 from typing import Any
 
 MODES = ("think", "no_think")
-PLAYERS = "ABCDEF"
 PLACES = "ABCDEFG"
-# Everyday words that belong to one kind only.
-WORDS = {
-    "animals": "dog cat cow horse sheep lion tiger bear wolf fox rabbit mouse elephant monkey goat deer",
-    "fruits": "apple banana pear grape lemon peach cherry mango kiwi plum",
-    "colors": "red blue green yellow purple pink brown black white gray",
-    "tools": "hammer saw drill knife shovel axe rope nail screw ladder",
-    "clothes": "shirt coat hat shoe sock dress jacket vest glove belt skirt boot",
-    "furniture": "chair table bed desk stool shelf lamp cabinet bench mirror",
-}
+GOODS = "apple pear plum fig nut egg bun tea jam pie".split()
 
 # So many repeats in a row mean that a family has run out of problems.
 MOST_DRAWS = 1000
@@ -49,37 +40,35 @@ class Problem:
 
 
 def sums(rng: random.Random, terms: int) -> Problem:
-    """Adds up the points of named players: `A8 B3=11 C9=20`."""
-    points = [rng.randint(1, 9) for _ in range(terms)]
-    slip_at, slip = rng.randrange(1, terms), rng.choice((-2, -1, 1, 2))
-    right, total = _add(points, slips={})
-    wrong, wrong_total = _add(points, slips={slip_at: slip})
-    listed = ", ".join(f"{name} {number}" for name, number in zip(PLAYERS, points, strict=False))
-    question = rng.choice(
-        (f"Add up the points: {listed}.", f"Points are {listed}. What is the sum?")
-    )
+    """Adds a list of numbers from left to right: `4 + 2 = 6`."""
+    numbers = [rng.randint(1, 9) for _ in range(terms)]
+    slip_at = rng.randrange(1, terms)
+    slip = rng.choice((-2, -1, 1, 2))
+    right, total = _add(numbers, slips={})
+    wrong, wrong_total = _add(numbers, slips={slip_at: slip})
     return Problem(
         family="sums",
         difficulty=terms,
-        key=" ".join(map(str, sorted(points))),
-        question=question,
-        trace=" ".join(right),
+        key=" ".join(map(str, sorted(numbers))),
+        question=f"Add these numbers: {', '.join(map(str, numbers))}",
+        trace="\n".join(right),
         answer=str(total),
-        wrong_trace=" ".join(wrong),
+        wrong_trace="\n".join(wrong),
         wrong_answer=str(wrong_total),
     )
 
 
-def _add(points: Sequence[int], *, slips: Mapping[int, int]) -> tuple[list[str], int]:
-    steps, total = [f"{PLAYERS[0]}{points[0]}"], points[0]
-    for place, number in enumerate(points[1:], start=1):
-        total += number + slips.get(place, 0)
-        steps.append(f"{PLAYERS[place]}{number}={total}")
+def _add(numbers: Sequence[int], *, slips: Mapping[int, int]) -> tuple[list[str], int]:
+    steps, total = [], numbers[0]
+    for place, number in enumerate(numbers[1:], start=1):
+        result = total + number + slips.get(place, 0)
+        steps.append(f"{total} + {number} = {result}")
+        total = result
     return steps, total
 
 
 def routes(rng: random.Random, hops: int) -> Problem:
-    """Follows arrows between seven places, with the hops still to go after each: `A>F1 F>C0`."""
+    """Follows arrows between seven places: `1: A>F`."""
     ring = rng.sample(PLACES, len(PLACES))
     arrows = dict(zip(ring, ring[1:] + ring[:1], strict=True))
     start = ring[0]
@@ -87,20 +76,14 @@ def routes(rng: random.Random, hops: int) -> Problem:
     right, end = _hop(start, arrows, hops, slips={})
     wrong, wrong_end = _hop(start, arrows, hops, slips={slip_at: astray})
     listed = ", ".join(f"{a}>{arrows[a]}" for a in rng.sample(PLACES, len(PLACES)))
-    question = rng.choice(
-        (
-            f"Arrows: {listed}. Start at {start} and follow {hops} arrows. Where do you end?",
-            f"The ways are {listed}. Where are you after {hops} hops from {start}?",
-        )
-    )
     return Problem(
         family="routes",
         difficulty=hops,
         key=f"{''.join(ring)} {hops}",
-        question=question,
-        trace=" ".join(right),
+        question=f"Arrows: {listed}. Start at {start} and follow {hops} arrows. Where do you end?",
+        trace="\n".join(right),
         answer=end,
-        wrong_trace=" ".join(wrong),
+        wrong_trace="\n".join(wrong),
         wrong_answer=wrong_end,
     )
 
@@ -111,50 +94,50 @@ def _hop(
     steps, place = [], start
     for hop in range(hops):
         reached = slips.get(hop, arrows[place])
-        steps.append(f"{place}>{reached}{hops - hop - 1}")
+        steps.append(f"{hop + 1}: {place}>{reached}")
         place = reached
     return steps, place
 
 
-def counts(rng: random.Random, length: int) -> Problem:
-    """Counts the words of one kind in a list by picking them out: `dog1 cow2`."""
-    kind = rng.choice(sorted(WORDS))
-    others = [word for other, words in WORDS.items() if other != kind for word in words.split()]
-    # Drawing the count first keeps the answers spread out, so that guessing the usual one does not pay.
-    members = rng.sample(WORDS[kind].split(), rng.randint(1, length - 2))
-    listed = members + rng.sample(others, length - len(members))
-    rng.shuffle(listed)
-    slip_at = rng.randrange(length)
-    right, total = _count(listed, members, slip_at=None)
-    wrong, wrong_total = _count(listed, members, slip_at=slip_at)
-    text = ", ".join(listed)
-    question = rng.choice(
-        (f"How many {kind} are in this list: {text}?", f"Count the {kind}: {text}.")
-    )
+def prices(rng: random.Random, items: int) -> Problem:
+    """Looks prices up and adds them: `egg 6: 7 + 6 = 13`."""
+    goods = rng.sample(GOODS, 4)
+    price = {good: rng.randint(1, 9) for good in goods}
+    bought = [rng.choice(goods) for _ in range(items)]
+    slip_at = rng.randrange(items)
+    slip = rng.choice((1, 2))
+    right, total = _pay(bought, price, slips={})
+    wrong, wrong_total = _pay(bought, price, slips={slip_at: slip})
+    listed = ", ".join(f"{good} {price[good]}" for good in goods)
     return Problem(
-        family="counts",
-        difficulty=length,
-        key=f"{kind} {' '.join(sorted(listed))}",
-        question=question,
-        trace=" ".join(right),
+        family="prices",
+        difficulty=items,
+        key=f"{listed}: {' '.join(sorted(bought))}",
+        question=f"Prices: {listed}. What do these cost together: {', '.join(bought)}?",
+        trace="\n".join(right),
         answer=str(total),
-        wrong_trace=" ".join(wrong) or "none",
+        wrong_trace="\n".join(wrong),
         wrong_answer=str(wrong_total),
     )
 
 
-def _count(
-    listed: Sequence[str], members: Sequence[str], *, slip_at: int | None
+def _pay(
+    bought: Sequence[str], price: Mapping[str, int], *, slips: Mapping[int, int]
 ) -> tuple[list[str], int]:
-    picked = [word for place, word in enumerate(listed) if (word in members) != (place == slip_at)]
-    return [f"{word}{number}" for number, word in enumerate(picked, start=1)], len(picked)
+    """A slip is a price read wrong, and the sum that comes of it."""
+    paid = [price[good] + slips.get(place, 0) for place, good in enumerate(bought)]
+    steps, total = [f"{bought[0]} {paid[0]}"], paid[0]
+    for good, cost in zip(bought[1:], paid[1:], strict=True):
+        steps.append(f"{good} {cost}: {total} + {cost} = {total + cost}")
+        total += cost
+    return steps, total
 
 
 # Family -> how to make one problem, and its difficulties from easy to hard.
 FAMILIES: dict[str, tuple[Callable[[random.Random, int], Problem], tuple[int, ...]]] = {
-    "sums": (sums, (4, 5, 6)),
-    "routes": (routes, (2, 3, 5)),
-    "counts": (counts, (5, 7, 9)),
+    "sums": (sums, (3, 4, 5)),
+    "routes": (routes, (2, 3, 4)),
+    "prices": (prices, (2, 3, 4)),
 }
 
 
@@ -296,6 +279,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ):
         parser.add_argument(f"--{name}", type=int, default=rows, help=f"{text} ({rows})")
     sizes = parser.parse_args(arguments)
+    for file in sorted(Path(__file__).with_name("tasks").glob("*.yaml")):
+        target = sizes.out / "tasks" / file.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(file.read_text(encoding="utf-8"), encoding="utf-8")
     for file, rows in write_all(sizes.out, sizes).items():
         print(f"{rows:6d}  {file}")
 
