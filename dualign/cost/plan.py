@@ -170,7 +170,8 @@ def _steps(train: Mapping[str, Any], rows: int | None, world: int) -> int | None
         return None
     batches = math.ceil(rows / (train["per_device_train_batch_size"] * world))
     per_epoch = max(1, math.ceil(batches / train["gradient_accumulation_steps"]))
-    return int(math.ceil(per_epoch * train["num_train_epochs"]))
+    epochs: float = train["num_train_epochs"]
+    return math.ceil(per_epoch * epochs)
 
 
 def _cost_table(cost: Cost) -> Table:

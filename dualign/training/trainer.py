@@ -141,18 +141,23 @@ def log_line(step: int, steps: int, logs: Mapping[str, float]) -> str:
     return "  ".join([f"step {step}/{steps}", *figures])
 
 
-def prepare_trainer(trainer: Trainer, *, with_parent: bool) -> None:
-    """Our callbacks in place of the ones that print dicts.
+def require_all_processes(seen: int) -> None:
+    """The trainer has to see every process that a launcher started.
 
     Raises:
-        CheckpointError: a launcher started several processes, but the trainer is alone.
+        CheckpointError: it sees fewer, so each would train alone, with plausible losses.
     """
     started = int(os.environ.get("WORLD_SIZE", "1"))
-    if trainer.args.world_size != started:
+    if seen != started:
         raise CheckpointError(
-            f"{started} processes were started, but the trainer sees {trainer.args.world_size}: each would train alone; "
+            f"{started} processes were started, but the trainer sees {seen}: each would train alone; "
             "check use_cpu and distributed_type in the accelerate config"
         )
+
+
+def prepare_trainer(trainer: Trainer, *, with_parent: bool) -> None:
+    """Our callbacks in place of the ones that print dicts."""
+    require_all_processes(trainer.args.world_size)
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(LogLines() if trainer.args.disable_tqdm else OneLineLogs())

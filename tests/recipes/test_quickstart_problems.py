@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "quickstart"
-FAMILIES = ("sums", "routes", "counts")
+FAMILIES = ("sums", "routes", "prices")
 ROWS = {"train": 30, "pairs": 12, "heldout-pairs": 6, "pair-prompts": 6, "test": 9}
 SIZES = [word for name, rows in ROWS.items() for word in (f"--{name}", str(rows))]
 
@@ -40,31 +40,33 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def essence(question: str) -> tuple[object, ...]:
-    """What the question asks, without its wording or the order in which it lists things."""
+    """What the question asks, without the order in which it lists things."""
     if ">" in question:
-        (start,) = re.findall(r"(?:Start at|from) ([A-G])", question)
+        (start,) = re.findall(r"Start at ([A-G])", question)
         (hops,) = re.findall(r"\d+", question)
         return "routes", start, int(hops), *sorted(re.findall(r"[A-G]>[A-G]", question))
-    numbers = [int(number) for number in re.findall(r"\d+", question)]
-    if numbers:
-        return "sums", *sorted(numbers)
-    kind, words = re.findall(r"(?:many|the) (\w+)(?: are in this list)?: ([a-z, ]+)", question)[0]
-    return "counts", kind, *sorted(words.split(", "))
+    if question.startswith("Prices"):
+        listed, bought = re.fullmatch(
+            r"Prices: (.*)\. What do these cost together: (.*)\?", question
+        ).groups()
+        return "prices", *sorted(listed.split(", ")), "for", *sorted(bought.split(", "))
+    return "sums", *sorted(int(number) for number in re.findall(r"\d+", question))
 
 
 def work(question: str) -> tuple[str, str]:
     """The trace and the answer that a question should have."""
     family, *_ = essence(question)
-    if family == "sums":
-        return work_sum([int(number) for number in re.findall(r"\d+", question)])
-    if family == "routes":
-        return work_route(question)
-    return work_count(question)
+    makers = {"sums": work_sum, "routes": work_route, "prices": work_price}
+    return makers[str(family)](question)
 
 
-def work_sum(numbers: list[int]) -> tuple[str, str]:
-    later = [f"{'ABCDEF'[n]}{numbers[n]}={sum(numbers[: n + 1])}" for n in range(1, len(numbers))]
-    return " ".join([f"A{numbers[0]}", *later]), str(sum(numbers))
+def work_sum(question: str) -> tuple[str, str]:
+    numbers = [int(number) for number in re.findall(r"\d+", question)]
+    steps = [
+        f"{sum(numbers[:n])} + {numbers[n]} = {sum(numbers[: n + 1])}"
+        for n in range(1, len(numbers))
+    ]
+    return "\n".join(steps), str(sum(numbers))
 
 
 def work_route(question: str) -> tuple[str, str]:
@@ -73,17 +75,19 @@ def work_route(question: str) -> tuple[str, str]:
     path = [str(place)]
     for _ in range(int(str(hops))):
         path.append(onward[path[-1]])
-    steps = [f"{path[n]}>{path[n + 1]}{len(path) - 2 - n}" for n in range(len(path) - 1)]
-    return " ".join(steps), path[-1]
+    steps = [f"{n}: {a}>{b}" for n, (a, b) in enumerate(pairwise(path), 1)]
+    return "\n".join(steps), path[-1]
 
 
-def work_count(question: str) -> tuple[str, str]:
-    sys.path.insert(0, str(RECIPE))
-    from problems import WORDS  # the only thing that a question does not say
-
-    kind, listed = re.findall(r"(?:many|the) (\w+)(?: are in this list)?: ([a-z, ]+)", question)[0]
-    picked = [word for word in listed.split(", ") if word in WORDS[kind].split()]
-    return " ".join(f"{word}{n}" for n, word in enumerate(picked, 1)), str(len(picked))
+def work_price(question: str) -> tuple[str, str]:
+    listed, bought = question.removeprefix("Prices: ").split(". What do these cost together: ")
+    price = {name: int(cost) for name, cost in (item.split() for item in listed.split(", "))}
+    first, *others = bought.rstrip("?").split(", ")
+    steps, total = [f"{first} {price[first]}"], price[first]
+    for good in others:
+        steps.append(f"{good} {price[good]}: {total} + {price[good]} = {total + price[good]}")
+        total += price[good]
+    return "\n".join(steps), str(total)
 
 
 def questions(folder: Path, name: str) -> Iterator[str]:
@@ -143,19 +147,21 @@ def test_chosen_is_right_and_rejected_slips_in_exactly_one_step(data: Path, name
 
 def bad_steps(row: dict[str, Any], trace: str) -> list[str]:
     """The steps that do not follow from the step before them, or from the question."""
-    steps, good = trace.split(), work(row["prompt"][0]["content"])[0].split()
-    if row["family"] == "sums":
-        return [step for step, a, b in zip(steps, rises(steps), rises(good), strict=True) if a != b]
+    question = row["prompt"][0]["content"]
+    steps, good = trace.split("\n"), work(question)[0].split("\n")
     if row["family"] == "routes":
-        return [step for step in steps if step[:3] not in essence(row["prompt"][0]["content"])]
-    picked, right = ({re.sub(r"\d", "", step) for step in some} for some in (steps, good))
-    return sorted((picked ^ right) - {"none"})
+        return [step for step in steps if step.split(": ")[1] not in essence(question)]
+    first = [0, *rises(steps)] if row["family"] == "prices" else rises(steps)
+    right = [0, *rises(good)] if row["family"] == "prices" else rises(good)
+    wrong = [step for step, a, b in zip(steps, first, right, strict=True) if a != b]
+    # The first price of a list is read, not added.
+    return wrong + (steps[:1] if row["family"] == "prices" and steps[0] != good[0] else [])
 
 
 def rises(steps: list[str]) -> list[int]:
-    """By how much the running total grows at each step."""
-    totals = [0, *(int(re.findall(r"\d+", step)[-1]) for step in steps)]
-    return [after - before for before, after in pairwise(totals)]
+    """By how much each addition raises the running total."""
+    sums = [re.findall(r"(\d+) \+ \d+ = (\d+)", step) for step in steps]
+    return [int(after) - int(before) for found in sums for before, after in found]
 
 
 @pytest.mark.parametrize("name", ["train.jsonl", "pairs.jsonl", "heldout_pairs.jsonl"])
@@ -192,7 +198,8 @@ def test_more_training_rows_leave_the_test_set_as_it_is(tmp_path: Path, data: Pa
 def test_task_files_name_rows_that_the_script_writes(data: Path, family: str) -> None:
     for name in (family, f"pairs-{family}"):
         task = yaml.safe_load((RECIPE / "tasks" / f"{name}.yaml").read_text(encoding="utf-8"))
-        assert (data / task["rows"].removeprefix("stage:data/")).is_file()
+        assert (data / "tasks" / task["rows"]).is_file()
+        assert (data / "tasks" / f"{name}.yaml").is_file()
         assert task["prompt"] == "{prompt}"
 
 
