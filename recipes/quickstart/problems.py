@@ -17,7 +17,7 @@ from typing import Any
 
 MODES = ("think", "no_think")
 PLACES = "ABCDEFG"
-GOODS = "apple pear plum fig nut egg bun tea jam pie".split()
+GOODS = ["apple", "pear", "plum", "fig", "nut", "egg", "bun", "tea", "jam", "pie"]
 
 # So many repeats in a row mean that a family has run out of problems.
 MOST_DRAWS = 1000

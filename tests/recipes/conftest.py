@@ -301,6 +301,7 @@ def small_overrides(
         made += [
             *SMALL_MODEL,
             *SMALL_TRAINING,
+            "launch=null",
             "data.max_tokens=512",
             f"data.sources=[{', '.join(sources)}]",
         ]
