@@ -96,10 +96,11 @@ def load_tokenizer(
 def with_defaults(text: str, kwargs: Mapping[str, Any]) -> str:
     """The template with what the recipe gave it as defaults, so that it renders after training as it did in training."""
     lines = [
-        f"{{%- set {name} = {name} if {name} is defined else {json.dumps(value)} %}}"
+        f"{{%- set {name} = {name} if {name} is defined else {json.dumps(value)} %}}\n"
         for name, value in kwargs.items()
     ]
-    return "".join(f"{line}\n" for line in lines) + text
+    # A template of an earlier stage has them already.
+    return "".join(line for line in lines if line not in text) + text
 
 
 def end_of_turn(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase) -> str:
