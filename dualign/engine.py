@@ -1,11 +1,10 @@
 """Runs the stages of a recipe in order: skip what is done, resume what was cut off, redo what has changed."""
 
 import os
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -14,8 +13,18 @@ from typing import Any
 
 from dualign.errors import CheckpointError
 from dualign.fingerprint import Digests, fingerprint
+from dualign.processes import HELD, is_first, launch, on_first
 from dualign.recipe import Recipe, StageEntry, references, replaced, stage_of
-from dualign.rundir import Outcome, locked, open_work, publish, read_run, work_folder, write_json
+from dualign.rundir import (
+    LAUNCHED,
+    Outcome,
+    locked,
+    open_work,
+    publish,
+    read_run,
+    work_folder,
+    write_json,
+)
 
 Runner = Callable[..., Outcome]
 _PACKAGES = (
@@ -29,7 +38,6 @@ _PACKAGES = (
     "bitsandbytes",
     "deepspeed",
 )
-_HELD = "DUALIGN_OUTPUT_HELD"  # set for a stage that `dualign run` starts through a launcher
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,6 +109,28 @@ def run(
     return [status.run_dir for status in found]
 
 
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Keep other runs out of the folder.
+
+    A stage that `dualign run` launched has a lock of its own: it may outlive the `dualign run` that was killed.
+    """
+    if not is_first():
+        yield
+    elif HELD in os.environ:
+        with locked(folder, LAUNCHED):
+            yield
+    else:
+        with locked(folder):
+            with locked(folder, LAUNCHED):
+                pass
+            yield
+
+
+def _nothing(_text: str) -> None:
+    """What the ranks after the first say."""
+
+
 _START = {"new": "starting", "cut off": "resuming", "changed": "its inputs changed, starting again"}
 
 
@@ -117,12 +147,13 @@ def _run_stage(
     recipe: Recipe, status: StageStatus, found: list[StageStatus], runners: Mapping[str, Runner]
 ) -> float:
     entry = status.entry
-    launch = getattr(entry.config, "launch", None)
-    if launch and "RANK" not in os.environ:
-        return _launch(recipe, entry, launch)
+    launcher = getattr(entry.config, "launch", None)
+    if launcher and "RANK" not in os.environ:
+        return _launch(recipe, entry, launcher)
     parents = {one.entry.name: one for one in found}
     config = _with_paths(entry.config, parents)
-    work, resumed = _shared_work(status)
+    work = work_folder(status.run_dir)
+    resumed = on_first(lambda: open_work(status.run_dir, status.fingerprint)[1])
     started, clock = datetime.now(UTC), time.monotonic()
     _reset_peak()
     if not read_run(work):  # else it was cut off between its last write and its publication
@@ -130,8 +161,8 @@ def _run_stage(
         record = _record(status, parents, outcome)
         record |= {"started": started.isoformat(timespec="seconds"), "resumed": resumed}
         record |= {"seconds": round(time.monotonic() - clock, 1), "peak_rss_mb": _peak_mb()}
-        _on_main(lambda: write_json(work / "run.json", record))
-    _on_main(lambda: publish(work, status.run_dir))
+        on_first(lambda: write_json(work / "run.json", record))
+    on_first(lambda: publish(work, status.run_dir))
     return time.monotonic() - clock
 
 
@@ -186,50 +217,14 @@ def _versions() -> dict[str, str]:
 def _launch(recipe: Recipe, entry: StageEntry, config_file: str) -> float:
     """Start the stage on many devices, as a user would by hand, and wait for it."""
     clock = time.monotonic()
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config_file]
-    command += [
-        "-m",
-        "dualign",
-        "sft" if entry.kind == "sft" else "prefer",
-        str(recipe.file),
-        "--stage",
-        entry.name,
-    ]
-    command += recipe.overrides
-    code = subprocess.run(
-        command, env={**os.environ, _HELD: str(os.getpid())}, check=False
-    ).returncode
+    command = "sft" if entry.kind == "sft" else "prefer"
+    arguments = [command, str(recipe.file), "--stage", entry.name, *recipe.overrides]
+    started, code = launch(config_file, arguments)
     if code:
         raise CheckpointError(
-            f"stage {entry.name}: {' '.join(command)} exited with {code}; its messages are above"
+            f"stage {entry.name}: {started} exited with {code}; its messages are above"
         )
     return time.monotonic() - clock
-
-
-def _shared_work(status: StageStatus) -> tuple[Path, int]:
-    """Rank 0 makes the work folder; the others find it."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return open_work(status.run_dir, status.fingerprint)
-    from accelerate import PartialState
-
-    state = PartialState()
-    if state.is_main_process:
-        open_work(status.run_dir, status.fingerprint)
-    state.wait_for_everyone()
-    return work_folder(status.run_dir), 0
-
-
-def _on_main(action: Callable[[], None]) -> None:
-    """Do it on rank 0 while the others wait."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        action()
-        return
-    from accelerate import PartialState
-
-    state = PartialState()
-    if state.is_main_process:
-        action()
-    state.wait_for_everyone()
 
 
 def _reset_peak() -> None:

@@ -18,6 +18,7 @@ from dualign.errors import CheckpointError
 
 RUN_JSON = "run.json"
 CHECKPOINTS = "checkpoints"
+LAUNCHED = "launched"  # the lock of a stage that `dualign run` started through a launcher
 _STATE = "stage.json"
 
 
@@ -112,7 +113,7 @@ def _sync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, name: str = "running") -> Iterator[None]:
     """Hold the folder for this run; the kernel lets go when the process ends, however it ends.
 
     Raises:
@@ -121,8 +122,8 @@ def locked(folder: Path) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     folder.mkdir(parents=True, exist_ok=True)
-    owner = folder / ".running.json"
-    lock = FileLock(folder / ".lock", timeout=0)
+    owner = folder / f".{name}.json"
+    lock = FileLock(folder / (".lock" if name == "running" else f".{name}.lock"), timeout=0)
     try:
         lock.acquire()
     except Timeout:
