@@ -93,9 +93,10 @@ def run(
         DualignError: a stage was refused or failed; finished stages stay, and the next run goes on from there.
     """
     recipe.output_dir.mkdir(parents=True, exist_ok=True)
-    main = int(os.environ.get("RANK", "0")) == 0
-    with locked(recipe.output_dir) if main and _HELD not in os.environ else nullcontext():
-        found = statuses(recipe, remember=main)
+    if not is_first():
+        say = _nothing
+    with _held(recipe.output_dir):
+        found = statuses(recipe, remember=is_first())
         for number, status in enumerate(found, start=1):
             label = f"[{number}/{len(found)}] {status.entry.name} ({status.entry.kind})"
             if status.state == "done":
