@@ -105,7 +105,9 @@ def losses(ground: Path, name: str, stage: str) -> list[float]:
     return [entry["loss"] for entry in map(json.loads, log) if "loss" in entry]
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["lora", "full"])
+@pytest.fixture(
+    scope="module", params=[True, pytest.param(False, marks=pytest.mark.slow)], ids=["lora", "full"]
+)
 def alone(request: pytest.FixtureRequest, ground: Path) -> tuple[str, bool]:
     """The same recipe in one process with twice the batch."""
     name = f"alone-{'lora' if request.param else 'full'}"
