@@ -1,7 +1,10 @@
 """The preference stage: `dualign prefer RECIPE`, or `accelerate launch ... -m dualign prefer RECIPE`."""
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from trl import DPOConfig
 
@@ -9,7 +12,8 @@ from dualign.data.collate import PairCollator
 from dualign.data.prepare import PreparedPairs, prepare_pairs
 from dualign.preference.config import PreferenceStage
 from dualign.preference.trainer import DualModeDPOTrainer
-from dualign.rundir import Outcome
+from dualign.processes import on_first
+from dualign.rundir import CHECKPOINTS, Outcome
 from dualign.training.models import Start, find_start, load_tokenizer, policy
 from dualign.training.trainer import (
     last_checkpoint,
@@ -28,6 +32,8 @@ def run(stage: PreferenceStage, work: Path, *, seed: int) -> Outcome:
     data = prepare_pairs(
         stage.data, tokenizer, template, seed=seed, template_kwargs=stage.template_kwargs
     )
+    if stage.reference == "cached":
+        data = on_disk(data, work / CHECKPOINTS)
     trainer = build_trainer(stage, start, data, tokenizer, work, seed=seed)
     trainer.train(resume_from_checkpoint=last_checkpoint(work))
     save_log(trainer, work)
@@ -35,6 +41,26 @@ def run(stage: PreferenceStage, work: Path, *, seed: int) -> Outcome:
     return Outcome(
         metrics=training_metrics(trainer), rows=data.rows, checks=checks, data=data.sources
     )
+
+
+def on_disk(data: PreparedPairs, folder: Path) -> PreparedPairs:
+    """The same pairs in files that every rank reads: DPOTrainer puts the reference log-probabilities beside them.
+
+    It would put those of pairs in memory into a temporary folder of rank 0, where the other ranks don't look.
+    """
+    validation = data.validation and _from_disk(data.validation, folder / "validation-pairs")
+    return replace(data, train=_from_disk(data.train, folder / "pairs"), validation=validation)
+
+
+def _from_disk(pairs: Dataset, folder: Path) -> Dataset:
+    def write() -> None:
+        aside = folder.with_name(f"{folder.name}.new")
+        shutil.rmtree(aside, ignore_errors=True)
+        pairs.save_to_disk(aside)
+        aside.rename(folder)
+
+    on_first(lambda: None if folder.exists() else write())
+    return Dataset.load_from_disk(str(folder))
 
 
 def build_trainer(

@@ -69,13 +69,17 @@ def trainer_arguments(
 
 
 class CompleteCheckpoints(TrainerCallback):
-    """Marks a checkpoint when all of it is written, so that a run killed while saving doesn't resume from half of one."""
+    """Marks a checkpoint when all of it is written, by every rank, so that a run killed while saving doesn't resume from
+    half of one.
+    """
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
+        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        args.distributed_state.wait_for_everyone()
         if state.is_world_process_zero:
-            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / _COMPLETE).touch()
+            (checkpoint / _COMPLETE).touch()
 
 
 class KeepParentInForce(TrainerCallback):
@@ -309,8 +313,11 @@ def training_metrics(trainer: Trainer) -> dict[str, Any]:
         "steps": trainer.state.global_step,
         "first_loss": losses[0] if losses else None,
         "last_loss": losses[-1] if losses else None,
+        # Under ZeRO-3 a parameter that no layer is using just now has 0 elements here.
         "trainable_parameters": sum(
-            p.numel() for p in trainer.model.parameters() if p.requires_grad
+            getattr(p, "ds_numel", p.numel())
+            for p in trainer.model.parameters()
+            if p.requires_grad
         ),
         "tokens": next(
             (entry["num_tokens"] for entry in reversed(logged) if "num_tokens" in entry), None
