@@ -315,9 +315,7 @@ def training_metrics(trainer: Trainer) -> dict[str, Any]:
         "last_loss": losses[-1] if losses else None,
         # Under ZeRO-3 a parameter that no layer is using just now has 0 elements here.
         "trainable_parameters": sum(
-            getattr(p, "ds_numel", p.numel())
-            for p in trainer.model.parameters()
-            if p.requires_grad
+            getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters() if p.requires_grad
         ),
         "tokens": next(
             (entry["num_tokens"] for entry in reversed(logged) if "num_tokens" in entry), None
