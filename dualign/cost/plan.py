@@ -169,7 +169,7 @@ def _steps(train: Mapping[str, Any], rows: int | None, world: int) -> int | None
     if rows is None:
         return None
     batches = math.ceil(rows / (train["per_device_train_batch_size"] * world))
-    per_epoch = max(1, math.ceil(batches / train["gradient_accumulation_steps"]))
+    per_epoch: int = max(1, math.ceil(batches / train["gradient_accumulation_steps"]))
     epochs: float = train["num_train_epochs"]
     return math.ceil(per_epoch * epochs)
 

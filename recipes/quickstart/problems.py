@@ -283,8 +283,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         target = sizes.out / "tasks" / file.name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(file.read_text(encoding="utf-8"), encoding="utf-8")
-    for file, rows in write_all(sizes.out, sizes).items():
-        print(f"{rows:6d}  {file}")
+    for name, count in write_all(sizes.out, sizes).items():
+        print(f"{count:6d}  {name}")
 
 
 if __name__ == "__main__":
