@@ -86,9 +86,17 @@ def chat(given: Namespace) -> int:
 
 
 def report(given: Namespace) -> int:
-    """`dualign report RECIPE`."""
+    """`dualign report RECIPE`: the files, and their first table here."""
+    from rich.console import Console
+
+    from dualign.report.report import read_models
+    from dualign.report.tables import summary_table
+
     recipe = _load(given)
-    _write_report(recipe, [recipe.output_dir / entry.name for entry in recipe.stages])
+    folders = [recipe.output_dir / entry.name for entry in recipe.stages]
+    _write_report(recipe, folders)
+    if models := read_models(folders):
+        Console().print(summary_table(models))
     return 0
 
 

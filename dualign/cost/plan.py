@@ -134,18 +134,19 @@ def training_cost(
     steps = _steps(train, rows, world)
     notes: list[str] = []
     shape = _model_shape(base, folder, notes)
-    step = _training_shape(config, kind, world, sharding)
+    longest, mean = config.data.max_tokens, float(config.data.max_tokens)
+    if isinstance(data, PreparedPairs):
+        longest, mean = _pair_tokens(data)
+    elif data:
+        mean = data.rows["tokens"] / len(data.train)
+    elif kind == "preference":
+        mean *= 2
+    step = _training_shape(config, kind, world, sharding, longest=longest)
     try:
         memory = estimate(shape, step) if shape else None
     except DualignError as error:
         notes.append(str(error))
         memory = None
-    # A packed row is nearly full; unpacked rows and pairs are as long as they are.
-    mean = (
-        tokens / rows
-        if tokens and rows
-        else config.data.max_tokens * (2 if kind == "preference" else 1)
-    )
     tokens_per_step = round(mean * rows_per_step)
     seconds = None
     if shape and steps:
@@ -276,7 +277,22 @@ def _config_candidates(model: str, folder: Path) -> list[Path]:
     return [*found, folder / "model_config.json"]
 
 
-def _training_shape(config: Any, kind: str, world: int, sharding: Any) -> TrainingShape:
+def _pair_tokens(pairs: PreparedPairs) -> tuple[int, float]:
+    """(longest, mean): tokens of a prompt with its longer answer, which a batch is padded to, and of a pair as the
+    model gets it, with its prompt twice.
+    """
+    prompts, chosen, rejected = (
+        [len(ids) for ids in pairs.train[name]]
+        for name in ("prompt_ids", "chosen_ids", "rejected_ids")
+    )
+    sides = list(zip(prompts, chosen, rejected, strict=True))
+    longest = max(prompt + max(good, bad) for prompt, good, bad in sides)
+    return longest, sum(2 * prompt + good + bad for prompt, good, bad in sides) / len(sides)
+
+
+def _training_shape(
+    config: Any, kind: str, world: int, sharding: Any, *, longest: int
+) -> TrainingShape:
     train = {**_DEFAULTS, **config.train}
     lora = config.lora
     shape = lora and LoraShape(
@@ -290,7 +306,7 @@ def _training_shape(config: Any, kind: str, world: int, sharding: Any) -> Traini
     return TrainingShape(
         kind=kind,  # type: ignore[arg-type]  # sft or preference
         micro_batch=train["per_device_train_batch_size"] * (2 if kind == "preference" else 1),
-        max_tokens=config.data.max_tokens,
+        max_tokens=longest,
         dtype="bfloat16" if bf16 else config.dtype,
         master_weights=bf16,
         quantization=config.quantization,

@@ -5,16 +5,11 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from dualign.errors import CheckpointError
 from dualign.rundir import read_run
-from dualign.training.models import Start, find_start
+from dualign.training.models import Start, find_start, load_checkpoint
 
 
 def load_model(reference: str, *, dtype: str = "auto") -> PreTrainedModel:
@@ -24,19 +19,16 @@ def load_model(reference: str, *, dtype: str = "auto") -> PreTrainedModel:
         dtype: `auto` is the checkpoint's own on an accelerator and float32 on a CPU, where bfloat16
             is slow.
     """
-    start = find_start(reference)
     accelerated = torch.accelerator.is_available()
     if dtype == "auto" and not accelerated:
         dtype = "float32"
-    model = AutoModelForCausalLM.from_pretrained(start.base, dtype=dtype, revision=start.revision)
-    if start.adapter is not None:
-        adapted = PeftModel.from_pretrained(model, str(start.adapter))
-        # In 16 bits, folding would round part of the adapter away: there it stays beside the
-        # weights.
-        model = adapted.merge_and_unload() if model.dtype == torch.float32 else adapted
+    model = load_checkpoint(reference, dtype=dtype)
+    # In 16 bits, folding would round part of the adapter away: there it stays beside the weights.
+    if isinstance(model, PeftModel) and model.dtype == torch.float32:
+        model = model.merge_and_unload()
     if accelerated:
         model = model.to(torch.accelerator.current_accelerator())
-    return model.eval()
+    return model
 
 
 def load_chat_tokenizer(reference: str) -> PreTrainedTokenizerBase:
