@@ -118,13 +118,9 @@ def prepare_pairs(
 def _packed(
     mixed: Mixed, documents: Indices, data: DataConfig, random: np.random.Generator, title: str
 ) -> datasets.Dataset:
-    """The packed rows of `documents`. Rows that best fit made are shuffled: they come out longest
-    document first.
-    """
+    """The packed rows of `documents`."""
     lengths = [int(length) for length in mixed.tokens[documents]]
-    rows = pack(lengths, max_tokens=data.max_tokens, strategy=data.packing)
-    if data.packing == "best_fit":
-        rows = [rows[which] for which in random.permutation(len(rows))]
+    rows = pack(lengths, max_tokens=data.max_tokens, strategy=data.packing, random=random)
     filler = _Filler(table=mixed.table, group=mixed.group, documents=documents, rows=rows)
     with no_cache():
         numbers = datasets.Dataset.from_dict({"number": list(range(len(rows)))})
