@@ -2,7 +2,9 @@
 
 import shutil
 from argparse import Namespace
+from itertools import takewhile
 from pathlib import Path
+from textwrap import fill, indent
 
 from dualign.errors import ConfigError
 from dualign.recipe import Recipe, StageEntry, load_recipe
@@ -115,10 +117,9 @@ def inspect(given: Namespace) -> int:
 def recipes(given: Namespace) -> int:
     """`dualign recipes list | show NAME | copy NAME TARGET`."""
     if given.what == "list":
-        for path in sorted(_shipped().rglob("*.yaml")):
-            if path.parent != _shipped() and path.parent.name != "accelerate":
-                first = path.read_text(encoding="utf-8").splitlines()[0].removeprefix("#").strip()
-                say(f"{path.relative_to(_shipped())!s:32} {first}")
+        for path in sorted(_shipped().glob("*/*.yaml")):
+            if path.parent.name != "accelerate":
+                say(f"{path.relative_to(_shipped())}\n{_purpose(path)}")
         return 0
     if not given.name:
         raise ConfigError(f"recipes {given.what}: name a recipe; `dualign recipes list` shows them")
@@ -152,6 +153,14 @@ def find_recipe(name: str) -> Path:
     raise ConfigError(
         f"{name}: no such file, and no recipe of that name ships (there: {', '.join(known)})"
     )
+
+
+def _purpose(recipe: Path) -> str:
+    """The first paragraph of a recipe's header, indented."""
+    lines = recipe.read_text(encoding="utf-8").splitlines()
+    paragraph = takewhile(lambda line: line.startswith("# "), lines)
+    text = " ".join(line.removeprefix("# ") for line in paragraph)
+    return indent(fill(text, width=100), "    ")
 
 
 def say(text: str) -> None:
