@@ -56,6 +56,8 @@ def _quiet() -> None:
     """Our own messages as plain lines; of the libraries, only what a user can act on."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("dualign").setLevel(logging.INFO)
+    # It asks for a faster kernel wherever it is installed, whether or not anything is quantised.
+    logging.getLogger("bitsandbytes.backends.cpu").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
