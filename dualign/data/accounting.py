@@ -27,6 +27,7 @@ class Tally:
     mode: str
     kept: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
+    repaired: Counter[str] = field(default_factory=Counter)
     validation: int = 0
     repeats: int = 0
     lengths: list[int] = field(default_factory=list)
@@ -48,11 +49,12 @@ def tally_rows(
     def tally(key: Group) -> Tally:
         return found.setdefault(key, Tally(mode=key[0], source=key[1]))
 
-    for key, code in zip(keys, about["code"], strict=True):
+    for key, code, repairs in zip(keys, about["code"], about["repairs"], strict=True):
         if code:
             tally(key).dropped[str(code)] += 1
         else:
             tally(key).kept += 1
+            tally(key).repaired.update(str(repairs).split(",") if repairs else ())
     for key, count in unseen.items():
         tally(key).dropped[NOT_DRAWN] += count
     for row in validation.tolist():
@@ -70,15 +72,23 @@ def account(tallies: Iterable[Tally]) -> dict[str, Any]:
     """ROWS of run.json: in = kept + dropped, in total and for each source and mode.
 
     `kept` counts rows once. `validation` of them are held out; the others are trained on, `repeats`
-    of them again: examples = kept - validation + repeats. Tokens are those of the examples, so of
-    one epoch.
+    of them again: examples = kept - validation + repeats. `repaired` counts kept rows by what was
+    done to them; a row with two repairs is in it twice. Tokens are those of the examples, so of one
+    epoch, and a group's `share` is its part of them.
     """
     by = [_entry(tally) for tally in tallies]
-    dropped: Counter[str] = Counter()
-    for entry in by:
-        dropped.update(entry["dropped"])
     total = {key: sum(entry[key] for entry in by) for key in _SUMMED}
-    return {**total, "dropped": dict(sorted(dropped.items())), "by": by}
+    for entry in by:
+        entry["share"] = round(entry["tokens"] / total["tokens"], 6) if total["tokens"] else 0.0
+    reasons = {name: _added(entry[name] for entry in by) for name in ("dropped", "repaired")}
+    return {**total, **reasons, "by": by}
+
+
+def _added(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    added: Counter[str] = Counter()
+    for one in counts:
+        added.update(one)
+    return dict(sorted(added.items()))
 
 
 _SUMMED = ("in", "kept", "validation", "repeats", "examples", "tokens", "supervised_tokens")
@@ -93,6 +103,7 @@ def _entry(tally: Tally) -> dict[str, Any]:
         "in": tally.kept + tally.dropped.total(),
         "kept": tally.kept,
         "dropped": dict(sorted(tally.dropped.items())),
+        "repaired": dict(sorted(tally.repaired.items())),
         "validation": tally.validation,
         "repeats": tally.repeats,
         "examples": examples,

@@ -22,7 +22,10 @@ class Message:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Conversation:
-    """A row as the template gets it. `row` is its place in `source`, for messages; `template_kwargs` go to the template."""
+    """A row as the template gets it. `row` is its place in `source`, for messages; `template_kwargs` go to the template.
+
+    `repairs` are what was done to a row that contradicted itself.
+    """
 
     messages: tuple[Message, ...]
     mode: Mode
@@ -30,6 +33,7 @@ class Conversation:
     row: int
     tools: tuple[Mapping[str, Any], ...] = ()
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    repairs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,3 +48,4 @@ class PreferencePair:
     row: int
     tools: tuple[Mapping[str, Any], ...] = ()
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    repairs: tuple[str, ...] = ()

@@ -7,6 +7,7 @@ which is empty for a row that is kept.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import datasets
@@ -14,10 +15,12 @@ import datasets
 from dualign.data.accounting import UNKNOWN_MODE
 from dualign.data.conversation import Conversation, PreferencePair
 from dualign.data.draws import Indices
-from dualign.data.faults import RowError
+from dualign.data.faults import Code, RowError
+from dualign.data.policies import stops
 from dualign.data.settings import DataConfig, SourceConfig, Supervise
 from dualign.data.sources import to_conversation, to_pair
 from dualign.data.template import ChatTemplate, Rendered
+from dualign.data.text_rules import TextRules, text_rules
 from dualign.data.tokens import IGNORE_INDEX, Example, encode_batch
 from dualign.errors import TemplateError
 
@@ -31,6 +34,7 @@ _ABOUT = {
     "code": datasets.Value("string"),
     "tokens": datasets.Value("int64"),
     "supervised": datasets.Value("int64"),
+    "repairs": datasets.Value("string"),
 }
 Columns = dict[str, list[Any]]
 
@@ -50,10 +54,17 @@ class Encoder:
     def _row_of(self, batch: Mapping[str, list[Any]], at: int) -> dict[str, Any]:
         return {key: values[at] for key, values in batch.items()}
 
+    @cached_property
+    def _rules(self) -> TextRules:
+        return text_rules(self.tokenizer, self.template)
+
+    def _stops(self, code: Code) -> bool:
+        default = self.data.too_long if code == "too_long" else self.data.conflicts
+        return stops(code, self.source.on_fault, default=default)
+
     def _fault(self, error: RowError) -> RowError:
         """The fault as a reason to leave the row out, or raised if the recipe says so."""
-        policy = self.data.too_long if error.code == "too_long" else self.data.conflicts
-        if policy == "error":
+        if self._stops(error.code):
             raise error
         return error
 
@@ -61,7 +72,7 @@ class Encoder:
         try:
             return self.template.render(conversation, supervise=supervise)
         except TemplateError as error:
-            if self.data.conflicts == "error":
+            if self._stops("template"):
                 raise
             return RowError(
                 "template",
@@ -81,7 +92,8 @@ class Encoder:
     def _dropped(self, error: RowError, row: int) -> dict[str, Any]:
         source_mode = UNKNOWN_MODE if self.source.mode == "row" else self.source.mode
         mode = error.mode or source_mode
-        return {"row": row, "mode": mode, "code": error.code, "tokens": 0, "supervised": 0}
+        about = {"row": row, "mode": mode, "code": error.code, "repairs": ""}
+        return about | {"tokens": 0, "supervised": 0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,19 +106,29 @@ class ExampleEncoder(Encoder):
 
     def __call__(self, batch: Mapping[str, list[Any]], indices: list[int]) -> Columns:
         rows = [int(self.rows[index]) for index in indices]
-        rendered = [self._render(self._row_of(batch, at), row) for at, row in enumerate(rows)]
-        made = zip(self._encoded(rendered), rows, strict=True)
-        return _columns([self._example(one, row) for one, row in made], self.features)
+        read = [self._read(self._row_of(batch, at), row) for at, row in enumerate(rows)]
+        rendered = [
+            one if isinstance(one, RowError) else self._rendered(one, self.data.supervise)
+            for one in read
+        ]
+        made = zip(self._encoded(rendered), read, rows, strict=True)
+        return _columns([self._example(*one) for one in made], self.features)
 
-    def _render(self, raw: dict[str, Any], row: int) -> Rendered | RowError:
-        supervise = self.data.supervise
+    def _read(self, raw: dict[str, Any], row: int) -> Conversation | RowError:
         try:
-            conversation = to_conversation(raw, source=self.source, index=row, supervise=supervise)
+            return to_conversation(
+                raw,
+                source=self.source,
+                index=row,
+                supervise=self.data.supervise,
+                rules=self._rules,
+            )
         except RowError as error:
             return self._fault(error)
-        return self._rendered(conversation, supervise)
 
-    def _example(self, made: Example | RowError, row: int) -> dict[str, Any]:
+    def _example(
+        self, made: Example | RowError, read: Conversation | RowError, row: int
+    ) -> dict[str, Any]:
         if isinstance(made, RowError):
             return self._dropped(self._fault(made), row) | {"input_ids": [], "labels": []}
         return {
@@ -117,6 +139,7 @@ class ExampleEncoder(Encoder):
             "code": "",
             "tokens": len(made.input_ids),
             "supervised": sum(label != IGNORE_INDEX for label in made.labels),
+            "repairs": _repairs(read),
         }
 
 
@@ -130,23 +153,30 @@ class PairEncoder(Encoder):
 
     def __call__(self, batch: Mapping[str, list[Any]], indices: list[int]) -> Columns:
         rows = [int(self.rows[index]) for index in indices]
-        rendered: list[Rendered | RowError] = []
-        for at, row in enumerate(rows):
-            rendered += self._render(self._row_of(batch, at), row)
+        read = [self._read(self._row_of(batch, at), row) for at, row in enumerate(rows)]
+        rendered = [side for one in read for side in self._both(one)]
         made = self._encoded(rendered)
-        both = zip(made[::2], made[1::2], rows, strict=True)
+        both = zip(made[::2], made[1::2], read, rows, strict=True)
         return _columns([self._pair(*one) for one in both], self.features)
 
-    def _render(self, raw: dict[str, Any], row: int) -> list[Rendered | RowError]:
-        """Chosen and rejected, each as a conversation of its own."""
+    def _read(self, raw: dict[str, Any], row: int) -> PreferencePair | RowError:
         try:
-            pair = to_pair(raw, source=self.source, index=row)
+            return to_pair(raw, source=self.source, index=row, rules=self._rules)
         except RowError as error:
-            return [self._fault(error)] * 2
-        return [self._rendered(side, "last") for side in _sides(pair)]
+            return self._fault(error)
+
+    def _both(self, read: PreferencePair | RowError) -> list[Rendered | RowError]:
+        """Chosen and rejected, each as a conversation of its own."""
+        if isinstance(read, RowError):
+            return [read, read]
+        return [self._rendered(side, "last") for side in _sides(read)]
 
     def _pair(
-        self, chosen: Example | RowError, rejected: Example | RowError, row: int
+        self,
+        chosen: Example | RowError,
+        rejected: Example | RowError,
+        read: PreferencePair | RowError,
+        row: int,
     ) -> dict[str, Any]:
         for made in (chosen, rejected):
             if isinstance(made, RowError):
@@ -168,6 +198,7 @@ class PairEncoder(Encoder):
             "code": "",
             "tokens": len(prompt_ids) + supervised,
             "supervised": supervised,
+            "repairs": _repairs(read),
         }
 
 
@@ -183,6 +214,11 @@ def _sides(pair: PreferencePair) -> list[Conversation]:
         )
         for answer in (pair.chosen, pair.rejected)
     ]
+
+
+def _repairs(read: Conversation | PreferencePair | RowError) -> str:
+    """The names of a row's repairs, joined by commas."""
+    return "" if isinstance(read, RowError) else ",".join(read.repairs)
 
 
 def _split(example: Example) -> tuple[list[int], list[int]]:

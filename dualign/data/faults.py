@@ -6,13 +6,18 @@ from dualign.data.conversation import Mode
 from dualign.errors import DataError
 
 Code = Literal[
+    "assistant_first",
     "bad_content",
     "bad_tools",
     "boundary",
+    "control_token",
     "double_think",
     "empty_answer",
     "empty_row",
+    "empty_user",
+    "flag_in_word",
     "identical_pair",
+    "late_system",
     "misplaced_think",
     "mode_contradiction",
     "nested_think",
@@ -21,13 +26,17 @@ Code = Literal[
     "not_one_answer",
     "pair_modes_differ",
     "plain_text",
+    "same_role_twice",
     "template",
     "think_without_trace",
     "too_long",
+    "tool_result_without_call",
+    "trace_is_answer",
     "unclosed_think",
     "unknown_mode",
     "unknown_role",
     "unknown_shape",
+    "unknown_tool",
     "unopened_think",
 ]
 CODES: tuple[Code, ...] = get_args(Code)

@@ -61,13 +61,13 @@ def rows_table(rows: Mapping[str, Any]) -> Table:
     ):
         table.add_column(name, justify="right")
     table.add_column("dropped", overflow="fold")
+    table.add_column("repaired", overflow="fold")
     for entry in rows["by"]:
         ends = (f"{entry['mean_tokens']:,.0f}", f"{entry['max_tokens']:,}")
-        table.add_row(
-            entry["source"], entry["mode"], *_figures(entry, rows["tokens"]), *ends, _reasons(entry)
-        )
+        figures = _figures(entry, rows["tokens"])
+        table.add_row(entry["source"], entry["mode"], *figures, *ends, *_reasons(entry))
     table.add_section()
-    table.add_row("all", "", *_figures(rows, rows["tokens"]), "", "", _reasons(rows))
+    table.add_row("all", "", *_figures(rows, rows["tokens"]), "", "", *_reasons(rows))
     return table
 
 
@@ -115,8 +115,9 @@ def _figures(entry: Mapping[str, Any], all_tokens: int) -> list[str]:
     return [*(f"{count:,}" for count in counts), share, f"{entry['supervised_tokens']:,}"]
 
 
-def _reasons(entry: Mapping[str, Any]) -> str:
-    return ", ".join(f"{reason} {count:,}" for reason, count in entry["dropped"].items())
+def _reasons(entry: Mapping[str, Any]) -> list[str]:
+    counted = (entry["dropped"], entry["repaired"])
+    return [", ".join(f"{reason} {count:,}" for reason, count in one.items()) for one in counted]
 
 
 def _title(group: Group) -> str:

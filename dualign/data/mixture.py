@@ -152,7 +152,9 @@ def _require_rows(kept: Indices, codes: Any) -> None:
 
 
 def _about(table: datasets.Dataset) -> dict[str, Any]:
-    columns = table.select_columns(["code", "mode", "tokens", "supervised"]).with_format("numpy")[:]
+    columns = table.select_columns(["code", "repairs", "mode", "tokens", "supervised"]).with_format(
+        "numpy"
+    )[:]
     return {name: np.asarray(column) for name, column in columns.items()}
 
 

@@ -1,7 +1,10 @@
 """The dataclasses that several stages share. Nothing heavy is imported: recipes load from here."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
+
+from dualign.data.policies import on_fault_problems
 
 Packing = Literal["best_fit", "wrapped", "none"]
 Supervise = Literal["assistant", "last", "all"]
@@ -23,6 +26,8 @@ class SourceConfig:
     """the mode of every row; row: each row says it, or it is read off its thinking"""
     weight: float = 1.0
     """below 1: that seeded fraction of the rows; above 1: repeats, 2.5 = twice and a seeded half"""
+    on_fault: Mapping[str, str] = field(default_factory=dict)
+    """for each fault by its code, or any: error, drop, or a repair; absent: data.conflicts"""
     label: str | None = None
     """the source's name in logs and tables; absent: made from the path"""
 
@@ -32,7 +37,7 @@ class SourceConfig:
             found.append(("path", "expected a file, a folder or a hub id, found nothing"))
         if not 0 < self.weight <= 1000:
             found.append(("weight", f"expected more than 0 and at most 1000, found {self.weight}"))
-        return found
+        return found + on_fault_problems(self.on_fault)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,7 +55,8 @@ class DataConfig:
     too_long: Literal["drop", "error"] = "drop"
     """what happens to a row of more than max_tokens"""
     conflicts: Literal["error", "drop"] = "error"
-    """what happens to a row that contradicts itself: stop, or leave it out and count it"""
+    """what happens to a row that contradicts itself: stop, or leave it out and count it; a source's
+    on_fault comes first"""
     supervise: Supervise = "assistant"
     """which tokens are learnt: each assistant turn, the last one, or all (no mask; mid-training)"""
 

@@ -5,19 +5,23 @@ its place and a code.
 may look like is in `shapes.py`; what its traces and its mode must agree on is in `traces.py`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import datasets
 
 from dualign.data.conversation import Conversation, Message, Mode, PreferencePair
-from dualign.data.faults import RowError
+from dualign.data.faults import Code, RowError
+from dualign.data.policies import Repair, repair_for
+from dualign.data.repairs import Draft, Part, mend
 from dualign.data.settings import SourceConfig, Supervise
 from dualign.data.shapes import Row, as_kwargs, as_tools, messages_of, pair_of, plain_text
 from dualign.data.source_files import data_format, is_saved_dataset, local_files
+from dualign.data.text_rules import NO_RULES, TextRules, check_texts
 from dualign.data.traces import TraceFault, check_turns, resolve_mode, take_trace
+from dualign.data.turns import check_order, check_tools
 from dualign.errors import DataError
 
 
@@ -60,53 +64,65 @@ def to_conversation(
     source: SourceConfig,
     index: int,
     supervise: Supervise = "assistant",
+    rules: TextRules = NO_RULES,
 ) -> Conversation:
-    """The canonical form of a row; RowError if the row contradicts itself.
+    """The canonical form of a row, mended as the source's `on_fault` says; RowError if the row
+    contradicts itself.
 
-    With `supervise="all"` every content stays as it is, tags included, and traces aren't checked.
+    With `supervise="all"` every content stays as it is, tags included, and neither traces nor the
+    order of turns are checked.
     """
     label = source_label(source)
     try:
         text = plain_text(row)
         if text is not None:
-            return _verbatim(row, text, source, index, supervise)
+            return _verbatim(row, text, source, index, supervise, rules)
         kwargs = _template_kwargs(row)
-        messages, mode = _messages_and_mode(row, messages_of(row), kwargs, source, supervise)
+        settled = _settle(
+            Draft(parts=(tuple(messages_of(row)),)),
+            lambda draft: _check_conversation(draft, row, kwargs, source, supervise, rules),
+            source,
+            rules,
+        )
         return Conversation(
-            messages=tuple(messages),
-            mode=mode,
+            messages=settled.parts[0],
+            mode=settled.mode,
             source=label,
             row=index,
             tools=kwargs.tools,
             template_kwargs=kwargs.rest,
+            repairs=settled.repairs,
         )
     except TraceFault as fault:
         raise _row_error(fault, label, index) from fault
 
 
-def to_pair(row: Row, *, source: SourceConfig, index: int) -> PreferencePair:
-    """One prompt with a better and a worse answer in one mode; RowError if the row contradicts
-    itself.
+def to_pair(
+    row: Row, *, source: SourceConfig, index: int, rules: TextRules = NO_RULES
+) -> PreferencePair:
+    """One prompt with a better and a worse answer in one mode, mended as the source's `on_fault`
+    says; RowError if the row contradicts itself.
     """
     label = source_label(source)
     try:
         kwargs = _template_kwargs(row)
-        prompt, *answers = pair_of(row)
-        prompt = [_take(message) for message in prompt]
-        chosen, rejected = ([_take(message) for message in answer] for answer in answers)
-        mode = resolve_mode(
-            row, [*prompt, *chosen], source_mode=source.mode, enable_thinking=kwargs.enable_thinking
+        settled = _settle(
+            Draft(parts=tuple(map(tuple, pair_of(row)))),
+            lambda draft: _check_pair(draft, row, kwargs, source, rules),
+            source,
+            rules,
         )
-        _check_pair(prompt, chosen, rejected, mode)
+        prompt, chosen, rejected = settled.parts
         return PreferencePair(
-            prompt=tuple(prompt),
-            chosen=tuple(chosen),
-            rejected=tuple(rejected),
-            mode=mode,
+            prompt=prompt,
+            chosen=chosen,
+            rejected=rejected,
+            mode=settled.mode,
             source=label,
             row=index,
             tools=kwargs.tools,
             template_kwargs=kwargs.rest,
+            repairs=settled.repairs,
         )
     except TraceFault as fault:
         raise _row_error(fault, label, index) from fault
@@ -121,6 +137,15 @@ class _Kwargs:
     rest: Mapping[str, Any]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Settled:
+    """A draft without faults: its traces are taken, its mode is known."""
+
+    parts: tuple[Part, ...]
+    mode: Mode
+    repairs: tuple[str, ...] = ()
+
+
 def _template_kwargs(row: Row) -> _Kwargs:
     rest = as_kwargs(row.get("chat_template_kwargs"))
     enable_thinking = rest.pop("enable_thinking", None)
@@ -132,28 +157,78 @@ def _template_kwargs(row: Row) -> _Kwargs:
     return _Kwargs(enable_thinking=enable_thinking, tools=tools, rest=rest)
 
 
-def _messages_and_mode(
-    row: Row, messages: list[Message], kwargs: _Kwargs, source: SourceConfig, supervise: Supervise
-) -> tuple[list[Message], Mode]:
-    if supervise != "all":
-        messages = [_take(message) for message in messages]
-    mode = resolve_mode(
+def _settle(
+    draft: Draft, check: Callable[[Draft], _Settled], source: SourceConfig, rules: TextRules
+) -> _Settled:
+    """What `check` says of the draft, after the repairs that the source names for its faults. A
+    fault that its repair can't mend stands.
+    """
+    done: list[tuple[Code, Repair]] = []
+    while True:
+        try:
+            settled = check(draft)
+        except TraceFault as fault:
+            repair = repair_for(fault.code, source.on_fault)
+            if repair is None:
+                raise
+            mended = mend(draft, repair, fault.code, rules)
+            if (fault.code, repair) in done or mended == draft:
+                text = f"{fault} ({repair} can't mend it)"
+                raise TraceFault(fault.code, text, fault.mode) from fault
+            draft, done = mended, [*done, (fault.code, repair)]
+        else:
+            return replace(settled, repairs=tuple(dict.fromkeys(repair for _, repair in done)))
+
+
+def _mode_of(draft: Draft, messages: Part, row: Row, kwargs: _Kwargs, source: SourceConfig) -> Mode:
+    return draft.mode or resolve_mode(
         row, messages, source_mode=source.mode, enable_thinking=kwargs.enable_thinking
     )
+
+
+def _check_conversation(
+    draft: Draft,
+    row: Row,
+    kwargs: _Kwargs,
+    source: SourceConfig,
+    supervise: Supervise,
+    rules: TextRules,
+) -> _Settled:
+    (messages,) = draft.parts
+    if supervise != "all":
+        messages = tuple(_take(message) for message in messages)
+    mode = _mode_of(draft, messages, row, kwargs, source)
+    check_texts(messages, kwargs.rest, rules, mode)
     if supervise == "all":
-        return messages, mode
+        return _Settled(parts=(messages,), mode=mode)
+    check_order(messages, mode)
+    check_tools(messages, kwargs.tools, mode)
     turns = [turn for turn, message in enumerate(messages) if message.role == "assistant"]
     considered = turns[-1:] if supervise == "last" else turns
     trained = [turn for turn in considered if messages[turn].train]
     if not trained:
         raise TraceFault("no_answer", "no assistant turn to train on", mode)
     check_turns(messages, mode, trained=trained)
-    return messages, mode
+    return _Settled(parts=(messages,), mode=mode)
 
 
 def _check_pair(
-    prompt: Sequence[Message], chosen: Sequence[Message], rejected: Sequence[Message], mode: Mode
-) -> None:
+    draft: Draft, row: Row, kwargs: _Kwargs, source: SourceConfig, rules: TextRules
+) -> _Settled:
+    parts = tuple(tuple(_take(message) for message in part) for part in draft.parts)
+    prompt, chosen, rejected = parts
+    mode = _mode_of(draft, (*prompt, *chosen), row, kwargs, source)
+    _check_answers(prompt, chosen, rejected, mode)
+    for answer in (chosen, rejected):
+        messages = (*prompt, *answer)
+        check_texts(messages, kwargs.rest, rules, mode)
+        check_order(messages, mode)
+        check_tools(messages, kwargs.tools, mode)
+        check_turns(messages, mode, trained=[len(prompt)])
+    return _Settled(parts=parts, mode=mode)
+
+
+def _check_answers(prompt: Part, chosen: Part, rejected: Part, mode: Mode) -> None:
     for name, answer in (("chosen", chosen), ("rejected", rejected)):
         roles = [message.role for message in answer]
         if roles != ["assistant"]:
@@ -167,8 +242,6 @@ def _check_pair(
     if bool(chosen[0].thinking) != bool(rejected[0].thinking):
         which = "chosen" if chosen[0].thinking else "rejected"
         raise TraceFault("pair_modes_differ", f"only {which} has a trace: expected one mode", mode)
-    check_turns([*prompt, *chosen], mode, trained=[len(prompt)])
-    check_turns([*prompt, *rejected], mode, trained=[len(prompt)])
 
 
 def _take(message: Message) -> Message:
@@ -176,7 +249,12 @@ def _take(message: Message) -> Message:
 
 
 def _verbatim(
-    row: Row, text: str, source: SourceConfig, index: int, supervise: Supervise
+    row: Row,
+    text: str,
+    source: SourceConfig,
+    index: int,
+    supervise: Supervise,
+    rules: TextRules,
 ) -> Conversation:
     """Plain text bypasses the template: `verbatim` tells it to render nothing but the text and its
     end.
@@ -185,6 +263,7 @@ def _verbatim(
         raise TraceFault("plain_text", "plain text has no answer to train on; use supervise: all")
     message = Message(role="assistant", content=text)
     mode = resolve_mode(row, [message], source_mode=source.mode, enable_thinking=None)
+    check_texts([message], {}, rules, mode)
     return Conversation(
         messages=(message,),
         mode=mode,

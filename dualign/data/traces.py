@@ -4,6 +4,7 @@ A row that contradicts itself is refused here, because every later step would tr
 model without a word.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,6 +14,7 @@ from dualign.data.faults import Code
 
 OPEN, CLOSE = "<think>", "</think>"
 _FLAGS: dict[str, Mode] = {"/think": "think", "/no_think": "no_think"}
+_WHOLE_FLAG = re.compile(r"(?<!\S)/(?:no_)?think(?!\S)[ \t]?")
 
 
 class TraceFault(Exception):
@@ -68,8 +70,8 @@ def resolve_mode(
     source_mode: str,
     enable_thinking: bool | None,
 ) -> Mode:
-    """The mode that the row's field, its `enable_thinking`, its source and its system flags agree
-    on.
+    """The mode on which all agree who say one: the row's `mode`, its `enable_thinking`, its source,
+    and the flags (whole words) in the system message and in the last user turn.
 
     If none of them says anything: think if any assistant turn has a trace.
     """
@@ -80,8 +82,10 @@ def resolve_mode(
         said["enable_thinking"] = "think" if enable_thinking else "no_think"
     if source_mode != "row":
         said["the source's mode"] = _as_mode(source_mode)
-    if flag := _flag(messages):
-        said["the flag in the system message"] = flag
+    for turn in _flagged_turns(messages):
+        if flag := _flag(messages[turn]):
+            where = "last user" if messages[turn].role == "user" else "system"
+            said[f"the flag in the {where} message"] = flag
     if len(set(said.values())) > 1:
         listed = ", ".join(f"{who} says {mode}" for who, mode in said.items())
         raise TraceFault("mode_contradiction", f"{listed}: expected one mode")
@@ -92,9 +96,21 @@ def resolve_mode(
     return "think" if any(one.thinking or OPEN in one.content for one in answers) else "no_think"
 
 
+def without_flags(messages: Sequence[Message], mode: Mode) -> tuple[Message, ...]:
+    """The messages without the flags that decide on another mode than `mode`. A system message that
+    held nothing else is left out.
+    """
+    made = list(messages)
+    for turn in _flagged_turns(messages):
+        if _flag(messages[turn]) not in (None, mode):
+            text = _WHOLE_FLAG.sub("", messages[turn].content).strip()
+            made[turn] = replace(messages[turn], content=text)
+    return tuple(one for one in made if one.role != "system" or one.content)
+
+
 def check_turns(messages: Sequence[Message], mode: Mode, *, trained: Sequence[int]) -> None:
     """Faults of a mode's turns: a trace where there may be none, none where there must be one, an
-    empty answer.
+    empty answer, an answer that only repeats its trace.
     """
     for turn, message in enumerate(messages):
         if message.role != "assistant":
@@ -115,13 +131,27 @@ def check_turns(messages: Sequence[Message], mode: Mode, *, trained: Sequence[in
             )
         if not message.content.strip() and not message.tool_calls:
             raise TraceFault("empty_answer", f"message {turn} of the assistant has no answer", mode)
+        if message.thinking and message.thinking.strip() == message.content.strip():
+            found = f"message {turn} answers with its own trace ({_short(message.content)})"
+            raise TraceFault("trace_is_answer", found, mode)
 
 
-def _flag(messages: Sequence[Message]) -> Mode | None:
-    """The last whole-word flag of the first message, if that is a system message."""
-    if not messages or messages[0].role != "system":
+def _flagged_turns(messages: Sequence[Message]) -> list[int]:
+    """The turns whose flags count: the first message if it is the system's, and the last user's.
+
+    Earlier user turns may have switched back and forth. No template here reads flags of users, but
+    a model trained on `Hi /think` with an answer at once learns that flags mean nothing.
+    """
+    turns = [0] if messages and messages[0].role == "system" else []
+    users = (turn for turn in range(len(messages) - 1, -1, -1) if messages[turn].role == "user")
+    return turns + [turn for turn in [next(users, None)] if turn is not None]
+
+
+def _flag(message: Message) -> Mode | None:
+    """The last flag of a message."""
+    if "think" not in message.content:
         return None
-    flags = [_FLAGS[word] for word in messages[0].content.split() if word in _FLAGS]
+    flags = [_FLAGS[word] for word in message.content.split() if word in _FLAGS]
     return flags[-1] if flags else None
 
 

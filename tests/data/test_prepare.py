@@ -160,7 +160,7 @@ def test_contradictions_stop_the_run_or_are_counted(
         chat(7, think=False, mode="think"),
         {"messages": [{"role": "user", "content": "Hi"}]},
         chat(8, think=False)
-        | {"messages": [{"role": "user", "content": "x" * 900}, *mixed(2)[1]["messages"]]},
+        | {"messages": [{"role": "system", "content": "x" * 900}, *mixed(2)[1]["messages"]]},
     ]
     path = write_rows(rows, "a.jsonl")
     template = load_template("dualign")
