@@ -1,6 +1,7 @@
 """What an evaluation stage is asked for. Nothing heavy is imported: recipes load from here."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 Backend = Literal["transformers", "vllm"]
@@ -28,6 +29,8 @@ class EvalStage:
     """run directories, model or adapter folders, hub ids; the last one is the result"""
     tasks: tuple[str, ...]
     """task files"""
+    pairs: tuple[str, ...] = ()
+    """files of preference pairs: how often, and by how much, each model finds the chosen answer likelier"""
     rows: int | None = None
     """at most so many rows of each task, drawn by the seed; absent: all"""
     max_new_tokens: int = 512
@@ -67,6 +70,8 @@ class EvalStage:
         ]
         if len(set(self.models)) < len(self.models):
             found.append(("models", "names a model twice"))
+        if len({Path(file).stem for file in self.pairs}) < len(self.pairs):
+            found.append(("pairs", "two files of one name would be one line in every table"))
         if self.temperature < 0:
             found.append(("temperature", f"expected 0 or more, found {self.temperature}"))
         if not 0 < self.top_p <= 1:

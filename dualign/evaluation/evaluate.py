@@ -7,8 +7,9 @@ Launch: `dualign eval MODEL --task FILE --out DIR`, or a stage of kind `eval` in
 
 import gc
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ from transformers import PreTrainedTokenizerBase
 from dualign.data.conversation import MODES, Mode
 from dualign.evaluation.config import EvalStage
 from dualign.evaluation.metrics import Sample, gain, with_gain
+from dualign.evaluation.pairs import Margins, margin_change, pair_margins, summarise_margins
 from dualign.evaluation.requests import Asked, Request, build_requests
 from dualign.evaluation.samples import Answered, SampleFile
-from dualign.evaluation.scores import short_label
-from dualign.evaluation.table import markdown_table, terminal_table
-from dualign.evaluation.tasks import Problem, Task, load_problems, load_tasks
+from dualign.evaluation.scores import Change, short_label
+from dualign.evaluation.table import markdown_table, terminal_pairs, terminal_table
+from dualign.evaluation.tasks import Task, load_problems, load_tasks
 from dualign.evaluation.verify import verify
 from dualign.generation.generate import Generation, generate_batches
 from dualign.generation.loading import identity, load_chat_tokenizer, load_model
@@ -40,6 +42,7 @@ class Evaluated:
     model: str
     mode_switch: bool
     samples: tuple[Sample, ...]
+    pairs: Mapping[str, Margins]
 
 
 def run(stage: EvalStage, work: Path, *, seed: int) -> Outcome:
@@ -55,8 +58,13 @@ def run(stage: EvalStage, work: Path, *, seed: int) -> Outcome:
     (work / "table.md").write_text(markdown_table(metrics), encoding="utf-8")
     console = Console()
     # A pipe has no width; without one rich would break the table at 80 columns.
-    (console if console.is_terminal else Console(width=160)).print(terminal_table(metrics))
-    return Outcome(metrics=metrics, data=tuple(_source(task, problems) for task, problems in asked))
+    console = console if console.is_terminal else Console(width=160)
+    console.print(terminal_table(metrics))
+    if stage.pairs:
+        console.print(terminal_pairs(metrics))
+    sources = [_source(task.rows, len(problems)) for task, problems in asked]
+    sources += [_source(file, _pairs_in(evaluated[-1], file)) for file in stage.pairs]
+    return Outcome(metrics=metrics, data=tuple(sources))
 
 
 def evaluate_model(
@@ -70,7 +78,12 @@ def evaluate_model(
     samples = tuple(
         _sample(model, tokenizer, request, file.answered[request.key]) for request in requests.items
     )
-    return Evaluated(model=model, mode_switch=requests.mode_switch, samples=samples)
+    return Evaluated(
+        model=model,
+        mode_switch=requests.mode_switch,
+        samples=samples,
+        pairs=pair_margins(model, stage.pairs, dtype=stage.dtype),
+    )
 
 
 def _answer_all(
@@ -169,25 +182,46 @@ def _metrics(evaluated: Sequence[Evaluated], tasks: Sequence[Task]) -> dict[str,
     """The last model at the top, each under `all`; `changes`: its gain on the one before."""
     split_up = [_by_task(model, tasks) for model in evaluated]
     entries = [
-        {"model": model.model, "mode_switch": model.mode_switch, "tasks": with_gain(by_task)}
+        {
+            "model": model.model,
+            "mode_switch": model.mode_switch,
+            "tasks": with_gain(by_task),
+            "pairs": _summarised(model.pairs),
+        }
         for model, by_task in zip(evaluated, split_up, strict=True)
     ]
-    changes = []
-    for index in range(1, len(evaluated)):
-        for task in tasks:
-            for mode in MODES:
-                found = gain(split_up[index - 1][task.name][mode], split_up[index][task.name][mode])
-                changes.append(
-                    {
-                        "model": evaluated[index].model,
-                        "against": evaluated[index - 1].model,
-                        "task": task.name,
-                        "mode": mode,
-                        "value": found.value,
-                        "ci": [found.low, found.high],
-                    }
-                )
-    return {**entries[-1], "all": entries, "changes": changes}
+    steps = list(pairwise(zip(evaluated, split_up, strict=True)))
+    changes = [
+        _change(before, after, gain(old[task.name][mode], new[task.name][mode]))
+        | {"task": task.name, "mode": mode}
+        for (before, old), (after, new) in steps
+        for task in tasks
+        for mode in MODES
+    ]
+    pair_changes = [
+        _change(before, after, risen) | {"pairs": name, "mode": mode}
+        for (before, _), (after, _) in steps
+        for name, margins in before.pairs.items()
+        for mode in MODES
+        if (risen := margin_change(margins[mode], after.pairs[name][mode]))
+    ]
+    return {**entries[-1], "all": entries, "changes": changes, "pair_changes": pair_changes}
+
+
+def _summarised(pairs: Mapping[str, Margins]) -> dict[str, Any]:
+    return {
+        name: {mode: summarise_margins(margins[mode]) for mode in MODES}
+        for name, margins in pairs.items()
+    }
+
+
+def _change(before: Evaluated, after: Evaluated, found: Change) -> dict[str, Any]:
+    return {
+        "model": after.model,
+        "against": before.model,
+        "value": found.value,
+        "ci": [found.low, found.high],
+    }
 
 
 def _by_task(model: Evaluated, tasks: Sequence[Task]) -> dict[str, dict[Mode, list[Sample]]]:
@@ -199,6 +233,10 @@ def _by_task(model: Evaluated, tasks: Sequence[Task]) -> dict[str, dict[Mode, li
     return found
 
 
-def _source(task: Task, problems: Sequence[Problem]) -> dict[str, Any]:
-    digest = hashlib.sha256(Path(task.rows).read_bytes()).hexdigest()
-    return {"source": task.rows, "sha256": digest, "rows": len(problems)}
+def _source(file: str, rows: int) -> dict[str, Any]:
+    digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    return {"source": file, "sha256": digest, "rows": rows}
+
+
+def _pairs_in(model: Evaluated, file: str) -> int:
+    return sum(map(len, model.pairs[Path(file).stem].values()))

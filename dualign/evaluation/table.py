@@ -9,6 +9,7 @@ from rich.text import Text
 from dualign.data.conversation import MODES
 from dualign.evaluation.scores import (
     Change,
+    Score,
     change_text,
     percent,
     read_scores,
@@ -50,6 +51,57 @@ def terminal_table(metrics: Mapping[str, Any]) -> Table:
     return table
 
 
+PAIR_COLUMNS = ("pairs", "model", "mode", "n", "chosen likelier [95 %]", "margin [95 %]", "change")
+PAIR_LEGEND = (
+    "Chosen likelier: the share of pairs, in percent. Margin: log p(chosen) - log p(rejected), mean, in nats. "
+    "Change: of the margin, against the model above, pair by pair; in brackets where its 95 % interval holds 0."
+)
+
+
+def terminal_pairs(metrics: Mapping[str, Any]) -> Table:
+    """A row for each file of pairs, model and mode."""
+    table = Table(
+        title="Preference pairs", caption=PAIR_LEGEND, title_justify="left", caption_justify="left"
+    )
+    for index, name in enumerate(PAIR_COLUMNS):
+        table.add_column(name, justify="left" if index < 3 else "right", no_wrap=index > 2)
+    for row in pair_rows(metrics):
+        table.add_row(*map(Text, row))
+    return table
+
+
+def pair_rows(metrics: Mapping[str, Any]) -> Iterator[list[str]]:
+    """The cells of `PAIR_COLUMNS` for each file of pairs, model and mode."""
+    changes = {(c["model"], c["pairs"], c["mode"]): c for c in metrics.get("pair_changes", ())}
+    entries = metrics.get("all") or [metrics]
+    for name in entries[0].get("pairs", {}):
+        for entry in entries:
+            for mode in MODES:
+                cell = entry["pairs"][name][mode]
+                low, high = cell["accuracy_ci"]
+                right = Score(accuracy=cell["accuracy"], low=low, high=high, n=cell["n"])
+                change = changes.get((entry["model"], name, mode))
+                yield [
+                    name,
+                    short_label(entry["model"]),
+                    mode,
+                    str(cell["n"]),
+                    score_text(right) if cell["n"] else "-",
+                    _nats(cell["margin"], cell["margin_ci"]) if cell["margin_ci"] else "-",
+                    risen_text(change) if change else "",
+                ]
+
+
+def risen_text(change: Mapping[str, Any]) -> str:
+    """`+0.52`, in nats; in brackets where it isn't measurable."""
+    low, high = change["ci"]
+    return f"{change['value']:+.2f}" if low > 0 or high < 0 else f"({change['value']:+.2f})"
+
+
+def _nats(value: float, interval: Sequence[float]) -> str:
+    return f"{value:+.2f} [{interval[0]:+.2f}, {interval[1]:+.2f}]"
+
+
 def markdown_table(metrics: Mapping[str, Any]) -> str:
     """The same rows as a Markdown file, with what each model gained on the one before."""
     lines = [_line(COLUMNS), _line(["---"] * len(COLUMNS)), *map(_line, _rows(metrics)), "", LEGEND]
@@ -61,6 +113,9 @@ def markdown_table(metrics: Mapping[str, Any]) -> str:
             _line(["---"] * len(columns)),
             *map(_line, _changes(metrics["changes"])),
         ]
+    if rows := list(pair_rows(metrics)):
+        lines += ["", "## Preference pairs", "", _line(PAIR_COLUMNS)]
+        lines += [_line(["---"] * len(PAIR_COLUMNS)), *map(_line, rows), "", PAIR_LEGEND]
     for entry in metrics["all"]:
         if not entry["mode_switch"]:
             lines += ["", f"{short_label(entry['model'])}: {NO_SWITCH}"]

@@ -16,10 +16,12 @@ from dualign.evaluation.scores import (
     task_names,
     wilson,
 )
+from dualign.evaluation.table import PAIR_COLUMNS, PAIR_LEGEND, pair_rows
 from dualign.report.blocks import Block, Bullets, Gallery, Grid, Picture, Section, Text
 from dualign.report.findings import (
     Step,
     format_finding,
+    margin_findings,
     multiplicity_note,
     step_finding,
     steps,
@@ -54,6 +56,7 @@ def evaluation_sections(
     yield _accuracy_section(scores)
     if compared:
         yield _steps_section(compared)
+    yield from _pairs_sections(stages)
     yield Section(name="format", title="Format", blocks=tuple(_format_blocks(scores)))
     yield from _lengths_section(models)
     yield from _difficulty_section(models[-1])
@@ -73,6 +76,7 @@ def _findings(
         elif found and models:
             yield f"{stage.name}: not evaluated, so what it bought in accuracy isn't known."
         yield from found
+    yield from (text for stage in stages for text in margin_findings(stage.metrics or {}))
     yield from (
         step_finding(step) for step in compared if short_label(step.after.scores.model) in by_stage
     )
@@ -97,6 +101,15 @@ def _accuracy_section(models: Sequence[ModelScores]) -> Section:
     blocks += [_accuracy_grid(models, part) for part in parts]
     blocks += [Gallery(pictures=tuple(pictures)), *(_gains_grid(models, part) for part in parts)]
     return Section(name="accuracy", title="Accuracy in both modes", blocks=tuple(blocks))
+
+
+def _pairs_sections(stages: Sequence[StageRun]) -> Iterator[Section]:
+    for stage in stages:
+        rows = list(pair_rows(stage.metrics)) if stage.metrics else []
+        if rows:
+            grid = Grid(columns=PAIR_COLUMNS, rows=tuple(map(tuple, rows)), labels=3)
+            blocks = (Text(text=PAIR_LEGEND, quiet=True), grid)
+            yield Section(name="pairs", title="Preference pairs", blocks=blocks)
 
 
 def _gains_grid(models: Sequence[ModelScores], tasks: Sequence[str]) -> Grid:

@@ -14,7 +14,8 @@ from dualign.evaluation.scores import (
     short_label,
     task_names,
 )
-from dualign.report.runs import Evaluated, StageRun, is_preference, is_training, series
+from dualign.evaluation.table import risen_text
+from dualign.report.runs import Evaluated, Row, StageRun, is_preference, is_training, series
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -185,6 +186,19 @@ def _margin_finding(stage: StageRun) -> Iterator[str]:
                 "The margin is measured against the reference, where it is 0."
             )
             return
+
+
+def margin_findings(metrics: Row) -> Iterator[str]:
+    """What each model gained on the one before in the margins of preference pairs."""
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for entry in metrics.get("pair_changes", ()):
+        key = short_label(entry["model"]), short_label(entry["against"]), entry["pairs"]
+        found.setdefault(key, []).append(f"{entry['mode']} {risen_text(entry)}")
+    for (model, against, name), parts in found.items():
+        yield (
+            f"{model} against {against}: margin of chosen over rejected on {name}: "
+            f"{', '.join(parts)} nats; in brackets where not measurable."
+        )
 
 
 def format_finding(model: ModelScores) -> str | None:

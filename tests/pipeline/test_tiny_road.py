@@ -120,6 +120,7 @@ def recipe(model: Path) -> dict:
                 "kind": "eval",
                 "models": [str(model), "stage:sft", "stage:merged"],
                 "tasks": ["stage:data/sums.yaml"],
+                "pairs": ["stage:data/pairs.jsonl"],
             },
         ],
     }

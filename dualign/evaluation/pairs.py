@@ -1,0 +1,122 @@
+"""How a model ranks preference pairs: whether the chosen answer is likelier than the rejected one, and by how much.
+
+It shows what preference training did to pairs that it didn't see, and whether a merge keeps it. A margin is
+log p(chosen | prompt) - log p(rejected | prompt) in nats, summed over the tokens that the model has to write.
+B rows, T tokens, V vocabulary.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from dualign.data.conversation import MODES, Mode
+from dualign.data.prepare import PreparedPairs, prepare_pairs
+from dualign.data.settings import DataConfig, SourceConfig
+from dualign.data.template import load_template
+from dualign.evaluation.scores import Z_95, Change, short_label, wilson
+from dualign.generation.loading import load_chat_tokenizer, load_model
+
+Margins = Mapping[Mode, tuple[float, ...]]
+
+# Answers of one pass. Sorted by length, few tokens of a batch are padding.
+ROWS = 8
+ANY_LENGTH = 1 << 30
+
+
+def pair_margins(model: str, files: Sequence[str], *, dtype: str) -> dict[str, Margins]:
+    """The margins of each file's pairs by mode, in an order that is the same for every model.
+
+    Raises:
+        DataError, TemplateError: a row that contradicts itself, or that the model's template can't render.
+    """
+    if not files:
+        return {}
+    tokenizer = load_chat_tokenizer(model)
+    template = load_template("tokenizer", tokenizer=tokenizer)
+    weights = load_model(model, dtype=dtype)
+    found = {}
+    for file in files:
+        source = SourceConfig(path=file)
+        data = DataConfig(
+            sources=(source,), packing="none", max_tokens=ANY_LENGTH, too_long="error"
+        )
+        pairs = prepare_pairs(data, tokenizer, template, seed=0)
+        label = f"{short_label(model)}, {Path(file).stem}"
+        found[Path(file).stem] = _by_mode(pairs, _margins(weights, pairs, label=label))
+    return found
+
+
+def summarise_margins(margins: Sequence[float]) -> dict[str, Any]:
+    """One file's pairs in one mode, for metrics.json: the share ranked right and the mean margin."""
+    right = sum(margin > 0 for margin in margins)
+    accuracy = right / len(margins) if margins else 0.0
+    mean = _mean(margins)
+    return {
+        "n": len(margins),
+        "accuracy": accuracy,
+        "accuracy_ci": list(wilson(accuracy, len(margins))),
+        "margin": mean and mean.value,
+        "margin_ci": mean and [mean.low, mean.high],
+    }
+
+
+def margin_change(before: Sequence[float], after: Sequence[float]) -> Change | None:
+    """By how much the mean margin rose, pair by pair."""
+    return _mean([later - earlier for earlier, later in zip(before, after, strict=True)])
+
+
+def _mean(values: Sequence[float]) -> Change | None:
+    """The mean with its 95 % interval (normal), which takes two values."""
+    if len(values) < 2:
+        return None
+    mean, spread = fmean(values), Z_95 * stdev(values) / math.sqrt(len(values))
+    return Change(value=mean, low=mean - spread, high=mean + spread)
+
+
+def _by_mode(pairs: PreparedPairs, margins: Sequence[float]) -> Margins:
+    modes = [pairs.groups[group][0] for group in pairs.train["group"]]
+    return {
+        mode: tuple(m for one, m in zip(modes, margins, strict=True) if one == mode)
+        for mode in MODES
+    }
+
+
+def _margins(model: PreTrainedModel, pairs: PreparedPairs, *, label: str) -> list[float]:
+    """A margin for each pair, in their order."""
+    answers = [
+        (row["prompt_ids"], row[side])
+        for row in pairs.train
+        for side in ("chosen_ids", "rejected_ids")
+    ]
+    order = sorted(range(len(answers)), key=lambda which: -sum(map(len, answers[which])))
+    logps = [0.0] * len(answers)
+    with tqdm(total=len(answers), desc=label, unit="answer") as bar:
+        for start in range(0, len(order), ROWS):
+            places = order[start : start + ROWS]
+            found = _logps(model, [answers[place] for place in places])
+            for place, logp in zip(places, found, strict=True):
+                logps[place] = logp
+            bar.update(len(places))
+    return [chosen - rejected for chosen, rejected in zip(logps[::2], logps[1::2], strict=True)]
+
+
+@torch.no_grad()
+def _logps(
+    model: PreTrainedModel, answers: Sequence[tuple[list[int], list[int]]]
+) -> Iterator[float]:
+    """log p(answer | prompt) of each (prompt, answer). Padding stands behind, where no token sees it."""
+    rows = [torch.tensor(prompt + answer) for prompt, answer in answers]
+    ids_BT = pad_sequence(rows, batch_first=True).to(model.device)
+    logits_BTV: Tensor = model(input_ids=ids_BT, use_cache=False).logits
+    for (prompt, answer), logits_TV, ids_T in zip(answers, logits_BTV, ids_BT, strict=True):
+        start, stop = len(prompt), len(prompt) + len(answer)
+        logps_TV = logits_TV[start - 1 : stop - 1].float().log_softmax(-1)
+        yield float(logps_TV.gather(1, ids_T[start:stop, None]).sum())
