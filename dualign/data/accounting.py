@@ -13,8 +13,6 @@ Group = tuple[str, str]
 """(mode, source)"""
 UNKNOWN_MODE = "unknown"
 """The mode of a row that was left out before its mode was known."""
-NOT_DRAWN = "weight"
-"""The reason of a row that a weight below 1 left out."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -39,10 +37,11 @@ def tally_rows(
     about: Mapping[str, Any],
     train: Indices,
     validation: Indices,
-    unseen: Mapping[Group, int],
+    unseen: Mapping[Group, Counter[str]],
 ) -> list[Tally]:
     """A tally for each group. `keys` and the columns of `about` have an entry for each tokenised
-    row; `train` and `validation` are places in them, and `unseen` counts rows that no weight drew.
+    row; `train` and `validation` are places in them, and `unseen` counts rows that weren't drawn, by the
+    key of the recipe that left them out.
     """
     found: dict[Group, Tally] = {}
 
@@ -55,8 +54,8 @@ def tally_rows(
         else:
             tally(key).kept += 1
             tally(key).repaired.update(str(repairs).split(",") if repairs else ())
-    for key, count in unseen.items():
-        tally(key).dropped[NOT_DRAWN] += count
+    for key, counts in unseen.items():
+        tally(key).dropped.update(counts)
     for row in validation.tolist():
         tally(keys[row]).validation += 1
     times = np.bincount(train, minlength=len(keys))

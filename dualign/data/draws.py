@@ -9,6 +9,7 @@ import zlib
 import numpy as np
 from numpy.typing import NDArray
 
+from dualign.data.settings import SourceConfig
 from dualign.errors import DataError
 
 Indices = NDArray[np.int64]
@@ -26,15 +27,33 @@ def drawn_rows(count: int, weight: float, random: np.random.Generator) -> Indice
     return np.sort(random.permutation(count)[: round(count * weight)])
 
 
-def repeated(rows: Indices, weight: float, random: np.random.Generator) -> Indices:
-    """The rows as often as a weight above 1 asks for: 2.5 = all of them twice, and a random half
-    once more.
+def source_rows(count: int, source: SourceConfig, random: np.random.Generator) -> Indices:
+    """The rows of a source of `count` that are tokenised, ascending. `tokens` and `share` are met
+    later, when lengths are known: they need all.
     """
-    if weight <= 1:
-        return rows
-    whole = int(weight)
-    extra = random.permutation(rows)[: round((weight - whole) * len(rows))]
-    return np.concatenate([np.tile(rows, whole), np.sort(extra)])
+    if source.rows is None:
+        drawn = drawn_rows(count, source.weight or 1.0, random)
+    elif source.rows <= count:
+        drawn = np.sort(random.permutation(count)[: source.rows])
+    else:
+        raise DataError(
+            f"source {source.path!r}: rows: {source.rows:,} asked, it holds {count:,}. "
+            "Ask for fewer, or repeat it with a weight above 1."
+        )
+    if not len(drawn):
+        raise DataError(
+            f"source {source.path!r}: weight {source.weight} leaves none of {count} rows"
+        )
+    return drawn
+
+
+def repeated(rows: Indices, weight: float, random: np.random.Generator) -> Indices:
+    """The rows as often as a weight above 1 asks for, in random order, pass by pass: 2.5 = all of
+    them, all of them again, and a random half.
+    """
+    passes = [random.permutation(rows) for _ in range(max(1, int(weight)))]
+    extra = round((weight - int(weight)) * len(rows)) if weight > 1 else 0
+    return np.concatenate([*passes, random.permutation(rows)[:extra]])
 
 
 def held_out(count: int, validation_rows: int, random: np.random.Generator) -> Indices:

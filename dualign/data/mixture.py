@@ -1,7 +1,7 @@
 """Sources -> one table of tokenised rows, and which of them are trained on, in which order.
 
-    source -> rows drawn by weight -> tokens (refused rows counted)
-           -> validation held out -> repeats -> shuffled
+    source -> rows drawn by weight or number -> tokens (refused rows counted)
+           -> validation held out -> repeats, amounts, shares -> shuffled
 
 Each source is an Arrow table on disk; only indices and lengths are held in memory.
 """
@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +17,14 @@ import datasets
 import numpy as np
 
 from dualign.data.accounting import UNKNOWN_MODE, Group, account, tally_rows
-from dualign.data.draws import Indices, drawn_rows, generator, held_out, repeated
+from dualign.data.amounts import Rows, choose
+from dualign.data.conversation import MODES
+from dualign.data.draws import Indices, generator, held_out
 from dualign.data.encoding import ExampleEncoder, PairEncoder
-from dualign.data.settings import DataConfig, SourceConfig
-from dualign.data.source_files import data_fingerprint, local_files
-from dualign.data.sources import load_source, source_label
+from dualign.data.loading import draw_source
+from dualign.data.settings import DataConfig
+from dualign.data.shape_check import check_shapes
+from dualign.data.sources import source_label
 from dualign.data.template import ChatTemplate
 from dualign.errors import DataError
 
@@ -61,17 +63,15 @@ def mix(
     _check_labels([source_label(source) for source in data.sources])
     tables, left_out, sources = [], [], []
     for number, source in enumerate(data.sources):
-        rows = load_source(source, base=base)
-        drawn = drawn_rows(len(rows), source.weight, generator(seed, "weight", number))
-        if not len(drawn):
-            raise DataError(
-                f"source {source.path!r}: weight {source.weight} leaves none of {len(rows)} rows"
-            )
-        encoder = kind(source=source, data=data, tokenizer=tokenizer, template=template, rows=drawn)
-        tables.append(_encoded(rows, encoder, num_proc))
-        left_out.append(len(rows) - len(drawn))
-        sources.append(_data_entry(source, rows, base))
-    return _drawn(tables, left_out, tuple(sources), data, seed)
+        drawn = draw_source(source, seed=seed, number=number, base=base)
+        check_shapes(drawn.table, drawn.rows, source, data, pairs=kind is PairEncoder)
+        encoder = kind(
+            source=source, data=data, tokenizer=tokenizer, template=template, rows=drawn.rows
+        )
+        tables.append(_encoded(drawn.table, encoder, num_proc))
+        left_out.append(drawn.total - len(drawn.rows))
+        sources.append({"source": source.path, "sha256": drawn.sha256, "rows": drawn.total})
+    return _mixed(tables, left_out, tuple(sources), data, seed)
 
 
 def _encoded(
@@ -79,9 +79,8 @@ def _encoded(
     encoder: ExampleEncoder | PairEncoder,
     num_proc: int | None,
 ) -> datasets.Dataset:
-    chosen = rows if len(encoder.rows) == len(rows) else rows.select(encoder.rows)
     with no_cache():
-        return chosen.map(
+        return rows.map(
             encoder,
             batched=True,
             with_indices=True,
@@ -92,7 +91,7 @@ def _encoded(
         )
 
 
-def _drawn(
+def _mixed(
     tables: list[datasets.Dataset],
     left_out: list[int],
     sources: tuple[Mapping[str, Any], ...],
@@ -101,42 +100,46 @@ def _drawn(
 ) -> Mixed:
     table = datasets.concatenate_datasets(tables)
     about = _about(table)
-    names = [source_label(source) for source in data.sources]
+    labels = [source_label(source) for source in data.sources]
     owner = np.repeat(np.arange(len(tables)), [len(one) for one in tables])
     kept = np.flatnonzero(about["code"] == "")
     _require_rows(kept, about["code"])
     validation = kept[held_out(len(kept), data.validation_rows, generator(seed, "validation"))]
     remaining = np.setdiff1d(kept, validation, assume_unique=True)
-    train = np.concatenate(
-        [
-            repeated(
-                remaining[owner[remaining] == number],
-                source.weight,
-                generator(seed, "repeats", number),
-            )
-            for number, source in enumerate(data.sources)
-        ]
-    )
-    keys = [(str(mode), names[which]) for mode, which in zip(about["mode"], owner, strict=True)]
+    mode = np.array([MODES.index(one) if one in MODES else -1 for one in about["mode"]])
+    rows = Rows(owner=owner, mode=mode, tokens=about["tokens"], labels=labels)
+    chosen = choose(remaining, rows, data, seed)
+    for reason, lost in chosen.left_out.items():
+        about["code"][lost] = reason
+    _require_rows(chosen.train, about["code"])
+    keys = [(str(mode), labels[which]) for mode, which in zip(about["mode"], owner, strict=True)]
     groups = tuple(
-        sorted({keys[row] for row in kept}, key=lambda key: (names.index(key[1]), key[0]))
+        sorted(
+            {keys[row] for row in np.flatnonzero(about["code"] == "")},
+            key=lambda key: (labels.index(key[1]), key[0]),
+        )
     )
     places = {key: place for place, key in enumerate(groups)}
+    tallies = tally_rows(keys, about, chosen.train, validation, _unseen(data, left_out))
     return Mixed(
         table=table,
         group=np.array([places.get(key, -1) for key in keys]),
         tokens=about["tokens"],
-        train=generator(seed, "order").permutation(train),
+        train=generator(seed, "order").permutation(chosen.train),
         validation=validation,
         groups=groups,
-        rows=account(tally_rows(keys, about, train, validation, _unseen(data, left_out))),
+        rows=account(tallies),
         sources=sources,
     )
 
 
-def _unseen(data: DataConfig, left_out: list[int]) -> dict[Group, int]:
+def _unseen(data: DataConfig, left_out: list[int]) -> dict[Group, Counter[str]]:
+    """Rows that no draw took, by the key that drew."""
     return {
-        (UNKNOWN_MODE if source.mode == "row" else source.mode, source_label(source)): count
+        (
+            UNKNOWN_MODE if source.mode == "row" else source.mode,
+            source_label(source),
+        ): Counter({"weight" if source.rows is None else "rows": count})
         for source, count in zip(data.sources, left_out, strict=True)
         if count
     }
@@ -155,16 +158,8 @@ def _about(table: datasets.Dataset) -> dict[str, Any]:
     columns = table.select_columns(["code", "repairs", "mode", "tokens", "supervised"]).with_format(
         "numpy"
     )[:]
-    return {name: np.asarray(column) for name, column in columns.items()}
-
-
-def _data_entry(
-    source: SourceConfig, rows: datasets.Dataset, base: Path | None
-) -> Mapping[str, Any]:
-    if local_files(source.path, base):
-        return data_fingerprint(source.path, len(rows), base)
-    digest = sha256(rows._fingerprint.encode()).hexdigest()
-    return {"source": source.path, "sha256": digest, "rows": len(rows)}
+    found = {name: np.asarray(column) for name, column in columns.items()}
+    return found | {"code": found["code"].astype(object)}
 
 
 def _check_labels(labels: Sequence[str]) -> None:

@@ -1,13 +1,18 @@
 """The dataclasses that several stages share. Nothing heavy is imported: recipes load from here."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from dualign.config import nearest
+from dualign.data.conversation import MODES
 from dualign.data.policies import on_fault_problems
 
 Packing = Literal["best_fit", "wrapped", "none"]
 Supervise = Literal["assistant", "last", "all"]
+AMOUNTS = ("weight", "rows", "tokens", "share")
+"""Keys of a source that say how much of it is used; none of them: all of it, once."""
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -15,7 +20,7 @@ class SourceConfig:
     """One file, folder, glob or hub dataset, and how much of it is used."""
 
     path: str
-    """a file (json, jsonl, csv, parquet, arrow, also .gz), a glob, a folder, or a hub id"""
+    """a file (json, jsonl, csv, parquet, arrow, also .gz or .zst), a glob, a folder, or a hub id"""
     name: str | None = None
     """the configuration of a hub dataset"""
     split: str = "train"
@@ -24,8 +29,16 @@ class SourceConfig:
     """branch, tag or commit of a hub dataset"""
     mode: Literal["think", "no_think", "row"] = "row"
     """the mode of every row; row: each row says it, or it is read off its thinking"""
-    weight: float = 1.0
+    weight: float | None = None
     """below 1: that seeded fraction of the rows; above 1: repeats, 2.5 = twice and a seeded half"""
+    rows: int | None = None
+    """so many rows, drawn by the seed"""
+    tokens: int | None = None
+    """so many tokens: rows are drawn by the seed until they hold them, to within one row"""
+    share: float | None = None
+    """this part of the tokens of an epoch, to within one row; at most one of the four"""
+    streaming: bool = False
+    """read as a stream: with rows, no more than those reach the disk (docs/data.md)"""
     on_fault: Mapping[str, str] = field(default_factory=dict)
     """for each fault by its code, or any: error, drop, or a repair; absent: data.conflicts"""
     label: str | None = None
@@ -35,8 +48,20 @@ class SourceConfig:
         found = []
         if not self.path.strip():
             found.append(("path", "expected a file, a folder or a hub id, found nothing"))
-        if not 0 < self.weight <= 1000:
+        given = [key for key in AMOUNTS if getattr(self, key) is not None]
+        if len(given) > 1:
+            found.append(
+                (given[1], f"at most one of {', '.join(AMOUNTS)}: {given[0]} is given too")
+            )
+        if self.weight is not None and not 0 < self.weight <= 1000:
             found.append(("weight", f"expected more than 0 and at most 1000, found {self.weight}"))
+        if self.share is not None and not 0 < self.share <= 1:
+            found.append(("share", f"expected more than 0 and at most 1, found {self.share}"))
+        for key, count in (("rows", self.rows), ("tokens", self.tokens)):
+            if count is not None and count < 1:
+                found.append((key, f"expected 1 or more, found {count}"))
+        if self.streaming and "[" in self.split:
+            found.append(("split", f"a stream has no slices ({self.split}): use rows"))
         return found + on_fault_problems(self.on_fault)
 
 
@@ -46,6 +71,8 @@ class DataConfig:
 
     sources: tuple[SourceConfig, ...]
     """where the rows come from"""
+    mix: Mapping[str, float] | None = None
+    """the parts of the tokens that think and no_think get; whichever has too many loses rows"""
     validation_rows: int = 0
     """rows held out before packing, drawn by the seed over all sources"""
     max_tokens: int = 2048
@@ -64,8 +91,40 @@ class DataConfig:
         found = []
         if not self.sources:
             found.append(("sources", "expected one source or more, found none"))
+        found += _share_problems(self.sources) + _mix_problems(self.mix, self.sources)
         if self.validation_rows < 0:
             found.append(("validation_rows", f"expected 0 or more, found {self.validation_rows}"))
         if self.max_tokens < 2:
             found.append(("max_tokens", f"expected 2 or more, found {self.max_tokens}"))
         return found
+
+
+def _share_problems(sources: Sequence[SourceConfig]) -> list[tuple[str, str]]:
+    shares = [source.share for source in sources if source.share is not None]
+    total, all_shared = sum(shares), len(shares) == len(sources)
+    if not shares or (abs(total - 1) < _ROUNDING and all_shared):
+        return []
+    if all_shared:
+        return [("sources", f"every source has a share and they add up to {total:g}: expected 1")]
+    if total >= 1 - _ROUNDING:
+        found = f"shares add up to {total:g}: nothing is left for the sources without one"
+        return [("sources", found)]
+    return []
+
+
+def _mix_problems(
+    mix: Mapping[str, float] | None, sources: Sequence[SourceConfig]
+) -> list[tuple[str, str]]:
+    if mix is None:
+        return []
+    found = [(f"mix.{mode}", f"no mode{nearest(mode, MODES)}") for mode in mix if mode not in MODES]
+    found += [
+        (f"mix.{mode}", f"expected 0 to 1, found {mix[mode]}") for mode in mix if mix[mode] < 0
+    ]
+    if not found and abs(sum(mix.values()) - 1) > _ROUNDING:
+        found.append(("mix", f"the parts add up to {sum(mix.values()):g}: expected 1"))
+    modes = {source.mode for source in sources}
+    for mode, part in mix.items():
+        if part > 0 and modes and not modes & {mode, "row"}:
+            found.append((f"mix.{mode}", f"every source says another mode: {', '.join(modes)}"))
+    return found

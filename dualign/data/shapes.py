@@ -1,6 +1,7 @@
 """The shapes in which people keep conversations -> messages. One small function for each shape."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ Row = Mapping[str, Any]
 SHAPES = (
     "messages; prompt + completion; conversations (ShareGPT); instruction + output (Alpaca); text"
 )
-PAIR_SHAPES = "chosen + rejected, with or without prompt"
+PAIR_SHAPES = "chosen + rejected, with a prompt in a column of its own or at the head of both"
 _ROLES: dict[str, Role] = {
     "system": "system",
     "developer": "system",
@@ -31,6 +32,7 @@ _ROLES: dict[str, Role] = {
     "function_call": "assistant",
 }
 _HISTORY: tuple[Role, Role] = ("user", "assistant")
+_SPEAKER = re.compile(r"\n\n(Human|Assistant):")
 _TRACE_FIELDS = ("reasoning_content", "thinking", "reasoning")
 
 
@@ -43,7 +45,8 @@ def messages_of(row: Row) -> list[Message]:
     if _has(row, "conversations"):
         return _with_system(row, as_messages(row["conversations"]))
     if _has(row, "prompt", "completion"):
-        return [*as_turn(row["prompt"], "user"), *as_turn(row["completion"], "assistant")]
+        turns = [*as_turn(row["prompt"], "user"), *as_turn(row["completion"], "assistant")]
+        return _with_system(row, turns)
     if _has(row, "instruction", "output"):
         return _alpaca(row)
     raise TraceFault("unknown_shape", f"a row with {_keys(row)}. Expected {SHAPES}")
@@ -64,17 +67,34 @@ def pair_of(row: Row) -> tuple[list[Message], list[Message], list[Message]]:
     prompt.
 
     `prompt` may be a string that `chosen` repeats as its first user message, as UltraFeedback and
-    SmolTalk2 have it.
+    SmolTalk2 have it. Without one, strings are read as transcripts (`Human: ... Assistant: ...`).
     """
     if not _has(row, "chosen", "rejected"):
         raise TraceFault("unknown_shape", f"a row with {_keys(row)}. Expected {PAIR_SHAPES}")
-    chosen, rejected = (as_turn(row[key], "assistant") for key in ("chosen", "rejected"))
+    given = _given_prompt(row)
+    read = as_turn if given else _as_transcript
+    chosen, rejected = (read(row[key], "assistant") for key in ("chosen", "rejected"))
     shared = 0
     while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
         shared += 1
-    given = as_turn(row["prompt"], "user") if _has(row, "prompt") else []
     prompt = _joined(given, chosen[:shared])
     return _with_system(row, prompt), chosen[shared:], rejected[shared:]
+
+
+def _given_prompt(row: Row) -> list[Message]:
+    """The prompt in its own column: `prompt`, ShareGPT's `conversations`, or Orca's `question`."""
+    names = ("prompt", "conversations", "question")
+    name = next((name for name in names if _has(row, name)), None)
+    return as_turn(row[name], "user") if name else []
+
+
+def _as_transcript(value: Any, role: Role) -> list[Message]:
+    """HH-RLHF's strings: turns that begin with `Human:` or `Assistant:` after an empty line."""
+    parts = _SPEAKER.split(f"\n\n{value.strip()}") if isinstance(value, str) else []
+    if len(parts) < 3 or parts[0].strip():
+        return as_turn(value, role)
+    turns = zip(parts[1::2], parts[2::2], strict=True)
+    return [Message(role=_ROLES[who.lower()], content=text.strip()) for who, text in turns]
 
 
 def as_turn(value: Any, role: Role) -> list[Message]:
@@ -129,14 +149,35 @@ def _message(item: Mapping[str, Any]) -> Message:
     content = item.get("content") if item.get("role") is not None else item.get("value")
     if name == "function_call":
         return Message(role="assistant", content="", tool_calls=_calls([content]))
-    traces = (item[key] for key in _TRACE_FIELDS if item.get(key) is not None)
     return Message(
         role=_ROLES[name],
         content=_text(content),
-        thinking=next(traces, None) if _ROLES[name] == "assistant" else None,
-        tool_calls=_calls(item.get("tool_calls") or ()),
+        thinking=_trace(item, content) if _ROLES[name] == "assistant" else None,
+        tool_calls=_calls(item.get("tool_calls") or _old_call(item)),
         train=item.get("train") is not False and item.get("weight") != 0,
     )
+
+
+def _trace(item: Mapping[str, Any], content: Any) -> str | None:
+    """A trace in a field of its own, or in the content's parts of type thinking."""
+    fields = (item[key] for key in _TRACE_FIELDS if item.get(key) is not None)
+    found = next(fields, None)
+    if found is None and isinstance(content, Sequence) and not isinstance(content, str):
+        thoughts = [part["thinking"] for part in content if _is_thought(part)]
+        found = "".join(map(_text, thoughts)) if thoughts else None
+    if not isinstance(found, str | None):
+        raise TraceFault("bad_content", f"a trace {_short(found)}: expected text")
+    return found
+
+
+def _is_thought(part: Any) -> bool:
+    return isinstance(part, Mapping) and part.get("type") == "thinking" and "thinking" in part
+
+
+def _old_call(item: Mapping[str, Any]) -> list[Any]:
+    """OpenAI's `function_call` of before `tool_calls`."""
+    call = item.get("function_call")
+    return [call] if call else []
 
 
 def _text(content: Any) -> str:
@@ -146,12 +187,13 @@ def _text(content: Any) -> str:
         return content
     if not isinstance(content, Sequence):
         raise TraceFault("bad_content", f"content {_short(content)}: expected text or parts")
-    for part in content:
+    parts = [part for part in content if not _is_thought(part)]
+    for part in parts:
         if not isinstance(part, Mapping) or part.get("type") != "text":
             raise TraceFault(
                 "bad_content", f"content part {_short(part)}: only text can be trained on"
             )
-    return "".join(str(part.get("text") or "") for part in content)
+    return "".join(str(part.get("text") or "") for part in parts)
 
 
 def _calls(value: Any) -> tuple[Mapping[str, Any], ...]:

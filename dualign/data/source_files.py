@@ -53,15 +53,6 @@ def combined_sha256(fingerprints: list[tuple[str, str]]) -> str:
     return hashlib.sha256("\n".join(digest for _, digest in fingerprints).encode()).hexdigest()
 
 
-def data_fingerprint(path: str, rows: int, base: Path | None = None) -> dict[str, str | int]:
-    """Which bytes a source was, for run.json: `{"source", "sha256", "rows"}`."""
-    return {
-        "source": path,
-        "sha256": combined_sha256(fingerprint_files(path, base)),
-        "rows": rows,
-    }
-
-
 def data_format(file: Path) -> str:
     """The reader of a file, by its extension; compression extensions are looked through."""
     suffixes = [suffix.lower() for suffix in file.suffixes]
@@ -70,7 +61,7 @@ def data_format(file: Path) -> str:
     if not suffixes or suffixes[-1] not in FORMATS:
         raise DataError(
             f"{file}: can't tell how to read it. Expected one of {', '.join(FORMATS)}, "
-            "also compressed (.gz)."
+            "also compressed (.gz, .bz2, .xz, .zst)."
         )
     return FORMATS[suffixes[-1]]
 

@@ -1,8 +1,8 @@
 """Sources -> rows -> Conversation | PreferencePair. A row that contradicts itself is refused with
 its place and a code.
 
-`datasets` reads the rows: local files, globs, folders and saved datasets, else a hub id. What a row
-may look like is in `shapes.py`; what its traces and its mode must agree on is in `traces.py`.
+`loading.py` reads the rows; what they may look like is in `shapes.py`; what they must agree on is in
+`traces.py` (traces, modes), `turns.py` (order, tools) and `text_rules.py` (tokenizer, template).
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -10,19 +10,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import datasets
-
 from dualign.data.conversation import Conversation, Message, Mode, PreferencePair
 from dualign.data.faults import Code, RowError
+from dualign.data.loading import load_source
 from dualign.data.policies import Repair, repair_for
 from dualign.data.repairs import Draft, Part, mend
 from dualign.data.settings import SourceConfig, Supervise
 from dualign.data.shapes import Row, as_kwargs, as_tools, messages_of, pair_of, plain_text
-from dualign.data.source_files import data_format, is_saved_dataset, local_files
 from dualign.data.text_rules import NO_RULES, TextRules, check_texts
 from dualign.data.traces import TraceFault, check_turns, resolve_mode, take_trace
 from dualign.data.turns import check_order, check_tools
-from dualign.errors import DataError
 
 
 def source_label(source: SourceConfig) -> str:
@@ -34,23 +31,6 @@ def source_label(source: SourceConfig) -> str:
     stem = Path(source.path.rstrip("/")).name.split(".")[0]
     parts = [stem, source.name, None if source.split == "train" else source.split]
     return "/".join(part for part in parts if part)
-
-
-def load_source(source: SourceConfig, *, base: Path | None = None) -> datasets.Dataset:
-    """The rows of a source as a table on disk; relative paths start at `base`."""
-    files = local_files(source.path, base)
-    try:
-        rows = _load_local(source, files, base) if files else _load_hub(source)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        if isinstance(error, DataError):
-            raise
-        cause = error.__cause__ or error
-        raise DataError(
-            f"source {source.path!r}, split {source.split!r}: can't be read: {cause}"
-        ) from error
-    if not len(rows):
-        raise DataError(f"source {source.path!r}, split {source.split!r}: holds no rows")
-    return rows
 
 
 def read_rows(source: SourceConfig, *, base: Path | None = None) -> Iterator[dict[str, Any]]:
@@ -275,25 +255,3 @@ def _verbatim(
 
 def _row_error(fault: TraceFault, label: str, index: int) -> RowError:
     return RowError(fault.code, str(fault), source=label, row=index, mode=fault.mode)
-
-
-def _load_local(source: SourceConfig, files: list[Path], base: Path | None) -> datasets.Dataset:
-    folder = (base or Path()) / Path(source.path).expanduser()
-    if folder.is_dir() and is_saved_dataset(folder):
-        return datasets.load_from_disk(str(folder))
-    kinds = sorted({data_format(file) for file in files})
-    if len(kinds) > 1:
-        raise DataError(
-            f"source {source.path!r}: holds {' and '.join(kinds)} files. "
-            "Give one source for each kind, for example with a glob such as folder/*.jsonl."
-        )
-    options = {"sep": "\t"} if all(".tsv" in file.suffixes for file in files) else {}
-    split = source.split.split("[")[0]
-    names = [str(file) for file in files]
-    return datasets.load_dataset(kinds[0], data_files={split: names}, split=source.split, **options)
-
-
-def _load_hub(source: SourceConfig) -> datasets.Dataset:
-    return datasets.load_dataset(
-        source.path, source.name, split=source.split, revision=source.revision
-    )

@@ -138,10 +138,15 @@ def test_every_packing_trains_on_every_document(
 def test_wrapped_rows_take_documents_of_any_length(
     write_rows: Write, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    rows = [{"text": "apple " * 100}, {"messages": chat(1, think=True)["messages"]}]
-    path = write_rows(rows, "a.jsonl")
+    paths = (
+        write_rows([{"text": "apple " * 100}], "a.jsonl"),
+        write_rows([chat(1, think=True)], "b.jsonl"),
+    )
     data = DataConfig(
-        sources=(SourceConfig(path=str(path)),), max_tokens=64, packing="wrapped", supervise="all"
+        sources=tuple(SourceConfig(path=str(path)) for path in paths),
+        max_tokens=64,
+        packing="wrapped",
+        supervise="all",
     )
     template = load_template("chatml", tokenizer=tokenizer)
     made = prepare_sft(data, tokenizer, template, seed=1)

@@ -12,9 +12,10 @@ import datasets
 import pytest
 
 from dualign.data.conversation import Message
+from dualign.data.loading import load_source
 from dualign.data.settings import SourceConfig
-from dualign.data.source_files import data_fingerprint, fingerprint_files
-from dualign.data.sources import load_source, read_rows, source_label, to_conversation, to_pair
+from dualign.data.source_files import combined_sha256, fingerprint_files
+from dualign.data.sources import read_rows, source_label, to_conversation, to_pair
 from dualign.errors import DataError
 
 ROWS = SourceConfig(path="rows.jsonl")
@@ -166,9 +167,9 @@ def test_fingerprints_follow_the_bytes(tmp_path: Path) -> None:
         "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2: "abc"
     )
     assert fingerprint_files("a.jsonl", tmp_path) == [(str(tmp_path / "a.jsonl"), expected)]
-    before = data_fingerprint("*.jsonl", 1, tmp_path)
+    before = combined_sha256(fingerprint_files("*.jsonl", tmp_path))
     (tmp_path / "b.jsonl").write_text("abd")
-    assert data_fingerprint("*.jsonl", 1, tmp_path) != before
+    assert combined_sha256(fingerprint_files("*.jsonl", tmp_path)) != before
     assert fingerprint_files("owner/name", tmp_path) == []
 
 
