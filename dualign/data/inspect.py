@@ -14,6 +14,7 @@ from rich.text import Text
 
 from dualign.data.accounting import Group
 from dualign.data.prepare import Prepared, PreparedPairs
+from dualign.data.removed import removed_table
 from dualign.data.tokens import IGNORE_INDEX
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ def show(
     """Print the table of rows and tokens, then `samples` documents of each mode and source."""
     console = console or Console()
     console.print(rows_table(prepared.rows))
+    if prepared.rows["removed"]:
+        console.print(removed_table(prepared.rows))
     shown: dict[int, int] = {}
     for row in prepared.train:
         for group, ids, labels in documents_of(row):

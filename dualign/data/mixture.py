@@ -1,14 +1,13 @@
 """Sources -> one table of tokenised rows, and which of them are trained on, in which order.
 
-    source -> rows drawn by weight or number -> tokens (refused rows counted)
+    source -> rows drawn by weight or number -> screened -> tokens (refused rows counted)
            -> validation held out -> repeats, amounts, shares -> shuffled
 
 Each source is an Arrow table on disk; only indices and lengths are held in memory.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,10 +17,12 @@ import numpy as np
 
 from dualign.data.accounting import UNKNOWN_MODE, Group, account, tally_rows
 from dualign.data.amounts import Rows, choose
+from dualign.data.caching import no_cache
 from dualign.data.conversation import MODES
 from dualign.data.draws import Indices, generator, held_out
 from dualign.data.encoding import ExampleEncoder, PairEncoder
-from dualign.data.loading import draw_source
+from dualign.data.loading import Drawn, draw_source
+from dualign.data.screening import Screened, screen
 from dualign.data.settings import DataConfig
 from dualign.data.shape_check import check_shapes
 from dualign.data.sources import source_label
@@ -61,17 +62,21 @@ def mix(
 ) -> Mixed:
     """The tokenised rows of all sources, what is trained on and held out, and the account."""
     _check_labels([source_label(source) for source in data.sources])
-    tables, left_out, sources = [], [], []
-    for number, source in enumerate(data.sources):
-        drawn = draw_source(source, seed=seed, number=number, base=base)
-        check_shapes(drawn.table, drawn.rows, source, data, pairs=kind is PairEncoder)
+    pairs = kind is PairEncoder
+    drawn = [
+        draw_source(source, seed=seed, number=number, base=base)
+        for number, source in enumerate(data.sources)
+    ]
+    for one, source in zip(drawn, data.sources, strict=True):
+        check_shapes(one.table, one.rows, source, data, pairs=pairs)
+    screened = screen(drawn, data, pairs=pairs, num_proc=num_proc)
+    tables = []
+    for one, source in zip(screened.drawn, data.sources, strict=True):
         encoder = kind(
-            source=source, data=data, tokenizer=tokenizer, template=template, rows=drawn.rows
+            source=source, data=data, tokenizer=tokenizer, template=template, rows=one.rows
         )
-        tables.append(_encoded(drawn.table, encoder, num_proc))
-        left_out.append(drawn.total - len(drawn.rows))
-        sources.append({"source": source.path, "sha256": drawn.sha256, "rows": drawn.total})
-    return _mixed(tables, left_out, tuple(sources), data, seed)
+        tables.append(_encoded(one.table, encoder, num_proc))
+    return _mixed(tables, drawn, screened, data, seed)
 
 
 def _encoded(
@@ -93,8 +98,8 @@ def _encoded(
 
 def _mixed(
     tables: list[datasets.Dataset],
-    left_out: list[int],
-    sources: tuple[Mapping[str, Any], ...],
+    drawn: Sequence[Drawn],
+    screened: Screened,
     data: DataConfig,
     seed: int,
 ) -> Mixed:
@@ -103,7 +108,8 @@ def _mixed(
     labels = [source_label(source) for source in data.sources]
     owner = np.repeat(np.arange(len(tables)), [len(one) for one in tables])
     kept = np.flatnonzero(about["code"] == "")
-    _require_rows(kept, about["code"])
+    unseen = _unseen(data, drawn, screened)
+    _require_rows(kept, about["code"], unseen)
     validation = kept[held_out(len(kept), data.validation_rows, generator(seed, "validation"))]
     remaining = np.setdiff1d(kept, validation, assume_unique=True)
     mode = np.array([MODES.index(one) if one in MODES else -1 for one in about["mode"]])
@@ -111,7 +117,7 @@ def _mixed(
     chosen = choose(remaining, rows, data, seed)
     for reason, lost in chosen.left_out.items():
         about["code"][lost] = reason
-    _require_rows(chosen.train, about["code"])
+    _require_rows(chosen.train, about["code"], unseen)
     keys = [(str(mode), labels[which]) for mode, which in zip(about["mode"], owner, strict=True)]
     groups = tuple(
         sorted(
@@ -120,7 +126,8 @@ def _mixed(
         )
     )
     places = {key: place for place, key in enumerate(groups)}
-    tallies = tally_rows(keys, about, chosen.train, validation, _unseen(data, left_out))
+    rows_of_run = account(tally_rows(keys, about, chosen.train, validation, unseen))
+    rows_of_run |= {"tasks": dict(screened.tasks), "removed": list(screened.samples)}
     return Mixed(
         table=table,
         group=np.array([places.get(key, -1) for key in keys]),
@@ -128,29 +135,34 @@ def _mixed(
         train=generator(seed, "order").permutation(chosen.train),
         validation=validation,
         groups=groups,
-        rows=account(tallies),
-        sources=sources,
+        rows=rows_of_run,
+        sources=tuple(
+            {"source": source.path, "sha256": one.sha256, "rows": one.total}
+            for source, one in zip(data.sources, drawn, strict=True)
+        ),
     )
 
 
-def _unseen(data: DataConfig, left_out: list[int]) -> dict[Group, Counter[str]]:
-    """Rows that no draw took, by the key that drew."""
-    return {
-        (
-            UNKNOWN_MODE if source.mode == "row" else source.mode,
-            source_label(source),
-        ): Counter({"weight" if source.rows is None else "rows": count})
-        for source, count in zip(data.sources, left_out, strict=True)
-        if count
-    }
+def _unseen(
+    data: DataConfig, drawn: Sequence[Drawn], screened: Screened
+) -> dict[Group, Counter[str]]:
+    """Rows that weren't tokenised: not drawn, by the key that drew; or screened out, by code."""
+    unseen: dict[Group, Counter[str]] = {}
+    for source, one in zip(data.sources, drawn, strict=True):
+        group = (UNKNOWN_MODE if source.mode == "row" else source.mode, source_label(source))
+        if count := one.total - len(one.rows):
+            unseen[group] = Counter({"weight" if source.rows is None else "rows": count})
+    for group, codes in screened.removed.items():
+        unseen[group] = unseen.get(group, Counter()) + codes
+    return unseen
 
 
-def _require_rows(kept: Indices, codes: Any) -> None:
+def _require_rows(kept: Indices, codes: Any, unseen: Mapping[Group, Counter[str]]) -> None:
     if not len(kept):
-        reasons, counts = np.unique(codes, return_counts=True)
-        listed = ", ".join(
-            f"{reason}: {count}" for reason, count in zip(reasons, counts, strict=True)
-        )
+        lost = Counter(str(code) for code in codes if code)
+        for more in unseen.values():
+            lost.update(more)
+        listed = ", ".join(f"{reason}: {count}" for reason, count in sorted(lost.items()))
         raise DataError(f"no row is left to train on. Left out: {listed}.")
 
 
@@ -169,18 +181,3 @@ def _check_labels(labels: Sequence[str]) -> None:
         raise DataError(
             f"sources with the same name: {', '.join(twice)}. Give each of them a label of its own."
         )
-
-
-@contextmanager
-def no_cache() -> Iterator[None]:
-    """`datasets` recognises a cached result by the function's name, not by its code or by what it
-    calls, so a new version of dualign would get the old one's tokens. Without caching, tables go to
-    a temporary folder.
-    """
-    enabled = datasets.is_caching_enabled()
-    datasets.disable_caching()
-    try:
-        yield
-    finally:
-        if enabled:
-            datasets.enable_caching()

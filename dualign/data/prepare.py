@@ -9,9 +9,10 @@ import datasets
 import numpy as np
 
 from dualign.data.accounting import Group
+from dualign.data.caching import no_cache
 from dualign.data.draws import Indices, generator
 from dualign.data.encoding import ExampleEncoder, PairEncoder
-from dualign.data.mixture import Mixed, mix, no_cache
+from dualign.data.mixture import Mixed, mix
 from dualign.data.packing import Piece, fill, pack
 from dualign.data.settings import DataConfig
 from dualign.data.template import ChatTemplate

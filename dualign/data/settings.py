@@ -66,11 +66,53 @@ class SourceConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class DedupConfig:
+    """Rows that repeat an earlier one, of any source, are left out; modes are compared apart."""
+
+    method: Literal["exact", "minhash"] = "exact"
+    """exact: all is the same but spaces; minhash: also rows that share most of their words"""
+    threshold: float = 0.8
+    """of minhash: the share of n-grams from which two rows are near duplicates"""
+    ngram: int = 5
+    """of minhash: so many words in a row are compared"""
+
+    def problems(self) -> list[tuple[str, str]]:
+        found = []
+        if not 0 < self.threshold <= 1:
+            found.append(("threshold", f"expected more than 0, at most 1, found {self.threshold}"))
+        if self.ngram < 1:
+            found.append(("ngram", f"expected 1 or more, found {self.ngram}"))
+        return found
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DecontaminateConfig:
+    """Rows that hold a problem of the evaluation are left out."""
+
+    tasks: tuple[str, ...]
+    """task files, as an eval stage takes them"""
+    ngram: int = 13
+    """so many words in a row make a row hold a problem; a shorter problem has to be a whole turn"""
+
+    def problems(self) -> list[tuple[str, str]]:
+        found = []
+        if not self.tasks:
+            found.append(("tasks", "expected one task file or more, found none"))
+        if self.ngram < 3:
+            found.append(("ngram", f"expected 3 or more, found {self.ngram}"))
+        return found
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
     """What a training stage is fed with, and how its rows become tokens."""
 
     sources: tuple[SourceConfig, ...]
     """where the rows come from"""
+    dedup: DedupConfig | None = None
+    """absent: rows may repeat each other"""
+    decontaminate: DecontaminateConfig | None = None
+    """absent: rows may hold what is evaluated"""
     mix: Mapping[str, float] | None = None
     """the parts of the tokens that think and no_think get; whichever has too many loses rows"""
     validation_rows: int = 0
