@@ -73,7 +73,9 @@ def test_the_packages_list_is_that_of_the_folders() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [["--help"], ["run", "--help"], ["recipes", "list"]], ids=" ".join
+    "command",
+    [["--help"], ["run", "--help"], ["doctor", "--help"], ["recipes", "list"]],
+    ids=" ".join,
 )
 def test_help_and_lists_import_nothing_heavy(command: list[str]) -> None:
     code = (

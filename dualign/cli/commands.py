@@ -114,6 +114,36 @@ def inspect(given: Namespace) -> int:
     return 0
 
 
+def doctor(given: Namespace) -> int:
+    """`dualign doctor RECIPE | MODEL_DIR | DATA`: 1 if an error was found."""
+    from dualign.doctor.target import target_of
+
+    kind = target_of(given.target, recipes=_shipped_names())
+    if kind != "recipe" and given.overrides:
+        raise ConfigError(f"{given.overrides[0]}: only a recipe has keys; {given.target} is none")
+    from dualign.doctor import doctor as examine
+    from dualign.doctor.show import as_json, show
+
+    if kind == "recipe":
+        given.recipe = given.target
+        found = examine.examine_recipe(_load(given))
+    elif kind == "model":
+        found = examine.examine_directory(given.target)
+    else:
+        found = examine.examine_data(
+            given.target,
+            template=given.template,
+            tokenizer=given.tokenizer,
+            max_tokens=given.max_tokens,
+            split=given.split,
+        )
+    if given.json:
+        say(as_json(found))
+    else:
+        show(found)
+    return 1 if found.findings.errors else 0
+
+
 def recipes(given: Namespace) -> int:
     """`dualign recipes list | show NAME | copy NAME TARGET`."""
     if given.what == "list":
@@ -172,6 +202,12 @@ def _shipped() -> Path:
     import dualign.recipes
 
     return Path(dualign.recipes.__path__[0])
+
+
+def _shipped_names() -> list[str]:
+    """What a recipe that ships may be called."""
+    files = [path.relative_to(_shipped()) for path in _shipped().glob("*/*.yaml")]
+    return [*(str(file.with_suffix("")) for file in files), *(file.parts[0] for file in files)]
 
 
 def _load(given: Namespace) -> Recipe:

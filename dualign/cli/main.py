@@ -96,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     _chat_command(sub)
     _report_command(sub)
     _inspect_command(sub)
+    _doctor_command(sub)
     _recipes_command(sub)
     return parser
 
@@ -110,6 +111,12 @@ Prints what `dualign run` would do and what it would cost. Nothing is trained, n
 """
 _STAGE = """\
 RECIPE is a stage recipe, or a pipeline recipe with --stage NAME when it has several of this kind.
+"""
+_DOCTOR = """\
+Reads every row on the path that training takes, and collects what is wrong instead of stopping at
+it: masks, modes, templates, tokens, what the stages of a recipe hand on, what was saved. Each
+finding says what it means for the model and how to mend it; docs/doctor.md lists them. Exit status
+1 if there is an error among them.
 """
 _Sub = argparse._SubParsersAction
 
@@ -214,6 +221,32 @@ def _inspect_command(sub: "_Sub[argparse.ArgumentParser]") -> None:
         "--rows", type=int, default=2, metavar="N", help="rows shown per source and mode"
     )
     parser.set_defaults(action=commands.inspect)
+
+
+def _doctor_command(sub: "_Sub[argparse.ArgumentParser]") -> None:
+    parser = _command(sub, "doctor", "prove the data, the template and the saved model", _DOCTOR)
+    parser.add_argument(
+        "target",
+        metavar="RECIPE|MODEL_DIR|DATA",
+        help="a recipe; a model, adapter or run directory; a data file, folder, glob or hub id",
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="set a key, if it is a recipe"
+    )
+    parser.add_argument(
+        "--template", default="dualign", metavar="NAME", help="for DATA; default %(default)s"
+    )
+    parser.add_argument(
+        "--tokenizer", metavar="DIR", help="for DATA; default: that of the embedded model"
+    )
+    parser.add_argument(
+        "--max-tokens", type=int, default=2048, metavar="N", help="for DATA; default %(default)s"
+    )
+    parser.add_argument(
+        "--split", default="train", metavar="NAME", help="for DATA; default %(default)s"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON for machines")
+    parser.set_defaults(action=commands.doctor)
 
 
 def _recipes_command(sub: "_Sub[argparse.ArgumentParser]") -> None:

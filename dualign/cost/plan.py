@@ -63,7 +63,7 @@ def show_rows(recipe: Recipe, entry: StageEntry, *, count: int) -> None:
     from dualign.data.inspect import show
 
     found = statuses(recipe, remember=False)
-    config, missing = _resolved(entry, found)
+    config, missing = resolved(entry, found)
     if missing:
         raise ConfigError(
             f"{recipe.file}: stage {entry.name} reads from {', '.join(missing)}, which hasn't run yet"
@@ -88,7 +88,7 @@ def _show_training(
 ) -> None:
     entry = status.entry
     console.rule(f"{entry.name} ({entry.kind})", align="left")
-    config, missing = _resolved(entry, found)
+    config, missing = resolved(entry, found)
     data: Prepared | PreparedPairs | None = None
     if not missing and _data_is_here(config):
         data, _ = _prepared(config, entry.kind, entry.seed)
@@ -98,7 +98,7 @@ def _show_training(
     else:
         waits = f"stage {', '.join(missing)} has run" if missing else "its data is downloaded"
         console.print(f"rows and tokens: known when {waits}")
-    base = _base_model(entry, {one.entry.name: one.entry for one in found})
+    base = base_model(entry, {one.entry.name: one.entry for one in found})
     cost = training_cost(config, entry.kind, data, base=base, folder=recipe.file.parent)
     console.print(_cost_table(cost))
     if cost.memory:
@@ -108,13 +108,13 @@ def _show_training(
         console.print(f"note: {note}", highlight=False, soft_wrap=True)
 
 
-def _base_model(entry: StageEntry, stages: Mapping[str, StageEntry]) -> str:
+def base_model(entry: StageEntry, stages: Mapping[str, StageEntry]) -> str:
     """The model at the head of the road that leads to a stage."""
     models = getattr(entry.config, "models", ())
     first = getattr(models[0], "model", "") if models else ""
     reference = str(getattr(entry.config, "model", first))
     parent = stage_of(reference)
-    return _base_model(stages[parent], stages) if parent else reference
+    return base_model(stages[parent], stages) if parent else reference
 
 
 def training_cost(
@@ -202,7 +202,7 @@ def _duration(seconds: float) -> str:
     return f"about {seconds / 60:.0f} min" if seconds < 7200 else f"about {seconds / 3600:.1f} h"
 
 
-def _resolved(entry: StageEntry, found: list[StageStatus]) -> tuple[Any, list[str]]:
+def resolved(entry: StageEntry, found: list[StageStatus]) -> tuple[Any, list[str]]:
     """The stage with the references to finished stages replaced by paths, and the stages that aren't finished."""
     done = {one.entry.name: one for one in found if one.state == "done"}
     paths, missing = {}, []

@@ -1,0 +1,33 @@
+"""What the user pointed at: a recipe, a saved model, or data. Light: only names are looked at."""
+
+from pathlib import Path
+from typing import Literal
+
+from dualign.errors import ConfigError
+
+Target = Literal["recipe", "model", "data"]
+_MODEL_FILES = ("config.json", "adapter_config.json", "tokenizer_config.json", "run.json")
+_RECIPE_ENDINGS = (".yaml", ".yml")
+
+
+def target_of(name: str, *, recipes: list[str]) -> Target:
+    """What kind of thing `name` is; `recipes` are the names of those that ship.
+
+    Raises:
+        ConfigError: a path that isn't there.
+    """
+    path = Path(name).expanduser()
+    if name.startswith("embedded:"):
+        return "model"
+    if path.is_dir():
+        return "model" if any((path / file).is_file() for file in _MODEL_FILES) else "data"
+    if name.endswith(_RECIPE_ENDINGS) or (not path.exists() and name in recipes):
+        return "recipe"
+    if path.is_file() or set("*?[") & set(name):
+        return "data"
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
+        raise ConfigError(
+            f"{name}: no such file or folder; expected a recipe, a model folder, a data file or "
+            "folder, or the hub id of a dataset"
+        )
+    return "data"

@@ -1,0 +1,63 @@
+"""The embedded default's tokenizer as training sets it, and data that a survey reads."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dualign.data.settings import DataConfig, SourceConfig
+from dualign.doctor.findings import Findings
+from dualign.doctor.survey import Kind, Subject, survey
+from dualign.training.models import Start, load_tokenizer
+from dualign.training.settings import TrainingStage
+
+Rows = dict[str, list[dict[str, Any]]]
+Examine = Callable[..., tuple[Findings, dict[str, Any]]]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def datasets_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What `datasets` writes stays out of the user's cache."""
+    import datasets
+
+    datasets.config.HF_DATASETS_CACHE = str(tmp_path_factory.mktemp("datasets"))
+
+
+@pytest.fixture(scope="session")
+def formats(embedded: Path) -> Callable[[str], Any]:
+    """Template name or file -> (tokenizer, template), as a stage loads them."""
+    made: dict[str, Any] = {}
+    start = Start(base=str(embedded), adapter=None, folder=str(embedded), revision=None)
+
+    def load(template: str) -> Any:
+        if template not in made:
+            stage = TrainingStage(name="made", model=str(embedded), template=template)
+            made[template] = load_tokenizer(stage, start)
+        return made[template]
+
+    return load
+
+
+@pytest.fixture
+def examine(formats: Callable[[str], Any], tmp_path: Path) -> Examine:
+    """Rows of each source -> what a survey finds, and its account."""
+
+    def look(
+        rows: Rows, *, template: str = "dualign", kind: Kind = "sft", max_tokens: int = 512
+    ) -> tuple[Findings, dict[str, Any]]:
+        tokenizer, chat = formats(template)
+        sources = tuple(SourceConfig(path=str(write(tmp_path, *one))) for one in rows.items())
+        data = DataConfig(sources=sources, max_tokens=max_tokens)
+        subject = Subject(kind=kind, data=data, tokenizer=tokenizer, template=chat)
+        findings = Findings()
+        return findings, dict(survey(subject, findings))
+
+    return look
+
+
+def write(folder: Path, name: str, rows: list[dict[str, Any]]) -> Path:
+    path = folder / f"{name}.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path

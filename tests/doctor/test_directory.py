@@ -1,0 +1,68 @@
+"""Every planted defect of a saved directory is found; a model and an adapter as stages leave them have none."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from dualign.doctor.doctor import examine_directory
+from dualign.training.trainer import agree_on_ends
+from tests.doctor.defective_directories import PLANTED, Planted
+
+RUN = {
+    "kind": "sft",
+    "config": {"template": "dualign", "template_kwargs": {}},
+    "rows": {"in": 9, "kept": 7, "dropped": {"too_long": 2}, "by": []},
+    "checks": {"reload_max_logit_difference": 0.0},
+}
+
+
+@pytest.fixture(scope="session")
+def saved(formats: Callable[[str], Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny `model` and an `adapter` on a hub id, as stages leave them."""
+    root = tmp_path_factory.mktemp("saved")
+    tokenizer, _ = formats("dualign")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 1, "num_key_value_heads": 1, "tie_word_embeddings": True}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes, **heads))
+    agree_on_ends(model, tokenizer)
+    for name in ("model", "adapter"):
+        tokenizer.save_pretrained(root / name)
+        model.generation_config.save_pretrained(root / name)
+        (root / name / "run.json").write_text(json.dumps(RUN), encoding="utf-8")
+    model.save_pretrained(root / "model")
+    lora = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    lora.peft_config["default"].base_model_name_or_path = "owner/base"
+    lora.save_pretrained(root / "adapter")
+    return root
+
+
+@pytest.mark.parametrize("name", ["model", "adapter"])
+def test_what_a_stage_leaves_has_no_fault(name: str, saved: Path) -> None:
+    found = examine_directory(str(saved / name))
+    assert found.findings.all() == []
+    assert found.rows["kept"] == 7
+
+
+@pytest.mark.parametrize("planted", PLANTED, ids=lambda one: one.make.__name__)
+def test_a_planted_defect_of_a_directory_is_found(
+    planted: Planted, saved: Path, tmp_path: Path
+) -> None:
+    for name in ("model", "adapter"):
+        shutil.copytree(saved / name, tmp_path / name)
+    folder = tmp_path / ("adapter" if planted.adapter else "model")
+    planted.make(folder)
+    findings = examine_directory(str(folder)).findings
+    assert planted.code in {one.code for one in findings.all()}
+
+
+def test_the_embedded_model_pads_with_its_end_of_turn() -> None:
+    findings = examine_directory("embedded:smollm2-135m-instruct").findings
+    assert [one.code for one in findings.all() if one.severity == "error"] == ["pad_is_end_of_turn"]

@@ -1,0 +1,124 @@
+"""`dualign doctor`: what it takes for what, what it prints, how it exits."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dualign.cli.main import main
+from dualign.data.prepare import prepare_sft
+from dualign.data.settings import DataConfig, SourceConfig
+from dualign.doctor.target import target_of
+from dualign.errors import ConfigError
+from tests.doctor.conftest import Examine, write
+from tests.doctor.defective_rows import (
+    end_of_turn_in_answer,
+    no_think_row,
+    think_row,
+    unclosed_block,
+)
+
+ROWS = [think_row(1), no_think_row(2), think_row(3), no_think_row(4)]
+
+
+def test_json_has_every_finding_with_its_row_and_the_account(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = write(tmp_path, "rows", [*ROWS, unclosed_block({}), end_of_turn_in_answer({})])
+    assert main(["doctor", str(rows), "--json"]) == 1
+    said = json.loads(capsys.readouterr().out)
+    assert said["rows"] == {
+        "in": 6,
+        "kept": 4,
+        "dropped": {"control_token": 1, "unclosed_think": 1},
+    }
+    found = [(one["code"], one["severity"], one["source"], one["row"]) for one in said["findings"]]
+    assert found == [
+        ("control_token", "error", "rows", 5),
+        ("unclosed_think", "error", "rows", 4),
+    ]
+    assert all(one["message"] and one["means"] and one["fix"] for one in said["findings"])
+
+
+def test_clean_rows_exit_with_0_and_a_line_that_adds_up(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["doctor", str(write(tmp_path, "rows", ROWS))]) == 0
+    printed = capsys.readouterr().out.strip()
+    assert printed == "4 rows in, 4 kept, 0 dropped. 0 errors, 0 warnings, 0 notes."
+
+
+def test_the_table_says_what_it_means_and_how_to_mend_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = write(tmp_path, "rows", [*ROWS, *[unclosed_block({})] * 5])
+    assert main(["doctor", str(rows)]) == 1
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "error unclosed_think rows 5 rows" in printed
+    assert "row 4:" in printed and "row 6:" in printed and "row 7:" not in printed
+    assert "means: The model learns never to come to an answer." in printed
+    assert "fix: Remove the row" in printed
+    assert "9 rows in, 4 kept, 5 dropped (unclosed_think 5)." in printed
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["no/such/file"],
+        ["rows.jsonl"],
+        ["{rows}", "sft.model=x"],
+        ["{rows}", "--template", "dualing"],
+    ],
+    ids=" ".join,
+)
+def test_bad_usage_exits_with_2(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = write(tmp_path, "rows", ROWS)
+    assert main(["doctor", *(one.format(rows=rows) for one in arguments)]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_a_template_of_ones_own_that_is_broken_is_a_finding(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.jinja").write_text("{% if %}", encoding="utf-8")
+    rows = write(tmp_path, "rows", ROWS)
+    arguments = ["doctor", str(rows), "--template", str(tmp_path / "mine.jinja"), "--json"]
+    assert main(arguments) == 1
+    said = json.loads(capsys.readouterr().out)
+    assert [one["code"] for one in said["findings"]] == ["template_unusable"]
+
+
+def test_targets_are_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "rows").mkdir()
+    told = {
+        "quickstart": "recipe",
+        "mine.yaml": "recipe",
+        str(tmp_path / "model"): "model",
+        "embedded:smollm2-135m-instruct": "model",
+        str(tmp_path / "rows"): "data",
+        "traces/*.jsonl": "data",
+        "owner/name": "data",
+    }
+    assert {name: target_of(name, recipes=["quickstart"]) for name in told} == told
+    with pytest.raises(ConfigError, match="no such file or folder"):
+        target_of("gone", recipes=["quickstart"])
+
+
+def test_doctor_keeps_the_rows_that_training_keeps(
+    examine: Examine, formats: Callable[[str], Any], tmp_path: Path
+) -> None:
+    rows = [*ROWS, unclosed_block({}), no_think_row(5) | {"mode": "think"}]
+    rows[1]["messages"][1]["content"] = "two " * 600
+    _, account = examine({"rows": rows})
+    sources = (SourceConfig(path=str(tmp_path / "rows.jsonl")),)
+    data = DataConfig(sources=sources, max_tokens=512, conflicts="drop")
+    tokenizer, template = formats("dualign")
+    trained = prepare_sft(data, tokenizer, template, seed=0).rows
+    for name in ("in", "kept", "dropped", "tokens", "supervised_tokens"):
+        assert account[name] == trained[name]

@@ -1,0 +1,52 @@
+"""Findings are bounded in memory and complete in number; each code is explained, in the code and in the docs."""
+
+import re
+from pathlib import Path
+
+from dualign.data.faults import CODES
+from dualign.doctor.findings import MOST_KEPT, Fault, Findings, explained, explanations
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_every_reason_for_which_a_row_is_dropped_is_explained() -> None:
+    assert set(CODES) <= set(explanations())
+
+
+def test_every_code_that_a_check_uses_is_explained_and_every_explanation_is_used() -> None:
+    text = "".join(path.read_text() for path in (ROOT / "dualign" / "doctor").glob("*.py"))
+    used = set(re.findall(r'Fault\(\s*"(\w+)"', text)) | set(re.findall(r'code = "(\w+)"', text))
+    used |= set(re.findall(r'return "(\w+_\w+)"', text)) | set(re.findall(r'"(tools_\w+)"', text))
+    assert set(explanations()) - set(CODES) <= used
+    assert used - set(explanations()) <= {"tools_column"}
+
+
+def test_the_page_lists_every_code_with_what_it_means_and_the_fix() -> None:
+    page = (ROOT / "docs" / "doctor.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| (.*) \| (.*) \| (.*) \|$", page, flags=re.MULTILINE)
+    listed = {code: (severity, *rest) for code, severity, *rest in rows}
+    told = {
+        code: (one.severity, one.found, one.means, one.fix) for code, one in explanations().items()
+    }
+    assert listed == told
+    assert re.findall(r"^## (\w+)$", page, flags=re.MULTILINE) == [
+        noun.capitalize() for noun in explained()
+    ]
+
+
+def test_all_findings_are_counted_and_the_first_are_kept() -> None:
+    findings = Findings()
+    for row in range(MOST_KEPT + 5):
+        findings.add(Fault("broken_text", "made"), source="rows", row=row)
+    (group,) = findings.groups()
+    assert findings.counts[group] == MOST_KEPT + 5
+    assert [one.row for one in findings.all()] == list(range(MOST_KEPT))
+
+
+def test_errors_come_first_and_a_place_may_be_worse_than_its_code() -> None:
+    findings = Findings()
+    findings.add(Fault("think_tag_in_prompt", "made"), source="rows")
+    findings.add(Fault("date_leak", "made", "error"), source="template")
+    findings.add(Fault("broken_text", "made"), source="rows")
+    assert [one.severity for one in findings.groups()] == ["error", "warning", "info"]
+    assert findings.errors == 1

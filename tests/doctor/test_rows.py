@@ -1,0 +1,67 @@
+"""Every planted defect of a row is found, at its row; clean rows of every kind raise no alarm."""
+
+import pytest
+
+from dualign.doctor.findings import Findings
+from tests.doctor import clean
+from tests.doctor.conftest import Examine
+from tests.doctor.defective_rows import (
+    PLANTED,
+    Planted,
+    no_think_row,
+    pair_row,
+    think_row,
+    tool_row,
+)
+
+PLACE = 2
+
+
+@pytest.mark.parametrize("planted", PLANTED, ids=lambda one: one.make.__name__)
+def test_a_planted_defect_is_found_at_its_row_and_nothing_else_is(
+    planted: Planted, examine: Examine
+) -> None:
+    kind = "preference" if planted.pairs else "sft"
+    rows = [pair_row(3), pair_row(4)] if planted.pairs else [think_row(3), no_think_row(4)]
+    if planted.template != "dualign" and not planted.pairs:
+        rows = [no_think_row(3), no_think_row(4)]
+    rows.append(planted.make(rows[0]))
+    findings, account = examine({"rows": rows}, kind=kind, template=planted.template)
+    found = [(one.code, one.row) for one in findings.all() if one.row is not None]
+    assert (planted.code, PLACE) in found
+    assert {row for _, row in found} == {PLACE}, "the clean rows are clean"
+    assert account["in"] == 3 == account["kept"] + sum(account["dropped"].values())
+
+
+def test_a_flag_in_a_word_is_an_error_where_the_template_takes_it_for_the_switch(
+    examine: Examine,
+) -> None:
+    row = next(one for one in PLANTED if one.code == "flag_in_word").make({})
+    for template, severity in (("dualign", "warning"), ("smollm3-training", "error")):
+        findings, _ = examine({"rows": [row]}, template=template)
+        assert [one.severity for one in findings.all() if one.code == "flag_in_word"] == [severity]
+
+
+def test_rows_that_only_look_odd_are_clean(examine: Examine) -> None:
+    rows = [think_row(), no_think_row(), tool_row()]
+    rows[0]["messages"][0]["content"] = "Is docs/thinking.md or /thinker a flag, and [1, 2] < [3]?"
+    rows[1]["messages"][1]["content"] = "a < b, c <| d, #include <filename.h>, ## Response"
+    findings, account = examine({"rows": rows})
+    assert _alarms(findings) == 0
+    assert account["kept"] == 3
+
+
+def test_ten_thousand_clean_rows_of_every_kind_raise_no_alarm(examine: Examine) -> None:
+    alarms = rows = 0
+    for kind, makers, count in (("sft", clean.SFT, 8_000), ("preference", clean.PAIRS, 2_000)):
+        findings, account = examine(clean.clean(makers, count), kind=kind, max_tokens=4096)
+        alarms += _alarms(findings)
+        rows += account["in"]
+        assert account["kept"] == account["in"]
+    assert rows == 10_000
+    assert alarms < 0.005 * rows
+
+
+def _alarms(findings: Findings) -> int:
+    about_rows = [one for one in findings.all() if one.row is not None]
+    return sum(one.severity != "info" for one in about_rows)

@@ -1,0 +1,151 @@
+"""Every planted defect between a recipe's stages, its model and its data is found."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+
+from dualign.cli.stages import kinds
+from dualign.doctor.doctor import Diagnosis, examine_recipe
+from dualign.doctor.stages import model_faults
+from dualign.errors import ConfigError
+from dualign.recipe import load_recipe
+from tests.doctor.conftest import write
+from tests.doctor.defective_rows import no_think_row, pair_row, think_row
+
+MODEL = "embedded:smollm2-135m-instruct"
+
+
+class Planted(NamedTuple):
+    make: Callable[[dict[str, Any]], None]
+    code: str
+
+
+def clean_recipe(folder: Path) -> dict[str, Any]:
+    rows = write(folder, "rows", [row(n) for n in range(4) for row in (think_row, no_think_row)])
+    pairs = [pair_row(n) for n in range(3)]
+    pairs += [_thinking(pair_row(n)) for n in range(3, 6)]
+    stages = [
+        {"name": "sft", "kind": "sft", "model": MODEL, "data": {"sources": [{"path": str(rows)}]}},
+        {
+            "name": "apo",
+            "kind": "preference",
+            "model": "stage:sft",
+            "data": {"sources": [{"path": str(write(folder, "pairs", pairs))}], "packing": "none"},
+            "lora": {"r": 2},
+        },
+    ]
+    stages[0]["lora"] = {"r": 2}
+    return {"name": "made", "output_dir": str(folder / "out"), "stages": stages}
+
+
+def _thinking(row: dict[str, Any]) -> dict[str, Any]:
+    sides = {name: f"<think>\nAdd them.\n</think>\n{row[name]}" for name in ("chosen", "rejected")}
+    return row | sides | {"mode": "think"}
+
+
+def template_that_changes_on_the_way(recipe: dict[str, Any]) -> None:
+    recipe["stages"][1]["template"] = "smollm3-training"
+
+
+def settings_that_change_on_the_way(recipe: dict[str, Any]) -> None:
+    recipe["stages"][1]["template_kwargs"] = {"date": "2025-07-01"}
+
+
+def rows_longer_than_the_model(recipe: dict[str, Any]) -> None:
+    recipe["stages"][0]["data"]["max_tokens"] = 100_000
+
+
+def source_that_is_no_table(recipe: dict[str, Any]) -> None:
+    path = Path(recipe["stages"][0]["data"]["sources"][0]["path"])
+    path.write_text('{"messages": [}\n', encoding="utf-8")
+
+
+def split_that_is_not_there(recipe: dict[str, Any]) -> None:
+    recipe["stages"][0]["data"]["sources"][0]["split"] = "train[100:]"
+
+
+def model_that_is_no_folder(recipe: dict[str, Any]) -> None:
+    recipe["stages"][0]["model"] = "/models/gone"
+
+
+def nothing_but_contradictions(recipe: dict[str, Any]) -> None:
+    path = Path(recipe["stages"][0]["data"]["sources"][0]["path"])
+    write(path.parent, "rows", [no_think_row(n) | {"mode": "think"} for n in range(3)])
+
+
+def one_mode_only(recipe: dict[str, Any]) -> None:
+    path = Path(recipe["stages"][0]["data"]["sources"][0]["path"])
+    write(path.parent, "rows", [think_row(n) for n in range(3)])
+
+
+def hardly_any_answers_at_once(recipe: dict[str, Any]) -> None:
+    path = Path(recipe["stages"][0]["data"]["sources"][0]["path"])
+    long = think_row(9)
+    long["messages"][1]["reasoning_content"] = "count on " * 500
+    write(path.parent, "rows", [no_think_row(1), long])
+
+
+def chosen_always_longer(recipe: dict[str, Any]) -> None:
+    path = Path(recipe["stages"][1]["data"]["sources"][0]["path"])
+    write(path.parent, "pairs", [pair_row(n) | {"chosen": f"It is {n}. " * 20} for n in range(3)])
+
+
+def data_of_a_stage_that_has_not_run(recipe: dict[str, Any]) -> None:
+    made = {"name": "made-data", "kind": "script", "script": __file__}
+    recipe["stages"].insert(0, made)
+    recipe["stages"][1]["data"]["sources"][0]["path"] = "stage:made-data/rows.jsonl"
+
+
+PLANTED = (
+    Planted(template_that_changes_on_the_way, "template_changes"),
+    Planted(settings_that_change_on_the_way, "template_changes"),
+    Planted(rows_longer_than_the_model, "beyond_positions"),
+    Planted(source_that_is_no_table, "source_unreadable"),
+    Planted(split_that_is_not_there, "source_unreadable"),
+    Planted(model_that_is_no_folder, "tokenizer_unreadable"),
+    Planted(nothing_but_contradictions, "nothing_left"),
+    Planted(one_mode_only, "one_mode"),
+    Planted(hardly_any_answers_at_once, "mode_imbalance"),
+    Planted(chosen_always_longer, "length_bias"),
+    Planted(data_of_a_stage_that_has_not_run, "waits_for_stage"),
+)
+
+
+def examined(recipe: dict[str, Any], folder: Path) -> Diagnosis:
+    file = folder / "recipe.yaml"
+    file.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    return examine_recipe(load_recipe(file, [], kinds()))
+
+
+def test_a_clean_recipe_has_no_fault_and_every_row_is_accounted_for(tmp_path: Path) -> None:
+    found = examined(clean_recipe(tmp_path), tmp_path)
+    assert found.findings.all() == []
+    assert (found.rows["in"], found.rows["kept"], found.rows["dropped"]) == (14, 14, {})
+
+
+@pytest.mark.parametrize("planted", PLANTED, ids=lambda one: one.make.__name__)
+def test_a_planted_defect_of_a_recipe_is_found(planted: Planted, tmp_path: Path) -> None:
+    recipe = clean_recipe(tmp_path)
+    planted.make(recipe)
+    assert planted.code in {one.code for one in examined(recipe, tmp_path).findings.all()}
+
+
+def test_packing_is_refused_for_layers_whose_state_runs_on(tmp_path: Path) -> None:
+    recipe = clean_recipe(tmp_path)
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    sft, apo = (entry.config for entry in load_recipe(file, [], kinds()).stages)
+    mixed = {"layer_types": ["full_attention", "linear_attention"]}
+    assert [fault.code for fault in model_faults(sft, mixed)] == ["packing_not_isolated"]
+    assert list(model_faults(apo, mixed)) == []
+    assert list(model_faults(sft, {"layer_types": ["full_attention", "sliding_attention"]})) == []
+
+
+def test_a_recipe_without_training_is_refused(tmp_path: Path) -> None:
+    recipe = clean_recipe(tmp_path)
+    recipe["stages"] = [{"name": "made-data", "kind": "script", "script": __file__}]
+    with pytest.raises(ConfigError, match="no sft or preference stage"):
+        examined(recipe, tmp_path)

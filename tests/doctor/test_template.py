@@ -1,0 +1,96 @@
+"""Every planted defect of a template is found before any row is read; the default has none."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dualign.data.template import ChatTemplate, load_template
+from dualign.doctor.rendering import turns_of
+from dualign.doctor.template import template_faults
+from dualign.errors import TemplateError
+from tests.doctor import defective_templates as made
+from tests.doctor.conftest import Examine
+from tests.doctor.defective_rows import no_think_row, think_row, tool_row
+
+
+def codes(template: ChatTemplate, **given: Any) -> dict[str, str | None]:
+    return {fault.code: fault.severity for fault in template_faults(template, **given)}
+
+
+@pytest.mark.parametrize("planted", made.PLANTED, ids=lambda one: one.make.__name__)
+def test_a_planted_defect_of_a_template_is_found(planted: made.Planted, tmp_path: Path) -> None:
+    file = tmp_path / "made.jinja"
+    file.write_text(planted.make(), encoding="utf-8")
+    try:
+        template = load_template(str(file))
+    except TemplateError:
+        assert planted.code == "template_unusable"
+        return
+    assert planted.code in codes(template)
+
+
+def test_the_default_template_has_no_fault() -> None:
+    assert codes(load_template("dualign"), modes={"think", "no_think"}) == {}
+
+
+def test_a_dead_switch_is_an_error_where_rows_are_of_both_modes() -> None:
+    template = load_template("chatml")
+    assert codes(template, modes={"think"})["mode_switch_dead"] is None
+    assert codes(template, modes={"think", "no_think"})["mode_switch_dead"] == "error"
+
+
+def test_a_pinned_date_is_no_leak() -> None:
+    text = "{{- 'Today is ' + (date if date else strftime_now('%Y')) + '\n' }}" + made.shipped(
+        "dualign"
+    )
+    leaking = ChatTemplate(name="made", text=text)
+    assert "date_leak" in codes(leaking)
+    pinned = ChatTemplate(name="made", text=text, template_kwargs={"date": "2025-07-01"})
+    assert "date_leak" not in codes(pinned)
+
+
+def test_openings_are_what_the_generation_prompt_adds() -> None:
+    turns = turns_of(load_template("dualign"))
+    assert turns.openings == {
+        "think": "<|im_start|>assistant\n<think>\n",
+        "no_think": "<|im_start|>assistant\n<think>\n\n</think>\n",
+    }
+    assert turns.end_of_turn == "<|im_end|>"
+
+
+def _planted_file(folder: Path, text: str) -> str:
+    (folder / "planted.jinja").write_text(text, encoding="utf-8")
+    return str(folder / "planted.jinja")
+
+
+def test_an_empty_block_that_the_prompt_does_not_hold_is_seen_among_the_supervised_tokens(
+    examine: Examine, tmp_path: Path
+) -> None:
+    """As LLaMA-Factory and axolotl train hybrid models: the block belongs to the answer."""
+    old = "{{- message.content + '<|im_end|>' }}\n        {%- endgeneration"
+    block = "('' if enable_thinking else '<think>\n\n</think>\n') + "
+    text = made.shipped("chatml").replace(old, old.replace("{{- ", "{{- " + block))
+    findings, _ = examine({"rows": [no_think_row()]}, template=_planted_file(tmp_path, text))
+    assert "empty_think_supervised" in {one.code for one in findings.all()}
+
+
+def test_a_second_block_before_the_trace_is_seen(examine: Examine, tmp_path: Path) -> None:
+    """trl 6361: the template puts an empty block before a turn that has one."""
+    text = made.shipped("chatml").replace(
+        "assistant\n' }}\n{%- endif", "assistant\n<think>\n' }}\n{%- endif"
+    )
+    text = text.replace("{%- generation %}", "{{- '<think>\n' }}{%- generation %}")
+    findings, _ = examine({"rows": [think_row()]}, template=_planted_file(tmp_path, text))
+    assert "thinking_doubled" in {one.code for one in findings.all()}
+
+
+def test_a_template_that_leaves_out_a_tools_result_is_seen(
+    examine: Examine, tmp_path: Path
+) -> None:
+    text = made.shipped("dualign").replace("message.role == 'tool'", "message.role == 'function'")
+    text = text.replace(
+        "{%- elif not (loop.first", "{%- elif message.role != 'tool' and not (loop.first"
+    )
+    findings, _ = examine({"rows": [tool_row()]}, template=_planted_file(tmp_path, text))
+    assert "message_lost" in {one.code for one in findings.all()}
