@@ -103,14 +103,20 @@ def report(given: Namespace) -> int:
 
 
 def inspect(given: Namespace) -> int:
-    """`dualign inspect RECIPE --stage NAME`."""
+    """`dualign inspect RECIPE --stage NAME --html FILE`."""
     from dualign.cost.plan import show_rows
 
     recipe = _load(given)
     training = [entry for entry in recipe.stages if entry.kind in ("sft", "preference")]
     if not training:
         raise ConfigError(f"{recipe.file}: no sft or preference stage to inspect")
-    show_rows(recipe, recipe.stage(given.stage) if given.stage else training[0], count=given.rows)
+    entry = recipe.stage(given.stage) if given.stage else training[0]
+    if entry not in training:
+        raise ConfigError(f"{recipe.file}: stage {entry.name} is of kind {entry.kind}: has no rows")
+    page = Path(given.html) if given.html else None
+    show_rows(recipe, entry, count=given.rows, html=page)
+    if page:
+        say(f"rows: {page}")
     return 0
 
 

@@ -220,6 +220,9 @@ def _inspect_command(sub: "_Sub[argparse.ArgumentParser]") -> None:
     parser.add_argument(
         "--rows", type=int, default=2, metavar="N", help="rows shown per source and mode"
     )
+    parser.add_argument(
+        "--html", metavar="FILE", help="write a page with lengths and samples instead"
+    )
     parser.set_defaults(action=commands.inspect)
 
 

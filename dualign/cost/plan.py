@@ -58,9 +58,12 @@ def show_plan(recipe: Recipe, *, console: Console | None = None) -> None:
             _show_training(recipe, status, found, console)
 
 
-def show_rows(recipe: Recipe, entry: StageEntry, *, count: int) -> None:
-    """Print `count` rows per source and mode of a training stage, as the model gets them."""
+def show_rows(recipe: Recipe, entry: StageEntry, *, count: int, html: Path | None = None) -> None:
+    """Print `count` rows per source and mode of a training stage, as the model gets them; or write
+    them as a page.
+    """
     from dualign.data.inspect import show
+    from dualign.data.inspect_html import write_page
 
     found = statuses(recipe, remember=False)
     config, missing = resolved(entry, found)
@@ -69,7 +72,19 @@ def show_rows(recipe: Recipe, entry: StageEntry, *, count: int) -> None:
             f"{recipe.file}: stage {entry.name} reads from {', '.join(missing)}, which hasn't run yet"
         )
     data, tokenizer = _prepared(config, entry.kind, entry.seed)
-    show(data, tokenizer, samples=count)
+    if html is None:
+        show(data, tokenizer, samples=count)
+        return
+    facts = (
+        ("recipe", str(recipe.file)),
+        ("stage", f"{entry.name} ({entry.kind})"),
+        ("model", entry.config.model),
+        ("template", config.template),
+        ("max_tokens", f"{config.data.max_tokens:,}"),
+        ("packing", config.data.packing),
+    )
+    title = f"Rows of {entry.name}, as the model gets them"
+    write_page(html, data, tokenizer, title=title, facts=facts, samples=count)
 
 
 def _stage_table(recipe: Recipe, found: list[StageStatus]) -> Table:

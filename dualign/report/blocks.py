@@ -80,7 +80,25 @@ class Folded:
     text: str
 
 
-Block = Text | Bullets | Grid | Gallery | SideBySide | Folded
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """Tokens that are shown alike: their text, whether it is supervised, and whether it is a special token."""
+
+    text: str
+    supervised: bool
+    special: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tokens:
+    """A row as the model gets it."""
+
+    title: str
+    runs: tuple[Run, ...]
+    note: str = ""
+
+
+Block = Text | Bullets | Grid | Gallery | SideBySide | Folded | Tokens
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,6 +15,7 @@ from dualign.report.blocks import (
     Section,
     SideBySide,
     Text,
+    Tokens,
 )
 from dualign.report.style import CSS
 
@@ -55,6 +56,18 @@ def _block(block: Block) -> str:
         case Folded():
             title = f"<summary>{escape(block.title)}</summary>"
             return f"<details>{title}<pre>{escape(block.text)}</pre></details>"
+        case Tokens():
+            return _tokens(block)
+
+
+def _tokens(row: Tokens) -> str:
+    note = f'<p class="quiet">{escape(row.note)}</p>' if row.note else ""
+    runs = "".join(
+        f'<span class="{"supervised" if run.supervised else "given"}{" special" if run.special else ""}">'
+        f"{escape(run.text)}</span>"
+        for run in row.runs
+    )
+    return f'<article><h3>{escape(row.title)}</h3>{note}<pre class="tokens">{runs}</pre></article>'
 
 
 def _picture(picture: Picture) -> str:

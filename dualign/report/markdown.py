@@ -15,6 +15,7 @@ from dualign.report.blocks import (
     Section,
     SideBySide,
     Text,
+    Tokens,
 )
 
 # An underscore within a word, as in no_think, is no emphasis.
@@ -61,6 +62,9 @@ def _block(block: Block, folder: str) -> str:
         case Folded():
             title = html.escape(block.title)
             return f"<details><summary>{title}</summary>\n\n{fenced(block.text)}\n\n</details>"
+        case Tokens():
+            text = "".join(run.text for run in block.runs)
+            return f"### {inline(block.title)}\n\n{fenced(text)}"
 
 
 def _grid(grid: Grid) -> str:

@@ -126,6 +126,35 @@ def lengths_plot(name: str, task: str, lengths: Mapping[str, Sequence[int]]) -> 
     return _picture(name, f"{task}: how long the thinking is", draw, title=task, stacked=True)
 
 
+def row_lengths_plot(name: str, title: str, lengths: Mapping[str, Sequence[int]]) -> Picture:
+    """Tokens of the rows of each mode, on a scale of powers, since traces are many times longer."""
+
+    def draw(axes: Axes) -> None:
+        found = [length for values in lengths.values() for length in values]
+        # From one power of two to another, so that at least two are marked.
+        low, high = 2 ** (min(found).bit_length() - 1), 2 ** max(found).bit_length()
+        edges = [low * (high / low) ** (step / 24) for step in range(25)]
+        for mode, values in lengths.items():
+            label = f"{mode}, median {statistics.median(values):,.0f}"
+            filled = mode == "think"
+            axes.hist(
+                values,
+                bins=edges,
+                label=label,
+                color=COLOURS[mode],
+                alpha=0.75 if filled else 1.0,
+                histtype="bar" if filled else "step",
+                linewidth=0.0 if filled else 1.8,
+            )
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        axes.set_xlabel("tokens of a row")
+        axes.set_ylabel("rows")
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+
+    return _picture(name, f"{title}: how long the rows are", draw, title=title, stacked=True)
+
+
 def difficulty_plot(name: str, task: str, scores: Mapping[str, Mapping[str, Score]]) -> Picture:
     """Accuracy by difficulty: `scores[mode][difficulty]`, with 95 % intervals."""
     levels = list(dict.fromkeys(level for by_level in scores.values() for level in by_level))

@@ -2,10 +2,12 @@
 
 CSS = """
 :root { --paper: #fff; --ink: #1c1f23; --soft: #5a636e; --line: #d5dae0; --shade: #f4f6f8;
-  --think: #0072b2; --no-think: #c04f00; --right: #1a7f37; --wrong: #b3261e; }
+  --think: #0072b2; --no-think: #c04f00; --right: #1a7f37; --wrong: #b3261e;
+  --supervised: #cfeed6; }
 @media screen and (prefers-color-scheme: dark) {
   :root { --paper: #15181c; --ink: #e4e7eb; --soft: #a0a9b4; --line: #363d46; --shade: #1e2329;
-    --think: #56a9e0; --no-think: #f08a4b; --right: #5fc47a; --wrong: #f28b82; }
+    --think: #56a9e0; --no-think: #f08a4b; --right: #5fc47a; --wrong: #f28b82;
+    --supervised: #1d4a2b; }
   figure svg { filter: brightness(1.18); }
 }
 * { box-sizing: border-box; }
@@ -59,6 +61,10 @@ article { break-inside: avoid; }
 .answer p { margin: .4rem 0 0; }
 .thinking { color: var(--soft); border-left: 2px solid var(--line); padding-left: .6rem;
   margin-bottom: .5rem; }
+.tokens { background: var(--shade); border-radius: 6px; padding: .6rem .8rem; }
+.given { color: var(--soft); }
+.supervised { color: var(--ink); background: var(--supervised); }
+.special { border: 1px solid currentColor; border-radius: 3px; padding: 0 .15em; font-size: .92em; }
 .right { color: var(--right); }
 .wrong { color: var(--wrong); }
 .not { color: var(--soft); }

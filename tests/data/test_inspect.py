@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from transformers import PreTrainedTokenizerFast
 
-from dualign.data.inspect import coloured, show
+from dualign.data.inspect import coloured, lengths_of, rows_table, runs_of, show
 from dualign.data.prepare import prepare_pairs, prepare_sft
 from dualign.data.settings import DataConfig, SourceConfig
 from dualign.data.template import load_template
@@ -54,3 +54,45 @@ def test_show_prints_the_table_and_a_sample_of_each_mode(
         for mode, source in made.groups:
             assert f"{source} ({mode})" in printed
         assert "Yo<|im_end|>" in printed and "supervised" in printed
+
+
+def test_runs_put_together_are_the_text_and_supervised_ones_the_answer(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    ids = tokenizer("<|im_start|>a\nHé<|im_end|>\n", add_special_tokens=False)["input_ids"]
+    split = tokenizer("<|im_start|>a\n", add_special_tokens=False)["input_ids"]
+    labels = [IGNORE_INDEX] * len(split) + ids[len(split) : -1] + [IGNORE_INDEX]
+    runs = list(runs_of(ids, labels, tokenizer))
+    assert "".join(run.text for run in runs) == tokenizer.decode(ids)
+    assert "".join(run.text for run in runs if run.supervised) == "Hé<|im_end|>"
+    assert [run.text for run in runs if run.special] == ["<|im_start|>", "<|im_end|>"]
+
+
+def test_lengths_are_those_of_the_documents(
+    write_rows: Write, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    turns = [{"prompt": "Hi", "completion": "Yo" * n} for n in (1, 50)]
+    pairs = [{"prompt": "Hi", "chosen": "Yo", "rejected": "No"}]
+    template = load_template("dualign")
+    source = SourceConfig(path=str(write_rows(turns, "sft.jsonl")))
+    packed = prepare_sft(DataConfig(sources=(source,)), tokenizer, template, seed=1)
+    (lengths,) = lengths_of(packed).values()
+    assert sorted(lengths)[1] > sorted(lengths)[0]
+    assert sum(lengths) == packed.rows["tokens"]
+    source = SourceConfig(path=str(write_rows(pairs, "pairs.jsonl")))
+    both = prepare_pairs(DataConfig(sources=(source,)), tokenizer, template, seed=1)
+    assert lengths_of(both) == {("no_think", "pairs"): [both.rows["tokens"]]}
+
+
+def test_the_table_of_rows_fits_a_terminal_and_leaves_out_what_is_empty() -> None:
+    counts = {"in": 123_456, "kept": 123_450, "validation": 0, "repeats": 0, "examples": 123_450}
+    counts |= {"tokens": 98_765_432, "supervised_tokens": 87_654_321, "repaired": {}}
+    entry = {**counts, "source": "everyday", "mode": "no_think", "dropped": {"too_long": 6}}
+    entry |= {"share": 1.0, "mean_tokens": 800.0, "max_tokens": 2048}
+    stream = io.StringIO()
+    Console(file=stream, width=100).print(
+        rows_table({**counts, "dropped": {"too_long": 6}, "by": [entry]})
+    )
+    printed = stream.getvalue()
+    assert "98,765,432" in printed and "too_long 6" in printed and "…" not in printed
+    assert "held out" not in printed and "repaired" not in printed

@@ -14,6 +14,7 @@ from dualign.report.plots import (
     lengths_plot,
     loss_plot,
     reward_plot,
+    row_lengths_plot,
 )
 from dualign.report.plots import _thinned as thinned
 
@@ -93,3 +94,9 @@ def test_long_curves_are_thinned_to_means() -> None:
     found = thinned(long)
     assert len(found) == MAX_POINTS
     assert found[0] == (4, 2.5)  # the mean of 1, 2, 3, 4, at the last of them
+
+
+@pytest.mark.parametrize("lengths", [[1], [259, 261], [3, 30_000]], ids=str)
+def test_rows_of_any_length_can_be_drawn(lengths: list[int]) -> None:
+    picture = row_lengths_plot("p", "rows", {"think": lengths, "no_think": lengths})
+    assert picture.png.startswith(PNG)
