@@ -140,6 +140,7 @@ def _pad_faults(saved: Saved, tokenizer: "PreTrainedTokenizerBase") -> Iterator[
 def _weight_faults(saved: Saved, tokenizer: "PreTrainedTokenizerBase") -> Iterator[Fault]:
     if saved.adapter:
         yield from _adapter_weights(saved)
+        yield from _adapter_modules(saved)
     if saved.base is None or "quantization_config" in saved.config:
         return
     try:
@@ -172,6 +173,17 @@ def _adapter_weights(saved: Saved) -> Iterator[Fault]:
         return
     if not any("lora_" in name for name in names):
         yield Fault("weights_unreadable", f"{file}: holds no LoRA tensor")
+
+
+def _adapter_modules(saved: Saved) -> Iterator[Fault]:
+    whole = saved.adapter.get("modules_to_save") or []
+    targets = saved.adapter.get("target_modules") or []
+    named = [*whole, *([targets] if isinstance(targets, str) else targets)]
+    ends = sorted({one for one in named if one.endswith(("lm_head", "embed_tokens", "wte"))})
+    if ends and saved.config.get("tie_word_embeddings"):
+        yield Fault("adapter_splits_tie", f"{', '.join(ends)} of a base with tied embeddings")
+    if whole:
+        yield Fault("adapter_saves_modules", f"modules_to_save: {', '.join(whole)}")
 
 
 def _brings_embedding(saved: Saved) -> bool:

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 from dualign.checkpoints.checkpoint import read_json
 from dualign.checkpoints.embedded import embedded_model
 from dualign.data.settings import DataConfig, SourceConfig
-from dualign.data.sources import load_source
+from dualign.data.sources import load_source, source_label
 from dualign.data.template import ChatTemplate, load_template
 from dualign.doctor.directory import directory_faults, read_saved
 from dualign.doctor.findings import Fault, Findings
@@ -27,7 +27,7 @@ from dualign.doctor.survey import Kind, Subject, survey
 from dualign.doctor.template import template_faults
 from dualign.doctor.tokens import tokenizer_faults
 from dualign.engine import statuses
-from dualign.errors import ConfigError, DualignError, TemplateError
+from dualign.errors import ConfigError, DataError, DualignError, TemplateError
 from dualign.recipe import Recipe
 from dualign.training.models import Start, find_start, load_tokenizer
 from dualign.training.settings import TrainingStage
@@ -101,7 +101,11 @@ def examine_data(
     if loaded is None:
         return Diagnosis(findings=findings, rows={})
     made, chat = loaded
-    columns = set(load_source(source).column_names)
+    try:
+        columns = set(load_source(source).column_names)
+    except DataError as error:
+        findings.add(Fault("source_unreadable", str(error)), source=source_label(source))
+        return Diagnosis(findings=findings, rows={})
     kind: Kind = "preference" if {"chosen", "rejected"} <= columns else "sft"
     data = DataConfig(sources=(source,), max_tokens=max_tokens)
     subject = Subject(kind=kind, data=data, tokenizer=made, template=chat, trained=False)

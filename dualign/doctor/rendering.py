@@ -14,6 +14,8 @@ from dualign.doctor.rows import tool_name
 from dualign.errors import TemplateError
 
 _FLAGS = re.compile(r"(?<!\S)/(?:no_think|think|system_override)(?!\S)")
+_LONG_ENOUGH = 20
+"""Characters from which a text doesn't repeat by chance."""
 _EMPTY_BLOCK = re.compile(rf"\s*{OPEN}\s*{CLOSE}")
 
 
@@ -61,6 +63,7 @@ def rendering_faults(
         yield from _tool_faults(_all_tools(conversation), rendered.text)
     if masked:
         yield from _span_faults(rendered, turns)
+        yield from _repeated(conversation, rendered.text)
 
 
 def _lost_messages(conversation: Conversation, text: str) -> Iterator[Fault]:
@@ -123,6 +126,23 @@ def _span_faults(rendered: Rendered, turns: Turns) -> Iterator[Fault]:
             yield Fault(
                 "thinking_doubled", f"a turn has two think blocks: {(opened + span)[:80]!r}"
             )
+
+
+def _repeated(conversation: Conversation, text: str) -> Iterator[Fault]:
+    """Traces and answers that the text has more often than the row."""
+    said = "\n".join(
+        f"{one.thinking}\n{one.content}" if one.thinking else one.content
+        for one in conversation.messages
+    )
+    for turn, message in enumerate(conversation.messages):
+        if message.role != "assistant":
+            continue
+        for what, part in (("trace", message.thinking), ("answer", message.content)):
+            words = (part or "").strip()
+            if len(words) >= _LONG_ENOUGH and text.count(words) > said.count(words):
+                yield Fault(
+                    "thinking_doubled", f"the {what} of message {turn} is in the text twice"
+                )
 
 
 def _words(text: str) -> str:

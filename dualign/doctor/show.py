@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.text import Text
 
+from dualign.data.conversation import MODES
 from dualign.doctor.doctor import Diagnosis
 from dualign.doctor.findings import Finding, Findings, Group
 
@@ -21,6 +22,8 @@ def show(diagnosis: Diagnosis, *, console: Console | None = None) -> None:
     console = console or Console()
     for group in diagnosis.findings.groups():
         _show_group(group, diagnosis.findings, console)
+    for line in mode_lines(diagnosis.rows):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(closing_line(diagnosis), markup=False, highlight=False, soft_wrap=True)
 
 
@@ -33,6 +36,24 @@ def as_json(diagnosis: Diagnosis) -> str:
     rows = {name: diagnosis.rows.get(name, 0) for name in ("in", "kept")}
     dropped = diagnosis.rows.get("dropped", {})
     return json.dumps({"findings": findings, "rows": {**rows, "dropped": dropped}}, indent=2)
+
+
+def mode_lines(rows: Mapping[str, Any]) -> list[str]:
+    """What each mode has, in rows and in tokens."""
+    entries = rows.get("by", ())
+    total = sum(entry["supervised_tokens"] for entry in entries)
+    lines = []
+    for mode in MODES:
+        own = [entry for entry in entries if entry["mode"] == mode and entry["kept"]]
+        kept, tokens, supervised = (
+            sum(entry[name] for entry in own) for name in ("kept", "tokens", "supervised_tokens")
+        )
+        if own:
+            share = f"{supervised / total:.1%}" if total else "-"
+            lines.append(
+                f"{mode}: {kept:,} rows, {tokens:,} tokens, {supervised:,} supervised ({share})"
+            )
+    return lines
 
 
 def closing_line(diagnosis: Diagnosis) -> str:

@@ -4,17 +4,14 @@ import re
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 
-from transformers.utils.chat_template_utils import render_jinja_template
-
 from dualign.data.conversation import MODES, Conversation, Message, Mode
-from dualign.data.dates import pin_date
 from dualign.data.template import ChatTemplate
 from dualign.data.traces import OPEN
 from dualign.doctor.findings import Fault
 from dualign.doctor.rendering import opening
 from dualign.errors import TemplateError
 
-_DAYS = ("2024-02-09", "2031-11-23")
+_DAYS = ("9 February 2024", "23 November 2031")
 _ANSWER, _TRACE, _QUESTION = "probeanswer", "probetrace", "probequestion"
 _TOOL = {
     "type": "function",
@@ -74,18 +71,11 @@ def _switch_faults(template: ChatTemplate, modes: Collection[str]) -> Iterator[F
 
 
 def _date_faults(template: ChatTemplate) -> Iterator[Fault]:
-    """What the tokenizer renders on two days; training has to be on neither, but on its own."""
-    served = [_prompt_on(template, day) for day in _DAYS]
-    if served[0] == served[1]:
-        return
+    """Training has one date; what the saved tokenizer renders has today's."""
     asked = (Message(role="user", content=_QUESTION),)
-    trained = template.prompt(asked, mode="think")
-    if trained != _prompt_on(template, template.template_kwargs.get("date")):
-        found = f"the training text changes with the day: {_difference(*served)}"
-        yield Fault("date_leak", found, "error")
-        return
-    found = f"served prompts have today's date, training has one: {_difference(trained, served[1])}"
-    yield Fault("date_leak", found)
+    on_days = [_with_clock(template, day).prompt(asked, mode="think") for day in _DAYS]
+    if on_days[0] != on_days[1]:
+        yield Fault("date_leak", _difference(*on_days))
 
 
 def _system_faults(template: ChatTemplate) -> Iterator[Fault]:
@@ -132,17 +122,10 @@ def _render(template: ChatTemplate, conversation: Conversation) -> str:
     return template.render(conversation, supervise="all").text
 
 
-def _prompt_on(template: ChatTemplate, day: str | None) -> str:
-    """The think prompt as transformers renders it on a day."""
-    text, pinned = pin_date(template.text, day)
-    rendered, _ = render_jinja_template(
-        conversations=[[{"role": "user", "content": _QUESTION}]],
-        chat_template=text,
-        add_generation_prompt=True,
-        enable_thinking=True,
-        **{**template.special_tokens, **template.template_kwargs, **pinned},
-    )
-    return str(rendered[0])
+def _with_clock(template: ChatTemplate, day: str) -> ChatTemplate:
+    """The template with a clock of its own, which always says `day`."""
+    clock = f"{{%- macro strftime_now(format) -%}}{day}{{%- endmacro %}}{{{{ '' }}}}"
+    return replace(template, text=clock + template.text)
 
 
 def _difference(one: str, other: str) -> str:

@@ -3,13 +3,12 @@
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from transformers import AutoTokenizer
 
 from dualign.data.conversation import Conversation, Message
-from dualign.data.dates import pin_date
-from dualign.data.template import ChatTemplate
+from dualign.data.template import ChatTemplate, load_template
 from dualign.data.tokens import IGNORE_INDEX, Example
 from dualign.doctor.findings import Fault
 from dualign.errors import TemplateError
@@ -110,18 +109,22 @@ def _ids(text: str, tokenizer: "PreTrainedTokenizerBase", *, special: bool) -> l
 
 
 def _served(conversation: Conversation, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """As a client sends it, on the day that training has."""
-    given: dict[str, Any] = dict(conversation.template_kwargs)
-    text, pinned = pin_date(str(tokenizer.get_chat_template()), given.get("date"))
+    """As transformers renders it. It can't be told the day, so a template with a clock is rendered as
+    training does.
+    """
+    given = dict(conversation.template_kwargs)
     turn = next(i for i, one in enumerate(conversation.messages) if one.role == "assistant")
+    asked, mode = conversation.messages[:turn], conversation.mode
+    if "strftime_now" in str(tokenizer.chat_template):
+        template = load_template("tokenizer", tokenizer=tokenizer)
+        text = template.prompt(asked, mode=mode, tools=conversation.tools, template_kwargs=given)
+        return _ids(text, tokenizer, special=False)
     rendered = tokenizer.apply_chat_template(
-        [{"role": one.role, "content": one.content} for one in conversation.messages[:turn]],
+        [{"role": one.role, "content": one.content} for one in asked],
         tools=[dict(tool) for tool in conversation.tools] or None,
-        chat_template=text,
         add_generation_prompt=True,
-        enable_thinking=conversation.mode == "think",
+        enable_thinking=mode == "think",
         tokenize=False,
         **given,
-        **pinned,
     )
     return _ids(str(rendered), tokenizer, special=False)

@@ -128,6 +128,15 @@ def adapter_with_a_new_token(folder: Path) -> None:
     token_added_after_training(folder)
 
 
+def adapter_on_a_tied_head(folder: Path) -> None:
+    base_on_this_machine(folder)
+    edit(folder / "adapter_config.json", target_modules=["q_proj", "lm_head"])
+
+
+def adapter_with_whole_modules(folder: Path) -> None:
+    edit(folder / "adapter_config.json", modules_to_save=["score"])
+
+
 PLANTED = (
     Planted(pad_made_the_end_of_turn, "pad_is_end_of_turn"),
     Planted(no_pad_token, "no_pad"),
@@ -151,6 +160,8 @@ PLANTED = (
     Planted(base_without_a_name, "base_not_named", adapter=True),
     Planted(base_moved_away, "base_not_found", adapter=True),
     Planted(base_on_this_machine, "base_is_local", adapter=True),
+    Planted(adapter_on_a_tied_head, "adapter_splits_tie", adapter=True),
+    Planted(adapter_with_whole_modules, "adapter_saves_modules", adapter=True),
     Planted(adapter_lost, "weights_unreadable", adapter=True),
     Planted(adapter_with_a_new_token, "tokens_without_embedding", adapter=True),
 )

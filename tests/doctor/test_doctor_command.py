@@ -46,7 +46,8 @@ def test_clean_rows_exit_with_0_and_a_line_that_adds_up(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["doctor", str(write(tmp_path, "rows", ROWS))]) == 0
-    printed = capsys.readouterr().out.strip()
+    think, no_think, printed = capsys.readouterr().out.splitlines()
+    assert think.startswith("think: 2 rows, ") and no_think.startswith("no_think: 2 rows, ")
     assert printed == "4 rows in, 4 kept, 0 dropped. 0 errors, 0 warnings, 0 notes."
 
 
@@ -90,6 +91,16 @@ def test_a_template_of_ones_own_that_is_broken_is_a_finding(
     assert main(arguments) == 1
     said = json.loads(capsys.readouterr().out)
     assert [one["code"] for one in said["findings"]] == ["template_unusable"]
+
+
+def test_a_file_that_cant_be_read_is_a_finding(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"messages": [}\n', encoding="utf-8")
+    assert main(["doctor", str(tmp_path / "rows.jsonl"), "--json"]) == 1
+    said = json.loads(capsys.readouterr().out)
+    assert [one["code"] for one in said["findings"]] == ["source_unreadable"]
+    assert said["rows"] == {"in": 0, "kept": 0, "dropped": {}}
 
 
 def test_targets_are_told_apart(tmp_path: Path) -> None:

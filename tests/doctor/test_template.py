@@ -85,6 +85,17 @@ def test_a_second_block_before_the_trace_is_seen(examine: Examine, tmp_path: Pat
     assert "thinking_doubled" in {one.code for one in findings.all()}
 
 
+def test_a_trace_that_is_printed_twice_is_seen(examine: Examine, tmp_path: Path) -> None:
+    """A template that knows reasoning_content and prints the content's head as well."""
+    text = made.shipped("dualign").replace(
+        "{{- state.thinking + ", "{{- state.thinking + ' ' + state.thinking + "
+    )
+    row = think_row()
+    row["messages"][1]["reasoning_content"] = "One and one are two, as everyone knows."
+    findings, _ = examine({"rows": [row]}, template=_planted_file(tmp_path, text))
+    assert "thinking_doubled" in {one.code for one in findings.all()}
+
+
 def test_a_template_that_leaves_out_a_tools_result_is_seen(
     examine: Examine, tmp_path: Path
 ) -> None:
