@@ -35,6 +35,11 @@ class Conversation:
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     repairs: tuple[str, ...] = ()
 
+    @property
+    def place(self) -> str:
+        """Where the row stands, for messages."""
+        return f"{self.source}, row {self.row}"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PreferencePair:

@@ -19,7 +19,8 @@ from dualign.data.faults import Code, RowError
 from dualign.data.policies import stops
 from dualign.data.settings import DataConfig, SourceConfig, Supervise
 from dualign.data.sources import to_conversation, to_pair
-from dualign.data.template import ChatTemplate, Rendered
+from dualign.data.spans import Rendered
+from dualign.data.template import ChatTemplate
 from dualign.data.text_rules import TextRules, text_rules
 from dualign.data.tokens import IGNORE_INDEX, Example, encode_batch
 from dualign.errors import TemplateError

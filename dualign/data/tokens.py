@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from dualign.data.conversation import Mode
 from dualign.data.faults import Code, RowError
-from dualign.data.template import Rendered
+from dualign.data.spans import Rendered
 from dualign.errors import CheckpointError
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from dualign.data.conversation import Conversation, Message, Mode
 from dualign.data.faults import RowError
-from dualign.data.template import Rendered, load_template
+from dualign.data.spans import Rendered
+from dualign.data.template import load_template
 from dualign.data.tokens import IGNORE_INDEX, encode, encode_batch
 from dualign.errors import CheckpointError
 
