@@ -183,7 +183,8 @@ def _check(made: Any, document: Document, key: Key, given: set[str]) -> None:
         first = name.split(".")[0]
         readable = first in given or (*key, first) not in document.lines
         if not name or readable:
-            document.refuse((*key, *name.split(".")) if name else key, message)
+            parts = [int(one) if one.isdigit() else one for one in name.split(".") if one]
+            document.refuse((*key, *parts), message)
 
 
 def _convert(expected: Any, value: Any, document: Document, key: Key) -> Any:

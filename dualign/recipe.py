@@ -24,7 +24,9 @@ PATH_KEYS = (
     "template",
     "launch",
     "rejected_model",
+    "base_model",
     "config_from",
+    "tokenizer_from",
 )
 FILE_ENDINGS = (
     ".yaml",

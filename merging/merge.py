@@ -1,45 +1,49 @@
 """Merging: checkpoints and adapters of one architecture -> one model folder.
 
     dualign merge recipes/smollm3/merge.yaml
+    dualign merge config.yml OUT
 
-One tensor of every input is in memory at a time: it is summed, rounded once, and written. What must
-agree between the inputs is checked before the first byte is written, and some tensors are computed
-again after the last.
+Weights stream through in blocks: each is computed in float64 and rounded once. What must agree
+between the inputs is checked before the first byte is written, and some tensors are computed again
+after the last.
 """
 
-import hashlib
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from dualign.checkpoints.checkpoint import Checkpoint, Weights
-from dualign.checkpoints.shards import plan, write_side_files, write_tensors
+from dualign.checkpoints.numbers import narrow, widen
+from dualign.checkpoints.shards import write_side_files, write_weights
 from dualign.checkpoints.weights import open_weights
 from dualign.errors import MergeError
-from dualign.merging.config import MergeStage
-from dualign.merging.methods import linear, normalized
-from dualign.merging.preflight import check_configs, check_dtypes, check_tensors, check_tokenizers
+from dualign.merging.catalogue import METHODS
+from dualign.merging.config import Merge, MergeStage, merge_problems
+from dualign.merging.merged import Merged
+from dualign.merging.plan import Models, config_of, plan
+from dualign.merging.preflight import Choices, check
+from dualign.merging.provenance import hashes, weights_applied, write_merge_json
 from dualign.rundir import Outcome
 
-Method = Callable[[Sequence[Tensor], Sequence[float]], Tensor]
-METHODS: dict[str, Method] = {"linear": linear}
-
 VERIFIED_TENSORS = 3
-_BLOCK = 1 << 22  # elements compared at once, to bound the memory of float64 copies
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Verified:
-    """Tensors read back and compared with a float64 sum."""
+class Prepared:
+    """A merge whose inputs fit together; nothing is written yet."""
 
-    tensors: tuple[str, ...]
-    worst_error: float
-    """the largest distance from the float64 sum, as a share of what rounding allows"""
+    merge: Merge
+    models: Models
+    donor: str
+    tokenizer_donor: str
+    weights: Merged
+    decided: Mapping[str, Any]
+    """what differs between the inputs, and whose value was taken"""
 
 
 def run(stage: MergeStage, work: Path, *, seed: int) -> Outcome:
@@ -49,107 +53,135 @@ def run(stage: MergeStage, work: Path, *, seed: int) -> Outcome:
         MergeError: the inputs, or their weights, can't be merged.
         CheckpointError: an input is missing or broken, or the disk is full.
     """
-    weights = applied_weights(stage)
-    models = [open_weights(one.model) for one in stage.models]
-    donor = models[
-        0
-        if stage.config_from is None
-        else [one.model for one in stage.models].index(stage.config_from)
-    ]
-    differences = _preflight(stage, models)
-    method = METHODS[stage.method]
-
-    def merged(name: str) -> Tensor:
-        return method([model.read(name) for model in models], weights)
-
-    planned = plan(donor, stage.dtype)
-    files = write_tensors(work, planned, merged)
-    write_side_files(donor, work, dtype=stage.dtype)
-    verified = verify(work, models, weights, seed=seed)
-    inputs = [
-        {
-            "model": one.model,
-            "weight": weight,
-            "sha256": {str(file): sha256(file) for file in model.files},
-        }
-        for one, weight, model in zip(stage.models, weights, models, strict=True)
-    ]
-    return Outcome(
-        metrics={
-            "method": stage.method,
-            "dtype": stage.dtype,
-            "tensors": len(planned),
-            "bytes": sum(one.nbytes for one in planned),
-            "shards": len(files),
-            "models": inputs,
-        },
-        checks={
-            "verified": asdict(verified),
-            "taken_from_config_donor": differences,
-            "config_donor": str(donor.folders[0]),
-        },
-    )
-
-
-def applied_weights(stage: MergeStage) -> list[float]:
-    """The weights that tensors are multiplied with, float64."""
     problems = [*stage.problems(), *(problem for one in stage.models for problem in one.problems())]
     if problems:
         raise MergeError("\n".join(f"{stage.name}: {key}: {message}" for key, message in problems))
-    weights = [one.weight for one in stage.models]
-    return normalized(weights) if stage.normalize else weights
+    prepared = prepare(stage.merge(), seed=seed)
+    record = write(prepared, work, seed=seed)
+    kept = ("method", "dtype", "tensors", "bytes", "models", "parameters")
+    return Outcome(
+        metrics={**{key: record[key] for key in kept}, "shards": len(record["shards"])},
+        checks={key: record[key] for key in ("verified", "decided", "config_donor")},
+    )
 
 
-def _preflight(stage: MergeStage, models: Sequence[Weights]) -> dict[str, list[Any]]:
-    """Check that the inputs agree; returns the differences that `config_from` decided."""
-    chosen = stage.config_from is not None
-    configs = check_configs(models, chosen=chosen)
-    check_tensors(models)
-    if stage.dtype == "input":
-        check_dtypes(models)
-    return {**configs, **check_tokenizers(models, chosen=chosen)}
-
-
-def verify(
-    out: Path, models: Sequence[Weights], weights: Sequence[float], *, seed: int
-) -> Verified:
-    """Compare tensors of `out`, drawn by `seed`, with their float64 sum.
+def prepare(merge: Merge, *, seed: int) -> Prepared:
+    """Open the inputs, check that they fit, and plan every tensor. Reads headers and JSON alone.
 
     Raises:
-        MergeError: an element is further away than its rounding allows.
+        MergeError, CheckpointError: see `run`.
+    """
+    problems = merge_problems(merge)
+    if problems:
+        raise MergeError("\n".join(f"{merge.where(key)}: {message}" for key, message in problems))
+    models: dict[str, Weights] = {}
+    for name in merge.models():
+        inner = merge.inner.get(name)
+        models[name] = prepare(inner, seed=seed).weights if inner else open_weights(name)
+    donor = merge.config_from or _default_donor(merge)
+    tokenizer_donor = merge.tokenizer_from or donor
+    decided = check(models, merge, _choices(merge), donor=donor)
+    jobs = plan(merge, models, donor)
+    config = config_of(merge, models, donor)
+    weights = Merged(models, jobs, donor=models[donor], config=config, seed=seed)
+    return Prepared(
+        merge=merge,
+        models=models,
+        donor=donor,
+        tokenizer_donor=tokenizer_donor,
+        weights=weights,
+        decided=decided,
+    )
+
+
+def _default_donor(merge: Merge) -> str:
+    """The first model listed; for methods without a base, the one that base_model points at."""
+    if METHODS[merge.method].base == "none" and merge.base_model:
+        return merge.base_model
+    return merge.slices[0].sources[0].model
+
+
+def _choices(merge: Merge) -> Choices:
+    named = METHODS[merge.method].base == "none" and merge.base_model is not None
+    config = merge.config_from is not None or named
+    return Choices(
+        config=config,
+        tokenizer=config or merge.tokenizer_from is not None,
+        template=config or merge.tokenizer_from is not None or merge.chat_template is not None,
+        slices=merge.slices[0].sources[0].layer_range is not None,
+        one_dtype=merge.dtype == "input",
+    )
+
+
+def write(
+    prepared: Prepared, work: Path, *, seed: int, threads: int | None = None, resume: bool = True
+) -> dict[str, Any]:
+    """Write weights, side files and merge.json into `work`; returns what merge.json says."""
+    merge, weights = prepared.merge, prepared.weights
+    files = write_weights(weights, work, dtype=merge.dtype, threads=threads, resume=resume)
+    write_side_files(
+        weights,
+        work,
+        dtype=merge.dtype,
+        tokenizer=prepared.models[prepared.tokenizer_donor],
+        chat_template=merge.chat_template,
+    )
+    verified = verify(work, weights, seed=seed)
+    inputs = hashes([*weights.files, *files], threads)
+    record: dict[str, Any] = {
+        "method": merge.method,
+        "dtype": merge.dtype,
+        "seed": seed,
+        "tensors": len(weights.entries),
+        "bytes": sum(file.stat().st_size for file in files),
+        "shards": {file.name: inputs[file] for file in files},
+        "models": [
+            {
+                "model": name,
+                "folders": [str(folder) for folder in model.folders],
+                "sha256": {str(file): inputs[file] for file in model.files},
+            }
+            for name, model in prepared.models.items()
+        ],
+        "parameters": weights_applied(weights.jobs),
+        "config_donor": str(prepared.models[prepared.donor].folders[0]),
+        "tokenizer_donor": str(prepared.models[prepared.tokenizer_donor].folders[0]),
+        "decided": dict(prepared.decided),
+        "verified": asdict(verified),
+    }
+    write_merge_json(work, merge, record)
+    return record
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verified:
+    """Tensors read back and compared with what the inputs give."""
+
+    tensors: tuple[str, ...]
+
+
+def verify(out: Path, weights: Weights, *, seed: int) -> Verified:
+    """Compute tensors of `out`, drawn by `seed`, again; the bytes must be the same.
+
+    Raises:
+        MergeError: they aren't.
     """
     written = Checkpoint(out)
     names = sorted(written.entries)
     drawn = tuple(random.Random(seed).sample(names, min(VERIFIED_TENSORS, len(names))))
-    worst = 0.0
     for name in drawn:
-        error = _worst_error(written.read(name), [model.read(name) for model in models], weights)
-        if not error <= 1:
-            raise MergeError(
-                f"{out}: {name} reads back {error:.3g} times further from the sum than rounding "
-                "allows; check the disk, and merge again"
-            )
-        worst = max(worst, error)
-    return Verified(tensors=drawn, worst_error=worst)
-
-
-def _worst_error(written: Tensor, tensors: Sequence[Tensor], weights: Sequence[float]) -> float:
-    """The distance from the float64 sum, over what rounding to float32 and to the type allows."""
-    info = torch.finfo(written.dtype)
-    flat = [tensor.reshape(-1) for tensor in (written, *tensors)]
-    worst = 0.0
-    for start in range(0, flat[0].numel(), _BLOCK):
-        out, *parts = (tensor[start : start + _BLOCK].double() for tensor in flat)
-        terms = [part * weight for part, weight in zip(parts, weights, strict=True)]
-        exact = torch.stack(terms).sum(0)
-        slack = torch.stack(terms).abs().sum(0) * (len(terms) + 1) * torch.finfo(torch.float64).eps
-        rounding = exact.abs() * (info.eps + torch.finfo(torch.float32).eps) / 2
-        allowed = rounding + slack + info.smallest_normal * info.eps
-        worst = max(worst, float(((out - exact).abs() / allowed).max()))
-    return worst
-
-
-def sha256(file: Path) -> str:
-    """The file's SHA-256, in hex."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        entry = written.entries[name]
+        again, there = weights.reader(name), written.reader(name)
+        step = again.step or 1 << 15
+        for start in range(0, entry.size, step):
+            stop = min(start + step, entry.size)
+            expected = widen(narrow(again.read(start, stop), entry.dtype), entry.dtype)
+            found = None
+            with suppress(MergeError):
+                found = there.read(start, stop)
+            if found is None or not np.array_equal(expected, found):
+                raise MergeError(
+                    f"{out}: {name} reads back differently from what the inputs give, from element "
+                    f"{start} on; check the disk, and merge again"
+                )
+    return Verified(tensors=drawn)

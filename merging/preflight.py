@@ -1,26 +1,75 @@
-"""What must agree before checkpoints are summed: tensors, configuration, tokenizer, template.
+"""What must agree before checkpoints are merged: tensors, configuration, tokenizer, template.
 
-Read from headers and JSON alone. A difference that changes what the model computes is an error that
-names both values; where one side can be chosen, `config_from` chooses it.
+Read from headers and JSON alone. A difference is one of three kinds. Some can't be merged at all:
+other tensors, other architectures, other vocabularies, tied against untied. Some change what the
+model computes or where it stops, and can only have one value: the config has to say whose, by
+`config_from` or `tokenizer_from`, and the answer goes into merge.json. The rest changes nothing.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from dualign.checkpoints.checkpoint import Weights, read_json
+from dualign.checkpoints.numbers import NAMES
 from dualign.checkpoints.shards import chat_template, tokenizer_files
 from dualign.errors import MergeError
+from dualign.merging.config import Merge
+from dualign.merging.layers import stack_of
 
-# Keys of config.json that don't change what the model computes from token ids when it is evaluated.
+# Keys of config.json that don't change what the model computes when it is evaluated.
 NEUTRAL = frozenset({
     "_name_or_path", "_commit_hash", "_attn_implementation", "transformers_version", "auto_map",
     "dtype", "torch_dtype", "use_cache", "initializer_range", "attention_dropout", "pretraining_tp",
-    "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "return_dict",
-    "output_attentions", "output_hidden_states", "chunk_size_feed_forward",
+    "return_dict", "output_attentions", "output_hidden_states", "chunk_size_feed_forward",
     "id2label", "label2id", "problem_type",
 })  # fmt: skip
+# No choice makes these right.
+FATAL = frozenset({
+    "architectures", "model_type", "tie_word_embeddings", "vocab_size", "hidden_size",
+    "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act", "no_rope_layers",
+    "no_rope_layer_interval", "layer_types", "num_experts", "num_experts_per_tok",
+})  # fmt: skip
 SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
-_CHOOSE = "set config_from to the model whose setting is meant"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choices:
+    """What the config has decided, and what it needs."""
+
+    config: bool
+    tokenizer: bool
+    template: bool
+    slices: bool
+    """layers are put together anew, so models may have different numbers of them"""
+    one_dtype: bool
+    """the stored types are kept, so they have to agree"""
+
+
+def check(
+    models: Mapping[str, Weights], merge: Merge, choices: Choices, *, donor: str
+) -> dict[str, dict[str, Any]]:
+    """The differences that the config decided, by key: each model's value, and the donor.
+
+    Raises:
+        MergeError: the models can't be merged, or something isn't decided.
+    """
+    every = list(models.values())
+    configs = check_configs(every, choices)
+    if not choices.slices:
+        check_tensors(every)
+    if choices.one_dtype:
+        check_dtypes(every)
+    tokenizers = check_tokenizers(every, choices)
+    named = {
+        key: {str(one.folders[0]): value for one, value in zip(pair, values, strict=True)}
+        for key, (pair, values) in {**configs, **tokenizers}.items()
+    }
+    return {key: {**values, "taken_from": donor} for key, values in named.items()}
+
+
+Differences = dict[str, tuple[tuple[Weights, Weights], list[Any]]]
 
 
 def check_tensors(models: Sequence[Weights]) -> None:
@@ -47,60 +96,90 @@ def check_dtypes(models: Sequence[Weights]) -> None:
     first = models[0]
     for other in models[1:]:
         for name, entry in first.entries.items():
-            if entry.dtype != other.entries[name].dtype:
+            if name in other.entries and entry.dtype != other.entries[name].dtype:
                 raise MergeError(
-                    f"{name} is {entry.dtype} in {first.folders[0]} and "
-                    f"{other.entries[name].dtype} in {other.folders[0]}: input can't "
-                    "choose a type; set dtype to float32, bfloat16 or float16"
+                    f"{name} is {NAMES[entry.dtype]} in {first.folders[0]} and "
+                    f"{NAMES[other.entries[name].dtype]} in {other.folders[0]}: there is no one "
+                    "type to keep; set dtype to float32, bfloat16 or float16"
                 )
 
 
-def check_configs(models: Sequence[Weights], *, chosen: bool) -> dict[str, list[Any]]:
-    """The keys that differ, with both values; empty unless `chosen`.
+def check_configs(models: Sequence[Weights], choices: Choices) -> Differences:
+    """The keys that differ and were decided.
 
     Raises:
-        MergeError: they differ, and `chosen` is false; or tie_word_embeddings differs.
+        MergeError: they differ and weren't, or can't be.
     """
-    found: dict[str, list[Any]] = {}
-    first = models[0]
-    for other in models[1:]:
-        for key, values in _differences(first, other).items():
-            where = (
-                f"{key}: {values[0]!r} in {first.folders[0]}, {values[1]!r} in {other.folders[0]}"
-            )
+    found: Differences = {}
+    for first, other in pairwise(models):
+        for key, values in _differences(first, other, slices=choices.slices).items():
+            ours, theirs = map(_short, values)
+            where = f"{key}: {ours} in {first.folders[0]}, {theirs} in {other.folders[0]}"
             if key == "tie_word_embeddings":
-                raise MergeError(f"{where}; tied and untied models can't be summed")
-            if not chosen:
-                raise MergeError(f"{where}; the merged model can have only one: {_CHOOSE}")
-            found[key] = values
+                raise MergeError(f"{where}; tied and untied models can't be merged")
+            if key in FATAL:
+                raise MergeError(f"{where}; models that differ in it can't be merged")
+            if not choices.config:
+                raise MergeError(
+                    f"{where}; the merged model can have only one: "
+                    "set config_from to the model whose config is meant"
+                )
+            found[key] = (first, other), values
     return found
 
 
-def check_tokenizers(models: Sequence[Weights], *, chosen: bool) -> dict[str, list[Any]]:
-    """The special tokens and templates that differ, by name; empty unless `chosen`.
+def check_tokenizers(models: Sequence[Weights], choices: Choices) -> Differences:
+    """The special tokens and templates that differ and were decided.
 
     Raises:
-        MergeError: the vocabularies differ; or the rest does, and `chosen` is false.
+        MergeError: the vocabularies differ; or the rest does, and wasn't decided.
     """
-    found: dict[str, list[Any]] = {}
-    first = models[0]
-    for other in models[1:]:
+    found: Differences = {}
+    for first, other in pairwise(models):
         if tokenizer_files(first) and tokenizer_files(other):
             _check_vocabulary(first, other)
         for key, values in _tokenizer_settings(first, other).items():
-            if not chosen:
-                ours, theirs = map(_short, values)
-                shown = f"{ours} in {first.folders[0]}, {theirs} in {other.folders[0]}"
-                raise MergeError(f"{key}: {shown}; the merged model can have only one: {_CHOOSE}")
-            found[key] = [_short(value) for value in values]
+            ours, theirs = map(_short, values)
+            if not (choices.template if key == "chat_template" else choices.tokenizer):
+                raise MergeError(
+                    f"{key}: {ours} in {first.folders[0]}, {theirs} in {other.folders[0]}; the "
+                    "merged model can have only one: set config_from or tokenizer_from to the "
+                    "model whose tokenizer is meant"
+                )
+            found[key] = (first, other), [ours, theirs]
     return found
 
 
-def _differences(first: Weights, other: Weights) -> dict[str, list[Any]]:
-    if not _compare(first.config, other.config):
-        return {}
+def _differences(first: Weights, other: Weights, *, slices: bool) -> dict[str, list[Any]]:
+    ours, theirs = _settled(first.config), _settled(other.config)
+    found = _compare(ours, theirs)
+    if slices:
+        layers = {stack_of(one.entries).count for one in (first, other)}
+        found = {
+            key: values
+            for key, values in found.items()
+            if key != "num_hidden_layers"
+            and not any(isinstance(one, list) and len(one) in layers for one in values)
+        }
+    if all(key in ours and key in theirs for key in found):
+        return found
     # One may leave out what the other spells out: compare again with every default filled in.
-    return _compare(_with_defaults(first), _with_defaults(other))
+    filled = _compare(_with_defaults(first), _with_defaults(other))
+    return {key: values for key, values in filled.items() if key in found}
+
+
+def _settled(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The rotary settings in the form that transformers writes since release 5."""
+    settled = dict(config)
+    if "rope_theta" in settled and not settled.get("rope_parameters"):
+        scaling = settled.pop("rope_scaling", None) or {}
+        kind = scaling.get("rope_type", scaling.get("type", "default"))
+        settled["rope_parameters"] = {
+            **{key: value for key, value in scaling.items() if key != "type"},
+            "rope_theta": settled.pop("rope_theta"),
+            "rope_type": kind,
+        }
+    return settled
 
 
 def _compare(first: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, list[Any]]:
@@ -118,9 +197,8 @@ def _with_defaults(weights: Weights) -> dict[str, Any]:
     try:
         return dict(AutoConfig.for_model(model_type, **config).to_dict())
     except ValueError:
-        return dict(
-            weights.config
-        )  # an architecture that transformers doesn't know: compare what is written
+        # An architecture that transformers doesn't know: compare what is written.
+        return dict(weights.config)
 
 
 def _check_vocabulary(first: Weights, other: Weights) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dualign.checkpoints.folding import Adapted
 from dualign.checkpoints.lora import PREFIX, Adapter, LoraModule, read_adapter
-from dualign.checkpoints.shards import plan, write_side_files, write_tensors
+from dualign.checkpoints.shards import write_side_files, write_weights
 from dualign.checkpoints.weights import open_weights
 from dualign.errors import MergeError
 
@@ -95,7 +95,7 @@ def fold(
     """
     weights = Adapted(open_weights(base), read_adapter(adapter))
     out.mkdir(parents=True, exist_ok=True)
-    write_tensors(out, plan(weights, dtype), weights.read)
+    write_weights(weights, out, dtype=dtype)
     write_side_files(weights, out, dtype=dtype)
 
 

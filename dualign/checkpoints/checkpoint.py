@@ -1,37 +1,42 @@
-"""A model folder on disk, read tensor by tensor: one safetensors file, or shards with an index.
+"""A model folder on disk, read in pieces: one safetensors file, or shards with an index.
 
-Merging, folding and hashing need the weights but not the model, so nothing here builds one, and
-only the tensors asked for are in memory.
+Merging, folding and hashing need the weights but not the model, so nothing here builds one or
+imports torch, and only the pieces asked for are in memory.
 """
 
 import json
-from collections.abc import Mapping
+import os
+import weakref
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
+import numpy as np
 
+from dualign.checkpoints.header import BITS, Entry, read_header
+from dualign.checkpoints.numbers import NAMES, STORED, Array, is_finite, widen
 from dualign.errors import CheckpointError, MergeError
 
 HEAD = "lm_head.weight"
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
-DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+_COMPARED = 1 << 22  # bytes compared at once
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """What a file's header says about one tensor."""
+class Reader:
+    """One tensor, any stretch of it at a time."""
 
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    file: Path
+    read: Callable[[int, int], Array]
+    """the elements [start, stop) in row-major order, float32 or float64"""
+    step: int | None = None
+    """it is best read in stretches that start and end on multiples of this; None: any"""
+    in_parts: bool = True
+    """whether opening it costs nothing, so that several can share the tensor"""
 
 
 class Weights(Protocol):
-    """The weights of a model, plain or with adapters folded in as they are read."""
+    """The weights of a model: plain, with adapters folded in, or merged, as they are read."""
 
     folders: tuple[Path, ...]
     """the folders that the model is made of, the outermost adapter first, the base last"""
@@ -42,7 +47,7 @@ class Weights(Protocol):
     files: tuple[Path, ...]
     """every weight file that is read"""
 
-    def read(self, name: str) -> Tensor: ...
+    def reader(self, name: str) -> Reader: ...
 
 
 class Checkpoint:
@@ -52,21 +57,35 @@ class Checkpoint:
         self.folder = folder
         self.folders: tuple[Path, ...] = (folder,)
         self.config: Mapping[str, Any] = _read_config(folder)
-        self._open_files: dict[Path, Any] = {}
-        stored = {name: self._entry(name, file) for name, file in sorted(_locate(folder).items())}
+        stored = dict(sorted(_locate(folder).items()))
+        for name, entry in stored.items():
+            _require_floats(name, entry)
         self.files = tuple(sorted({entry.file for entry in stored.values()}))
+        self._open_files: dict[Path, int] = {}
+        weakref.finalize(self, _close, self._open_files)
         self.entries: Mapping[str, Entry] = self._without_tied_head(stored)
 
-    def read(self, name: str) -> Tensor:
-        """The stored tensor, in its own type; it maps the file and must not be written to.
+    def reader(self, name: str) -> Reader:
+        """The stored tensor.
 
-        Raises:
-            MergeError: the tensor holds a NaN or an infinity.
+        Reading raises MergeError for a NaN or an infinity, CheckpointError for a file cut short.
         """
         entry = self.entries[name]
-        tensor: Tensor = self._open(entry.file).get_tensor(name)
-        require_finite(tensor, name, entry.file)
-        return tensor
+        handle, stored = self._open(entry.file), STORED[entry.dtype]
+        width = BITS[entry.dtype] // 8
+
+        def read(start: int, stop: int) -> Array:
+            piece = np.empty(stop - start, stored)
+            got = os.preadv(handle, [piece.view(np.uint8).data], entry.offset + start * width)
+            if got != piece.nbytes:
+                raise CheckpointError(
+                    f"{entry.file}: {name}: the file ends early; was it changed while it was read?"
+                )
+            if not is_finite(piece, entry.dtype):
+                raise not_finite(entry, name, widen(piece, entry.dtype), start)
+            return widen(piece, entry.dtype)
+
+        return Reader(read)
 
     def _without_tied_head(self, stored: dict[str, Entry]) -> dict[str, Entry]:
         embedding = embedding_name(stored)
@@ -75,8 +94,7 @@ class Checkpoint:
             return stored
         if not self.config.get("tie_word_embeddings", False):
             return stored
-        head = self._open(stored[HEAD].file).get_tensor(HEAD)
-        if not torch.equal(head, self._open(stored[embedding].file).get_tensor(embedding)):
+        if not self._same_bytes(stored[HEAD], stored[embedding]):
             raise MergeError(
                 f"{self.folder}: config.json says tie_word_embeddings: true, but {HEAD} and "
                 f"{embedding} differ; "
@@ -84,37 +102,43 @@ class Checkpoint:
             )
         return {name: entry for name, entry in stored.items() if name != HEAD}
 
-    def _entry(self, name: str, file: Path) -> Entry:
-        try:
-            header = self._open(file).get_slice(name)
-        except SafetensorError:
-            raise CheckpointError(
-                f"{file}: the index says {name!r} is here, and it isn't; fetch the file again"
-            ) from None
-        kind = header.get_dtype()
-        if kind not in DTYPES:
-            raise MergeError(
-                f"{file}: {name} is stored as {kind}; expected {', '.join(DTYPES)}: "
-                "quantised weights can't be summed, use the checkpoint they were made from"
-            )
-        return Entry(tuple(header.get_shape()), DTYPES[kind], file)
+    def _same_bytes(self, one: Entry, other: Entry) -> bool:
+        if (one.shape, one.dtype) != (other.shape, other.dtype):
+            return False
+        return all(
+            self._bytes(one, start) == self._bytes(other, start)
+            for start in range(0, one.nbytes, _COMPARED)
+        )
 
-    def _open(self, file: Path) -> Any:
+    def _bytes(self, entry: Entry, start: int) -> bytes:
+        length = min(_COMPARED, entry.nbytes - start)
+        return os.pread(self._open(entry.file), length, entry.offset + start)
+
+    def _open(self, file: Path) -> int:
         if file not in self._open_files:
-            self._open_files[file] = open_safetensors(file)
+            self._open_files[file] = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
         return self._open_files[file]
 
 
-def open_safetensors(file: Path) -> Any:
-    """The open file; tensors and slices are read from it by name."""
-    try:
-        return safe_open(file, framework="pt", device="cpu")
-    except FileNotFoundError:
-        raise CheckpointError(f"{file}: no such file") from None
-    except SafetensorError as error:
-        raise CheckpointError(
-            f"{file}: not a whole safetensors file ({error}); fetch or write it again"
-        ) from None
+def _close(handles: dict[Path, int]) -> None:
+    for handle in handles.values():
+        os.close(handle)
+
+
+def not_finite(entry: Entry, name: str, values: Array, start: int) -> MergeError:
+    """The error for a stretch from `start` on that holds a NaN or an infinity."""
+    places = np.flatnonzero(~np.isfinite(values))
+    first = [int(one) for one in np.unravel_index(start + int(places[0]), entry.shape or (1,))]
+    return MergeError(
+        f"{entry.file}: {name} holds NaN or infinite values, {values[places[0]]} at {first} first; "
+        "it can't be used"
+    )
+
+
+def read_whole(weights: Weights, name: str) -> Array:
+    """A tensor in one piece and in its shape."""
+    entry = weights.entries[name]
+    return weights.reader(name).read(0, entry.size).reshape(entry.shape)
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -123,24 +147,11 @@ def read_json(file: Path) -> dict[str, Any]:
         found = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{file}: no such file") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: not JSON: {error}") from None
     if not isinstance(found, dict):
         raise CheckpointError(f"{file}: expected a JSON object, found {type(found).__name__}")
     return found
-
-
-def require_finite(tensor: Tensor, name: str, where: object) -> None:
-    """Raise MergeError when the tensor holds a NaN or an infinity."""
-    # A NaN or an infinity always spoils the sum, and one pass without a mask finds that.
-    if bool(torch.isfinite(tensor.sum(dtype=torch.float32))):
-        return
-    bad = int((~torch.isfinite(tensor)).sum())
-    if bad:
-        raise MergeError(
-            f"{where}: {name} holds {bad} NaN or infinite values of {tensor.numel()}; "
-            "it can't be used"
-        )
 
 
 def embedding_name(names: Mapping[str, object]) -> str | None:
@@ -158,7 +169,31 @@ def is_tied(weights: Weights) -> bool:
     return embedding_name(weights.entries) is not None and HEAD not in weights.entries
 
 
+def require_inside(file: Path, folder: Path) -> None:
+    """Refuse a link that leaves the model folder; in the hub's cache, the repository's folder.
+
+    Raises:
+        CheckpointError: it does.
+    """
+    place, home = file.resolve(), folder.resolve()
+    if home.parent.name == "snapshots":
+        home = home.parent.parent
+    if not place.is_relative_to(home):
+        raise CheckpointError(
+            f"{file}: a link to {place}, outside of the model folder; copy the file there instead"
+        )
+
+
+def _require_floats(name: str, entry: Entry) -> None:
+    if entry.dtype not in NAMES:
+        raise MergeError(
+            f"{entry.file}: {name} is stored as {entry.dtype}; expected {', '.join(NAMES)}: "
+            "quantised weights can't be summed, use the checkpoint they were made from"
+        )
+
+
 def _read_config(folder: Path) -> dict[str, Any]:
+    require_inside(folder / "config.json", folder)
     config = read_json(folder / "config.json")
     if "quantization_config" in config:
         raise MergeError(
@@ -183,15 +218,16 @@ def _require_head(config: Mapping[str, Any], stored: Mapping[str, Entry], folder
         )
 
 
-def _locate(folder: Path) -> dict[str, Path]:
-    """Tensor name -> file."""
+def _locate(folder: Path) -> dict[str, Entry]:
+    """Every tensor and where it lies."""
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.is_file() and index.is_file():
         raise CheckpointError(
             f"{folder}: has both {single.name} and {index.name}; remove the one that is stale"
         )
     if single.is_file():
-        return dict.fromkeys(open_safetensors(single).keys(), single)
+        require_inside(single, folder)
+        return read_header(single)
     if index.is_file():
         return _locate_shards(folder, index)
     pickles = sorted(one.name for one in folder.glob("*.bin"))
@@ -199,22 +235,33 @@ def _locate(folder: Path) -> dict[str, Path]:
     raise CheckpointError(f"{folder}: expected {single.name} or {index.name}{hint}")
 
 
-def _locate_shards(folder: Path, index: Path) -> dict[str, Path]:
+def _locate_shards(folder: Path, index: Path) -> dict[str, Entry]:
+    require_inside(index, folder)
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(
             f"{index}: expected a weight_map with tensors, found {type(weight_map).__name__}"
         )
-    for shard in set(weight_map.values()):
+    for shard in weight_map.values():
         if not isinstance(shard, str) or Path(shard).name != shard:
             raise CheckpointError(f"{index}: {shard!r} isn't a file of this folder")
-    located = {name: folder / shard for name, shard in weight_map.items()}
-    for file in sorted(set(located.values())):
-        unlisted = set(open_safetensors(file).keys()) - {
-            name for name, home in located.items() if home == file
-        }
-        if unlisted:
-            raise CheckpointError(
-                f"{file}: {min(unlisted)!r} isn't in {index.name}; the index is stale or incomplete"
-            )
-    return located
+    found: dict[str, Entry] = {}
+    for shard in sorted(set(weight_map.values())):
+        file = folder / shard
+        require_inside(file, folder)
+        listed = {name for name, home in weight_map.items() if home == shard}
+        found |= _shard(file, listed, index)
+    return found
+
+
+def _shard(file: Path, listed: set[str], index: Path) -> dict[str, Entry]:
+    stored = read_header(file)
+    for name in sorted(set(stored) - listed):
+        raise CheckpointError(
+            f"{file}: {name!r} isn't in {index.name}; the index is stale or incomplete"
+        )
+    for name in sorted(listed - set(stored)):
+        raise CheckpointError(
+            f"{file}: the index says {name!r} is here, and it isn't; fetch the file again"
+        )
+    return stored

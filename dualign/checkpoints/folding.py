@@ -12,13 +12,15 @@ from torch import Tensor
 
 from dualign.checkpoints.checkpoint import (
     HEAD,
-    Entry,
+    Reader,
     Weights,
     embedding_name,
     is_tied,
-    require_finite,
+    read_whole,
 )
-from dualign.checkpoints.lora import Adapter
+from dualign.checkpoints.header import Entry
+from dualign.checkpoints.lora import Adapter, require_finite
+from dualign.checkpoints.numbers import Array
 from dualign.errors import MergeError
 
 
@@ -41,19 +43,33 @@ class Adapted:
             self._settle_tied_pair(self._tied_embedding)
         self._require_known()
 
-    def read(self, name: str) -> Tensor:
-        """The folded tensor.
+    def reader(self, name: str) -> Reader:
+        """The tensor as stored, or folded: that is done once, for the whole tensor.
 
         Raises:
             MergeError: a value isn't finite.
         """
-        stored_as = self._tied_embedding if name == HEAD and self._tied_embedding else name
-        weight = self.base.read(stored_as)
+        if name not in self._changed:
+            return self.base.reader(self._stored_as(name))
+        folded: list[Array] = []
+
+        def read(start: int, stop: int) -> Array:
+            if not folded:
+                folded.append(self._fold(name).reshape(-1).numpy())
+            return folded[0][start:stop]
+
+        return Reader(read, in_parts=False)
+
+    def _fold(self, name: str) -> Tensor:
+        weight = torch.from_numpy(read_whole(self.base, self._stored_as(name)))
         if name not in self._changed:
             return weight
-        folded = fold_tensor(self.adapter, name, weight)
+        folded = fold_tensor(self.adapter, name, weight.float())
         require_finite(folded, name, self.adapter.file)
         return folded
+
+    def _stored_as(self, name: str) -> str:
+        return self._tied_embedding if name == HEAD and self._tied_embedding else name
 
     def _settle_tied_pair(self, embedding: str) -> None:
         """One tensor when head and embedding change alike; else two, and an untied config."""
@@ -68,7 +84,7 @@ class Adapted:
         head = self.base.entries[embedding]
         for name in sorted(self._changed & {HEAD, embedding}):
             _require_fit(self.adapter, name, head.shape)
-        if torch.equal(self.read(embedding), self.read(HEAD)):
+        if torch.equal(self._fold(embedding), self._fold(HEAD)):
             self._changed -= {HEAD}
             return
         self.entries = {**self.base.entries, HEAD: head}

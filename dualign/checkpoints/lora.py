@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from dualign.checkpoints.checkpoint import open_safetensors, read_json, require_finite
+from dualign.checkpoints.checkpoint import read_json
 from dualign.errors import CheckpointError, MergeError
 
 PREFIX = "base_model.model."
@@ -84,11 +85,6 @@ class Adapter:
     """trainable tokens: rows of a weight, and their new values"""
 
 
-def is_adapter(folder: Path) -> bool:
-    """Whether the folder holds an adapter, not a whole model."""
-    return (folder / "adapter_config.json").is_file()
-
-
 def read_adapter(folder: Path) -> Adapter:
     """The adapter in `folder`; its tensors map the file.
 
@@ -127,7 +123,7 @@ def _require_plain_lora(folder: Path, config: Mapping[str, Any]) -> None:
 
 
 def _read_all(file: Path) -> dict[str, Tensor]:
-    handle = open_safetensors(file)
+    handle = _open(file)
     tensors = {name: handle.get_tensor(name) for name in sorted(handle.keys())}
     for name, tensor in tensors.items():
         if not name.startswith(PREFIX):
@@ -219,3 +215,27 @@ def _token_indices(
             f"{folder}: {module} has {len(delta)} trained token rows for {len(given)} token indices"
         )
     return tuple(given)
+
+
+def require_finite(tensor: Tensor, name: str, where: object) -> None:
+    """Raise MergeError when the tensor holds a NaN or an infinity."""
+    # A NaN or an infinity always spoils the sum, and one pass without a mask finds that.
+    if bool(torch.isfinite(tensor.sum(dtype=torch.float32))):
+        return
+    bad = int((~torch.isfinite(tensor)).sum())
+    if bad:
+        raise MergeError(
+            f"{where}: {name} holds {bad} NaN or infinite values of {tensor.numel()}; "
+            "it can't be used"
+        )
+
+
+def _open(file: Path) -> Any:
+    try:
+        return safe_open(file, framework="pt", device="cpu")
+    except FileNotFoundError:
+        raise CheckpointError(f"{file}: no such file") from None
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{file}: not a whole safetensors file ({error}); fetch or write it again"
+        ) from None

@@ -1,81 +1,84 @@
-"""Writing a model folder: tensors one by one into safetensors shards, and the files beside them.
+"""Writing a model folder: tensors in pieces into safetensors shards, and the files beside them.
 
-A shard's header is planned from shapes and types before the first tensor is made, so each tensor
-goes to disk as soon as it is there and memory holds one at a time.
+A shard's header is planned from shapes and types, so every piece has its place in the file before
+it is made. Pieces are made and written by several threads; which one makes a piece doesn't change
+it. A shard gets its name when it is whole and on the disk.
 """
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
 from tqdm import tqdm
 
-from dualign.checkpoints.checkpoint import DTYPES, Weights, read_json, require_finite
-from dualign.errors import CheckpointError
+from dualign.checkpoints.checkpoint import Weights, read_json
+from dualign.checkpoints.header import Planned, write_header
+from dualign.checkpoints.numbers import CODES, NAMES, NotFinite, narrow
+from dualign.errors import CheckpointError, MergeError
 
 SHARD_BYTES = 2_000_000_000
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "merges.txt", "tokenizer.model", "chat_template.jinja",
 )  # fmt: skip
-_CODES = {dtype: code for code, dtype in DTYPES.items()}
-
-
-@dataclass(frozen=True, slots=True)
-class Planned:
-    """A tensor that will be written."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    @property
-    def nbytes(self) -> int:
-        return torch.Size(self.shape).numel() * self.dtype.itemsize
+PIECE = 1 << 15  # elements made at once
+_SHARE = 1 << 20  # elements that one thread makes before it looks for more work
 
 
 def plan(weights: Weights, dtype: str) -> list[Planned]:
     """Every tensor of `weights` in the type asked for; `input` keeps the stored types."""
-    chosen = None if dtype == "input" else getattr(torch, dtype)
     return [
-        Planned(name, entry.shape, chosen or entry.dtype) for name, entry in weights.entries.items()
+        Planned(name, entry.shape, entry.dtype if dtype == "input" else CODES[dtype])
+        for name, entry in weights.entries.items()
     ]
 
 
-def write_tensors(
+def write_weights(
+    weights: Weights,
     out: Path,
-    tensors: Sequence[Planned],
-    make: Callable[[str], Tensor],
     *,
+    dtype: str = "input",
     shard_bytes: int = SHARD_BYTES,
+    threads: int | None = None,
+    resume: bool = False,
 ) -> list[Path]:
     """Write `model.safetensors`, or shards of at most `shard_bytes` with an index.
 
-    `make` gives the tensor of a name in float32 or in the type that is written; the one rounding
-    happens here.
+    Each number is rounded once, to the type that is written. `resume` keeps the shards that an
+    interrupted run of the same work has finished.
 
     Raises:
-        MergeError: a value overflows the type that is written.
-        CheckpointError: the disk hasn't enough room.
+        MergeError: a value isn't finite, or overflows the type that is written.
+        CheckpointError: the disk hasn't enough room, or an input can't be read.
     """
-    total = sum(one.nbytes for one in tensors)
-    for stale in out.glob("model*.safetensors*"):
-        stale.unlink()  # of an interrupted attempt; beside a new index it could be loaded
-    _require_room(out, total)
+    planned = plan(weights, dtype)
     # Wide types first, so that every tensor starts on a multiple of its item size.
-    shards = _split(sorted(tensors, key=lambda one: -one.dtype.itemsize), shard_bytes)
-    names = _shard_names(len(shards))
-    with tqdm(
-        total=total, unit="B", unit_scale=True, desc=f"writing {out.name}", disable=None
-    ) as progress:
-        for name, shard in zip(names, shards, strict=True):
-            _write_shard(out / name, shard, make, progress.update)
+    shards = split(sorted(planned, key=lambda one: -one.nbytes // max(one.size, 1)), shard_bytes)
+    names = shard_names(len(shards))
+    _clear(out, keep=names if resume else [])
+    todo = [(out / name, one) for name, one in zip(names, shards, strict=True)]
+    todo = [(file, shard) for file, shard in todo if not file.is_file()]
+    _require_room(out, sum(one.nbytes for _, shard in todo for one in shard))
+    total = sum(one.nbytes for one in planned)
+    left = sum(one.nbytes for _, shard in todo for one in shard)
+    with (
+        ThreadPoolExecutor(threads or processors()) as pool,
+        tqdm(
+            total=total,
+            initial=total - left,
+            unit="B",
+            unit_scale=True,
+            desc=f"writing {out.name}",
+            disable=None,
+        ) as progress,
+    ):
+        for file, shard in todo:
+            _write_shard(file, shard, weights, pool, progress.update)
     if len(shards) > 1:
         weight_map = {
             one.name: name for name, shard in zip(names, shards, strict=True) for one in shard
@@ -87,15 +90,36 @@ def write_tensors(
     return [out / name for name in names]
 
 
-def write_side_files(weights: Weights, out: Path, *, dtype: str) -> None:
-    """Write config.json, with the new type; copy tokenizer, template and generation settings."""
+def processors() -> int:
+    """The processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def write_side_files(
+    weights: Weights,
+    out: Path,
+    *,
+    dtype: str,
+    tokenizer: Weights | None = None,
+    chat_template: str | None = None,
+) -> None:
+    """Write config.json, with the new type; copy tokenizer, template and generation settings.
+
+    `tokenizer` is the model whose tokenizer is copied, if it isn't `weights`; `chat_template` is
+    written in place of its template.
+    """
     config = dict(weights.config)
     if dtype != "input":
         config.pop("torch_dtype", None)
         config["dtype"] = dtype
     _write_json(out / "config.json", config)
-    for file in [*tokenizer_files(weights), *nearest_file(weights, "generation_config.json")]:
+    for file in [
+        *tokenizer_files(tokenizer or weights),
+        *nearest_file(weights, "generation_config.json"),
+    ]:
         shutil.copyfile(file, out / file.name)
+    if chat_template is not None:
+        (out / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
 
 
 def tokenizer_files(weights: Weights) -> list[Path]:
@@ -125,7 +149,7 @@ def chat_template(weights: Weights) -> str | None:
     return None
 
 
-def _split(tensors: Sequence[Planned], shard_bytes: int) -> list[list[Planned]]:
+def split(tensors: Sequence[Planned], shard_bytes: int) -> list[list[Planned]]:
     """In order, a new shard when the next tensor wouldn't fit; a larger tensor has its own."""
     shards: list[list[Planned]] = [[]]
     size = 0
@@ -138,49 +162,103 @@ def _split(tensors: Sequence[Planned], shard_bytes: int) -> list[list[Planned]]:
     return shards
 
 
-def _shard_names(count: int) -> list[str]:
+def shard_names(count: int) -> list[str]:
+    """What transformers calls them."""
     if count == 1:
         return ["model.safetensors"]
     return [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
 
 
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """The elements [start, stop) of a tensor, for one thread, and the file's byte of element 0."""
+
+    tensor: Planned
+    offset: int
+    start: int
+    stop: int
+    step: int
+
+
 def _write_shard(
     file: Path,
     shard: Sequence[Planned],
-    make: Callable[[str], Tensor],
+    weights: Weights,
+    pool: ThreadPoolExecutor,
     advance: Callable[[int], object],
 ) -> None:
-    with file.open("wb") as stream:
-        stream.write(_header(shard))
-        for one in shard:
-            tensor = _rounded(make(one.name), one, file)
-            stream.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
-            advance(one.nbytes)
+    aside = file.with_name(f".{file.name}.part")
+    header = write_header(shard)
+    handle = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    try:
+        os.pwrite(handle, header, 0)
+        work = [
+            pool.submit(_write_share, handle, share, weights, file.name)
+            for share in _shares(shard, weights, len(header))
+        ]
+        try:
+            for done in work:
+                advance(done.result())
+        except BaseException:
+            for one in work:
+                one.cancel()
+            for one in work:  # the file must not be closed under a thread that writes
+                if not one.cancelled():
+                    one.exception()
+            raise
+        os.fsync(handle)
+    except OSError as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{aside}: can't be written: {error.strerror}") from None
+    finally:
+        os.close(handle)
+    aside.rename(file)
 
 
-def _rounded(tensor: Tensor, one: Planned, file: Path) -> Tensor:
-    assert tuple(tensor.shape) == one.shape, (
-        f"{one.name}: made {tuple(tensor.shape)}, planned {one.shape}"
-    )
-    rounded = tensor.to(one.dtype).contiguous()
-    require_finite(rounded, one.name, f"{file.name}, written as {_CODES[one.dtype]}")
-    return rounded
+def _shares(shard: Sequence[Planned], weights: Weights, offset: int) -> list[_Share]:
+    """The largest tensors first, so that no thread is left with one at the end."""
+    found: list[_Share] = []
+    for one in shard:
+        reader = weights.reader(one.name)
+        step = reader.step or PIECE
+        length = max(_SHARE // step, 1) * step if reader.in_parts else max(one.size, 1)
+        found += [
+            _Share(one, offset, start, min(start + length, one.size), step)
+            for start in range(0, one.size, length)
+        ]
+        offset += one.nbytes
+    return sorted(found, key=lambda share: share.start - share.stop)
 
 
-def _header(shard: Sequence[Planned]) -> bytes:
-    """The length as 8 bytes, then JSON, padded so that the data starts on a multiple of 8."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    ends = list(accumulate(one.nbytes for one in shard))
-    for one, end in zip(shard, ends, strict=True):
-        span = [end - one.nbytes, end]
-        header[one.name] = {
-            "dtype": _CODES[one.dtype],
-            "shape": list(one.shape),
-            "data_offsets": span,
-        }
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
+def _write_share(handle: int, share: _Share, weights: Weights, shard: str) -> int:
+    one, reader = share.tensor, weights.reader(share.tensor.name)
+    width = one.nbytes // one.size
+    for start in range(share.start, share.stop, share.step):
+        values = reader.read(start, min(start + share.step, share.stop))
+        try:
+            stored = narrow(values, one.dtype)
+        except NotFinite as error:
+            raise MergeError(
+                f"{shard}: {one.name} would hold {values[error.place]} at element "
+                f"{start + error.place}, written as {NAMES[one.dtype]}; choose a wider dtype or "
+                "smaller weights"
+            ) from None
+        _write_all(handle, stored.view("u1").data, share.offset + start * width)
+    return (share.stop - share.start) * width
+
+
+def _write_all(handle: int, data: memoryview, offset: int) -> None:
+    while data:
+        written = os.pwrite(handle, data, offset)
+        data, offset = data[written:], offset + written
+
+
+def _clear(out: Path, *, keep: Sequence[str]) -> None:
+    """Remove what an earlier attempt left; beside a new index it could be loaded."""
+    for stale in [*out.glob("model*.safetensors*"), *out.glob(".model*.part")]:
+        if stale.name not in keep:
+            stale.unlink()
 
 
 def _require_room(out: Path, needed: int) -> None:

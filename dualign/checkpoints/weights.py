@@ -9,8 +9,6 @@ from typing import Any
 
 from dualign.checkpoints.checkpoint import Checkpoint, Weights
 from dualign.checkpoints.embedded import embedded_model
-from dualign.checkpoints.folding import Adapted
-from dualign.checkpoints.lora import is_adapter, read_adapter
 from dualign.errors import CheckpointError
 
 
@@ -40,8 +38,12 @@ def _open(folder: Path, outer: tuple[Path, ...]) -> Weights:
         raise CheckpointError(
             f"{folder}: the adapter names itself as its base: {' -> '.join(map(str, outer))}"
         )
-    if not is_adapter(folder):
+    if not (folder / "adapter_config.json").is_file():
         return Checkpoint(folder)
+    # Only adapters need torch.
+    from dualign.checkpoints.folding import Adapted
+    from dualign.checkpoints.lora import read_adapter
+
     adapter = read_adapter(folder)
     return Adapted(_open(find_base(folder, adapter.config), (*outer, folder.resolve())), adapter)
 

@@ -10,8 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dualign.checkpoints.checkpoint import Checkpoint
-from dualign.checkpoints.shards import Planned, write_tensors
+from dualign.checkpoints.shards import write_weights
 from dualign.errors import CheckpointError, MergeError
 from dualign.merging import merge
 from dualign.merging.config import MergedModel, MergeStage
@@ -36,10 +35,10 @@ def test_merged_weights_are_the_normalised_sum(tmp_path: Path, make_model: MakeM
     assert set(merged) == set(one)
     for name, tensor in merged.items():
         torch.testing.assert_close(tensor, 0.75 * one[name] + 0.25 * two[name], atol=1e-7, rtol=0)
-    assert [model["weight"] for model in outcome.metrics["models"]] == [0.75, 0.25]
+    record = json.loads((tmp_path / "out" / "merge.json").read_text())
+    assert [used["applied"] for used in record["parameters"]] == [[0.75, 0.25]]
     assert outcome.metrics["tensors"] == len(one)
     assert len(outcome.checks["verified"]["tensors"]) == 3
-    assert 0 <= outcome.checks["verified"]["worst_error"] <= 1
 
 
 def test_a_model_merged_with_itself_is_the_same_model(
@@ -110,7 +109,7 @@ def test_sharded_inputs_and_outputs_hold_the_same_tensors(
     (b / "model.safetensors").unlink()
     model.save_pretrained(b, max_shard_size="2KB")
     run(tmp_path / "whole", {a: 1.0, b: 1.0})
-    default = write_tensors.__kwdefaults__ or {}
+    default = write_weights.__kwdefaults__ or {}
     monkeypatch.setitem(default, "shard_bytes", 3000)
     outcome = run(tmp_path / "shards", {a: 1.0, b: 1.0})
     assert outcome.metrics["shards"] > 2
@@ -158,7 +157,7 @@ def test_config_differences_are_refused_until_one_is_chosen(
         json.loads((one / "config.json").read_text())[key] for one in (tmp_path / "out", b)
     )
     assert chosen == theirs
-    assert key in outcome.checks["taken_from_config_donor"]
+    assert key in outcome.checks["decided"]
 
 
 def test_a_config_that_leaves_out_a_default_is_no_difference(
@@ -237,7 +236,7 @@ def test_another_end_token_is_refused_until_one_is_chosen(
 
 def test_types_that_differ_need_a_choice(tmp_path: Path, make_model: MakeModel) -> None:
     a, b = make_model("a", seed=1), make_model("b", seed=2, dtype=torch.float16)
-    with pytest.raises(MergeError, match=r"torch.float32 in .*a and torch.float16 in .*set dtype"):
+    with pytest.raises(MergeError, match=r"float32 in .*a and float16 in .*set dtype"):
         run(tmp_path / "out", {a: 1.0, b: 1.0})
     run(tmp_path / "out", {a: 1.0, b: 1.0}, dtype="float32")
 
@@ -249,7 +248,7 @@ def test_a_value_that_is_not_finite_is_named_by_file_and_tensor(
     a, b = make_model("a", seed=1), make_model("b", seed=2)
     spoil(b, "model.norm.weight", value)
     file = b / "model.safetensors"
-    with pytest.raises(MergeError, match=f"{file}: model.norm.weight holds 1 NaN or infinite"):
+    with pytest.raises(MergeError, match=rf"{file}: model.norm.weight holds NaN or inf.* at \[3\]"):
         run(tmp_path / "out", {a: 1.0, b: 1.0})
 
 
@@ -258,7 +257,7 @@ def test_a_sum_that_overflows_the_written_type_is_named(
 ) -> None:
     a = make_model("a", seed=1)
     spoil(a, "model.norm.weight", 1e6)
-    with pytest.raises(MergeError, match=r"written as F16: model.norm.weight holds 1 NaN or inf"):
+    with pytest.raises(MergeError, match=r"norm.weight would hold 1000000.0 at element 3"):
         run(tmp_path / "out", {a: 1.0}, dtype="float16")
 
 
@@ -275,10 +274,12 @@ def test_a_tensor_that_was_changed_on_disk_is_found_by_verification(
     a, b = make_model("a", seed=1), make_model("b", seed=2)
     run(tmp_path / "out", {a: 1.0, b: 1.0})
     tensors = load_file(tmp_path / "out" / "model.safetensors")
+    models = (MergedModel(model=str(a)), MergedModel(model=str(b)))
+    prepared = merge.prepare(MergeStage(name="merged", models=models).merge(), seed=0)
     nearly = {name: tensor * (1 + 1e-5) for name, tensor in tensors.items()}
     save_file(nearly, tmp_path / "out" / "model.safetensors")
-    with pytest.raises(MergeError, match="further from the sum than rounding allows"):
-        merge.verify(tmp_path / "out", [Checkpoint(a), Checkpoint(b)], [0.5, 0.5], seed=0)
+    with pytest.raises(MergeError, match="reads back differently from what the inputs give"):
+        merge.verify(tmp_path / "out", prepared.weights, seed=0)
 
 
 def spoil(folder: Path, name: str, value: float) -> None:
@@ -290,13 +291,3 @@ def spoil(folder: Path, name: str, value: float) -> None:
 def test_a_missing_input_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="gone: no such folder"):
         run(tmp_path / "out", {tmp_path / "gone": 1.0})
-
-
-def test_mixed_types_in_one_file_read_back(tmp_path: Path) -> None:
-    made = {"a": torch.arange(3.0), "b": torch.arange(5.0), "c": torch.tensor(7.0)}
-    types = {"a": torch.bfloat16, "b": torch.float32, "c": torch.float16}
-    planned = [Planned(name, tuple(made[name].shape), dtype) for name, dtype in types.items()]
-    (file,) = write_tensors(tmp_path, planned, made.__getitem__)
-    found = load_file(file)
-    assert {name: tensor.dtype for name, tensor in found.items()} == types
-    assert all(torch.equal(found[name].float(), tensor) for name, tensor in made.items())

@@ -1,0 +1,70 @@
+"""Stored numbers to float32 and back, in numpy: bfloat16 is the upper half of a float32."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dualign.errors import MergeError
+
+Array = NDArray[Any]
+
+NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+CODES = {name: code for code, name in NAMES.items()}
+STORED: dict[str, type[np.generic]] = {"F32": np.float32, "BF16": np.uint16, "F16": np.float16}
+# The bits of a number without its sign, and those of an infinity, which all that is finite is below.
+_SIZES = {"F32": 0x7FFFFFFF, "BF16": 0x7FFF, "F16": 0x7FFF}
+_INFINITY = {"F32": 0x7F800000, "BF16": 0x7F80, "F16": 0x7C00}
+
+
+def is_finite(stored: Array, dtype: str) -> bool:
+    """Whether no stored number is a NaN or an infinity."""
+    bits = stored.view(f"u{stored.itemsize}")
+    return not bits.size or int((bits & bits.dtype.type(_SIZES[dtype])).max()) < _INFINITY[dtype]
+
+
+def widen(stored: Array, dtype: str) -> Array:
+    """Stored numbers as float32; exact."""
+    if dtype == "BF16":
+        bits = stored.astype(np.uint32)
+        bits <<= 16
+        return bits.view(np.float32)
+    return stored.astype(np.float32, copy=False)
+
+
+def narrow(values: Array, dtype: str) -> Array:
+    """Numbers in the stored form of `dtype`, rounded to nearest, ties to even.
+
+    float64 is rounded to float32 first: sums such as 0.9 a + 0.1 b of bfloat16 values lie exactly
+    between two of them in one case of ten, and there the last bit of a float64 is chance.
+
+    Raises:
+        MergeError: a number isn't finite, or too large for the type.
+    """
+    with np.errstate(over="ignore"):
+        single = values.astype(np.float32, copy=False)
+        stored = (
+            _to_bfloat16(single) if dtype == "BF16" else single.astype(STORED[dtype], copy=False)
+        )
+    if not is_finite(stored, dtype) or (dtype == "BF16" and not is_finite(single, "F32")):
+        bad = ~np.isfinite(values)
+        raise NotFinite(int(np.argmax(bad if bad.any() else np.abs(values))))
+    return stored
+
+
+class NotFinite(MergeError):
+    """A number that can't be stored. `place` is its index in what was given."""
+
+    def __init__(self, place: int) -> None:
+        super().__init__(f"element {place} isn't finite, or too large for the type")
+        self.place = place
+
+
+def _to_bfloat16(single: Array) -> Array:
+    bits = np.ascontiguousarray(single).view(np.uint32)
+    rounded = bits >> np.uint32(16)
+    rounded &= np.uint32(1)
+    rounded += np.uint32(0x7FFF)
+    rounded += bits  # a carry moves on into the exponent, as it must
+    rounded >>= np.uint32(16)
+    return rounded.astype(np.uint16)

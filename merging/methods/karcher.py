@@ -1,0 +1,60 @@
+"""karcher: the mean on the sphere that is nearest to all inputs (Karcher 1977)."""
+
+import math
+
+import numpy as np
+
+from dualign.merging.methods.gram import gram
+from dualign.merging.methods.tensors import Array, Combine, Tensors, combination
+
+LEAST_NORM = 1e-7
+
+
+def karcher(tensors: Tensors, *, max_iter: int = 10, tol: float = 1e-5) -> Combine:
+    """`y = u * mean(|x_i|)`, u the Karcher mean of `x_i / |x_i|`; all inputs weigh the same.
+
+    From the normalised mean on, `T = mean(theta_i / sin(theta_i) (u_i - cos(theta_i) u))` and
+    `u <- cos|T| u + sin|T| T/|T|`, until `|T| < tol` or `max_iter` steps. Any shape, flattened. An
+    input of length zero has no direction and is left out.
+    """
+    if len(tensors.inputs) == 1:
+        return combination(tensors, [1.0])
+    return combination(tensors, coefficients(gram(tensors), max_iter, tol).tolist())
+
+
+def coefficients(products: Array, max_iter: int, tol: float) -> Array:
+    """The factor of each input, from their inner products."""
+    norms = np.sqrt(np.diag(products).clip(min=0))
+    used = norms >= LEAST_NORM
+    factors = np.zeros(len(norms))
+    if not used.any():
+        return factors
+    lengths = norms[used]
+    cosines = products[np.ix_(used, used)] / np.outer(lengths, lengths)
+    mean = _mean_direction(cosines, max_iter, tol)
+    factors[used] = mean * lengths.mean() / lengths
+    return factors
+
+
+def _mean_direction(cosines: Array, max_iter: int, tol: float) -> Array:
+    """u in terms of the u_i, whose inner products are `cosines`."""
+    count = len(cosines)
+    mean = np.full(count, 1 / count)
+    length = _length(mean, cosines)
+    mean = mean / length if length >= LEAST_NORM else np.eye(count)[0]
+    for _ in range(max_iter):
+        towards = np.clip(cosines @ mean, -1, 1)
+        theta = np.arccos(towards)
+        near = theta < 1e-6
+        share = np.where(near, 1.0, theta / np.where(near, 1.0, np.sin(theta))) / count
+        tangent = share - float(share @ towards) * mean
+        step = _length(tangent, cosines)
+        if step < tol:
+            break
+        mean = math.cos(step) * mean + math.sin(step) / step * tangent
+        mean = mean / _length(mean, cosines)
+    return mean
+
+
+def _length(of: Array, cosines: Array) -> float:
+    return math.sqrt(max(float(of @ cosines @ of), 0.0))
