@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dualign.data.conversation import MODES, Conversation, Message, Mode
-from dualign.data.template import ChatTemplate, Rendered
+from dualign.data.spans import Rendered
+from dualign.data.template import ChatTemplate
 from dualign.data.traces import CLOSE, OPEN
 from dualign.doctor.findings import Fault
 from dualign.doctor.rows import tool_name

@@ -15,10 +15,12 @@ import numpy as np
 from dualign.data.accounting import UNKNOWN_MODE, Tally, account
 from dualign.data.conversation import Conversation, PreferencePair
 from dualign.data.faults import RowError
+from dualign.data.loading import load_source
 from dualign.data.policies import stops
 from dualign.data.settings import DataConfig, SourceConfig
-from dualign.data.sources import load_source, source_label, to_conversation, to_pair
-from dualign.data.template import ChatTemplate, Rendered
+from dualign.data.sources import source_label, to_conversation, to_pair
+from dualign.data.spans import Rendered
+from dualign.data.template import ChatTemplate
 from dualign.data.text_rules import TextRules, text_rules
 from dualign.data.tokens import IGNORE_INDEX, Example, encode_batch
 from dualign.doctor.balance import Sides, balance_faults, side_faults
@@ -241,7 +243,7 @@ def _conclude(made: Survey) -> None:
     """What only all rows together can show."""
     subject, findings = made.subject, made.findings
     _duplicates(made)
-    weights = {source_label(source): source.weight for source in subject.data.sources}
+    weights = {source_label(one): one.weight or 1.0 for one in subject.data.sources}
     tallies = list(made.tallies.values())
     mixed = subject.data.supervise != "all"
     if mixed:
