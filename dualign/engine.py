@@ -13,7 +13,7 @@ from typing import Any
 
 from dualign.errors import CheckpointError
 from dualign.fingerprint import Digests, fingerprint
-from dualign.processes import HELD, is_first, launch, on_first
+from dualign.processes import HELD, is_first, launch, on_first, stop_with
 from dualign.recipe import Recipe, StageEntry, references, replaced, stage_of
 from dualign.rundir import (
     LAUNCHED,
@@ -93,6 +93,8 @@ def run(
         DualignError: a stage was refused or failed; finished stages stay, and the next run goes on from there.
     """
     recipe.output_dir.mkdir(parents=True, exist_ok=True)
+    if HELD in os.environ:
+        stop_with(int(os.environ[HELD]))
     if not is_first():
         say = _nothing
     with _held(recipe.output_dir):
@@ -114,7 +116,7 @@ def run(
 def _held(folder: Path) -> Iterator[None]:
     """Keep other runs out of the folder.
 
-    A stage that `dualign run` launched has a lock of its own: it may outlive the `dualign run` that was killed.
+    A stage that `dualign run` launched has a lock of its own: it outlives a `dualign run` that was killed by a moment.
     """
     if not is_first():
         yield
@@ -123,7 +125,7 @@ def _held(folder: Path) -> Iterator[None]:
             yield
     else:
         with locked(folder):
-            with locked(folder, LAUNCHED):
+            with locked(folder, LAUNCHED, wait=30):
                 pass
             yield
 

@@ -1,9 +1,12 @@
 """The processes of a launch: what the first does alone, and how `dualign run` starts a stage on several."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
@@ -61,6 +64,25 @@ def launch(config_file: str, arguments: Sequence[str]) -> tuple[str, int]:
     finally:
         signal.signal(signal.SIGTERM, before)
     return " ".join(command), code
+
+
+def stop_with(pid: int) -> None:
+    """End this process soon after process `pid` has ended, however it did.
+
+    The processes of a launch are in sessions of their own: killed with kill -9, `dualign run` couldn't stop them, and
+    they would hold the output until they were done.
+    """
+    threading.Thread(target=_watch, args=(pid,), daemon=True).start()
+
+
+def _watch(pid: int) -> None:
+    import psutil
+
+    with contextlib.suppress(psutil.NoSuchProcess):
+        watched = psutil.Process(pid)
+        while watched.is_running() and watched.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.2)
+    os._exit(1)
 
 
 def _interrupt(_signal: int, _frame: object) -> None:

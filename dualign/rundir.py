@@ -113,17 +113,17 @@ def _sync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: Path, name: str = "running") -> Iterator[None]:
+def locked(folder: Path, name: str = "running", *, wait: float = 0) -> Iterator[None]:
     """Hold the folder for this run; the kernel lets go when the process ends, however it ends.
 
     Raises:
-        CheckpointError: another run holds it.
+        CheckpointError: another run holds it, and still does after `wait` seconds.
     """
     from filelock import FileLock, Timeout
 
     folder.mkdir(parents=True, exist_ok=True)
     owner = folder / f".{name}.json"
-    lock = FileLock(folder / (".lock" if name == "running" else f".{name}.lock"), timeout=0)
+    lock = FileLock(folder / (".lock" if name == "running" else f".{name}.lock"), timeout=wait)
     try:
         lock.acquire()
     except Timeout:

@@ -36,10 +36,9 @@ def road(model: Path, rows: Path, folder: Path, *, steps: int, rate: float) -> l
         PreferenceStage(name="apo", model=str(sft), data=pairs, **common), apo, seed=1
     )
     for outcome in (first, second):
-        # The adapter is saved in the 16 bits that it is trained in, on a 4-bit base that is made anew.
-        assert (
-            outcome.checks["reload_max_logit_difference"] <= 0.02 * outcome.checks["largest_logit"]
-        )
+        # bitsandbytes' CPU kernel rounds to 16 bits inside, which two adapters and their sum meet in another order.
+        assert outcome.checks["reload_rms_share"] <= 0.01
+    assert first.checks["reload_max_logit_difference"] <= 1e-5 * first.checks["largest_logit"]
     assert json.loads((apo / "adapter_config.json").read_text())["r"] == 16
     return [
         [json.loads(line) for line in (one / "log.jsonl").read_text().splitlines()]
