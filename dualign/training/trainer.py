@@ -39,10 +39,10 @@ PROBE_TOKENS = 256
 # Largest difference of a logit between the live model and what was saved, as a share of the largest logit. float32 sums
 # in another order differ by about 3e-6 of it.
 FLOAT32_BOUND = 1e-5
-# Where something is rounded to 16 bits or less, the root mean square of the difference, as a share of that of the logits.
-# Rounding moves it by 0.4 to 0.8 %, an adapter of four steps that isn't there by 2.5 %; the largest of millions of
-# rounding errors says less.
-ROUNDED_BOUND = 1.5e-2
+# Where something is rounded to 16 bits or less, the root mean square of the difference, as a share of that of the logits;
+# the largest of millions of rounding errors says less. Measured on a 135M model: rounding 0.4 to 1.2 %, an adapter that
+# isn't there 2.5 % after four steps and more after more.
+ROUNDED_BOUND = 2.5e-2
 FLOOR = 1e-4
 
 
