@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from transformers import PreTrainedTokenizerFast
 
+from dualign.cli.stages import kinds
 from dualign.config import Document, parse
 from dualign.data.contamination import index_tasks
 from dualign.data.inspect import show
@@ -24,6 +25,8 @@ from dualign.data.settings import DataConfig, DecontaminateConfig, DedupConfig, 
 from dualign.data.template import load_template
 from dualign.data.words import ngram_hashes, shingles, word_hashes, words_of
 from dualign.errors import ConfigError, DataError
+from dualign.fingerprint import Digests, fingerprint
+from dualign.recipe import load_recipe
 
 Write = Callable[[list[dict[str, Any]], str], Path]
 LONG = "A farmer keeps seven brown hens in the old barn and sells forty eggs each market day."
@@ -275,3 +278,25 @@ def test_what_cannot_be_screened_is_refused_with_the_recipe(
     with pytest.raises(ConfigError) as raised:
         document.raise_problems()
     assert message in str(raised.value)
+
+
+def test_task_files_stand_beside_the_recipe_and_their_rows_are_part_of_the_stage(
+    tmp_path: Path,
+) -> None:
+    write_task(tmp_path, "farm", [LONG])
+    (tmp_path / "a.jsonl").write_text(json.dumps(chat("Hi")))
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(
+        "output_dir: runs\nkind: sft\nmodel: a/b\ndata:\n  sources: [{path: a.jsonl}]\n"
+        "  decontaminate: {tasks: [farm.yaml]}\n"
+    )
+
+    def loaded() -> tuple[str, str]:
+        (entry,) = load_recipe(recipe, [], kinds()).stages
+        (task,) = entry.config.data.decontaminate.tasks
+        return task, fingerprint(entry, {}, Digests())
+
+    task, before = loaded()
+    assert task == str(tmp_path / "farm.yaml") and loaded() == (task, before)
+    write_task(tmp_path, "farm", [LONG + " How many?"])
+    assert loaded()[1] != before
