@@ -125,7 +125,23 @@ def as_kwargs(value: Any) -> dict[str, Any]:
         raise TraceFault(
             "unknown_shape", f"chat_template_kwargs {_short(value)}: expected an object"
         )
-    return {key: item for key, item in (value or {}).items() if item is not None}
+    kwargs = {key: item for key, item in (value or {}).items() if item is not None}
+    for key in ("xml_tools", "python_tools"):
+        _check_listed_tools(key, kwargs.get(key, ()))
+    instructions = kwargs.get("custom_instructions", "")
+    if not isinstance(instructions, str):
+        found = f"custom_instructions {_short(instructions)}: expected text"
+        raise TraceFault("bad_content", found)
+    return kwargs
+
+
+def _check_listed_tools(key: str, value: Any) -> None:
+    """SmolTalk2 keeps tools as text, or as a list of texts; a template prints them as they are."""
+    listed = [value] if isinstance(value, str | Mapping) else value
+    if not isinstance(listed, Sequence) or not all(
+        isinstance(one, str | Mapping) for one in listed
+    ):
+        raise TraceFault("bad_tools", f"{key} is {_short(value)}: expected a list of schemas")
 
 
 def as_tools(value: Any) -> tuple[Mapping[str, Any], ...]:
@@ -162,10 +178,10 @@ def _trace(item: Mapping[str, Any], content: Any) -> str | None:
     """A trace in a field of its own, or in the content's parts of type thinking."""
     fields = (item[key] for key in _TRACE_FIELDS if item.get(key) is not None)
     found = next(fields, None)
-    if found is None and isinstance(content, Sequence) and not isinstance(content, str):
+    if found is None and not isinstance(content, str) and isinstance(content, Sequence):
         thoughts = [part["thinking"] for part in content if _is_thought(part)]
         found = "".join(map(_text, thoughts)) if thoughts else None
-    if not isinstance(found, str | None):
+    if found is not None and not isinstance(found, str):
         raise TraceFault("bad_content", f"a trace {_short(found)}: expected text")
     return found
 

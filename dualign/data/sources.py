@@ -28,7 +28,7 @@ def source_label(source: SourceConfig) -> str:
     """
     if source.label:
         return source.label
-    stem = Path(source.path.rstrip("/")).name.split(".")[0]
+    stem = source.path.rstrip("/").rsplit("/", 1)[-1].split(".")[0]
     parts = [stem, source.name, None if source.split == "train" else source.split]
     return "/".join(part for part in parts if part)
 

@@ -23,9 +23,12 @@ _WHOLE_FLAG = re.compile(r"(?<!\S)/(?:no_)?think(?!\S)")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TextRules:
-    """`control` matches a control token; `flags_in_words`: the template takes a/thinking for a flag."""
+    """`control` matches a control token, each of which begins with the character `head`; `flags_in_words`: the
+    template takes a/thinking for a flag.
+    """
 
     control: re.Pattern[str] | None = None
+    head: str = ""
     flags_in_words: bool = False
 
 
@@ -37,9 +40,11 @@ def text_rules(tokenizer: "PreTrainedTokenizerBase", template: ChatTemplate) -> 
     added = tokenizer.added_tokens_decoder.values()
     tokens = {token.content for token in added if token.special} | {template.end_of_turn}
     names = sorted((one for one in tokens if one and not _TAGS.fullmatch(one)), key=len)
+    heads = {one[0] for one in names}
     pattern = "|".join(map(re.escape, reversed(names)))
     return TextRules(
         control=re.compile(pattern) if pattern else None,
+        head=heads.pop() if len(heads) == 1 else "",
         flags_in_words=_reads_flags_in_words(template),
     )
 
@@ -49,7 +54,7 @@ def check_texts(
 ) -> None:
     """Faults of texts that the tokenizer or the template would take for something else."""
     if rules.control is not None:
-        _check_control(messages, kwargs, rules.control, mode)
+        _check_control(messages, kwargs, rules, mode)
     system = messages[0].content if messages and messages[0].role == "system" else ""
     if rules.flags_in_words and "/" in system:
         inside = len(_FLAG.findall(system)) - len(_WHOLE_FLAG.findall(system))
@@ -67,15 +72,23 @@ def trimmed(text: str, control: re.Pattern[str]) -> str:
 
 
 def _check_control(
-    messages: Sequence[Message], kwargs: Mapping[str, Any], control: re.Pattern[str], mode: Mode
+    messages: Sequence[Message], kwargs: Mapping[str, Any], rules: TextRules, mode: Mode
 ) -> None:
     for turn, message in enumerate(messages):
-        for text in (message.content, message.thinking or "", *_strings(message.tool_calls)):
-            if found := control.search(text):
+        calls = _strings(message.tool_calls) if message.tool_calls else ()
+        for text in (message.content, message.thinking or "", *calls):
+            if found := _control_in(text, rules):
                 raise _control_fault(f"message {turn} of the {message.role}", found, mode)
     for text in _strings(list(kwargs.values())):
-        if found := control.search(text):
+        if found := _control_in(text, rules):
             raise _control_fault("chat_template_kwargs", found, mode)
+
+
+def _control_in(text: str, rules: TextRules) -> re.Match[str] | None:
+    """The first control token of a text. Most texts don't even hold how one begins."""
+    if rules.control is None or rules.head not in text:
+        return None
+    return rules.control.search(text)
 
 
 def _control_fault(where: str, found: re.Match[str], mode: Mode) -> TraceFault:

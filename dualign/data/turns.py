@@ -36,18 +36,17 @@ def check_tools(
 ) -> None:
     """Faults of calls and results: a result that nobody asked for, a call of what isn't there."""
     known = {_name(tool) for tool in tools}
-    asked = 0.0  # results that may follow
+    left = 0.0  # results that may still follow
     for turn, message in enumerate(messages):
         if message.role == "tool":
-            asked -= 1
-            if asked < 0:
+            first = not turn or messages[turn - 1].role != "tool"
+            left = (_asked(messages[turn - 1]) if turn and first else left) - 1
+            if left < 0:
                 found = f"message {turn} is a tool's result without a call before it"
                 raise TraceFault("tool_result_without_call", found, mode)
-        else:
-            asked = _asked(message)
-        for call in message.tool_calls:
+        for call in message.tool_calls if known else ():
             name = call["function"]["name"]
-            if known and name not in known:
+            if name not in known:
                 found = f"message {turn} calls {name!r}; the row has {', '.join(sorted(known))}"
                 raise TraceFault("unknown_tool", found, mode)
 

@@ -179,6 +179,29 @@ def test_parts_of_type_thinking_are_the_trace(thought: Any) -> None:
         to_conversation({"messages": [HI, odd]}, source=SOURCE, index=0)
 
 
+@pytest.mark.parametrize(
+    ("kwargs", "code"),
+    [
+        ({"xml_tools": ['{"name": "f"}'], "python_tools": ["def f(): ..."]}, None),
+        ({"xml_tools": json.dumps(F), "custom_instructions": "Be brief."}, None),
+        ({"xml_tools": 3}, "bad_tools"),
+        ({"python_tools": [3]}, "bad_tools"),
+        ({"custom_instructions": ["Be brief."]}, "bad_content"),
+        ({"enable_thinking": "true"}, "unknown_mode"),
+        ("{", "bad_tools"),
+        (["xml_tools"], "unknown_shape"),
+    ],
+)
+def test_smoltalk2_kwargs_have_their_types(kwargs: Any, code: str | None) -> None:
+    row = {"messages": [HI, YES], "chat_template_kwargs": kwargs}
+    if code is None:
+        assert to_conversation(row, source=SOURCE, index=0).template_kwargs == kwargs
+        return
+    with pytest.raises(RowError) as raised:
+        to_conversation(row, source=SOURCE, index=0)
+    assert raised.value.code == code
+
+
 def check(rows: list[dict[str, Any]], folder: Path, **options: Any) -> None:
     path = folder / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
