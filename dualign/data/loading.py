@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
-from importlib.util import find_spec
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -30,11 +29,11 @@ from dualign.data.source_files import (
     is_saved_dataset,
     local_files,
 )
+from dualign.data.unpacking import need_zstandard, unpacked
 from dualign.errors import DataError
 
 _SHARD_ROWS = 20_000
 _SHUFFLE_ROWS = 2_000
-_INSIDE = ("parquet", "arrow")  # `datasets` reads their schemas before it would unpack them
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,7 +92,7 @@ def _first_shuffled(source: SourceConfig, stream: datasets.IterableDataset, seed
 
 def _opened(source: SourceConfig, base: Path | None) -> datasets.Dataset | datasets.IterableDataset:
     files = local_files(source.path, base)
-    _need_zstandard(source, files)
+    need_zstandard(source.path, files)
     try:
         return _local(source, files, base) if files else _hub(source)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
@@ -121,7 +120,7 @@ def _local(
     options = {"sep": "\t"} if all(".tsv" in file.suffixes for file in files) else {}
     return datasets.load_dataset(
         kinds[0],
-        data_files={source.split.split("[")[0]: _unpacked(files, kinds[0])},
+        data_files={source.split.split("[")[0]: unpacked(files, kinds[0])},
         split=source.split,
         streaming=source.streaming,
         **options,
@@ -136,23 +135,6 @@ def _hub(source: SourceConfig) -> datasets.Dataset | datasets.IterableDataset:
         revision=source.revision,
         streaming=source.streaming,
     )
-
-
-def _unpacked(files: list[Path], kind: str) -> list[str]:
-    """The files as `datasets` can read them: it looks into Parquet and Arrow before unpacking."""
-    if kind not in _INSIDE:
-        return [str(file) for file in files]
-    manager = datasets.DownloadManager()
-    packed = (".gz", ".bz2", ".xz", ".zst")
-    return [str(manager.extract(str(one)) if one.suffix in packed else one) for one in files]
-
-
-def _need_zstandard(source: SourceConfig, files: list[Path]) -> None:
-    if any(file.suffix == ".zst" for file in files) and find_spec("zstandard") is None:
-        raise DataError(
-            f"source {source.path!r}: .zst files need the package zstandard: "
-            "pip install 'dualign[data]'"
-        )
 
 
 def _empty(source: SourceConfig) -> DataError:

@@ -43,7 +43,7 @@ def local_files(path: str, base: Path | None = None) -> list[Path]:
 
 def fingerprint_files(path: str, base: Path | None = None) -> list[tuple[str, str]]:
     """(file, sha256 of its bytes) for each local file of a source; empty for a hub id."""
-    return [(str(file), _sha256(file)) for file in local_files(path, base)]
+    return [(str(file), sha256_of(file)) for file in local_files(path, base)]
 
 
 def combined_sha256(fingerprints: list[tuple[str, str]]) -> str:
@@ -107,7 +107,8 @@ def _looks_local(path: str) -> bool:
     return any(suffix.lower() in FORMATS for suffix in Path(path).suffixes)
 
 
-def _sha256(file: Path) -> str:
+def sha256_of(file: Path) -> str:
+    """Hex sha256 of a file's bytes."""
     digest = hashlib.sha256()
     with file.open("rb") as stream:
         while chunk := stream.read(_CHUNK):

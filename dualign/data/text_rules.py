@@ -39,7 +39,7 @@ def text_rules(tokenizer: "PreTrainedTokenizerBase", template: ChatTemplate) -> 
     """The rules of a tokenizer and a template; the template is tried."""
     added = tokenizer.added_tokens_decoder.values()
     tokens = {token.content for token in added if token.special} | {template.end_of_turn}
-    names = sorted((one for one in tokens if one and not _TAGS.fullmatch(one)), key=len)
+    names = sorted((one for one in tokens if one.strip() and not _TAGS.fullmatch(one)), key=len)
     heads = {one[0] for one in names}
     pattern = "|".join(map(re.escape, reversed(names)))
     return TextRules(

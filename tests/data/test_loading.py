@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import json
+import lzma
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ ROWS = [{"prompt": f"Hi {number}", "completion": "Yo"} for number in range(50)]
 PACKED: dict[str, Callable[[bytes], bytes]] = {
     ".gz": gzip.compress,
     ".bz2": bz2.compress,
+    ".xz": lzma.compress,
     ".zst": zstandard.compress,
 }
 
@@ -45,6 +47,24 @@ def test_every_kind_of_file_is_read_packed(folder: Path, packed: str) -> None:
         (folder / f"{name}{packed}").write_bytes(PACKED[packed]((folder / name).read_bytes()))
         table = load_source(SourceConfig(path=f"{name}{packed}"), base=folder)
         assert [row["prompt"] for row in table] == [row["prompt"] for row in ROWS], name
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.parquet", "a.arrow"])
+def test_a_packed_file_that_is_written_again_gives_its_new_rows(folder: Path, name: str) -> None:
+    packed = folder / f"{name}.gz"
+    packed.write_bytes(gzip.compress((folder / name).read_bytes()))
+    assert len(load_source(SourceConfig(path=str(packed)))) == 50
+    few = folder / "few"
+    few.mkdir()
+    table = datasets.Dataset.from_list(ROWS[:2])
+    table.to_json(few / "a.jsonl")
+    table.to_csv(few / "a.csv", index=False)
+    table.to_parquet(few / "a.parquet")
+    table.save_to_disk(few / "saved")
+    next((few / "saved").glob("*.arrow")).rename(few / "a.arrow")
+    packed.write_bytes(gzip.compress((few / name).read_bytes()))
+    for streaming in (False, True):
+        assert len(load_source(SourceConfig(path=str(packed), streaming=streaming))) == 2
 
 
 def test_a_folder_and_a_glob_of_packed_and_plain_files(tmp_path: Path) -> None:
