@@ -10,8 +10,8 @@ from dualign.data.policies import on_fault_problems
 
 Packing = Literal["best_fit", "wrapped", "none"]
 Supervise = Literal["assistant", "last", "all"]
-AMOUNTS = ("weight", "rows", "tokens", "share")
-"""Keys of a source that say how much of it is used; none of them: all of it, once."""
+AMOUNTS = ("weight", "tokens", "share")
+"""Keys of a source that say how much of it is used, one at most. `rows` may say what they choose from."""
 _ROUNDING = 1e-6
 
 
@@ -32,11 +32,11 @@ class SourceConfig:
     weight: float | None = None
     """below 1: that seeded fraction of the rows; above 1: repeats, 2.5 = twice and a seeded half"""
     rows: int | None = None
-    """so many rows, drawn by the seed"""
+    """so many rows, drawn by the seed; with tokens or share: those that they choose from"""
     tokens: int | None = None
     """so many tokens: rows are drawn by the seed until they hold them, to within one row"""
     share: float | None = None
-    """this part of the tokens of an epoch, to within one row; at most one of the four"""
+    """this part of the tokens of an epoch, to within one row"""
     streaming: bool = False
     """read as a stream: with rows, no more than those reach the disk (docs/data.md)"""
     on_fault: Mapping[str, str] = field(default_factory=dict)
@@ -49,10 +49,10 @@ class SourceConfig:
         if not self.path.strip():
             found.append(("path", "expected a file, a folder or a hub id, found nothing"))
         given = [key for key in AMOUNTS if getattr(self, key) is not None]
+        if self.weight is not None and self.rows is not None:
+            found.append(("rows", "weight is given too: expected one of them"))
         if len(given) > 1:
-            found.append(
-                (given[1], f"at most one of {', '.join(AMOUNTS)}: {given[0]} is given too")
-            )
+            found.append((given[1], f"{given[0]} is given too: expected one of them"))
         if self.weight is not None and not 0 < self.weight <= 1000:
             found.append(("weight", f"expected more than 0 and at most 1000, found {self.weight}"))
         if self.share is not None and not 0 < self.share <= 1:

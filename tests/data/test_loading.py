@@ -161,7 +161,8 @@ def test_rows_are_drawn_by_number_without_favour() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"weight": 0.5, "rows": 3}, "data.rows: at most one of weight, rows, tokens, share"),
+        ({"weight": 0.5, "rows": 3}, "data.rows: weight is given too: expected one"),
+        ({"tokens": 5, "share": 0.5}, "data.share: tokens is given too: expected one of them"),
         ({"tokens": 0}, "data.tokens: expected 1 or more, found 0"),
         ({"share": 1.5}, "data.share: expected more than 0 and at most 1, found 1.5"),
         ({"weight": 0}, "data.weight: expected more than 0"),

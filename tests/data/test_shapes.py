@@ -290,3 +290,31 @@ def spelt(turns: list[tuple[str, str, str | None]], system: str | None) -> list[
         {"prompt": openai[:-1], "completion": inline(answer, trace), "system": system},
         {**alpaca, "system": system},
     ]
+
+
+@given(asked=WORDS, better=WORDS, worse=WORDS, trace=st.none() | WORDS)
+def test_a_pair_is_the_same_in_every_shape(
+    asked: str, better: str, worse: str, trace: str | None
+) -> None:
+    def said(answer: str) -> str:
+        return f"<think>\n{trace}\n</think>\n\n{answer}" if trace else answer
+
+    if better == worse or trace in (better, worse):
+        return
+    user = {"role": "user", "content": asked}
+    chosen, rejected = ({"role": "assistant", "content": said(one)} for one in (better, worse))
+    field = [{"role": "assistant", "content": one, "thinking": trace} for one in (better, worse)]
+    gpt = {"from": "gpt", "value": said(worse)}
+    rows: list[dict[str, Any]] = [
+        {"prompt": asked, "chosen": said(better), "rejected": said(worse)},
+        {"prompt": [user], "chosen": [chosen], "rejected": [rejected]},
+        {"prompt": asked, "chosen": [user, chosen], "rejected": [user, rejected]},
+        {"chosen": [user, chosen], "rejected": [user, rejected]},
+        {"prompt": [user], "chosen": field[:1], "rejected": field[1:]},
+        {"conversations": [{"from": "human", "value": asked}], "chosen": chosen, "rejected": gpt},
+        {"question": asked, "system": "", "chosen": said(better), "rejected": said(worse)},
+    ]
+    made = [to_pair(row, source=SOURCE, index=0) for row in rows]
+    assert all(one == made[0] for one in made[1:])
+    assert (made[0].prompt[0].content, made[0].chosen[0].content) == (asked, better)
+    assert made[0].rejected[0] == Message(role="assistant", content=worse, thinking=trace)

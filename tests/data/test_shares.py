@@ -216,6 +216,20 @@ def test_rows_and_tokens_are_counted_under_their_keys(
     assert by["b"]["dropped"]["tokens"] == 60 - by["b"]["kept"]
 
 
+def test_rows_say_what_a_share_chooses_from(
+    write_rows: Write, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    write_rows([chat(number, think=True) for number in range(60)], "a.jsonl")
+    base = write_rows([chat(number, think=False) for number in range(60)], "b.jsonl").parent
+    few = SourceConfig(path="b.jsonl", rows=40, share=0.25, streaming=True)
+    assert few.problems() == []
+    data = DataConfig(sources=(SourceConfig(path="a.jsonl", rows=30), few), max_tokens=256)
+    made = prepare_sft(data, tokenizer, load_template("dualign"), seed=3, base=base).rows
+    by = {entry["source"]: entry for entry in made["by"] if entry["kept"]}
+    assert by["b"]["share"] == pytest.approx(0.25, abs=0.02)
+    assert made["dropped"] == {"rows": 50, "share": 40 - by["b"]["kept"]}
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
