@@ -6,7 +6,6 @@
 Each source is an Arrow table on disk; only indices and lengths are held in memory.
 """
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,19 +14,17 @@ from typing import TYPE_CHECKING, Any
 import datasets
 import numpy as np
 
-from dualign.data.accounting import UNKNOWN_MODE, Group, account, tally_rows
-from dualign.data.amounts import Rows, choose
+from dualign.data.accounting import Group
 from dualign.data.caching import no_cache
-from dualign.data.conversation import MODES
-from dualign.data.draws import Indices, generator, held_out
+from dualign.data.draws import Indices
 from dualign.data.encoding import ExampleEncoder, PairEncoder
 from dualign.data.loading import Drawn, draw_source
 from dualign.data.screening import Screened, screen
 from dualign.data.settings import DataConfig
+from dualign.data.settling import check_labels, settle
 from dualign.data.shape_check import check_shapes
 from dualign.data.sources import source_label
 from dualign.data.template import ChatTemplate
-from dualign.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -61,7 +58,7 @@ def mix(
     num_proc: int | None,
 ) -> Mixed:
     """The tokenised rows of all sources, what is trained on and held out, and the account."""
-    _check_labels([source_label(source) for source in data.sources])
+    check_labels([source_label(source) for source in data.sources])
     pairs = kind is PairEncoder
     drawn = [
         draw_source(source, seed=seed, number=number, base=base)
@@ -105,65 +102,21 @@ def _mixed(
 ) -> Mixed:
     table = datasets.concatenate_datasets(tables)
     about = _about(table)
-    labels = [source_label(source) for source in data.sources]
     owner = np.repeat(np.arange(len(tables)), [len(one) for one in tables])
-    kept = np.flatnonzero(about["code"] == "")
-    unseen = _unseen(data, drawn, screened)
-    _require_rows(kept, about["code"], unseen)
-    validation = kept[held_out(len(kept), data.validation_rows, generator(seed, "validation"))]
-    remaining = np.setdiff1d(kept, validation, assume_unique=True)
-    mode = np.array([MODES.index(one) if one in MODES else -1 for one in about["mode"]])
-    rows = Rows(owner=owner, mode=mode, tokens=about["tokens"], labels=labels)
-    chosen = choose(remaining, rows, data, seed)
-    for reason, lost in chosen.left_out.items():
-        about["code"][lost] = reason
-    _require_rows(chosen.train, about["code"], unseen)
-    keys = [(str(mode), labels[which]) for mode, which in zip(about["mode"], owner, strict=True)]
-    groups = tuple(
-        sorted(
-            {keys[row] for row in np.flatnonzero(about["code"] == "")},
-            key=lambda key: (labels.index(key[1]), key[0]),
-        )
-    )
-    places = {key: place for place, key in enumerate(groups)}
-    rows_of_run = account(tally_rows(keys, about, chosen.train, validation, unseen))
-    rows_of_run |= {"tasks": dict(screened.tasks), "removed": list(screened.samples)}
+    settled = settle(about, owner, drawn, screened, data, seed)
     return Mixed(
         table=table,
-        group=np.array([places.get(key, -1) for key in keys]),
+        group=settled.group,
         tokens=about["tokens"],
-        train=generator(seed, "order").permutation(chosen.train),
-        validation=validation,
-        groups=groups,
-        rows=rows_of_run,
+        train=settled.train,
+        validation=settled.validation,
+        groups=settled.groups,
+        rows=settled.rows,
         sources=tuple(
             {"source": source.path, "sha256": one.sha256, "rows": one.total}
             for source, one in zip(data.sources, drawn, strict=True)
         ),
     )
-
-
-def _unseen(
-    data: DataConfig, drawn: Sequence[Drawn], screened: Screened
-) -> dict[Group, Counter[str]]:
-    """Rows that weren't tokenised: not drawn, by the key that drew; or screened out, by code."""
-    unseen: dict[Group, Counter[str]] = {}
-    for source, one in zip(data.sources, drawn, strict=True):
-        group = (UNKNOWN_MODE if source.mode == "row" else source.mode, source_label(source))
-        if count := one.total - len(one.rows):
-            unseen[group] = Counter({"weight" if source.rows is None else "rows": count})
-    for group, codes in screened.removed.items():
-        unseen[group] = unseen.get(group, Counter()) + codes
-    return unseen
-
-
-def _require_rows(kept: Indices, codes: Any, unseen: Mapping[Group, Counter[str]]) -> None:
-    if not len(kept):
-        lost = Counter(str(code) for code in codes if code)
-        for more in unseen.values():
-            lost.update(more)
-        listed = ", ".join(f"{reason}: {count}" for reason, count in sorted(lost.items()))
-        raise DataError(f"no row is left to train on. Left out: {listed}.")
 
 
 def _about(table: datasets.Dataset) -> dict[str, Any]:
@@ -172,12 +125,3 @@ def _about(table: datasets.Dataset) -> dict[str, Any]:
     )[:]
     found = {name: np.asarray(column) for name, column in columns.items()}
     return found | {"code": found["code"].astype(object)}
-
-
-def _check_labels(labels: Sequence[str]) -> None:
-    """Two sources of one name would be one line in every table."""
-    twice = sorted(label for label, count in Counter(labels).items() if count > 1)
-    if twice:
-        raise DataError(
-            f"sources with the same name: {', '.join(twice)}. Give each of them a label of its own."
-        )

@@ -3,8 +3,8 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from dualign.data.accounting import Tally
 from dualign.data.conversation import MODES
 from dualign.doctor.findings import Fault, Severity
 
@@ -26,17 +26,14 @@ class Sides:
         self.rejected += rejected
 
 
-def balance_faults(
-    tallies: Sequence[Tally], weights: Mapping[str, float], *, trained: bool
-) -> Iterator[Fault]:
-    """Modes that are missing or nearly so. `weights` are those of the sources; `trained` says that a
-    stage trains on these rows alone.
+def balance_faults(by: Sequence[Mapping[str, Any]], *, trained: bool) -> Iterator[Fault]:
+    """Modes that are missing or nearly so, in an account's groups. `trained` says that a stage trains on
+    these rows alone.
     """
     rows, tokens = Counter[str](), Counter[str]()
-    for tally in tallies:
-        weight = weights.get(tally.source, 1.0)
-        rows[tally.mode] += round(len(tally.lengths) * weight)
-        tokens[tally.mode] += round(tally.supervised * weight)
+    for group in by:
+        rows[group["mode"]] += group["examples"]
+        tokens[group["mode"]] += group["supervised_tokens"]
     present = [mode for mode in MODES if tokens[mode]]
     all_rows, all_tokens = sum(rows[mode] for mode in MODES), sum(tokens[mode] for mode in MODES)
     if len(present) == 1:

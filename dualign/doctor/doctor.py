@@ -137,6 +137,7 @@ def _examine_stage(stage: Trained, prefix: str, findings: Findings) -> Mapping[s
         data=config.data,
         tokenizer=tokenizer,
         template=template,
+        seed=stage.entry.seed,
         prefix=prefix,
     )
     rows = survey(subject, findings)

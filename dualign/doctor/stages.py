@@ -51,9 +51,15 @@ def as_it_starts(entry: StageEntry, found: list[StageStatus]) -> Trained:
 
 
 def road_faults(recipe: Recipe, findings: Findings) -> None:
-    """Templates that change between a stage and the one it starts from."""
+    """Templates that change between a stage and the one it starts from, and data that may hold what is
+    evaluated.
+    """
+    evaluated = [entry.name for entry in recipe.stages if entry.kind == "eval"]
     stages = {entry.name: entry for entry in recipe.stages}
     for entry in training_stages(recipe):
+        if evaluated and entry.config.data.decontaminate is None:
+            found = f"stage {evaluated[0]} evaluates; data.decontaminate isn't set"
+            findings.add(Fault("not_decontaminated", found), source=entry.name)
         parent = stages.get(stage_of(entry.config.model) or "")
         if parent is None or parent.kind not in KINDS or entry.config.template == "tokenizer":
             continue

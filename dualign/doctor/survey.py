@@ -4,20 +4,19 @@ Faults are collected instead of raised. What stays in memory of a row is its len
 """
 
 import re
-from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from dualign.data.accounting import UNKNOWN_MODE, Tally, account
+from dualign.data.accounting import UNKNOWN_MODE, account, tally_rows
 from dualign.data.conversation import Conversation, PreferencePair
 from dualign.data.faults import RowError
-from dualign.data.loading import load_source
 from dualign.data.policies import stops
 from dualign.data.settings import DataConfig, SourceConfig
+from dualign.data.settling import settle
 from dualign.data.sources import source_label, to_conversation, to_pair
 from dualign.data.spans import Rendered
 from dualign.data.template import ChatTemplate
@@ -25,7 +24,9 @@ from dualign.data.text_rules import TextRules, text_rules
 from dualign.data.tokens import IGNORE_INDEX, Example, encode_batch
 from dualign.doctor.balance import Sides, balance_faults, side_faults
 from dualign.doctor.findings import Fault, Findings
+from dualign.doctor.gathering import Gathered, gather
 from dualign.doctor.rendering import Turns, rendering_faults, turns_of
+from dualign.doctor.row_log import RowLog
 from dualign.doctor.rows import conversation_faults, foreign_markers
 from dualign.doctor.tokens import Sample, example_faults, sample_of, served_faults, unknown_id
 from dualign.errors import DataError, TemplateError
@@ -47,6 +48,7 @@ class Subject:
     data: DataConfig
     tokenizer: "PreTrainedTokenizerBase"
     template: ChatTemplate
+    seed: int = 42
     prefix: str = ""
     """stands before the names of the sources"""
     base: Path | None = None
@@ -75,41 +77,46 @@ class Survey:
     rules: TextRules
     turns: Turns
     unknown: int | None
-    tallies: dict[tuple[str, str], Tally] = field(default_factory=dict)
-    hashes: "array[int]" = field(default_factory=lambda: array("q"))
-    places: "array[int]" = field(default_factory=lambda: array("q"))
+    log: RowLog = field(default_factory=RowLog)
     samples: dict[tuple[str, str], list[Sample]] = field(default_factory=dict)
     sides: Sides = field(default_factory=Sides)
 
 
 def survey(subject: Subject, findings: Findings) -> Mapping[str, Any]:
-    """Check every row of every source; the account of the rows, as in run.json."""
+    """Check every row that training would read; the account of the rows, as in run.json."""
+    gathered = gather(
+        subject.data,
+        findings,
+        pairs=subject.kind == "preference",
+        seed=subject.seed,
+        base=subject.base,
+        prefix=subject.prefix,
+    )
     made = Survey(
-        subject=subject,
+        subject=replace(subject, data=gathered.data),
         findings=findings,
         foreign=foreign_markers(subject.tokenizer),
         rules=text_rules(subject.tokenizer, subject.template),
         turns=turns_of(subject.template),
         unknown=unknown_id(subject.tokenizer),
     )
-    for number, source in enumerate(subject.data.sources):
-        try:
-            rows = load_source(source, base=subject.base)
-        except DataError as error:
-            findings.add(Fault("source_unreadable", str(error)), source=_name(made, source))
-            continue
-        for start, batch in enumerate(rows.iter(batch_size=BATCH)):
-            _survey_batch(made, source, number, batch, start * BATCH)
-    _conclude(made)
-    return account(made.tallies.values())
+    read = zip(gathered.data.sources, gathered.screened.drawn, strict=True)
+    for number, (source, one) in enumerate(read):
+        for start, batch in enumerate(one.table.iter(batch_size=BATCH)):
+            rows = one.rows[start * BATCH : (start + 1) * BATCH].tolist()
+            _survey_batch(made, source, number, batch, rows)
+    return _conclude(made, gathered)
 
 
 def _survey_batch(
-    made: Survey, source: SourceConfig, number: int, batch: Mapping[str, list[Any]], start: int
+    made: Survey,
+    source: SourceConfig,
+    number: int,
+    batch: Mapping[str, list[Any]],
+    places: Sequence[int],
 ) -> None:
-    size = len(next(iter(batch.values())))
-    raw = ({key: values[at] for key, values in batch.items()} for at in range(size))
-    rows = [_rendered(made, source, row, start + at) for at, row in enumerate(raw)]
+    raw = ({key: values[at] for key, values in batch.items()} for at in range(len(places)))
+    rows = [_rendered(made, source, row, place) for row, place in zip(raw, places, strict=True)]
     data = made.subject.data
     limit = None if data.packing == "wrapped" else data.max_tokens
     texts = [one for row in rows for one in row.rendered]
@@ -179,8 +186,8 @@ def _check_row(
     kept = [one for one in encoded if isinstance(one, Example)]
     if not refused:
         faults += [fault for one in kept for fault in example_faults(one, made.unknown)]
-        _remember(made, source, number, row, kept)
-    _count(made, source, row, kept, refused)
+        _sample(made, source, row, kept)
+    _log(made, source, number, row, kept, refused)
     # What both sides of a pair share is told once.
     made.findings.extend(dict.fromkeys(faults), source=_name(made, source), row=row.index)
 
@@ -202,75 +209,104 @@ def _as_fault(error: RowError, source: SourceConfig, data: DataConfig) -> Fault:
     return Fault(error.code, error.what, "error" if stopping else "warning")
 
 
-def _count(
+def _log(
     made: Survey,
     source: SourceConfig,
+    number: int,
     row: _Row,
     kept: Sequence[Example],
     refused: Sequence[RowError],
 ) -> None:
-    label = source_label(source)
-    known = UNKNOWN_MODE if source.mode == "row" else source.mode
-    mode = (refused[0].mode if refused else kept[0].mode) or known
-    tally = made.tallies.setdefault((mode, label), Tally(mode=mode, source=label))
+    log = made.log
+    log.owner.append(number)
+    log.row.append(row.index)
     if refused:
-        tally.dropped[refused[0].code] += 1
+        known = UNKNOWN_MODE if source.mode == "row" else source.mode
+        _log_counts(log, mode=refused[0].mode or known, code=refused[0].code)
         return
     supervised = [len(one.labels) - one.labels.count(IGNORE_INDEX) for one in kept]
-    tally.kept += 1
-    tally.repaired.update(row.conversations[0].repairs)
-    tally.supervised += sum(supervised)
+    tokens = len(kept[0].input_ids)
     if made.subject.kind == "preference":
         made.sides.add(*supervised)
-        prompt = len(kept[0].input_ids) - supervised[0]
-        tally.lengths.append(prompt + sum(supervised))
-    else:
-        tally.lengths.append(len(kept[0].input_ids))
+        tokens += supervised[1]
+    _log_counts(
+        log,
+        mode=kept[0].mode,
+        repairs=",".join(row.conversations[0].repairs),
+        tokens=tokens,
+        supervised=sum(supervised),
+        hashed=hash(tuple((one.mode, one.text) for one in row.rendered)),
+    )
 
 
-def _remember(
-    made: Survey, source: SourceConfig, number: int, row: _Row, kept: Sequence[Example]
+def _log_counts(
+    log: RowLog,
+    *,
+    mode: str,
+    code: str = "",
+    repairs: str = "",
+    tokens: int = 0,
+    supervised: int = 0,
+    hashed: int = 0,
 ) -> None:
-    """What is needed of a row at the end: whether it came before, and a few whole rows."""
-    made.hashes.append(hash(tuple((one.mode, one.text) for one in row.rendered)))
-    made.places.append(number << 40 | row.index)
+    log.mode.append(mode)
+    log.code.append(code)
+    log.repairs.append(repairs)
+    log.tokens.append(tokens)
+    log.supervised.append(supervised)
+    log.hashes.append(hashed)
+
+
+def _sample(made: Survey, source: SourceConfig, row: _Row, kept: Sequence[Example]) -> None:
+    """Remember the first rows of each source and mode as they are."""
     samples = made.samples.setdefault((kept[0].mode, source_label(source)), [])
     if len(samples) < SAMPLES and (sample := sample_of(row.conversations[0], kept[0])):
         samples.append(sample)
 
 
-def _conclude(made: Survey) -> None:
-    """What only all rows together can show."""
+def _conclude(made: Survey, gathered: Gathered) -> Mapping[str, Any]:
+    """What only all rows together can show, and their account."""
     subject, findings = made.subject, made.findings
-    _duplicates(made)
-    weights = {source_label(one): one.weight or 1.0 for one in subject.data.sources}
-    tallies = list(made.tallies.values())
-    mixed = subject.data.supervise != "all"
-    if mixed:
-        faults = balance_faults(tallies, weights, trained=subject.trained)
-        findings.extend(faults, source=subject.prefix.rstrip("/"))
+    name = subject.prefix.rstrip("/")
+    _tell_repeats(made)
+    rows = _account(made, gathered)
+    masked = subject.data.supervise != "all"
+    if masked:
+        faults = balance_faults(rows.get("by", ()), trained=subject.trained)
+        findings.extend(faults, source=name)
     if subject.kind == "preference":
-        findings.extend(side_faults(made.sides), source=subject.prefix.rstrip("/"))
-    if tallies and not any(tally.kept for tally in tallies):
-        dropped = ", ".join(f"{code} {n}" for one in tallies for code, n in one.dropped.items())
-        findings.add(Fault("nothing_left", f"left out: {dropped}"), source=subject.prefix)
-    samples = [one for group in made.samples.values() for one in group] if mixed else []
+        findings.extend(side_faults(made.sides), source=name)
+    samples = [one for group in made.samples.values() for one in group] if masked else []
     for sample, fault in served_faults(samples, subject.tokenizer):
         place = sample.conversation
         findings.add(fault, source=subject.prefix + place.source, row=place.row)
+    return rows
 
 
-def _duplicates(made: Survey) -> None:
-    """Every row whose hash came before, in the order of the rows."""
-    hashes = np.frombuffer(made.hashes, dtype=np.int64) if made.hashes else np.empty(0, np.int64)
-    _, first, where = np.unique(hashes, return_index=True, return_inverse=True)
-    labels = [_name(made, source) for source in made.subject.data.sources]
-    for at in np.flatnonzero(first[where] != np.arange(len(hashes))).tolist():
-        (number, row), (other, earlier) = (
-            divmod(made.places[place], 1 << 40) for place in (at, int(first[where[at]]))
-        )
-        found = f"the same text as row {earlier} of {labels[other]}"
-        made.findings.add(Fault("duplicate_row", found), source=labels[number], row=row)
+def _account(made: Survey, gathered: Gathered) -> Mapping[str, Any]:
+    """As training settles the mixture; where it can't, every kept row counts once."""
+    about, owner, data = made.log.about(), made.log.owners(), gathered.data
+    if not len(owner):
+        return {}
+    kept = np.flatnonzero(about["code"] == "")
+    try:
+        settled = settle(about, owner, gathered.drawn, gathered.screened, data, made.subject.seed)
+    except DataError as error:
+        code = "mixture_impossible" if len(kept) else "nothing_left"
+        made.findings.add(Fault(code, str(error)), source=made.subject.prefix.rstrip("/"))
+        labels = [source_label(data.sources[number]) for number in owner]
+        keys = list(zip(about["mode"], labels, strict=True))
+        return account(tally_rows(keys, about, kept, kept[:0], {}))
+    return settled.rows
+
+
+def _tell_repeats(made: Survey) -> None:
+    """Every row that gives the text of an earlier one."""
+    log, labels = made.log, [_name(made, source) for source in made.subject.data.sources]
+    for place, earlier in made.log.repeats().items():
+        found = f"the same text as row {log.row[earlier]} of {labels[log.owner[earlier]]}"
+        name = labels[log.owner[place]]
+        made.findings.add(Fault("duplicate_row", found), source=name, row=log.row[place])
 
 
 def _name(made: Survey, source: SourceConfig) -> str:

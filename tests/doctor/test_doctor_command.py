@@ -10,9 +10,11 @@ import pytest
 from dualign.cli.main import main
 from dualign.data.prepare import prepare_sft
 from dualign.data.settings import DataConfig, SourceConfig
+from dualign.doctor.findings import Findings
+from dualign.doctor.survey import Subject, survey
 from dualign.doctor.target import target_of
 from dualign.errors import ConfigError
-from tests.doctor.conftest import Examine, write
+from tests.doctor.conftest import write
 from tests.doctor.defective_rows import (
     end_of_turn_in_answer,
     no_think_row,
@@ -121,15 +123,13 @@ def test_targets_are_told_apart(tmp_path: Path) -> None:
         target_of("gone", recipes=["quickstart"])
 
 
-def test_doctor_keeps_the_rows_that_training_keeps(
-    examine: Examine, formats: Callable[[str], Any], tmp_path: Path
+def test_the_account_is_that_of_training_to_the_last_token(
+    formats: Callable[[str], Any], tmp_path: Path
 ) -> None:
     rows = [*ROWS, unclosed_block({}), no_think_row(5) | {"mode": "think"}]
     rows[1]["messages"][1]["content"] = "two " * 600
-    _, account = examine({"rows": rows})
-    sources = (SourceConfig(path=str(tmp_path / "rows.jsonl")),)
-    data = DataConfig(sources=sources, max_tokens=512, conflicts="drop")
+    source = SourceConfig(path=str(write(tmp_path, "rows", rows)), weight=0.8)
+    data = DataConfig(sources=(source,), max_tokens=512, conflicts="drop", validation_rows=1)
     tokenizer, template = formats("dualign")
-    trained = prepare_sft(data, tokenizer, template, seed=0).rows
-    for name in ("in", "kept", "dropped", "tokens", "supervised_tokens"):
-        assert account[name] == trained[name]
+    subject = Subject(kind="sft", data=data, tokenizer=tokenizer, template=template, seed=7)
+    assert survey(subject, Findings()) == prepare_sft(data, tokenizer, template, seed=7).rows

@@ -99,7 +99,45 @@ def data_of_a_stage_that_has_not_run(recipe: dict[str, Any]) -> None:
     recipe["stages"][1]["data"]["sources"][0]["path"] = "stage:made-data/rows.jsonl"
 
 
+def rows_of_two_shapes(recipe: dict[str, Any]) -> None:
+    path = Path(recipe["stages"][0]["data"]["sources"][0]["path"])
+    other = {"prompt": "What is 9 + 9?", "completion": "It is 18.", "mode": "no_think"}
+    write(path.parent, "rows", [think_row(1), no_think_row(2), other])
+
+
+def more_tokens_than_there_are(recipe: dict[str, Any]) -> None:
+    recipe["stages"][0]["data"]["sources"][0]["tokens"] = 1_000_000
+
+
+def more_held_out_than_there_are(recipe: dict[str, Any]) -> None:
+    recipe["stages"][0]["data"]["validation_rows"] = 50
+
+
+def sources_of_one_name(recipe: dict[str, Any]) -> None:
+    recipe["stages"][0]["data"]["sources"] *= 2
+
+
+def copies_that_dedup_leaves_out(recipe: dict[str, Any]) -> None:
+    data = recipe["stages"][0]["data"]
+    path = Path(data["sources"][0]["path"])
+    write(path.parent, "rows", [think_row(1), no_think_row(2), think_row(1)])
+    data["dedup"] = {"method": "exact"}
+
+
+def evaluation_on_rows_that_may_be_trained_on(recipe: dict[str, Any]) -> None:
+    task = Path(recipe["output_dir"]).parent / "task.yaml"
+    task.write_text("name: sums\n", encoding="utf-8")
+    evaluated = {"name": "eval", "kind": "eval", "models": ["stage:apo"], "tasks": [str(task)]}
+    recipe["stages"].append(evaluated)
+
+
 PLANTED = (
+    Planted(rows_of_two_shapes, "several_shapes"),
+    Planted(more_tokens_than_there_are, "mixture_impossible"),
+    Planted(more_held_out_than_there_are, "mixture_impossible"),
+    Planted(sources_of_one_name, "mixture_impossible"),
+    Planted(copies_that_dedup_leaves_out, "screened_out"),
+    Planted(evaluation_on_rows_that_may_be_trained_on, "not_decontaminated"),
     Planted(template_that_changes_on_the_way, "template_changes"),
     Planted(settings_that_change_on_the_way, "template_changes"),
     Planted(rows_longer_than_the_model, "beyond_positions"),
