@@ -44,7 +44,9 @@ def gather(
         check_labels([source_label(source) for source in data.sources])
         screened = screen(drawn, readable, pairs=pairs, num_proc=None)
     except DataError as error:
-        findings.add(Fault("mixture_impossible", str(error)), source=prefix.rstrip("/"))
+        findings.add(
+            Fault("mixture_impossible", str(error)), source=prefix.rstrip("/") or "all sources"
+        )
         screened = Screened(drawn=tuple(drawn))
     _tell_removed(screened, findings, prefix)
     return Gathered(data=readable, drawn=tuple(drawn), screened=screened)

@@ -267,7 +267,7 @@ def _sample(made: Survey, source: SourceConfig, row: _Row, kept: Sequence[Exampl
 def _conclude(made: Survey, gathered: Gathered) -> Mapping[str, Any]:
     """What only all rows together can show, and their account."""
     subject, findings = made.subject, made.findings
-    name = subject.prefix.rstrip("/")
+    name = _whole(subject)
     _tell_repeats(made)
     rows = _account(made, gathered)
     masked = subject.data.supervise != "all"
@@ -293,7 +293,7 @@ def _account(made: Survey, gathered: Gathered) -> Mapping[str, Any]:
         settled = settle(about, owner, gathered.drawn, gathered.screened, data, made.subject.seed)
     except DataError as error:
         code = "mixture_impossible" if len(kept) else "nothing_left"
-        made.findings.add(Fault(code, str(error)), source=made.subject.prefix.rstrip("/"))
+        made.findings.add(Fault(code, str(error)), source=_whole(made.subject))
         labels = [source_label(data.sources[number]) for number in owner]
         keys = list(zip(about["mode"], labels, strict=True))
         return account(tally_rows(keys, about, kept, kept[:0], {}))
@@ -311,3 +311,8 @@ def _tell_repeats(made: Survey) -> None:
 
 def _name(made: Survey, source: SourceConfig) -> str:
     return made.subject.prefix + source_label(source)
+
+
+def _whole(subject: Subject) -> str:
+    """What is told of all sources together is told of the stage."""
+    return subject.prefix.rstrip("/") or "all sources"

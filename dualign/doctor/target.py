@@ -6,7 +6,13 @@ from typing import Literal
 from dualign.errors import ConfigError
 
 Target = Literal["recipe", "model", "data"]
-_MODEL_FILES = ("config.json", "adapter_config.json", "tokenizer_config.json", "run.json")
+_MODEL_FILES = (
+    "config.json",
+    "adapter_config.json",
+    "tokenizer_config.json",
+    "model.safetensors",
+    "adapter_model.safetensors",
+)
 _RECIPE_ENDINGS = (".yaml", ".yml")
 
 
