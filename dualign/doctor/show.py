@@ -21,7 +21,7 @@ def show(diagnosis: Diagnosis, *, console: Console | None = None) -> None:
     """Print the findings, the worst first, then the account of the rows."""
     console = console or Console()
     for group in diagnosis.findings.groups():
-        _show_group(group, diagnosis.findings, console)
+        _show_group(group, diagnosis, console)
     for line in mode_lines(diagnosis.rows):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(closing_line(diagnosis), markup=False, highlight=False, soft_wrap=True)
@@ -76,10 +76,10 @@ def _counted(findings: Findings, severity: str, word: str) -> str:
     return f"{count} {word}{'' if count == 1 else 's'}"
 
 
-def _show_group(group: Group, findings: Findings, console: Console) -> None:
-    kept, count = findings.kept[group], findings.counts[group]
+def _show_group(group: Group, diagnosis: Diagnosis, console: Console) -> None:
+    kept, count = diagnosis.findings.kept[group], diagnosis.findings.counts[group]
     place = f"  {group.source}" if group.source else ""
-    times = f"  {count:,} rows" if count > 1 else ""
+    times = f"  {count:,} rows{_share(group, count, diagnosis.rows)}" if count > 1 else ""
     style = _STYLES[group.severity]
     console.print(
         f"[{style}]{group.severity}[/] [bold]{group.code}[/]{escape(place)}{times}", highlight=False
@@ -90,6 +90,12 @@ def _show_group(group: Group, findings: Findings, console: Console) -> None:
     _indented(f"means: {kept[0].means}", console)
     _indented(f"fix: {kept[0].fix}", console)
     console.print()
+
+
+def _share(group: Group, count: int, rows: Mapping[str, Any]) -> str:
+    """Which part of its source's rows has a code."""
+    own = [one["in"] for one in rows.get("by", ()) if group.source.endswith(one["source"])]
+    return f" ({count / sum(own):.1%})" if own and sum(own) >= count else ""
 
 
 def _indented(text: str, console: Console) -> None:

@@ -59,7 +59,7 @@ def test_the_table_says_what_it_means_and_how_to_mend_it(
     rows = write(tmp_path, "rows", [*ROWS, *[unclosed_block({})] * 5])
     assert main(["doctor", str(rows)]) == 1
     printed = " ".join(capsys.readouterr().out.split())
-    assert "error unclosed_think rows 5 rows" in printed
+    assert "error unclosed_think rows 5 rows (55.6%)" in printed
     assert "row 4:" in printed and "row 6:" in printed and "row 7:" not in printed
     assert "means: The model learns never to come to an answer." in printed
     assert "fix: Remove the row" in printed
@@ -133,3 +133,21 @@ def test_the_account_is_that_of_training_to_the_last_token(
     tokenizer, template = formats("dualign")
     subject = Subject(kind="sft", data=data, tokenizer=tokenizer, template=template, seed=7)
     assert survey(subject, Findings()) == prepare_sft(data, tokenizer, template, seed=7).rows
+
+
+def test_a_fault_is_as_bad_as_what_the_recipe_does_about_it(
+    formats: Callable[[str], Any], tmp_path: Path
+) -> None:
+    path = str(write(tmp_path, "rows", [*ROWS, think_row(5) | {"mode": "no_think"}]))
+    tokenizer, template = formats("dualign")
+    told = {}
+    for action in ("error", "drop", "strip_thinking"):
+        source = SourceConfig(path=path, on_fault={"no_think_with_trace": action})
+        data, findings = DataConfig(sources=(source,)), Findings()
+        survey(Subject(kind="sft", data=data, tokenizer=tokenizer, template=template), findings)
+        told[action] = [(one.code, one.severity, one.row) for one in findings.all()]
+    assert told == {
+        "error": [("no_think_with_trace", "error", 4)],
+        "drop": [("no_think_with_trace", "warning", 4)],
+        "strip_thinking": [("repaired", "info", 4)],
+    }
