@@ -8,9 +8,11 @@ none       [5] [3] [2] [6]
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
 from dualign.data.settings import Packing
 from dualign.data.tokens import IGNORE_INDEX
@@ -26,15 +28,15 @@ class Piece(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PackedRow:
-    """Pieces of documents behind one another; `seq_lengths` and `groups` have one entry for each
-    piece.
+class PackedRows:
+    """Columns of packed rows, each a list array of int32. `seq_lengths` and `groups` have one entry
+    for each piece of a row.
     """
 
-    input_ids: list[int]
-    labels: list[int]
-    seq_lengths: list[int]
-    groups: list[int]
+    input_ids: pa.ListArray
+    labels: pa.ListArray
+    seq_lengths: pa.ListArray
+    groups: pa.ListArray
 
 
 def pack(
@@ -60,22 +62,39 @@ def pack(
 
 
 def fill(
-    pieces: Sequence[Piece],
-    input_ids: Sequence[Sequence[int]],
-    labels: Sequence[Sequence[int]],
-    groups: Sequence[int],
-) -> PackedRow:
-    """The packed row made of `pieces`; the other arguments have one entry for each of them.
+    pieces_per_row: Sequence[int],
+    cuts: NDArray[np.int64],
+    input_ids: pa.ChunkedArray,
+    labels: pa.ChunkedArray,
+    groups: NDArray[np.int64],
+) -> PackedRows:
+    """The packed rows made of consecutive pieces. `cuts` are (start, stop) of each piece in its
+    document; the columns have the whole document of each piece, in order.
 
     The first label of a piece is ignored: what stands before it in the row belongs to another
     document.
     """
-    packed = PackedRow(input_ids=[], labels=[], seq_lengths=[], groups=list(groups))
-    for piece, ids, marks in zip(pieces, input_ids, labels, strict=True):
-        packed.input_ids.extend(ids[piece.start : piece.stop])
-        packed.labels.extend([IGNORE_INDEX, *marks[piece.start + 1 : piece.stop]])
-        packed.seq_lengths.append(piece.stop - piece.start)
-    return packed
+    documents = input_ids.combine_chunks()
+    begins = documents.offsets.to_numpy()[:-1].astype(np.int64)
+    spans = [slice(*one) for one in (cuts + begins[:, None]).tolist()]
+    lengths = cuts[:, 1] - cuts[:, 0]
+    piece_ends = np.concatenate([[0], np.cumsum(lengths)])
+    row_ends = np.concatenate([[0], np.cumsum(pieces_per_row)])
+    ids = documents.values.to_numpy()
+    marks = labels.combine_chunks().values.to_numpy()
+    packed_marks = np.concatenate([marks[span] for span in spans])
+    packed_marks[piece_ends[:-1]] = IGNORE_INDEX
+    tokens_of_row = piece_ends[row_ends]
+    return PackedRows(
+        input_ids=_lists(tokens_of_row, np.concatenate([ids[span] for span in spans])),
+        labels=_lists(tokens_of_row, packed_marks),
+        seq_lengths=_lists(row_ends, lengths),
+        groups=_lists(row_ends, groups),
+    )
+
+
+def _lists(ends: NDArray[np.int64], values: NDArray[Any]) -> pa.ListArray:
+    return pa.ListArray.from_arrays(pa.array(ends.astype(np.int32)), values.astype(np.int32))
 
 
 @dataclass(kw_only=True, slots=True)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 
 from dualign.data.accounting import Group
 from dualign.data.caching import no_cache
@@ -122,7 +123,8 @@ def _packed(
     """The packed rows of `documents`."""
     lengths = [int(length) for length in mixed.tokens[documents]]
     rows = pack(lengths, max_tokens=data.max_tokens, strategy=data.packing, random=random)
-    filler = _Filler(table=mixed.table, group=mixed.group, documents=documents, rows=rows)
+    table = mixed.table.select_columns(["input_ids", "labels"]).with_format("arrow")
+    filler = _Filler(table=table, group=mixed.group, documents=documents, rows=rows)
     with no_cache():
         numbers = datasets.Dataset.from_dict({"number": list(range(len(rows)))})
         return numbers.map(
@@ -144,23 +146,22 @@ class _Filler:
     documents: Indices
     rows: list[list[Piece]]
 
-    def __call__(self, batch: Mapping[str, list[int]]) -> dict[str, list[list[int]]]:
+    def __call__(self, batch: Mapping[str, list[int]]) -> pa.Table:
         rows = [self.rows[number] for number in batch["number"]]
-        places = [int(self.documents[piece.document]) for row in rows for piece in row]
+        pieces = [piece for row in rows for piece in row]
+        places = self.documents[[piece.document for piece in pieces]]
         read = self.table[places]
-        parts = iter(
-            zip(read["input_ids"], read["labels"], self.group[places].tolist(), strict=True)
+        packed = fill(
+            [len(row) for row in rows],
+            np.array([(piece.start, piece.stop) for piece in pieces]),
+            read["input_ids"],
+            read["labels"],
+            self.group[places],
         )
-        packed = []
-        for row in rows:
-            ids, labels, groups = zip(*(next(parts) for _ in row), strict=True)
-            packed.append(fill(row, ids, labels, groups))
-        return {
-            "input_ids": [row.input_ids for row in packed],
-            "labels": [row.labels for row in packed],
-            "seq_lengths": [row.seq_lengths for row in packed],
-            "doc_groups": [row.groups for row in packed],
-        }
+        return pa.Table.from_arrays(
+            [packed.input_ids, packed.labels, packed.seq_lengths, packed.groups],
+            schema=PACKED_FEATURES.arrow_schema,
+        )
 
 
 def _pairs(mixed: Mixed, rows: Indices) -> datasets.Dataset:

@@ -27,6 +27,8 @@ from dualign.errors import TemplateError
 PINNED_DATE = date(2025, 7, 1)
 """What `strftime_now` says when no `date` is given."""
 
+_DICT_NAMES = frozenset(dir(dict))
+
 
 def render(text: str, messages: Sequence[Mapping[str, Any]], given: Mapping[str, Any]) -> str:
     """The template `text` with `messages` and the variables `given`; `date` sets the clock.
@@ -54,6 +56,12 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         if verdict is None:
             verdict = self._verdicts[key] = super().is_safe_attribute(obj, attr, value)
         return verdict
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """`message.role` is an entry of a dict: jinja finds that out by an exception."""
+        if type(obj) is dict and attribute not in _DICT_NAMES:
+            return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
+        return super().getattr(obj, attribute)
 
 
 class _Generation(Extension):

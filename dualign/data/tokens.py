@@ -10,6 +10,7 @@ token would train something that never happens.
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from dualign.data.conversation import Mode
@@ -18,6 +19,7 @@ from dualign.data.spans import Rendered
 from dualign.errors import CheckpointError
 
 if TYPE_CHECKING:
+    from tokenizers import Encoding
     from transformers import PreTrainedTokenizerBase
 
 IGNORE_INDEX = -100
@@ -55,16 +57,20 @@ def encode_batch(
             f"{type(tokenizer).__name__} can't tell where in the text its tokens are. "
             "Expected a fast tokenizer: one with a tokenizer.json."
         )
-    encoded = tokenizer(
-        [one.text for one in rendered],
-        add_special_tokens=False,
-        return_offsets_mapping=True,
-        return_attention_mask=False,
-        verbose=False,
-    )
-    rows = zip(rendered, encoded["input_ids"], encoded["offset_mapping"], strict=True)
-    made = [_labelled(one, ids, offsets, max_tokens) for one, ids, offsets in rows]
-    return _check_prompts(rendered, made, encoded["offset_mapping"], tokenizer)
+    encodings = _encodings([one.text for one in rendered], tokenizer)
+    offsets = [encoding.offsets for encoding in encodings]
+    rows = zip(rendered, encodings, offsets, strict=True)
+    made = [_labelled(one, encoding.ids, places, max_tokens) for one, encoding, places in rows]
+    return _check_prompts(rendered, made, offsets, tokenizer)
+
+
+def _encodings(texts: list[str], tokenizer: "PreTrainedTokenizerBase") -> list["Encoding"]:
+    """Each text's tokens alone, whole. What calling the tokenizer does, without its copies."""
+    backend = tokenizer.backend_tokenizer
+    backend.no_padding()
+    backend.no_truncation()
+    encodings: list[Encoding] = backend.encode_batch(texts, add_special_tokens=False)
+    return encodings
 
 
 def _labelled(
@@ -72,12 +78,11 @@ def _labelled(
 ) -> Example | RowError:
     if max_tokens is not None and len(ids) > max_tokens:
         return _fault(rendered, "too_long", f"{len(ids)} tokens, max_tokens is {max_tokens}")
-    starts = [start for start, _ in offsets]
     labels, spans = [IGNORE_INDEX] * len(ids), rendered.spans
     if rendered.spans == ((0, len(rendered.text)),):
         labels, spans = list(ids), ()
     for start, stop in spans:
-        first, last = bisect_left(starts, start), bisect_left(starts, stop)
+        first, last = (bisect_left(offsets, edge, key=itemgetter(0)) for edge in (start, stop))
         over = [
             edge for at, edge in ((first, start), (last, stop)) if at and offsets[at - 1][1] > edge
         ]
@@ -146,7 +151,7 @@ def _check_prompts(
 def _prompt(
     row: int, ids: list[int], offsets: list[tuple[int, int]], stop: int, added: frozenset[int]
 ) -> _Prompt:
-    last = bisect_left(offsets, stop, key=lambda offset: offset[0])
+    last = bisect_left(offsets, stop, key=itemgetter(0))
     first = next((at for at in range(last - 1, 0, -1) if ids[at] in added), 0)
     begin = offsets[first][0] if first else 0
     return _Prompt(row=row, begin=begin, stop=stop, first=first, last=last)
@@ -161,11 +166,13 @@ def _differing(
     if not prompts:
         return []
     texts = [rendered[one.row].text[one.begin : one.stop] for one in prompts]
-    alone = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
+    once = list(dict.fromkeys(texts))  # most prompts end alike
+    alone = [encoding.ids for encoding in _encodings(once, tokenizer)]
+    ids_of = dict(zip(once, alone, strict=True))
     return [
         prompt
-        for prompt, ids in zip(prompts, alone["input_ids"], strict=True)
-        if ids != _ids(made[prompt.row])[prompt.first : prompt.last]
+        for prompt, text in zip(prompts, texts, strict=True)
+        if ids_of[text] != _ids(made[prompt.row])[prompt.first : prompt.last]
     ]
 
 

@@ -3,6 +3,7 @@
 import random
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -107,8 +108,14 @@ def test_a_document_that_fits_nowhere_is_refused() -> None:
 
 
 def test_the_first_label_of_a_piece_is_ignored() -> None:
-    pieces = [Piece(0, 2, 4), Piece(1, 0, 2)]
-    row = fill(pieces, [[1, 2, 3, 4], [5, 6]], [[1, 2, 3, 4], [5, 6]], [7, 8])
-    assert row.input_ids == [3, 4, 5, 6]
-    assert row.labels == [IGNORE_INDEX, 4, IGNORE_INDEX, 6]
-    assert (row.seq_lengths, row.groups) == ([2, 2], [7, 8])
+    """Two rows: the end of one document with all of another, and the start of the first."""
+    documents = pa.chunked_array([[[1, 2, 3, 4]], [[5, 6], [1, 2, 3, 4]]], pa.list_(pa.int32()))
+    cuts = np.array([(2, 4), (0, 2), (0, 2)])
+    packed = fill([2, 1], cuts, documents, documents, np.array([7, 8, 7]))
+    assert packed.input_ids.to_pylist() == [[3, 4, 5, 6], [1, 2]]
+    assert packed.labels.to_pylist() == [
+        [IGNORE_INDEX, 4, IGNORE_INDEX, 6],
+        [IGNORE_INDEX, 2],
+    ]
+    assert packed.seq_lengths.to_pylist() == [[2, 2], [2]]
+    assert packed.groups.to_pylist() == [[7, 8], [7]]

@@ -1,0 +1,189 @@
+"""Rows to packed Arrow, dualign beside TRL: the same conversations, template and tokenizer, one process each.
+
+    python benchmarks/data_path.py                     50,000 conversations, three runs each, interleaved
+    python benchmarks/data_path.py --scale             dualign alone from 10,000 to 1,000,000 conversations
+
+TRL's side is its public path: SFTTrainer with packing and assistant_only_loss on a template that
+marks what the assistant writes. It proves nothing about a row; dualign proves every turn of every row.
+"""
+
+import argparse
+import json
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+MAX_TOKENS = 2048
+TEXT = """the of a to is in number sum price apples train leaves at hour and from each how many we first
+then multiply by divide left answer because total costs dollars minutes therefore check again
+market garden seven twelve forty three hundred twenty walk river bridge"""
+WORDS = TEXT.split()
+
+
+def main() -> None:
+    """Measure, or be one of the processes measured."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rows", type=int, default=50_000)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--scale", action="store_true", help="dualign alone, at growing sizes")
+    parser.add_argument(
+        "--one", choices=["dualign", "trl"], help="measure one side in this process"
+    )
+    parser.add_argument("--file", type=Path, help="the conversations, with --one")
+    given = parser.parse_args()
+    if given.one:
+        print(json.dumps(measure(given.one, given.file)))
+    elif given.scale:
+        compare([("dualign", rows) for rows in (10_000, 100_000, 1_000_000)])
+    else:
+        compare([(side, given.rows) for _ in range(given.runs) for side in ("trl", "dualign")])
+
+
+def compare(plan: Sequence[tuple[str, int]]) -> None:
+    """Run each (side, rows) in a process of its own and print the medians."""
+    versions = {name: version(name) for name in ("trl", "transformers", "datasets", "tokenizers")}
+    print(json.dumps(versions))
+    found: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for side, rows in plan:
+            made = run_alone(side, conversations(Path(folder), rows))
+            found.setdefault((side, rows), []).append(made)
+            print(side, json.dumps(made), flush=True)
+    for (side, rows), runs in found.items():
+        rate = statistics.median(one["rows_per_second"] for one in runs)
+        peak = statistics.median(one["peak_rss_mb"] for one in runs)
+        print(f"{side}: {rows:,} rows, median {rate:,.0f} rows/s, peak {peak:,.0f} MB")
+
+
+def conversations(folder: Path, rows: int) -> Path:
+    """A file of two-turn conversations, every second one with traces, about 215 tokens each."""
+    path = folder / f"{rows}.jsonl"
+    if not path.is_file():
+        draw = random.Random(0)
+        with path.open("w", encoding="utf-8") as out:
+            for number in range(rows):
+                out.write(json.dumps(conversation(draw, number)) + "\n")
+    return path
+
+
+def conversation(draw: random.Random, number: int) -> dict[str, Any]:
+    """A row in the shape that both sides read."""
+    think = number % 2 == 0
+    messages = []
+    for _ in range(2):
+        messages.append({"role": "user", "content": f"{number}: {words(draw, 20)}?"})
+        answer = {"role": "assistant", "content": f"{words(draw, 25)}."}
+        trace = f"{words(draw, 30)}\n\n{words(draw, 30)}" if think else ""
+        messages.append({**answer, "reasoning_content": trace})
+    return {"messages": messages, "chat_template_kwargs": {"enable_thinking": think}}
+
+
+def words(draw: random.Random, mean: int) -> str:
+    """Between half and one and a half times `mean` words."""
+    return " ".join(draw.choices(WORDS, k=draw.randint(mean // 2, mean * 3 // 2)))
+
+
+def run_alone(side: str, path: Path) -> dict[str, Any]:
+    """The measurement of one side in a process of its own, with a cache of its own."""
+    with tempfile.TemporaryDirectory() as cache:
+        done = subprocess.run(
+            [sys.executable, __file__, "--one", side, "--file", str(path)],
+            env={**environment(), "HF_DATASETS_CACHE": cache},
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def environment() -> dict[str, str]:
+    """This process's environment without the hub."""
+    import os
+
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "TRACKIO_DISABLED": "1"}
+
+
+def measure(side: str, path: Path) -> dict[str, Any]:
+    """Seconds from the file to the packed rows, imports and tokenizer not counted."""
+    prepare = with_dualign if side == "dualign" else with_trl
+    rows, tokens, packed, seconds = prepare(path)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {
+        "rows": rows,
+        "tokens": tokens,
+        "packed_rows": packed,
+        "fill": round(tokens / packed / MAX_TOKENS, 4),
+        "seconds": round(seconds, 2),
+        "rows_per_second": round(rows / seconds, 1),
+        "tokens_per_second": round(tokens / seconds),
+        "peak_rss_mb": round(peak),
+    }
+
+
+def with_dualign(path: Path) -> tuple[int, int, int, float]:
+    """(rows, tokens, packed rows, seconds) of dualign's path."""
+    from transformers import AutoTokenizer
+
+    from dualign.checkpoints.embedded import embedded_model
+    from dualign.data.prepare import prepare_sft
+    from dualign.data.settings import DataConfig, SourceConfig
+    from dualign.data.template import load_template
+
+    tokenizer = AutoTokenizer.from_pretrained(embedded_model())
+    data = DataConfig(sources=(SourceConfig(path=str(path)),), max_tokens=MAX_TOKENS)
+    started = time.perf_counter()
+    template = load_template("dualign", tokenizer=tokenizer)
+    made = prepare_sft(data, tokenizer, template, seed=0)
+    seconds = time.perf_counter() - started
+    return made.rows["examples"], made.rows["tokens"], len(made.train), seconds
+
+
+def with_trl(path: Path) -> tuple[int, int, int, float]:
+    """(rows, tokens, packed rows, seconds) of TRL's path. The model is as small as a model can be."""
+    import datasets
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from trl import SFTConfig, SFTTrainer
+
+    from dualign.checkpoints.embedded import embedded_model
+    from dualign.data.template import load_template
+
+    tokenizer = AutoTokenizer.from_pretrained(embedded_model())
+    tokenizer.chat_template = load_template("dualign").text
+    small = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+    )
+    model = LlamaForCausalLM(small)
+    arguments = SFTConfig(
+        output_dir=tempfile.mkdtemp(),
+        max_length=MAX_TOKENS,
+        packing=True,
+        packing_strategy="bfd",
+        assistant_only_loss=True,
+        use_cpu=True,
+        report_to="none",
+    )
+    started = time.perf_counter()
+    rows = datasets.load_dataset("json", data_files=str(path), split="train")
+    trainer = SFTTrainer(
+        model=model, args=arguments, train_dataset=rows, processing_class=tokenizer
+    )
+    seconds = time.perf_counter() - started
+    packed = trainer.train_dataset
+    tokens = sum(map(len, packed["input_ids"]))
+    return len(rows), tokens, len(packed), seconds
+
+
+if __name__ == "__main__":
+    main()
