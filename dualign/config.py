@@ -110,6 +110,31 @@ def read_yaml(path: Path, *, shown_as: str | None = None) -> Document:
     return document
 
 
+def read_documents(path: Path) -> list[Document]:
+    """Read a YAML file of one or more documents, each with the line of each key.
+
+    Raises:
+        ConfigError: the file is missing, isn't YAML, or a document isn't a mapping.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file")
+    found: list[Document] = []
+    try:
+        loader = _Loader(path.read_text(encoding="utf-8"))
+        while node := loader.get_node() if loader.check_node() else None:
+            document = Document(file=str(path))
+            document.value = _plain(loader, node, (), document)
+            found.append(document)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not YAML: {error}") from None
+    for document in found:
+        if not isinstance(document.value, dict):
+            raise ConfigError(f"{path}: expected keys with values, found {_shown(document.value)}")
+    if not found:
+        raise ConfigError(f"{path}: expected keys with values, found nothing")
+    return found
+
+
 def parse_value(text: str) -> Any:
     """The right side of `key=value`, read as YAML."""
     try:

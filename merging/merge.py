@@ -10,7 +10,6 @@ after the last.
 
 import random
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import numpy as np
 
 from dualign.checkpoints.checkpoint import Checkpoint, Weights
 from dualign.checkpoints.numbers import narrow, widen
-from dualign.checkpoints.shards import write_side_files, write_weights
+from dualign.checkpoints.shards import PIECE, write_side_files, write_weights
 from dualign.checkpoints.weights import open_weights
 from dualign.errors import MergeError
 from dualign.merging.catalogue import METHODS
@@ -28,6 +27,7 @@ from dualign.merging.merged import Merged
 from dualign.merging.plan import Models, config_of, plan
 from dualign.merging.preflight import Choices, check
 from dualign.merging.provenance import hashes, weights_applied, write_merge_json
+from dualign.merging.record import to_json
 from dualign.rundir import Outcome
 
 VERIFIED_TENSORS = 3
@@ -126,7 +126,7 @@ def write(
         tokenizer=prepared.models[prepared.tokenizer_donor],
         chat_template=merge.chat_template,
     )
-    verified = verify(work, weights, seed=seed)
+    verified = recompute(work, weights, seed=seed)
     inputs = hashes([*weights.files, *files], threads)
     record: dict[str, Any] = {
         "method": merge.method,
@@ -148,6 +148,7 @@ def write(
         "tokenizer_donor": str(prepared.models[prepared.tokenizer_donor].folders[0]),
         "decided": dict(prepared.decided),
         "verified": asdict(verified),
+        "merge": to_json(merge),
     }
     write_merge_json(work, merge, record)
     return record
@@ -160,26 +161,23 @@ class Verified:
     tensors: tuple[str, ...]
 
 
-def verify(out: Path, weights: Weights, *, seed: int) -> Verified:
-    """Compute tensors of `out`, drawn by `seed`, again; the bytes must be the same.
+def recompute(out: Path, weights: Weights, *, seed: int, count: int = VERIFIED_TENSORS) -> Verified:
+    """Compute `count` tensors of `out`, drawn by `seed`, again; the bytes must be the same.
 
     Raises:
         MergeError: they aren't.
     """
     written = Checkpoint(out)
     names = sorted(written.entries)
-    drawn = tuple(random.Random(seed).sample(names, min(VERIFIED_TENSORS, len(names))))
+    drawn = tuple(random.Random(seed).sample(names, min(count, len(names))))
     for name in drawn:
         entry = written.entries[name]
         again, there = weights.reader(name), written.reader(name)
-        step = again.step or 1 << 15
+        step = again.step or PIECE
         for start in range(0, entry.size, step):
             stop = min(start + step, entry.size)
             expected = widen(narrow(again.read(start, stop), entry.dtype), entry.dtype)
-            found = None
-            with suppress(MergeError):
-                found = there.read(start, stop)
-            if found is None or not np.array_equal(expected, found):
+            if not np.array_equal(expected, there.read(start, stop)):
                 raise MergeError(
                     f"{out}: {name} reads back differently from what the inputs give, from element "
                     f"{start} on; check the disk, and merge again"

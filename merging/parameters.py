@@ -50,7 +50,7 @@ class Resolver:
                     self.used.add((*level.key, name, *entry))
                     return at(setting, place)
         if spec.default is None:
-            where = " or ".join(dotted(level.key) for level in levels)
+            where = " or ".join(dotted(level.key) for level in levels if level.key)
             raise MergeError(f"{tensor}: no {name} is given for it; set {name} in {where}")
         return spec.default
 

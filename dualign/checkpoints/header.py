@@ -68,13 +68,14 @@ def read_header(file: Path) -> dict[str, Entry]:
         size = file.stat().st_size
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
-            if size < 8 or length > min(size - 8, LONGEST):
-                raise _broken(file, f"{size} bytes can't hold a header of {length}")
-            text = stream.read(length)
+            fits = size >= 8 and length <= min(size - 8, LONGEST)
+            text = stream.read(length) if fits else b""
     except FileNotFoundError:
         raise CheckpointError(f"{file}: no such file") from None
     except OSError as error:
         raise CheckpointError(f"{file}: can't be read: {error.strerror}") from None
+    if not fits:
+        raise _broken(file, f"{size} bytes can't hold a header of {length}")
     return _entries(file, _parsed(file, text), 8 + length, size)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from dualign.checkpoints.allocator import keep_freed_blocks
 from dualign.checkpoints.checkpoint import Weights, read_json
 from dualign.checkpoints.header import Planned, write_header
 from dualign.checkpoints.numbers import CODES, NAMES, NotFinite, narrow
@@ -56,6 +57,7 @@ def write_weights(
         MergeError: a value isn't finite, or overflows the type that is written.
         CheckpointError: the disk hasn't enough room, or an input can't be read.
     """
+    keep_freed_blocks()
     planned = plan(weights, dtype)
     # Wide types first, so that every tensor starts on a multiple of its item size.
     shards = split(sorted(planned, key=lambda one: -one.nbytes // max(one.size, 1)), shard_bytes)

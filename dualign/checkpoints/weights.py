@@ -21,16 +21,34 @@ def open_weights(model: Path | str) -> Weights:
         CheckpointError: a folder or file is missing or broken.
         MergeError: the weights can't be used exactly as the model would use them.
     """
-    return _open(_find(str(model)), ())
+    name = str(model)
+    if "+" in name and not Path(name).exists():
+        return _with_adapters(name)
+    return _open(_find(name), ())
+
+
+def _with_adapters(name: str) -> Weights:
+    """`base+adapter`, as mergekit writes it: the base is the one named here."""
+    from dualign.checkpoints.folding import Adapted
+    from dualign.checkpoints.lora import read_adapter
+
+    base, *adapters = name.split("+")
+    weights = _open(_find(base), ())
+    for adapter in adapters:
+        weights = Adapted(weights, read_adapter(_require_folder(_find(adapter))))
+    return weights
 
 
 def _find(name: str, *, revision: str | None = None) -> Path:
-    """The folder of a path, an embedded model or a hub id."""
+    """The folder of a path, an embedded model or a hub id, which may end in @revision."""
     if name.startswith("embedded:"):
         return embedded_model(name)
     folder = Path(name)
     is_path = folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
-    return folder if folder.exists() or is_path else from_hub(name, revision=revision)
+    if folder.exists() or is_path:
+        return folder
+    name, _, wanted = name.partition("@")
+    return from_hub(name, revision=revision or wanted or None)
 
 
 def _open(folder: Path, outer: tuple[Path, ...]) -> Weights:

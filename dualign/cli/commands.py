@@ -45,7 +45,7 @@ def pairs(given: Namespace) -> int:
     return _one_stage(given, "pairs")
 
 
-def merge(given: Namespace) -> int:
+def merge_stage(given: Namespace) -> int:
     """`dualign merge RECIPE`."""
     return _one_stage(given, "merge")
 

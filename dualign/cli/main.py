@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 
 from dualign import __version__
-from dualign.cli import commands
+from dualign.cli import commands, merge
 from dualign.errors import DualignError
 
 _ABOUT = """\
@@ -89,9 +89,9 @@ def _parser() -> argparse.ArgumentParser:
             _STAGE,
         ),
         ("pairs", "build preference pairs by sampling a checkpoint", commands.pairs, _STAGE),
-        ("merge", "run one merge stage", commands.merge, _STAGE),
     ):
         _recipe_command(sub, name, about, action, detail, one_stage=name not in ("run", "plan"))
+    merge.add(sub)
     _eval_command(sub)
     _chat_command(sub)
     _report_command(sub)

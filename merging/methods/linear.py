@@ -13,7 +13,12 @@ def linear(tensors: Tensors, *, weight: Sequence[float], normalize: bool = True)
     sum in ten exactly between two of them, where the error of a float32 sum would round it the
     wrong way.
     """
-    return combination(tensors, normalized(weight) if normalize else weight)
+    if normalize and len(set(weight)) == 1:
+        weight = [1.0] * len(weight)
+    total = math.fsum(weight) if normalize else 1.0
+    combine = combination(tensors, weight)
+    # Divided at the end: with weights 1, 1, 1 what cancels is 0, and not what 1/3 leaves of it.
+    return combine if total == 1 else lambda start, stop: combine(start, stop) / total
 
 
 def normalized(weights: Sequence[float]) -> list[float]:

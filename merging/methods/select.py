@@ -48,15 +48,23 @@ def keep_ranks(tensors: Tensors, values: Values, first: int, last: int) -> Mask:
         return lambda start, stop, given: np.zeros(stop - start, bool)
     if first == 0 and last == tensors.size:
         return lambda start, stop, given: np.ones(stop - start, bool)
-    top, bottom = values_at(tensors, values, [first, last - 1])
-    highest = _edge(tensors, values, top)
-    lowest = _edge(tensors, values, bottom)
+    edges: list[tuple[_Edge, Callable[[Array], Array]]] = []
+    if first > 0:
+        highest = _edge(tensors, values, values_at(tensors, values, [first])[0])
+        edges.append((highest, lambda tie: highest.above + tie < first))
+    if last < tensors.size:
+        lowest = _edge(tensors, values, values_at(tensors, values, [last - 1])[0])
+        edges.append((lowest, lambda tie: lowest.above + tie >= last))
+    top = edges[0][0].value if first > 0 else np.float32(np.inf)
+    bottom = edges[-1][0].value if last < tensors.size else np.float32(-np.inf)
 
     def mask(start: int, stop: int, given: Array) -> Array:
         given = given.astype(np.float32)
-        kept = (given <= np.float32(top)) & (given >= np.float32(bottom))
-        _drop(kept, given, top, highest, start, lambda tie: highest.above + tie < first)
-        _drop(kept, given, bottom, lowest, start, lambda tie: lowest.above + tie >= last)
+        kept: Array = given >= bottom
+        if first > 0:
+            kept &= given <= top
+        for edge, beyond in edges:
+            _drop(kept, given, edge, start, beyond)
         return kept
 
     return mask
@@ -66,31 +74,28 @@ def keep_ranks(tensors: Tensors, values: Values, first: int, last: int) -> Mask:
 class _Edge:
     """One value: how many are larger, and how many are equal before each block."""
 
+    value: np.float32
     above: int
     starts: Array
     equal_before: Array
 
 
 def _edge(tensors: Tensors, values: Values, value: float) -> _Edge:
+    single = np.float32(value)
     starts, equal, above = [], [0], 0
     for start, stop in tensors.ranges():
         given = values(start, stop).astype(np.float32)
         starts.append(start)
-        equal.append(equal[-1] + int(np.count_nonzero(given == np.float32(value))))
-        above += int(np.count_nonzero(given > np.float32(value)))
-    return _Edge(above, np.array(starts), np.array(equal[:-1]))
+        equal.append(equal[-1] + int(np.count_nonzero(given == single)))
+        above += int(np.count_nonzero(given > single))
+    return _Edge(single, above, np.array(starts), np.array(equal[:-1]))
 
 
 def _drop(
-    kept: Array,
-    given: Array,
-    value: float,
-    edge: _Edge,
-    start: int,
-    beyond: Callable[[Array], Array],
+    kept: Array, given: Array, edge: _Edge, start: int, beyond: Callable[[Array], Array]
 ) -> None:
-    """Unset the elements equal to `value` whose place among their equals is `beyond` the rank."""
-    places = np.flatnonzero(given == np.float32(value))
+    """Unset the elements at an edge whose place among their equals is `beyond` the rank."""
+    places = np.flatnonzero(given == edge.value)
     if not places.size:
         return
     block = int(np.searchsorted(edge.starts, start))

@@ -1,6 +1,7 @@
 """slerp: along the arc between two tensors (Shoemake 1985, "Animating rotation with quaternions")."""
 
 import math
+from dataclasses import replace
 
 from dualign.merging.methods.gram import gram
 from dualign.merging.methods.tensors import Array, Combine, Tensors, combination
@@ -10,12 +11,14 @@ LEAST_NORM = 1e-8
 
 
 def slerp(tensors: Tensors, *, t: float) -> Combine:
-    """`y = sin((1-t) theta)/sin(theta) x0 + sin(t theta)/sin(theta) x1`.
+    """`y = sin((1-t) theta)/sin(theta) b + sin(t theta)/sin(theta) x`.
 
-    Two inputs, the first at t = 0; any shape, flattened. theta is the angle between the whole
-    tensors; the inputs keep their lengths.
+    The base is at t = 0, the one input at t = 1; any shape, flattened. theta is the angle between
+    the whole tensors; both keep their lengths.
     """
-    return combination(tensors, coefficients(gram(tensors), t))
+    assert tensors.base is not None
+    pair = replace(tensors, inputs=(tensors.base, *tensors.inputs), base=None)
+    return combination(pair, coefficients(gram(pair), t))
 
 
 def coefficients(products: Array, t: float) -> tuple[float, float]:

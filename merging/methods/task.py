@@ -47,9 +47,10 @@ def task_sum(
             if mask is not None:
                 deltas[i] *= mask(start, stop, np.abs(deltas[i]))
             deltas[i] *= gains[i] * weight[i]
-        total, divisor = _elected(deltas, weight) if vote else (_sum(deltas), _divisor(weight))
+        positive = _sum(deltas) >= 0 if vote else None
+        total = _sum(deltas) if positive is None else _elected(deltas, positive)
         if normalize:
-            total /= divisor
+            total /= _divisor(weight) if positive is None else _voters(deltas, weight, positive)
         if scale != 1:
             total *= scale
         assert tensors.base is not None
@@ -76,7 +77,7 @@ def sizes(tensors: Tensors, which: int) -> Callable[[int, int], Array]:
 
 
 def _sum(parts: Sequence[Array]) -> Array:
-    total = parts[0].copy()
+    total = parts[0] + 0.0
     for part in parts[1:]:
         total += part
     return total
@@ -87,16 +88,19 @@ def _divisor(weight: Sequence[float]) -> float:
     return 1.0 if abs(total) < 1e-8 else total
 
 
-def _elected(deltas: Sequence[Array], weight: Sequence[float]) -> tuple[Array, Array]:
-    """The sum of the weighted changes on the winning side, and of their weights (1 for none)."""
-    positive = _sum(deltas) >= 0
-    total, divisor = np.zeros(positive.shape), np.zeros(positive.shape)
-    for delta, one in zip(deltas, weight, strict=True):
-        agrees = np.where(positive, delta > 0, delta < 0)
-        total += delta * agrees
-        divisor += one * agrees
-    divisor[divisor == 0] = 1
-    return total, divisor
+def _elected(deltas: Sequence[Array], positive: Array) -> Array:
+    """The sum of the weighted changes on the winning side."""
+    above = _sum([np.maximum(delta, 0) for delta in deltas])
+    return np.where(positive, above, _sum([np.minimum(delta, 0) for delta in deltas]))
+
+
+def _voters(deltas: Sequence[Array], weight: Sequence[float], positive: Array) -> Array:
+    """The weights of the changes on the winning side; 1 where there are none."""
+    pairs = list(zip(deltas, weight, strict=True))
+    above = _sum([np.multiply(delta > 0, one) for delta, one in pairs])
+    divisor = np.where(positive, above, _sum([np.multiply(delta < 0, one) for delta, one in pairs]))
+    divisor += divisor == 0
+    return divisor
 
 
 def _gain(tensors: Tensors, which: int, mask: Mask | None) -> float:

@@ -50,17 +50,19 @@ class Tensors:
 
     def deltas(self, start: int, stop: int) -> list[Array]:
         """Each input minus the base, float64; without a base the inputs themselves."""
-        if self.base is None:
-            return [read(start, stop).astype(np.float64) for read in self.inputs]
-        base = self.base(start, stop)
-        return [np.subtract(read(start, stop), base, dtype=np.float64) for read in self.inputs]
+        found = [read(start, stop).astype(np.float64) for read in self.inputs]
+        if self.base is not None:
+            base = self.base(start, stop).astype(np.float64)
+            for one in found:
+                one -= base
+        return found
 
     def delta(self, which: int, start: int, stop: int) -> Array:
         """One input minus the base, float64."""
         assert self.base is not None
-        return np.subtract(
-            self.inputs[which](start, stop), self.base(start, stop), dtype=np.float64
-        )
+        found = self.inputs[which](start, stop).astype(np.float64)
+        found -= self.base(start, stop).astype(np.float64)
+        return found
 
 
 def row_step(shape: Sequence[int], block: int) -> int:

@@ -279,7 +279,7 @@ def test_a_tensor_that_was_changed_on_disk_is_found_by_verification(
     nearly = {name: tensor * (1 + 1e-5) for name, tensor in tensors.items()}
     save_file(nearly, tmp_path / "out" / "model.safetensors")
     with pytest.raises(MergeError, match="reads back differently from what the inputs give"):
-        merge.verify(tmp_path / "out", prepared.weights, seed=0)
+        merge.recompute(tmp_path / "out", prepared.weights, seed=0)
 
 
 def spoil(folder: Path, name: str, value: float) -> None:

@@ -1,0 +1,72 @@
+"""Checkpoints to time merges on: random, of the shape and size that docs/merging.md names."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from dualign.checkpoints.header import Planned, write_header
+from dualign.checkpoints.numbers import narrow
+
+CONFIG = {
+    "architectures": ["SmolLM3ForCausalLM"],
+    "model_type": "smollm3",
+    "hidden_size": 1024,
+    "intermediate_size": 2816,
+    "num_hidden_layers": 18,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "vocab_size": 49152,
+    "max_position_embeddings": 2048,
+    "rope_theta": 10000.0,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": True,
+    "hidden_act": "silu",
+    "dtype": "bfloat16",
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+
+
+def make_inputs(folder: Path, count: int, *, layers: int = 18) -> list[Path]:
+    """A base and `count` variants of it (base + N(0, 1e-3)), bfloat16, one file each; made once."""
+    config = {**CONFIG, "num_hidden_layers": layers}
+    names = ["base", *(f"m{i}" for i in range(1, count + 1))]
+    made = [folder / name for name in names]
+    for number, path in enumerate(made):
+        if not (path / "config.json").is_file():
+            path.mkdir(parents=True, exist_ok=True)
+            _write(path / "model.safetensors", _tensors(config), number)
+            (path / "config.json").write_text(json.dumps(config, indent=2))
+    return made
+
+
+def _tensors(config: dict[str, object]) -> list[Planned]:
+    hidden, inner, vocab = (
+        int(str(config[key])) for key in ("hidden_size", "intermediate_size", "vocab_size")
+    )
+    shapes = {
+        "input_layernorm": (hidden,), "post_attention_layernorm": (hidden,),
+        "self_attn.q_proj": (hidden, hidden), "self_attn.k_proj": (hidden // 4, hidden),
+        "self_attn.v_proj": (hidden // 4, hidden), "self_attn.o_proj": (hidden, hidden),
+        "mlp.gate_proj": (inner, hidden), "mlp.up_proj": (inner, hidden), "mlp.down_proj": (hidden, inner),
+    }  # fmt: skip
+    found = [("model.embed_tokens", (vocab, hidden)), ("model.norm", (hidden,))]
+    for layer in range(int(str(config["num_hidden_layers"]))):
+        found += [(f"model.layers.{layer}.{name}", shape) for name, shape in shapes.items()]
+    return [Planned(f"{name}.weight", shape, "BF16") for name, shape in found]
+
+
+def _write(file: Path, tensors: list[Planned], number: int) -> None:
+    with file.open("wb") as stream:
+        stream.write(write_header(tensors))
+        for place, one in enumerate(tensors):
+            base = np.random.Generator(np.random.Philox(key=place)).standard_normal(
+                one.size, np.float32
+            )
+            base *= np.float32(0.02)
+            if number:
+                change = np.random.Generator(np.random.Philox(key=(number << 32) + place))
+                base += change.standard_normal(one.size, np.float32) * np.float32(1e-3)
+            stream.write(narrow(base, "BF16").tobytes())

@@ -1,0 +1,161 @@
+"""`dualign merge`, `verify` and `diff`."""
+
+import argparse
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from dualign.errors import ConfigError
+
+_MERGE = """\
+CONFIG OUT      merges as mergekit's YAML CONFIG says, into the folder OUT
+RECIPE [KEY=VALUE ...]   runs the merge stage of a recipe
+
+Everything is checked before the first byte is written. OUT is complete or it isn't there; run the
+same command again after a crash, and it goes on from the last finished shard.
+"""
+_VERIFY = (
+    "Checks the sha256 of every shard and input in merge.json, and computes some tensors again."
+)
+_DIFF = "Shows for each layer how far two checkpoints are apart, relative to the first."
+
+
+def add(sub: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """The three commands."""
+    _add_merge(sub)
+    verify_parser = _parser(sub, "verify", "check a merged folder against its merge.json", _VERIFY)
+    verify_parser.add_argument("out", metavar="OUT", help="a folder that dualign merge wrote")
+    verify_parser.add_argument(
+        "--tensors",
+        type=int,
+        default=3,
+        metavar="N",
+        help="tensors computed again; default %(default)s",
+    )
+    verify_parser.set_defaults(action=verify)
+    diff_parser = _parser(sub, "diff", "how far two checkpoints are apart", _DIFF)
+    diff_parser.add_argument("first", metavar="A", help="a model or adapter folder, or a hub id")
+    diff_parser.add_argument("second", metavar="B", help="another, with the same tensors")
+    diff_parser.add_argument("--tensors", action="store_true", help="one line for each tensor")
+    diff_parser.add_argument("--plot", metavar="FILE", help="a picture of it, .png or .svg")
+    diff_parser.set_defaults(action=diff)
+
+
+def _parser(
+    sub: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, about: str, detail: str
+) -> argparse.ArgumentParser:
+    return sub.add_parser(
+        name,
+        help=about,
+        description=f"{about[0].upper()}{about[1:]}.\n\n{detail}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def _add_merge(sub: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = _parser(sub, "merge", "merge checkpoints and adapters into one", _MERGE)
+    parser.add_argument(
+        "recipe", metavar="CONFIG", help="mergekit's YAML, or a recipe with a merge stage"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="OUT", help="the folder to write; KEY=VALUE for a recipe"
+    )
+    parser.add_argument("--stage", metavar="NAME", help="which stage of a pipeline recipe")
+    parser.add_argument("--dry-run", action="store_true", help="check and show; write nothing")
+    parser.add_argument("--force", action="store_true", help="replace OUT when it is there")
+    parser.add_argument("--seed", type=int, help="of the methods that draw at random; default 0")
+    parser.add_argument("--threads", type=int, metavar="N", help="default: one for each processor")
+    parser.set_defaults(action=merge)
+
+
+def merge(given: Namespace) -> int:
+    """`dualign merge CONFIG OUT`, or a stage of a recipe."""
+    from dualign.merging.mergefile import is_merge_file
+
+    if not is_merge_file(Path(given.recipe)):
+        _require_none(given)
+        from dualign.cli.commands import merge_stage
+
+        return merge_stage(given)
+    if given.stage:
+        raise ConfigError(f"{given.recipe}: is a merge, not a recipe; it has no stages")
+    return _merge_file(given)
+
+
+def _require_none(given: Namespace) -> None:
+    options = {"--dry-run": given.dry_run, "--force": given.force, "--threads": given.threads}
+    options["--seed"] = given.seed is not None
+    used = [name for name, value in options.items() if value]
+    if used:
+        raise ConfigError(
+            f"{used[0]}: has no effect on a recipe; `dualign plan` shows one, seed= sets its seed"
+        )
+
+
+def _merge_file(given: Namespace) -> int:
+    from dualign.cli.commands import say
+    from dualign.merging.mergefile import load
+
+    loaded = load(Path(given.recipe))
+    seed = given.seed or 0
+    if given.dry_run:
+        from dualign.merging.estimate import estimate
+        from dualign.merging.merge import prepare
+
+        say(estimate(prepare(loaded, seed=seed), threads=given.threads))
+        return 0
+    if len(given.overrides) != 1 or "=" in given.overrides[0]:
+        raise ConfigError(
+            f"merge {given.recipe}: expected one folder to write, found {given.overrides or 'none'}"
+        )
+    from dualign.merging.output import merge_into
+
+    out = Path(given.overrides[0])
+    record = merge_into(loaded, out, seed=seed, threads=given.threads, force=given.force)
+    say(_summary(record, out))
+    return 0
+
+
+def _summary(record: dict[str, Any], out: Path) -> str:
+    lines = [
+        f"{out}: {record['method']} of {len(record['models'])} models, {record['tensors']} tensors, "
+        f"{record['bytes'] / 1e9:.2f} GB in {len(record['shards'])} file(s)",
+        f"config from {record['config_donor']}, tokenizer from {record['tokenizer_donor']}",
+    ]
+    lines += [f"{key}: taken from {one['taken_from']}" for key, one in record["decided"].items()]
+    return "\n".join(lines)
+
+
+def verify(given: Namespace) -> int:
+    """`dualign verify OUT`."""
+    from dualign.cli.commands import say
+    from dualign.merging.verify import verify_folder
+
+    verdict = verify_folder(Path(given.out), tensors=given.tensors)
+    say(
+        f"{given.out}: {verdict.shards} shards and {verdict.inputs} inputs have their hashes; "
+        f"computed again, to the bit: {', '.join(verdict.tensors) or 'nothing'}"
+    )
+    return 0
+
+
+def diff(given: Namespace) -> int:
+    """`dualign diff A B`."""
+    from dualign.checkpoints.weights import open_weights
+    from dualign.cli.commands import say
+    from dualign.merging.diff import distances
+
+    models = [open_weights(one) for one in (given.first, given.second)]
+    found = distances(*models, by_layer=not given.tensors)
+    width = max(len(one.name) for one in found)
+    say(f"{'':{width}}  relative  1 - cosine   largest   changed")
+    for one in found:
+        say(
+            f"{one.name:{width}}  {one.relative:8.2e}    {1 - one.cosine:8.1e}  {one.largest:8.2e}"
+            f"  {one.changed:7.2%}"
+        )
+    if given.plot:
+        from dualign.merging.plots import plot_distances
+
+        plot_distances(found, Path(given.plot), title=f"{given.first} and {given.second}")
+    return 0

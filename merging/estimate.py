@@ -1,0 +1,59 @@
+"""What a merge will read, write and take, without doing it."""
+
+import time
+from math import ceil
+
+import numpy as np
+
+from dualign.checkpoints.numbers import narrow, widen
+from dualign.checkpoints.shards import SHARD_BYTES, plan, processors, shard_names, split
+from dualign.merging.merge import Prepared
+from dualign.merging.merged import combined
+from dualign.merging.methods.tensors import BLOCK, in_memory, whole
+
+_SAMPLE = 16  # blocks of made numbers that the method is timed on
+_HASHED = 1.5e9  # bytes a second and thread
+
+
+def estimate(prepared: Prepared, *, threads: int | None = None) -> str:
+    """A table of bytes, files, memory and seconds; the seconds from a sample, on warm files."""
+    weights, threads = prepared.weights, threads or processors()
+    planned = plan(weights, prepared.merge.dtype)
+    read = sum(file.stat().st_size for file in weights.files)
+    written = sum(one.nbytes for one in planned)
+    files = shard_names(len(split(planned, SHARD_BYTES)))
+    each = len(next(iter(weights.jobs.values())).inputs) + 2
+    memory = threads * BLOCK * 8 * (2 * each + 4) / 1e6
+    seconds = sum(one.size for one in planned) * _seconds_each(prepared) / threads
+    seconds += (read + written) / _HASHED / threads
+    return "\n".join(
+        [
+            f"method    {prepared.merge.method} of {', '.join(prepared.models)}",
+            f"tensors   {len(planned)}",
+            f"reads     {read / 1e9:.2f} GB in {len(weights.files)} file(s)",
+            f"writes    {written / 1e9:.2f} GB: {files[0]}{f' ... {files[-1]}' if files[1:] else ''}",
+            f"memory    about {ceil(memory)} MB above the interpreter, with {threads} thread(s)",
+            f"time      about {max(seconds, 0.1):.1f} s when the files are in the page cache",
+            f"config    from {prepared.donor}",
+            f"tokenizer from {prepared.tokenizer_donor}",
+            *(f"decided   {key}: {one}" for key, one in prepared.decided.items()),
+        ]
+    )
+
+
+def _seconds_each(prepared: Prepared) -> float:
+    """For one element, by the method of a large tensor on made numbers."""
+    job = max(prepared.weights.jobs.values(), key=lambda one: one.entry.size)
+    shape = (BLOCK * _SAMPLE // 1024, 1024)
+    made = np.random.default_rng(0).normal(0, 0.02, shape).astype(np.float32)
+    stored = [narrow(made + i * 1e-3, "BF16") for i in range(len(job.inputs) + 1)]
+    best = float("inf")
+    for _ in range(2):
+        clock = time.perf_counter()
+        arrays = [widen(one, "BF16") for one in stored]
+        tensors = in_memory(
+            arrays[:-1], arrays[-1] if job.base else None, streams=range(len(arrays))
+        )
+        narrow(whole(combined(job, tensors), shape), "BF16")
+        best = min(best, time.perf_counter() - clock)
+    return best / made.size
