@@ -170,6 +170,11 @@ def test_the_wheel_holds_only_dualign_and_runs_from_any_folder(tmp_path: Path) -
     )
     assert str(site) in where.stdout
     alone = subprocess.run(
-        [python, "-c", "import sft"], cwd=elsewhere, capture_output=True, text=True, check=False
+        [python, "-c", "import sft"],
+        cwd=elsewhere,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert alone.returncode != 0
