@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, LlamaConfig, SmolLM3Config
+from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, SmolLM3Config
 
 from dualign.checkpoints.adapters import concatenate, fold
 from dualign.checkpoints.weights import open_weights
@@ -162,6 +162,17 @@ def test_folding_rounds_once(tmp_path: Path) -> None:
     found = load_file(tmp_path / "folded" / "model.safetensors")[name]
     assert torch.equal(found, exact.to(torch.bfloat16))
     assert json.loads((tmp_path / "folded" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_folded_weights_have_the_end_and_pad_ids_of_the_adapters_training(tmp_path: Path) -> None:
+    """Its base's config.json says what held before the stage set an end-of-turn and a pad token."""
+    base = make_base(tmp_path / "base")
+    adapter = make_adapter(base, tmp_path / "adapter", target_modules=["q_proj"])
+    settings = GenerationConfig(eos_token_id=[5, 2], pad_token_id=3)
+    settings.save_pretrained(adapter)
+    fold(base, adapter, tmp_path / "folded")
+    config = json.loads((tmp_path / "folded" / "config.json").read_text())
+    assert (config["eos_token_id"], config["pad_token_id"]) == (5, 3)
 
 
 CONCATENATED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
