@@ -10,8 +10,9 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 demo: $(VENV)/.ready
 	$(BIN)/dualign run quickstart
 
+# Two workers with a thread each: a thread pool in each of them would fight for the same two cores.
 test: $(VENV)/.ready-dev
-	$(BIN)/python -m pytest -m "not slow and not gpu and not network" -p no:cacheprovider
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu and not network" -n 2 --dist loadfile -p no:cacheprovider
 
 test-slow: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest -m "slow and not gpu and not network"
