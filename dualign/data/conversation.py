@@ -11,13 +11,17 @@ Role = Literal["system", "user", "assistant", "tool"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Message:
-    """One turn. `thinking` is the trace alone, without the tags; `train` says whether an assistant turn is supervised."""
+    """One turn. `thinking` is the trace alone, without the tags; `train` says whether an assistant turn is supervised.
+
+    `cut`: the trace was cut short, so the model learns to close it and to answer, but not the trace.
+    """
 
     role: Role
     content: str
     thinking: str | None = None
     tool_calls: tuple[Mapping[str, Any], ...] = ()
     train: bool = True
+    cut: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,7 +8,7 @@ row, and `code`, which is empty for a row that is kept.
 import gc
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -26,6 +26,7 @@ from dualign.data.spans import Rendered
 from dualign.data.template import ChatTemplate
 from dualign.data.text_rules import TextRules, text_rules
 from dualign.data.tokens import IGNORE_INDEX, Example, encode_batch
+from dualign.data.truncation import within_budget, without_first_turns
 from dualign.errors import TemplateError
 
 if TYPE_CHECKING:
@@ -82,9 +83,11 @@ class Encoder:
             raise error
         return error
 
-    def _rendered(self, conversation: Conversation, supervise: Supervise) -> Rendered | RowError:
+    def _rendered(
+        self, conversation: Conversation, supervise: Supervise
+    ) -> list[Rendered] | RowError:
         try:
-            return self.template.render(conversation, supervise=supervise)
+            return self.template.render_rows(conversation, supervise=supervise)
         except TemplateError as error:
             if self._stops("template"):
                 raise
@@ -96,12 +99,49 @@ class Encoder:
                 mode=conversation.mode,
             )
 
-    def _encoded(self, rendered: list[Rendered | RowError]) -> list[Example | RowError]:
-        """Each rendered row as an example; faults stay in their places."""
+    def _encoded(self, rendered: list[list[Rendered] | RowError]) -> list[list[Example] | RowError]:
+        """The examples of each row; faults stay in their places, and one of an example is its row's."""
         limit = None if self.data.packing == "wrapped" else self.data.max_tokens
-        good = [one for one in rendered if isinstance(one, Rendered)]
-        made = iter(encode_batch(good, self.tokenizer, max_tokens=limit))
-        return [one if isinstance(one, RowError) else next(made) for one in rendered]
+        flat = [part for parts in rendered if not isinstance(parts, RowError) for part in parts]
+        made = iter(
+            encode_batch(flat, self.tokenizer, max_tokens=limit, too_long=self.data.too_long)
+        )
+        return [
+            parts
+            if isinstance(parts, RowError)
+            else self._fitting(parts, [next(made) for _ in parts])
+            for parts in rendered
+        ]
+
+    def _fitting(
+        self, parts: list[Rendered], made: list[Example | RowError]
+    ) -> list[Example] | RowError:
+        fitting = []
+        for part, one in zip(parts, made, strict=True):
+            found = self._shortened(part, one) if isinstance(one, RowError) else one
+            if isinstance(found, RowError):
+                return found
+            fitting.append(found)
+        return fitting
+
+    def _shortened(self, part: Rendered, fault: RowError) -> Example | RowError:
+        """A row that is too long without as many of its first turns as need be."""
+        left = part.conversation
+        if fault.code != "too_long" or self.data.too_long != "cut_history":
+            return fault
+        while left is not None and (left := without_first_turns(left)) is not None:
+            rendered = self._rendered(
+                left, "assistant" if self.data.supervise == "last" else self.data.supervise
+            )
+            if isinstance(rendered, RowError):
+                return rendered
+            limit = self.data.max_tokens
+            made = encode_batch(rendered[-1:], self.tokenizer, max_tokens=limit)[0]
+            if isinstance(made, Example):
+                return replace(made, cut=True)
+            if made.code != "too_long":
+                return made
+        return fault
 
     def _dropped(self, error: RowError, row: int) -> dict[str, Any]:
         source_mode = UNKNOWN_MODE if self.source.mode == "row" else self.source.mode
@@ -115,7 +155,7 @@ class ExampleEncoder(Encoder):
     """Rows -> examples."""
 
     features: ClassVar[datasets.Features] = datasets.Features(
-        {"input_ids": _TOKENS, "labels": _TOKENS, **_ABOUT}
+        {"input_ids": _TOKENS, "labels": _TOKENS, "parts": _TOKENS, **_ABOUT}
     )
 
     @_uncollected()
@@ -131,7 +171,7 @@ class ExampleEncoder(Encoder):
 
     def _read(self, raw: dict[str, Any], row: int) -> Conversation | RowError:
         try:
-            return to_conversation(
+            read = to_conversation(
                 raw,
                 source=self.source,
                 index=row,
@@ -140,21 +180,33 @@ class ExampleEncoder(Encoder):
             )
         except RowError as error:
             return self._fault(error)
+        budget = self.source.thinking_budget
+        return read if budget is None else within_budget(read, budget, self._ends)
+
+    def _ends(self, text: str) -> list[int]:
+        tokens = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return [stop for _, stop in tokens["offset_mapping"]]
 
     def _example(
-        self, made: Example | RowError, read: Conversation | RowError, row: int
+        self, made: list[Example] | RowError, read: Conversation | RowError, row: int
     ) -> dict[str, Any]:
+        """The examples of a row behind one another; `parts` are their lengths."""
         if isinstance(made, RowError):
-            return self._dropped(self._fault(made), row) | {"input_ids": [], "labels": []}
+            nothing: dict[str, Any] = {"input_ids": [], "labels": [], "parts": []}
+            return self._dropped(self._fault(made), row) | nothing
+        labels = _joined([one.labels for one in made])
+        repairs = [_repairs(read), "split_history" if len(made) > 1 else ""]
+        repairs.append(self.data.too_long if any(one.cut for one in made) else "")
         return {
-            "input_ids": made.input_ids,
-            "labels": made.labels,
+            "input_ids": _joined([one.input_ids for one in made]),
+            "labels": labels,
+            "parts": [len(one.input_ids) for one in made],
             "row": row,
-            "mode": made.mode,
+            "mode": made[0].mode,
             "code": "",
-            "tokens": len(made.input_ids),
-            "supervised": len(made.labels) - made.labels.count(IGNORE_INDEX),
-            "repairs": _repairs(read),
+            "tokens": len(labels),
+            "supervised": len(labels) - labels.count(IGNORE_INDEX),
+            "repairs": ",".join(filter(None, repairs)),
         }
 
 
@@ -181,7 +233,7 @@ class PairEncoder(Encoder):
         except RowError as error:
             return self._fault(error)
 
-    def _both(self, read: PreferencePair | RowError) -> list[Rendered | RowError]:
+    def _both(self, read: PreferencePair | RowError) -> list[list[Rendered] | RowError]:
         """Chosen and rejected, each as a conversation of its own."""
         if isinstance(read, RowError):
             return [read, read]
@@ -189,8 +241,8 @@ class PairEncoder(Encoder):
 
     def _pair(
         self,
-        chosen: Example | RowError,
-        rejected: Example | RowError,
+        chosen: list[Example] | RowError,
+        rejected: list[Example] | RowError,
         read: PreferencePair | RowError,
         row: int,
     ) -> dict[str, Any]:
@@ -198,9 +250,9 @@ class PairEncoder(Encoder):
             if isinstance(made, RowError):
                 nothing: dict[str, Any] = {"prompt_ids": [], "chosen_ids": [], "rejected_ids": []}
                 return self._dropped(self._fault(made), row) | nothing
-        assert isinstance(chosen, Example) and isinstance(rejected, Example)
-        prompt_ids, chosen_ids = _split(chosen)
-        other_prompt, rejected_ids = _split(rejected)
+        assert isinstance(chosen, list) and isinstance(rejected, list)
+        prompt_ids, chosen_ids = _split(chosen[0])
+        other_prompt, rejected_ids = _split(rejected[0])
         assert prompt_ids == other_prompt, (
             "encode proved that both start with the prompt's own tokens"
         )
@@ -210,7 +262,7 @@ class PairEncoder(Encoder):
             "chosen_ids": chosen_ids,
             "rejected_ids": rejected_ids,
             "row": row,
-            "mode": chosen.mode,
+            "mode": chosen[0].mode,
             "code": "",
             "tokens": len(prompt_ids) + supervised,
             "supervised": supervised,
@@ -242,6 +294,10 @@ def _split(example: Example) -> tuple[list[int], list[int]]:
     first = next(at for at, label in enumerate(example.labels) if label != IGNORE_INDEX)
     answer = [label for label in example.labels[first:] if label != IGNORE_INDEX]
     return example.input_ids[:first], answer
+
+
+def _joined(lists: list[list[int]]) -> list[int]:
+    return lists[0] if len(lists) == 1 else [one for each in lists for one in each]
 
 
 def _rows_of(batch: Mapping[str, list[Any]]) -> list[dict[str, Any]]:

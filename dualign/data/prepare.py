@@ -121,10 +121,11 @@ def _packed(
     mixed: Mixed, documents: Indices, data: DataConfig, random: np.random.Generator, title: str
 ) -> datasets.Dataset:
     """The packed rows of `documents`."""
-    lengths = [int(length) for length in mixed.tokens[documents]]
+    parts = _parts(mixed, documents)
+    lengths = (parts.stops - parts.starts).tolist()
     rows = pack(lengths, max_tokens=data.max_tokens, strategy=data.packing, random=random)
     table = mixed.table.select_columns(["input_ids", "labels"]).with_format("arrow")
-    filler = _Filler(table=table, group=mixed.group, documents=documents, rows=rows)
+    filler = _Filler(table=table, group=mixed.group, parts=parts, rows=rows)
     with no_cache():
         numbers = datasets.Dataset.from_dict({"number": list(range(len(rows)))})
         return numbers.map(
@@ -137,23 +138,52 @@ def _packed(
         )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Parts:
+    """The documents that are packed: tokens `starts`..`stops` of a row of the table. A row is more
+    than one document where the template rewrites history.
+    """
+
+    rows: Indices
+    starts: Indices
+    stops: Indices
+
+
+def _parts(mixed: Mixed, documents: Indices) -> _Parts:
+    column = mixed.table.select_columns(["parts"]).with_format("arrow")[:]["parts"].combine_chunks()
+    begins = column.offsets.to_numpy()
+    counts = np.diff(begins)[documents]
+    first = np.cumsum(counts) - counts
+    within = np.arange(counts.sum()) - np.repeat(first, counts)
+    places = np.repeat(begins[:-1][documents], counts) + within
+    ends = np.cumsum(column.values.to_numpy(), dtype=np.int64)
+    before = ends - column.values.to_numpy()
+    # Lengths count from the row's own first token.
+    base = np.repeat(before[begins[:-1][documents]], counts)
+    return _Parts(
+        rows=np.repeat(documents, counts), starts=before[places] - base, stops=ends[places] - base
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Filler:
     """Numbers of packed rows -> packed rows, reading the documents of a batch of rows at once."""
 
     table: datasets.Dataset
     group: Indices
-    documents: Indices
+    parts: _Parts
     rows: list[list[Piece]]
 
     def __call__(self, batch: Mapping[str, list[int]]) -> pa.Table:
         rows = [self.rows[number] for number in batch["number"]]
         pieces = [piece for row in rows for piece in row]
-        places = self.documents[[piece.document for piece in pieces]]
+        which = np.array([piece.document for piece in pieces])
+        places = self.parts.rows[which]
+        within = np.array([(piece.start, piece.stop) for piece in pieces])
         read = self.table[places]
         packed = fill(
             [len(row) for row in rows],
-            np.array([(piece.start, piece.stop) for piece in pieces]),
+            within + self.parts.starts[which][:, None],
             read["input_ids"],
             read["labels"],
             self.group[places],

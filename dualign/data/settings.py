@@ -9,7 +9,8 @@ from dualign.data.conversation import MODES
 from dualign.data.policies import on_fault_problems
 
 Packing = Literal["best_fit", "wrapped", "none"]
-Supervise = Literal["assistant", "last", "all"]
+Supervise = Literal["assistant", "last", "all", "answers", "thinking"]
+TooLong = Literal["drop", "error", "cut_history", "cut_end", "cut_end_in_thinking"]
 AMOUNTS = ("weight", "tokens", "share")
 """Keys of a source that say how much of it is used, one at most. `rows` may say what they choose from."""
 _ROUNDING = 1e-6
@@ -41,6 +42,8 @@ class SourceConfig:
     """read as a stream: with rows, no more than those reach the disk (docs/data.md)"""
     on_fault: Mapping[str, str] = field(default_factory=dict)
     """for each fault by its code, or any: error, drop, or a repair; absent: data.conflicts"""
+    thinking_budget: int | None = None
+    """traces are cut after that many tokens; then only their closing and the answer are learnt"""
     label: str | None = None
     """the source's name in logs and tables; absent: made from the path"""
 
@@ -62,6 +65,9 @@ class SourceConfig:
                 found.append((key, f"expected 1 or more, found {count}"))
         if self.streaming and "[" in self.split:
             found.append(("split", f"a stream has no slices ({self.split}): use rows"))
+        if self.thinking_budget is not None and self.thinking_budget < 1:
+            expected = f"expected 1 token or more, found {self.thinking_budget}"
+            found.append(("thinking_budget", expected))
         return found + on_fault_problems(self.on_fault)
 
 
@@ -121,13 +127,15 @@ class DataConfig:
     """length of a packed row, and the most tokens a document may have unless packing is wrapped"""
     packing: Packing = "best_fit"
     """best_fit cuts nothing; wrapped joins documents and cuts every max_tokens; none: one each"""
-    too_long: Literal["drop", "error"] = "drop"
-    """what happens to a row of more than max_tokens"""
+    too_long: TooLong = "drop"
+    """a row of more than max_tokens: left out; stops the run; loses its first turns until it fits; or
+    its end, if no think block is cut by that, or even then"""
     conflicts: Literal["error", "drop"] = "error"
     """what happens to a row that contradicts itself: stop, or leave it out and count it; a source's
     on_fault comes first"""
     supervise: Supervise = "assistant"
-    """which tokens are learnt: each assistant turn, the last one, or all (no mask; mid-training)"""
+    """which tokens are learnt: each assistant turn, the last one, all (no mask; mid-training), or of each
+    assistant turn the answers or the thinking alone"""
 
     def problems(self) -> list[tuple[str, str]]:
         found = []

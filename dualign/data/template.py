@@ -13,7 +13,7 @@ import jinja2
 from dualign.data import sandbox
 from dualign.data.conversation import Conversation, Message, Mode
 from dualign.data.settings import Supervise
-from dualign.data.spans import Rendered, TextOf, render_row
+from dualign.data.spans import Rendered, TextOf, render_row, render_rows
 from dualign.errors import TemplateError
 
 if TYPE_CHECKING:
@@ -47,8 +47,14 @@ class ChatTemplate:
         return self._text(self._dicts(messages), given, prompt=True)
 
     def render(self, conversation: Conversation, *, supervise: Supervise) -> Rendered:
-        """The row's text with its supervised spans; TemplateError where a span can't be proven."""
+        """The row's text with its supervised spans; TemplateError where a span can't be proven, or
+        where the template makes several rows of it.
+        """
         return render_row(self, conversation, supervise)
+
+    def render_rows(self, conversation: Conversation, *, supervise: Supervise) -> list[Rendered]:
+        """The row, or the several that a template makes of it which rewrites history."""
+        return render_rows(self, conversation, supervise)
 
     def texts(self, conversation: Conversation) -> TextOf:
         """What renders the conversation's first messages. Errors name the row."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from dualign.data.conversation import Mode
 from dualign.data.faults import Code, RowError
+from dualign.data.settings import TooLong
 from dualign.data.spans import Rendered
 from dualign.errors import CheckpointError
 
@@ -34,22 +35,34 @@ class Example:
     mode: Mode
     source: str
     row: int
+    cut: bool = False
 
 
 def encode(
-    rendered: Rendered, tokenizer: "PreTrainedTokenizerBase", *, max_tokens: int | None
+    rendered: Rendered,
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    max_tokens: int | None,
+    too_long: TooLong = "error",
 ) -> Example:
     """The example of one row; RowError if it is too long or a span's edge falls inside a token."""
-    (made,) = encode_batch([rendered], tokenizer, max_tokens=max_tokens)
+    (made,) = encode_batch([rendered], tokenizer, max_tokens=max_tokens, too_long=too_long)
     if isinstance(made, RowError):
         raise made
     return made
 
 
 def encode_batch(
-    rendered: Sequence[Rendered], tokenizer: "PreTrainedTokenizerBase", *, max_tokens: int | None
+    rendered: Sequence[Rendered],
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    max_tokens: int | None,
+    too_long: TooLong = "error",
 ) -> list[Example | RowError]:
-    """An example for each row, or what is wrong with it. `max_tokens=None`: any length."""
+    """An example for each row, or what is wrong with it. `max_tokens=None`: any length.
+
+    With `cut_end` a row of more tokens loses its end, unless that is inside a trace that is learnt.
+    """
     if not rendered:
         return []
     if not tokenizer.is_fast:
@@ -60,8 +73,12 @@ def encode_batch(
     encodings = _encodings([one.text for one in rendered], tokenizer)
     offsets = [encoding.offsets for encoding in encodings]
     rows = zip(rendered, encodings, offsets, strict=True)
-    made = [_labelled(one, encoding.ids, places, max_tokens) for one, encoding, places in rows]
-    return _check_prompts(rendered, made, offsets, tokenizer)
+    made = [_labelled(one, encoding.ids, places) for one, encoding, places in rows]
+    checked = _check_prompts(rendered, made, offsets, tokenizer)
+    if max_tokens is None:
+        return checked
+    found = zip(rendered, checked, offsets, strict=True)
+    return [_fitted(one, example, places, max_tokens, too_long) for one, example, places in found]
 
 
 def _encodings(texts: list[str], tokenizer: "PreTrainedTokenizerBase") -> list["Encoding"]:
@@ -73,11 +90,30 @@ def _encodings(texts: list[str], tokenizer: "PreTrainedTokenizerBase") -> list["
     return encodings
 
 
-def _labelled(
-    rendered: Rendered, ids: list[int], offsets: list[tuple[int, int]], max_tokens: int | None
+def _fitted(
+    rendered: Rendered,
+    made: Example | RowError,
+    offsets: list[tuple[int, int]],
+    max_tokens: int,
+    too_long: TooLong,
 ) -> Example | RowError:
-    if max_tokens is not None and len(ids) > max_tokens:
-        return _fault(rendered, "too_long", f"{len(ids)} tokens, max_tokens is {max_tokens}")
+    if isinstance(made, RowError) or len(made.input_ids) <= max_tokens:
+        return made
+    found = f"{len(made.input_ids)} tokens, max_tokens is {max_tokens}"
+    if not too_long.startswith("cut_end"):
+        return _fault(rendered, "too_long", found)
+    edge = offsets[max_tokens][0]
+    if too_long == "cut_end" and any(start <= edge < stop for start, stop in rendered.traces):
+        return _fault(rendered, "too_long", f"{found}, and the cut would be inside a think block")
+    labels = made.labels[:max_tokens]
+    if labels.count(IGNORE_INDEX) == max_tokens:
+        return _fault(rendered, "too_long", f"{found}, and nothing supervised is before the cut")
+    return replace(made, input_ids=made.input_ids[:max_tokens], labels=labels, cut=True)
+
+
+def _labelled(
+    rendered: Rendered, ids: list[int], offsets: list[tuple[int, int]]
+) -> Example | RowError:
     labels, spans = [IGNORE_INDEX] * len(ids), rendered.spans
     if rendered.spans == ((0, len(rendered.text)),):
         labels, spans = list(ids), ()

@@ -15,7 +15,7 @@ from dualign.data.accounting import UNKNOWN_MODE, account, tally_rows
 from dualign.data.conversation import Conversation, PreferencePair
 from dualign.data.faults import RowError
 from dualign.data.policies import stops
-from dualign.data.settings import DataConfig, SourceConfig
+from dualign.data.settings import DataConfig, SourceConfig, Supervise
 from dualign.data.settling import settle
 from dualign.data.sources import source_label, to_conversation, to_pair
 from dualign.data.spans import Rendered
@@ -118,7 +118,8 @@ def _survey_batch(
     raw = ({key: values[at] for key, values in batch.items()} for at in range(len(places)))
     rows = [_rendered(made, source, row, place) for row, place in zip(raw, places, strict=True)]
     data = made.subject.data
-    limit = None if data.packing == "wrapped" else data.max_tokens
+    cuts = data.packing == "wrapped" or data.too_long.startswith("cut")
+    limit = None if cuts else data.max_tokens
     texts = [one for row in rows for one in row.rendered]
     examples = iter(encode_batch(texts, made.subject.tokenizer, max_tokens=limit))
     for row in rows:
@@ -133,7 +134,9 @@ def _rendered(made: Survey, source: SourceConfig, raw: Mapping[str, Any], index:
         return _Row(index=index, fault=fault)
     template, masking = made.subject.template, _masking(made.subject)
     try:
-        texts = tuple(template.render(one, supervise=masking) for one in conversations)
+        texts = tuple(
+            text for one in conversations for text in template.render_rows(one, supervise=masking)
+        )
     except TemplateError as error:
         label, mode = source_label(source), conversations[0].mode
         refused = RowError("template", str(error), source=label, row=index, mode=mode)
@@ -168,7 +171,7 @@ def sides_of(pair: PreferencePair) -> tuple[Conversation, ...]:
     )
 
 
-def _masking(subject: Subject) -> Literal["assistant", "last", "all"]:
+def _masking(subject: Subject) -> Supervise:
     return "last" if subject.kind == "preference" else subject.data.supervise
 
 
@@ -198,8 +201,9 @@ def _content_faults(made: Survey, row: _Row) -> Iterator[Fault]:
         if conversation.repairs:
             yield Fault("repaired", ", ".join(conversation.repairs))
         yield from conversation_faults(conversation, made.foreign)
-    for conversation, rendered in zip(row.conversations, row.rendered, strict=False):
-        yield from rendering_faults(conversation, rendered, made.turns, masked=masked)
+    for rendered in row.rendered:
+        if rendered.conversation is not None:
+            yield from rendering_faults(rendered.conversation, rendered, made.turns, masked=masked)
 
 
 def _as_fault(error: RowError, source: SourceConfig, data: DataConfig) -> Fault:
