@@ -13,7 +13,7 @@ from dualign.recipe import PATH_KEYS, StageEntry, stage_of
 from dualign.rundir import read_run, write_json
 
 # Changes how a stage runs, not what comes out.
-_NOT_PART = ("launch", "verify_reload", "name")
+_NOT_PART = ("launch", "verify_reload", "name", "cache", "num_proc")
 _SCHEMA = 1
 
 
@@ -45,6 +45,10 @@ class Digests:
 def fingerprint(entry: StageEntry, parents: Mapping[str, str], digests: Digests) -> str:
     """Hex hash of everything that the stage's result depends on. `parents`: stage name -> its fingerprint."""
     config = dataclasses.asdict(entry.config)
+    if isinstance(config.get("data"), dict):
+        config["data"] = {
+            key: config["data"][key] for key in config["data"] if key not in _NOT_PART
+        }
     content = {
         "schema": _SCHEMA,
         "kind": entry.kind,
@@ -52,7 +56,7 @@ def fingerprint(entry: StageEntry, parents: Mapping[str, str], digests: Digests)
         "config": _canonical(
             {key: value for key, value in config.items() if key not in _NOT_PART}, parents
         ),
-        "files": dict(sorted(_file_digests(config, digests))),
+        "files": dict(sorted(file_digests(config, digests))),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -80,11 +84,12 @@ def _package_version(package: str) -> str:
         return "not installed"
 
 
-def _file_digests(value: Any, digests: Digests, key: str = "") -> Iterator[tuple[str, str]]:
+def file_digests(value: Any, digests: Digests, key: str = "") -> Iterator[tuple[str, str]]:
+    """(name, sha256) of each file that a configuration names."""
     if isinstance(value, (Mapping, list, tuple)):
         items = value.items() if isinstance(value, Mapping) else enumerate(value)
         for name, item in items:
-            yield from _file_digests(item, digests, name if isinstance(name, str) else key)
+            yield from file_digests(item, digests, name if isinstance(name, str) else key)
     elif isinstance(value, str) and key in PATH_KEYS and key != "launch" and ":" not in value:
         for path in _files(value):
             label = str(path.relative_to(value)) if Path(value).is_dir() else path.name

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from dualign.data.accounting import Group
+from dualign.data.cache import About, Tables, cache_key, kept
 from dualign.data.caching import no_cache
 from dualign.data.draws import Indices, generator
 from dualign.data.encoding import ExampleEncoder, PairEncoder
@@ -75,21 +76,23 @@ def prepare_sft(
         template (unless conflicts: drop).
     """
     template = _with_kwargs(template, template_kwargs)
-    mixed = mix(ExampleEncoder, data, tokenizer, template, seed, base, num_proc)
-    train = _packed(mixed, mixed.train, data, generator(seed, "rows"), "packing")
-    validation = None
-    if len(mixed.validation):
-        random = generator(seed, "validation rows")
-        validation = _packed(mixed, mixed.validation, data, random, "packing validation")
-    tokens = int(mixed.tokens[mixed.train].sum())
-    return Prepared(
-        train=train,
-        validation=validation,
-        groups=mixed.groups,
-        rows=mixed.rows,
-        sources=mixed.sources,
-        fill=tokens / (len(train) * data.max_tokens),
-    )
+
+    def make() -> tuple[Tables, About]:
+        mixed = mix(
+            ExampleEncoder, data, tokenizer, template, seed, base, num_proc or data.num_proc
+        )
+        random = generator(seed, "rows")
+        tables = {"train": _packed(mixed, mixed.train, data, random, "packing")}
+        if len(mixed.validation):
+            random = generator(seed, "validation rows")
+            title = "packing validation"
+            tables["validation"] = _packed(mixed, mixed.validation, data, random, title)
+        tokens = int(mixed.tokens[mixed.train].sum())
+        return tables, _about(mixed) | {"fill": tokens / (len(tables["train"]) * data.max_tokens)}
+
+    key = cache_key("sft", data, tokenizer, template, seed=seed, base=base)
+    tables, about = kept(key, make) if key else make()
+    return Prepared(fill=about["fill"], **_read(tables, about))
 
 
 def prepare_pairs(
@@ -107,14 +110,31 @@ def prepare_pairs(
     """
     template = _with_kwargs(template, template_kwargs)
     data = replace(data, packing="none")
-    mixed = mix(PairEncoder, data, tokenizer, template, seed, base, num_proc)
-    return PreparedPairs(
-        train=_pairs(mixed, mixed.train),
-        validation=_pairs(mixed, mixed.validation) if len(mixed.validation) else None,
-        groups=mixed.groups,
-        rows=mixed.rows,
-        sources=mixed.sources,
-    )
+
+    def make() -> tuple[Tables, About]:
+        mixed = mix(PairEncoder, data, tokenizer, template, seed, base, num_proc or data.num_proc)
+        tables = {"train": _pairs(mixed, mixed.train)}
+        if len(mixed.validation):
+            tables["validation"] = _pairs(mixed, mixed.validation)
+        return tables, _about(mixed)
+
+    key = cache_key("pairs", data, tokenizer, template, seed=seed, base=base)
+    tables, about = kept(key, make) if key else make()
+    return PreparedPairs(**_read(tables, about))
+
+
+def _about(mixed: Mixed) -> dict[str, Any]:
+    return {"groups": mixed.groups, "rows": mixed.rows, "sources": mixed.sources}
+
+
+def _read(tables: Tables, about: About) -> dict[str, Any]:
+    return {
+        "train": tables["train"],
+        "validation": tables.get("validation"),
+        "groups": tuple((mode, source) for mode, source in about["groups"]),
+        "rows": about["rows"],
+        "sources": tuple(about["sources"]),
+    }
 
 
 def _packed(

@@ -136,6 +136,10 @@ class DataConfig:
     supervise: Supervise = "assistant"
     """which tokens are learnt: each assistant turn, the last one, all (no mask; mid-training), or of each
     assistant turn the answers or the thinking alone"""
+    cache: bool = True
+    """keep what was prepared on disk, for later runs and for the other processes of a launch"""
+    num_proc: int = 1
+    """processes that tokenise"""
 
     def problems(self) -> list[tuple[str, str]]:
         found = []
@@ -146,6 +150,8 @@ class DataConfig:
             found.append(("validation_rows", f"expected 0 or more, found {self.validation_rows}"))
         if self.max_tokens < 2:
             found.append(("max_tokens", f"expected 2 or more, found {self.max_tokens}"))
+        if self.num_proc < 1:
+            found.append(("num_proc", f"expected 1 or more, found {self.num_proc}"))
         return found
 
 
