@@ -120,8 +120,15 @@ def _mixed(
 
 
 def _about(table: datasets.Dataset) -> dict[str, Any]:
-    columns = table.select_columns(["code", "repairs", "mode", "tokens", "supervised"]).with_format(
-        "numpy"
-    )[:]
-    found = {name: np.asarray(column) for name, column in columns.items()}
-    return found | {"code": found["code"].astype(object)}
+    """What is told of each row, as arrays. Equal texts are one object: there may be millions."""
+    columns = table.select_columns(["code", "repairs", "mode", "tokens", "supervised"])
+    found: dict[str, Any] = {}
+    arrow = columns.with_format("arrow")[:]
+    for name, column in zip(columns.column_names, arrow.itercolumns(), strict=True):
+        if name in ("tokens", "supervised"):
+            found[name] = column.to_numpy()
+        else:
+            words = column.combine_chunks().dictionary_encode()
+            known = np.array(words.dictionary.to_pylist(), dtype=object)
+            found[name] = known[words.indices.to_numpy()]
+    return found
