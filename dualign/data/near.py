@@ -19,6 +19,10 @@ MINIMA = 128
 _SEED = 1
 _FOUND = 0.95
 """The chance that two rows of exactly the threshold are compared."""
+_COMPARED = 100
+"""Rows of a band that later ones are compared with. Rows made from one phrase all share bands, and
+comparing all of them would take the square of their number.
+"""
 _BASE = np.uint64(0x9E3779B97F4A7C15)
 
 Signatures = NDArray[np.uint32]
@@ -75,7 +79,8 @@ def first_alike(bands: Hashes, read: Any, *, threshold: float) -> Indices:
                 found[row] = shared[others[int(alike.argmax())]]
                 continue
         for key in keys:
-            stay.setdefault(key, []).append(at)
+            if len(known := stay.setdefault(key, [])) < _COMPARED:
+                known.append(at)
     return found
 
 

@@ -166,6 +166,34 @@ def test_what_is_found_agrees_with_comparing_all_pairs(seed: int, rate: float) -
             assert found[of] < 0 and len(same) / len(plain[row] | plain[of]) > 0.57
 
 
+def test_rows_of_one_phrase_take_time_in_proportion() -> None:
+    """Rows just under the threshold all share bands; without a bound each is compared with all."""
+
+    def compared(count: int) -> int:
+        draw, seen = np.random.default_rng(0), 0
+        phrase = [f"w{number}" for number in range(60)]
+        texts = []
+        for _ in range(count):
+            phrase[15], phrase[35] = (str(number) for number in draw.integers(0, 10**6, 2))
+            texts.append(" ".join(phrase))
+        sets = [shingles(word_hashes(text), 5) for text in texts]
+        minima = np.frombuffer(b"".join(signatures(sets)), dtype=np.uint32).reshape(count, -1)
+
+        class Counted(np.ndarray):  # type: ignore[type-arg]
+            def __getitem__(self, rows: Any) -> Any:
+                nonlocal seen
+                seen += len(rows) if isinstance(rows, list) else 0
+                return np.asarray(self)[rows]
+
+        first_alike(
+            band_hashes(minima, 0.8), lambda rows: minima[rows].view(Counted), threshold=0.8
+        )
+        return seen
+
+    few, many = compared(400), compared(1600)
+    assert many / 1600 < 1.6 * max(few / 400, 200)
+
+
 def write_task(folder: Path, name: str, questions: list[str], **more: Any) -> str:
     rows = [{"question": one, "answer": "1"} for one in questions]
     (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
