@@ -15,7 +15,7 @@ import zstandard
 
 from dualign.config import Document, parse
 from dualign.data.draws import generator, source_rows
-from dualign.data.loading import _first_shuffled, draw_source, load_source
+from dualign.data.loading import _first_shuffled, _hub, draw_source, load_source
 from dualign.data.settings import SourceConfig
 from dualign.errors import ConfigError, DataError
 
@@ -142,6 +142,23 @@ def test_a_hub_stream_stops_at_its_rows_and_does_not_begin_with_the_first() -> N
     again = _first_shuffled(source, stream, 5)
     assert (again.table["prompt"][:], again.sha256) == (prompts, made.sha256)
     assert _first_shuffled(source, stream, 6).table["prompt"][:] != prompts
+
+
+def test_a_data_set_of_many_files_is_streamed_as_the_hub_gives_it(tmp_path: Path) -> None:
+    """The reader of hub ids also takes a folder laid out as a hub dataset is."""
+    (tmp_path / "data").mkdir()
+    for shard in range(12):
+        rows = [{"prompt": f"{shard}/{number}", "completion": "Yo"} for number in range(50)]
+        name = f"train-{shard:05d}-of-00012.parquet"
+        datasets.Dataset.from_list(rows).to_parquet(tmp_path / "data" / name)
+    source = SourceConfig(path=str(tmp_path), rows=60, streaming=True)
+    made = _first_shuffled(source, _hub(source), 5)
+    prompts = made.table["prompt"][:]
+    assert len(set(prompts)) == 60 and made.table.column_names == ["prompt", "completion"]
+    assert [prompt for prompt in prompts if prompt.startswith("0/")] != prompts
+    with pytest.raises(DataError, match="rows: 700 asked, it holds 600"):
+        more = SourceConfig(path=str(tmp_path), rows=700, streaming=True)
+        _first_shuffled(more, _hub(more), 5)
 
 
 def test_rows_are_drawn_by_number_without_favour() -> None:
