@@ -1,5 +1,6 @@
 """`dualign doctor`: what it takes for what, what it prints, how it exits."""
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -126,7 +127,7 @@ def test_targets_are_told_apart(tmp_path: Path) -> None:
 def test_the_account_is_that_of_training_to_the_last_token(
     formats: Callable[[str], Any], tmp_path: Path
 ) -> None:
-    rows = [*ROWS, unclosed_block({}), no_think_row(5) | {"mode": "think"}]
+    rows = copy.deepcopy([*ROWS, unclosed_block({}), no_think_row(5) | {"mode": "think"}])
     rows[1]["messages"][1]["content"] = "two " * 600
     source = SourceConfig(path=str(write(tmp_path, "rows", rows)), weight=0.8)
     data = DataConfig(sources=(source,), max_tokens=512, conflicts="drop", validation_rows=1)
