@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-slow check types clean
+.PHONY: demo test test-slow check types clean bench-merge
 demo: $(VENV)/.ready
 	$(BIN)/dualign run quickstart
 
@@ -41,6 +41,12 @@ $(VENV)/.ready-dev: $(VENV)/.ready
 	$(PIP) setuptools wheel ninja
 	$(PIP) --no-build-isolation deepspeed
 	touch $@
+
+# Against mergekit, in an environment of its own under WORK; takes some minutes and 5 GB.
+WORK ?= .bench
+bench-merge: $(VENV)/.ready-dev
+	$(BIN)/python -m benchmarks.merge $(WORK)
+	$(BIN)/python -m benchmarks.merge_parity $(WORK)
 
 clean:
 	rm -rf $(VENV) .typing build dist *.egg-info

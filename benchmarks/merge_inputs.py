@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from dualign.checkpoints.header import Planned, write_header
-from dualign.checkpoints.numbers import narrow
+from dualign.checkpoints.numbers import NAMES, narrow
 
 CONFIG = {
     "architectures": ["SmolLM3ForCausalLM"],
@@ -29,20 +29,23 @@ CONFIG = {
 }
 
 
-def make_inputs(folder: Path, count: int, *, layers: int = 18) -> list[Path]:
-    """A base and `count` variants of it (base + N(0, 1e-3)), bfloat16, one file each; made once."""
-    config = {**CONFIG, "num_hidden_layers": layers}
+def make_inputs(folder: Path, count: int, *, stored: str = "BF16", **sizes: int) -> list[Path]:
+    """A base and `count` variants of it (base + N(0, 1e-3)), one file each; made once.
+
+    `sizes` replaces keys of CONFIG.
+    """
+    config = {**CONFIG, **sizes, "dtype": NAMES[stored]}
     names = ["base", *(f"m{i}" for i in range(1, count + 1))]
     made = [folder / name for name in names]
     for number, path in enumerate(made):
         if not (path / "config.json").is_file():
             path.mkdir(parents=True, exist_ok=True)
-            _write(path / "model.safetensors", _tensors(config), number)
+            _write(path / "model.safetensors", _tensors(config, stored), number)
             (path / "config.json").write_text(json.dumps(config, indent=2))
     return made
 
 
-def _tensors(config: dict[str, object]) -> list[Planned]:
+def _tensors(config: dict[str, object], stored: str) -> list[Planned]:
     hidden, inner, vocab = (
         int(str(config[key])) for key in ("hidden_size", "intermediate_size", "vocab_size")
     )
@@ -55,7 +58,7 @@ def _tensors(config: dict[str, object]) -> list[Planned]:
     found = [("model.embed_tokens", (vocab, hidden)), ("model.norm", (hidden,))]
     for layer in range(int(str(config["num_hidden_layers"]))):
         found += [(f"model.layers.{layer}.{name}", shape) for name, shape in shapes.items()]
-    return [Planned(f"{name}.weight", shape, "BF16") for name, shape in found]
+    return [Planned(f"{name}.weight", shape, stored) for name, shape in found]
 
 
 def _write(file: Path, tensors: list[Planned], number: int) -> None:
@@ -69,4 +72,4 @@ def _write(file: Path, tensors: list[Planned], number: int) -> None:
             if number:
                 change = np.random.Generator(np.random.Philox(key=(number << 32) + place))
                 base += change.standard_normal(one.size, np.float32) * np.float32(1e-3)
-            stream.write(narrow(base, "BF16").tobytes())
+            stream.write(narrow(base, one.dtype).tobytes())

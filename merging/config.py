@@ -14,6 +14,8 @@ from dualign.merging.catalogue import METHODS
 from dualign.merging.parameters import Level, problems
 
 Dtype = Literal["float32", "bfloat16", "float16", "input"]
+COMPATIBLE = ("linear", "slerp", "task_arithmetic")
+"""the methods that can be computed with mergekit's roundings"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,6 +54,8 @@ class Merge:
     tokenizer_from: str | None = None
     chat_template: str | None = None
     """a template's text in place of that of the tokenizer"""
+    arithmetic: Dtype | None = None
+    """mergekit's numbers instead of ours, in this type; input: that of the tensors"""
     inner: Mapping[str, "Merge"] = field(default_factory=dict)
     """merges that models of this one are the results of, by the name they are called there"""
 
@@ -188,6 +192,13 @@ def merge_problems(merge: Merge) -> list[tuple[Key, str]]:
     ):
         if value is not None and value not in names:
             found.append(((key,), f"expected one of {', '.join(names)}, found {value!r}"))
+    if merge.arithmetic is not None and merge.method not in COMPATIBLE:
+        found.append(
+            (
+                ("merge_method",),
+                f"--compat mergekit is there for {', '.join(COMPATIBLE)}, not for {merge.method}",
+            )
+        )
     return found or _weight_problems(merge)
 
 

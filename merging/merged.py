@@ -14,7 +14,7 @@ from dualign.checkpoints.checkpoint import Reader, Weights
 from dualign.checkpoints.header import Entry
 from dualign.errors import MergeError
 from dualign.merging.catalogue import METHODS
-from dualign.merging.methods import FUNCTIONS
+from dualign.merging.methods import FUNCTIONS, compat
 from dualign.merging.methods.random import stream
 from dualign.merging.methods.tensors import BLOCK, Array, Combine, Tensors, row_step
 from dualign.merging.plan import Job, Models
@@ -71,6 +71,8 @@ def combined(job: Job, tensors: Tensors) -> Combine:
         if specs[name].argument != "-"
     }
     try:
+        if job.arithmetic is not None:
+            return compat.FUNCTIONS[job.method](tensors, compat.rounding(job.arithmetic), **named)
         return FUNCTIONS[job.method](tensors, **named)
     except MergeError as error:
         raise MergeError(f"{job.name}: {error}") from None

@@ -157,8 +157,8 @@ class MergeFile:
         return found
 
 
-def load(path: Path) -> Merge:
-    """The merge that a file describes.
+def load(path: Path, *, compat: bool = False) -> Merge:
+    """The merge that a file describes; with `compat` in mergekit's arithmetic.
 
     Raises:
         ConfigError: with every problem of the file.
@@ -177,6 +177,8 @@ def load(path: Path) -> Merge:
                 )
                 document.refuse(("name",) if file.name else (), wanted)
             merge = _merge(file, document, path.parent, named)
+            if compat:
+                merge = replace(merge, arithmetic=file.dtype or "input")
             for key, message in merge_problems(merge):
                 document.refuse(key, message)
             named[file.name or ""] = merge

@@ -6,6 +6,7 @@ from typing import Any
 
 from dualign.checkpoints.checkpoint import Weights
 from dualign.checkpoints.header import Entry
+from dualign.checkpoints.numbers import CODES
 from dualign.errors import MergeError
 from dualign.merging.catalogue import METHODS, Parameter
 from dualign.merging.config import Merge, Slice, Source, is_base, unusable
@@ -28,6 +29,8 @@ class Job:
     base: tuple[str, str] | None
     each: Mapping[str, tuple[Value, ...]]
     shared: Mapping[str, Value]
+    arithmetic: str | None = None
+    """the stored type that mergekit would compute in; None: ours, float64"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +189,14 @@ def _job(merge: Merge, piece: _Piece, models: Models, resolver: Resolver) -> Job
         base=base,
         each=each,
         shared=shared,
+        arithmetic=_arithmetic(merge, entry),
     )
+
+
+def _arithmetic(merge: Merge, entry: Entry) -> str | None:
+    if merge.arithmetic is None:
+        return None
+    return entry.dtype if merge.arithmetic == "input" else CODES[merge.arithmetic]
 
 
 def _require_usable(

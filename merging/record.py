@@ -27,6 +27,7 @@ def from_json(value: Mapping[str, Any]) -> Merge:
     )
     inner = {name: from_json(one) for name, one in value["inner"].items()}
     same = (
+        "arithmetic",
         "file", "method", "base_model", "dtype", "config_from", "tokenizer_from", "chat_template"
     )  # fmt: skip
     return Merge(

@@ -62,6 +62,9 @@ def _add_merge(sub: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
     )
     parser.add_argument("--stage", metavar="NAME", help="which stage of a pipeline recipe")
     parser.add_argument("--dry-run", action="store_true", help="check and show; write nothing")
+    parser.add_argument(
+        "--compat", choices=("mergekit",), help="compute with the roundings of mergekit 0.1.5"
+    )
     parser.add_argument("--force", action="store_true", help="replace OUT when it is there")
     parser.add_argument("--seed", type=int, help="of the methods that draw at random; default 0")
     parser.add_argument("--threads", type=int, metavar="N", help="default: one for each processor")
@@ -84,7 +87,7 @@ def merge(given: Namespace) -> int:
 
 def _require_none(given: Namespace) -> None:
     options = {"--dry-run": given.dry_run, "--force": given.force, "--threads": given.threads}
-    options["--seed"] = given.seed is not None
+    options |= {"--seed": given.seed is not None, "--compat": given.compat is not None}
     used = [name for name, value in options.items() if value]
     if used:
         raise ConfigError(
@@ -96,7 +99,7 @@ def _merge_file(given: Namespace) -> int:
     from dualign.cli.commands import say
     from dualign.merging.mergefile import load
 
-    loaded = load(Path(given.recipe))
+    loaded = load(Path(given.recipe), compat=given.compat is not None)
     seed = given.seed or 0
     if given.dry_run:
         from dualign.merging.estimate import estimate

@@ -233,3 +233,14 @@ def test_what_only_the_tensors_show_is_refused_before_anything_is_written(
         merge(models, text)
     assert not (models / "out").exists()
     assert not list(models.glob(".out*"))
+
+
+def test_compat_is_refused_for_methods_that_have_none(models: Path) -> None:
+    (models / "merge.yml").write_text(LINEAR)
+    assert load(models / "merge.yml", compat=True).arithmetic == "input"
+    ties = LINEAR.replace("linear", "ties") + "base_model: base\n"
+    (models / "merge.yml").write_text(ties)
+    with pytest.raises(
+        ConfigError, match=r":2: merge_method: --compat mergekit is there for linear"
+    ):
+        load(models / "merge.yml", compat=True)

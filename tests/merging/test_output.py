@@ -277,3 +277,46 @@ def test_a_merge_imports_neither_torch_nor_transformers(folder: Path) -> None:
     command = [sys.executable, "-c", code, "merge", str(folder / "linear.yml"), str(folder / "out")]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+MEASURED = """
+import sys, threading, time
+from pathlib import Path
+from dualign.merging.mergefile import load
+from dualign.merging.output import merge_into
+def now():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(one.split()[1]) for one in lines if one.startswith("RssAnon")) / 1024
+start, peak, done = now(), [0.0], []
+def watch():
+    while not done:
+        peak[0] = max(peak[0], now())
+        time.sleep(0.002)
+threading.Thread(target=watch, daemon=True).start()
+merge_into(load(Path(sys.argv[1])), Path(sys.argv[2]), threads=2)
+done.append(1)
+print(peak[0] - start)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
+def test_memory_grows_neither_with_the_tensors_nor_much_with_the_models(tmp_path: Path) -> None:
+    def peak(method: str, models: int, rows: int) -> float:
+        folder = tmp_path / f"{method}-{models}-{rows}"
+        values = np.random.default_rng(0).normal(0, 0.02, (rows, 1024)).astype(np.float32)
+        for place in range(models + 1):
+            changed = {"w": values + np.float32(place * 1e-3)}
+            write_model(folder / str(place), values=changed, dtype="BF16")
+        entries = "".join(
+            f"  - {{model: ./{place + 1}, parameters: {{weight: 1}}}}\n" for place in range(models)
+        )
+        base = "" if method == "linear" else "base_model: ./0\nparameters: {density: 0.5}\n"
+        (folder / "m.yml").write_text(f"merge_method: {method}\n{base}models:\n{entries}")
+        command = [sys.executable, "-c", MEASURED, str(folder / "m.yml"), str(folder / "out")]
+        return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    for method in ("linear", "ties"):
+        small, tall, many = peak(method, 2, 1_000), peak(method, 2, 8_000), peak(method, 8, 1_000)
+        assert tall < 1.2 * small + 8  # the tall tensor takes 16 MB, as float64 66 MB
+        assert many < small + 32
+        assert max(small, tall, many) < 64
