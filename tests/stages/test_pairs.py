@@ -74,7 +74,7 @@ def test_the_verifier_puts_right_against_wrong_in_both_modes(
     for pair in made:
         right = SUMS[pair["id"]]
         chosen, rejected = pair["chosen"][0], pair["rejected"][0]
-        assert (int(chosen["content"]), int(rejected["content"])) == (right, right + 1)
+        assert int(chosen["content"]) == right != int(rejected["content"])
         assert ("reasoning_content" in chosen) == (pair["mode"] == "think")
         assert pair["prompt"] == [{"role": "user", "content": f"What is {pair['id']}?"}]
 
