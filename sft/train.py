@@ -10,6 +10,7 @@ from dualign.data.prepare import Prepared, prepare_sft
 from dualign.rundir import Outcome
 from dualign.sft.config import SFTStage
 from dualign.sft.trainer import DualModeSFTTrainer
+from dualign.training.isolation import check_isolation
 from dualign.training.models import Start, find_start, load_tokenizer, policy
 from dualign.training.trainer import (
     last_checkpoint,
@@ -51,6 +52,8 @@ def build_trainer(
     # Before the model: under ZeRO-3 its weights are then sharded as they load.
     arguments = SFTConfig(**given, dataset_kwargs={"skip_prepare_dataset": True})
     model, new_adapter = policy(stage, start, seed=seed)
+    if stage.data.packing != "none" or arguments.per_device_train_batch_size > 1:
+        check_isolation(model.config, start.base)
     trainer = DualModeSFTTrainer(
         model=model,
         args=arguments,

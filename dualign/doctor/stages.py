@@ -9,11 +9,10 @@ from dualign.cost.plan import base_model, resolved
 from dualign.doctor.findings import Fault, Findings
 from dualign.engine import StageStatus
 from dualign.recipe import Recipe, StageEntry, stage_of
+from dualign.training.isolation import unbounded_layers
 from dualign.training.models import Start, find_start
 
 KINDS = ("sft", "preference")
-# Layers whose attention is bounded by positions; any other kind carries a state along the row.
-_BOUNDED_LAYERS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,7 +71,7 @@ def model_faults(config: Any, model: Mapping[str, Any]) -> Iterator[Fault]:
     if isinstance(positions, int) and config.data.max_tokens > positions:
         found = f"max_tokens is {config.data.max_tokens:,}, the model has {positions:,} positions"
         yield Fault("beyond_positions", found)
-    running = set(model.get("layer_types") or ()) - _BOUNDED_LAYERS
+    running = unbounded_layers(model.get("layer_types"))
     if running and config.data.packing != "none":
         found = f"packing {config.data.packing}, and layers of type {', '.join(sorted(running))}"
         yield Fault("packing_not_isolated", found)
