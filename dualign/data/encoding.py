@@ -57,6 +57,21 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Encoded:
+    """A row and what became of it, as far as it came. A conversation has one side, a pair two: each is
+    rendered as one text or several, and `examples` are those of the first side and of the second.
+    """
+
+    row: int
+    conversations: tuple[Conversation, ...] = ()
+    rendered: tuple[Rendered, ...] = ()
+    examples: tuple[list[Example], ...] = ()
+    fault: RowError | None = None
+    entry: Mapping[str, Any]
+    """the row of the table that is trained on"""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Encoder:
     """What turns rows of one source into tokens. `rows` are the places in the source of the rows it
@@ -68,6 +83,18 @@ class Encoder:
     tokenizer: "PreTrainedTokenizerBase"
     template: ChatTemplate
     rows: Indices = field(repr=False)
+    features: ClassVar[datasets.Features]
+
+    @_uncollected()
+    def __call__(self, batch: Mapping[str, list[Any]], indices: list[int]) -> pa.Table:
+        made = self.encode(batch, self.rows[indices].tolist())
+        return _columns([one.entry for one in made], self.features)
+
+    def encode(self, batch: Mapping[str, list[Any]], rows: list[int]) -> list[Encoded]:
+        """Each row of a batch of columns, with all that was made of it on the way; `rows` are their
+        places in the source.
+        """
+        raise NotImplementedError
 
     @cached_property
     def _rules(self) -> TextRules:
@@ -158,16 +185,24 @@ class ExampleEncoder(Encoder):
         {"input_ids": _TOKENS, "labels": _TOKENS, "parts": _TOKENS, **_ABOUT}
     )
 
-    @_uncollected()
-    def __call__(self, batch: Mapping[str, list[Any]], indices: list[int]) -> pa.Table:
-        rows = self.rows[indices].tolist()
+    def encode(self, batch: Mapping[str, list[Any]], rows: list[int]) -> list[Encoded]:
         read = [self._read(*one) for one in zip(_rows_of(batch), rows, strict=True)]
         rendered = [
             one if isinstance(one, RowError) else self._rendered(one, self.data.supervise)
             for one in read
         ]
-        made = zip(self._encoded(rendered), read, rows, strict=True)
-        return _columns([self._example(*one) for one in made], self.features)
+        steps = zip(rows, read, rendered, self._encoded(rendered), strict=True)
+        return [
+            Encoded(
+                row=row,
+                conversations=() if isinstance(one, RowError) else (one,),
+                rendered=() if isinstance(texts, RowError) else tuple(texts),
+                examples=() if isinstance(made, RowError) else (made,),
+                fault=made if isinstance(made, RowError) else None,
+                entry=self._example(made, one, row),
+            )
+            for row, one, texts, made in steps
+        ]
 
     def _read(self, raw: dict[str, Any], row: int) -> Conversation | RowError:
         try:
@@ -218,14 +253,26 @@ class PairEncoder(Encoder):
         {"prompt_ids": _TOKENS, "chosen_ids": _TOKENS, "rejected_ids": _TOKENS, **_ABOUT}
     )
 
-    @_uncollected()
-    def __call__(self, batch: Mapping[str, list[Any]], indices: list[int]) -> pa.Table:
-        rows = self.rows[indices].tolist()
+    def encode(self, batch: Mapping[str, list[Any]], rows: list[int]) -> list[Encoded]:
         read = [self._read(*one) for one in zip(_rows_of(batch), rows, strict=True)]
         rendered = [side for one in read for side in self._both(one)]
         made = self._encoded(rendered)
-        both = zip(made[::2], made[1::2], read, rows, strict=True)
-        return _columns([self._pair(*one) for one in both], self.features)
+        texts_of_both = zip(rendered[::2], rendered[1::2], strict=True)
+        made_of_both = zip(made[::2], made[1::2], strict=True)
+        steps = zip(rows, read, texts_of_both, made_of_both, strict=True)
+        return [
+            Encoded(
+                row=row,
+                conversations=() if isinstance(one, RowError) else tuple(_sides(one)),
+                rendered=tuple(
+                    text for side in texts if not isinstance(side, RowError) for text in side
+                ),
+                examples=tuple(side for side in both if not isinstance(side, RowError)),
+                fault=next((side for side in both if isinstance(side, RowError)), None),
+                entry=self._pair(*both, one, row),
+            )
+            for row, one, texts, both in steps
+        ]
 
     def _read(self, raw: dict[str, Any], row: int) -> PreferencePair | RowError:
         try:
@@ -305,7 +352,7 @@ def _rows_of(batch: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
     return [dict(zip(batch, values, strict=True)) for values in zip(*columns, strict=True)]
 
 
-def _columns(rows: list[dict[str, Any]], features: datasets.Features) -> pa.Table:
+def _columns(rows: list[Mapping[str, Any]], features: datasets.Features) -> pa.Table:
     schema = features.arrow_schema
     columns = [pa.array([row[one.name] for row in rows], type=one.type) for one in schema]
     return pa.Table.from_arrays(columns, schema=schema)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dualign.data.conversation import MODES, Conversation, Message, Mode
+from dualign.data.settings import Supervise
 from dualign.data.spans import Rendered
 from dualign.data.template import ChatTemplate
 from dualign.data.traces import CLOSE, OPEN
@@ -49,21 +50,19 @@ def opening(template: ChatTemplate, mode: Mode) -> str:
     return prompt[len(without) :] if prompt.startswith(without) else ""
 
 
-def rendering_faults(
-    conversation: Conversation, rendered: Rendered, turns: Turns, *, masked: bool
-) -> Iterator[Fault]:
-    """What is lost or told twice in the text of a row; `masked` says that spans are supervised, not
-    all of it.
-    """
-    if conversation.template_kwargs.get("verbatim"):
+def rendering_faults(rendered: Rendered, turns: Turns, *, supervise: Supervise) -> Iterator[Fault]:
+    """What is lost or told twice in the text of a row."""
+    conversation = rendered.conversation
+    if conversation is None or conversation.template_kwargs.get("verbatim"):
         return
     yield from _lost_messages(conversation, rendered.text)
     if conversation.template_kwargs:
         yield from _lost_kwargs(conversation.template_kwargs, rendered.text)
     if conversation.tools or conversation.template_kwargs.get("xml_tools"):
         yield from _tool_faults(_all_tools(conversation), rendered.text)
-    if masked:
-        yield from _span_faults(rendered, turns)
+    if supervise != "all":
+        ends = "" if supervise == "thinking" else turns.end_of_turn
+        yield from _span_faults(rendered, turns.openings[rendered.mode], ends)
         yield from _repeated(conversation, rendered.text)
 
 
@@ -110,18 +109,17 @@ def _tool_faults(tools: Sequence[Any], text: str) -> Iterator[Fault]:
             yield Fault(code, f"{tool[:80]!r} isn't in the text as it is")
 
 
-def _span_faults(rendered: Rendered, turns: Turns) -> Iterator[Fault]:
-    opened = turns.openings[rendered.mode]
+def _span_faults(rendered: Rendered, opened: str, ends: str) -> Iterator[Fault]:
     for start, stop in rendered.spans:
         span = rendered.text[start:stop]
         if _EMPTY_BLOCK.match(span):
             yield Fault("empty_think_supervised", f"a supervised turn begins with {span[:40]!r}")
         elif opened and span.startswith(opened):
             yield Fault("prompt_supervised", f"a supervised turn begins with {span[:40]!r}")
-        if not span.endswith(turns.end_of_turn):
+        if not span.endswith(ends):
             yield Fault(
                 "end_of_turn_unsupervised",
-                f"a supervised turn ends with {span[-40:]!r}, not with {turns.end_of_turn!r}",
+                f"a supervised turn ends with {span[-40:]!r}, not with {ends!r}",
             )
         if span.count(OPEN) + opened.count(OPEN) > 1 and not _EMPTY_BLOCK.match(span):
             yield Fault(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from dualign.data.draws import Indices
+from dualign.data.encoding import Encoded
 
 
 @dataclass(kw_only=True, slots=True)
@@ -26,6 +27,18 @@ class RowLog:
     code: list[str] = field(default_factory=list)
     """why the row was refused; empty: it wasn't"""
     repairs: list[str] = field(default_factory=list)
+
+    def add(self, owner: int, row: Encoded) -> None:
+        """A row of source number `owner`, kept or refused."""
+        entry, texts = row.entry, tuple((one.mode, one.text) for one in row.rendered)
+        self.owner.append(owner)
+        self.row.append(row.row)
+        self.tokens.append(entry["tokens"])
+        self.supervised.append(entry["supervised"])
+        self.hashes.append(0 if row.fault else hash(texts))
+        self.mode.append(entry["mode"])
+        self.code.append(entry["code"])
+        self.repairs.append(entry["repairs"])
 
     def about(self) -> dict[str, Any]:
         """The columns that an account is made of."""

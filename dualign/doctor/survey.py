@@ -4,24 +4,22 @@ Faults are collected instead of raised. What stays in memory of a row is its len
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from dualign.data.accounting import UNKNOWN_MODE, account, tally_rows
-from dualign.data.conversation import Conversation, PreferencePair
+from dualign.data.accounting import account, tally_rows
+from dualign.data.draws import Indices
+from dualign.data.encoding import Encoded, ExampleEncoder, PairEncoder
 from dualign.data.faults import RowError
 from dualign.data.policies import stops
-from dualign.data.settings import DataConfig, SourceConfig, Supervise
+from dualign.data.settings import DataConfig, SourceConfig
 from dualign.data.settling import settle
-from dualign.data.sources import source_label, to_conversation, to_pair
-from dualign.data.spans import Rendered
+from dualign.data.sources import source_label
 from dualign.data.template import ChatTemplate
-from dualign.data.text_rules import TextRules, text_rules
-from dualign.data.tokens import IGNORE_INDEX, Example, encode_batch
 from dualign.doctor.balance import Sides, balance_faults, side_faults
 from dualign.doctor.findings import Fault, Findings
 from dualign.doctor.gathering import Gathered, gather
@@ -29,7 +27,7 @@ from dualign.doctor.rendering import Turns, rendering_faults, turns_of
 from dualign.doctor.row_log import RowLog
 from dualign.doctor.rows import conversation_faults, foreign_markers
 from dualign.doctor.tokens import Sample, example_faults, sample_of, served_faults, unknown_id
-from dualign.errors import DataError, TemplateError
+from dualign.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -57,16 +55,6 @@ class Subject:
     """whether a stage trains on these rows alone"""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Row:
-    """A row on its way: what it became, or the fault that stopped it. A pair has two sides."""
-
-    index: int
-    conversations: tuple[Conversation, ...] = ()
-    rendered: tuple[Rendered, ...] = ()
-    fault: RowError | None = None
-
-
 @dataclass(kw_only=True, slots=True)
 class Survey:
     """The state of one pass over the rows."""
@@ -74,7 +62,6 @@ class Survey:
     subject: Subject
     findings: Findings
     foreign: re.Pattern[str]
-    rules: TextRules
     turns: Turns
     unknown: int | None
     log: RowLog = field(default_factory=RowLog)
@@ -96,114 +83,57 @@ def survey(subject: Subject, findings: Findings) -> Mapping[str, Any]:
         subject=replace(subject, data=gathered.data),
         findings=findings,
         foreign=foreign_markers(subject.tokenizer),
-        rules=text_rules(subject.tokenizer, subject.template),
         turns=turns_of(subject.template),
         unknown=unknown_id(subject.tokenizer),
     )
     read = zip(gathered.data.sources, gathered.screened.drawn, strict=True)
     for number, (source, one) in enumerate(read):
+        encoder = _encoder(made.subject, source, one.rows)
         for start, batch in enumerate(one.table.iter(batch_size=BATCH)):
-            rows = one.rows[start * BATCH : (start + 1) * BATCH].tolist()
-            _survey_batch(made, source, number, batch, rows)
+            places = one.rows[start * BATCH : (start + 1) * BATCH].tolist()
+            for row in encoder.encode(batch, places):
+                _check_row(made, source, number, row)
     return _conclude(made, gathered)
 
 
-def _survey_batch(
-    made: Survey,
-    source: SourceConfig,
-    number: int,
-    batch: Mapping[str, list[Any]],
-    places: Sequence[int],
-) -> None:
-    raw = ({key: values[at] for key, values in batch.items()} for at in range(len(places)))
-    rows = [_rendered(made, source, row, place) for row, place in zip(raw, places, strict=True)]
-    data = made.subject.data
-    cuts = data.packing == "wrapped" or data.too_long.startswith("cut")
-    limit = None if cuts else data.max_tokens
-    texts = [one for row in rows for one in row.rendered]
-    examples = iter(encode_batch(texts, made.subject.tokenizer, max_tokens=limit))
-    for row in rows:
-        encoded = [next(examples) for _ in row.rendered]
-        _check_row(made, source, number, row, encoded)
-
-
-def _rendered(made: Survey, source: SourceConfig, raw: Mapping[str, Any], index: int) -> _Row:
-    try:
-        conversations = _conversations(made, source, raw, index)
-    except RowError as fault:
-        return _Row(index=index, fault=fault)
-    template, masking = made.subject.template, _masking(made.subject)
-    try:
-        texts = tuple(
-            text for one in conversations for text in template.render_rows(one, supervise=masking)
-        )
-    except TemplateError as error:
-        label, mode = source_label(source), conversations[0].mode
-        refused = RowError("template", str(error), source=label, row=index, mode=mode)
-        return _Row(index=index, conversations=conversations, fault=refused)
-    return _Row(index=index, conversations=conversations, rendered=texts)
-
-
-def _conversations(
-    made: Survey, source: SourceConfig, raw: Mapping[str, Any], index: int
-) -> tuple[Conversation, ...]:
-    if made.subject.kind == "sft":
-        supervise = made.subject.data.supervise
-        return (
-            to_conversation(raw, source=source, index=index, supervise=supervise, rules=made.rules),
-        )
-    return sides_of(to_pair(raw, source=source, index=index, rules=made.rules))
-
-
-def sides_of(pair: PreferencePair) -> tuple[Conversation, ...]:
-    """Chosen and rejected, each as a conversation."""
-    return tuple(
-        Conversation(
-            messages=(*pair.prompt, *answer),
-            mode=pair.mode,
-            source=pair.source,
-            row=pair.row,
-            tools=pair.tools,
-            template_kwargs=pair.template_kwargs,
-            repairs=pair.repairs,
-        )
-        for answer in (pair.chosen, pair.rejected)
+def _encoder(subject: Subject, source: SourceConfig, rows: Indices) -> ExampleEncoder | PairEncoder:
+    """Training's own, but that it leaves out the rows that would stop it."""
+    dropping = {code: "drop" if does == "error" else does for code, does in source.on_fault.items()}
+    too_long = "drop" if subject.data.too_long == "error" else subject.data.too_long
+    kind = ExampleEncoder if subject.kind == "sft" else PairEncoder
+    return kind(
+        source=replace(source, on_fault=dropping),
+        data=replace(subject.data, conflicts="drop", too_long=too_long),
+        tokenizer=subject.tokenizer,
+        template=subject.template,
+        rows=rows,
     )
 
 
-def _masking(subject: Subject) -> Supervise:
-    return "last" if subject.kind == "preference" else subject.data.supervise
-
-
-def _check_row(
-    made: Survey,
-    source: SourceConfig,
-    number: int,
-    row: _Row,
-    encoded: Sequence[Example | RowError],
-) -> None:
+def _check_row(made: Survey, source: SourceConfig, number: int, row: Encoded) -> None:
     faults = list(_content_faults(made, row))
-    refused = [row.fault] if row.fault else [one for one in encoded if isinstance(one, RowError)]
-    for error in refused[:1]:
-        faults.append(_as_fault(error, source, made.subject.data))
-    kept = [one for one in encoded if isinstance(one, Example)]
-    if not refused:
-        faults += [fault for one in kept for fault in example_faults(one, made.unknown)]
-        _sample(made, source, row, kept)
-    _log(made, source, number, row, kept, refused)
+    if row.fault:
+        faults.append(_as_fault(row.fault, source, made.subject.data))
+    else:
+        examples = [one for side in row.examples for one in side]
+        faults += [fault for one in examples for fault in example_faults(one, made.unknown)]
+        _sample(made, source, row)
+    if row.entry["repairs"]:
+        faults.append(Fault("repaired", str(row.entry["repairs"])))
+    if "chosen_ids" in row.entry:
+        made.sides.add(len(row.entry["chosen_ids"]), len(row.entry["rejected_ids"]))
+    made.log.add(number, row)
     # What both sides of a pair share is told once.
-    made.findings.extend(dict.fromkeys(faults), source=_name(made, source), row=row.index)
+    made.findings.extend(dict.fromkeys(faults), source=_name(made, source), row=row.row)
 
 
-def _content_faults(made: Survey, row: _Row) -> Iterator[Fault]:
-    masked = _masking(made.subject) != "all"
+def _content_faults(made: Survey, row: Encoded) -> Iterator[Fault]:
+    pairs = made.subject.kind == "preference"
+    supervise = "last" if pairs else made.subject.data.supervise
     for conversation in row.conversations:
-        if conversation.repairs:
-            yield Fault("repaired", ", ".join(conversation.repairs))
         yield from conversation_faults(conversation, made.foreign)
     for rendered in row.rendered:
-        if rendered.conversation is not None:
-            yield from rendering_faults(rendered.conversation, rendered, made.turns, masked=masked)
+        yield from rendering_faults(rendered, made.turns, supervise=supervise)
 
 
 def _as_fault(error: RowError, source: SourceConfig, data: DataConfig) -> Fault:
@@ -213,58 +143,10 @@ def _as_fault(error: RowError, source: SourceConfig, data: DataConfig) -> Fault:
     return Fault(error.code, error.what, "error" if stopping else "warning")
 
 
-def _log(
-    made: Survey,
-    source: SourceConfig,
-    number: int,
-    row: _Row,
-    kept: Sequence[Example],
-    refused: Sequence[RowError],
-) -> None:
-    log = made.log
-    log.owner.append(number)
-    log.row.append(row.index)
-    if refused:
-        known = UNKNOWN_MODE if source.mode == "row" else source.mode
-        _log_counts(log, mode=refused[0].mode or known, code=refused[0].code)
-        return
-    supervised = [len(one.labels) - one.labels.count(IGNORE_INDEX) for one in kept]
-    tokens = len(kept[0].input_ids)
-    if made.subject.kind == "preference":
-        made.sides.add(*supervised)
-        tokens += supervised[1]
-    _log_counts(
-        log,
-        mode=kept[0].mode,
-        repairs=",".join(row.conversations[0].repairs),
-        tokens=tokens,
-        supervised=sum(supervised),
-        hashed=hash(tuple((one.mode, one.text) for one in row.rendered)),
-    )
-
-
-def _log_counts(
-    log: RowLog,
-    *,
-    mode: str,
-    code: str = "",
-    repairs: str = "",
-    tokens: int = 0,
-    supervised: int = 0,
-    hashed: int = 0,
-) -> None:
-    log.mode.append(mode)
-    log.code.append(code)
-    log.repairs.append(repairs)
-    log.tokens.append(tokens)
-    log.supervised.append(supervised)
-    log.hashes.append(hashed)
-
-
-def _sample(made: Survey, source: SourceConfig, row: _Row, kept: Sequence[Example]) -> None:
+def _sample(made: Survey, source: SourceConfig, row: Encoded) -> None:
     """Remember the first rows of each source and mode as they are."""
-    samples = made.samples.setdefault((kept[0].mode, source_label(source)), [])
-    if len(samples) < SAMPLES and (sample := sample_of(row.conversations[0], kept[0])):
+    samples = made.samples.setdefault((row.entry["mode"], source_label(source)), [])
+    if len(samples) < SAMPLES and (sample := sample_of(row)):
         samples.append(sample)
 
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from transformers import AutoTokenizer
 
 from dualign.data.conversation import Conversation, Message
+from dualign.data.encoding import Encoded
 from dualign.data.template import ChatTemplate, load_template
-from dualign.data.tokens import IGNORE_INDEX, Example
+from dualign.data.tokens import Example
 from dualign.doctor.findings import Fault
 from dualign.errors import TemplateError
 from dualign.training.models import end_of_turn
@@ -20,10 +21,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
-    """A row, and the tokens that stand before its first supervised one."""
+    """A row, and its tokens."""
 
     conversation: Conversation
-    prompt_ids: list[int]
+    input_ids: list[int]
 
 
 def tokenizer_faults(
@@ -53,13 +54,12 @@ def example_faults(example: Example, unknown: int | None) -> Iterator[Fault]:
         yield Fault("unknown_tokens", f"{count} tokens aren't in the vocabulary")
 
 
-def sample_of(conversation: Conversation, example: Example) -> Sample | None:
-    """The row as a sample, if no assistant turn stands before its first supervised one."""
-    first = next((i for i, label in enumerate(example.labels) if label != IGNORE_INDEX), 0)
-    turn = next((i for i, one in enumerate(conversation.messages) if one.role == "assistant"), 0)
-    if not first or not turn or not conversation.messages[turn].train:
+def sample_of(row: Encoded) -> Sample | None:
+    """The row as a sample, if its first assistant turn is asked for as it stands in the tokens."""
+    conversation, example = row.conversations[0], row.examples[0][0]
+    if example.cut or all(message.role != "assistant" for message in conversation.messages):
         return None
-    return Sample(conversation=conversation, prompt_ids=example.input_ids[:first])
+    return Sample(conversation=conversation, input_ids=example.input_ids)
 
 
 def served_faults(
@@ -73,10 +73,11 @@ def served_faults(
         reloaded = AutoTokenizer.from_pretrained(folder)
     for sample in samples:
         served = _served(sample.conversation, reloaded)
-        if served != sample.prompt_ids:
+        trained = sample.input_ids[: len(served)]
+        if served != trained:
             found = (
                 f"served: {reloaded.decode(served)[-80:]!r}, "
-                f"trained: {reloaded.decode(sample.prompt_ids)[-80:]!r}"
+                f"trained: {reloaded.decode(trained)[-80:]!r}"
             )
             yield sample, Fault("served_prompt_differs", found)
 

@@ -22,6 +22,7 @@ from tests.doctor.defective_rows import (
     think_row,
     unclosed_block,
 )
+from tests.doctor.defective_templates import of_another_family
 
 ROWS = [think_row(1), no_think_row(2), think_row(3), no_think_row(4)]
 
@@ -124,16 +125,37 @@ def test_targets_are_told_apart(tmp_path: Path) -> None:
         target_of("gone", recipes=["quickstart"])
 
 
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"weight": 0.8},
+        {"too_long": "cut_history"},
+        {"too_long": "cut_end", "supervise": "answers"},
+        {"thinking_budget": 2, "supervise": "last"},
+        {"template": "qwen3"},
+    ],
+    ids=str,
+)
 def test_the_account_is_that_of_training_to_the_last_token(
-    formats: Callable[[str], Any], tmp_path: Path
+    how: dict[str, Any], formats: Callable[[str], Any], tmp_path: Path
 ) -> None:
     rows = copy.deepcopy([*ROWS, unclosed_block({}), no_think_row(5) | {"mode": "think"}])
+    rows[0]["messages"] = [*think_row(8)["messages"], *rows[0]["messages"]]
     rows[1]["messages"][1]["content"] = "two " * 600
-    source = SourceConfig(path=str(write(tmp_path, "rows", rows)), weight=0.8)
-    data = DataConfig(sources=(source,), max_tokens=512, conflicts="drop", validation_rows=1)
-    tokenizer, template = formats("dualign")
+    path = str(write(tmp_path, "rows", rows))
+    own = {key: how[key] for key in ("weight", "thinking_budget") if key in how}
+    shared = {key: how[key] for key in ("too_long", "supervise") if key in how}
+    source = SourceConfig(path=path, **own)
+    data = DataConfig(
+        sources=(source,), max_tokens=80, conflicts="drop", validation_rows=1, **shared
+    )
+    (tmp_path / "qwen3.jinja").write_text(of_another_family("qwen3"), encoding="utf-8")
+    name = str(tmp_path / "qwen3.jinja") if "template" in how else "dualign"
+    tokenizer, template = formats(name)
     subject = Subject(kind="sft", data=data, tokenizer=tokenizer, template=template, seed=7)
-    assert survey(subject, Findings()) == prepare_sft(data, tokenizer, template, seed=7).rows
+    told = survey(subject, Findings())
+    assert told == prepare_sft(data, tokenizer, template, seed=7).rows
+    assert told["in"] == 6 and told["kept"] >= 2
 
 
 def test_a_fault_is_as_bad_as_what_the_recipe_does_about_it(

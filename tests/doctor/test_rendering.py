@@ -11,8 +11,15 @@ TEXT = "[U]Is it?[end][A]Yes.[end]"
 def codes(start: int, stop: int, text: str = TEXT) -> list[str]:
     asked, said = Message(role="user", content="Is it?"), Message(role="assistant", content="Yes.")
     conversation = Conversation(messages=(asked, said), mode="no_think", source="made", row=0)
-    rendered = Rendered(text=text, spans=((start, stop),), mode="no_think", source="made", row=0)
-    return [fault.code for fault in rendering_faults(conversation, rendered, TURNS, masked=True)]
+    rendered = Rendered(
+        text=text,
+        spans=((start, stop),),
+        mode="no_think",
+        source="made",
+        row=0,
+        conversation=conversation,
+    )
+    return [fault.code for fault in rendering_faults(rendered, TURNS, supervise="assistant")]
 
 
 def test_the_answer_and_its_end_are_right() -> None:
