@@ -50,8 +50,11 @@ def inspect_page(
 ) -> Report:
     """The page as blocks: the account of the rows, their lengths, and samples of each source."""
     told = [*facts, *_packing(prepared)]
+    account: list[Block] = [_account(prepared.rows)]
+    if prepared.rows["removed"]:
+        account.append(_removed(prepared.rows))
     sections = [
-        Section(name="rows", title="Rows and tokens", blocks=(_account(prepared.rows),)),
+        Section(name="rows", title="Rows and tokens", blocks=tuple(account)),
         Section(name="lengths", title="Lengths", blocks=(_lengths(lengths_of(prepared)),)),
         *_samples(samples_of(prepared, samples), prepared.groups, tokenizer),
     ]
@@ -79,6 +82,27 @@ def _account(rows: Mapping[str, Any]) -> Grid:
 def _line(source: str, mode: str, entry: Mapping[str, Any]) -> tuple[str, ...]:
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in entry["dropped"].items())
     return source, mode, *(f"{entry[name]:,}" for name in _COLUMNS), reasons
+
+
+def _removed(rows: Mapping[str, Any]) -> Grid:
+    """Some of the rows that were screened out, each with what it repeats."""
+    lines = [
+        (
+            one["source"],
+            str(one["row"]),
+            one["code"],
+            ", ".join(f"{key} {value}" for key, value in one["same_as"].items()),
+            one["text"],
+        )
+        for one in rows["removed"]
+    ]
+    return Grid(
+        columns=("source", "row", "code", "same as", "text"),
+        rows=tuple(lines),
+        labels=5,
+        notes=True,
+        caption="Some of the rows that were left out",
+    )
 
 
 def _lengths(lengths: Mapping[Group, Sequence[int]]) -> Gallery:

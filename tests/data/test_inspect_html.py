@@ -11,10 +11,10 @@ from transformers import PreTrainedTokenizerFast
 from dualign.data.inspect import samples_of
 from dualign.data.inspect_html import MOST_TOKENS, inspect_page, write_page
 from dualign.data.prepare import Prepared, prepare_pairs, prepare_sft
-from dualign.data.settings import DataConfig, SourceConfig
+from dualign.data.settings import DataConfig, DedupConfig, SourceConfig
 from dualign.data.template import load_template
 from dualign.data.tokens import IGNORE_INDEX
-from dualign.report.blocks import Tokens
+from dualign.report.blocks import Grid, Tokens
 from dualign.report.markdown import render_markdown
 
 Write = Callable[[list[dict[str, Any]], str], Path]
@@ -79,3 +79,17 @@ def test_the_page_can_be_markdown_as_every_report(
 ) -> None:
     page = inspect_page(prepared(write_rows, tokenizer, ROWS), tokenizer, title="Rows")
     assert "Yes & <script>alert(1)</script>" in render_markdown(page, picture_folder="p")
+
+
+def test_rows_that_were_screened_out_are_shown_with_what_they_repeat(
+    write_rows: Write, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    made = prepared(write_rows, tokenizer, [*ROWS, ROWS[0]], dedup=DedupConfig())
+    grids = [
+        one
+        for part in inspect_page(made, tokenizer, title="Rows").sections
+        for one in part.blocks
+        if isinstance(one, Grid) and one.caption
+    ]
+    ((source, row, code, same_as, _text),) = grids[0].rows
+    assert (source, row, code, same_as) == ("sft", "2", "duplicate", "source sft, row 0")
