@@ -12,6 +12,7 @@ from typing import Any
 
 from dualign import __version__
 from dualign.errors import CheckpointError, DualignError
+from dualign.merging.card import write_card
 from dualign.merging.config import Merge
 from dualign.merging.merge import Prepared, prepare, write
 from dualign.merging.record import to_json
@@ -37,6 +38,7 @@ def merge_into(
     with _alone(work):
         try:
             record = write(prepared, work, seed=seed, threads=threads)
+            write_card(work, record, Path(merge.file))
         except DualignError:
             shutil.rmtree(work, ignore_errors=True)
             raise

@@ -212,6 +212,17 @@ def test_merge_json_says_what_went_in_and_came_out(folder: Path) -> None:
     assert set(record["versions"]) == {"python", "dualign", "numpy"}
 
 
+def test_the_card_names_the_models_and_holds_the_config(folder: Path) -> None:
+    record = merge_into(load(folder / "linear.yml"), folder / "out")
+    card = (folder / "out" / "README.md").read_text()
+    assert card.startswith(
+        "---\nlibrary_name: transformers\ntags:\n- merge\n- dualign\n---\n\n# out\n"
+    )
+    digest = record["models"][1]["sha256"][str(folder / "b" / "model.safetensors")]
+    assert f"| {folder / 'b'} | model.safetensors {digest[:12]} |" in card
+    assert (folder / "linear.yml").read_text().strip() in card
+
+
 def test_verify_finds_a_changed_output_and_a_changed_input(folder: Path) -> None:
     merge_into(load(folder / "linear.yml"), folder / "out")
     verdict = verify_folder(folder / "out", tensors=2)
