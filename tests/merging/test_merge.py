@@ -14,6 +14,8 @@ from dualign.checkpoints.shards import write_weights
 from dualign.errors import CheckpointError, MergeError
 from dualign.merging import merge
 from dualign.merging.config import MergedModel, MergeStage
+from dualign.merging.mergefile import load
+from dualign.merging.output import merge_into
 from dualign.rundir import Outcome
 
 from .conftest import WORDS, MakeModel
@@ -291,3 +293,44 @@ def spoil(folder: Path, name: str, value: float) -> None:
 def test_a_missing_input_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="gone: no such folder"):
         run(tmp_path / "out", {tmp_path / "gone": 1.0})
+
+
+def test_a_base_and_an_adapter_named_together_merge_as_the_folded_model(
+    tmp_path: Path, make_model: MakeModel
+) -> None:
+    a = make_model("a", seed=1)
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(a),
+        LoraConfig(target_modules=["q_proj"], init_lora_weights=False),
+    )
+    model.save_pretrained(tmp_path / "adapter")
+    written = tmp_path / "adapter" / "adapter_config.json"
+    written.write_text(
+        json.dumps({**json.loads(written.read_text()), "base_model_name_or_path": "gone"})
+    )
+    results = {}
+    for name, reference in (("text", "a+adapter"), ("keys", "{model: {path: a}, lora: adapter}")):
+        (tmp_path / "m.yml").write_text(
+            f"merge_method: linear\nmodels: [{{model: {reference}, parameters: {{weight: 1}}}}]\n"
+        )
+        merge_into(load(tmp_path / "m.yml"), tmp_path / name)
+        results[name] = load_file(tmp_path / name / "model.safetensors")
+    folded = model.merge_and_unload().state_dict()
+    for name, tensor in results["text"].items():
+        torch.testing.assert_close(tensor, folded[name], atol=1e-6, rtol=0)
+        assert torch.equal(tensor, results["keys"][name])
+
+
+def test_a_revision_is_asked_of_the_hub(
+    tmp_path: Path, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def from_hub(name: str, *, revision: str | None = None) -> Path:
+        asked.append((name, revision))
+        return make_model("fetched", seed=1)
+
+    monkeypatch.setattr("dualign.checkpoints.weights.from_hub", from_hub)
+    (tmp_path / "m.yml").write_text("merge_method: passthrough\nmodels: [{model: org/name@abc}]\n")
+    merge_into(load(tmp_path / "m.yml"), tmp_path / "out")
+    assert asked == [("org/name", "abc")]
