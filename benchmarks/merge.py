@@ -137,9 +137,9 @@ def write_configs(work: Path, base: Path, tuned: Sequence[Path]) -> dict[str, Pa
 
 
 def interleaved(case: Case, runs: int, work: Path) -> dict[str, list[Run]]:
-    """Each tool in turn, `runs` times after one that isn't counted."""
+    """Each tool in turn, `runs` times after one that isn't counted (but for a single run)."""
     found: dict[str, list[Run]] = {tool: [] for tool in case}
-    for number in range(runs + 1):
+    for number in range(runs + 1 if runs > 1 else 1):
         for tool, command in case.items():
             out = work / "out"
             for stale in (out, work / "out.between"):

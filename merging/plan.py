@@ -167,19 +167,21 @@ def _job(merge: Merge, piece: _Piece, models: Models, resolver: Resolver) -> Job
         piece, [*((one.model, name) for one, name in read), *([base] if base else [])], models
     )
     outer = [piece.slice.parameters, merge.parameters]
-    given = {"tensor": piece.name, "place": piece.place}
 
-    def look(name: str, spec: Parameter, levels: Sequence[Level]) -> Value:
+    def look(name: str, spec: Parameter, levels: Sequence[Level], tensor: str) -> Value:
         try:
-            return resolver.value(name, spec, levels, **given)  # type: ignore[arg-type]
+            return resolver.value(name, spec, levels, tensor=tensor, place=piece.place)
         except MergeError as error:
             raise MergeError(f"{merge.file}: {error}") from None
 
+    # As in mergekit: filters of a model's parameters see the tensor's name in that model.
     each = {
-        name: tuple(look(name, spec, [source.parameters, *outer]) for source, _ in read)
+        name: tuple(
+            look(name, spec, [source.parameters, *outer], tensor) for source, tensor in read
+        )
         for name, spec in method.each.items()
     }
-    shared = {name: look(name, spec, outer) for name, spec in method.shared.items()}
+    shared = {name: look(name, spec, outer, piece.name) for name, spec in method.shared.items()}
     _require_usable(merge, piece.name, each, shared)
     return Job(
         name=piece.name,

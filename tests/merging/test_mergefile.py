@@ -107,6 +107,19 @@ slices:
     assert '"num_hidden_layers": 6' in (models / "out" / "config.json").read_text()
 
 
+def test_filters_see_the_name_that_a_tensor_has_in_its_model(models: Path) -> None:
+    text = """
+merge_method: passthrough
+slices:
+  - sources: [{model: a, layer_range: [0, 1]}]
+  - sources:
+      - {model: b, layer_range: [3, 4], parameters: {scale: [{filter: layers.3.mlp, value: 2}]}}
+"""
+    found, b = merge(models, text), tensors(2)
+    assert np.array_equal(found[UP.format(1)], 2 * b[UP.format(3)])
+    assert np.array_equal(found[Q.format(1)], b[Q.format(3)])
+
+
 def test_settings_of_each_layer_move_with_it(models: Path) -> None:
     for name, flags in (("a", [1, 1, 1, 0]), ("b", [1, 1, 1, 0])):
         write_model(models / name, 1, no_rope_layers=flags)
