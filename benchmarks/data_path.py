@@ -9,6 +9,7 @@ marks what the assistant writes. It proves nothing about a row; dualign proves e
 
 import argparse
 import json
+import os
 import random
 import resource
 import statistics
@@ -20,6 +21,8 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 MAX_TOKENS = 2048
 TEXT = """the of a to is in number sum price apples train leaves at hour and from each how many we first
@@ -42,7 +45,7 @@ def main() -> None:
     if given.one:
         print(json.dumps(measure(given.one, given.file)))
     elif given.scale:
-        compare([("dualign", rows) for rows in (10_000, 100_000, 1_000_000)])
+        compare([("dualign", rows) for rows in given.sizes])
     else:
         compare([(side, given.rows) for _ in range(given.runs) for side in ("trl", "dualign")])
 
@@ -60,7 +63,11 @@ def compare(plan: Sequence[tuple[str, int]]) -> None:
     for (side, rows), runs in found.items():
         rate = statistics.median(one["rows_per_second"] for one in runs)
         peak = statistics.median(one["peak_rss_mb"] for one in runs)
-        print(f"{side}: {rows:,} rows, median {rate:,.0f} rows/s, peak {peak:,.0f} MB")
+        used = statistics.median(one["cpu_us_per_row"] for one in runs)
+        print(
+            f"{side}: {rows:,} rows, median {rate:,.0f} rows/s, {used:,.0f} us of CPU a row, "
+            f"peak {peak:,.0f} MB"
+        )
 
 
 def conversations(folder: Path, rows: int) -> Path:
@@ -106,30 +113,35 @@ def run_alone(side: str, path: Path) -> dict[str, Any]:
 
 def environment() -> dict[str, str]:
     """This process's environment without the hub."""
-    import os
-
     return {**os.environ, "HF_HUB_OFFLINE": "1", "TRACKIO_DISABLED": "1"}
 
 
 def measure(side: str, path: Path) -> dict[str, Any]:
     """Seconds from the file to the packed rows, imports and tokenizer not counted."""
     prepare = with_dualign if side == "dualign" else with_trl
-    rows, tokens, packed, seconds = prepare(path)
+    rows, tokens, packed, (seconds, used) = prepare(path)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {
         "rows": rows,
         "tokens": tokens,
         "packed_rows": packed,
         "fill": round(tokens / packed / MAX_TOKENS, 4),
-        "seconds": round(seconds, 2),
-        "rows_per_second": round(rows / seconds, 1),
-        "tokens_per_second": round(tokens / seconds),
+        "seconds": round(float(seconds), 2),
+        "rows_per_second": round(float(rows / seconds), 1),
+        "cpu_us_per_row": round(float(used / rows * 1e6)),
+        "load": round(os.getloadavg()[0], 1),
+        "tokens_per_second": round(float(tokens / seconds)),
         "peak_rss_mb": round(peak),
     }
 
 
-def with_dualign(path: Path) -> tuple[int, int, int, float]:
-    """(rows, tokens, packed rows, seconds) of dualign's path."""
+def clocks() -> Any:
+    """Seconds of wall and of CPU."""
+    return np.array([time.perf_counter(), time.process_time()])
+
+
+def with_dualign(path: Path) -> tuple[int, int, int, Any]:
+    """(rows, tokens, packed rows, seconds of wall and of CPU) of dualign's path."""
     from transformers import AutoTokenizer
 
     from dualign.checkpoints.embedded import embedded_model
@@ -138,16 +150,16 @@ def with_dualign(path: Path) -> tuple[int, int, int, float]:
     from dualign.data.template import load_template
 
     tokenizer = AutoTokenizer.from_pretrained(embedded_model())
-    data = DataConfig(sources=(SourceConfig(path=str(path)),), max_tokens=MAX_TOKENS)
-    started = time.perf_counter()
+    data = DataConfig(sources=(SourceConfig(path=str(path)),), max_tokens=MAX_TOKENS, cache=False)
+    started = clocks()
     template = load_template("dualign", tokenizer=tokenizer)
     made = prepare_sft(data, tokenizer, template, seed=0)
-    seconds = time.perf_counter() - started
-    return made.rows["examples"], made.rows["tokens"], len(made.train), seconds
+    spent = clocks() - started
+    return made.rows["examples"], made.rows["tokens"], len(made.train), spent
 
 
-def with_trl(path: Path) -> tuple[int, int, int, float]:
-    """(rows, tokens, packed rows, seconds) of TRL's path. The model is as small as a model can be."""
+def with_trl(path: Path) -> tuple[int, int, int, Any]:
+    """(rows, tokens, packed rows, seconds of wall and of CPU) of TRL's path. The model is as small as a model can be."""
     import datasets
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
     from trl import SFTConfig, SFTTrainer
@@ -174,15 +186,15 @@ def with_trl(path: Path) -> tuple[int, int, int, float]:
         use_cpu=True,
         report_to="none",
     )
-    started = time.perf_counter()
+    started = clocks()
     rows = datasets.load_dataset("json", data_files=str(path), split="train")
     trainer = SFTTrainer(
         model=model, args=arguments, train_dataset=rows, processing_class=tokenizer
     )
-    seconds = time.perf_counter() - started
+    spent = clocks() - started
     packed = trainer.train_dataset
     tokens = sum(map(len, packed["input_ids"]))
-    return len(rows), tokens, len(packed), seconds
+    return len(rows), tokens, len(packed), spent
 
 
 if __name__ == "__main__":

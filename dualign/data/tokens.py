@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from dualign.data.conversation import Mode
 from dualign.data.faults import Code, RowError
+from dualign.data.landmarks import Landmarks, landmarks
 from dualign.data.settings import TooLong
 from dualign.data.spans import Rendered
 from dualign.errors import CheckpointError
@@ -70,7 +71,46 @@ def encode_batch(
             f"{type(tokenizer).__name__} can't tell where in the text its tokens are. "
             "Expected a fast tokenizer: one with a tokenizer.json."
         )
-    encodings = _encodings([one.text for one in rendered], tokenizer)
+    texts = [one.text for one in rendered]
+    known = landmarks(tokenizer)
+    made: list[Example | RowError | None] = [None] * len(rendered)
+    if known is not None:
+        quick = zip(rendered, _encodings(texts, tokenizer, places=False), strict=True)
+        made = [_by_landmarks(known, one, tokens.ids, max_tokens) for one, tokens in quick]
+    rest = [at for at, one in enumerate(made) if one is None]
+    slow = [rendered[at] for at in rest]
+    for at, one in zip(rest, _by_offsets(slow, tokenizer, max_tokens, too_long), strict=True):
+        made[at] = one
+    return [one for one in made if one is not None]
+
+
+def _by_landmarks(
+    known: Landmarks, rendered: Rendered, ids: list[int], max_tokens: int | None
+) -> Example | None:
+    """The example, if all is as it should be."""
+    if max_tokens is not None and len(ids) > max_tokens:
+        return None
+    if rendered.spans == ((0, len(rendered.text)),):
+        return _example(rendered, ids, list(ids))
+    found = known.labelled(rendered.text, rendered.spans, ids)
+    if not found:
+        return None
+    labels = [IGNORE_INDEX] * len(ids)
+    for first, last in found:
+        labels[first:last] = ids[first:last]
+    return _example(rendered, ids, labels)
+
+
+def _by_offsets(
+    rendered: Sequence[Rendered],
+    tokenizer: "PreTrainedTokenizerBase",
+    max_tokens: int | None,
+    too_long: TooLong,
+) -> list[Example | RowError]:
+    """The examples, or what is wrong, told by the characters of every token."""
+    if not rendered:
+        return []
+    encodings = _encodings([one.text for one in rendered], tokenizer, places=True)
     offsets = [encoding.offsets for encoding in encodings]
     rows = zip(rendered, encodings, offsets, strict=True)
     made = [_labelled(one, encoding.ids, places) for one, encoding, places in rows]
@@ -81,13 +121,26 @@ def encode_batch(
     return [_fitted(one, example, places, max_tokens, too_long) for one, example, places in found]
 
 
-def _encodings(texts: list[str], tokenizer: "PreTrainedTokenizerBase") -> list["Encoding"]:
+def _encodings(
+    texts: list[str], tokenizer: "PreTrainedTokenizerBase", *, places: bool
+) -> list["Encoding"]:
     """Each text's tokens alone, whole. What calling the tokenizer does, without its copies."""
     backend = tokenizer.backend_tokenizer
     backend.no_padding()
     backend.no_truncation()
-    encodings: list[Encoding] = backend.encode_batch(texts, add_special_tokens=False)
+    encode = backend.encode_batch if places else backend.encode_batch_fast
+    encodings: list[Encoding] = encode(texts, add_special_tokens=False)
     return encodings
+
+
+def _example(rendered: Rendered, ids: list[int], labels: list[int]) -> Example:
+    return Example(
+        input_ids=ids,
+        labels=labels,
+        mode=rendered.mode,
+        source=rendered.source,
+        row=rendered.row,
+    )
 
 
 def _fitted(
@@ -130,13 +183,7 @@ def _labelled(
         labels[first:last] = ids[first:last]
     if not rendered.spans:
         return _fault(rendered, "no_answer", "nothing in the row is supervised")
-    return Example(
-        input_ids=ids,
-        labels=labels,
-        mode=rendered.mode,
-        source=rendered.source,
-        row=rendered.row,
-    )
+    return _example(rendered, ids, labels)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -203,7 +250,7 @@ def _differing(
         return []
     texts = [rendered[one.row].text[one.begin : one.stop] for one in prompts]
     once = list(dict.fromkeys(texts))  # most prompts end alike
-    alone = [encoding.ids for encoding in _encodings(once, tokenizer)]
+    alone = [encoding.ids for encoding in _encodings(once, tokenizer, places=False)]
     ids_of = dict(zip(once, alone, strict=True))
     return [
         prompt

@@ -1,5 +1,6 @@
 """Labels are the tokens of the spans, and a prompt's own tokens are those that the row starts with."""
 
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from dualign.data.conversation import Conversation, Message, Mode
 from dualign.data.faults import RowError
+from dualign.data.landmarks import landmarks
 from dualign.data.spans import Rendered
 from dualign.data.template import load_template
-from dualign.data.tokens import IGNORE_INDEX, encode, encode_batch
+from dualign.data.tokens import IGNORE_INDEX, _by_offsets, encode, encode_batch
 from dualign.errors import CheckpointError
 
 
@@ -146,3 +148,29 @@ def test_the_embedded_models_tokenizer_proves_every_turn(
         supervised = [label for label in example.labels if label != IGNORE_INDEX]
         expected = "".join(rendered.text[start:stop] for start, stop in rendered.spans)
         assert used.decode(supervised) == expected
+
+
+@pytest.mark.parametrize("name", ["dualign", "chatml", "smollm3-training"])
+def test_landmarks_and_offsets_label_the_same_tokens(
+    tokenizer: PreTrainedTokenizerFast, llama_tokenizer: PreTrainedTokenizerFast, name: str
+) -> None:
+    """Control tokens inside texts and answers that join the prompt included."""
+    starts = ("Hello", "12 is", "\n\nso", "  code", "<|im_end|>x", "<|im_start|>", "é你", ">", "\n")
+    for used in (tokenizer, llama_tokenizer):
+        template = load_template(name, tokenizer=used)
+        rows = []
+        for mode, start in product(("think", "no_think"), starts):
+            messages = [Message(role="user", content=start)]
+            thinking = f"{start.strip()} why" if mode == "think" else None
+            messages.append(Message(role="assistant", content=start + "!", thinking=thinking))
+            row = Conversation(messages=tuple(messages * 2), mode=mode, source="rows", row=0)  # type: ignore[arg-type]
+            rows.append(template.render(row, supervise="assistant"))
+        quick = encode_batch(rows, used, max_tokens=200)
+        slow = _by_offsets(rows, used, 200, "error")
+        assert [(str(one) if isinstance(one, RowError) else one) for one in quick] == [
+            (str(one) if isinstance(one, RowError) else one) for one in slow
+        ]
+        found = landmarks(used)
+        assert found is not None
+        told = [found.labelled(one.text, one.spans, used(one.text)["input_ids"]) for one in rows]
+        assert sum(one is not None for one in told) > len(rows) / 2, "offsets did the work"
