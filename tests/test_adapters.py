@@ -173,6 +173,8 @@ def test_folded_weights_have_the_end_and_pad_ids_of_the_adapters_training(tmp_pa
     fold(base, adapter, tmp_path / "folded")
     config = json.loads((tmp_path / "folded" / "config.json").read_text())
     assert (config["eos_token_id"], config["pad_token_id"]) == (5, 3)
+    # So they agree when they are merged.
+    assert open_weights(adapter).config["pad_token_id"] == 3
 
 
 CONCATENATED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {

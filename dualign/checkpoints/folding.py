@@ -5,6 +5,7 @@ one of them: then there are two, and the config says so.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from dualign.checkpoints.checkpoint import (
     Weights,
     embedding_name,
     is_tied,
+    read_json,
     read_whole,
 )
 from dualign.checkpoints.header import Entry
@@ -35,7 +37,7 @@ class Adapted:
         self.adapter = adapter
         self.folders = (adapter.folder, *base.folders)
         self.files = (*base.files, adapter.file)
-        self.config: Mapping[str, Any] = base.config
+        self.config: Mapping[str, Any] = {**base.config, **_ends(adapter.folder)}
         self.entries: Mapping[str, Entry] = base.entries
         self._changed = changed_names(adapter)
         self._tied_embedding = embedding_name(base.entries) if is_tied(base) else None
@@ -88,7 +90,7 @@ class Adapted:
             self._changed -= {HEAD}
             return
         self.entries = {**self.base.entries, HEAD: head}
-        self.config = {**self.base.config, "tie_word_embeddings": False}
+        self.config = {**self.config, "tie_word_embeddings": False}
 
     def _require_known(self) -> None:
         unknown = sorted(self._changed - set(self.entries))
@@ -134,3 +136,16 @@ def _require_fit(adapter: Adapter, name: str, shape: tuple[int, ...]) -> None:
         raise MergeError(
             f"{adapter.folder}: {name} is {wrong[0]} in the adapter and {shape} in the base"
         )
+
+
+def _ends(adapter: Path) -> dict[str, Any]:
+    """The end and pad ids that the adapter was trained with, for config.json: a stage sets them, and the base's are of
+    before.
+    """
+    file = adapter / "generation_config.json"
+    if not file.is_file():
+        return {}
+    settings = read_json(file)
+    ends, pad = settings.get("eos_token_id"), settings.get("pad_token_id")
+    found = {"eos_token_id": ends[0] if isinstance(ends, list) else ends, "pad_token_id": pad}
+    return {name: token for name, token in found.items() if token is not None}

@@ -114,24 +114,14 @@ def write_side_files(
     if dtype != "input":
         config.pop("torch_dtype", None)
         config["dtype"] = dtype
-    generation = nearest_file(weights, "generation_config.json")
-    _write_json(out / "config.json", config | _ends(generation))
-    for file in [*tokenizer_files(tokenizer or weights), *generation]:
+    _write_json(out / "config.json", config)
+    for file in [
+        *tokenizer_files(tokenizer or weights),
+        *nearest_file(weights, "generation_config.json"),
+    ]:
         shutil.copyfile(file, out / file.name)
     if chat_template is not None:
         (out / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
-
-
-def _ends(generation: Sequence[Path]) -> dict[str, Any]:
-    """The end and pad ids of an adapter's training, for config.json: what it has is its base's."""
-    found: dict[str, Any] = {}
-    for file in generation:
-        if not (file.parent / "config.json").is_file():
-            settings = read_json(file)
-            ends = settings.get("eos_token_id")
-            found = {"eos_token_id": ends[0] if isinstance(ends, list) else ends}
-            found["pad_token_id"] = settings.get("pad_token_id")
-    return {name: token for name, token in found.items() if token is not None}
 
 
 def tokenizer_files(weights: Weights) -> list[Path]:

@@ -140,6 +140,7 @@ def road(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer: PreTrainedTokenizerFast = make_tokenizer()
     model = make_model(tokenizer)
     learn(model, tokenizer)
+    model.config.pad_token_id = tokenizer.eos_token_id  # as SmolLM2 has it, and stages change it
     model.save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
     (folder / "make.py").write_text(SCRIPT)
