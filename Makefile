@@ -25,7 +25,7 @@ check: $(VENV)/.ready-dev
 # Type checkers don't see that sft/ is dualign.sft, so they get a tree of links that says it.
 types: $(VENV)/.ready-dev
 	mkdir -p .typing/dualign
-	for f in dualign/* sft preference merging; do ln -sfn ../../$$f .typing/dualign/$$(basename $$f); done
+	for f in dualign/* sft preference merging recipes; do ln -sfn ../../$$f .typing/dualign/$$(basename $$f); done
 	MYPYPATH=.typing $(BIN)/mypy -p dualign
 
 # torch goes first and alone: what follows then finds it, instead of a newer build with gigabytes of CUDA.
