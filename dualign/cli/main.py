@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from dualign import __version__
 from dualign.cli import commands, merge
+from dualign.cli.parsers import Sub, command
 from dualign.errors import DualignError
 
 _ABOUT = """\
@@ -118,22 +119,10 @@ it: masks, modes, templates, tokens, what the stages of a recipe hand on, what w
 finding says what it means for the model and how to mend it; docs/doctor.md lists them. Exit status
 1 if there is an error among them.
 """
-_Sub = argparse._SubParsersAction
-
-
-def _command(
-    sub: "_Sub[argparse.ArgumentParser]", name: str, about: str, detail: str
-) -> argparse.ArgumentParser:
-    return sub.add_parser(
-        name,
-        help=about,
-        description=f"{about[0].upper()}{about[1:]}.\n\n{detail}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
 
 
 def _recipe_command(
-    sub: "_Sub[argparse.ArgumentParser]",
+    sub: Sub,
     name: str,
     about: str,
     action: object,
@@ -141,7 +130,7 @@ def _recipe_command(
     *,
     one_stage: bool,
 ) -> None:
-    parser = _command(sub, name, about, detail)
+    parser = command(sub, name, about, detail)
     parser.add_argument(
         "recipe", metavar="RECIPE", help="a YAML file, or the name of a recipe that ships"
     )
@@ -156,9 +145,9 @@ def _recipe_command(
     parser.set_defaults(action=action)
 
 
-def _eval_command(sub: "_Sub[argparse.ArgumentParser]") -> None:
+def _eval_command(sub: Sub) -> None:
     detail = "Writes OUT/metrics.json, OUT/table.md and OUT/samples.jsonl, and prints the table with 95 % intervals."
-    parser = _command(sub, "eval", "evaluate a checkpoint in both modes", detail)
+    parser = command(sub, "eval", "evaluate a checkpoint in both modes", detail)
     parser.add_argument("model", metavar="MODEL", help="a run directory, model folder or hub id")
     parser.add_argument(
         "--task", action="append", required=True, metavar="FILE", help="a task file; repeatable"
@@ -179,11 +168,11 @@ def _eval_command(sub: "_Sub[argparse.ArgumentParser]") -> None:
     parser.set_defaults(action=commands.evaluate)
 
 
-def _chat_command(sub: "_Sub[argparse.ArgumentParser]") -> None:
+def _chat_command(sub: Sub) -> None:
     detail = (
         "In the conversation: /think and /no_think switch the mode, /reset forgets, /quit ends."
     )
-    parser = _command(sub, "chat", "talk to a checkpoint in the terminal", detail)
+    parser = command(sub, "chat", "talk to a checkpoint in the terminal", detail)
     parser.add_argument("model", metavar="MODEL", help="a run directory, model folder or hub id")
     parser.add_argument(
         "--mode", choices=("think", "no_think"), default="think", help="default %(default)s"
@@ -197,11 +186,11 @@ def _chat_command(sub: "_Sub[argparse.ArgumentParser]") -> None:
     parser.set_defaults(action=commands.chat)
 
 
-def _report_command(sub: "_Sub[argparse.ArgumentParser]") -> None:
+def _report_command(sub: Sub) -> None:
     detail = (
         "Writes report.html (one self-contained file) and report.md into the recipe's output_dir."
     )
-    parser = _command(sub, "report", "write the report of a pipeline that has run", detail)
+    parser = command(sub, "report", "write the report of a pipeline that has run", detail)
     parser.add_argument("recipe", metavar="RECIPE", help="the recipe that was run")
     parser.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="the overrides that it was run with"
@@ -209,9 +198,9 @@ def _report_command(sub: "_Sub[argparse.ArgumentParser]") -> None:
     parser.set_defaults(action=commands.report)
 
 
-def _inspect_command(sub: "_Sub[argparse.ArgumentParser]") -> None:
+def _inspect_command(sub: Sub) -> None:
     detail = "Supervised tokens are coloured; special tokens are visible; a table counts rows and tokens."
-    parser = _command(sub, "inspect", "show a stage's rows as the model gets them", detail)
+    parser = command(sub, "inspect", "show a stage's rows as the model gets them", detail)
     parser.add_argument(
         "recipe", metavar="RECIPE", help="a YAML file, or the name of a recipe that ships"
     )
@@ -226,8 +215,8 @@ def _inspect_command(sub: "_Sub[argparse.ArgumentParser]") -> None:
     parser.set_defaults(action=commands.inspect)
 
 
-def _doctor_command(sub: "_Sub[argparse.ArgumentParser]") -> None:
-    parser = _command(sub, "doctor", "prove the data, the template and the saved model", _DOCTOR)
+def _doctor_command(sub: Sub) -> None:
+    parser = command(sub, "doctor", "prove the data, the template and the saved model", _DOCTOR)
     parser.add_argument(
         "target",
         metavar="RECIPE|MODEL_DIR|DATA",
@@ -252,8 +241,8 @@ def _doctor_command(sub: "_Sub[argparse.ArgumentParser]") -> None:
     parser.set_defaults(action=commands.doctor)
 
 
-def _recipes_command(sub: "_Sub[argparse.ArgumentParser]") -> None:
-    parser = _command(sub, "recipes", "list, show or copy the recipes that ship", "")
+def _recipes_command(sub: Sub) -> None:
+    parser = command(sub, "recipes", "list, show or copy the recipes that ship", "")
     parser.add_argument(
         "what", choices=("list", "show", "copy"), help="copy makes a folder to edit"
     )

@@ -1,10 +1,10 @@
 """`dualign merge`, `verify` and `diff`."""
 
-import argparse
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+from dualign.cli.parsers import Sub, command
 from dualign.errors import ConfigError
 
 _MERGE = """\
@@ -20,10 +20,10 @@ _VERIFY = (
 _DIFF = "Shows for each layer how far two checkpoints are apart, relative to the first."
 
 
-def add(sub: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add(sub: Sub) -> None:
     """The three commands."""
     _add_merge(sub)
-    verify_parser = _parser(sub, "verify", "check a merged folder against its merge.json", _VERIFY)
+    verify_parser = command(sub, "verify", "check a merged folder against its merge.json", _VERIFY)
     verify_parser.add_argument("out", metavar="OUT", help="a folder that dualign merge wrote")
     verify_parser.add_argument(
         "--tensors",
@@ -33,7 +33,7 @@ def add(sub: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
         help="tensors computed again; default %(default)s",
     )
     verify_parser.set_defaults(action=verify)
-    diff_parser = _parser(sub, "diff", "how far two checkpoints are apart", _DIFF)
+    diff_parser = command(sub, "diff", "how far two checkpoints are apart", _DIFF)
     diff_parser.add_argument("first", metavar="A", help="a model or adapter folder, or a hub id")
     diff_parser.add_argument("second", metavar="B", help="another, with the same tensors")
     diff_parser.add_argument("--tensors", action="store_true", help="one line for each tensor")
@@ -41,19 +41,8 @@ def add(sub: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     diff_parser.set_defaults(action=diff)
 
 
-def _parser(
-    sub: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, about: str, detail: str
-) -> argparse.ArgumentParser:
-    return sub.add_parser(
-        name,
-        help=about,
-        description=f"{about[0].upper()}{about[1:]}.\n\n{detail}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-
-
-def _add_merge(sub: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = _parser(sub, "merge", "merge checkpoints and adapters into one", _MERGE)
+def _add_merge(sub: Sub) -> None:
+    parser = command(sub, "merge", "merge checkpoints and adapters into one", _MERGE)
     parser.add_argument(
         "recipe", metavar="CONFIG", help="mergekit's YAML, or a recipe with a merge stage"
     )
