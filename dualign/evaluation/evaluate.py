@@ -6,7 +6,6 @@ Launch: `dualign eval MODEL --task FILE --out DIR`, or a stage of kind `eval` in
 """
 
 import gc
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -17,6 +16,7 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from dualign.data.conversation import MODES, Mode
+from dualign.data.source_files import combined_sha256, fingerprint_files
 from dualign.evaluation.config import EvalStage
 from dualign.evaluation.metrics import Sample, gain, with_gain
 from dualign.evaluation.pairs import Margins, margin_change, pair_margins, summarise_margins
@@ -234,8 +234,7 @@ def _by_task(model: Evaluated, tasks: Sequence[Task]) -> dict[str, dict[Mode, li
 
 
 def _source(file: str, rows: int) -> dict[str, Any]:
-    digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()
-    return {"source": file, "sha256": digest, "rows": rows}
+    return {"source": file, "sha256": combined_sha256(fingerprint_files(file)), "rows": rows}
 
 
 def _pairs_in(model: Evaluated, file: str) -> int:
