@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from dualign.data.accounting import Group
 from dualign.data.cache import About, Tables, cache_key, kept
-from dualign.data.caching import no_cache
+from dualign.data.caching import map_afresh
 from dualign.data.draws import Indices, generator
 from dualign.data.encoding import ExampleEncoder, PairEncoder
 from dualign.data.mixture import Mixed, mix
@@ -146,16 +146,14 @@ def _packed(
     rows = pack(lengths, max_tokens=data.max_tokens, strategy=data.packing, random=random)
     table = mixed.table.select_columns(["input_ids", "labels"]).with_format("arrow")
     filler = _Filler(table=table, group=mixed.group, parts=parts, rows=rows)
-    with no_cache():
-        numbers = datasets.Dataset.from_dict({"number": list(range(len(rows)))})
-        return numbers.map(
-            filler,
-            batched=True,
-            batch_size=128,
-            remove_columns=["number"],
-            features=PACKED_FEATURES,
-            desc=title,
-        )
+    return map_afresh(
+        datasets.Dataset.from_dict({"number": np.arange(len(rows))}),
+        filler,
+        batch_size=128,
+        remove_columns=["number"],
+        features=PACKED_FEATURES,
+        desc=title,
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
