@@ -120,7 +120,7 @@ def _source(source: SourceConfig, base: Path | None) -> dict[str, Any]:
 
 
 def _code_of_the_data_path() -> str:
-    digest = sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.name.encode() + path.read_bytes())
+    digest, folder = sha256(), Path(__file__).parent
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()

@@ -9,6 +9,7 @@ import pytest
 import trl
 from transformers.utils.chat_template_utils import render_jinja_template
 
+import dualign
 from dualign.data import sandbox
 from dualign.errors import TemplateError
 
@@ -23,7 +24,7 @@ FAMILIES = (
     "cohere2_training",
 )
 FOREIGN = [Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja" for name in FAMILIES]
-OURS = sorted((Path(sandbox.__file__).parent / "templates").glob("*.jinja"))
+OURS = sorted((Path(dualign.__file__).parent / "data" / "templates").glob("*.jinja"))
 TOOLS = [
     {
         "type": "function",
