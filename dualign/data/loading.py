@@ -99,7 +99,12 @@ def _opened(source: SourceConfig, base: Path | None) -> datasets.Dataset | datas
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         if isinstance(error, DataError):
             raise
-        cause = error.__cause__ or error
+        cause = str(error.__cause__ or error)
+        if "Couldn't cast" in cause:
+            cause = (
+                f"its files have different columns ({' '.join(cause.split())[:300]} ...). "
+                "Give the files of each kind a source of their own."
+            )
         raise DataError(
             f"source {source.path!r}, split {source.split!r}: can't be read: {cause}"
         ) from error

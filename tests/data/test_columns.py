@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 
 from dualign.data.columns import json_features
@@ -87,6 +88,15 @@ def test_a_broken_line_is_refused_with_its_file(tmp_path: Path) -> None:
     path.write_text(path.read_text() + '{"messages": [\n')
     with pytest.raises(DataError, match=r"a\.jsonl', split 'train': can't be read"):
         load_source(SourceConfig(path=str(path)))
+
+
+def test_parquet_files_of_different_columns_are_told_apart(tmp_path: Path) -> None:
+    datasets.Dataset.from_list([{"prompt": "a", "completion": "b"}]).to_parquet(
+        tmp_path / "a.parquet"
+    )
+    datasets.Dataset.from_list([{"messages": PLAIN[1:]}]).to_parquet(tmp_path / "b.parquet")
+    with pytest.raises(DataError, match=r"its files have different columns \(Couldn't cast messages"):
+        load_source(SourceConfig(path=str(tmp_path)))
 
 
 def test_a_number_where_text_belongs_is_refused(tmp_path: Path) -> None:
