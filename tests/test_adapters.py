@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -148,6 +149,26 @@ def test_an_adapter_on_an_adapter_folds_both(tmp_path: Path) -> None:
     expected = live(tmp_path / "middle", second)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
     assert weights.folders == (second, second / "../first", base)
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "embedding dora", "tokens", "head saved"])
+def test_any_stretch_of_a_folded_tensor_is_that_of_the_whole(tmp_path: Path, kind: str) -> None:
+    base = make_base(tmp_path / "base")
+    weights = open_weights(make_adapter(base, tmp_path / "adapter", **LORAS[kind]))
+    for name, entry in weights.entries.items():
+        whole = weights.reader(name).read(0, entry.size)
+        for start, stop in ((0, 1), (1, entry.size), (5, min(5 + 77, entry.size))):
+            assert np.array_equal(weights.reader(name).read(start, stop), whole[start:stop]), name
+
+
+def test_a_fold_that_overflows_is_refused(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base")
+    adapter = make_adapter(base, tmp_path / "adapter", target_modules=["q_proj"])
+    file = adapter / "adapter_model.safetensors"
+    huge = {name: one * 1e30 for name, one in load_file(file).items()}
+    save_file(huge, file)
+    with pytest.raises(MergeError, match=r"q_proj.weight would hold .* choose a wider dtype"):
+        fold(base, adapter, tmp_path / "folded")
 
 
 def test_folding_rounds_once(tmp_path: Path) -> None:
