@@ -232,7 +232,7 @@ def test_concatenated_adapter_gives_the_logits_of_both_active(
     settings = CONCATENATED[kind]
     first = make_adapter(base, tmp_path / "first", **settings[0])
     second = make_adapter(base, tmp_path / "second", seed=2, **settings[1])
-    concatenate(first, second, tmp_path / "both")
+    concatenate([first, second], tmp_path / "both")
     expected = live(base, first, second)
     torch.testing.assert_close(live(base, tmp_path / "both"), expected, atol=1e-5, rtol=0)
     assert (expected - live(base, first)).abs().max() > 0.1
@@ -242,7 +242,7 @@ def test_concatenated_ranks_add_up_and_scaling_is_one(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base")
     first = make_adapter(base, tmp_path / "first", target_modules=["q_proj"], r=4)
     second = make_adapter(base, tmp_path / "second", target_modules=ATTENTION, r=3)
-    made = concatenate(first, second, tmp_path / "both")
+    made = concatenate([first, second], tmp_path / "both")
     config = json.loads((tmp_path / "both" / "adapter_config.json").read_text())
     assert (made.modules, made.rank) == (6, 7)
     assert config["r"] == config["lora_alpha"] == 7
@@ -258,7 +258,7 @@ def test_no_tensor_is_missing_when_the_concatenated_adapter_loads(
     base = make_base(tmp_path / "base")
     first = make_adapter(base, tmp_path / "first", target_modules=["q_proj"])
     second = make_adapter(base, tmp_path / "second", target_modules=["up_proj"])
-    concatenate(first, second, tmp_path / "both")
+    concatenate([first, second], tmp_path / "both")
     recwarn.clear()
     live(base, tmp_path / "both")
     assert not [one for one in recwarn if "missing" in str(one.message)]
@@ -280,7 +280,7 @@ def test_what_does_not_add_up_is_refused_with_the_fix(
     first = make_adapter(base, tmp_path / "first", target_modules=ATTENTION)
     second = make_adapter(base, tmp_path / "second", target_modules=ATTENTION, **settings)
     with pytest.raises(MergeError, match=message):
-        concatenate(first, second, tmp_path / "both")
+        concatenate([first, second], tmp_path / "both")
     assert not (tmp_path / "both").exists()
 
 
@@ -289,8 +289,8 @@ def test_adapters_of_two_bases_are_not_concatenated(tmp_path: Path) -> None:
     for seed in (0, 1):
         base = make_base(tmp_path / f"base{seed}", seed=seed)
         adapters.append(make_adapter(base, tmp_path / f"adapter{seed}", target_modules=ATTENTION))
-    with pytest.raises(MergeError, match="both must be trained on one base"):
-        concatenate(*adapters, tmp_path / "both")
+    with pytest.raises(MergeError, match="all must be trained on one base"):
+        concatenate(adapters, tmp_path / "both")
 
 
 @pytest.mark.parametrize(
