@@ -177,6 +177,7 @@ def _config(adapters: Sequence[Adapter], ranks: Mapping[str, int]) -> dict[str, 
     """The first one's config, with the ranks that there are now."""
     first = adapters[0]
     config = {**first.config, **ranks_in_config(ranks)}
+    config["base_model_name_or_path"] = _base_of(first)  # a relative path is seen from its folder
     config["task_type"] = next(
         filter(None, (one.config.get("task_type") for one in adapters)), None
     )

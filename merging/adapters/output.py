@@ -1,0 +1,112 @@
+"""The folder of a new adapter: complete or not there, with a record of what it was made of."""
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from math import fsum, sqrt
+from pathlib import Path
+from typing import Any
+
+from dualign import __version__
+from dualign.checkpoints.shards import TOKENIZER_FILES
+from dualign.errors import CheckpointError, MergeError
+from dualign.merging.adapters.lowrank import LowRank
+from dualign.merging.provenance import hashes
+from dualign.rundir import publish, work_folder, write_json
+
+ADAPTER_JSON = "adapter.json"
+SCHEMA = 1
+_FILES = ("adapter_model.safetensors", "adapter_config.json")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Kept:
+    """What is left of one module's change."""
+
+    rank: int
+    norm: float
+    """the Frobenius norm of the change that was meant"""
+    error: float
+    """that of what is missing"""
+
+    @property
+    def relative(self) -> float:
+        return self.error / self.norm if self.norm else 0.0
+
+
+def kept_of(found: LowRank) -> Kept:
+    """The account of a truncation."""
+    return Kept(rank=len(found.A_RI), norm=found.norm, error=found.error)
+
+
+def overall(kept: Mapping[str, Kept]) -> float:
+    """The relative Frobenius error of all modules taken together."""
+    norm = sqrt(fsum(one.norm**2 for one in kept.values()))
+    return sqrt(fsum(one.error**2 for one in kept.values())) / norm if norm else 0.0
+
+
+@contextmanager
+def new_folder(out: Path, *, force: bool) -> Iterator[Path]:
+    """A folder to write into, which becomes `out` when all went well, and is gone otherwise.
+
+    Raises:
+        CheckpointError: `out` is there, and `force` is false.
+    """
+    if out.exists() and not force and (not out.is_dir() or any(out.iterdir())):
+        raise CheckpointError(f"{out}: is there already; choose another folder, or use --force")
+    work = work_folder(out)
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    try:
+        yield work
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    publish(work, out)
+
+
+def copy_tokenizer(folders: Sequence[Path], work: Path, *, chosen: Path | None = None) -> None:
+    """Copy tokenizer, template and generation settings, which must be the same wherever they are.
+
+    Raises:
+        MergeError: they differ, and none of the folders was chosen.
+    """
+    for name in (*TOKENIZER_FILES, "generation_config.json"):
+        files = [one / name for one in ([chosen] if chosen else folders) if (one / name).is_file()]
+        for other in files[1:]:
+            if other.read_bytes() != files[0].read_bytes():
+                raise MergeError(
+                    f"{other} differs from {files[0]}; say whose is meant with --tokenizer-from"
+                )
+        if files:
+            shutil.copyfile(files[0], work / name)
+
+
+def write_record(
+    work: Path,
+    about: Mapping[str, Any],
+    inputs: Mapping[str, Sequence[Path]],
+    kept: Mapping[str, Kept],
+) -> dict[str, Any]:
+    """Write adapter.json: hashes of what went in and came out, and the error of each module."""
+    outputs = [work / name for name in _FILES]
+    digests = hashes([*(file for files in inputs.values() for file in files), *outputs])
+    record: dict[str, Any] = {
+        "schema": SCHEMA,
+        **about,
+        "inputs": [
+            {"model": name, "sha256": {str(file): digests[file] for file in files}}
+            for name, files in inputs.items()
+        ],
+        "outputs": {file.name: digests[file] for file in outputs},
+        "error": overall(kept),
+        "modules": {
+            path: {"rank": one.rank, "norm": one.norm, "error": one.relative}
+            for path, one in kept.items()
+        },
+        "versions": {"dualign": __version__, "numpy": version("numpy"), "torch": version("torch")},
+    }
+    write_json(work / ADAPTER_JSON, record)
+    return record
