@@ -238,6 +238,18 @@ def test_concatenated_adapter_gives_the_logits_of_both_active(
     assert (expected - live(base, first)).abs().max() > 0.1
 
 
+def test_a_head_tied_in_one_adapter_and_free_in_another_is_refused(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base", tied=True)
+    settings = {"target_modules": ["q_proj", "embed_tokens"], "ensure_weight_tying": True}
+    tied = make_adapter(base, tmp_path / "tied", **settings)
+    alone = make_adapter(base, tmp_path / "head", target_modules=["lm_head"])
+    edit_config(alone, ensure_weight_tying=True)
+    with pytest.raises(
+        MergeError, match=r"changes the head as it changes the embedding, .*by itse"
+    ):
+        concatenate([tied, alone], tmp_path / "no")
+
+
 def test_concatenated_ranks_add_up_and_scaling_is_one(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base")
     first = make_adapter(base, tmp_path / "first", target_modules=["q_proj"], r=4)

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from dualign.checkpoints.checkpoint import HEAD
 from dualign.checkpoints.folding import Adapted
 from dualign.checkpoints.lora import PREFIX, TOKENS, Adapter, LoraModule, read_adapter
 from dualign.checkpoints.shards import write_side_files, write_weights
@@ -22,6 +23,7 @@ from dualign.checkpoints.weights import open_weights
 from dualign.errors import MergeError
 
 _FIX = "fold it into its base first, and train the next adapter on the result, or merge the folded models"
+HEAD_PATH = HEAD.removesuffix(".weight")
 # The factors of a weight are stored under other names when it is an embedding.
 _NAMES = {False: ("lora_A.weight", "lora_B.weight"), True: ("lora_embedding_A", "lora_embedding_B")}
 
@@ -74,8 +76,43 @@ def read_summands(folders: Sequence[Path], weights: Sequence[float]) -> tuple[Ad
 
 
 def paths_of(adapters: Sequence[Adapter]) -> list[str]:
-    """Every module that one of them changes. Where another doesn't have it, its change is zero."""
-    return sorted({path for adapter in adapters for path in adapter.modules})
+    """Every module that one of them changes. Where another doesn't have it, its change is zero.
+
+    A head whose change is that of the tied embedding isn't one of them: `write_adapter` adds it.
+
+    Raises:
+        MergeError: one adapter ties the head's change to the embedding's, another changes the head by itself.
+    """
+    paths = {path for adapter in adapters for path in adapter.modules}
+    ties = [adapter for adapter in adapters if _ties_head(adapter)]
+    if not ties:
+        return sorted(paths)
+    for adapter in adapters:
+        if HEAD_PATH in adapter.modules and adapter not in ties:
+            raise MergeError(
+                f"{ties[0].folder} changes the head as it changes the embedding, {adapter.folder} by itself; {_FIX}"
+            )
+    return sorted(paths - {HEAD_PATH})
+
+
+def _ties_head(adapter: Adapter) -> bool:
+    """Whether the head's factors are the embedding's, as PEFT writes them with ensure_weight_tying."""
+    head = adapter.modules.get(HEAD_PATH)
+    embeddings = [module for module in adapter.modules.values() if module.embedding]
+    if head is None or len(embeddings) != 1:
+        return False
+    A, B = embeddings[0].B.T, embeddings[0].A.T
+    return torch.equal(head.A, A) and torch.equal(head.B, B)
+
+
+def with_tied_head(modules: Mapping[str, LoraModule]) -> dict[str, LoraModule]:
+    """The modules, and a head that changes as the embedding does.
+
+    PEFT keeps one copy of the two, so the factors have to be the same numbers and not just have the same product.
+    """
+    embedding = next(module for module in modules.values() if module.embedding)
+    head = LoraModule(A=embedding.B.T, B=embedding.A.T, scaling=1.0, embedding=False)
+    return {**modules, HEAD_PATH: head}
 
 
 def stack(adapters: Sequence[Adapter], weights: Sequence[float], path: str) -> LoraModule:
@@ -99,6 +136,8 @@ def write_adapter(
     out: Path, modules: Mapping[str, LoraModule], adapters: Sequence[Adapter]
 ) -> Concatenated:
     """Write the two files of an adapter that is made of others: these modules, whose scaling is 1."""
+    if any(map(_ties_head, adapters)):
+        modules = with_tied_head(modules)
     config = _config(adapters, {path: module.rank for path, module in modules.items()})
     return save_adapter(out, modules, config, others=_others(adapters, modules))
 

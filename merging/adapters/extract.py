@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dualign.checkpoints.adapters import ranks_in_config, save_adapter
+from dualign.checkpoints.adapters import ranks_in_config, save_adapter, with_tied_head
 from dualign.checkpoints.checkpoint import HEAD, Weights, embedding_name, is_tied, read_whole
 from dualign.checkpoints.lora import LoraModule
 from dualign.checkpoints.shards import PIECE, nearest_file, tokenizer_files
@@ -72,6 +72,8 @@ def extract(meant: Extraction, out: Path, *, force: bool = False) -> dict[str, A
             found = _difference(base, tuned, path, meant, turned=path in changed.embedding)
             modules[path] = low_rank_module(found, embedding=path in changed.embedding)
             kept[path] = kept_of(found)
+        if changed.embedding and is_tied(base):
+            modules = with_tied_head(modules)
         config = _config(
             meant, model, base, changed, {path: one.rank for path, one in kept.items()}
         )

@@ -163,7 +163,7 @@ def test_checkpoints_without_a_linear_difference_are_refused(tmp_path: Path) -> 
     with pytest.raises(MergeError, match="don't differ in any number"):
         taken(base, base, tmp_path / "out")
     tuned = tune(base, tmp_path / "norms", which=lambda name: "norm" in name)
-    with pytest.raises(MergeError, match="no linear layer differs.*copy model.layers.0.input_lay"):
+    with pytest.raises(MergeError, match=r"no linear layer differs.*copy model.layers.0.input_lay"):
         taken(base, tuned, tmp_path / "out")
     assert not [one for one in tmp_path.iterdir() if "out" in one.name]
 
@@ -177,7 +177,7 @@ def test_a_nan_and_an_unknown_kind_of_model_are_named(tmp_path: Path) -> None:
         taken(base, tuned, tmp_path / "out")
     (base / "config.json").write_text(json.dumps(config))
     tune(base, tmp_path / "bad", which=lambda name: "k_proj" in name, scale=float("nan"))
-    with pytest.raises(MergeError, match="k_proj.weight holds NaN"):
+    with pytest.raises(MergeError, match=r"k_proj.weight holds NaN"):
         taken(base, tmp_path / "bad", tmp_path / "out")
 
 

@@ -40,9 +40,13 @@ def wide_base(folder: Path, tokenizer: Path, *, dtype: torch.dtype = torch.bfloa
 def qlora(base: Path, folder: Path, *, dtype: str = "bfloat16", **settings: Any) -> Path:
     """An adapter that dualign's run.json says was trained over NF4."""
     make_adapter(base, folder, **{"target_modules": "all-linear", **settings})
+    return trained_over_nf4(folder, dtype)
+
+
+def trained_over_nf4(adapter: Path, dtype: str) -> Path:
     training = {"config": {"quantization": "nf4", "dtype": dtype}}
-    (folder / "run.json").write_text(json.dumps(training))
-    return folder
+    (adapter / "run.json").write_text(json.dumps(training))
+    return adapter
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
@@ -116,7 +120,7 @@ def test_the_base_that_is_asked_for_is_taken_and_the_other_recommended(
     assert plain["fold"] == {"base": "16bit", "trained_dtype": None}  # not known to be QLoRA
     meant = Fold(adapter=str(adapter), base="nf4", measure=False)
     assert fold_adapter(meant, tmp_path / "nf4")["fold"]["trained_dtype"] == "bfloat16"
-    qlora(base, adapter)
+    trained_over_nf4(adapter, "bfloat16")
     record = fold_adapter(edit, tmp_path / "out")["fold"]
     assert (record["base"], record["recommended"]) == ("16bit", "nf4")
     one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("plain", "out"))
@@ -138,11 +142,11 @@ def test_a_plain_adapter_is_folded_without_asking(tmp_path: Path) -> None:
 def test_what_cannot_be_measured_or_folded_is_refused(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base")
     adapter = qlora(base, tmp_path / "adapter")
-    with pytest.raises(CheckpointError, match="no tokenizer, so the gap .* use --no-gap"):
+    with pytest.raises(CheckpointError, match=r"no tokenizer, so the gap .* use --no-gap"):
         fold_adapter(Fold(adapter=str(adapter)), tmp_path / "out")
     with pytest.raises(CheckpointError, match="trained by QLoRA; without measuring, say with"):
         fold_adapter(Fold(adapter=str(adapter), measure=False), tmp_path / "out")
-    with pytest.raises(CheckpointError, match="prompts.txt: No such file"):
+    with pytest.raises(CheckpointError, match=r"prompts.txt: No such file"):
         main_prompts(tmp_path)
     tensors = make_base(tmp_path / "large", seed=1)
     config = json.loads((tensors / "config.json").read_text())
@@ -188,6 +192,7 @@ def test_pefts_own_merge_is_met_in_float32_and_rounded_better_in_bfloat16(
         assert dtype is torch.float32 or off["theirs"] > 100
 
 
+@pytest.mark.slow
 def test_the_real_model_loses_less_on_the_nf4_base(tmp_path: Path, embedded: Path) -> None:
     adapter = qlora(embedded, tmp_path / "adapter", dtype="float32", target_modules=ATTENTION)
     shrink(adapter)

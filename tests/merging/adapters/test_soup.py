@@ -114,6 +114,24 @@ def test_cut_to_a_rank_the_error_reported_is_the_error(tmp_path: Path, kind: str
     assert record["error"] == pytest.approx(whole, abs=1e-5)
 
 
+def test_a_tied_embedding_stays_tied(tmp_path: Path) -> None:
+    """PEFT ties the first adapter's head alone, so two of them active aren't the sum; the weights are asked."""
+    base = make_base(tmp_path / "base", tied=True)
+    settings = {"target_modules": ["q_proj", "embed_tokens"], "ensure_weight_tying": True}
+    pair = [make_adapter(base, tmp_path / str(i), seed=i, **settings) for i in (1, 2)]
+    model = AutoModelForCausalLM.from_pretrained(base)
+    for path, change in weighted([true_changes(one) for one in pair], [1, 1]).items():
+        if path != "lm_head":
+            model.get_submodule(path).weight.data += torch.from_numpy(change).float()
+    for name, cut in (("all", None), ("cut", Cut(rank=8))):
+        soup(Soup(adapters=tuple(pair), weights=(1, 1), cut=cut), tmp_path / name)
+        found = live(base, tmp_path / name)
+        torch.testing.assert_close(found, logits_of(model), atol=1e-4, rtol=0)
+    assert (live(base, *pair) - logits_of(model)).abs().max() > 0.1
+    soup(Soup(adapters=tuple(pair), cut=Cut(rank=2)), tmp_path / "less")
+    assert "lm_head.weight" not in open_weights(tmp_path / "less").entries
+
+
 def test_energy_gives_each_module_the_ranks_it_needs(tmp_path: Path) -> None:
     _, *pair = two(tmp_path)
     record = soup(Soup(adapters=tuple(pair), cut=Cut(energy=0.9)), tmp_path / "out")
