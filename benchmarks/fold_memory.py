@@ -1,6 +1,6 @@
 """How much memory folding a LoRA adapter of a 3B model's shapes takes, and how near the result is to float64.
 
-    python -m benchmarks.fold_memory WORK [--layers 4]
+    python -m benchmarks.fold_memory WORK [--layers 4] [--nf4]
 
 SmolLM3's widths (hidden 2048, MLP 11008, vocabulary 128256, tied), bfloat16, fewer layers; LoRA r 16 on every linear
 layer and on the embedding. Memory is RssAnon above the interpreter with its imports, sampled every 10 ms.
@@ -34,6 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("work", type=Path)
     parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--nf4", action="store_true", help="into what NF4 makes of the base")
     given = parser.parse_args()
     base, adapter, out = (given.work / name for name in ("base", "adapter", "out"))
     make(base, adapter, given.layers)
@@ -43,12 +44,13 @@ def main() -> None:
     idle = anonymous_mb()
     with Watch() as watch:
         start, cpu = time.perf_counter(), time.process_time()
-        fold(base, adapter, out)
+        fold(Path(f"nf4:{base}") if given.nf4 else base, adapter, out)
         took, spent = time.perf_counter() - start, time.process_time() - cpu
     size = sum(file.stat().st_size for file in out.glob("*.safetensors"))
     print(f"{size / 1e9:.2f} GB, {given.layers} layers: {took:.1f} s, {spent:.1f} CPU s")
     print(f"peak RssAnon {watch.peak:.0f} MB, {watch.peak - idle:.0f} MB above idle")
-    compare(base, adapter, out, given.layers)
+    if not given.nf4:
+        compare(base, adapter, out, given.layers)
 
 
 def make(base: Path, adapter: Path, layers: int) -> None:
@@ -69,7 +71,13 @@ def make(base: Path, adapter: Path, layers: int) -> None:
     tensors["model.embed_tokens.weight"] = noise(VOCABULARY, HIDDEN, scale=0.02)
     tensors["model.norm.weight"] = torch.ones(HIDDEN, dtype=torch.bfloat16)
     save_file(tensors, base / "model.safetensors", {"format": "pt"})
-    config = {"architectures": ["LlamaForCausalLM"], "tie_word_embeddings": True}
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "tie_word_embeddings": True,
+    }
+    config |= {"hidden_size": HIDDEN, "intermediate_size": MLP, "vocab_size": VOCABULARY}
+    config |= {"num_attention_heads": 16, "num_key_value_heads": 4, "num_hidden_layers": layers}
     (base / "config.json").write_text(json.dumps(config))
     factors = {}
     for path, (outputs, inputs) in paths.items():

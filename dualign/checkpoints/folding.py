@@ -118,12 +118,11 @@ class Adapted:
         self.config = {**self.config, "tie_word_embeddings": False}
 
     def _alike(self, one: str, other: str) -> bool:
-        readers = [self.reader(name) for name in (one, other)]
-        size, step = self.base.entries[one].size, next(r.step for r in readers if r.step)
-        return all(
-            np.array_equal(*(r.read(start, min(start + step, size)) for r in readers))
-            for start in range(0, size, step)
-        )
+        first, second = self.reader(one), self.reader(other)
+        size = self.base.entries[one].size
+        step = first.step or second.step or PIECE
+        ranges = [(start, min(start + step, size)) for start in range(0, size, step)]
+        return all(np.array_equal(first.read(*at), second.read(*at)) for at in ranges)
 
     def _require_known(self) -> None:
         unknown = sorted(self._changed - set(self.entries))

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -157,9 +158,10 @@ def test_a_method_on_adapters_is_the_method_on_the_folded_models(
     tmp_path: Path, method: str
 ) -> None:
     """At full rank; modules that only one of them has are unchanged by the other."""
-    # without a common module model_stock has nothing to agree on
     kind = "same modules" if method == "model_stock" else "other modules"
     base, *pair = two(tmp_path, kind)
+    if method == "model_stock":  # it keeps what the changes have in common, so they need something
+        pair[1] = perturbed(pair[0], tmp_path / "near")
     weights = (0.7, 0.4) if method not in ("sce", "model_stock") else None
     meant = Soup(
         adapters=tuple(pair),
@@ -193,6 +195,15 @@ def test_a_method_on_adapters_is_the_method_on_the_folded_models(
         apart = np.abs(change - expected) > 1e-5
         assert apart.mean() < 0.005, path
         assert np.abs(expected).max() > 1e-3
+
+
+def perturbed(adapter: Path, folder: Path) -> Path:
+    """A copy with noise."""
+    shutil.copytree(adapter, folder)
+    file = folder / "adapter_model.safetensors"
+    torch.manual_seed(7)
+    save_file({n: t + 0.05 * torch.randn_like(t) for n, t in load_file(file).items()}, file)
+    return folder
 
 
 def test_ties_of_two_opposite_changes_keeps_the_stronger(tmp_path: Path) -> None:
@@ -451,6 +462,20 @@ def test_the_command_line_makes_soups_and_compresses(
     ):
         assert main(["adapter", "soup", *pair, str(tmp_path / "no"), *wrong]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_soup_on_the_real_model_gives_the_logits_of_both(tmp_path: Path, embedded: Path) -> None:
+    pair = [
+        make_adapter(embedded, tmp_path / str(i), seed=i, r=8, target_modules=["q_proj", "up_proj"])
+        for i in (1, 2)
+    ]
+    for name, cut in (("all", None), ("cut", Cut(rank=16))):
+        record = soup(Soup(adapters=tuple(pair), weights=(1, 1), cut=cut), tmp_path / name)
+        assert len(record["modules"]) == 60 and record["error"] < 1e-12
+    expected = live(embedded, *pair)
+    bound = 1e-5 * float(expected.abs().max())
+    for name in ("all", "cut"):
+        torch.testing.assert_close(live(embedded, tmp_path / name), expected, atol=bound, rtol=0)
 
 
 def test_a_folder_that_is_no_adapter_is_an_error(tmp_path: Path) -> None:
