@@ -43,7 +43,12 @@ kept.
 def add(sub: Sub) -> None:
     """The group and its commands."""
     group = command(sub, "adapter", "add up, cut, extract or fold LoRA adapters", _ADAPTER)
-    group.set_defaults(action=lambda given: group.print_help() or 0)
+
+    def show_help(_: Namespace) -> int:
+        group.print_help()
+        return 0
+
+    group.set_defaults(action=show_help)
     inner = group.add_subparsers(metavar="WHAT", title="what")
     _add_soup(inner)
     _add_compress(inner)

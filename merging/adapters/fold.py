@@ -87,8 +87,8 @@ def _training_of(folder: Path) -> Mapping[str, Any]:
 
 
 def _stored_dtype(meant: Fold) -> str:
-    weights = open_weights(_name(meant, "16bit", None))
-    return NAMES[max((entry.dtype for entry in weights.entries.values()), key=list(NAMES).index)]
+    entries = open_weights(_name(meant, "16bit", None)).entries.values()
+    return NAMES[max(entries, key=lambda entry: entry.size).dtype]
 
 
 def _without_measuring(meant: Fold, qlora: bool) -> Base:

@@ -80,6 +80,8 @@ def test_biases_are_kept_whole(tmp_path: Path) -> None:
     assert config_of(tmp_path / "out")["bias"] == "all"
     found = live(tmp_path / "base", tmp_path / "out")
     torch.testing.assert_close(found, plain(tuned), atol=1e-4, rtol=0)
+    fold(tmp_path / "base", tmp_path / "out", tmp_path / "folded")
+    torch.testing.assert_close(plain(tmp_path / "folded"), plain(tuned), atol=1e-4, rtol=0)
     names = load_file(tmp_path / "out" / "adapter_model.safetensors")
     assert "base_model.model.model.layers.0.self_attn.q_proj.base_layer.bias" in names
 
