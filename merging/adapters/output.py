@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from dualign import __version__
+from dualign.checkpoints.checkpoint import read_json
 from dualign.checkpoints.shards import TOKENIZER_FILES
 from dualign.errors import CheckpointError, MergeError
 from dualign.merging.adapters.lowrank import LowRank
 from dualign.merging.provenance import hashes
+from dualign.merging.verify import require_hashes
 from dualign.rundir import publish, work_folder, write_json
 
 ADAPTER_JSON = "adapter.json"
@@ -110,3 +112,23 @@ def write_record(
     }
     write_json(work / ADAPTER_JSON, record)
     return record
+
+
+def verify_adapter(folder: Path) -> dict[str, int]:
+    """How many files of an adapter that was made here, and of its inputs, are what adapter.json says.
+
+    Raises:
+        CheckpointError: a file isn't there, or adapter.json isn't whole.
+        MergeError: a file was changed.
+    """
+    record = read_json(folder / ADAPTER_JSON)
+    try:
+        outputs = {folder / name: digest for name, digest in record["outputs"].items()}
+        inputs = {
+            Path(file): sha for one in record["inputs"] for file, sha in one["sha256"].items()
+        }
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{folder / ADAPTER_JSON}: isn't whole ({error!r})") from None
+    require_hashes(outputs, "was changed after it was written")
+    require_hashes(inputs, "isn't the file that the adapter was made of")
+    return {"outputs": len(outputs), "inputs": len(inputs)}

@@ -316,6 +316,23 @@ def test_the_record_has_the_hashes_of_what_went_in_and_came_out(tmp_path: Path) 
     assert record["base_model"] == str(base)
 
 
+def test_verify_finds_a_changed_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, first, second = two(tmp_path)
+    out = tmp_path / "out"
+    soup(Soup(adapters=(first, second)), out)
+    assert main(["verify", str(out)]) == 0
+    assert f"{out}: 2 files and 4 inputs have their hashes" in capsys.readouterr().out
+    (second / "adapter_config.json").write_text("{}")
+    assert main(["verify", str(out)]) == 2
+    assert "isn't the file that the adapter was made of: sha256" in capsys.readouterr().err
+    edit_config(out, r=1)
+    assert main(["verify", str(out)]) == 2
+    assert "adapter_config.json: was changed after it was written" in capsys.readouterr().err
+    (out / "adapter.json").write_text("{}")
+    assert main(["verify", str(out)]) == 2
+    assert "adapter.json: isn't whole (KeyError('outputs'))" in capsys.readouterr().err
+
+
 def test_the_same_soup_is_the_same_bytes(tmp_path: Path) -> None:
     _, *pair = two(tmp_path)
     for name in ("one", "two"):
