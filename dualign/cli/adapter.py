@@ -257,6 +257,9 @@ def _say(record: Mapping[str, Any], out: str) -> int:
     worst = sorted(modules, key=lambda path: -modules[path]["error"])[:3] if record["error"] else []
     for path in worst:
         say(f"  {modules[path]['error']:.2e}  {path}")
+    if record["error_by_rank"]:
+        errors = (f"{rank}: {error:.1e}" for rank, error in record["error_by_rank"].items())
+        say(f"cut at rank ... the error is: {', '.join(errors)}")
     if record.get("whole"):
         say(
             f"kept whole: {len(record['whole'])} modules that aren't linear, {record['whole'][0]} first"

@@ -4,7 +4,7 @@ Shapes: O out, I in, R rank. Everything is float64.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -58,6 +58,8 @@ class LowRank:
     """the Frobenius norm of the matrix"""
     error: float
     """the Frobenius norm of what is missing"""
+    values: Array
+    """the singular values of the matrix, the largest first, as far as they are known"""
 
 
 def truncate(B_OK: Array, A_KI: Array, cut: Cut) -> LowRank:
@@ -75,6 +77,7 @@ def truncate(B_OK: Array, A_KI: Array, cut: Cut) -> LowRank:
         A_RI=np.sqrt(values[:kept])[:, None] * (Vt[:kept] @ right.T),
         norm=float(np.linalg.norm(values)),
         error=float(np.linalg.norm(values[kept:])),
+        values=values,
     )
 
 
@@ -87,7 +90,7 @@ def approximate(D_OI: Array, cut: Cut, *, key: int = 0) -> LowRank:
     """
     if D_OI.shape[0] > D_OI.shape[1]:
         turned = approximate(D_OI.T, cut, key=key)
-        return LowRank(B_OR=turned.A_RI.T, A_RI=turned.B_OR.T, norm=turned.norm, error=turned.error)
+        return replace(turned, B_OR=turned.A_RI.T, A_RI=turned.B_OR.T)
     basis = None
     if cut.rank is not None and D_OI.shape[0] > max(EXACT_UP_TO, 2 * cut.rank):
         basis = _leading(D_OI, cut.rank, key)
@@ -103,7 +106,11 @@ def approximate(D_OI: Array, cut: Cut, *, key: int = 0) -> LowRank:
     roots[roots == 0] = 1  # nothing changed
     B_OR, A_RI = U * roots, (U.T @ D_OI) / roots[:, None]
     return LowRank(
-        B_OR=B_OR, A_RI=A_RI, norm=float(np.linalg.norm(D_OI)), error=_distance(D_OI, B_OR, A_RI)
+        B_OR=B_OR,
+        A_RI=A_RI,
+        norm=float(np.linalg.norm(D_OI)),
+        error=_distance(D_OI, B_OR, A_RI),
+        values=values,
     )
 
 

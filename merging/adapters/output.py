@@ -32,6 +32,8 @@ class Kept:
     """the Frobenius norm of the change that was meant"""
     error: float
     """that of what is missing"""
+    values: tuple[float, ...] = ()
+    """the singular values that are known; none when nothing was cut"""
 
     @property
     def relative(self) -> float:
@@ -40,13 +42,37 @@ class Kept:
 
 def kept_of(found: LowRank) -> Kept:
     """The account of a truncation."""
-    return Kept(rank=len(found.A_RI), norm=found.norm, error=found.error)
+    return Kept(
+        rank=len(found.A_RI),
+        norm=found.norm,
+        error=found.error,
+        values=tuple(map(float, found.values)),
+    )
 
 
 def overall(kept: Mapping[str, Kept]) -> float:
     """The relative Frobenius error of all modules taken together."""
     norm = sqrt(fsum(one.norm**2 for one in kept.values()))
     return sqrt(fsum(one.error**2 for one in kept.values())) / norm if norm else 0.0
+
+
+def by_rank(kept: Mapping[str, Kept]) -> dict[int, float]:
+    """The overall relative error if every module were cut at rank 1, 2, 4, ... as far as that is known."""
+    if not all(one.values for one in kept.values()):
+        return {}
+    # Of large layers only the leading values are known; of the others all, and what follows is zero.
+    partly = [
+        one for one in kept.values() if fsum(v**2 for v in one.values) < 0.999999 * one.norm**2
+    ]
+    known = min(
+        (len(one.values) for one in partly), default=max(len(one.values) for one in kept.values())
+    )
+    square = fsum(one.norm**2 for one in kept.values())
+    found: dict[int, float] = {}
+    for rank in (2**power for power in range(known.bit_length()) if square):
+        held = fsum(value**2 for one in kept.values() for value in one.values[:rank])
+        found[rank] = sqrt(max(1 - held / square, 0))
+    return found
 
 
 @contextmanager
@@ -104,6 +130,7 @@ def write_record(
         ],
         "outputs": {file.name: digests[file] for file in outputs},
         "error": overall(kept),
+        "error_by_rank": by_rank(kept),
         "modules": {
             path: {"rank": one.rank, "norm": one.norm, "error": one.relative}
             for path, one in kept.items()

@@ -111,6 +111,9 @@ def test_cut_to_a_rank_the_error_reported_is_the_error(tmp_path: Path, kind: str
         reported = record["modules"][path]
         assert reported["error"] == pytest.approx(missing[path] / np.linalg.norm(values), abs=1e-5)
         assert reported["rank"] == 2
+    again = soup(Soup(adapters=tuple(pair), weights=(1, 1), cut=Cut(rank=4)), tmp_path / "four")
+    assert record["error_by_rank"][2] == pytest.approx(record["error"], abs=1e-7)
+    assert record["error_by_rank"][4] == pytest.approx(again["error"], abs=1e-7)
     whole = math.hypot(*missing.values()) / math.hypot(*map(np.linalg.norm, expected.values()))
     assert record["error"] == pytest.approx(whole, abs=1e-5)
 
@@ -463,6 +466,7 @@ def test_the_command_line_makes_soups_and_compresses(
     shown = capsys.readouterr().out
     error = json.loads((tmp_path / "out" / "adapter.json").read_text())["error"]
     assert f"21 modules, rank 4; relative error {error:.2e}" in shown
+    assert f", 4: {error:.1e}, 8: " in shown
     assert main(["adapter", "compress", out, str(tmp_path / "less"), "--energy", "0.5"]) == 0
     assert main(["adapter", "compress", out, str(tmp_path / "less"), "--rank", "2"]) == 2
     assert "is there already; choose another folder, or use --force" in capsys.readouterr().err
