@@ -39,14 +39,20 @@ def verify_folder(out: Path, *, tensors: int = 3, seed: int = 0) -> Verdict:
         merge, drawn = from_json(record["merge"]), int(record["seed"])
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{out / MERGE_JSON}: isn't whole ({error!r})") from None
-    _require_same(shards, "was changed after it was written")
-    _require_same(inputs, "isn't the file that was merged")
+    require_hashes(shards, "was changed after it was written")
+    require_hashes(inputs, "isn't the file that was merged")
     prepared = prepare(merge, seed=drawn)
     checked = recompute(out, prepared.weights, count=tensors, seed=seed)
     return Verdict(shards=len(shards), inputs=len(inputs), tensors=checked.tensors)
 
 
-def _require_same(expected: Mapping[Path, Any], otherwise: str) -> None:
+def require_hashes(expected: Mapping[Path, Any], otherwise: str) -> None:
+    """Check files against their SHA-256; `otherwise` says what it means when one differs.
+
+    Raises:
+        CheckpointError: a file isn't there.
+        MergeError: a file has another hash.
+    """
     for file in expected:
         if not file.is_file():
             raise CheckpointError(f"{file}: is gone; it can't be verified without it")

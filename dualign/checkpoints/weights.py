@@ -3,7 +3,8 @@
 The base may be an adapter itself, as a stage that trains on another stage's adapter leaves it.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,36 +12,56 @@ from dualign.checkpoints.checkpoint import Checkpoint, Weights
 from dualign.checkpoints.embedded import embedded_model
 from dualign.errors import CheckpointError
 
+_NF4 = re.compile(r"nf4(-(?P<dtype>bfloat16|float16|float32))?:")
+
 
 def open_weights(model: Path | str) -> Weights:
     """The weights of a folder, hub id or embedded model, its adapters folded in as they are read.
 
-    Only headers and adapters are read now.
+    `base+adapter` names the base of an adapter. `nf4:MODEL` (or nf4-bfloat16:MODEL, with the type that it was trained
+    in) has the base of MODEL as QLoRA training saw it. Only headers and adapters are read now.
 
     Raises:
         CheckpointError: a folder or file is missing or broken.
         MergeError: the weights can't be used exactly as the model would use them.
     """
     name = str(model)
+    nf4 = _NF4.match(name)
+    seen_as = _round_trip(nf4["dtype"]) if nf4 else _as_it_is
+    name = name[nf4.end() :] if nf4 else name
     if "+" in name and not Path(name).exists():
-        return _with_adapters(name)
-    return _open(_find(name), ())
+        return _with_adapters(name, seen_as)
+    return _open(find_folder(name), (), seen_as)
 
 
-def _with_adapters(name: str) -> Weights:
+SeenAs = Callable[[Weights], Weights]
+"""what becomes of the innermost base"""
+
+
+def _as_it_is(base: Weights) -> Weights:
+    return base
+
+
+def _round_trip(dtype: str | None) -> SeenAs:
+    from dualign.checkpoints.nf4 import RoundTripped
+
+    return lambda base: RoundTripped(base, dtype=dtype)
+
+
+def _with_adapters(name: str, seen_as: SeenAs) -> Weights:
     """`base+adapter`, as mergekit writes it: the base is the one named here."""
     from dualign.checkpoints.folding import Adapted
     from dualign.checkpoints.lora import read_adapter
 
     base, *adapters = name.split("+")
-    weights = _open(_find(base), ())
+    weights = _open(find_folder(base), (), seen_as)
     for adapter in adapters:
-        weights = Adapted(weights, read_adapter(_require_folder(_find(adapter))))
+        weights = Adapted(weights, read_adapter(_require_folder(find_folder(adapter))))
     return weights
 
 
-def _find(name: str, *, revision: str | None = None) -> Path:
-    """The folder of a path, an embedded model or a hub id, which may end in @revision."""
+def find_folder(name: str, *, revision: str | None = None) -> Path:
+    """The folder of a path, an embedded model or a hub id, which may end in @revision; a path may not be there."""
     if name.startswith("embedded:"):
         return embedded_model(name)
     folder = Path(name)
@@ -51,19 +72,20 @@ def _find(name: str, *, revision: str | None = None) -> Path:
     return from_hub(name, revision=revision or wanted or None)
 
 
-def _open(folder: Path, outer: tuple[Path, ...]) -> Weights:
+def _open(folder: Path, outer: tuple[Path, ...], seen_as: SeenAs) -> Weights:
     if _require_folder(folder).resolve() in outer:
         raise CheckpointError(
             f"{folder}: the adapter names itself as its base: {' -> '.join(map(str, outer))}"
         )
     if not (folder / "adapter_config.json").is_file():
-        return Checkpoint(folder)
+        return seen_as(Checkpoint(folder))
     # Only adapters need torch.
     from dualign.checkpoints.folding import Adapted
     from dualign.checkpoints.lora import read_adapter
 
     adapter = read_adapter(folder)
-    return Adapted(_open(find_base(folder, adapter.config), (*outer, folder.resolve())), adapter)
+    inner = _open(find_base(folder, adapter.config), (*outer, folder.resolve()), seen_as)
+    return Adapted(inner, adapter)
 
 
 def find_base(folder: Path, config: Mapping[str, Any]) -> Path:
@@ -82,7 +104,7 @@ def find_base(folder: Path, config: Mapping[str, Any]) -> Path:
     if (folder / name).is_dir():
         return folder / name
     try:
-        return _require_folder(_find(name, revision=config.get("revision")))
+        return _require_folder(find_folder(name, revision=config.get("revision")))
     except CheckpointError as error:
         raise CheckpointError(
             f"{folder}/adapter_config.json: base_model_name_or_path: {error}"

@@ -24,7 +24,9 @@ def add(sub: Sub) -> None:
     """The three commands."""
     _add_merge(sub)
     verify_parser = command(sub, "verify", "check a merged folder against its merge.json", _VERIFY)
-    verify_parser.add_argument("out", metavar="OUT", help="a folder that dualign merge wrote")
+    verify_parser.add_argument(
+        "out", metavar="OUT", help="a folder that dualign merge or adapter wrote"
+    )
     verify_parser.add_argument(
         "--tensors",
         type=int,
@@ -123,6 +125,12 @@ def verify(given: Namespace) -> int:
     from dualign.cli.commands import say
     from dualign.merging.verify import verify_folder
 
+    if (Path(given.out) / "adapter.json").is_file():
+        from dualign.merging.adapters.output import verify_adapter
+
+        found = verify_adapter(Path(given.out))
+        say(f"{given.out}: {found['outputs']} files and {found['inputs']} inputs have their hashes")
+        return 0
     verdict = verify_folder(Path(given.out), tensors=given.tensors)
     say(
         f"{given.out}: {verdict.shards} shards and {verdict.inputs} inputs have their hashes; "
