@@ -1,6 +1,7 @@
 """SHA-256 of files: while they are written, and remembered."""
 
 import hashlib
+import itertools
 import os
 import random
 from pathlib import Path
@@ -12,7 +13,7 @@ from dualign.fingerprint import Digests
 def test_a_file_written_in_any_order_has_the_hash_of_its_bytes(tmp_path: Path) -> None:
     content = random.Random(0).randbytes(700_001)
     cuts = [0, *sorted(random.Random(1).sample(range(1, len(content)), 9)), len(content)]
-    stretches = list(zip(cuts, cuts[1:], strict=False))
+    stretches = list(itertools.pairwise(cuts))
     for seed in range(5):
         random.Random(seed).shuffle(stretches)
         handle = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT | os.O_TRUNC)
