@@ -27,6 +27,7 @@ class Following:
     def __init__(self, handle: int) -> None:
         self._handle = handle
         self._digest = hashlib.sha256()
+        self._buffer = memoryview(bytearray(_READ))
         self._place = 0
         self._written: dict[int, int] = {}
 
@@ -35,9 +36,10 @@ class Following:
         self._written[start] = stop
         while (end := self._written.pop(self._place, self._place)) > self._place:
             while self._place < end:
-                piece = os.pread(self._handle, min(_READ, end - self._place), self._place)
-                self._digest.update(piece)
-                self._place += len(piece)
+                piece = self._buffer[: end - self._place]
+                size = os.preadv(self._handle, [piece], self._place)
+                self._digest.update(piece[:size])
+                self._place += size
 
     def hexdigest(self) -> str:
         """Of what was read."""

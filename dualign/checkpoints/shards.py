@@ -72,7 +72,7 @@ def write_weights(
     total = _bytes(planned)
     with (
         ThreadPoolExecutor(threads or processors()) as pool,
-        progress(total, f"writing {out.name}", done=total - left) as bar,
+        progress(total, "writing", done=total - left) as bar,
     ):
         digests = {
             file: sha256(file)
