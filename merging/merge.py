@@ -9,7 +9,8 @@ after the last.
 """
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,13 @@ import numpy as np
 
 from dualign.checkpoints.checkpoint import Checkpoint, Weights
 from dualign.checkpoints.numbers import narrow, widen
-from dualign.checkpoints.shards import PIECE, write_side_files, write_weights
+from dualign.checkpoints.shards import (
+    PIECE,
+    processors,
+    progress,
+    write_side_files,
+    write_weights,
+)
 from dualign.checkpoints.weights import open_weights
 from dualign.errors import MergeError
 from dualign.merging.catalogue import METHODS
@@ -26,7 +33,7 @@ from dualign.merging.config import Merge, MergeStage, merge_problems
 from dualign.merging.merged import Merged
 from dualign.merging.plan import Models, config_of, plan
 from dualign.merging.preflight import Choices, check
-from dualign.merging.provenance import hashes, weights_applied, write_merge_json
+from dualign.merging.provenance import hashes, remembered, weights_applied, write_merge_json
 from dualign.merging.record import to_json
 from dualign.rundir import Outcome
 
@@ -118,7 +125,7 @@ def write(
 ) -> dict[str, Any]:
     """Write weights, side files and merge.json into `work`; returns what merge.json says."""
     merge, weights = prepared.merge, prepared.weights
-    files = write_weights(weights, work, dtype=merge.dtype, threads=threads, resume=resume)
+    shards = write_weights(weights, work, dtype=merge.dtype, threads=threads, resume=resume)
     write_side_files(
         weights,
         work,
@@ -126,15 +133,16 @@ def write(
         tokenizer=prepared.models[prepared.tokenizer_donor],
         chat_template=merge.chat_template,
     )
-    verified = recompute(work, weights, seed=seed)
-    inputs = hashes([*weights.files, *files], threads)
+    verified = recompute(work, weights, seed=seed, threads=threads)
+    with remembered() as digests:
+        inputs = hashes(weights.files, digests, threads)
     record: dict[str, Any] = {
         "method": merge.method,
         "dtype": merge.dtype,
         "seed": seed,
         "tensors": len(weights.entries),
-        "bytes": sum(file.stat().st_size for file in files),
-        "shards": {file.name: inputs[file] for file in files},
+        "bytes": sum(file.stat().st_size for file in shards),
+        "shards": {file.name: digest for file, digest in shards.items()},
         "models": [
             {
                 "model": name,
@@ -161,7 +169,14 @@ class Verified:
     tensors: tuple[str, ...]
 
 
-def recompute(out: Path, weights: Weights, *, seed: int, count: int = VERIFIED_TENSORS) -> Verified:
+def recompute(
+    out: Path,
+    weights: Weights,
+    *,
+    seed: int,
+    count: int = VERIFIED_TENSORS,
+    threads: int | None = None,
+) -> Verified:
     """Compute `count` tensors of `out`, drawn by `seed`, again; the bytes must be the same.
 
     Raises:
@@ -170,16 +185,28 @@ def recompute(out: Path, weights: Weights, *, seed: int, count: int = VERIFIED_T
     written = Checkpoint(out)
     names = sorted(written.entries)
     drawn = tuple(random.Random(seed).sample(names, min(count, len(names))))
-    for name in drawn:
-        entry = written.entries[name]
-        again, there = weights.reader(name), written.reader(name)
-        step = again.step or PIECE
-        for start in range(0, entry.size, step):
-            stop = min(start + step, entry.size)
-            expected = widen(narrow(again.read(start, stop), entry.dtype), entry.dtype)
-            if not np.array_equal(expected, there.read(start, stop)):
-                raise MergeError(
-                    f"{out}: {name} reads back differently from what the inputs give, from element "
-                    f"{start} on; check the disk, and merge again"
-                )
+    total = sum(written.entries[name].nbytes for name in drawn)
+    with (
+        ThreadPoolExecutor(threads or processors()) as pool,
+        progress(total, "computing again") as bar,
+    ):
+        for _ in pool.map(lambda name: _require_same(written, weights, name, bar.update), drawn):
+            pass
     return Verified(tensors=drawn)
+
+
+def _require_same(
+    written: Checkpoint, weights: Weights, name: str, advance: Callable[[int], object]
+) -> None:
+    entry = written.entries[name]
+    again, there = weights.reader(name), written.reader(name)
+    step = again.step or PIECE
+    for start in range(0, entry.size, step):
+        stop = min(start + step, entry.size)
+        expected = widen(narrow(again.read(start, stop), entry.dtype), entry.dtype)
+        if not np.array_equal(expected, there.read(start, stop)):
+            raise MergeError(
+                f"{written.folder}: {name} reads back differently from what the inputs give, from "
+                f"element {start} on; check the disk, and merge again"
+            )
+        advance((stop - start) * (entry.nbytes // entry.size))

@@ -7,6 +7,7 @@ from typing import Any
 
 from dualign.checkpoints.checkpoint import read_json
 from dualign.errors import CheckpointError, MergeError
+from dualign.fingerprint import Digests
 from dualign.merging.merge import prepare, recompute
 from dualign.merging.provenance import MERGE_JSON, hashes
 from dualign.merging.record import from_json
@@ -56,6 +57,6 @@ def require_hashes(expected: Mapping[Path, Any], otherwise: str) -> None:
     for file in expected:
         if not file.is_file():
             raise CheckpointError(f"{file}: is gone; it can't be verified without it")
-    for file, digest in hashes(list(expected)).items():
+    for file, digest in hashes(list(expected), Digests()).items():
         if digest != expected[file]:
             raise MergeError(f"{file}: {otherwise}: sha256 {digest}, expected {expected[file]}")
