@@ -12,10 +12,11 @@ from dualign.checkpoints.embedded import embedded_model
 from dualign.errors import CheckpointError
 
 
-def open_weights(model: Path | str) -> Weights:
+def open_weights(model: Path | str, *, allow_pickle: bool = False) -> Weights:
     """The weights of a folder, hub id or embedded model, its adapters folded in as they are read.
 
-    Only headers and adapters are read now.
+    Only headers and adapters are read now. `allow_pickle` reads pytorch_model.bin where there are
+    no safetensors.
 
     Raises:
         CheckpointError: a folder or file is missing or broken.
@@ -23,23 +24,23 @@ def open_weights(model: Path | str) -> Weights:
     """
     name = str(model)
     if "+" in name and not Path(name).exists():
-        return _with_adapters(name)
-    return _open(_find(name), ())
+        return _with_adapters(name, pickles=allow_pickle)
+    return _open(_find(name, pickles=allow_pickle), (), pickles=allow_pickle)
 
 
-def _with_adapters(name: str) -> Weights:
+def _with_adapters(name: str, *, pickles: bool) -> Weights:
     """`base+adapter`, as mergekit writes it: the base is the one named here."""
     from dualign.checkpoints.folding import Adapted
     from dualign.checkpoints.lora import read_adapter
 
     base, *adapters = name.split("+")
-    weights = _open(_find(base), ())
+    weights = _open(_find(base, pickles=pickles), (), pickles=pickles)
     for adapter in adapters:
         weights = Adapted(weights, read_adapter(_require_folder(_find(adapter))))
     return weights
 
 
-def _find(name: str, *, revision: str | None = None) -> Path:
+def _find(name: str, *, revision: str | None = None, pickles: bool = False) -> Path:
     """The folder of a path, an embedded model or a hub id, which may end in @revision."""
     if name.startswith("embedded:"):
         return embedded_model(name)
@@ -48,22 +49,23 @@ def _find(name: str, *, revision: str | None = None) -> Path:
     if folder.exists() or is_path:
         return folder
     name, _, wanted = name.partition("@")
-    return from_hub(name, revision=revision or wanted or None)
+    return from_hub(name, revision=revision or wanted or None, pickles=pickles)
 
 
-def _open(folder: Path, outer: tuple[Path, ...]) -> Weights:
+def _open(folder: Path, outer: tuple[Path, ...], *, pickles: bool = False) -> Weights:
     if _require_folder(folder).resolve() in outer:
         raise CheckpointError(
             f"{folder}: the adapter names itself as its base: {' -> '.join(map(str, outer))}"
         )
     if not (folder / "adapter_config.json").is_file():
-        return Checkpoint(folder)
+        return Checkpoint(folder, allow_pickle=pickles)
     # Only adapters need torch.
     from dualign.checkpoints.folding import Adapted
     from dualign.checkpoints.lora import read_adapter
 
     adapter = read_adapter(folder)
-    return Adapted(_open(find_base(folder, adapter.config), (*outer, folder.resolve())), adapter)
+    base = find_base(folder, adapter.config)
+    return Adapted(_open(base, (*outer, folder.resolve()), pickles=pickles), adapter)
 
 
 def find_base(folder: Path, config: Mapping[str, Any]) -> Path:
@@ -95,12 +97,17 @@ def _require_folder(folder: Path) -> Path:
     return folder
 
 
-def from_hub(name: str, *, revision: str | None = None) -> Path:
-    """The local snapshot of a hub id, fetched if it isn't there and HF_HUB_OFFLINE isn't set."""
+def from_hub(name: str, *, revision: str | None = None, pickles: bool = False) -> Path:
+    """The local snapshot of a hub id, fetched if it isn't there and HF_HUB_OFFLINE isn't set.
+
+    Pickles are fetched only when they are asked for.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
     wanted = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt"]
+    if pickles:
+        wanted.append("pytorch_model*.bin")
     try:
         return Path(str(snapshot_download(name, revision=revision, allow_patterns=wanted)))
     except (HFValidationError, OSError) as error:

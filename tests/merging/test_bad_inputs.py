@@ -132,7 +132,7 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     "index empty": (index({}), "expected a weight_map with tensors"),
     "index a list": (index([]), "expected a weight_map with tensors"),
     "shard missing": (lost_shard, "model-00002-of-00002.safetensors: no such file"),
-    "index stale": (swapped_index, "isn't in model.safetensors.index.json"),
+    "index stale": (swapped_index, "isn't in the index of its folder"),
     "file beside index": (lambda b: write_json(b / "model.safetensors.index.json", {}), "remove the one that is stale"),
     "tied in name only": (tied_in_name, "lm_head.weight and model.embed_tokens.weight differ"),
     "untied without head": (rewrite(tie_word_embeddings=False), "there is no lm_head.weight"),

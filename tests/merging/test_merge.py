@@ -326,11 +326,11 @@ def test_a_revision_is_asked_of_the_hub(
 ) -> None:
     asked = []
 
-    def from_hub(name: str, *, revision: str | None = None) -> Path:
-        asked.append((name, revision))
+    def from_hub(name: str, *, revision: str | None = None, pickles: bool = False) -> Path:
+        asked.append((name, revision, pickles))
         return make_model("fetched", seed=1)
 
     monkeypatch.setattr("dualign.checkpoints.weights.from_hub", from_hub)
     (tmp_path / "m.yml").write_text("merge_method: passthrough\nmodels: [{model: org/name@abc}]\n")
     merge_into(load(tmp_path / "m.yml"), tmp_path / "out")
-    assert asked == [("org/name", "abc")]
+    assert asked == [("org/name", "abc", False)]
