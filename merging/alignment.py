@@ -121,21 +121,18 @@ def _require_one_way_to_cut(known: Mapping[str, Vocabulary]) -> None:
 
 def _lead(known: Mapping[str, Vocabulary], merge: Merge, donor: str) -> str:
     """The model whose tokenizer makes the pieces of all: the donor if it can."""
-    lacks = {
-        name: {one: missing_in(whole, part) for one, part in known.items()}
-        for name, whole in known.items()
-    }
     order = [donor] if merge.tokenizer_from is not None else [donor, *known]
     for name in order:
-        if not any(lacks[name].values()):
+        if not any(missing_in(known[name], one) for one in known.values()):
             return name
-    other = next(name for name, lack in lacks[donor].items() if lack)
+    other = next(name for name, one in known.items() if missing_in(known[donor], one))
+    lacks = missing_in(known[other], known[donor])
     raise MergeError(
         f"{known[donor].file.parent} and {known[other].file.parent}: no union: "
-        f"{_some(lacks[donor][other])} of the second can't be made by the first's tokenizer"
+        f"{_some(missing_in(known[donor], known[other]))} of the second can't be made by the first's tokenizer"
         + (
-            f", nor {_some(lacks[other][donor])} of the first by the second's"
-            if lacks[other][donor]
+            f", nor {_some(lacks)} of the first by the second's"
+            if lacks
             else ", which tokenizer_from names"
         )
         + "; a union needs a tokenizer that makes the pieces of all; "
@@ -149,7 +146,7 @@ def _new_tokens(
     """What is added to the lead's tokens: those of the others, and those that the config lists."""
     ids = known[lead].ids
     new: dict[str, Mapping[str, Any]] = {}
-    for name, one in known.items() if wanted.union else ():
+    for one in known.values() if wanted.union else ():
         for token, entry in one.added.items():
             if token not in ids:
                 new.setdefault(token, entry)
@@ -158,8 +155,6 @@ def _new_tokens(
                     f"{one.file}: {token!r} is an added token, and in {known[lead].file} one that "
                     f"text is cut into like any other; add it to the tokenizer of {lead} too"
                 )
-        # Pieces that only this model has can't be: the lead makes all of them.
-        assert all(token in ids or token in new for token in one.pieces), name
     for row in wanted.rows:
         if row.token not in ids:
             new.setdefault(row.token, _plain(row.token))
@@ -181,11 +176,10 @@ def _size(vocabulary: Vocabulary, multiple: int | None) -> int:
 def _own(mine: Vocabulary, merged: Vocabulary) -> Array:
     own = np.full(merged.rows, -1, np.int64)
     padding = np.ones(merged.rows, bool)
-    for token, place in merged.ids.items():
-        padding[place] = False
-        row = mine.ids.get(token, -1)
-        if row < mine.rows:
-            own[place] = row
+    places = np.fromiter(merged.ids.values(), np.int64, len(merged.ids))
+    rows = np.fromiter((mine.ids.get(one, -1) for one in merged.ids), np.int64, len(places))
+    padding[places] = False
+    own[places] = np.where(rows < mine.rows, rows, -1)
     here = np.arange(min(mine.rows, merged.rows))
     free = padding[: len(here)] & ~np.isin(here, list(mine.ids.values()))
     own[here[free]] = here[free]

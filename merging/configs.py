@@ -49,8 +49,10 @@ def config_differences(first: Weights, other: Weights, *, slices: bool) -> dict[
 def _settled(config: Mapping[str, Any]) -> dict[str, Any]:
     """The rotary settings in the form that transformers writes since release 5."""
     settled = dict(config)
-    if "rope_theta" in settled and not settled.get("rope_parameters"):
-        scaling = settled.pop("rope_scaling", None) or {}
+    scaling = settled.get("rope_scaling") or {}
+    old = "rope_theta" in settled and not settled.get("rope_parameters")
+    if old and isinstance(scaling, dict):
+        settled.pop("rope_scaling", None)
         kind = scaling.get("rope_type", scaling.get("type", "default"))
         settled["rope_parameters"] = {
             **{key: value for key, value in scaling.items() if key != "type"},
@@ -115,12 +117,13 @@ def _names(node: ast.ClassDef, model_type: str) -> bool:
 
 
 def _with_defaults(weights: Weights, _keys: Iterable[str]) -> dict[str, Any]:
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     config = dict(weights.config)
     model_type = config.pop("model_type", None)
     try:
         return dict(AutoConfig.for_model(model_type, **config).to_dict())
-    except ValueError:
-        # An architecture that transformers doesn't know: compare what is written.
+    except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError):
+        # An architecture, or a value, that transformers doesn't take: compare what is written.
         return dict(weights.config)

@@ -110,9 +110,8 @@ def _merge(file: MergeFile, document: Document, folder: Path, named: Mapping[str
         allow_pickle=file.allow_pickle,
     )
     inner = {name: named[name] for name in merge.models() if name in named}
-    key, source = ("tokenizer_source", file.tokenizer_source)
-    if file.tokenizer is not None:
-        key, source = ("tokenizer", file.tokenizer.source)
+    key = "tokenizer_source" if file.tokenizer is None else "tokenizer"
+    source = file.tokenizer_source if file.tokenizer is None else file.tokenizer.source
     tokenizer = merge.tokenizer_from
     if source not in (None, "union"):
         tokenizer = base if source == "base" else place(source)

@@ -171,7 +171,7 @@ class MergeFile:
         return found + self._slice_problems()
 
     def _tokenizer_problems(self) -> list[tuple[str, str]]:
-        sources = {"tokenizer_source": self.tokenizer_source}
+        sources: dict[str, str | FileReference | None] = {"tokenizer_source": self.tokenizer_source}
         if self.tokenizer is not None:
             sources["tokenizer"] = self.tokenizer.source
         given = {key: source for key, source in sources.items() if source is not None}

@@ -141,6 +141,7 @@ def check_configs(models: Sequence[Weights], choices: Choices) -> Iterator[Diffe
     """The keys of config.json, and the ids in generation_config.json, that differ."""
     for first, other in pairwise(models):
         for key, values in config_differences(first, other, slices=choices.slices).items():
+            problem: str | None
             if key == "vocab_size":
                 problem = f"models of different sizes can't be summed row by row: {VOCABULARY}"
             elif key == "tie_word_embeddings":

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dualign.checkpoints.checkpoint import Weights, embedding_name, read_json
-from dualign.checkpoints.shards import tokenizer_files
+from dualign.checkpoints.checkpoint import Weights, embedding_name, read_json, require_inside
+from dualign.checkpoints.shards import nearest_file, tokenizer_files
 from dualign.errors import MergeError
 from dualign.rundir import write_json
 
@@ -79,7 +79,10 @@ def read_tokenizers(models: Sequence[Weights]) -> list[Tokenizer]:
     read: dict[str, Mapping[str, Any]] = {}
     found: list[Tokenizer] = []
     for weights in models:
-        files = {file.name: file for file in tokenizer_files(weights)}
+        every = tokenizer_files(weights)
+        for one in [*every, *nearest_file(weights, "generation_config.json")]:
+            require_inside(one, one.parent)  # they will be copied
+        files = {file.name: file for file in every}
         folder, file = weights.folders[0], files.get(TOKENIZER)
         raw = {name: _hash(files[name]) for name in _RAW if name in files}
         if file is None:
@@ -120,7 +123,11 @@ def vocabulary_in(file: Path, content: Mapping[str, Any], rows: int = 0) -> Voca
     try:
         pieces, ids = _pieces(content["model"])
         added = {one["content"]: one for one in content.get("added_tokens") or ()}
-        ids |= {token: int(one["id"]) for token, one in added.items()}
+        ids |= {token: one["id"] for token, one in added.items()}
+        if not all(type(place) is int and place >= 0 for place in ids.values()):
+            raise ValueError("an id isn't a whole number")
+        if not all(isinstance(one, str | list) for one in content["model"].get("merges") or []):
+            raise ValueError("a merge isn't two pieces")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise MergeError(f"{file}: isn't a tokenizer that can be read ({error!r})") from None
     return Vocabulary(file=file, content=content, pieces=pieces, added=added, ids=ids, rows=rows)
@@ -167,14 +174,14 @@ def rows_of(weights: Weights) -> int:
 def _pieces(model: Mapping[str, Any]) -> tuple[Mapping[str, Any], dict[str, int]]:
     vocab = model["vocab"]
     if isinstance(vocab, dict):
-        return vocab, {str(token): int(place) for token, place in vocab.items()}
+        return vocab, dict(vocab)
     return dict(vocab), {token: place for place, (token, _) in enumerate(vocab)}
 
 
 def merges(vocabulary: Vocabulary) -> list[str]:
     """The merges of BPE, in order; older files write each as one text."""
     found = vocabulary.content["model"].get("merges") or ()
-    return [one if isinstance(one, str) else " ".join(one) for one in found]
+    return [one if isinstance(one, str) else " ".join(map(str, one)) for one in found]
 
 
 def cut(vocabulary: Vocabulary) -> dict[str, Any]:
@@ -192,7 +199,9 @@ def cut(vocabulary: Vocabulary) -> dict[str, Any]:
 
 def first_difference(first: Tokenizer, other: Tokenizer) -> tuple[str, Any, Any] | None:
     """The first token, or part of the tokenizer, in which two models differ, and what each has."""
-    if first.content is other.content or not (first.content and other.content):
+    if first.content is other.content or any(
+        one.file is None and not one.content for one in (first, other)
+    ):
         return None
     ours, theirs = (
         _comparable(vocabulary_in(one.file, one.content)) if one.file else one.content
@@ -217,6 +226,9 @@ def missing_in(whole: Vocabulary, part: Vocabulary) -> list[str]:
 
     With nothing missing, `whole` makes every piece that `part` makes.
     """
+    ours, theirs = (one.content["model"] for one in (whole, part))
+    if ours["vocab"] == theirs["vocab"] and ours.get("merges") == theirs.get("merges"):
+        return []
     scored = not _by_id(whole)
     pieces = [
         token

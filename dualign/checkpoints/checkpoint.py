@@ -236,7 +236,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 def _require_head(config: Mapping[str, Any], stored: Mapping[str, Entry], folder: Path) -> None:
     """An untied causal model without a head would get a random one when it is loaded."""
-    causal = any(str(one).endswith("ForCausalLM") for one in config.get("architectures") or ())
+    named = config.get("architectures")
+    causal = isinstance(named, list) and any(str(one).endswith("ForCausalLM") for one in named)
     untied = config.get("tie_word_embeddings") is False
     if (
         causal
@@ -319,9 +320,10 @@ def _require_listed(file: Path, stored: Mapping[str, Entry], listed: set[str] | 
     """Raise CheckpointError unless the index lists what is in the file; None: there is no index."""
     if listed is None:
         return
+    index = f"{'pytorch_model.bin' if file.suffix == '.bin' else 'model.safetensors'}.index.json"
     for name in sorted(set(stored) - listed):
         raise CheckpointError(
-            f"{file}: {name!r} isn't in the index of its folder; the index is stale or incomplete"
+            f"{file}: {name!r} isn't in {index}; the index is stale or incomplete"
         )
     for name in sorted(listed - set(stored)):
         raise CheckpointError(
