@@ -69,9 +69,9 @@ def align(
     sources = {**_defaults(vocabulary, own, merge.base_model, chosen_rows), **chosen_rows}
     return Alignment(
         lead=lead,
-        vocabulary=vocabulary,
+        vocabulary=vocabulary.slim(),
         new=tuple(one["content"] for one in new),
-        known=known,
+        known={name: one.slim() for name, one in known.items()},
         own=own,
         sources=sources,
     )

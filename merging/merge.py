@@ -32,7 +32,7 @@ from dualign.merging.provenance import hashes, weights_applied, write_merge_json
 from dualign.merging.realigned import realign, require_ids, write_vocabulary
 from dualign.merging.record import to_json
 from dualign.merging.templates import text_of
-from dualign.merging.vocabulary import read_tokenizers
+from dualign.merging.vocabulary import find_tokenizers
 from dualign.rundir import Outcome
 
 VERIFIED_TENSORS = 3
@@ -85,7 +85,7 @@ def prepare(merge: Merge, *, seed: int) -> Prepared:
         raise MergeError("\n".join(f"{merge.where(key)}: {message}" for key, message in problems))
     opened = {name: _open(merge, name, seed=seed) for name in merge.models()}
     donor = merge.config_from or _default_donor(merge)
-    tokenizers = read_tokenizers(list(opened.values()))
+    tokenizers = find_tokenizers(list(opened.values()))
     alignment = align(opened, tokenizers, merge, merge.tokenizer_from or donor)
     models = realign(opened, alignment)
     choices = _choices(merge, aligned=alignment is not None)

@@ -172,8 +172,9 @@ def check_tokenizers(
                 problem=f"{found[0]!r} is {_short(found[1])} in {ours.folder} and "
                 f"{_short(found[2])} in {theirs.folder}: {VOCABULARY}",
             )
+    same = all(one.hashes == tokenizers[0].hashes for one in tokenizers)
     settings = [
-        _presence(one) | _special_tokens(one) | _around(tokenizer)
+        _presence(one) | _special_tokens(one) | ({} if same else _around(tokenizer))
         for one, tokenizer in zip(models, tokenizers, strict=True)
     ]
     for (first, first_has), (other, other_has) in pairwise(zip(models, settings, strict=True)):
@@ -217,7 +218,8 @@ def _special_tokens(weights: Weights) -> dict[str, Any]:
 
 def _around(tokenizer: Tokenizer) -> dict[str, Any]:
     """What the tokenizer puts around a text, by token: a BOS or none."""
-    return {"post_processor": _without_ids(tokenizer.content.get("post_processor"))}
+    content = tokenizer.content() if tokenizer.file else {}
+    return {"post_processor": _without_ids(content.get("post_processor"))}
 
 
 def _without_ids(value: Any) -> Any:

@@ -37,6 +37,10 @@ class Vocabulary:
     rows: int
     """of the embedding; more than there are tokens when it is padded"""
 
+    def slim(self) -> "Vocabulary":
+        """Without what takes much memory, once the tokens are settled."""
+        return replace(self, content={}, pieces={})
+
     @property
     def end(self) -> int:
         """One more than the largest id."""
@@ -52,10 +56,8 @@ class Vocabulary:
                 f"{self.file}: its ids have gaps, and a token that is added would get the id "
                 f"{min(taken)}, which another has; tokens can't be added to it"
             )
-        entries = [*self.content.get("added_tokens", ()), *new.values()]
         return replace(
             self,
-            content={**self.content, "added_tokens": entries},
             added={**self.added, **new},
             ids={**self.ids, **{token: one["id"] for token, one in new.items()}},
             rows=rows,
@@ -70,28 +72,36 @@ class Tokenizer:
     """the model's"""
     file: Path | None
     """its tokenizer.json, if it has one"""
-    content: Mapping[str, Any]
-    """what is in it; without one, the hashes of the files there are instead"""
+    hashes: Mapping[str, str]
+    """of tokenizer.json, or of the files that there are instead; empty: it has none"""
+    read: dict[str, Mapping[str, Any]]
+    """what was read already, by hash"""
+
+    def content(self) -> Mapping[str, Any]:
+        """What is in tokenizer.json; models with the same file share it."""
+        assert self.file is not None
+        digest = self.hashes[TOKENIZER]
+        if digest not in self.read:
+            self.read[digest] = read_json(self.file)
+        return self.read[digest]
 
 
-def read_tokenizers(models: Sequence[Weights]) -> list[Tokenizer]:
-    """The tokenizer of each model; files that are the same are read once, and share their content."""
+def find_tokenizers(models: Sequence[Weights]) -> list[Tokenizer]:
+    """The tokenizer of each model; nothing is read but hashes.
+
+    Raises:
+        CheckpointError: a file that will be copied is a link out of its folder.
+    """
     read: dict[str, Mapping[str, Any]] = {}
     found: list[Tokenizer] = []
     for weights in models:
         every = tokenizer_files(weights)
         for one in [*every, *nearest_file(weights, "generation_config.json")]:
-            require_inside(one, one.parent)  # they will be copied
+            require_inside(one, one.parent)
         files = {file.name: file for file in every}
-        folder, file = weights.folders[0], files.get(TOKENIZER)
-        raw = {name: _hash(files[name]) for name in _RAW if name in files}
-        if file is None:
-            found.append(Tokenizer(folder, None, raw))
-            continue
-        digest = _hash(file)
-        if digest not in read:
-            read[digest] = read_json(file)
-        found.append(Tokenizer(folder, file, read[digest]))
+        names = [TOKENIZER] if TOKENIZER in files else [name for name in _RAW if name in files]
+        hashes = {name: _hash(files[name]) for name in names}
+        found.append(Tokenizer(weights.folders[0], files.get(TOKENIZER), hashes, read))
     return found
 
 
@@ -107,10 +117,10 @@ def read_vocabulary(tokenizer: Tokenizer, rows: int) -> Vocabulary | None:
         MergeError: it has one, but no tokenizer.json, or its parts don't make sense.
     """
     if tokenizer.file is not None:
-        found = vocabulary_in(tokenizer.file, tokenizer.content, rows)
+        found = vocabulary_in(tokenizer.file, tokenizer.content(), rows)
         _require_real_ids(found)
         return found
-    if not tokenizer.content:
+    if not tokenizer.hashes:
         return None
     raise MergeError(
         f"{tokenizer.folder}: has no {TOKENIZER}, so its tokens can't be told apart; load its "
@@ -199,12 +209,10 @@ def cut(vocabulary: Vocabulary) -> dict[str, Any]:
 
 def first_difference(first: Tokenizer, other: Tokenizer) -> tuple[str, Any, Any] | None:
     """The first token, or part of the tokenizer, in which two models differ, and what each has."""
-    if first.content is other.content or any(
-        one.file is None and not one.content for one in (first, other)
-    ):
+    if first.hashes == other.hashes or not (first.hashes and other.hashes):
         return None
     ours, theirs = (
-        _comparable(vocabulary_in(one.file, one.content)) if one.file else one.content
+        _comparable(vocabulary_in(one.file, one.content())) if one.file else one.hashes
         for one in (first, other)
     )
     different = (key for key in sorted({*ours, *theirs}) if ours.get(key) != theirs.get(key))
@@ -248,7 +256,9 @@ def write_tokenizer(work: Path, vocabulary: Vocabulary, new: Sequence[str]) -> N
     """Bring the copied tokenizer files of a folder up to date with the tokens that are new."""
     if not new:
         return
-    write_json(work / TOKENIZER, vocabulary.content)
+    content = read_json(work / TOKENIZER)
+    entries = [*(content.get("added_tokens") or ()), *(vocabulary.added[token] for token in new)]
+    write_json(work / TOKENIZER, {**content, "added_tokens": entries})
     settings, listed = work / "tokenizer_config.json", work / "added_tokens.json"
     if settings.is_file():
         config = read_json(settings)
