@@ -11,6 +11,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
+from dualign.cli.main import main
 from dualign.errors import ConfigError, MergeError
 from dualign.merging.mergefile import load
 from dualign.merging.output import merge_into
@@ -438,3 +439,28 @@ def test_slow_files_of_older_tokenizers_learn_the_new_tokens(tmp_path: Path) -> 
     assert settings["added_tokens_decoder"]["290"]["content"] == "<new>"
     assert json.loads((out / "added_tokens.json").read_text()) == {"<new>": 290}
     assert ids_of(out)["<new>"] == 290
+
+
+def test_a_dry_run_shows_what_is_decided_and_what_would_be_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model_of(tmp_path / "a", trained(CORPUS, 290), 1)
+    b = model_of(tmp_path / "b", trained(CORPUS, 290, ["<new>"]), 2, max_position_embeddings=32)
+    (b / "chat_template.jinja").write_text("{{ other }}")
+    config = tmp_path / "merge.yml"
+    config.write_text(soup("a", "b"))
+    assert main(["merge", str(config), "--dry-run"]) == 2
+    asked = capsys.readouterr().err
+    assert "5 things keep these models from being merged" in asked
+    for part in ("vocab_size: 290 in", "set tokenizer_source to", "set config_from to", "tokenizers differ: '<new>'",
+                 "max_position_embeddings: 64 in", "chat_template: '{{ messages }}' in"):  # fmt: skip
+        assert part in asked
+    config.write_text(
+        soup("a", "b", more="tokenizer_source: union\ntokenizer_from: a\nconfig_from: a")
+    )
+    assert main(["merge", str(config), "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert "decided   max_position_embeddings: from" in shown
+    assert "decided   vocabulary: from" in shown and "now 291 tokens in 291 rows" in shown
+    assert "'291 tokens in 291 rows'" in shown
+    assert not (tmp_path / "out").exists()
