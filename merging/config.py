@@ -143,7 +143,7 @@ class MergeStage:
     config_from: str | None = None
     """the one of the models whose config, tokenizer settings and template win where they differ"""
     tokenizer_from: str | None = None
-    """the one whose tokenizer settings and template win, when it isn't config_from"""
+    """the one whose vocabulary, tokenizer settings and template win, when it isn't config_from"""
 
     def problems(self) -> list[tuple[str, str]]:
         if self.method not in METHODS:

@@ -152,7 +152,7 @@ class MergeFile:
     config_from: str | None = None
     """the model whose config, tokenizer settings and template win where they differ"""
     tokenizer_from: str | None = None
-    """the one whose tokenizer settings and template win, when it isn't config_from"""
+    """the one whose vocabulary, tokenizer settings and template win, when it isn't config_from"""
 
     def problems(self) -> list[tuple[str, str]]:
         found: list[tuple[str, str]] = []

@@ -8,11 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
+from dualign.checkpoints.adapters import fold
 from dualign.cli.main import main
 from dualign.errors import ConfigError, MergeError
+from dualign.merging.catalogue import METHODS
 from dualign.merging.mergefile import load
 from dualign.merging.output import merge_into
 from dualign.merging.verify import verify_folder
@@ -185,42 +188,100 @@ def test_the_base_models_row_comes_before_the_others(tmp_path: Path) -> None:
     )
 
 
-METHODS = {
-    "linear": "", "karcher": "", "multislerp": "", "slerp": "parameters: {t: 0.3}",
-    "nuslerp": "", "ties": "parameters: {density: 0.5}", "dare_ties": "parameters: {density: 0.5}",
-    "della": "parameters: {density: 0.5}", "breadcrumbs": "parameters: {density: 0.5}", "sce": "",
-    "nearswap": "parameters: {t: 0.01}", "arcee_fusion": "",
+@pytest.fixture(scope="module")
+def orders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """base, a and b of one tokenizer; A and B are the same models with their ids in another order."""
+    folder = tmp_path_factory.mktemp("orders")
+    tokenizer = trained(CORPUS, 290)
+    order = np.random.default_rng(1).permutation(290).tolist()
+    for seed, name in enumerate(("base", "a", "b")):
+        model_of(folder / name, tokenizer, seed)
+    for seed, name in ((1, "A"), (2, "B")):
+        model_of(folder / name, moved(tokenizer, order), seed)
+        model = AutoModelForCausalLM.from_pretrained(folder / name.lower())
+        with torch.no_grad():
+            model.model.embed_tokens.weight[order] = model.model.embed_tokens.weight.clone()
+        ids = AutoModelForCausalLM.from_pretrained(folder / name)
+        model.config, model.generation_config = ids.config, ids.generation_config
+        model.save_pretrained(folder / name)
+    return folder
+
+
+GIVEN = {
+    "slerp": "{t: 0.3}", "nearswap": "{t: 0.01}", "ties": "{density: 0.5}",
+    "dare_linear": "{density: 0.5}", "dare_ties": "{density: 0.5}", "della": "{density: 0.5}",
+    "della_linear": "{density: 0.5}", "breadcrumbs": "{density: 0.5}",
+    "breadcrumbs_ties": "{density: 0.5}", "sce": "{select_topk: 0.5}",
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_sees_models_of_one_vocabulary(tmp_path: Path, method: str) -> None:
-    """The merge of a model in another order is that of the model itself."""
-    tokenizer = trained(CORPUS, 290)
-    size = tokenizer.get_vocab_size()
-    model_of(tmp_path / "a", tokenizer, 1)
-    b = model_of(tmp_path / "b", tokenizer, 2)
-    order = np.random.default_rng(1).permutation(size).tolist()
-    c = model_of(tmp_path / "c", moved(tokenizer, order), 2)
-    values = AutoModelForCausalLM.from_pretrained(b)
-    with torch.no_grad():
-        rows = values.model.embed_tokens.weight.clone()
-        values.model.embed_tokens.weight[order] = rows
-    values.config = AutoModelForCausalLM.from_pretrained(c).config
-    values.save_pretrained(c)
-    from dualign.merging.catalogue import METHODS as known
+def test_every_method_sees_models_of_one_vocabulary(
+    orders: Path, tmp_path: Path, method: str
+) -> None:
+    """The merge of models in another order of ids is that of the models themselves.
 
-    weight = ", parameters: {weight: 0.7}" if "weight" in known[method].each else ""
-    base = "" if known[method].base == "none" else "base_model: a\n"
-    first = f"  - {{model: a{weight}}}\n" if not base or method in ("nuslerp",) else ""
-    if method == "nuslerp":
-        base = ""
-    text = f"merge_method: {method}\n{base}{METHODS[method]}\nmodels:\n{first}  - {{model: NAME{weight}}}\n"
-    plain = merge(tmp_path, text.replace("NAME", "b"), "plain")
-    aligned = merge(tmp_path, text.replace("NAME", "c") + "tokenizer_source: a\n", "aligned")
+    To the bit when the result has the order of the base; else sums over a tensor have another order.
+    """
+    known = METHODS[method]
+    weight = ", parameters: {weight: 0.7}" if "weight" in known.each else ""
+    base = f"base_model: {orders}/base\n" if known.base == "required" else ""
+    more = f"parameters: {GIVEN[method]}\n" if method in GIVEN else ""
+
+    def merged(names: str, extra: str) -> Path:
+        names = names[: known.most] if known.most else names
+        entries = "".join(f"  - {{model: {orders}/{one}{weight}}}\n" for one in names)
+        text = f"merge_method: {method}\n{base}{more}models:\n{entries}{extra}"
+        return merge(tmp_path, text, f"out-{names}")
+
+    plain = merged("ab", "")
+    donor = f"tokenizer_from: {orders}/base\n" if base else ""
+    aligned = merged("AB", f"tokenizer: {{source: union}}\n{donor}")
+    ours, theirs = (one.get_vocab() for one in map(AutoTokenizer.from_pretrained, (plain, aligned)))
+    place = [theirs[token] for token in sorted(ours, key=lambda token: ours[token])]
     for name, tensor in read(plain).items():
-        np.testing.assert_array_equal(tensor, read(aligned)[name])
+        found = read(aligned)[name]
+        found = found[place] if name == EMBED else found
+        np.testing.assert_allclose(tensor, found, atol=0 if base else 1e-7, rtol=0)
     assert verify_folder(aligned, tensors=100).tensors
+
+
+def test_an_adapter_on_a_larger_vocabulary_merges_as_its_folded_model(tmp_path: Path) -> None:
+    model_of(tmp_path / "a", trained(CORPUS, 290), 1, tie_word_embeddings=False)
+    b = model_of(tmp_path / "b", trained(CORPUS, 290, ["<new>"]), 2, tie_word_embeddings=False)
+    settings = LoraConfig(target_modules=["q_proj", "embed_tokens"], init_lora_weights=False)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(b), settings).save_pretrained(
+        tmp_path / "adapter"
+    )
+    fold(b, tmp_path / "adapter", tmp_path / "folded")
+    union = "tokenizer_source: union"
+    one, other = (
+        read(merge(tmp_path, soup("a", name, more=union), f"out-{name}"))
+        for name in ("b+adapter", "folded")
+    )
+    assert one[EMBED].shape[0] == 291
+    for name, tensor in one.items():
+        np.testing.assert_array_equal(tensor, other[name])
+
+
+def test_slices_of_models_with_other_vocabularies(tmp_path: Path) -> None:
+    a = model_of(tmp_path / "a", trained(CORPUS, 290, ["<x>"]), 1)
+    b = model_of(tmp_path / "b", trained(CORPUS, 290, ["<y>"]), 2)
+    text = """
+merge_method: passthrough
+tokenizer_source: union
+slices:
+  - sources: [{model: a, layer_range: [0, 2]}]
+  - sources: [{model: b, layer_range: [1, 2]}]
+"""
+    out = merge(tmp_path, text)
+    config = json.loads((out / "config.json").read_text())
+    assert (config["num_hidden_layers"], config["vocab_size"]) == (3, 292)
+    found, A, B = read(out), read(a), read(b)
+    assert np.array_equal(found[EMBED][:291], A[EMBED])
+    assert np.array_equal(found[EMBED][291], B[EMBED][290])
+    up = "model.layers.{}.mlp.up_proj.weight"
+    assert np.array_equal(found[up.format(2)], B[up.format(1)])
 
 
 def test_padding_stays_unless_told_otherwise(tmp_path: Path) -> None:
