@@ -21,6 +21,7 @@ from dualign.merging.special_ids import ids_in
 from dualign.merging.vocabulary import Tokenizer, first_difference
 
 SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
+FLAGS = ("special", "normalized", "lstrip", "rstrip", "single_word")
 CONFIG = "set config_from to the model whose config is meant"
 TOKENS = "set config_from or tokenizer_from to the model whose tokenizer is meant"
 VOCABULARY = (
@@ -178,7 +179,8 @@ def check_tokenizers(
         for one, tokenizer in zip(models, tokenizers, strict=True)
     ]
     for (first, first_has), (other, other_has) in pairwise(zip(models, settings, strict=True)):
-        for key in first_has:
+        # An added token that only one of them has is a difference of vocabulary, told already.
+        for key in sorted(set(first_has) & set(other_has)):
             if first_has[key] != other_has[key]:
                 chosen = choices.template if key == "chat_template" else choices.tokenizer
                 values = [first_has[key], other_has[key]]
@@ -217,9 +219,13 @@ def _special_tokens(weights: Weights) -> dict[str, Any]:
 
 
 def _around(tokenizer: Tokenizer) -> dict[str, Any]:
-    """What the tokenizer puts around a text, by token: a BOS or none."""
+    """What the tokenizer puts around a text, by token (a BOS or none), and how it finds added tokens."""
     content = tokenizer.content() if tokenizer.file else {}
-    return {"post_processor": _without_ids(content.get("post_processor"))}
+    found = {key: _without_ids(content.get(key)) for key in ("post_processor", "decoder")}
+    for one in content.get("added_tokens") or ():
+        token, flags = one["content"], {name: bool(one.get(name)) for name in FLAGS}
+        found[f"added token {token!r}"] = [name for name, on in flags.items() if on]
+    return found
 
 
 def _without_ids(value: Any) -> Any:

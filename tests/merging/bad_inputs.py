@@ -132,6 +132,12 @@ def more_rows(b: Path) -> None:
     write_model(b, values=values, vocab_size=16)
 
 
+def other_flags(b: Path) -> None:
+    for folder, strips in ((b.parent / "a", False), (b, True)):
+        pad = {"id": 0, "content": "<pad>", "special": True, "lstrip": strips}
+        change_json(folder / "tokenizer.json", added_tokens=[pad])
+
+
 def two_faults(b: Path) -> None:
     write_model(b, 2, rope_theta=5e5, template="other")
 
@@ -199,6 +205,7 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     "other end id for generation": (lambda b: [write_json(one / "generation_config.json", {"eos_token_id": [2, place]}) for place, one in enumerate((b.parent / "a", b))], r"generation_config.eos_token_id: \[2, 0\] in .*\[2, 1\] in .*set config_from"),
     "other normalizer": (lambda b: change_json(b / "tokenizer.json", normalizer={"type": "NFC"}), "the normalizer' is None in"),
     "other post-processor": (lambda b: change_json(b / "tokenizer.json", post_processor={"type": "ByteLevel"}), "post_processor: None in .*set config_from or tokenizer_from"),
+    "other flags of an added token": (other_flags, r"added token '<pad>': \['special'\] in .*a, \['special', 'lstrip'\] in .*b; .*set config_from or tokenizer_from"),
     "tokenizer not JSON": (lambda b: (b / "tokenizer.json").write_text("]"), "tokenizer.json: not JSON"),
     "tokenizer without a model": (lambda b: write_json(b / "tokenizer.json", {}), "tokenizer.json: isn't a tokenizer that can be read"),
     "two things at once": (two_faults, "(?s)2 things keep these models.*rope_parameters.*chat_template: "),

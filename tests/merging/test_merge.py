@@ -216,6 +216,19 @@ def test_another_vocabulary_is_refused_by_token(tmp_path: Path, make_model: Make
 @pytest.mark.parametrize(
     ("settings", "key"), [({"template": "other"}, "chat_template"), ({"words": None}, "tokenizer")]
 )
+def test_a_stage_takes_the_vocabulary_of_the_model_it_names(
+    tmp_path: Path, make_model: MakeModel
+) -> None:
+    a = make_model("a", seed=1)
+    b = make_model("b", seed=2, words=("<pad>", "<end>", "<unk>", "two", "one", "four"))
+    outcome = run(tmp_path / "out", {a: 1.0, b: 1.0}, tokenizer_from=str(a))
+    name = "model.embed_tokens.weight"
+    found, one, two = (load_file(x / "model.safetensors")[name] for x in (tmp_path / "out", a, b))
+    torch.testing.assert_close(found[3], (one[3] + two[4]) / 2)  # "one"
+    torch.testing.assert_close(found[5], one[5])  # "three", which b doesn't have
+    assert outcome.checks["decided"][f"tokens of {b} left out"]["tokens"] == ["four"]
+
+
 def test_another_template_or_none_is_refused_until_one_is_chosen(
     tmp_path: Path, make_model: MakeModel, settings: dict[str, str | None], key: str
 ) -> None:
