@@ -117,6 +117,10 @@ def _merge(file: MergeFile, document: Document, folder: Path, named: Mapping[str
         tokenizer = base if source == "base" else place(source)
         if tokenizer is None:
             document.refuse((key,), "base, but no base_model is given")
+        elif tokenizer not in merge.models():
+            names = ", ".join(merge.models())
+            document.refuse((key,), f"expected union, base or one of {names}, found {tokenizer!r}")
+            tokenizer = None
     tokens = _tokens(file, folder, named) if source is not None else None
     return replace(merge, tokenizer_from=tokenizer, tokens=tokens, inner=inner)
 

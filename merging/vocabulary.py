@@ -145,12 +145,12 @@ def vocabulary_in(file: Path, content: Mapping[str, Any], rows: int = 0) -> Voca
 
 def _require_real_ids(vocabulary: Vocabulary) -> None:
     """Refuse ids of added tokens that aren't those which the tokenizers library gives them."""
+    _, places = _pieces(vocabulary.content["model"])
     before: dict[str, Mapping[str, Any]] = {}
     for token, one in vocabulary.added.items():
-        place = vocabulary.pieces.get(token) if _by_id(vocabulary) else None
-        real = _next_id(vocabulary.pieces, before) if place is None else place
+        real = places.get(token, _next_id(places, before))
         before[token] = {"id": real}
-        if one["id"] != real and (_by_id(vocabulary) or token not in vocabulary.pieces):
+        if one["id"] != real:
             raise MergeError(
                 f"{vocabulary.file}: the added token {token!r} has the id {one['id']}, and gets "
                 f"{real} when the file is loaded; save the tokenizer again with save_pretrained"

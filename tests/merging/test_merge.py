@@ -213,9 +213,6 @@ def test_another_vocabulary_is_refused_by_token(tmp_path: Path, make_model: Make
         run(tmp_path / "out", {a: 1.0, b: 1.0}, config_from=str(a))
 
 
-@pytest.mark.parametrize(
-    ("settings", "key"), [({"template": "other"}, "chat_template"), ({"words": None}, "tokenizer")]
-)
 def test_a_stage_takes_the_vocabulary_of_the_model_it_names(
     tmp_path: Path, make_model: MakeModel
 ) -> None:
@@ -229,6 +226,9 @@ def test_a_stage_takes_the_vocabulary_of_the_model_it_names(
     assert outcome.checks["decided"][f"tokens of {b} left out"]["tokens"] == ["four"]
 
 
+@pytest.mark.parametrize(
+    ("settings", "key"), [({"template": "other"}, "chat_template"), ({"words": None}, "tokenizer")]
+)
 def test_another_template_or_none_is_refused_until_one_is_chosen(
     tmp_path: Path, make_model: MakeModel, settings: dict[str, str | None], key: str
 ) -> None:

@@ -373,6 +373,37 @@ def refused(folder: Path, more: str, message: str) -> None:
     assert not (folder / "out").exists()
 
 
+def unigram(pieces: dict[str, float], added: Sequence[str] = ()) -> Tokenizer:
+    """A SentencePiece-like tokenizer; ids are places in the list."""
+    special = [("<pad>", 0.0), ("<s>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    tokenizer = Tokenizer(models.Unigram([*special, *pieces.items()], unk_id=3))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.add_special_tokens(["<pad>", "<s>", "</s>"])
+    tokenizer.add_tokens(list(added))
+    return tokenizer
+
+
+def test_unigram_pieces_have_to_have_the_same_scores(tmp_path: Path) -> None:
+    pieces = {"▁the": -1.0, "▁cat": -2.0, "▁": -3.0, "c": -4.0, "a": -4.0, "t": -4.0}
+    a = model_of(tmp_path / "a", unigram(pieces), 1)
+    b = model_of(tmp_path / "b", unigram({"▁sat": -2.5, **pieces}, ["<new>"]), 2)
+    out = merge(tmp_path, soup("a", "b", more="tokenizer_source: union"))
+    # b makes all of a's pieces, so it is b's; a lacks what only b has.
+    assert ids_of(out) == ids_of(b)
+    assert tokens(out, "the cat sat <new>") == tokens(b, "the cat sat <new>")
+    ids, there, found = ids_of(a), ids_of(b), read(out)[EMBED]
+    A, B = read(a)[EMBED], read(b)[EMBED]
+    for token in ("▁cat", "</s>", "t"):
+        mean = (A[ids[token]] + B[there[token]]) / 2
+        np.testing.assert_allclose(found[there[token]], mean, atol=1e-7)
+    np.testing.assert_allclose(found[there["▁sat"]], B[there["▁sat"]], atol=1e-7)
+    model_of(tmp_path / "b", unigram({**pieces, "▁cat": -2.5}), 2)
+    (tmp_path / "again").mkdir()
+    message = r"no union: '▁cat' of the second can't be made by the first's tokenizer, nor '▁cat'"
+    with pytest.raises(MergeError, match=message):
+        merge(tmp_path, soup("a", "b", more="tokenizer_source: union"), "again")
+
+
 def test_what_has_no_honest_answer_is_refused(tmp_path: Path) -> None:
     a = model_of(tmp_path / "a", trained(CORPUS, 290), 1)
     b = model_of(tmp_path / "b", trained(CORPUS, 290, ["<new>"]), 2)
@@ -448,6 +479,8 @@ def test_a_token_beyond_the_rows_needs_a_row(tmp_path: Path) -> None:
         ("tokenizer: {tokens: {x: {source: {kind: model_token, model: a}}}}", "needs token or token_id, one"),
         ("tokenizer: {tokens: {x: {source: {model: a, token: y}}}}", "needs kind: model_token beside it"),
         ("tokenizer: {tokens: {x: {force: true}}}", "needs the key 'source'"),
+        ("tokenizer_source: c", r"tokenizer_source: expected union, base or one of .*a, .*b, found 'c'"),
+        ("tokenizer: {source: c}", r"tokenizer: expected union, base or one of .*a, .*b, found 'c'"),
         ("tokenizer_source: base", "base, but no base_model is given"),
         ("chat_template: llama3", "the template llama3 isn't part of dualign; give its jinja text"),
         ("chat_template: chatmi", "expected a jinja template, or auto or chatml, found 'chatmi'"),
