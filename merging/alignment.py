@@ -262,7 +262,10 @@ def described(alignment: Alignment) -> dict[str, dict[str, Any]]:
 
 
 def recorded(alignment: Alignment) -> dict[str, Any]:
-    """For merge.json: what was added, and for each model the tokens whose rows came from elsewhere."""
+    """For merge.json: what was added, and for each model the tokens whose rows came from elsewhere.
+
+    Of a model that lacks thousands the first thousand are listed.
+    """
     names = {place: token for token, place in alignment.vocabulary.ids.items()}
     filled: dict[str, dict[str, Any]] = {}
     for model, own in alignment.own.items():
@@ -273,7 +276,8 @@ def recorded(alignment: Alignment) -> dict[str, Any]:
             if len(source) > 1:
                 words = f"the mean of {words}"
             groups.setdefault(words, []).append(names.get(place, place))
-        filled[model] = dict(list(groups.items())[:_LISTED])
+        listed = dict(list(groups.items())[:_LISTED])
+        filled[model] = {"rows": int((own < 0).sum()), "from": listed}
     return {
         "tokenizer": alignment.lead,
         "tokens": len(alignment.vocabulary.ids),

@@ -86,10 +86,21 @@ def prepare(merge: Merge, *, seed: int) -> Prepared:
     opened = {name: _open(merge, name, seed=seed) for name in merge.models()}
     donor = merge.config_from or _default_donor(merge)
     tokenizers = find_tokenizers(list(opened.values()))
-    alignment = align(opened, tokenizers, merge, merge.tokenizer_from or donor)
+    tokenizer_donor = merge.tokenizer_from or donor
+    alignment = align(opened, tokenizers, merge, tokenizer_donor)
+    if alignment is not None:
+        tokenizer_donor = alignment.lead
     models = realign(opened, alignment)
-    choices = _choices(merge, aligned=alignment is not None)
-    decided = check(models, tokenizers, choices, file=merge.file, donor=donor)
+    decided = check(
+        models,
+        tokenizers,
+        _choices(merge, same_donor=tokenizer_donor == donor, aligned=alignment is not None),
+        file=merge.file,
+        donor=donor,
+        tokenizer_donor=tokenizer_donor,
+    )
+    if merge.chat_template is not None and "chat_template" in decided:
+        decided["chat_template"]["taken_from"] = "chat_template"
     jobs = plan(merge, models, donor)
     config = config_of(merge, models, donor)
     require_ids(config, models[donor].folders[0] / "config.json")
@@ -98,7 +109,7 @@ def prepare(merge: Merge, *, seed: int) -> Prepared:
         merge=merge,
         models=models,
         donor=donor,
-        tokenizer_donor=alignment.lead if alignment else merge.tokenizer_from or donor,
+        tokenizer_donor=tokenizer_donor,
         alignment=alignment,
         template=text_of(merge.chat_template, list(models.values())),
         weights=weights,
@@ -126,13 +137,15 @@ def _default_donor(merge: Merge) -> str:
     return merge.slices[0].sources[0].model
 
 
-def _choices(merge: Merge, *, aligned: bool) -> Choices:
+def _choices(merge: Merge, *, same_donor: bool, aligned: bool) -> Choices:
     named = METHODS[merge.method].base == "none" and merge.base_model is not None
     config = merge.config_from is not None or named
+    # A union may have to start from another model's tokenizer than the one whose config is taken.
+    tokenizer = merge.tokenizer_from is not None or (config and same_donor)
     return Choices(
         config=config,
-        tokenizer=config or merge.tokenizer_from is not None,
-        template=config or merge.tokenizer_from is not None or merge.chat_template is not None,
+        tokenizer=tokenizer,
+        template=tokenizer or merge.chat_template is not None,
         vocabulary=aligned,
         slices=merge.slices[0].sources[0].layer_range is not None,
         one_dtype=merge.dtype == "input",

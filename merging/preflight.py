@@ -66,15 +66,17 @@ def check(
     *,
     file: str,
     donor: str,
+    tokenizer_donor: str,
 ) -> dict[str, dict[str, Any]]:
-    """The differences that the config decided, by key: each model's value, and the donor.
+    """The differences that the config decided, by key: each model's value, and whose is taken.
 
     Raises:
         MergeError: the models can't be merged, or something isn't decided; with all of it.
     """
     every = list(models.values())
-    found = [*check_configs(every, choices), *check_tokenizers(every, tokenizers, choices)]
-    problems = [one.told() for one in found if one.problem]
+    configs = list(check_configs(every, choices))
+    others = list(check_tokenizers(every, tokenizers, choices))
+    problems = [one.told() for one in (*configs, *others) if one.problem]
     problems += check_rows(every)
     if not choices.slices:
         problems += check_tensors(every)
@@ -82,6 +84,10 @@ def check(
         problems += check_dtypes(every)
     if problems:
         raise MergeError(_list(file, list(dict.fromkeys(problems))))
+    return _decided(configs, donor) | _decided(others, tokenizer_donor)
+
+
+def _decided(found: Sequence[Difference], donor: str) -> dict[str, dict[str, Any]]:
     decided: dict[str, dict[str, Any]] = {}
     for one in found:
         decided.setdefault(one.key, {}).update(one.values)

@@ -16,8 +16,9 @@ from dualign.checkpoints.adapters import fold
 from dualign.cli.main import main
 from dualign.errors import ConfigError, MergeError
 from dualign.merging.catalogue import METHODS
+from dualign.merging.merge import prepare
 from dualign.merging.mergefile import load
-from dualign.merging.output import merge_into
+from dualign.merging.output import fingerprint, merge_into
 from dualign.merging.verify import verify_folder
 
 from .folders import change_json, read, write_json
@@ -162,8 +163,9 @@ def test_a_union_takes_each_row_from_where_the_token_is(tmp_path: Path) -> None:
         assert tokens(out, text) == tokens(a, text)
     record = json.loads((out / "merge.json").read_text())
     assert record["vocabulary"]["added"] == ["<new>"]
-    filled = {Path(name).name: one for name, one in record["vocabulary"]["filled"].items()}
+    filled = {Path(name).name: one["from"] for name, one in record["vocabulary"]["filled"].items()}
     assert filled["b"] == {}
+    assert [one["rows"] for one in record["vocabulary"]["filled"].values()] == [1, 0, 2]
     assert [*filled["a"].values()] == [["<new>"]]
     assert sorted(filled["c"].values()) == [["<new>"], ["<think>"]]
     assert "the mean of row" in next(iter(filled["c"]))
@@ -518,6 +520,20 @@ def test_a_merge_inside_of_another_keeps_its_vocabulary(tmp_path: Path) -> None:
     )
     with pytest.raises(MergeError, match="inner: its models have different vocabularies"):
         merge(tmp_path, text)
+
+
+def test_a_tokenizer_that_was_changed_since_is_found(tmp_path: Path) -> None:
+    """It says where the rows went, so it counts as an input."""
+    model_of(tmp_path / "a", trained(CORPUS, 290), 1)
+    b = model_of(tmp_path / "b", trained(CORPUS, 290, ["<new>"]), 2)
+    out = merge(tmp_path, soup("a", "b", more="tokenizer_source: union"))
+    before = fingerprint(prepare(load(tmp_path / "merge.yml"), seed=0), 0)
+    content = json.loads((b / "tokenizer.json").read_text())
+    content["added_tokens"][-1]["content"] = "<other>"
+    write_json(b / "tokenizer.json", content)
+    assert fingerprint(prepare(load(tmp_path / "merge.yml"), seed=0), 0) != before
+    with pytest.raises(MergeError, match=r"b/tokenizer.json: isn't the file that was merged"):
+        verify_folder(out)
 
 
 def test_slow_files_of_older_tokenizers_learn_the_new_tokens(tmp_path: Path) -> None:
