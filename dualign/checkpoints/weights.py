@@ -15,11 +15,12 @@ from dualign.errors import CheckpointError
 _NF4 = re.compile(r"nf4(-(?P<dtype>bfloat16|float16|float32))?:")
 
 
-def open_weights(model: Path | str) -> Weights:
+def open_weights(model: Path | str, *, allow_pickle: bool = False) -> Weights:
     """The weights of a folder, hub id or embedded model, its adapters folded in as they are read.
 
     `base+adapter` names the base of an adapter. `nf4:MODEL` (or nf4-bfloat16:MODEL, with the type that it was trained
-    in) has the base of MODEL as QLoRA training saw it. Only headers and adapters are read now.
+    in) has the base of MODEL as QLoRA training saw it. Only headers and adapters are read now. `allow_pickle` reads
+    pytorch_model.bin where there are no safetensors.
 
     Raises:
         CheckpointError: a folder or file is missing or broken.
@@ -27,40 +28,38 @@ def open_weights(model: Path | str) -> Weights:
     """
     name = str(model)
     nf4 = _NF4.match(name)
-    seen_as = _round_trip(nf4["dtype"]) if nf4 else _as_it_is
     name = name[nf4.end() :] if nf4 else name
+    open_base = _base_opener(nf4, pickles=allow_pickle)
     if "+" in name and not Path(name).exists():
-        return _with_adapters(name, seen_as)
-    return _open(find_folder(name), (), seen_as)
+        return _with_adapters(name, open_base, pickles=allow_pickle)
+    return _open(find_folder(name, pickles=allow_pickle), (), open_base)
 
 
-SeenAs = Callable[[Weights], Weights]
-"""what becomes of the innermost base"""
+OpenBase = Callable[[Path], Weights]
+"""how the innermost base is read"""
 
 
-def _as_it_is(base: Weights) -> Weights:
-    return base
-
-
-def _round_trip(dtype: str | None) -> SeenAs:
+def _base_opener(nf4: re.Match[str] | None, *, pickles: bool) -> OpenBase:
+    if nf4 is None:
+        return lambda folder: Checkpoint(folder, allow_pickle=pickles)
     from dualign.checkpoints.nf4 import RoundTripped
 
-    return lambda base: RoundTripped(base, dtype=dtype)
+    return lambda folder: RoundTripped(Checkpoint(folder, allow_pickle=pickles), dtype=nf4["dtype"])
 
 
-def _with_adapters(name: str, seen_as: SeenAs) -> Weights:
+def _with_adapters(name: str, open_base: OpenBase, *, pickles: bool) -> Weights:
     """`base+adapter`, as mergekit writes it: the base is the one named here."""
     from dualign.checkpoints.folding import Adapted
     from dualign.checkpoints.lora import read_adapter
 
     base, *adapters = name.split("+")
-    weights = _open(find_folder(base), (), seen_as)
+    weights = _open(find_folder(base, pickles=pickles), (), open_base)
     for adapter in adapters:
         weights = Adapted(weights, read_adapter(_require_folder(find_folder(adapter))))
     return weights
 
 
-def find_folder(name: str, *, revision: str | None = None) -> Path:
+def find_folder(name: str, *, revision: str | None = None, pickles: bool = False) -> Path:
     """The folder of a path, an embedded model or a hub id, which may end in @revision; a path may not be there."""
     if name.startswith("embedded:"):
         return embedded_model(name)
@@ -69,23 +68,23 @@ def find_folder(name: str, *, revision: str | None = None) -> Path:
     if folder.exists() or is_path:
         return folder
     name, _, wanted = name.partition("@")
-    return from_hub(name, revision=revision or wanted or None)
+    return from_hub(name, revision=revision or wanted or None, pickles=pickles)
 
 
-def _open(folder: Path, outer: tuple[Path, ...], seen_as: SeenAs) -> Weights:
+def _open(folder: Path, outer: tuple[Path, ...], open_base: OpenBase) -> Weights:
     if _require_folder(folder).resolve() in outer:
         raise CheckpointError(
             f"{folder}: the adapter names itself as its base: {' -> '.join(map(str, outer))}"
         )
     if not (folder / "adapter_config.json").is_file():
-        return seen_as(Checkpoint(folder))
+        return open_base(folder)
     # Only adapters need torch.
     from dualign.checkpoints.folding import Adapted
     from dualign.checkpoints.lora import read_adapter
 
     adapter = read_adapter(folder)
-    inner = _open(find_base(folder, adapter.config), (*outer, folder.resolve()), seen_as)
-    return Adapted(inner, adapter)
+    base = find_base(folder, adapter.config)
+    return Adapted(_open(base, (*outer, folder.resolve()), open_base), adapter)
 
 
 def find_base(folder: Path, config: Mapping[str, Any]) -> Path:
@@ -117,12 +116,17 @@ def _require_folder(folder: Path) -> Path:
     return folder
 
 
-def from_hub(name: str, *, revision: str | None = None) -> Path:
-    """The local snapshot of a hub id, fetched if it isn't there and HF_HUB_OFFLINE isn't set."""
+def from_hub(name: str, *, revision: str | None = None, pickles: bool = False) -> Path:
+    """The local snapshot of a hub id, fetched if it isn't there and HF_HUB_OFFLINE isn't set.
+
+    Pickles are fetched only when they are asked for.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
     wanted = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt"]
+    if pickles:
+        wanted.append("pytorch_model*.bin")
     try:
         return Path(str(snapshot_download(name, revision=revision, allow_patterns=wanted)))
     except (HFValidationError, OSError) as error:

@@ -95,7 +95,9 @@ def test_parquet_files_of_different_columns_are_told_apart(tmp_path: Path) -> No
         tmp_path / "a.parquet"
     )
     datasets.Dataset.from_list([{"messages": PLAIN[1:]}]).to_parquet(tmp_path / "b.parquet")
-    with pytest.raises(DataError, match=r"its files have different columns \(Couldn't cast messages"):
+    with pytest.raises(
+        DataError, match=r"its files have different columns \(Couldn't cast messages"
+    ):
         load_source(SourceConfig(path=str(tmp_path)))
 
 
