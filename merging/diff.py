@@ -54,8 +54,8 @@ def distances(a: Weights, b: Weights, *, by_layer: bool = False) -> list[Distanc
             raise MergeError(f"{name} is {entry.shape} and {b.entries[name].shape}")
     total = sum(entry.nbytes for entry in a.entries.values())
     with ThreadPoolExecutor(processors()) as pool, progress(total, "comparing") as bar:
-        sums = pool.map(lambda name: _sums(a, b, name, bar.update), a.entries)
-        found = dict(zip(a.entries, sums, strict=True))
+        parts = pool.map(lambda name: _sums(a, b, name, bar.update), a.entries)
+        found = dict(zip(a.entries, parts, strict=True))
     if not by_layer:
         return [_distance(name, [sums]) for name, sums in found.items()]
     stack = stack_of(a.entries)
