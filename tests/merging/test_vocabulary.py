@@ -262,8 +262,8 @@ def test_an_adapter_on_a_larger_vocabulary_merges_as_its_folded_model(tmp_path: 
         for name in ("b+adapter", "folded")
     )
     assert one[EMBED].shape[0] == 291
-    for name, tensor in one.items():
-        np.testing.assert_array_equal(tensor, other[name])
+    for name, tensor in one.items():  # folded on the way it isn't rounded in between
+        np.testing.assert_allclose(tensor, other[name], atol=1e-6, rtol=0)
 
 
 def test_slices_of_models_with_other_vocabularies(tmp_path: Path) -> None:
