@@ -169,6 +169,7 @@ def _card(
         figures=figures,
         hashes=hashes,
         version=__version__,
+        names=subject.names,
     )
     return cards.make_card(cards.front_matter(about), body(content), before=before)
 
