@@ -1,6 +1,7 @@
 """Talking to the Hub: what is tried again, and what a refusal means for the user."""
 
 import logging
+import re
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -18,6 +19,7 @@ T = TypeVar("T")
 HTTPError: type[Exception] = HfHubHTTPError.__bases__[0]
 HUB_ERRORS = (HTTPError, OSError, RuntimeError, ValueError)
 _PASSING = (408, 429, 500, 502, 503, 504)
+_XET_STATUS = re.compile(r"HTTP status \w+ error \((\d{3})")
 _MEANING = {
     401: "it doesn't know your token: make a new one at {hub}/settings/tokens and run `hf auth login` "
     "(a token in HF_TOKEN wins over the one that was logged in)",
@@ -55,13 +57,18 @@ def patiently(call: Callable[[], T], pauses: Sequence[int] = (1, 2, 4, 8)) -> T:
 
 def passes(error: BaseException) -> bool:
     """Whether the same call may go well later: the network, or a server in trouble."""
+    error = _innermost(error)
     status = status_of(error)
-    return status in _PASSING if status else isinstance(error, HTTPError)
+    return status in _PASSING if status else isinstance(error, (HTTPError, ConnectionError))
 
 
 def status_of(error: BaseException) -> int:
     """The HTTP status that the Hub answered with; 0 when no answer came."""
-    return int(error.response.status_code) if isinstance(error, HfHubHTTPError) else 0
+    if isinstance(error, HfHubHTTPError):
+        return int(error.response.status_code)
+    # hf_xet raises ConnectionError with the status in its words only.
+    told = _XET_STATUS.search(str(error)) if isinstance(error, ConnectionError) else None
+    return int(told[1]) if told else 0
 
 
 def _told_to_wait(error: Exception) -> int | None:
@@ -75,25 +82,27 @@ def _told_to_wait(error: Exception) -> int | None:
 def refusal(error: BaseException, repo_id: str, doing: str) -> PublishError:
     """The error that a user reads: what was being done, what happened, and what to do. Never the token."""
     error = _innermost(error)
-    hub = constants.ENDPOINT
-    if isinstance(error, OfflineModeIsEnabled):
-        meaning = "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set: unset it to publish"
-    elif status := status_of(error):
-        otherwise = "it is in trouble: run this again later" if status >= 500 else "it refused"
-        meaning = _MEANING.get(status, otherwise).format(hub=hub, repo=repo_id)
-    elif isinstance(error, HTTPError):
-        meaning = f"check the network, and HF_ENDPOINT if you set it, and run this again ({hub})"
-    else:
-        meaning = _local(error)
+    meaning = _meaning(error).format(hub=constants.ENDPOINT, repo=repo_id)
     return PublishError(
         _without_token(f"{repo_id}: {doing}: the Hub {_happened(error)}: {meaning}")
     )
 
 
-def _local(error: BaseException) -> str:
-    if "xet" in str(error).lower() and constants.ENDPOINT != "https://huggingface.co":
-        return "a server without Xet storage needs HF_HUB_DISABLE_XET=1"
-    return "run this again; what has arrived isn't sent twice"
+def _meaning(error: BaseException) -> str:
+    status = status_of(error)
+    if isinstance(error, OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set: unset it to publish"
+    if status == 404 and "xet-write-token" in str(error):
+        return "it has no Xet storage: set HF_HUB_DISABLE_XET=1"
+    if status:
+        return _MEANING.get(
+            status, "it is in trouble: run this again later" if status >= 500 else "it refused"
+        )
+    if isinstance(error, HTTPError):
+        return "check the network, and HF_ENDPOINT if you set it, and run this again ({hub})"
+    if isinstance(error, ConnectionError):
+        return "run this again; where Xet storage can't be reached, with HF_HUB_DISABLE_XET=1"
+    return "nothing was committed"
 
 
 def _happened(error: BaseException) -> str:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 import secrets
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 from tests.hub.card_rules import faults_and_warnings
 from tests.hub.store import LARGE, Commit, Repo, Store, Stored, git_name, pointer
+from tests.hub.xet import content_of, files_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,10 +76,12 @@ REVISION = r"(?P<revision>[^/]+)"
 
 @dataclass(kw_only=True)
 class Api:
-    """`part_size`: files that are larger go up in parts of so many bytes."""
+    """`part_size`: files that are larger go up in parts of so many bytes. `xet`: whether it has such storage too."""
 
     store: Store
     part_size: int = 8_000_000
+    xet: bool = False
+    storage_tokens: set[str] = field(default_factory=set)
 
     def answer(self, request: Request) -> Answer:
         for method, pattern, act in self._routes():
@@ -101,6 +105,10 @@ class Api:
         yield "POST", rf"/{ID}\.git/info/lfs/objects/verify", self.verify
         yield "PUT", r"/large/(?P<oid>\w{64})(/(?P<part>\d+))?", self.put
         yield "POST", r"/large/(?P<oid>\w{64})/done", self.join
+        if self.xet:
+            yield "GET", rf"{model}/xet-write-token/{REVISION}", self.xet_token
+            yield "POST", r"/v1/xorbs/default/(?P<oid>\w{64})", self.xorb
+            yield "POST", "/v1/shards", self.shard
         yield "GET|HEAD", rf"/{ID}/resolve/{REVISION}/(?P<path>.+)", self.resolve
 
     # Who and what
@@ -255,6 +263,35 @@ class Api:
         if not kept.is_file() or kept.stat().st_size != asked["size"]:
             raise Refused(404, "object not found or of another size")
         return Answer.of({})
+
+    def xet_token(self, request: Request, id: str, revision: str) -> Answer:
+        """The address of the storage, and a token for it alone."""
+        self._may_write(self._signed(request), id)
+        token, until = f"xet_{secrets.token_hex(8)}", int(time.time()) + 3600
+        self.storage_tokens.add(token)
+        headers = {"X-Xet-Cas-Url": request.base, "X-Xet-Access-Token": token}
+        headers["X-Xet-Token-Expiration"] = str(until)
+        told = {"casUrl": request.base, "accessToken": token, "exp": until}
+        return Answer(headers=headers, body=json.dumps(told).encode())
+
+    def xorb(self, request: Request, oid: str) -> Answer:
+        self._for_storage(request)
+        self.store.write("xorbs", oid, request.body)
+        return Answer.of({"was_inserted": True})
+
+    def shard(self, request: Request) -> Answer:
+        self._for_storage(request)
+        for file in files_of(request.body):
+            whole = content_of(file, lambda oid: self.store.path("xorbs", oid).read_bytes())
+            self._keep_large(file.sha256, whole)
+        return Answer.of({"result": 1})
+
+    def _for_storage(self, request: Request) -> None:
+        if (
+            request.headers.get("authorization", "").removeprefix("Bearer ")
+            not in self.storage_tokens
+        ):
+            raise Refused(401, "the storage takes only its own tokens")
 
     def commit(self, request: Request, id: str, revision: str) -> Answer:
         repo = self._repo(request, id)

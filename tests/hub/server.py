@@ -62,6 +62,7 @@ class Hub:
     def begin(self, root: Path) -> None:
         """Forget everything, and keep what comes under another folder."""
         self.api.store = Store(root=root)
+        self.api.xet = False
         self.seen, self.faults = [], []
 
     def plan(self, on: str, **what: Any) -> None:
