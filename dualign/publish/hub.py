@@ -1,5 +1,6 @@
 """Talking to the Hub: what is tried again, and what a refusal means for the user."""
 
+import functools
 import logging
 import re
 import time
@@ -35,8 +36,11 @@ _MEANING = {
 }
 
 
+@functools.cache
 def hub_api() -> HfApi:
-    """huggingface_hub's client, which takes the token from where `hf auth login` or HF_TOKEN put it."""
+    """huggingface_hub's client, which takes the token from where `hf auth login` or HF_TOKEN put it. One for all
+    calls, since it remembers whose token it is: the Hub lets that be asked only now and then.
+    """
     return HfApi(library_name="dualign", library_version=__version__)
 
 

@@ -59,7 +59,7 @@ def remote_state(repo_id: str) -> RemoteState:
     api = hub_api()
     try:
         _check_token()
-        who = patiently(api.whoami, pauses=(1, 2))
+        who = patiently(lambda: api.whoami(cache=True), pauses=(1, 2))
         try:
             info = patiently(lambda: api.model_info(repo_id))
         except RepositoryNotFoundError:

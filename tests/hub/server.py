@@ -106,7 +106,8 @@ class _Handler(BaseHTTPRequestHandler):
             if fault and fault.wait:
                 time.sleep(fault.wait)
             if fault and fault.cut_after is not None:
-                self._break_off(path, len(self.rfile.read(fault.cut_after)))
+                announced = int(self.headers.get("Content-Length", 0))
+                self._break_off(path, len(self.rfile.read(min(fault.cut_after, announced))))
                 return
             body = self._body()
             if fault and fault.before:

@@ -32,7 +32,6 @@ ONCE = [
     ("PUT /large/", {"cut_after": 1000}),
     ("POST /api/repos/create", {"lose_answer": True}),
     ("POST /api/validate-yaml", {"status": 503, "headers": SOON}),
-    ("GET /api/whoami-v2", {"status": 429, "headers": SOON}),
     ("GET /api/models/ada/model$", {"status": 500, "headers": SOON}),
 ]
 ONCE_SLOWLY = [  # each waits for a second
@@ -252,6 +251,13 @@ class TestWho:
     )
     def test_a_name_that_cannot_be_one(self, machine: Machine, name: str, words: str) -> None:
         assert words in machine.state(name).err
+
+    def test_who_it_is_is_asked_once_and_again_when_told_to_wait(
+        self, hub: Hub, machine: Machine, staged: Path
+    ) -> None:
+        hub.plan("GET /api/whoami-v2", status=429, headers=SOON)
+        assert machine.upload_alone(staged).status == 0
+        assert [one.status for one in hub.requests("GET /api/whoami-v2")] == [429, 200]
 
 
 class TestNetwork:
