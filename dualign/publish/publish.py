@@ -4,6 +4,7 @@ dualign publish runs/quickstart/merged you/quickstart          shows all of it
 dualign publish runs/quickstart/merged you/quickstart --yes    uploads it
 """
 
+import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ from dualign.publish.plan import Plan, What, adapter_folder, make_plan
 from dualign.publish.sources import Source, licences, sources_of
 from dualign.publish.stage import stage_files, staged_files
 from dualign.publish.tried import Tried, try_out
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,6 +113,7 @@ def prepare(request: Request, folder: Path, *, card_before: str | None = None) -
 def stage_and_look(subject: Subject, folder: Path, hub: Hub) -> list[Check]:
     """Stage the checkpoint's files, and look at all that can be told without loading the model."""
     found = [*_before_staging(subject, hub)]
+    logger.info("staging %s of %s ...", subject.plan.what, subject.lineage.run.path)
     try:
         stage_files(
             subject.plan,
@@ -223,6 +227,7 @@ def _try(subject: Subject, folder: Path, found: Sequence[Check]) -> Tried:
         skipped = tuple(Check(name=one, state="skipped", found=why) for one in names)
         return Tried(checks=skipped, answers=())
     lineage, plan = subject.lineage, subject.plan
+    logger.info("loading what was staged in a fresh process, and asking it in both modes ...")
     if plan.what == "adapter":
         return try_out(lineage, folder, adapter=folder, base=subject.adapter_base)
     first = try_out(lineage, folder, adapter=None, base=None)
