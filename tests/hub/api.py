@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.hub.card_rules import faults_and_warnings
+from tests.hub.card_rules import faults_and_warnings, metadata
 from tests.hub.store import LARGE, Commit, Repo, Store, Stored, git_name, pointer
 from tests.hub.xet import content_of, files_of
 
@@ -152,15 +152,18 @@ class Api:
     def info(self, request: Request, id: str, revision: str | None) -> Answer:
         repo = self._repo(request, id)
         commit = self._revision(repo, revision or "main")
-        return Answer.of(
-            {
-                "id": repo.name,
-                "private": repo.private,
-                "sha": commit.oid,
-                "tags": [],
-                "siblings": [{"rfilename": path} for path in commit.files],
-            }
-        )
+        blobs = request.query.get("blobs", "").lower() == "true"
+        told = {
+            "id": repo.name,
+            "private": repo.private,
+            "sha": commit.oid,
+            "tags": [],
+            "siblings": [_sibling(path, file, blobs) for path, file in commit.files.items()],
+        }
+        if "README.md" in commit.files:
+            card = self.store.content(commit.files["README.md"]).read_text()
+            told["cardData"] = metadata(card) or {}
+        return Answer.of(told)
 
     def tree(self, request: Request, id: str, revision: str, under: str | None) -> Answer:
         files = self._revision(self._repo(request, id), revision).files
@@ -382,6 +385,16 @@ class Api:
             if len(revision) >= 7 and commit.oid.startswith(revision):
                 return commit
         raise Refused(404, f"Invalid rev id: {revision}", code="RevisionNotFound")
+
+
+def _sibling(path: str, file: Stored, blobs: bool) -> dict[str, Any]:
+    shown: dict[str, Any] = {"rfilename": path}
+    if blobs:
+        shown |= {"size": file.size, "blobId": file.blob}
+        if file.sha256:
+            kept_in_git = len(pointer(file.sha256, file.size))
+            shown["lfs"] = {"sha256": file.sha256, "size": file.size, "pointerSize": kept_in_git}
+    return shown
 
 
 def _listed(path: str, file: Stored) -> dict[str, Any]:
