@@ -43,6 +43,8 @@ class Request:
     languages: tuple[str, ...] = ()
     allow: frozenset[str] = frozenset()
     """names of checks that may fail"""
+    ask_hub: bool = False
+    """send the card to the hub's own validation; without it nothing but names leaves"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -261,12 +263,21 @@ def stale(there: Sequence[str], staged: Sequence[str]) -> tuple[str, ...]:
     return tuple(sorted(name for name in there if name not in set(staged) and is_published(name)))
 
 
+def require_new(out: Path) -> None:
+    """Refuse a folder that holds something.
+
+    Raises:
+        CheckpointError: it does.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise CheckpointError(f"{out}: is there already; name a folder that isn't")
+
+
 def leave_copy(prepared: Prepared, out: Path) -> None:
     """Copy the staged files into the new folder `out`.
 
     Raises:
         CheckpointError: `out` is there and not empty.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise CheckpointError(f"{out}: is there already; name a folder that isn't")
+    require_new(out)
     shutil.copytree(prepared.folder, out, dirs_exist_ok=True)

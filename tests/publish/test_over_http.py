@@ -8,15 +8,18 @@ from typing import Any
 
 import pytest
 
-hub_tests = pytest.importorskip("tests.hub.conftest")
-hub, listening, tokens = hub_tests.hub, hub_tests.listening, hub_tests.tokens
-machine = hub_tests.machine
+from tests.hub import conftest as on_a_hub
+from tests.hub.conftest import Machine
+
+hub, listening, machine, tokens = (
+    on_a_hub.hub, on_a_hub.listening, on_a_hub.machine, on_a_hub.tokens
+)  # fmt: skip
 
 BASE_CARD = "---\nlicense: cc-by-4.0\nlanguage: [en, fr]\n---\n# base\n"
 
 
 @pytest.fixture
-def base_id(machine: Any, road: Path, tmp_path: Path) -> str:
+def base_id(machine: Machine, road: Path, tmp_path: Path) -> str:
     """The base as its makers published it; its commit."""
     shutil.copytree(road.parent / "base", tmp_path / "base")
     (tmp_path / "base" / "README.md").write_text(BASE_CARD)
@@ -24,20 +27,20 @@ def base_id(machine: Any, road: Path, tmp_path: Path) -> str:
     return f"ada/base@{done.told['commit']}"
 
 
-def publish(machine: Any, *words: object) -> subprocess.CompletedProcess[str]:
+def publish(machine: Machine, *words: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "dualign", "publish", *map(str, words)]
     return subprocess.run(
         command, env=machine.env(), capture_output=True, text=True, check=False, timeout=300
     )
 
 
-def state(machine: Any, repo_id: str) -> dict[str, Any]:
+def state(machine: Machine, repo_id: str) -> dict[str, Any]:
     return dict(machine.state(repo_id).told)
 
 
 @pytest.mark.slow
 def test_weights_replace_an_adapter_and_the_users_words_stay(
-    machine: Any, road: Path, base_id: str, tmp_path: Path
+    machine: Machine, road: Path, base_id: str, tmp_path: Path
 ) -> None:
     words = ("ada/tiny", "--base", base_id, "--license", "mit", "--yes")
     assert publish(machine, road / "apo", *words).returncode == 0
@@ -55,7 +58,7 @@ def test_weights_replace_an_adapter_and_the_users_words_stay(
 
 @pytest.mark.slow
 def test_a_repository_of_someone_else_is_refused_before_anything_is_sent(
-    machine: Any, road: Path, base_id: str
+    machine: Machine, road: Path, base_id: str
 ) -> None:
     done = publish(
         machine, road / "merged", "bob/tiny", "--base", base_id, "--license", "mit", "--yes"
