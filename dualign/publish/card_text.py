@@ -115,7 +115,7 @@ def _results(content: Content) -> Iterator[str]:
     scores = [model.scores for model in content.models]
     yield "## Results"
     yield (
-        "Percent right with 95 % intervals, greedy or as `run.json` says. Gain: what thinking adds "
+        "Percent right with 95 % intervals. Gain: what thinking adds "
         "in the same model, in points; in brackets where its interval holds 0, so that it isn't measurable."
     )
     yield table(_accuracy(scores))

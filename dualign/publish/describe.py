@@ -17,7 +17,7 @@ from dualign.publish.sources import is_hub_id
 from dualign.publish.stage import staged_files
 from dualign.publish.tried import Tried, questions_of
 from dualign.report.plots import accuracy_plot, loss_plot, reward_plot
-from dualign.report.runs import Evaluated, StageRun, evaluated, is_preference, is_training
+from dualign.report.runs import Evaluated, StageRun, evaluated, is_preference, is_training, series
 from dualign.rundir import write_json
 
 if TYPE_CHECKING:
@@ -113,8 +113,9 @@ def _draw(subject: "Subject", models: Sequence[Evaluated], folder: Path) -> dict
 
 
 def _logged(stage: StageRun) -> list[str]:
-    """The margins that were logged: of held-out pairs, else of training pairs."""
-    held_out = any(key.startswith("eval_rewards/margins/") for row in stage.log for key in row)
+    """Which margins are drawn: those of held-out pairs where they make a line, else those of training pairs."""
+    keys = {key for row in stage.log for key in row if key.startswith("eval_rewards/margins/")}
+    held_out = any(len(series(stage.log, key)) > 1 for key in keys)
     return ["eval_"] if held_out else [""]
 
 

@@ -128,5 +128,5 @@ for thinking in true false; do
     "messages": [{{"role": "user", "content": "{use.question}"}}],
     "chat_template_kwargs": {{"enable_thinking": '$thinking'}}, "temperature": 0, "max_tokens": 512}}'
 done'''
-    note = "The two converters are llama.cpp's; run this in its folder."
+    note = "Converting is done by llama.cpp's own scripts; run this in its folder."
     return Snippet(title="llama.cpp", language="bash", code=code, note=note)
