@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]
 
 from dualign import __version__
 from dualign.errors import PublishError
@@ -76,9 +77,12 @@ def status_of(error: BaseException) -> int:
 
 
 def _told_to_wait(error: Exception) -> int | None:
-    """Seconds, from Retry-After."""
+    """Seconds, from RateLimit, which the Hub sends, or Retry-After."""
     if not isinstance(error, HfHubHTTPError):
         return None
+    limit = parse_ratelimit_headers(error.response.headers)
+    if limit and limit.remaining == 0:
+        return int(limit.reset_in_seconds) + 1
     told = error.response.headers.get("Retry-After", "")
     return int(told) if told.isdigit() else None
 
@@ -87,9 +91,7 @@ def refusal(error: BaseException, repo_id: str, doing: str) -> PublishError:
     """The error that a user reads: what was being done, what happened, and what to do. Never the token."""
     error = _innermost(error)
     meaning = _meaning(error).format(hub=constants.ENDPOINT, repo=repo_id)
-    return PublishError(
-        _without_token(f"{repo_id}: {doing}: the Hub {_happened(error)}: {meaning}")
-    )
+    return PublishError(f"{repo_id}: {doing}: the Hub {_happened(error)}: {meaning}")
 
 
 def _meaning(error: BaseException) -> str:
@@ -110,14 +112,14 @@ def _meaning(error: BaseException) -> str:
 
 
 def _happened(error: BaseException) -> str:
-    """`answered 403 (words of the server)`, or how the connection failed."""
+    """`answered 403 (words of the server)`, or how the connection failed; without the token, if it is in the words."""
     status = status_of(error)
-    words = getattr(error, "server_message", None) or ""
     if status:
-        return f"answered {status}" + (f" ({_first_line(words)})" if words else "")
-    if isinstance(error, HTTPError):
-        return f"can't be reached ({_first_line(str(error)) or type(error).__name__})"
-    return f"client failed ({_first_line(str(error)) or type(error).__name__})"
+        how, words = f"answered {status}", getattr(error, "server_message", None) or ""
+    else:
+        how = "can't be reached" if isinstance(error, HTTPError) else "client failed"
+        words = str(error) or type(error).__name__
+    return how + (f" ({_without_token(_first_line(words))})" if words else "")
 
 
 def _innermost(error: BaseException) -> BaseException:

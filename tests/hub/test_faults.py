@@ -65,12 +65,17 @@ def test_what_fails_once_is_tried_again_and_published_once(
     assert done.told["commit"] == repo.head.oid
 
 
-def test_retry_after_is_waited_for(hub: Hub, machine: Machine, staged: Path) -> None:
-    hub.plan("POST .*/commit/", status=429, headers={"Retry-After": "2"})
+@pytest.mark.parametrize("told", [{"Retry-After": "2"}, {"RateLimit": '"api";r=0;t=1'}], ids=list)
+def test_the_time_that_the_hub_asks_for_is_waited(
+    hub: Hub, machine: Machine, staged: Path, told: dict[str, str]
+) -> None:
+    """RateLimit counts whole seconds, so one more is waited."""
+    hub.plan("POST .*/commit/", status=429, headers=told, say=f"slow down, {machine.token}")
     started = time.monotonic()
     done = machine.upload(staged)
     assert time.monotonic() - started > 2
-    assert "the Hub answered 429 (planned by the test); trying again in 2 s" in done.err
+    assert "the Hub answered 429 (slow down, <token>); trying again in 2 s" in done.err
+    assert done.status == 0
 
 
 @pytest.mark.parametrize(

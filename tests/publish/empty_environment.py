@@ -44,6 +44,7 @@ def empty_environment(place: Path, *names: str) -> Path:
                 (site / top).symlink_to(source)
     python = place / "bin" / "python"
     for absent in ("dualign", "trl", "datasets"):
-        done = subprocess.run([python, "-c", f"import {absent}"], env={}, cwd=place, check=False)
+        command = [python, "-c", f"import {absent}"]
+        done = subprocess.run(command, env={}, cwd=place, capture_output=True, check=False)
         assert done.returncode == 1, f"{absent} is there"
     return python
