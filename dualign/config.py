@@ -257,8 +257,10 @@ def _convert_union(args: tuple[Any, ...], value: Any, document: Document, key: K
     if value is None and type(None) in args:
         return None
     kinds = [arg for arg in args if arg is not type(None)]
-    if len(kinds) == 1:
-        return _convert(kinds[0], value, document, key)
+    written = [kind for kind in kinds if is_dataclass(kind)] if isinstance(value, dict) else []
+    if len(kinds) == 1 or len(written) == 1:
+        # Only one of them is written as keys with values, so what is wrong is wrong in it.
+        return _convert((written or kinds)[0], value, document, key)
     for kind in kinds:
         attempt = Document(file=document.file)
         converted = _convert(kind, value, attempt, key)

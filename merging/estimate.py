@@ -36,9 +36,24 @@ def estimate(prepared: Prepared, *, threads: int | None = None) -> str:
             f"time      about {max(seconds, 0.1):.1f} s when the files are in the page cache",
             f"config    from {prepared.donor}",
             f"tokenizer from {prepared.tokenizer_donor}",
-            *(f"decided   {key}: {one}" for key, one in prepared.decided.items()),
+            *_decisions(prepared),
         ]
     )
+
+
+def _decisions(prepared: Prepared) -> list[str]:
+    """What differs between the models, what each has, and whose value is taken."""
+    lines = []
+    for key, one in prepared.decided.items():
+        lines.append(f"decided   {key}: from {one['taken_from']}")
+        shown = [(name, value) for name, value in one.items() if name != "taken_from"]
+        lines += [f"            {_short(value)}  {name}" for name, value in shown]
+    return lines or ["decided   nothing: the models agree"]
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _seconds_each(prepared: Prepared) -> float:
