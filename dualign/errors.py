@@ -30,5 +30,9 @@ class MergeError(DualignError, ValueError):
     """Checkpoints or weights that can't be merged."""
 
 
+class PublishError(DualignError):
+    """What a user wants to publish can't be, or the hub refused it."""
+
+
 class EvaluationError(DualignError, ValueError):
     """A task, a verifier or a backend that can't be used."""

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 
 from dualign import __version__
-from dualign.cli import adapter, commands, merge
+from dualign.cli import adapter, commands, merge, publish
 from dualign.cli.parsers import Sub, command
 from dualign.errors import DualignError
 
@@ -97,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     _eval_command(sub)
     _chat_command(sub)
     _report_command(sub)
+    publish.add(sub)
     _inspect_command(sub)
     _doctor_command(sub)
     _recipes_command(sub)

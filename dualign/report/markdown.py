@@ -54,7 +54,7 @@ def _block(block: Block, folder: str) -> str:
         case Bullets():
             return "\n".join(f"- {inline(item)}" for item in block.items)
         case Grid():
-            return _grid(block)
+            return table(block)
         case Gallery():
             return "\n".join(f"![{inline(p.alt)}]({folder}/{p.name}.png)" for p in block.pictures)
         case SideBySide():
@@ -67,7 +67,8 @@ def _block(block: Block, folder: str) -> str:
             return f"### {inline(block.title)}\n\n{fenced(text)}"
 
 
-def _grid(grid: Grid) -> str:
+def table(grid: Grid) -> str:
+    """A table, with its caption above it."""
     groups = [title for title, width in grid.groups for _ in range(width)] or [""] * len(
         grid.columns
     )
@@ -85,13 +86,13 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _side_by_side(pair: SideBySide) -> str:
-    table = Grid(
+    answers = Grid(
         columns=(f"think: {_verdict(pair.think)}", f"no_think: {_verdict(pair.no_think)}"),
         rows=((_answer(pair.think), _answer(pair.no_think)),),
         labels=2,
     )
     expected = f"Expected: {inline(pair.expected)}"
-    return f"### {inline(pair.title)}\n\n{fenced(pair.problem)}\n\n{expected}\n\n{_grid(table)}"
+    return f"### {inline(pair.title)}\n\n{fenced(pair.problem)}\n\n{expected}\n\n{table(answers)}"
 
 
 def _verdict(answer: Answer) -> str:

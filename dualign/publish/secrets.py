@@ -1,0 +1,79 @@
+"""Tokens, keys and paths of this machine in what is to be published: where they are, never what they are."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+_PATTERNS = {
+    "a Hugging Face token": r"\bhf_[A-Za-z0-9]{30,}",
+    "an OpenAI or Anthropic key": r"\bsk-[A-Za-z0-9_-]{20,}",
+    "an AWS access key": r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b",
+    "an AWS secret": r"(?i)aws_secret_access_key[\"']?\s*[:=]\s*[\"']?[A-Za-z0-9/+]{40}",
+    "a GitHub token": r"\b(?:gh[pousr]_[A-Za-z0-9]{36}|github_pat_[A-Za-z0-9_]{22,})",
+    "a Google key": r"\bAIza[0-9A-Za-z_-]{35}",
+    "a Slack token": r"\bxox[abprs]-[0-9A-Za-z-]{10,}",
+    "a private key": r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----",
+    "a key in a variable": (
+        r"\b(?:HF_TOKEN|HUGGING_FACE_HUB_TOKEN|WANDB_API_KEY|OPENAI_API_KEY|ANTHROPIC_API_KEY|"
+        r"COMET_API_KEY)[\"']?\s*[:=]\s*[\"']?[A-Za-z0-9_-]{16,}"
+    ),
+    "a password in an address": r"\bhttps?://[^/\s:@\"']+:[^/\s@\"']+@[^/\s]+",
+}
+_SECRETS = {kind: re.compile(pattern) for kind, pattern in _PATTERNS.items()}
+_ROOTS = "home|Users|root|mnt|data|tmp|var|scratch|work|workspace|opt|srv|media|nfs|gpfs|lustre"
+MACHINE_PATH = re.compile(
+    rf"(?<![\w./:-])(?:/(?:{_ROOTS})(?:/[^\s\"'<>|`)]+)+|~/[^\s\"'<>|`)]+|[A-Za-z]:\\+[^\s\"'<>|]+)"
+)
+_BINARY = (".safetensors", ".png", ".model", ".gguf")
+_VOCABULARY = ("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "added_tokens.json")
+_HEADER = 1 << 20  # bytes of a binary file that are looked at: the header has the free text
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Leak:
+    """Something that must not leave. The text of it isn't kept."""
+
+    file: str
+    line: int
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line} holds {self.what}"
+
+
+def secrets_in(folder: Path, files: Sequence[str], *, token: str | None = None) -> Iterator[Leak]:
+    """Every line of the files that looks like a token or a key; `token`: the user's own, sought as it is."""
+    for name in files:
+        for number, line in enumerate(_lines(folder / name), start=1):
+            for kind in secret_kinds(line, token=token):
+                yield Leak(file=name, line=number, what=kind)
+
+
+def secret_kinds(text: str, *, token: str | None = None) -> list[str]:
+    """What kinds of secret a text holds."""
+    found = [kind for kind, pattern in _SECRETS.items() if pattern.search(text)]
+    if token and token in text:
+        found.append("the token that you are logged in with")
+    return found
+
+
+def paths_in(folder: Path, files: Sequence[str], *, own: Sequence[str] = ()) -> Iterator[Leak]:
+    """Every line that names a place on this machine; `own`: folders that are certainly such places.
+
+    Vocabularies are passed over: `/tmp/` is a token of many of them.
+    """
+    for name in files:
+        if name.endswith(_BINARY) or Path(name).name in _VOCABULARY:
+            continue
+        for number, line in enumerate(_lines(folder / name), start=1):
+            if any(place in line for place in own) or MACHINE_PATH.search(line):
+                yield Leak(file=name, line=number, what="a path of this machine")
+
+
+def _lines(file: Path) -> Iterator[str]:
+    if not file.name.endswith(_BINARY):
+        yield from file.read_text(encoding="utf-8", errors="replace").splitlines()
+        return
+    with file.open("rb") as stream:
+        yield stream.read(_HEADER).decode("utf-8", errors="replace")

@@ -1,0 +1,63 @@
+"""The road's end on the real 135M: publish a finished quickstart to a hub on loopback, and use it by its cards alone.
+
+dualign run quickstart
+python -m tests.publish.quickstart_road runs/quickstart
+
+The base is on that hub under its real name and commit, as this machine's package has it. A quarter of an hour on two cores.
+"""
+
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from dualign.checkpoints.embedded import embedded_model
+from dualign.publish.base import EMBEDDED_ON_THE_HUB
+from tests.hub.api import Person
+from tests.hub.client import call, environment
+from tests.hub.server import Hub, running_hub
+from tests.publish.empty_environment import empty_environment
+from tests.publish.following import TOKEN, card_of, follow, published
+
+(KNOWN,) = EMBEDDED_ON_THE_HUB.values()
+BASE_CARD = "---\nlicense: apache-2.0\nlanguage:\n- en\n---\n"
+LICENCES = ("--license", "apache-2.0")
+
+
+def put_base(hub: Hub, home: Path) -> None:
+    folder = home / "base"
+    folder.mkdir()
+    for file in embedded_model().iterdir():
+        (folder / file.name).symlink_to(file)
+    (folder / "README.md").write_text(BASE_CARD)
+    env = environment(hub.url, home, TOKEN)
+    asked = {"folder": folder, "repo_id": "ada/base", "private": False, "message": "Base"}
+    assert call(env, "upload", **asked).status == 0
+    repo = hub.store.repos.pop("ada/base")
+    head = replace(repo.head, oid=KNOWN.revision)
+    hub.store.repos[KNOWN.id] = replace(repo, name=KNOWN.id, commits=(head,))
+
+
+def main(runs: Path) -> None:
+    place = Path(tempfile.mkdtemp(prefix="quickstart-road-"))
+    python = empty_environment(place / "empty", "torch", "transformers", "peft")
+    with running_hub(place / "hub", {TOKEN: Person(name="ada")}, part_size=64_000_000) as hub:
+        put_base(hub, place)
+        for stage, repo_id in (("merged", "ada/quickstart"), ("apo-1", "ada/quickstart-adapter")):
+            hub.seen.clear()
+            started = time.monotonic()
+            repo = published(hub, place, runs / stage, repo_id, *LICENCES)
+            sent = hub.bytes_to_storage()
+            print(
+                f"{repo_id}: {len(repo.head.files)} files, {sent / 1e6:.1f} MB sent, {time.monotonic() - started:.0f} s"
+            )
+            card = card_of(hub, repo_id)
+            (place / f"{stage}.md").write_text(card)
+            print(f"card: {place / stage}.md")
+            for answers in follow(card, python, hub, place / f"someone-{stage}"):
+                print("\n".join(answers))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

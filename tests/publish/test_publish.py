@@ -1,0 +1,170 @@
+"""A run directory made ready to be published: what goes, that it loads, and that it says how it was made."""
+
+import hashlib
+import json
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from dualign.publish.publish import Prepared, Request, leave_copy, prepare, staging_folder, stale
+from dualign.publish.show import human
+from dualign.publish.snippets import Use, snippets
+from dualign.training.models import load_checkpoint
+from dualign.training.reload import logits_of
+
+ACCEPT = frozenset({"base_weights"})
+
+
+@pytest.fixture(scope="module")
+def both(
+    road: Path, asked: Callable[..., Request], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Prepared, Path]]:
+    """The stage that has weights and an adapter, with a copy of what was staged."""
+    out = tmp_path_factory.mktemp("both") / "copy"
+    with staging_folder(road / "folded") as folder:
+        prepared = prepare(asked(road / "folded", allow=ACCEPT, languages=("en",)), folder)
+        leave_copy(prepared, out)
+    assert not folder.exists() and not list(road.glob(".publish-*"))
+    yield prepared, out
+
+
+def test_nothing_but_the_checkpoint_and_what_tells_of_it_goes(both: tuple[Prepared, Path]) -> None:
+    prepared, out = both
+    assert not prepared.failed
+    assert sorted(prepared.files) == [
+        "README.md", "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "chat_template.jinja", "config.json",
+        "figures/loss-folded.png", "figures/loss-sft.png", "figures/margins-folded.png", "generation_config.json",
+        "model.safetensors", "run.json", "tokenizer.json", "tokenizer_config.json",
+    ]  # fmt: skip
+    assert prepared.files == {name: (out / name).stat().st_size for name in prepared.files}
+
+
+def test_weights_and_adapter_load_by_the_folder_alone(
+    both: tuple[Prepared, Path], road: Path
+) -> None:
+    _, out = both
+    ids = torch.arange(3, 40)[None]
+    expected = logits_of(load_checkpoint(road / "folded", dtype=torch.float32), ids)
+    whole = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
+    assert torch.equal(logits_of(whole, ids), expected)
+    base = AutoModelForCausalLM.from_pretrained(road.parent / "base", dtype=torch.float32)
+    adapted = PeftModel.from_pretrained(base, str(out), subfolder="adapter")
+    assert torch.allclose(logits_of(adapted, ids), expected, atol=1e-4)
+
+
+def test_the_adapter_names_its_base_by_id_and_commit(both: tuple[Prepared, Path]) -> None:
+    config = json.loads((both[1] / "adapter" / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == ("acme/base", "a" * 40)
+
+
+def test_run_json_has_the_hash_of_every_file_and_no_place_of_this_machine(
+    both: tuple[Prepared, Path], road: Path
+) -> None:
+    _, out = both
+    record = json.loads((out / "run.json").read_text())
+    there = {str(one.relative_to(out)) for one in out.rglob("*") if one.is_file()} - {"run.json"}
+    assert record["files"].keys() == there
+    for name, digest in record["files"].items():
+        assert hashlib.sha256((out / name).read_bytes()).hexdigest() == digest
+    text = (out / "run.json").read_text() + (out / "README.md").read_text()
+    assert str(road.parent) not in text
+    assert record["published"]["stages"]["sft"]["config"]["model"] == "acme/base"
+    assert record["published"]["stages"]["sft"]["data"][0]["source"] == "stage:data/train.jsonl"
+    assert {one["name"] for one in record["published"]["checks"]} >= {"loads", "logits", "modes", "composition"}  # fmt: skip
+
+
+def test_the_card_says_how_it_was_made_and_what_it_answered(both: tuple[Prepared, Path]) -> None:
+    card = ModelCard(both[0].card)
+    assert card.data.license == "apache-2.0" and card.data.language == ["en"]
+    assert card.data.base_model_relation == "finetune"
+    for words in (
+        "## How to use it", "## Training", "| folded | preference | LoRA r 2, alpha 2;", "3 steps",
+        "## Data", "made by stage data", "24 of 24", "## Decontamination", "weren't screened", "## Limits", "## Provenance",
+        "| What is 1+2? | think |", "![folded: loss by step](figures/loss-folded.png)",
+    ):  # fmt: skip
+        assert words in card.text, words
+
+
+def test_the_model_answers_in_both_modes_in_the_fresh_process(both: tuple[Prepared, Path]) -> None:
+    record = json.loads((both[1] / "run.json").read_text())
+    think, quick = record["published"]["answers"]
+    assert (think["mode"], think["closed"], think["answer"]) == ("think", True, "3")
+    assert (quick["mode"], quick["leaked"], quick["answer"]) == ("no_think", False, "3")
+
+
+def test_the_results_of_an_evaluated_model_are_in_the_card(
+    road: Path, asked: Callable[..., Request], tmp_path: Path
+) -> None:
+    from dualign.publish.facts import Hub
+    from dualign.publish.publish import examine, finish, stage_and_look
+    from dualign.publish.tried import Tried
+
+    hub = Hub(reachable=False)
+    subject = examine(asked(road / "merged"), hub)
+    found = stage_and_look(subject, tmp_path, hub)
+    prepared = finish(subject, tmp_path, found, Tried(checks=(), answers=()))
+    card = ModelCard(prepared.card)
+    assert [(one.dataset_config, one.metric_value) for one in card.data.eval_results] == [
+        ("think", 100.0),
+        ("no_think", 25.0),
+    ]
+    assert "| sums | acme/base | 4 |" in card.text and "| sums | merged | 4 |" in card.text
+    assert "linear: 0.9 x apo + 0.1 x sft" in card.text
+    assert "merged against apo: bought nothing measurable in accuracy" in card.text
+    assert "merge" in card.data.tags and "figures/accuracy-sums.png" in prepared.files
+    assert json.loads((tmp_path / "metrics.json").read_text())["model"] == "stage:merged"
+
+
+def test_the_python_of_the_card_runs_as_it_stands(
+    both: tuple[Prepared, Path], road: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, out = both
+    use = Use(
+        repo_id=str(out), what="both", base=str(road.parent / "base"), revision="main", rank=6, question="What is 1+2?",
+    )  # fmt: skip
+    python = [one for one in snippets(use) if one.language == "python"]
+    assert [one.title for one in python] == ["transformers", "peft"]
+    for one in python:
+        exec(compile(one.code, one.title, "exec"), {})
+        think, quick = capsys.readouterr().out.strip().split("</think>")
+        assert "one and two" in think and quick.strip().split() == ["3", "3"]
+
+
+@pytest.mark.parametrize("what", ["adapter", "weights", "both"])
+def test_every_snippet_parses_and_names_the_repository(what: str) -> None:
+    found = snippets(Use(repo_id="me/it", what=what, base="acme/base", revision="main", rank=6))
+    titles = [one.title for one in found]
+    assert ("transformers" in titles) == (what != "adapter")
+    assert ("peft" in titles) == (what != "weights") and titles[-2:] == ["vLLM", "llama.cpp"]
+    for one in found:
+        assert "me/it" in one.code
+        if one.language == "python":
+            compile(one.code, one.title, "exec")
+        else:
+            done = subprocess.run(["bash", "-n"], input=one.code, text=True, capture_output=True, check=False)  # fmt: skip
+            assert done.returncode == 0, done.stderr
+
+
+def test_an_adapter_never_leaves_its_top_level_config_beside_weights() -> None:
+    there = ("README.md", "adapter_config.json", "adapter_model.safetensors", "pytorch_model.bin", "notes.md", "figures/old.png", "model-00001-of-00002.safetensors")  # fmt: skip
+    assert stale(there, ("README.md", "model.safetensors")) == (
+        "adapter_config.json", "adapter_model.safetensors", "figures/old.png",
+        "model-00001-of-00002.safetensors", "pytorch_model.bin",
+    )  # fmt: skip
+
+
+def test_sizes_are_for_people() -> None:
+    assert [human(n) for n in (0, 999, 1000, 538_090_408, 6_150_000_000)] == [
+        "0 B", "999 B", "1.0 kB", "538.1 MB", "6.2 GB",
+    ]  # fmt: skip
+
+
+def test_the_tokenizer_staged_is_the_runs(both: tuple[Prepared, Path], road: Path) -> None:
+    ours, runs = (AutoTokenizer.from_pretrained(str(one)) for one in (both[1], road / "folded"))
+    assert ours.chat_template == runs.chat_template and ours.eos_token_id == runs.eos_token_id

@@ -1,0 +1,94 @@
+"""The fresh process: it has no dualign, gives the run's logits, and what is broken is told."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from dualign.publish import fresh
+from dualign.publish.lineage import read_lineage
+from dualign.publish.tried import Answer, modes_check, questions_of, try_out
+
+
+def answer(mode: str, *, closed: bool = True, leaked: bool = False, text: str = "3") -> Answer:
+    return Answer(
+        question="1+2", mode=mode, thinking=None, answer=text, closed=closed, leaked=leaked, finished=True
+    )  # fmt: skip
+
+
+def test_both_modes_have_to_answer() -> None:
+    good = [answer("think"), answer("think", closed=False), answer("no_think"), answer("no_think")]
+    assert modes_check(good).state == "ok", "one of two think blocks may stay open"
+    for bad, message in (
+        ([answer("think", closed=False), answer("no_think")], "1 of 1 answers don't close their think block"),
+        ([answer("think", text=""), answer("no_think")], "1 of 1 answers don't close their think block and answer"),
+        ([answer("think"), answer("no_think", leaked=True)], "in no_think mode 1 of 1 answers hold a think block"),
+        ([answer("think"), answer("no_think", text="")], "in no_think mode 1 of 1 answers are empty"),
+    ):  # fmt: skip
+        found = modes_check(bad)
+        assert found.state == "failed" and message in found.found
+
+
+def test_questions_are_those_of_the_evaluation(road: Path) -> None:
+    for stage in ("merged", "folded"):  # folded wasn't measured; those beside it were
+        questions, limit = questions_of(read_lineage(road / stage))
+        assert questions == ["What is 1+2?"] and limit == 30
+
+
+def test_dualign_can_not_be_imported_in_the_fresh_process(tmp_path: Path) -> None:
+    code = f"""
+import runpy
+main = runpy.run_path({fresh.__file__!r})["main"]
+try:
+    main("nowhere.json")
+except FileNotFoundError:
+    import dualign
+"""
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert "ModuleNotFoundError: import of dualign halted" in done.stderr
+
+
+def test_other_weights_than_the_runs_are_found(road: Path, tmp_path: Path) -> None:
+    staged = tmp_path / "staged"
+    shutil.copytree(road / "merged", staged)
+    weights = load_file(staged / "model.safetensors")
+    weights["model.layers.0.mlp.down_proj.weight"] *= 1.01
+    save_file(weights, staged / "model.safetensors", {"format": "pt"})
+    found = {one.name: one for one in try_out(read_lineage(road / "merged"), staged, adapter=None, base=None).checks}  # fmt: skip
+    assert found["loads"].state == "ok"
+    assert found["logits"].state == "failed"
+    assert (
+        "the staged files give other logits than the run: a logit differs by"
+        in found["logits"].found
+    )
+
+
+@pytest.mark.slow
+def test_what_does_not_load_is_told_in_one_line(road: Path, tmp_path: Path) -> None:
+    staged = tmp_path / "staged"
+    shutil.copytree(road / "merged", staged)
+    (staged / "config.json").write_text("{}")
+    checks = try_out(read_lineage(road / "merged"), staged, adapter=None, base=None).checks
+    assert [one.state for one in checks] == ["failed", "skipped", "skipped"]
+    assert checks[0].found.startswith("the staged files don't load in a fresh process: ")
+    assert "\n" not in checks[0].found
+
+
+@pytest.mark.slow
+def test_a_missing_tensor_is_told(road: Path, tmp_path: Path) -> None:
+    staged = tmp_path / "staged"
+    shutil.copytree(road / "merged", staged)
+    weights = load_file(staged / "model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, staged / "model.safetensors", {"format": "pt"})
+    checks = try_out(read_lineage(road / "merged"), staged, adapter=None, base=None).checks
+    assert checks[0].state == "failed" and "missing keys: model.norm.weight" in checks[0].found
