@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -170,4 +170,3 @@ def _error(name: str, data: Array, packed: Array, type: str) -> tuple[float, flo
             f"{_WORST:.0%}; export as f16 or q8_0"
         )
     return changed, whole
-

@@ -103,7 +103,9 @@ def _require_all(weights: Weights, expected: set[str], architecture: Architectur
     place = weights.folders[0]
     missing = sorted(expected - set(weights.entries))
     if missing:
-        raise CheckpointError(f"{place}: {missing[0]} is missing; {len(missing)} tensors in all are")
+        raise CheckpointError(
+            f"{place}: {missing[0]} is missing; {len(missing)} tensors in all are"
+        )
     for name in sorted(set(weights.entries) - expected - {HEAD}):
         module = name.removesuffix(".bias").rsplit(".", 1)[-1]
         if not name.endswith(".bias") or module not in architecture.biased:

@@ -50,6 +50,33 @@ def write_model(
     Raises:
         CheckpointError: a weight is beyond what float16 holds (65504).
     """
+    writer = _writer(out, architecture, vocabulary, tensors, type, name, generation)
+    write_tensors(writer, [_stored(one, type) for one in tensors], label=f"writing {name} {type}")
+
+
+def settings(
+    architecture: Architecture,
+    vocabulary: Vocabulary,
+    tensors: Sequence[Tensor],
+    *,
+    type: str,
+    name: str,
+    generation: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The settings that `write_model` writes, by key."""
+    writer = _writer(Path("unwritten"), architecture, vocabulary, tensors, type, name, generation)
+    return {key: one.value for key, one in writer.kv_data[0].items()}
+
+
+def _writer(
+    out: Path,
+    architecture: Architecture,
+    vocabulary: Vocabulary,
+    tensors: Sequence[Tensor],
+    type: str,
+    name: str,
+    generation: Mapping[str, Any],
+) -> "GGUFWriter":
     from gguf import GGUFWriter
 
     writer = GGUFWriter(str(out), architecture.name)
@@ -61,7 +88,7 @@ def write_model(
     _add_sampling(writer, generation)
     _add_architecture(writer, architecture)
     _add_vocabulary(writer, vocabulary)
-    write_tensors(writer, [_stored(one, type) for one in tensors], label=f"writing {name} {type}")
+    return writer
 
 
 def write_tensors(writer: "GGUFWriter", tensors: Sequence[Stored], *, label: str) -> None:
@@ -154,4 +181,3 @@ def _size_label(parameters: int) -> str:
         if parameters >= size:
             return f"{parameters / size:.1f}".rstrip("0").rstrip(".") + unit
     return str(parameters)
-
