@@ -92,7 +92,7 @@ def _dry_run(given: Namespace, types: list[str]) -> str:
     runtime = None if given.no_check else choose_runtime(given.runtime)
     lines = [f"converter {command[-1] if command else 'dualign'}"]
     lines += [
-        f"writes    {source.name}-{type.upper()}.gguf, about {size / 1e6:.0f} MB and the vocabulary"
+        f"writes    {source.name}-{type.upper()}.gguf, about {size / 1e6:.3g} MB and the vocabulary"
         for type, size in sizes(source, types).items()
     ]
     return "\n".join([*lines, f"check     {runtime or 'none'}"])

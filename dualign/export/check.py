@@ -70,7 +70,7 @@ class Answer:
     agreed: int
     """the first of them that are the same"""
     margin: float | None
-    """llama.cpp's lead at the first that isn't, in nats"""
+    """llama.cpp's lead at the first that isn't, in nats; None where all are, or it isn't known"""
     thought: bool
     leaked: bool
 
@@ -134,7 +134,7 @@ def check(
     finally:
         loaded.close()
     if type in EXACT:
-        faults += [_disagreement(one) for one in answers if (one.margin or 0) > NEAR_TIE]
+        faults += [_disagreement(one) for one in answers if not _agrees(one)]
     return Verdict(
         runtime=runtime, conversations=compared, answers=tuple(answers), faults=tuple(faults)
     )
@@ -219,9 +219,15 @@ def _common(first: Sequence[int], second: Sequence[int]) -> int:
     )
 
 
+def _agrees(answer: Answer) -> bool:
+    tie = answer.margin is not None and answer.margin <= NEAR_TIE
+    return answer.agreed == answer.tokens or tie
+
+
 def _disagreement(answer: Answer) -> str:
+    lead = "an unknown lead" if answer.margin is None else f"a lead of {answer.margin:.2f} nats"
     return (
         f"{answer.question!r} in {answer.mode} mode: the answers part at token {answer.agreed} of "
-        f"{answer.tokens}, with a lead of {answer.margin:.2f} nats (a tie would be below {NEAR_TIE}): "
+        f"{answer.tokens}, with {lead} (a tie would be below {NEAR_TIE}): "
         f"transformers {answer.expected!r}, llama.cpp {answer.found!r}"
     )

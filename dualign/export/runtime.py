@@ -25,14 +25,17 @@ from dualign.export.ggml import INSTALL
 RUNTIMES = {"xllamacpp": "xllamacpp", "llama-cpp-python": "llama_cpp"}
 """what it's called -> the module"""
 _TIMEOUT = 600  # seconds for one answer
+_F32 = 0  # ggml's number for float32: the cache adds no rounding of its own to what is compared
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A greedy token, and by how many nats it beat the next."""
+    """A greedy token, and by how many nats it beat the next; None inside a character, where
+    llama.cpp's server keeps that to itself.
+    """
 
     token: int
-    margin: float
+    margin: float | None
 
 
 class Runtime(Protocol):
@@ -84,6 +87,8 @@ class _Server:
         given.n_ctx = context
         given.n_parallel = 1
         given.n_gpu_layers = 0  # the CPU's sums are the ones that are compared
+        given.cache_type_k = given.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+        given.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         given.warmup = False
         given.verbosity = 0
         given.cpuparams.n_threads = given.cpuparams_batch.n_threads = _threads()
@@ -106,8 +111,8 @@ class _Server:
 
     def greedy(self, tokens: Sequence[int], count: int) -> list[Choice]:
         body = {"prompt": list(tokens), "n_predict": count, "temperature": 0, "n_probs": 2}
-        made = self._post("/completion", {**body, "cache_prompt": False})
-        return [_choice(one) for one in made["completion_probabilities"]]
+        made = self._post("/completion", {**body, "cache_prompt": False, "return_tokens": True})
+        return choices(made["tokens"], made["completion_probabilities"])
 
     def close(self) -> None:
         self._server = None
@@ -129,9 +134,19 @@ class _Server:
             raise CheckpointError(f"llama.cpp, {path}: {said}") from error
 
 
-def _choice(entry: Mapping[str, Any]) -> Choice:
+def choices(tokens: Sequence[int], listed: Sequence[Mapping[str, Any]]) -> list[Choice]:
+    """All tokens; only those that end a character are listed with their probabilities."""
+    rest = list(listed)
+    found = []
+    for token in tokens:
+        entry = rest.pop(0) if rest and rest[0]["id"] == token else None
+        found.append(Choice(int(token), None if entry is None else _margin(entry)))
+    return found
+
+
+def _margin(entry: Mapping[str, Any]) -> float:
     best, *rest = sorted((one["logprob"] for one in entry["top_logprobs"]), reverse=True)
-    return Choice(int(entry["id"]), best - rest[0] if rest else math.inf)
+    return float(best - rest[0]) if rest else math.inf
 
 
 class _Bindings:
@@ -145,6 +160,8 @@ class _Bindings:
                 str(file),
                 n_ctx=context,
                 n_gpu_layers=0,
+                type_k=_F32,
+                type_v=_F32,
                 n_threads=_threads(),
                 n_threads_batch=_threads(),
                 verbose=False,

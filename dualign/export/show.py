@@ -29,10 +29,12 @@ def answers_table(made: Export) -> Table | None:
     if not checked:
         return None
     table = Table(title="greedy answers", title_justify="left")
-    for column in ("question", "mode", "by", "answer"):
-        table.add_column(column, no_wrap=column != "question", overflow="ellipsis")
+    for column, width in (("question", 18), ("mode", 8), ("by", 12), ("answer", 20)):
+        table.add_column(column, min_width=width, no_wrap=True, overflow="ellipsis")
     for index, first in enumerate(checked[0][1].answers):
-        cells = [(first.question, first.mode, "transformers", _line(first.expected))]
+        cells: list[tuple[str, ...]] = [
+            (first.question, first.mode, "transformers", _line(first.expected))
+        ]
         for file, verdict in checked:
             answer = verdict.answers[index]
             text = "the same" if _same(answer) else _line(answer.found)

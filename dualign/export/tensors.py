@@ -73,7 +73,8 @@ def llama3_factors(architecture: Architecture) -> Array:
     turns = rope["original_max_position_embeddings"] * frequencies / (2 * math.pi)
     low, high = rope["low_freq_factor"], rope["high_freq_factor"]
     kept = np.clip((turns - low) / (high - low), 0, 1)
-    return (1 / ((1 - kept) / rope["factor"] + kept)).astype(np.float32)
+    factors: Array = (1 / ((1 - kept) / rope["factor"] + kept)).astype(np.float32)
+    return factors
 
 
 def _tensor(weights: Weights, name: str, place: str, architecture: Architecture) -> Tensor:

@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,6 @@ from dualign.data.template import load_template
 from dualign.export.modelfile import go_template, modelfile
 from dualign.training.models import with_defaults
 
-needs_go = pytest.mark.skipif(
-    shutil.which("go") is None, reason="needs Go, whose templates Ollama uses"
-)
 USER = {"role": "user", "content": 'Is 3 < "4" & {{ so }}?\n\nSay é.'}
 SYSTEM = {"role": "system", "content": "Be brief.\nNo jokes."}
 THOUGHT = {"role": "assistant", "content": "Yes.", "thinking": "3 < 4"}
@@ -34,19 +32,26 @@ TALKS: list[list[dict[str, Any]]] = [
 TOOL = {"function": {"description": "Looks.", "name": "look"}, "type": "function"}
 
 
-def rendered_by_go(template: str, cases: list[dict[str, Any]], tmp_path: Path) -> list[str]:
+Render = Callable[[str, list[dict[str, Any]]], list[str]]
+
+
+@pytest.fixture(scope="module")
+def by_go(tmp_path_factory: pytest.TempPathFactory) -> Render:
+    """Renders a template for each case, as Ollama does."""
+    if shutil.which("go") is None:
+        pytest.skip("needs Go, whose templates Ollama uses")
+    program = tmp_path_factory.mktemp("go") / "render"
     source = Path(__file__).with_name("render.go")
-    done = subprocess.run(
-        ["go", "run", str(source)],
-        input=json.dumps({"Template": template, "Cases": cases}),
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tmp_path,
-    )
-    assert done.returncode == 0, done.stderr
-    texts: list[str] = json.loads(done.stdout)
-    return texts
+    subprocess.run(["go", "build", "-o", str(program), str(source)], check=True)
+
+    def render(template: str, cases: list[dict[str, Any]]) -> list[str]:
+        given = json.dumps({"Template": template, "Cases": cases})
+        done = subprocess.run([str(program)], input=given, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        texts: list[str] = json.loads(done.stdout)
+        return texts
+
+    return render
 
 
 def for_go(talk: list[dict[str, Any]], think: bool | None, *, tools: bool) -> dict[str, Any]:
@@ -84,13 +89,11 @@ def for_jinja(talk: list[dict[str, Any]], *, as_field: bool) -> list[dict[str, A
     return made
 
 
-def compare(text: str, talks: list[list[dict[str, Any]]], tools: bool, tmp_path: Path) -> None:
+def compare(text: str, talks: list[list[dict[str, Any]]], tools: bool, by_go: Render) -> None:
     template = go_template(text)
     assert template is not None
     pairs = [(talk, think) for talk in talks for think in (None, True, False)]
-    found = rendered_by_go(
-        template, [for_go(talk, think, tools=tools) for talk, think in pairs], tmp_path
-    )
+    found = by_go(template, [for_go(talk, think, tools=tools) for talk, think in pairs])
     compact = json.dumps(TOOL, separators=(",", ":"))
     for (talk, think), got in zip(pairs, found, strict=True):
         given: dict[str, Any] = {"add_generation_prompt": True}
@@ -101,44 +104,39 @@ def compare(text: str, talks: list[list[dict[str, Any]]], tools: bool, tmp_path:
         assert got == sandbox.render(text, for_jinja(talk, as_field=as_field), given)
 
 
-@needs_go
 @pytest.mark.parametrize("tools", [False, True])
 def test_go_prints_what_the_dualign_template_prints_in_both_modes(
-    tools: bool, tmp_path: Path
+    tools: bool, by_go: Render
 ) -> None:
-    compare(load_template("dualign").text, TALKS, tools, tmp_path)
+    compare(load_template("dualign").text, TALKS, tools, by_go)
 
 
-@needs_go
-def test_go_prints_what_a_recipe_gave_the_template(tmp_path: Path) -> None:
+def test_go_prints_what_a_recipe_gave_the_template(by_go: Render) -> None:
     values = {"date": "2025-07-01", "custom_instructions": 'Say "{{ yes }}"\nalways.'}
-    compare(with_defaults(load_template("dualign").text, values), TALKS[:2], False, tmp_path)
+    compare(with_defaults(load_template("dualign").text, values), TALKS[:2], False, by_go)
 
 
-@needs_go
 @pytest.mark.parametrize("tools", [False, True])
 def test_go_prints_what_the_smollm3_template_prints_in_both_modes(
-    tools: bool, tmp_path: Path
+    tools: bool, by_go: Render
 ) -> None:
     text = with_defaults(load_template("smollm3").text, {"today": "01 July 2025"})
     no_calls = [[USER], [SYSTEM, USER], [USER, PLAIN, USER], [SYSTEM, USER, PLAIN, RESULT]]
-    compare(text, no_calls, tools, tmp_path)
+    compare(text, no_calls, tools, by_go)
 
 
-@needs_go
-def test_go_prints_a_traced_turn_of_the_smollm3_template_in_think_mode(tmp_path: Path) -> None:
+def test_go_prints_a_traced_turn_of_the_smollm3_template_in_think_mode(by_go: Render) -> None:
     text = with_defaults(load_template("smollm3").text, {"today": "01 July 2025"})
     template = go_template(text)
     assert template is not None
     talk = [USER, THOUGHT, USER]
-    (found,) = rendered_by_go(template, [for_go(talk, True, tools=False)], tmp_path)
+    (found,) = by_go(template, [for_go(talk, True, tools=False)])
     given = {"add_generation_prompt": True, "enable_thinking": True}
     assert found == sandbox.render(text, for_jinja(talk, as_field=False), given)
 
 
-@needs_go
-def test_go_prints_what_the_chatml_template_prints(tmp_path: Path) -> None:
-    compare(load_template("chatml").text, [[USER], [SYSTEM, USER, PLAIN, USER]], False, tmp_path)
+def test_go_prints_what_the_chatml_template_prints(by_go: Render) -> None:
+    compare(load_template("chatml").text, [[USER], [SYSTEM, USER, PLAIN, USER]], False, by_go)
 
 
 def test_it_says_how_to_stop_how_far_to_read_and_how_to_sample() -> None:
