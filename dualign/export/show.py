@@ -29,8 +29,15 @@ def answers_table(made: Export) -> Table | None:
     if not checked:
         return None
     table = Table(title="greedy answers", title_justify="left")
-    for column, width in (("question", 18), ("mode", 8), ("by", 12), ("answer", 20)):
-        table.add_column(column, min_width=width, no_wrap=True, overflow="ellipsis")
+    for column, narrowest, widest in (
+        ("question", 18, 22),
+        ("mode", 8, None),
+        ("by", 12, None),
+        ("answer", 20, None),
+    ):
+        table.add_column(
+            column, min_width=narrowest, max_width=widest, no_wrap=True, overflow="ellipsis"
+        )
     for index, first in enumerate(checked[0][1].answers):
         cells: list[tuple[str, ...]] = [
             (first.question, first.mode, "transformers", _line(first.expected))

@@ -3,11 +3,13 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dualign.checkpoints.checkpoint import Weights, read_json
 from dualign.checkpoints.shards import nearest_file
+from dualign.errors import CheckpointError
 from dualign.export.architecture import KNOWN, Architecture, architecture_of
 from dualign.export.tensors import Tensor, tensors_of
 from dualign.export.vocabulary import Vocabulary, vocabulary_of
@@ -60,8 +62,11 @@ def open_source(model: str, *, name: str | None, foreign: bool) -> Source:
         DualignError: it can't be exported as the model it is.
     """
     from dualign.checkpoints.weights import open_weights
+    from dualign.export.ggml import INSTALL
     from dualign.generation.loading import load_chat_tokenizer
 
+    if find_spec("gguf") is None:
+        raise CheckpointError(f"writing GGUF files needs the package gguf: {INSTALL}")
     weights = open_weights(model)
     tokenizer = load_chat_tokenizer(model)
     found = (weights.config.get("architectures") or ["none"])[0]

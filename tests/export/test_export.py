@@ -1,6 +1,7 @@
 """`dualign export`: files, check, and what is left when something is wrong."""
 
 import hashlib
+import io
 import json
 import os
 from pathlib import Path
@@ -9,15 +10,19 @@ import pytest
 import torch
 from gguf import GGUFReader
 from peft import LoraConfig, get_peft_model
+from rich.console import Console
 from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dualign.checkpoints.adapters import fold
 from dualign.cli.main import main
+from dualign.errors import CheckpointError
+from dualign.export.check import QUESTIONS, Answer, Verdict
 from dualign.export.convert import write_exact
-from dualign.export.export import export
+from dualign.export.export import Export, File, export
 from dualign.export.llamacpp import find_converter
 from dualign.export.runtime import installed
+from dualign.export.show import summary
 from dualign.export.source import open_source
 
 from .conftest import YARN, Make
@@ -131,6 +136,48 @@ def test_what_can_not_be_done_is_said_before_anything_is_written(
     assert not list(tmp_path.iterdir())
 
 
+def test_without_the_gguf_package_the_message_says_what_to_install(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dualign.export.source.find_spec", lambda name: None)
+    with pytest.raises(
+        CheckpointError, match=r"needs the package gguf: pip install 'dualign\[gguf\]'"
+    ):
+        export(str(tiny_llama), tmp_path / "out")
+
+
+def test_answers_fit_eighty_columns() -> None:
+    answer = Answer(
+        question=QUESTIONS[1],
+        mode="no_think",
+        expected="The sea is [wide] " * 9,
+        found="The sea\nis deep",
+        tokens=20,
+        agreed=3,
+        margin=0.5,
+        thought=False,
+        leaked=False,
+    )
+    verdict = Verdict(runtime="xllamacpp", conversations=7, answers=(answer,), faults=())
+    file = File(
+        file="x-Q4_K_M.gguf",
+        type="q4_k_m",
+        bytes=2_500_000_000,
+        bits_per_weight=4.96,
+        sha256="",
+        tensors={},
+        error=0.0387,
+        check=verdict,
+    )
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(summary(Export(model="m", converter="dualign", mended=("one",), files=(file,))))
+    shown = console.export_text()
+    assert "2.50 GB" in shown and "3.87%" in shown and "0/0" in shown and "3/20" in shown
+    assert "The sea is [wide]" in shown and "\u2026" in shown and "The sea is deep" in shown
+    assert "mended: one" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
 def test_out_is_a_folder_that_is_not_there_yet(
     tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -146,7 +193,9 @@ def test_a_weight_that_float16_can_not_hold_is_named(make: Make, tmp_path: Path)
     weights = load_file(folder / "model.safetensors")
     weights["model.embed_tokens.weight"][7, 0] = 65520
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(Exception, match=r"token_embd.weight: element 448 is beyond what F16 holds"):
+    with pytest.raises(
+        CheckpointError, match=r"token_embd.weight: element 448 is beyond what F16 holds"
+    ):
         export(str(folder), tmp_path / "out", types=["f16"], runtime=None)
     assert not list(tmp_path.iterdir())
 
@@ -155,7 +204,9 @@ def test_llama_cpp_dir_without_its_converter_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LLAMA_CPP_DIR", str(tmp_path))
-    with pytest.raises(Exception, match=r"LLAMA_CPP_DIR=.*: there is no convert_hf_to_gguf.py"):
+    with pytest.raises(
+        CheckpointError, match=r"LLAMA_CPP_DIR=.*: there is no convert_hf_to_gguf.py"
+    ):
         find_converter()
 
 
