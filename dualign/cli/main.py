@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 
 from dualign import __version__
-from dualign.cli import adapter, commands, merge
+from dualign.cli import adapter, commands, merge, sweep
 from dualign.cli.parsers import Sub, command
 from dualign.errors import DualignError
 
@@ -94,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
         _recipe_command(sub, name, about, action, detail, one_stage=name not in ("run", "plan"))
     merge.add(sub)
     adapter.add(sub)
+    sweep.add(sub)
     _eval_command(sub)
     _chat_command(sub)
     _report_command(sub)

@@ -67,8 +67,8 @@ def run(stage: EvalStage, work: Path, *, seed: int) -> Outcome:
     console.print(terminal_table(metrics))
     if stage.pairs:
         console.print(terminal_pairs(metrics))
-    sources = [_source(task.rows, len(problems)) for task, problems in asked]
-    sources += [_source(file, _pairs_in(evaluated[-1], file)) for file in stage.pairs]
+    sources = [data_source(task.rows, len(problems)) for task, problems in asked]
+    sources += [data_source(file, _pairs_in(evaluated[-1], file)) for file in stage.pairs]
     return Outcome(metrics=metrics, data=tuple(sources))
 
 
@@ -236,7 +236,8 @@ def _by_task(model: Evaluated, tasks: Sequence[Task]) -> dict[str, dict[Mode, li
     return found
 
 
-def _source(file: str, rows: int) -> dict[str, Any]:
+def data_source(file: str, rows: int) -> dict[str, Any]:
+    """What run.json says of a file that was evaluated on."""
     return {"source": file, "sha256": combined_sha256(fingerprint_files(file)), "rows": rows}
 
 

@@ -1,0 +1,141 @@
+"""A model in memory whose weights are set to one merge after the other, without a file between.
+
+The numbers are those of the written merge: each block is computed in float64 and rounded to the type that would be
+written, and only then to that of the model in memory (float32 on a CPU), which is exact when it is wider.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from dualign.checkpoints.allocator import keep_freed_blocks
+from dualign.checkpoints.checkpoint import Reader, Weights
+from dualign.checkpoints.numbers import CODES, NAMES, Array, NotFinite, narrow, widen
+from dualign.checkpoints.shards import PIECE, processors
+from dualign.errors import MergeError
+from dualign.generation.loading import empty_model
+
+_SHARE = 1 << 20  # elements that one thread sets before it looks for more work
+_TYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """A parameter as numpy sees it: its own storage on a CPU, else a copy that is put there at the end."""
+
+    name: str
+    parameter: Tensor
+    elements: Array
+    stored: str
+    """the type of `elements`"""
+    shared: bool
+    """whether `elements` is the parameter's own storage"""
+
+
+class LiveModel:
+    """One model; `apply` gives it the weights of a merge."""
+
+    def __init__(self, folder: Path, *, dtype: str) -> None:
+        """`folder` has the config and generation settings of the merged model."""
+        self.model: PreTrainedModel = empty_model(folder, dtype=dtype)
+        self.threads = processors()
+
+    def apply(self, weights: Weights, *, dtype: str = "input") -> None:
+        """Set every parameter to what `write_weights(weights, dtype=dtype)` would write.
+
+        Raises:
+            MergeError: a number isn't finite in that type, or model and weights don't have the same tensors. The model
+                can't be used until another merge was applied.
+        """
+        keep_freed_blocks()
+        targets = self._targets(weights)
+        with ThreadPoolExecutor(self.threads) as pool:
+            for target in tqdm(targets, desc="weights", unit="tensor", disable=None, leave=False):
+                entry = weights.entries[target.name]
+                written = entry.dtype if dtype == "input" else CODES[dtype]
+                shares = _shares(weights.reader(target.name), entry.size)
+                for done in [
+                    pool.submit(_set, target, weights, written, share) for share in shares
+                ]:
+                    done.result()
+                if not target.shared:
+                    _put(target)
+
+    def _targets(self, weights: Weights) -> list[_Target]:
+        """The largest first. Tied parameters are one tensor, so setting one sets both."""
+        there = self.model.state_dict(keep_vars=True)
+        _require_same(there, weights)
+        names = sorted(weights.entries, key=lambda name: -weights.entries[name].size)
+        return [_target(name, there[name]) for name in names]
+
+
+def _require_same(there: dict[str, Tensor], weights: Weights) -> None:
+    """Every tensor has its parameter in its shape, and no parameter is left as it was."""
+    for name, entry in weights.entries.items():
+        shape = tuple(there[name].shape) if name in there else None
+        if shape != entry.shape:
+            found = "no such parameter" if shape is None else f"one of shape {shape}"
+            raise MergeError(
+                f"{weights.folders[0]}: {name} is {entry.shape}, and the model in memory has {found}; candidates of "
+                "this architecture can't be applied to a live model: give the sweep a command, which gets them written"
+            )
+    storages = {there[name].data_ptr() for name in weights.entries}
+    for name, parameter in there.items():
+        if parameter.data_ptr() not in storages:
+            raise MergeError(
+                f"{weights.folders[0]}: the model has a parameter {name}, for which the merge has no tensor; give the "
+                "sweep a command, which gets candidates written"
+            )
+
+
+def _target(name: str, parameter: Tensor) -> _Target:
+    stored = _TYPES[parameter.dtype]
+    shared = parameter.device.type == "cpu" and parameter.is_contiguous()
+    plain = parameter.detach() if shared else torch.empty(parameter.shape, dtype=parameter.dtype)
+    flat = plain.reshape(-1)
+    # numpy knows no bfloat16; its bits are seen as whole numbers.
+    elements = flat.view(torch.uint16).numpy() if stored == "BF16" else flat.numpy()
+    return _Target(name, parameter, elements, stored, shared)
+
+
+def _put(target: _Target) -> None:
+    made: Any = torch.from_numpy(target.elements)
+    if target.stored == "BF16":
+        made = made.view(torch.bfloat16)
+    with torch.no_grad():
+        target.parameter.copy_(made.reshape(target.parameter.shape))
+
+
+def _shares(reader: Reader, size: int) -> Iterator[tuple[int, int]]:
+    """Stretches for the threads: whole tensors where opening one costs something."""
+    step = reader.step or PIECE
+    length = max(_SHARE // step, 1) * step if reader.in_parts else max(size, 1)
+    for start in range(0, size, length):
+        yield start, min(start + length, size)
+
+
+def _set(target: _Target, weights: Weights, written: str, share: tuple[int, int]) -> None:
+    """The elements [start, stop) of a tensor, rounded as they would be written."""
+    first, last = share
+    reader = weights.reader(target.name)
+    step = reader.step or PIECE
+    for start in range(first, last, step):
+        stop = min(start + step, last)
+        values = reader.read(start, stop)
+        try:
+            rounded = narrow(values, written)
+            if target.stored != written:
+                rounded = narrow(widen(rounded, written), target.stored)
+        except NotFinite as error:
+            raise MergeError(
+                f"{target.name} would hold {values[error.place]} at element {start + error.place}, as "
+                f"{NAMES[written]}; choose a wider dtype or smaller weights"
+            ) from None
+        target.elements[start:stop] = rounded
