@@ -38,7 +38,7 @@ def pareto_plot(name: str, title: str, entries: Sequence[Entry]) -> Picture:
             _name(axes, group)
         axes.set_xlabel("no_think accuracy, %")
         axes.set_ylabel("think accuracy, %")
-        axes.margins(0.12)
+        axes.margins(0.08)
 
     alt = f"{title}: think accuracy against no_think accuracy of each candidate"
     return picture(name, alt, draw, title=f"{title}: both modes", size=SIZE, stacked=True)
@@ -51,7 +51,7 @@ def _points(axes: Axes, entries: Sequence[Entry], colour: str, label: str, *, fi
     across, up = (_reach(entries, mode) for mode in ("no_think", "think"))
     axes.errorbar(
         xs, ys, xerr=across, yerr=up, linestyle="", color=colour, ecolor=colour,
-        elinewidth=0.8, alpha=0.35,
+        elinewidth=1.1, capsize=2.5, alpha=0.4,
     )  # fmt: skip
     axes.plot(
         xs, ys, marker="o", markersize=6.5, linestyle="", color=colour, label=label,

@@ -4,15 +4,14 @@ The numbers are those of the written merge: each block is computed in float64 an
 written, and only then to that of the model in memory (float32 on a CPU), which is exact when it is wider.
 """
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from dualign.checkpoints.allocator import keep_freed_blocks
@@ -55,18 +54,22 @@ class LiveModel:
                 can't be used until another merge was applied.
         """
         keep_freed_blocks()
-        targets = self._targets(weights)
-        with ThreadPoolExecutor(self.threads) as pool:
-            for target in tqdm(targets, desc="weights", unit="tensor", disable=None, leave=False):
+        pool = ThreadPoolExecutor(self.threads)
+        try:
+            waiting: list[Future[None]] = []
+            for target in self._targets(weights):
                 entry = weights.entries[target.name]
                 written = entry.dtype if dtype == "input" else CODES[dtype]
                 shares = _shares(weights.reader(target.name), entry.size)
-                for done in [
-                    pool.submit(_set, target, weights, written, share) for share in shares
-                ]:
-                    done.result()
-                if not target.shared:
+                work = [pool.submit(_set, target, weights, written, share) for share in shares]
+                if target.shared:
+                    waiting += work
+                else:
+                    _finish(work)
                     _put(target)
+            _finish(waiting)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def _targets(self, weights: Weights) -> list[_Target]:
         """The largest first. Tied parameters are one tensor, so setting one sets both."""
@@ -105,6 +108,11 @@ def _target(name: str, parameter: Tensor) -> _Target:
     return _Target(name, parameter, elements, stored, shared)
 
 
+def _finish(work: Sequence[Future[None]]) -> None:
+    for done in work:
+        done.result()
+
+
 def _put(target: _Target) -> None:
     made: Any = torch.from_numpy(target.elements)
     if target.stored == "BF16":
@@ -132,7 +140,8 @@ def _set(target: _Target, weights: Weights, written: str, share: tuple[int, int]
         try:
             rounded = narrow(values, written)
             if target.stored != written:
-                rounded = narrow(widen(rounded, written), target.stored)
+                rounded = widen(rounded, written)
+                rounded = rounded if target.stored == "F32" else narrow(rounded, target.stored)
         except NotFinite as error:
             raise MergeError(
                 f"{target.name} would hold {values[error.place]} at element {start + error.place}, as "
