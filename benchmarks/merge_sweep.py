@@ -35,11 +35,12 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--dtype", default="bfloat16", help="of the model in memory")
+    parser.add_argument("--ahead", type=int, default=3, help="candidates computed with another")
     parser.add_argument("--inside", action="store_true", help="the live sweep alone")
     given = parser.parse_args()
     models = make_inputs(given.work / "in", 3)[1:]
     if given.inside:
-        live_sweep(models, given.work / "live", given.dtype)
+        live_sweep(models, given.work / "live", given.dtype, given.ahead)
         return
     theirs = install_mergekit(given.work / "mergekit")
     case = commands(given.work, models, theirs)
@@ -49,25 +50,26 @@ def main() -> None:
     print(text)
 
 
-def live_sweep(models: Sequence[Path], folder: Path, dtype: str) -> None:
+def live_sweep(models: Sequence[Path], folder: Path, dtype: str, ahead: int) -> None:
     """8 candidates into one model; prints how long each took."""
-    from dualign.merging.merge import prepare
+    from dualign.merging.merge import prepare, write_beside
     from dualign.merging.sweep.live import LiveModel
     from dualign.merging.sweep.points import merge_at
-    from dualign.merging.sweep.scoring import write_beside
 
-    live = None
-    for point in POINTS:
+    clock = time.perf_counter()
+    merges = [
+        prepare(merge_at(recipe(models, "$half", "$rest"), shares(point), "s"), seed=0)
+        for point in POINTS
+    ]
+    folder.mkdir(exist_ok=True)
+    write_beside(merges[0], folder)
+    live = LiveModel(folder, dtype=dtype)
+    print(f"model in memory: {time.perf_counter() - clock:.2f} s")
+    for number, one in enumerate(merges):
         clock = time.perf_counter()
-        prepared = prepare(merge_at(recipe(models, "$half", "$rest"), shares(point), "s"), seed=0)
-        if live is None:
-            folder.mkdir(exist_ok=True)
-            write_beside(prepared, folder)
-            live = LiveModel(folder, dtype=dtype)
-            print(f"model in memory: {time.perf_counter() - clock:.2f} s")
-            clock = time.perf_counter()
-        live.apply(prepared.weights, dtype=prepared.merge.dtype)
-        print(f"{point}: {time.perf_counter() - clock:.2f} s")
+        following = [other.weights for other in merges[number + 1 : number + 1 + ahead]]
+        live.apply(one.weights, dtype=one.merge.dtype, ahead=following)
+        print(f"{POINTS[number]}: {time.perf_counter() - clock:.2f} s")
 
 
 def recipe(models: Sequence[Path], half: object, rest: object) -> dict[str, object]:

@@ -34,7 +34,7 @@ def pareto_plot(name: str, title: str, entries: Sequence[Entry]) -> Picture:
                 markeredgecolor=WINNER, markeredgewidth=2.0, linestyle="",
                 label=label_text(f"best: {one['label']}", 40), zorder=5,
             )  # fmt: skip
-        for group in _same_places([one for one in front if one not in best][:LABELLED]):
+        for group in _same_places(front[:LABELLED]):
             _name(axes, group)
         axes.set_xlabel("no_think accuracy, %")
         axes.set_ylabel("think accuracy, %")

@@ -7,14 +7,15 @@ import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
+import psutil
 from transformers import PreTrainedModel
 
-from dualign.checkpoints.shards import nearest_file, write_side_files, write_weights
+from dualign.checkpoints.shards import nearest_file, plan, write_weights
 from dualign.errors import EvaluationError
 from dualign.evaluation.config import EvalSettings
 from dualign.evaluation.evaluate import data_source, evaluate_model
@@ -24,7 +25,8 @@ from dualign.evaluation.samples import SampleFile
 from dualign.evaluation.tasks import load_problems, load_tasks
 from dualign.fingerprint import Digests, file_digests
 from dualign.generation.loading import Subject, load_chat_tokenizer
-from dualign.merging.merge import Prepared
+from dualign.merging.catalogue import METHODS
+from dualign.merging.merge import Prepared, write_beside
 from dualign.merging.output import fingerprint
 from dualign.merging.sweep.config import SweepStage
 from dualign.merging.sweep.live import LiveModel
@@ -32,7 +34,12 @@ from dualign.merging.sweep.memory import Memory
 from dualign.merging.sweep.scored import Scored, scored_from
 
 _NUMBER = re.compile(r"(?<![\w.-])[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?(?!\w)")
+_AHEAD = 3  # candidates computed along with another: more of them save little
+_ROOM = 0.25  # of the memory that is free, for those
 _TAIL = 600  # characters of a command's output that an error shows
+
+
+Following = Callable[[int], Sequence[Prepared]]
 
 
 class Scoring(Protocol):
@@ -44,8 +51,8 @@ class Scoring(Protocol):
     def key(self, prepared: Prepared) -> str:
         """Changes when the score could."""
 
-    def score(self, prepared: Prepared, label: str) -> tuple[Scored, bool]:
-        """The score, and whether it was known before."""
+    def score(self, prepared: Prepared, label: str, following: Following) -> tuple[Scored, bool]:
+        """The score, and whether it was known before. `following` gives candidates that come next."""
 
     def close(self) -> None:
         """Let go of memory and disk."""
@@ -73,17 +80,6 @@ def plan_hash(prepared: Prepared, *, seed: int) -> str:
     return _sha256(content)
 
 
-def write_beside(prepared: Prepared, folder: Path) -> None:
-    """The files of the merged folder that aren't weights."""
-    write_side_files(
-        prepared.weights,
-        folder,
-        dtype=prepared.merge.dtype,
-        tokenizer=prepared.models[prepared.tokenizer_donor],
-        chat_template=prepared.merge.chat_template,
-    )
-
-
 class LiveScoring:
     """The evaluation's tasks in both modes, put to one model in memory that takes each candidate's weights."""
 
@@ -101,6 +97,7 @@ class LiveScoring:
         ]
         self._read = _sha256([{**asdict(settings), "tasks": tasks}, seed])
         self.file = SampleFile(memory.answers)
+        self._known = memory.read()
         self.folder = work / ".live"
         self.samples: dict[str, tuple[Sample, ...]] = {}
         self._kind: Any = None
@@ -110,7 +107,7 @@ class LiveScoring:
     def key(self, prepared: Prepared) -> str:
         return _sha256([plan_hash(prepared, seed=self.seed), self._read])
 
-    def score(self, prepared: Prepared, label: str) -> tuple[Scored, bool]:
+    def score(self, prepared: Prepared, label: str, following: Following) -> tuple[Scored, bool]:
         self._require_alike(prepared)
         # Answers are kept under the weights that gave them, whatever else was asked.
         identity, before = plan_hash(prepared, seed=self.seed), len(self.file.answered)
@@ -118,7 +115,8 @@ class LiveScoring:
         def weights() -> PreTrainedModel:
             if self._live is None:
                 self._live = LiveModel(self.folder, dtype=self.settings.dtype)
-            self._live.apply(prepared.weights, dtype=prepared.merge.dtype)
+            ahead = [one.weights for one in self._ahead(prepared, following)]
+            self._live.apply(prepared.weights, dtype=prepared.merge.dtype, ahead=ahead)
             return self._live.model
 
         subject = Subject(
@@ -128,14 +126,23 @@ class LiveScoring:
         self.samples[self.key(prepared)] = found.samples
         return scored_from(found.samples, self.objective), len(self.file.answered) == before
 
+    def _ahead(self, prepared: Prepared, following: Following) -> list[Prepared]:
+        """Candidates that are worth computing along: where that saves reading, and there is room."""
+        if not METHODS[prepared.merge.method].by_element:
+            return []
+        size = sum(one.nbytes for one in plan(prepared.weights, prepared.merge.dtype))
+        room = int(psutil.virtual_memory().available * _ROOM / max(size, 1))
+        return [
+            one
+            for one in following(min(room, _AHEAD))
+            if one.models.keys() == prepared.models.keys()
+            and _kind(one) == self._kind
+            and self.key(one) not in self._known
+        ]
+
     def _require_alike(self, prepared: Prepared) -> None:
         """One model in memory serves all candidates, so they differ in their numbers alone."""
-        kind = (
-            prepared.weights.config,
-            {name: one.shape for name, one in prepared.weights.entries.items()},
-            prepared.models[prepared.tokenizer_donor].folders,
-            prepared.merge.chat_template,
-        )
+        kind = _kind(prepared)
         if self._kind is None:
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(parents=True)
@@ -152,6 +159,17 @@ class LiveScoring:
         self._live = None
         gc.collect()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _kind(prepared: Prepared) -> Any:
+    """What candidates must have in common."""
+    return (
+        prepared.weights.config,
+        {name: one.shape for name, one in prepared.weights.entries.items()},
+        prepared.models[prepared.tokenizer_donor].folders,
+        prepared.template,
+        prepared.merge.dtype,
+    )
 
 
 class CommandScoring:
@@ -172,7 +190,7 @@ class CommandScoring:
     def key(self, prepared: Prepared) -> str:
         return _sha256([plan_hash(prepared, seed=self.seed), self._read])
 
-    def score(self, prepared: Prepared, label: str) -> tuple[Scored, bool]:
+    def score(self, prepared: Prepared, label: str, following: Following) -> tuple[Scored, bool]:
         known = self._known.get(self.key(prepared))
         if known is not None:
             return Scored(value=float(known["value"])), True

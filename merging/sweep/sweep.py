@@ -17,10 +17,11 @@ from rich.console import Console
 from tqdm import tqdm
 
 from dualign.errors import MergeError
-from dualign.merging.merge import Prepared, prepare, write
+from dualign.merging.merge import prepare, write
 from dualign.merging.sweep import result
 from dualign.merging.sweep.config import SweepStage
 from dualign.merging.sweep.memory import Memory, memory_of
+from dualign.merging.sweep.merges import Merges, name_of
 from dualign.merging.sweep.points import Point, merge_at
 from dualign.merging.sweep.scored import Candidate, winner
 from dualign.merging.sweep.scoring import LiveScoring, Scoring, scoring_of
@@ -72,12 +73,13 @@ def explore(
     candidates: dict[str, Candidate] = {}
     sign = -1.0 if stage.best == "lowest" else 1.0
     search = start(stage, seed=seed)
+    merges = Merges(stage, seed=seed)
     with tqdm(total=most(stage), desc=stage.name, unit="candidate", disable=None) as bar:
 
         def value(point: Point) -> float:
-            key = json.dumps(point, sort_keys=True)
+            key = name_of(point)
             if key not in candidates:
-                one = _tried(stage, point, scoring, memory, seed=seed)
+                one = _tried(stage, point, merges, scoring, memory)
                 _require_other_failure(one, list(candidates.values()))
                 candidates[key] = one
                 bar.update()
@@ -101,14 +103,16 @@ def _driven(search: Any, value: Callable[[Point], float]) -> Found:
 
 
 def _tried(
-    stage: SweepStage, point: Point, scoring: Scoring, memory: Memory, *, seed: int
+    stage: SweepStage, point: Point, merges: Merges, scoring: Scoring, memory: Memory
 ) -> Candidate:
     clock = time.monotonic()
     key = ""
     try:
-        prepared: Prepared = prepare(merge_at(stage.merge, point, stage.name), seed=seed)
+        prepared = merges.at(point)
         key = scoring.key(prepared)
-        scored, known = scoring.score(prepared, result.label(stage, point))
+        scored, known = scoring.score(
+            prepared, result.label(stage, point), lambda count: merges.after(point, count)
+        )
     except MergeError as error:
         return Candidate(point=point, key=key, scored=None, failed=str(error))
     seconds = round(time.monotonic() - clock, 2)
