@@ -234,6 +234,43 @@ def test_a_command_scores_written_candidates_which_go_afterwards(
     assert len(log.read_text().split()) == 5, "another script may say something else"
 
 
+RANGE = {"a": {"low": 0.0, "high": 1.0}}
+
+
+def test_cma_tries_as_many_candidates_as_its_budget(
+    two_models: dict[str, Any], tmp_path: Path
+) -> None:
+    file = command_sweep(
+        tmp_path, two_models, "echo 1 # {model}", search="cma", budget=5, vary=RANGE
+    )
+    assert main(["sweep", str(file), str(tmp_path / "best")]) == 0
+    found = found_in(tmp_path / "best")
+    assert len(found["candidates"]) == 5
+    assert found["search"]["generations"] == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "shown"),
+    [
+        ({"search": "golden", "vary": RANGE}, "golden: at most 11 candidates"),
+        ({"search": "cma", "budget": 7, "vary": RANGE}, "cma: at most 7 candidates"),
+        ({"search": "greedy_soup", "vary": {}}, "greedy_soup: at most 3 candidates"),
+    ],
+    ids=lambda one: one["search"] if isinstance(one, dict) else "",
+)
+def test_a_dry_run_says_how_many_candidates_a_search_may_ask_for(
+    changes: dict[str, Any], shown: str, two_models: dict[str, Any], tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    if changes["search"] == "greedy_soup":
+        two_models = {"models": [{"model": one["model"]} for one in two_models["models"]]}
+    file = command_sweep(tmp_path, two_models, "echo 1 # {model}", **changes)
+    assert main(["sweep", str(file), str(tmp_path / "best"), "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert shown in said and "by the command, on each candidate's folder: echo 1" in said
+    assert {one.name for one in tmp_path.iterdir()} == {"a", "b", "sweep.yaml"}
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [
