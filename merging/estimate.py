@@ -24,7 +24,7 @@ def estimate(prepared: Prepared, *, threads: int | None = None) -> str:
     files = shard_names(len(split(planned, SHARD_BYTES)))
     each = len(next(iter(weights.jobs.values())).inputs) + 2
     memory = threads * BLOCK * 8 * (2 * each + 4) / 1e6
-    seconds = sum(one.size for one in planned) * _seconds_each(prepared) / threads
+    seconds = sum(one.size for one in planned) * seconds_each(prepared) / threads
     seconds += (read + written) / _HASHED / threads
     return "\n".join(
         [
@@ -56,7 +56,7 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _seconds_each(prepared: Prepared) -> float:
+def seconds_each(prepared: Prepared) -> float:
     """For one element, by the method of a large tensor on made numbers."""
     job = max(prepared.weights.jobs.values(), key=lambda one: one.entry.size)
     shape = (BLOCK * _SAMPLE // 1024, 1024)

@@ -165,16 +165,7 @@ def write(
     """Write weights, side files and merge.json into `work`; returns what merge.json says."""
     merge, weights = prepared.merge, prepared.weights
     shards = write_weights(weights, work, dtype=merge.dtype, threads=threads, resume=resume)
-    write_side_files(
-        weights,
-        work,
-        dtype=merge.dtype,
-        tokenizer=prepared.models[prepared.tokenizer_donor],
-        chat_template=prepared.template,
-    )
-    if prepared.alignment is not None:
-        opened = prepared.models[prepared.donor]
-        write_vocabulary(work, prepared.donor, opened, prepared.alignment)
+    write_beside(prepared, work)
     check_written(work, weights, template=prepared.template, alignment=prepared.alignment)
     verified = recompute(work, weights, seed=seed, threads=threads)
     with remembered() as digests:
@@ -204,6 +195,20 @@ def write(
     }
     write_merge_json(work, merge, record)
     return record
+
+
+def write_beside(prepared: Prepared, work: Path) -> None:
+    """All of the model folder but the weights and merge.json: config, tokenizer, template, generation settings."""
+    write_side_files(
+        prepared.weights,
+        work,
+        dtype=prepared.merge.dtype,
+        tokenizer=prepared.models[prepared.tokenizer_donor],
+        chat_template=prepared.template,
+    )
+    if prepared.alignment is not None:
+        opened = prepared.models[prepared.donor]
+        write_vocabulary(work, prepared.donor, opened, prepared.alignment)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -43,7 +43,15 @@ def load(path: Path, *, compat: bool = False) -> Merge:
     Raises:
         ConfigError: with every problem of the file.
     """
-    documents = read_documents(path)
+    return merged(read_documents(path), path.parent, compat=compat)
+
+
+def merged(documents: list[Document], folder: Path, *, compat: bool = False) -> Merge:
+    """The merge that documents describe; their relative paths are seen from `folder`.
+
+    Raises:
+        ConfigError: with every problem of the documents.
+    """
     named: dict[str, Merge] = {}
     for number, document in enumerate(documents):
         file = _parsed(document)
@@ -56,7 +64,7 @@ def load(path: Path, *, compat: bool = False) -> Merge:
                     else ("needs the key 'name', by which later documents use it")
                 )
                 document.refuse(("name",) if file.name else (), wanted)
-            merge = _merge(file, document, path.parent, named)
+            merge = _merge(file, document, folder, named)
             if compat:
                 merge = replace(merge, arithmetic=file.dtype or "input")
             for key, message in merge_problems(merge):
