@@ -4,14 +4,11 @@ A table is memory-mapped Arrow: what a source takes in memory doesn't grow with 
 with `streaming` is read as a stream, and only the rows that its amount asks for reach the disk.
 """
 
-import atexit
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
 from hashlib import sha256
 from itertools import chain, islice
 from pathlib import Path
@@ -20,6 +17,7 @@ from typing import Any
 import datasets
 from datasets.arrow_writer import ArrowWriter
 
+from dualign.data.caching import temporary_folder
 from dualign.data.columns import csv_options, json_features
 from dualign.data.draws import Indices, generator, source_rows
 from dualign.data.settings import SourceConfig
@@ -172,7 +170,7 @@ def _at(stream: Iterable[dict[str, Any]], rows: Indices) -> Iterator[dict[str, A
 
 def _to_disk(stream: Iterable[dict[str, Any]], features: datasets.Features) -> datasets.Dataset:
     """The rows of a stream as Arrow files of a temporary folder, one shard at a time."""
-    folder, rows, shards = _folder(), iter(stream), []
+    folder, rows, shards = temporary_folder(), iter(stream), []
     while batch := list(islice(rows, 1)):
         handle, path = tempfile.mkstemp(suffix=".arrow", dir=folder)
         os.close(handle)
@@ -184,14 +182,6 @@ def _to_disk(stream: Iterable[dict[str, Any]], features: datasets.Features) -> d
     if not shards:
         return datasets.Dataset.from_dict({name: [] for name in features}, features=features)
     return datasets.concatenate_datasets(shards)
-
-
-@cache
-def _folder() -> str:
-    """A folder for this process's streams, gone when it ends."""
-    folder = tempfile.mkdtemp(prefix="dualign-rows-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
 
 
 def _digest(source: SourceConfig, table: datasets.Dataset, base: Path | None) -> str:

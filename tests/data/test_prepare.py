@@ -297,6 +297,20 @@ def test_pairs_are_tokenised_with_the_prompt_once(
     }
 
 
+def test_packed_rows_lie_on_the_disk(
+    llama_tokenizer: PreTrainedTokenizerFast, write_rows: Write
+) -> None:
+    """In memory they would grow with the data."""
+    data = DataConfig(
+        sources=(SourceConfig(path=str(write_rows(mixed(30), "a.jsonl"))),),
+        validation_rows=4,
+        cache=False,
+    )
+    template = load_template("dualign", tokenizer=llama_tokenizer)
+    made = prepare_sft(data, llama_tokenizer, template, seed=0)
+    assert made.train.cache_files and made.validation is not None and made.validation.cache_files
+
+
 def test_rows_tokenised_beside_rendering_come_out_as_one_by_one(
     llama_tokenizer: PreTrainedTokenizerFast,
 ) -> None:
