@@ -6,6 +6,7 @@ call) stops it, and a CSV answer of 42 becomes a number, one of NA nothing.
 
 import csv
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,11 @@ import datasets
 import fsspec
 
 _BLANK = b" \t\r\n"
+_DATE = re.compile(r"\d{4}-\d{2}-\d{2}(?:[ T][\d:.]+Z?)?")
+
+
+class _Date:
+    """The kind of texts that Arrow would take for times, if a column holds nothing else."""
 
 
 def json_features(files: Sequence[Path]) -> datasets.Features | None:
@@ -24,7 +30,7 @@ def json_features(files: Sequence[Path]) -> datasets.Features | None:
     try:
         for row in _rows(files):
             for key, value in row.items():
-                kinds.setdefault(key, set()).add(type(value))
+                kinds.setdefault(key, set()).add(_kind(value))
     except (AttributeError, UnicodeDecodeError, ValueError):
         return None
     return datasets.Features({key: _feature(found) for key, found in kinds.items()}) or None
@@ -54,9 +60,15 @@ def _rows(files: Iterable[Path]) -> Iterator[dict[str, Any]]:
             yield from (json.loads(line) for line in lines if line.strip(_BLANK))
 
 
+def _kind(value: Any) -> type:
+    return _Date if isinstance(value, str) and _DATE.fullmatch(value) else type(value)
+
+
 def _feature(kinds: set[type]) -> Any:
     told = kinds - {type(None)}
-    if told <= {str}:
+    if told == {_Date}:
+        return datasets.Json()
+    if told <= {str, _Date}:
         return datasets.Value("string")
     if told == {bool}:
         return datasets.Value("bool")

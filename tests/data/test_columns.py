@@ -61,6 +61,17 @@ def test_texts_that_look_like_something_else_stay_texts(tmp_path: Path) -> None:
     assert load_source(SourceConfig(path=str(tmp_path / "a.json")))["completion"][:] == said
 
 
+def test_dates_stay_as_they_are_written(tmp_path: Path) -> None:
+    """Arrow makes times of a column of nothing else, and other texts of those."""
+    said = ["2025-07-01", "2024-01-02 10:00", "2024-01-02T10:00:00Z"]
+    rows = [{"prompt": "When?", "completion": text} for text in said]
+    table = load_source(SourceConfig(path=str(written(tmp_path / "a.jsonl", rows))))
+    assert table["completion"][:] == said
+    rows.append({"prompt": "When?", "completion": "4"})
+    table = load_source(SourceConfig(path=str(written(tmp_path / "b.jsonl", rows))))
+    assert table["completion"][:] == [*said, "4"]
+
+
 @pytest.mark.parametrize(("name", "sep"), [("a.csv", ","), ("a.tsv", "\t")])
 def test_csv_fields_are_text(tmp_path: Path, name: str, sep: str) -> None:
     lines = ["prompt,completion,mode", "2+2?,4,", "name?,NA,no_think", "value?,1.0,", "who?,None,"]
