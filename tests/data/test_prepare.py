@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from dualign.data.accounting import Tally, account
-from dualign.data.draws import drawn_rows, generator, held_out, repeated
-from dualign.data.encoding import ExampleEncoder
 from dualign.data.faults import RowError
+from dualign.data.mix.accounting import Tally, account
+from dualign.data.mix.draws import drawn_rows, generator, held_out, repeated
 from dualign.data.prepare import Prepared, prepare_pairs, prepare_sft
 from dualign.data.settings import DataConfig, SourceConfig
-from dualign.data.template import load_template
-from dualign.data.tokens import IGNORE_INDEX
+from dualign.data.text.template import load_template
+from dualign.data.tokens.encoding import ExampleEncoder
+from dualign.data.tokens.labels import IGNORE_INDEX
 from dualign.errors import DataError, TemplateError
 
 Write = Callable[[list[dict[str, Any]], str], Path]
