@@ -175,7 +175,7 @@ def with_dualign(path: Path) -> tuple[int, int, int, Any]:
     from dualign.checkpoints.embedded import embedded_model
     from dualign.data.prepare import prepare_sft
     from dualign.data.settings import DataConfig, SourceConfig
-    from dualign.data.template import load_template
+    from dualign.data.text.template import load_template
 
     tokenizer = AutoTokenizer.from_pretrained(embedded_model())
     data = DataConfig(sources=(SourceConfig(path=str(path)),), max_tokens=MAX_TOKENS, cache=False)
@@ -192,7 +192,7 @@ def with_doctor(path: Path) -> tuple[int, int, int, Any]:
 
     from dualign.checkpoints.embedded import embedded_model
     from dualign.data.settings import DataConfig, SourceConfig
-    from dualign.data.template import load_template
+    from dualign.data.text.template import load_template
     from dualign.doctor.findings import Findings
     from dualign.doctor.survey import Subject, survey
 
@@ -214,7 +214,7 @@ def with_trl(path: Path) -> tuple[int, int, int, Any]:
     from trl import SFTConfig, SFTTrainer
 
     from dualign.checkpoints.embedded import embedded_model
-    from dualign.data.template import load_template
+    from dualign.data.text.template import load_template
 
     tokenizer = AutoTokenizer.from_pretrained(embedded_model())
     tokenizer.chat_template = load_template("dualign").text

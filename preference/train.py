@@ -8,8 +8,8 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from trl import DPOConfig
 
-from dualign.data.collate import PairCollator
 from dualign.data.prepare import PreparedPairs, prepare_pairs
+from dualign.data.tokens.collate import PairCollator
 from dualign.preference.config import PreferenceStage
 from dualign.preference.trainer import DualModeDPOTrainer
 from dualign.processes import on_first

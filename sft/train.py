@@ -5,8 +5,8 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig
 
-from dualign.data.collate import PackedCollator
 from dualign.data.prepare import Prepared, prepare_sft
+from dualign.data.tokens.collate import PackedCollator
 from dualign.rundir import Outcome
 from dualign.sft.config import SFTStage
 from dualign.sft.trainer import DualModeSFTTrainer

@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dualign.data.accounting import Group
+from dualign.data.mix.accounting import Group
 from dualign.data.prepare import Prepared, PreparedPairs
 from dualign.data.removed import removed_table
-from dualign.data.tokens import IGNORE_INDEX
+from dualign.data.tokens.labels import IGNORE_INDEX
 from dualign.report.blocks import Run
 
 if TYPE_CHECKING:

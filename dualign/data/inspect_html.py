@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dualign.data.accounting import Group
 from dualign.data.conversation import MODES
 from dualign.data.inspect import NEWLINE, Document, lengths_of, runs_of, samples_of, title_of
+from dualign.data.mix.accounting import Group
 from dualign.data.prepare import Prepared, PreparedPairs
-from dualign.data.tokens import IGNORE_INDEX
+from dualign.data.tokens.labels import IGNORE_INDEX
 from dualign.report.blocks import Block, Gallery, Grid, Report, Run, Section, Text, Tokens
 from dualign.report.html import render_html
 from dualign.report.plots import row_lengths_plot

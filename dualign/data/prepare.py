@@ -9,15 +9,15 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
-from dualign.data.accounting import Group
 from dualign.data.cache import About, Tables, cache_key, kept
 from dualign.data.caching import map_afresh
-from dualign.data.draws import Indices, generator
-from dualign.data.encoding import ExampleEncoder, PairEncoder
-from dualign.data.mixture import Mixed, mix
-from dualign.data.packing import Pieces, fill, pack
+from dualign.data.mix.accounting import Group
+from dualign.data.mix.draws import Indices, generator
+from dualign.data.mix.mixture import Mixed, mix
 from dualign.data.settings import DataConfig
-from dualign.data.template import ChatTemplate
+from dualign.data.text.template import ChatTemplate
+from dualign.data.tokens.encoding import ExampleEncoder, PairEncoder
+from dualign.data.tokens.packing import Pieces, fill, pack
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

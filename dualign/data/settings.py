@@ -6,7 +6,7 @@ from typing import Literal
 
 from dualign.config import nearest
 from dualign.data.conversation import MODES
-from dualign.data.policies import on_fault_problems
+from dualign.data.rows.policies import on_fault_problems
 
 Packing = Literal["best_fit", "wrapped", "none"]
 Supervise = Literal["assistant", "last", "all", "answers", "thinking"]

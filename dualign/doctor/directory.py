@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dualign.checkpoints.checkpoint import Checkpoint, embedding_name, read_json
-from dualign.data.template import load_template
+from dualign.data.text.template import load_template
 from dualign.doctor.findings import Fault
 from dualign.errors import CheckpointError, MergeError, TemplateError
 from dualign.rundir import read_run

@@ -10,10 +10,10 @@ from transformers import AutoTokenizer
 
 from dualign.checkpoints.checkpoint import read_json
 from dualign.checkpoints.embedded import embedded_model
-from dualign.data.loading import load_source
+from dualign.data.rows.loading import load_source
+from dualign.data.rows.sources import source_label
 from dualign.data.settings import DataConfig, SourceConfig
-from dualign.data.sources import source_label
-from dualign.data.template import ChatTemplate, load_template
+from dualign.data.text.template import ChatTemplate, load_template
 from dualign.doctor.directory import directory_faults, read_saved
 from dualign.doctor.findings import Fault, Findings
 from dualign.doctor.stages import (

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from dualign.data.conversation import MODES, Conversation, Message, Mode
+from dualign.data.rows.traces import CLOSE, OPEN
 from dualign.data.settings import Supervise
-from dualign.data.spans import Rendered
-from dualign.data.template import ChatTemplate
-from dualign.data.traces import CLOSE, OPEN
+from dualign.data.text.spans import Rendered
+from dualign.data.text.template import ChatTemplate
 from dualign.doctor.findings import Fault
 from dualign.doctor.rows import tool_name
 from dualign.errors import TemplateError

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from dualign.data.draws import Indices
-from dualign.data.encoding import Encoded
+from dualign.data.mix.draws import Indices
+from dualign.data.tokens.encoding import Encoded
 
 
 @dataclass(kw_only=True, slots=True)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from dualign.data.conversation import Conversation, Message
-from dualign.data.traces import CLOSE, OPEN
+from dualign.data.rows.traces import CLOSE, OPEN
 from dualign.doctor.findings import Fault
 
 if TYPE_CHECKING:

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from dualign.data.accounting import account, grouped, tally_rows
-from dualign.data.draws import Indices
-from dualign.data.encoding import Encoded, ExampleEncoder, PairEncoder
 from dualign.data.faults import RowError
-from dualign.data.policies import stops
+from dualign.data.mix.accounting import account, grouped, tally_rows
+from dualign.data.mix.draws import Indices
+from dualign.data.mix.settling import settle
+from dualign.data.rows.policies import stops
+from dualign.data.rows.sources import source_label
 from dualign.data.settings import DataConfig, SourceConfig
-from dualign.data.settling import settle
-from dualign.data.sources import source_label
-from dualign.data.template import ChatTemplate
+from dualign.data.text.template import ChatTemplate
+from dualign.data.tokens.encoding import Encoded, ExampleEncoder, PairEncoder
 from dualign.doctor.balance import Sides, balance_faults, side_faults
 from dualign.doctor.findings import Fault, Findings
 from dualign.doctor.gathering import Gathered, gather

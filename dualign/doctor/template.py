@@ -5,8 +5,8 @@ from collections.abc import Collection, Iterator
 from dataclasses import replace
 
 from dualign.data.conversation import MODES, Conversation, Message, Mode
-from dualign.data.template import ChatTemplate
-from dualign.data.traces import OPEN
+from dualign.data.rows.traces import OPEN
+from dualign.data.text.template import ChatTemplate
 from dualign.doctor.findings import Fault
 from dualign.doctor.rendering import opening
 from dualign.errors import TemplateError

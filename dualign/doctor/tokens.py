@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from transformers import AutoTokenizer
 
 from dualign.data.conversation import Conversation, Message
-from dualign.data.encoding import Encoded
-from dualign.data.template import ChatTemplate, load_template
-from dualign.data.tokens import Example
+from dualign.data.text.template import ChatTemplate, load_template
+from dualign.data.tokens.encoding import Encoded
+from dualign.data.tokens.labels import Example
 from dualign.doctor.findings import Fault
 from dualign.errors import TemplateError
 from dualign.training.models import end_of_turn

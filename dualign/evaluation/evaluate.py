@@ -16,7 +16,7 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from dualign.data.conversation import MODES, Mode
-from dualign.data.source_files import combined_sha256, fingerprint_files
+from dualign.data.rows.source_files import combined_sha256, fingerprint_files
 from dualign.evaluation.config import EvalSettings, EvalStage
 from dualign.evaluation.metrics import Sample, gain, with_gain
 from dualign.evaluation.pairs import Margins, margin_change, pair_margins, summarise_margins

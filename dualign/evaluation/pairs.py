@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from dualign.data.conversation import MODES, Mode
 from dualign.data.prepare import PreparedPairs, prepare_pairs
 from dualign.data.settings import DataConfig, SourceConfig
-from dualign.data.template import load_template
+from dualign.data.text.template import load_template
 from dualign.evaluation.scores import Z_95, Change, short_label, wilson
 from dualign.generation.loading import Subject
 

@@ -39,7 +39,7 @@ class Dialect:
 
 def dialect_of(chat_template: str) -> Dialect | None:
     """The format of a template's text; None if it isn't one of ours."""
-    from dualign.data.template import load_template
+    from dualign.data.text.template import load_template
 
     values: dict[str, Any] = {}
     text = chat_template

@@ -90,7 +90,7 @@ def _literal(text: str) -> str:
 
 
 def _default(name: str) -> str:
-    from dualign.data.template import load_template
+    from dualign.data.text.template import load_template
 
     found = re.search(rf'set {name} = (".*") -%}}', load_template("smollm3").text)
     assert found is not None

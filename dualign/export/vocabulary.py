@@ -131,7 +131,7 @@ def _type(added: Any, token: str) -> int:
 
 
 def _special_ids(tokenizer: "PreTrainedTokenizerBase") -> dict[str, int]:
-    from dualign.data.template import load_template
+    from dualign.data.text.template import load_template
     from dualign.errors import TemplateError
     from dualign.training.models import end_of_turn
 

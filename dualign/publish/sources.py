@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dualign.data.rows.sources import source_label
 from dualign.data.settings import SourceConfig
-from dualign.data.sources import source_label
 from dualign.errors import PublishError
 from dualign.publish.base import Base
 from dualign.publish.facts import Hub

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from dualign.checkpoints.embedded import embedded_model
-from dualign.data.template import ChatTemplate, load_template
+from dualign.data.text.template import ChatTemplate, load_template
 from dualign.errors import CheckpointError, TemplateError
 from dualign.training.settings import LoraSettings, TrainingStage
 

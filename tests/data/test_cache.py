@@ -15,7 +15,7 @@ from dualign.data import prepare
 from dualign.data.cache import cache_key, kept
 from dualign.data.prepare import prepare_pairs, prepare_sft
 from dualign.data.settings import DataConfig, DecontaminateConfig, SourceConfig
-from dualign.data.template import load_template
+from dualign.data.text.template import load_template
 
 Write = Callable[[list[dict[str, Any]], str], Path]
 

@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerFast
 from dualign.data.inspect import coloured, lengths_of, rows_table, runs_of, show
 from dualign.data.prepare import prepare_pairs, prepare_sft
 from dualign.data.settings import DataConfig, SourceConfig
-from dualign.data.template import load_template
-from dualign.data.tokens import IGNORE_INDEX
+from dualign.data.text.template import load_template
+from dualign.data.tokens.labels import IGNORE_INDEX
 
 Write = Callable[[list[dict[str, Any]], str], Path]
 

@@ -12,8 +12,8 @@ from dualign.data.inspect import samples_of
 from dualign.data.inspect_html import MOST_TOKENS, inspect_page, write_page
 from dualign.data.prepare import Prepared, prepare_pairs, prepare_sft
 from dualign.data.settings import DataConfig, DedupConfig, SourceConfig
-from dualign.data.template import load_template
-from dualign.data.tokens import IGNORE_INDEX
+from dualign.data.text.template import load_template
+from dualign.data.tokens.labels import IGNORE_INDEX
 from dualign.report.blocks import Grid, Tokens
 from dualign.report.markdown import render_markdown
 

@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from dualign.data.accounting import Tally, account
-from dualign.data.draws import drawn_rows, generator, held_out, repeated
-from dualign.data.encoding import ExampleEncoder
 from dualign.data.faults import RowError
+from dualign.data.mix.accounting import Tally, account
+from dualign.data.mix.draws import drawn_rows, generator, held_out, repeated
 from dualign.data.prepare import Prepared, prepare_pairs, prepare_sft
 from dualign.data.settings import DataConfig, SourceConfig
-from dualign.data.template import load_template
-from dualign.data.tokens import IGNORE_INDEX
+from dualign.data.text.template import load_template
+from dualign.data.tokens.encoding import ExampleEncoder
+from dualign.data.tokens.labels import IGNORE_INDEX
 from dualign.errors import DataError, TemplateError
 
 Write = Callable[[list[dict[str, Any]], str], Path]
@@ -295,6 +295,20 @@ def test_pairs_are_tokenised_with_the_prompt_once(
             "x\n</think>\n\nNo<|im_end|>",
         ),
     }
+
+
+def test_packed_rows_lie_on_the_disk(
+    llama_tokenizer: PreTrainedTokenizerFast, write_rows: Write
+) -> None:
+    """In memory they would grow with the data."""
+    data = DataConfig(
+        sources=(SourceConfig(path=str(write_rows(mixed(30), "a.jsonl"))),),
+        validation_rows=4,
+        cache=False,
+    )
+    template = load_template("dualign", tokenizer=llama_tokenizer)
+    made = prepare_sft(data, llama_tokenizer, template, seed=0)
+    assert made.train.cache_files and made.validation is not None and made.validation.cache_files
 
 
 def test_rows_tokenised_beside_rendering_come_out_as_one_by_one(

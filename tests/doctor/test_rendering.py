@@ -1,7 +1,7 @@
 """Spans that shouldn't be are seen even where nothing refused the row before."""
 
 from dualign.data.conversation import Conversation, Message
-from dualign.data.spans import Rendered
+from dualign.data.text.spans import Rendered
 from dualign.doctor.rendering import Turns, rendering_faults
 
 TURNS = Turns(openings={"think": "[A]<think>", "no_think": "[A]"}, end_of_turn="[end]")

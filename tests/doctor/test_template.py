@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from dualign.data.template import ChatTemplate, load_template
+from dualign.data.text.template import ChatTemplate, load_template
 from dualign.doctor.rendering import turns_of
 from dualign.doctor.template import template_faults
 from dualign.errors import TemplateError

@@ -8,8 +8,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from dualign.data.settings import DataConfig, SourceConfig
-from dualign.data.template import load_template
-from dualign.data.tokens import Example
+from dualign.data.text.template import load_template
+from dualign.data.tokens.labels import Example
 from dualign.doctor.findings import Findings
 from dualign.doctor.survey import Subject, survey
 from dualign.doctor.tokens import example_faults, tokenizer_faults, unknown_id

@@ -22,7 +22,7 @@ from transformers import (
     SmolLM3ForCausalLM,
 )
 
-from dualign.data.template import load_template
+from dualign.data.text.template import load_template
 
 Make = Callable[..., Path]
 KINDS: dict[str, tuple[Any, Any]] = {

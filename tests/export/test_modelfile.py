@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from dualign.data import sandbox
-from dualign.data.template import load_template
+from dualign.data.text import sandbox
+from dualign.data.text.template import load_template
 from dualign.export.modelfile import go_template, modelfile
 from dualign.training.models import with_defaults
 

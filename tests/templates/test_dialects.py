@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from jinja2 import Environment, nodes
 from jinja2.ext import loopcontrols
 
-from dualign.data import sandbox
-from dualign.data.template import load_template
+from dualign.data.text import sandbox
+from dualign.data.text.template import load_template
 
 TEXT = load_template("dualign").text
 # Engines that only generate read past these marks; minijinja doesn't know them.

@@ -12,8 +12,8 @@ from urllib.request import Request, urlopen
 import pytest
 import xllamacpp
 
-from dualign.data import sandbox
-from dualign.data.template import load_template
+from dualign.data.text import sandbox
+from dualign.data.text.template import load_template
 
 PARAMETERS = {"type": "object", "properties": {"at": {"type": "string", "description": "é <b>"}}}
 TOOL = {

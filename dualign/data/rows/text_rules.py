@@ -1,0 +1,124 @@
+"""What a text may not hold under one tokenizer and template: their control tokens, and flags that the
+template would find inside words.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dualign.data.conversation import Message, Mode
+from dualign.data.rows.traces import TraceFault
+from dualign.data.text.template import ChatTemplate
+from dualign.errors import TemplateError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Tags that belong into contents, though some tokenizers have them as special tokens.
+_TAGS = re.compile(r"</?(think|tool_call|tool_response|tool_result|tools|code|answer)>")
+_FLAG = re.compile(r"/(?:no_)?think")
+_WHOLE_FLAG = re.compile(r"(?<!\S)/(?:no_)?think(?!\S)")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextRules:
+    """`control` matches a control token, each of which begins with the character `head`; `flags_in_words`: the
+    template takes a/thinking for a flag.
+    """
+
+    control: re.Pattern[str] | None = None
+    head: str = ""
+    flags_in_words: bool = False
+
+
+NO_RULES = TextRules()
+
+
+def text_rules(tokenizer: "PreTrainedTokenizerBase", template: ChatTemplate) -> TextRules:
+    """The rules of a tokenizer and a template; the template is tried."""
+    added = tokenizer.added_tokens_decoder.values()
+    tokens = {token.content for token in added if token.special} | {template.end_of_turn}
+    names = sorted((one for one in tokens if one.strip() and not _TAGS.fullmatch(one)), key=len)
+    heads = {one[0] for one in names}
+    pattern = "|".join(map(re.escape, reversed(names)))
+    return TextRules(
+        control=re.compile(pattern) if pattern else None,
+        head=heads.pop() if len(heads) == 1 else "",
+        flags_in_words=_reads_flags_in_words(template),
+    )
+
+
+def check_texts(
+    messages: Sequence[Message], kwargs: Mapping[str, Any], rules: TextRules, mode: Mode
+) -> None:
+    """Faults of texts that the tokenizer or the template would take for something else."""
+    if rules.control is not None:
+        _check_control(messages, kwargs, rules, mode)
+    system = messages[0].content if messages and messages[0].role == "system" else ""
+    if rules.flags_in_words and "/" in system:
+        inside = len(_FLAG.findall(system)) - len(_WHOLE_FLAG.findall(system))
+        if inside:
+            found = f"the template takes part of a word for a flag in {system[:80]!r}"
+            raise TraceFault("flag_in_word", found, mode)
+
+
+def trimmed(text: str, control: re.Pattern[str]) -> str:
+    """The text without the control tokens at its two ends, and the space between them."""
+    match = re.fullmatch(
+        rf"(?:\s*(?:{control.pattern}))*(.*?)(?:(?:{control.pattern})\s*)*", text, re.DOTALL
+    )
+    return match[1] if match else text
+
+
+def _check_control(
+    messages: Sequence[Message], kwargs: Mapping[str, Any], rules: TextRules, mode: Mode
+) -> None:
+    for turn, message in enumerate(messages):
+        calls = _strings(message.tool_calls) if message.tool_calls else ()
+        for text in (message.content, message.thinking or "", *calls):
+            if found := _control_in(text, rules):
+                raise _control_fault(f"message {turn} of the {message.role}", found, mode)
+    for text in _strings(list(kwargs.values())):
+        if found := _control_in(text, rules):
+            raise _control_fault("chat_template_kwargs", found, mode)
+
+
+def _control_in(text: str, rules: TextRules) -> re.Match[str] | None:
+    """The first control token of a text. Most texts don't even hold how one begins."""
+    if rules.control is None or rules.head not in text:
+        return None
+    return rules.control.search(text)
+
+
+def _control_fault(where: str, found: re.Match[str], mode: Mode) -> TraceFault:
+    around = found.string[max(0, found.start() - 30) : found.end() + 30]
+    what = f"{where} holds the control token {found[0]!r} as text: {around!r}"
+    return TraceFault("control_token", what, mode)
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _strings(list(value.values()))
+    elif isinstance(value, Sequence):
+        for item in value:
+            yield from _strings(item)
+
+
+def _reads_flags_in_words(template: ChatTemplate) -> bool:
+    """Whether a word that only holds a flag does more to a render than another word."""
+    tries: tuple[tuple[str, Mode], ...] = (("docs/thinkers", "no_think"), ("a/no_thinks", "think"))
+    try:
+        return any(
+            _prompt(template, word, mode) != _prompt(template, "qzx", mode).replace("qzx", word)
+            for word, mode in tries
+        )
+    except TemplateError:  # no system message: then no flags in one either
+        return False
+
+
+def _prompt(template: ChatTemplate, word: str, mode: Mode) -> str:
+    messages = (Message(role="system", content=word), Message(role="user", content="Hi"))
+    return template.prompt(messages, mode=mode)

@@ -1,0 +1,72 @@
+"""What the turns of a conversation must agree on: their order, and calls with their results."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dualign.data.conversation import Message, Mode, Role
+from dualign.data.rows.traces import TraceFault
+
+# How calls are written where they are text: Hermes, Llama-3, Mistral, smolagents, ReAct.
+_CALL_TEXT = re.compile(
+    r"<tool_call>|<function|<\|python_tag\|>|\[TOOL_CALLS\]|<code>|```|<invoke|^Action:",
+    re.MULTILINE,
+)
+
+
+def check_order(messages: Sequence[Message], mode: Mode) -> None:
+    """Faults of the order of turns: system first, then the user, then by turns."""
+    before: Role | None = None
+    for turn, message in enumerate(messages):
+        role = message.role
+        if role == before and role != "tool":
+            raise TraceFault("same_role_twice", f"message {turn} is the {role}'s again", mode)
+        if role == "system" and turn:
+            raise TraceFault("late_system", f"message {turn} is a system message: not first", mode)
+        if role == "assistant" and before in (None, "system"):
+            raise TraceFault("assistant_first", "the assistant speaks before any user", mode)
+        if role == "user" and not message.content.strip():
+            raise TraceFault("empty_user", f"message {turn} of the user is empty", mode)
+        before = role
+
+
+def check_tools(
+    messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], mode: Mode
+) -> None:
+    """Faults of calls and results: a result that nobody asked for, a call of what isn't there."""
+    known = {_name(tool) for tool in tools}
+    left = 0.0  # results that may still follow
+    for turn, message in enumerate(messages):
+        if message.role == "tool":
+            first = not turn or messages[turn - 1].role != "tool"
+            left = (_asked(messages[turn - 1]) if turn and first else left) - 1
+            if left < 0:
+                found = f"message {turn} is a tool's result without a call before it"
+                raise TraceFault("tool_result_without_call", found, mode)
+        for call in message.tool_calls if known else ():
+            name = call["function"]["name"]
+            if name not in known:
+                found = f"message {turn} calls {name!r}; the row has {', '.join(sorted(known))}"
+                raise TraceFault("unknown_tool", found, mode)
+
+
+def _asked(message: Message) -> float:
+    """How many results may follow a message: one for each call; any number where calls are text."""
+    if message.tool_calls or message.role != "assistant":
+        return len(message.tool_calls)
+    return float("inf") if _calls_in_text(message.content) else 0
+
+
+def _calls_in_text(content: str) -> bool:
+    if _CALL_TEXT.search(content):
+        return True
+    try:
+        value = json.loads(content) if content.lstrip()[:1] in ("{", "[") else None
+    except json.JSONDecodeError:
+        return False
+    return isinstance(value, dict | list)
+
+
+def _name(tool: Mapping[str, Any]) -> str:
+    return str((tool.get("function") or tool).get("name"))

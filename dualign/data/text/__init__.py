@@ -1,0 +1,1 @@
+"""A conversation -> the text that the model sees, and the parts of it that it must produce."""

@@ -1,0 +1,184 @@
+"""Chat templates: jinja texts of ours, of a file or of a tokenizer, and the texts they render."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+
+from dualign.data.conversation import Conversation, Message, Mode
+from dualign.data.settings import Supervise
+from dualign.data.text import sandbox
+from dualign.data.text.spans import Rendered, TextOf, render_row, render_rows
+from dualign.errors import TemplateError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_RESERVED = frozenset(
+    {"messages", "tools", "enable_thinking", "add_generation_prompt", "documents", "strftime_now"}
+)
+_PROBE = "dualignprobe"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatTemplate:
+    """A jinja template. `special_tokens` and `template_kwargs` are given to it in every render."""
+
+    name: str
+    text: str
+    special_tokens: Mapping[str, str] = field(default_factory=dict)
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def prompt(
+        self,
+        messages: Sequence[Message],
+        *,
+        mode: Mode,
+        tools: Sequence[Mapping[str, Any]] = (),
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The text after which the model answers in `mode`."""
+        given = self._given(mode, tools, template_kwargs or {})
+        return self._text(self._dicts(messages), given, prompt=True)
+
+    def render(self, conversation: Conversation, *, supervise: Supervise) -> Rendered:
+        """The row's text with its supervised spans; TemplateError where a span can't be proven, or
+        where the template makes several rows of it.
+        """
+        return render_row(self, conversation, supervise)
+
+    def render_rows(self, conversation: Conversation, *, supervise: Supervise) -> list[Rendered]:
+        """The row, or the several that a template makes of it which rewrites history."""
+        return render_rows(self, conversation, supervise)
+
+    def texts(self, conversation: Conversation) -> TextOf:
+        """What renders the conversation's first messages. Errors name the row."""
+        dicts = self._dicts(conversation.messages)
+        given = self._given(conversation.mode, conversation.tools, conversation.template_kwargs)
+
+        def text_of(count: int, prompt: bool) -> str:
+            try:
+                return self._text(dicts[:count], given, prompt=prompt)
+            except TemplateError as error:
+                raise TemplateError(f"{conversation.place}: {error}") from error
+
+        return text_of
+
+    @property
+    def end_of_turn(self) -> str:
+        """What closes an assistant turn, such as `<|im_end|>`."""
+        return self.turn_tail.strip()
+
+    @cached_property
+    def turn_tail(self) -> str:
+        """What the template puts after an answer: the end-of-turn, and whitespace that follows it."""
+        messages = (Message(role="user", content="Hi"), Message(role="assistant", content=_PROBE))
+        rendered = self._text(self._dicts(messages), self._given("no_think", (), {}), prompt=False)
+        if rendered.count(_PROBE) != 1:
+            raise TemplateError(
+                f"template {self.name!r} doesn't print an assistant's answer once: {rendered!r}"
+            )
+        return rendered.split(_PROBE)[1]
+
+    def _given(
+        self, mode: Mode, tools: Sequence[Mapping[str, Any]], template_kwargs: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """The template's variables, without the messages."""
+        given = {**self.special_tokens, **self.template_kwargs, **template_kwargs}
+        return {
+            **{key: value for key, value in given.items() if key not in _RESERVED},
+            "tools": [dict(tool) for tool in tools] or None,
+            "documents": None,
+            "enable_thinking": mode == "think",
+        }
+
+    def _text(
+        self, messages: list[dict[str, Any]], given: Mapping[str, Any], *, prompt: bool
+    ) -> str:
+        try:
+            return sandbox.render(self.text, messages, {**given, "add_generation_prompt": prompt})
+        except (jinja2.TemplateError, TypeError, ValueError) as error:
+            if isinstance(error, TemplateError):
+                raise
+            raise TemplateError(f"template {self.name!r} can't render it: {error}") from error
+
+    def _dicts(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+        as_field = "reasoning_content" in self.text
+        return [_message_dict(message, as_field=as_field) for message in messages]
+
+
+def load_template(
+    name_or_path: str,
+    *,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    template_kwargs: Mapping[str, Any] | None = None,
+) -> ChatTemplate:
+    """A template of `dualign/data/templates`, the tokenizer's own ("tokenizer"), or a `.jinja` file,
+    tried once.
+
+    The tokenizer's special tokens are given to the template, as transformers does.
+    `template_kwargs` go to every render.
+    """
+    template = ChatTemplate(
+        name=name_or_path,
+        text=_template_text(name_or_path, tokenizer),
+        special_tokens=dict(tokenizer.special_tokens_map) if tokenizer is not None else {},
+        template_kwargs=dict(template_kwargs or {}),
+    )
+    if not template.end_of_turn:
+        raise TemplateError(
+            f"template {name_or_path!r} puts nothing after an assistant's answer, so a model "
+            "trained on it never learns to stop. Expected an end-of-turn token there."
+        )
+    return template
+
+
+def _template_text(name_or_path: str, tokenizer: "PreTrainedTokenizerBase | None") -> str:
+    if name_or_path == "tokenizer":
+        if tokenizer is None or not tokenizer.chat_template:
+            raise TemplateError(
+                "template 'tokenizer': the tokenizer has no chat template. Name one: dualign."
+            )
+        return str(tokenizer.get_chat_template())
+    if name_or_path.endswith(".jinja"):
+        path = Path(name_or_path)
+        if not path.is_file():
+            raise TemplateError(
+                f"template {name_or_path!r}: no such file (looked at {path.absolute()})"
+            )
+        return path.read_text(encoding="utf-8")
+    folder = files("dualign.data") / "templates"
+    known = sorted(
+        file.name.removesuffix(".jinja")
+        for file in folder.iterdir()
+        if file.name.endswith(".jinja")
+    )
+    if name_or_path not in known:
+        near = get_close_matches(name_or_path, known, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise TemplateError(
+            f"unknown template {name_or_path!r}{hint}. "
+            f"Expected {', '.join(known)}, tokenizer, or a .jinja file."
+        )
+    return (folder / f"{name_or_path}.jinja").read_text(encoding="utf-8")
+
+
+def _message_dict(message: Message, *, as_field: bool) -> dict[str, Any]:
+    """A message as templates expect it. A template that reads `reasoning_content` gets the trace
+    there; any other gets it at the head of the content. Never both: a template that knows both
+    would print it twice.
+    """
+    made: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.thinking is not None and as_field:
+        # `thinking` is the name that some templates know; transformers gives both.
+        made |= {"thinking": message.thinking, "reasoning_content": message.thinking}
+    elif message.thinking is not None:
+        made["content"] = f"<think>\n{message.thinking}\n</think>\n\n{message.content}"
+    if message.tool_calls:
+        made["tool_calls"] = [dict(call) for call in message.tool_calls]
+    return made
