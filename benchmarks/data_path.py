@@ -2,6 +2,7 @@
 
     python benchmarks/data_path.py                     50,000 conversations, three runs each, interleaved
     python benchmarks/data_path.py --scale             dualign alone from 10,000 to 1,000,000 conversations
+    python benchmarks/data_path.py --doctor            dualign's preparing beside its doctor
 
 TRL's side is its public path: SFTTrainer with packing and assistant_only_loss on a template that
 marks what the assistant writes. It proves nothing about a row; dualign proves every turn of every row.
@@ -11,11 +12,11 @@ import argparse
 import json
 import os
 import random
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -25,6 +26,7 @@ from typing import Any
 import numpy as np
 
 MAX_TOKENS = 2048
+SIZES = (10_000, 30_000, 100_000, 300_000, 1_000_000)
 TEXT = """the of a to is in number sum price apples train leaves at hour and from each how many we first
 then multiply by divide left answer because total costs dollars minutes therefore check again
 market garden seven twelve forty three hundred twenty walk river bridge"""
@@ -37,9 +39,9 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=50_000)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--scale", action="store_true", help="dualign alone, at growing sizes")
-    parser.add_argument(
-        "--one", choices=["dualign", "trl"], help="measure one side in this process"
-    )
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="the rows of --scale")
+    parser.add_argument("--doctor", action="store_true", help="preparing beside doctor")
+    parser.add_argument("--one", choices=sorted(SIDES), help="measure one side in this process")
     parser.add_argument("--file", type=Path, help="the conversations, with --one")
     given = parser.parse_args()
     if given.one:
@@ -47,7 +49,8 @@ def main() -> None:
     elif given.scale:
         compare([("dualign", rows) for rows in given.sizes])
     else:
-        compare([(side, given.rows) for _ in range(given.runs) for side in ("trl", "dualign")])
+        sides = ("dualign", "doctor") if given.doctor else ("trl", "dualign")
+        compare([(side, given.rows) for _ in range(given.runs) for side in sides])
 
 
 def compare(plan: Sequence[tuple[str, int]]) -> None:
@@ -62,11 +65,11 @@ def compare(plan: Sequence[tuple[str, int]]) -> None:
             print(side, json.dumps(made), flush=True)
     for (side, rows), runs in found.items():
         rate = statistics.median(one["rows_per_second"] for one in runs)
-        peak = statistics.median(one["peak_rss_mb"] for one in runs)
+        peak = statistics.median(one["own_memory_mb"] for one in runs)
         used = statistics.median(one["cpu_us_per_row"] for one in runs)
         print(
             f"{side}: {rows:,} rows, median {rate:,.0f} rows/s, {used:,.0f} us of CPU a row, "
-            f"peak {peak:,.0f} MB"
+            f"{peak:,.0f} MB of its own"
         )
 
 
@@ -118,21 +121,46 @@ def environment() -> dict[str, str]:
 
 def measure(side: str, path: Path) -> dict[str, Any]:
     """Seconds from the file to the packed rows, imports and tokenizer not counted."""
-    prepare = with_dualign if side == "dualign" else with_trl
-    rows, tokens, packed, (seconds, used) = prepare(path)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    with OwnMemory() as memory:
+        rows, tokens, packed, (seconds, used) = SIDES[side](path)
     return {
         "rows": rows,
         "tokens": tokens,
         "packed_rows": packed,
-        "fill": round(tokens / packed / MAX_TOKENS, 4),
+        "fill": round(tokens / packed / MAX_TOKENS, 4) if packed else None,
         "seconds": round(float(seconds), 2),
         "rows_per_second": round(float(rows / seconds), 1),
         "cpu_us_per_row": round(float(used / rows * 1e6)),
         "load": round(os.getloadavg()[0], 1),
         "tokens_per_second": round(float(tokens / seconds)),
-        "peak_rss_mb": round(peak),
+        "own_memory_mb": round(memory.peak / 2**20),
     }
+
+
+class OwnMemory:
+    """The largest memory that was this process's own, looked at 20 times a second.
+
+    Pages of memory-mapped Arrow files aren't: they are the system's cache of the disk, which is
+    given up when anything needs the room. The peak of RSS counts them, and so grows with any file.
+    """
+
+    def __enter__(self) -> "OwnMemory":
+        self.peak, self._done = 0, threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        page = os.sysconf("SC_PAGE_SIZE")
+        while True:
+            _, resident, shared, *_ = Path("/proc/self/statm").read_text().split()
+            self.peak = max(self.peak, (int(resident) - int(shared)) * page)
+            if self._done.wait(0.05):
+                return
 
 
 def clocks() -> Any:
@@ -156,6 +184,27 @@ def with_dualign(path: Path) -> tuple[int, int, int, Any]:
     made = prepare_sft(data, tokenizer, template, seed=0)
     spent = clocks() - started
     return made.rows["examples"], made.rows["tokens"], len(made.train), spent
+
+
+def with_doctor(path: Path) -> tuple[int, int, int, Any]:
+    """(rows, tokens, 0, seconds of wall and of CPU) of doctor's pass over the same rows."""
+    from transformers import AutoTokenizer
+
+    from dualign.checkpoints.embedded import embedded_model
+    from dualign.data.settings import DataConfig, SourceConfig
+    from dualign.data.template import load_template
+    from dualign.doctor.findings import Findings
+    from dualign.doctor.survey import Subject, survey
+
+    tokenizer = AutoTokenizer.from_pretrained(embedded_model())
+    data = DataConfig(sources=(SourceConfig(path=str(path)),), max_tokens=MAX_TOKENS)
+    started = clocks()
+    template = load_template("dualign", tokenizer=tokenizer)
+    rows = survey(
+        Subject(kind="sft", data=data, tokenizer=tokenizer, template=template), Findings()
+    )
+    spent = clocks() - started
+    return rows["examples"], rows["tokens"], 0, spent
 
 
 def with_trl(path: Path) -> tuple[int, int, int, Any]:
@@ -195,6 +244,9 @@ def with_trl(path: Path) -> tuple[int, int, int, Any]:
     packed = trainer.train_dataset
     tokens = sum(map(len, packed["input_ids"]))
     return len(rows), tokens, len(packed), spent
+
+
+SIDES = {"dualign": with_dualign, "doctor": with_doctor, "trl": with_trl}
 
 
 if __name__ == "__main__":

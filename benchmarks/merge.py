@@ -1,43 +1,45 @@
-"""Merging against mergekit on the same checkpoints: time, CPU, anonymous memory.
+"""Merging against mergekit on the same checkpoints: time, CPU, anonymous memory, and how they grow.
 
-    python -m benchmarks.merge WORK [--runs 5] [--only linear,ties]
+    python -m benchmarks.merge WORK [--runs 5] [--only linear,ties] [--scale-only | --no-scale]
 
-Makes 3 checkpoints of 507 MB in WORK, and an environment of its own with mergekit, pinned. Runs are
-interleaved, one to warm up, the median of the rest is shown; `sync` is part of the time of both.
-Writes benchmarks/merge.md.
+Makes checkpoints of 507 MB in WORK, and an environment of its own with mergekit, pinned. Runs are
+interleaved, one to warm up, the median of the rest is shown; `sync` is part of the time of all.
+Writes benchmarks/merge.md and merge.png (about 15 minutes on two free cores, 5 of them for the
+growth; 25 GB of disk); with --only or --runs below 5 it only prints.
 """
 
 import argparse
-import json
 import os
 import platform
 import shutil
 import statistics
 import subprocess
 import sys
-import time
 import venv
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.measure import Run, idle_mb, measure
 from benchmarks.merge_inputs import make_inputs
+from benchmarks.merge_scale import scale
 
 MERGEKIT = "mergekit==0.1.5"
+TORCH = "torch==2.13.0"
 HERE = Path(__file__).parent
 FAIR = ["--no-copy-tokenizer", "--no-write-model-card", "--quiet", "-j", "2"]
-SMALL = ["--out-shard-size", "100M", "--async-write"]
+OURS = [sys.executable, "-m", "dualign", "merge"]
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
-    """What one process took."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Case:
+    """Two commands in which OUT stands for the folder that is written, and the bar for their ratio."""
 
-    wall: float
-    cpu: float
-    anonymous_mb: float
-    inside: float | None = None
-    """seconds that the process measured itself, without imports"""
+    bar: float
+    ours: list[str]
+    other: tuple[str, list[str]]
+    remembers: bool = False
+    """whether hashes of the inputs are known from the run before"""
 
 
 def main() -> None:
@@ -46,17 +48,18 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--only", default="", help="cases, separated by commas")
+    parser.add_argument("--scale-only", action="store_true", help="only how cost grows")
+    parser.add_argument("--no-scale", action="store_true", help="leave out how cost grows")
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
     theirs = install_mergekit(given.work / "mergekit")
-    models = make_inputs(given.work / "in", 3)
-    cases = make_cases(given.work, models, theirs)
-    if given.only:
-        cases = {name: cases[name] for name in given.only.split(",")}
-    measured = {name: interleaved(one, given.runs, given.work) for name, one in cases.items()}
-    text = report(measured, theirs, given.runs)
-    (HERE / "merge.md").write_text(text, encoding="utf-8")
-    (given.work / "merge.json").write_text(json.dumps(measured, default=str, indent=2))
+    text = heading(theirs, given.runs)
+    if not given.scale_only:
+        text += table(given.work, theirs, given.runs, given.only)
+    if not given.no_scale and not given.only:
+        text += scale(given.work, theirs.parent / "mergekit-yaml", FAIR, HERE / "merge.png")
+    if given.runs >= 5 and not (given.only or given.scale_only or given.no_scale):
+        (HERE / "merge.md").write_text(text, encoding="utf-8")
     print(text)
 
 
@@ -65,55 +68,54 @@ def install_mergekit(folder: Path) -> Path:
     python = folder / "bin" / "python"
     if not (folder / ".ready").is_file():
         venv.create(folder, with_pip=True)
-        torch = ["--index-url", "https://download.pytorch.org/whl/cpu", "torch"]
         pip = [str(python), "-m", "pip", "install", "--quiet"]
-        if subprocess.run([*pip, *torch], check=False).returncode:
-            subprocess.run([*pip, "torch"], check=True)
+        cpu = ["--index-url", "https://download.pytorch.org/whl/cpu"]
+        if subprocess.run([*pip, *cpu, TORCH], check=False).returncode:
+            subprocess.run([*pip, TORCH], check=True)
         subprocess.run([*pip, MERGEKIT], check=True)
         (folder / ".ready").touch()
     return python
 
 
-Case = dict[str, list[str]]
-
-
 def make_cases(work: Path, models: Sequence[Path], theirs: Path) -> dict[str, Case]:
-    """For each case the commands by tool; OUT stands for the folder that is written."""
+    """What is compared, by name."""
     base, *tuned = models
     configs = write_configs(work, base, tuned)
-    yaml = str(theirs.parent / "mergekit-yaml")
-    multi = str(theirs.parent / "mergekit-multi")
-    ours = [sys.executable, "-m", "dualign", "merge"]
+    kit, multi = str(theirs.parent / "mergekit-yaml"), str(theirs.parent / "mergekit-multi")
     inside = str(HERE / "merge_inside.py")
-    linear, ties = str(configs["linear"]), str(configs["ties"])
+    linear, ties = configs["linear"], configs["ties"]
+    many = [multi, configs["multi"], "--out-path", "OUT", "-I", "OUT.between", *FAIR]
+    ours_inside = [sys.executable, inside, "dualign", linear, "OUT"]
+    floor = ("floor", [sys.executable, inside, "floor", linear, "OUT"])
     return {
-        "linear": {
-            "dualign": [*ours, linear, "OUT"],
-            "mergekit": [yaml, linear, "OUT", *FAIR],
-        },
-        "linear with mergekit's best flags": {
-            "dualign": [*ours, linear, "OUT"],
-            "mergekit": [yaml, linear, "OUT", *FAIR, *SMALL],
-        },
-        "linear in process": {
-            "dualign": [sys.executable, inside, "dualign", linear, "OUT"],
-            "mergekit": [str(theirs), inside, "mergekit", linear, "OUT"],
-        },
-        "linear against the floor": {
-            "dualign": [sys.executable, inside, "engine", linear, "OUT"],
-            "floor": [sys.executable, inside, "floor", linear, "OUT"],
-        },
-        "ties": {"dualign": [*ours, ties, "OUT"], "mergekit": [yaml, ties, "OUT", *FAIR]},
-        "soup and 0.9/0.1": {
-            "dualign": [*ours, str(configs["fused"]), "OUT"],
-            "mergekit": [
-                multi, str(configs["multi"]), "--out-path", "OUT", "-I", "OUT.between", *FAIR,
-            ],
-        },
-    }  # fmt: skip
+        "linear": Case(
+            bar=0.25, ours=[*OURS, linear, "OUT"], other=("mergekit", [kit, linear, "OUT", *FAIR])
+        ),
+        "linear again": Case(
+            bar=0.25,
+            ours=[*OURS, linear, "OUT"],
+            other=("mergekit", [kit, linear, "OUT", *FAIR]),
+            remembers=True,
+        ),
+        "linear in process": Case(
+            bar=0.6,
+            ours=ours_inside,
+            other=("mergekit", [str(theirs), inside, "mergekit", linear, "OUT"]),
+        ),
+        "linear against the floor": Case(bar=2, ours=ours_inside, other=floor),
+        "linear again against the floor": Case(
+            bar=2, ours=ours_inside, other=floor, remembers=True
+        ),
+        "ties": Case(
+            bar=0.3, ours=[*OURS, ties, "OUT"], other=("mergekit", [kit, ties, "OUT", *FAIR])
+        ),
+        "soup and 0.9/0.1": Case(
+            bar=0.15, ours=[*OURS, configs["multi"], "OUT"], other=("mergekit-multi", many)
+        ),
+    }
 
 
-def write_configs(work: Path, base: Path, tuned: Sequence[Path]) -> dict[str, Path]:
+def write_configs(work: Path, base: Path, tuned: Sequence[Path]) -> dict[str, str]:
     """mergekit's YAML, read by both."""
     each = "".join(f"  - {{model: {one}, parameters: {{weight: 1}}}}\n" for one in tuned)
     dense = each.replace("weight: 1", "weight: 1, density: 0.5")
@@ -126,92 +128,52 @@ def write_configs(work: Path, base: Path, tuned: Sequence[Path]) -> dict[str, Pa
     texts = {
         "linear": linear,
         "ties": f"merge_method: ties\nbase_model: {base}\ndtype: bfloat16\nmodels:\n{dense}",
-        "fused": f"name: soup\n{linear}---\n{second}",
         "multi": f"name: soup\n{linear}---\n{second}",
     }
-    found = {}
     for name, text in texts.items():
-        found[name] = work / f"{name}.yml"
-        found[name].write_text(text)
-    return found
+        (work / f"{name}.yml").write_text(text)
+    return {name: str(work / f"{name}.yml") for name in texts}
 
 
-def interleaved(case: Case, runs: int, work: Path) -> dict[str, list[Run]]:
-    """Each tool in turn, `runs` times after one that isn't counted (but for a single run)."""
-    found: dict[str, list[Run]] = {tool: [] for tool in case}
-    for number in range(runs + 1 if runs > 1 else 1):
-        for tool, command in case.items():
-            out = work / "out"
-            for stale in (out, work / "out.between"):
-                shutil.rmtree(stale, ignore_errors=True)
-            one = measure([part.replace("OUT", str(out)) for part in command])
-            if number or runs == 1:
-                found[tool].append(one)
-            print(f"{' '.join(command[:3])[:60]:60} {one}", file=sys.stderr)
-    return found
-
-
-def measure(command: Sequence[str]) -> Run:
-    """Run it, then `sync`; sample its anonymous memory every 10 ms."""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"}
-    before = os.times()
-    clock = time.monotonic()
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-    status = Path(f"/proc/{process.pid}/status")
-    peak = 0.0
-    while process.poll() is None:
-        peak = max(peak, anonymous_mb(status))
-        time.sleep(0.01)
-    assert process.stdout is not None
-    said = process.stdout.read()
-    if process.returncode:
-        raise SystemExit(f"{' '.join(command)} failed")
-    os.sync()
-    after = os.times()
-    cpu = sum(after[2:4]) - sum(before[2:4])
-    inside = [float(line.split()[1]) for line in said.splitlines() if line.startswith("seconds ")]
-    return Run(time.monotonic() - clock, cpu, peak, inside[0] if inside else None)
-
-
-def anonymous_mb(status: Path) -> float:
-    """RssAnon of a process; 0 when it has ended."""
-    try:
-        lines = status.read_text().splitlines()
-    except OSError:
-        return 0.0
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("RssAnon")), 0.0)
-
-
-def report(measured: dict[str, dict[str, list[Run]]], theirs: Path, runs: int) -> str:
-    """The table, with what it was measured on."""
-    freeze = subprocess.run(
-        [str(theirs), "-m", "pip", "freeze"], capture_output=True, text=True, check=True
-    ).stdout.split()
-    pinned = [one for one in freeze if one.split("==")[0] in ("mergekit", "torch", "safetensors", "transformers")]  # fmt: skip
-    load = os.getloadavg()[0]
+def table(work: Path, theirs: Path, runs: int, only: str) -> str:
+    """Every case measured."""
+    cases = make_cases(work, make_inputs(work / "in", 3), theirs)
+    if only:
+        cases = {name: case for name, case in cases.items() if name in only.split(",")}
+    idle = idle_mb()
     lines = [
-        "# Merging, measured",
-        "",
-        "3 checkpoints of 507 MB (SmolLM3-shaped, bfloat16), warm page cache, interleaved runs, median "
-        f"of {runs}. `python -m benchmarks.merge WORK --runs {runs}`",
-        "",
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load {load:.1f} at the end, "
-        f"python {platform.python_version()}; {', '.join(pinned)}",
-        "",
-        "| case | tool | seconds | CPU seconds | anonymous peak, MB | ratio of seconds | of CPU |",
-        "|---|---|---|---|---|---|---|",
+        "| case | tool | seconds | CPU seconds | peak, MB | seconds, ratio | CPU, ratio | bar |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    for case, tools in measured.items():
-        (ours, mine), (other, other_runs) = tools.items()
-        a, b = summary(mine), summary(other_runs)
-        ratios = f"{a[0] / b[0]:.2f} | {a[1] / b[1]:.2f}"
-        lines.append(f"| {case} | {ours} | {a[0]:.2f} | {a[1]:.2f} | {a[2]:.0f} | {ratios} |")
-        lines.append(f"| | {other} | {b[0]:.2f} | {b[1]:.2f} | {b[2]:.0f} | | |")
+    for name, case in cases.items():
+        mine, other = (summary(one, idle) for one in interleaved(case, runs, work))
+        ratios = f"**{mine[0] / other[0]:.2f}** | {mine[1] / other[1]:.2f} | {case.bar}"
+        for tool, one, end in ((f"{name} | dualign", mine, ratios), (f"| {case.other[0]}", other, "| |")):  # fmt: skip
+            lines.append(f"| {tool} | {one[0]:.2f} | {one[1]:.2f} | {one[2]:.0f} | {end} |")
     return "\n".join(lines) + "\n"
 
 
-def summary(runs: Sequence[Run]) -> tuple[float, float, float]:
-    """Median seconds (those measured inside, where they are), CPU seconds, and memory."""
+def interleaved(case: Case, runs: int, work: Path) -> tuple[list[Run], list[Run]]:
+    """Both in turn, `runs` times after one that isn't counted (but for a single run)."""
+    found: tuple[list[Run], list[Run]] = ([], [])
+    out, known = work / "out", work / "digests.json"
+    known.unlink(missing_ok=True)
+    for number in range(runs + 1 if runs > 1 else 1):
+        for kept, command in zip(found, (case.ours, case.other[1]), strict=True):
+            for stale in (out, work / "out.between"):
+                shutil.rmtree(stale, ignore_errors=True)
+            if not case.remembers:
+                known.unlink(missing_ok=True)
+            command = [part.replace("OUT", str(out)) for part in command]
+            one = measure(command, DUALIGN_DIGESTS=str(known))
+            if number or runs == 1:
+                kept.append(one)
+            print(f"{' '.join(command[:3])[-60:]:60} {one}", file=sys.stderr)
+    return found
+
+
+def summary(runs: Sequence[Run], idle: float) -> tuple[float, float, float]:
+    """Median seconds (those measured inside, where they are), CPU seconds, memory above idle."""
 
     def middle(value: Callable[[Run], float]) -> float:
         return statistics.median(map(value, runs))
@@ -219,8 +181,38 @@ def summary(runs: Sequence[Run]) -> tuple[float, float, float]:
     return (
         middle(lambda one: one.wall if one.inside is None else one.inside),
         middle(lambda one: one.cpu),
-        middle(lambda one: one.anonymous_mb),
+        middle(lambda one: one.anonymous_mb) - idle,
     )
+
+
+def heading(theirs: Path, runs: int) -> str:
+    """What was measured, on what."""
+    freeze = subprocess.run(
+        [str(theirs), "-m", "pip", "freeze"], capture_output=True, text=True, check=True
+    ).stdout.split()
+    named = ("mergekit", "torch", "safetensors", "transformers")
+    pinned = [one for one in freeze if one.split("==")[0] in named]
+    return "\n".join(
+        [
+            "# Merging, measured",
+            "",
+            f"3 checkpoints of 507 MB (SmolLM3-shaped, bfloat16), warm page cache, interleaved runs, median of {runs} after one to warm up; `sync` is part of the time.",
+            "Peak is anonymous memory above an idle interpreter. dualign hashes every input and output and computes tensors again; in `again` it remembers those of the",
+            "inputs. In process: without start and imports, and mergekit with the flags that suit it best. The floor reads the same bytes in blocks of 64 KB and writes as many, with two threads and nothing done to them; it",
+            "hashes nothing. `make bench-merge` writes this page anew.",
+            "",
+            f"{platform.machine()}, {cpu_model()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start, python {platform.python_version()}; "
+            + ", ".join(pinned),
+            "",
+            "",
+        ]
+    )  # fmt: skip
+
+
+def cpu_model() -> str:
+    """As Linux calls it."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((one.split(":")[1].strip() for one in lines if one.startswith("model name")), "")
 
 
 if __name__ == "__main__":

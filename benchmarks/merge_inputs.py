@@ -1,6 +1,7 @@
 """Checkpoints to time merges on: random, of the shape and size that docs/merging.md names."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -37,11 +38,16 @@ def make_inputs(folder: Path, count: int, *, stored: str = "BF16", **sizes: int)
     config = {**CONFIG, **sizes, "dtype": NAMES[stored]}
     names = ["base", *(f"m{i}" for i in range(1, count + 1))]
     made = [folder / name for name in names]
-    for number, path in enumerate(made):
+
+    def make(number: int) -> None:
+        path = made[number]
         if not (path / "config.json").is_file():
             path.mkdir(parents=True, exist_ok=True)
             _write(path / "model.safetensors", _tensors(config, stored), number)
             (path / "config.json").write_text(json.dumps(config, indent=2))
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(make, range(len(made))))
     return made
 
 

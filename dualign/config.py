@@ -257,8 +257,10 @@ def _convert_union(args: tuple[Any, ...], value: Any, document: Document, key: K
     if value is None and type(None) in args:
         return None
     kinds = [arg for arg in args if arg is not type(None)]
-    if len(kinds) == 1:
-        return _convert(kinds[0], value, document, key)
+    # Where only one of them has the value's shape, its own message says more than "a or b".
+    shaped = [kind for kind in kinds if _has_shape(kind, value)]
+    if len(shaped) == 1 or len(kinds) == 1:
+        return _convert((shaped or kinds)[0], value, document, key)
     for kind in kinds:
         attempt = Document(file=document.file)
         converted = _convert(kind, value, attempt, key)
@@ -266,6 +268,14 @@ def _convert_union(args: tuple[Any, ...], value: Any, document: Document, key: K
             return converted
     document.refuse(key, f"expected {' or '.join(map(_named, args))}, found {_shown(value)}")
     return None
+
+
+def _has_shape(expected: Any, value: Any) -> bool:
+    """Whether a list or keys with values are what is expected; False for any other value."""
+    origin = get_origin(expected)
+    if isinstance(value, dict):
+        return is_dataclass(expected) or origin in (dict, Mapping)
+    return isinstance(value, list) and origin is tuple
 
 
 def _convert_scalar(expected: Any, value: Any, document: Document, key: Key) -> Any:

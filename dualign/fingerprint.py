@@ -3,11 +3,12 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from dualign.checkpoints.hashing import sha256
 from dualign.config import read_yaml
 from dualign.recipe import PATH_KEYS, StageEntry, stage_of
 from dualign.rundir import read_run, write_json
@@ -18,28 +19,46 @@ _SCHEMA = 1
 
 
 class Digests:
-    """sha256 of files, remembered by path, size and time so that big files are read once."""
+    """sha256 of files, remembered by path, size, time and inode so that big files are read once."""
 
     def __init__(self, memory: Path | None = None) -> None:
         self._memory = memory
         self._known: dict[str, list[Any]] = {}
         if memory and memory.is_file():
-            self._known = json.loads(memory.read_text(encoding="utf-8"))
+            self._known = _read_memory(memory)
 
-    def file(self, path: Path) -> str:
-        """Hex sha256 of the file's bytes."""
-        stat = path.stat()
-        known = self._known.get(str(path))
-        if known and known[:2] == [stat.st_size, stat.st_mtime_ns]:
-            return str(known[2])
-        with path.open("rb") as handle:
-            digest = hashlib.file_digest(handle, "sha256").hexdigest()
-        self._known[str(path)] = [stat.st_size, stat.st_mtime_ns, digest]
+    def file(self, path: Path, advance: Callable[[int], object] = lambda size: None) -> str:
+        """Hex sha256 of the file's bytes. `advance` is told how many of them are done."""
+        known, state = self._known.get(str(path)), _state(path)
+        if known and known[:-1] == state:
+            advance(path.stat().st_size)
+            return str(known[-1])
+        digest = sha256(path, advance)
+        if _state(path) == state:  # what changes while it is read isn't known
+            self._known[str(path)] = [*state, digest]
         return digest
 
     def save(self) -> None:
+        """Keep what is known of the files that are still there."""
         if self._memory:
-            write_json(self._memory, self._known)
+            kept = {path: one for path, one in self._known.items() if Path(path).is_file()}
+            write_json(self._memory, kept)
+
+
+def _state(path: Path) -> list[int]:
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+
+
+def _read_memory(memory: Path) -> dict[str, list[Any]]:
+    """What was remembered; nothing if that can't be read."""
+    try:
+        known = json.loads(memory.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(known, dict):
+        return {}
+    return {path: one for path, one in known.items() if isinstance(one, list) and one}
 
 
 def fingerprint(entry: StageEntry, parents: Mapping[str, str], digests: Digests) -> str:

@@ -27,6 +27,7 @@ PATH_KEYS = (
     "base_model",
     "config_from",
     "tokenizer_from",
+    "lora",
 )
 FILE_ENDINGS = (
     ".yaml",
@@ -322,8 +323,8 @@ def replaced(config: Any, paths: Mapping[str, str]) -> Any:
     """The same stage with each text that is a key of `paths` replaced by its value."""
     if isinstance(config, str):
         return paths.get(config, config)
-    if isinstance(config, tuple):
-        return tuple(replaced(item, paths) for item in config)
+    if isinstance(config, tuple | list):
+        return type(config)(replaced(item, paths) for item in config)
     if isinstance(config, Mapping):
         return {name: replaced(item, paths) for name, item in config.items()}
     if dataclasses.is_dataclass(config) and not isinstance(config, type):

@@ -39,4 +39,4 @@ def write_card(work: Path, record: Mapping[str, Any], config: Path) -> None:
 
 
 def _is_hub_id(name: str) -> bool:
-    return not Path(name).exists() and not name.startswith("embedded:") and "+" not in name
+    return not Path(name).exists() and ":" not in name and "+" not in name

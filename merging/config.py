@@ -39,6 +39,30 @@ class Slice:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TokenRow:
+    """Where a token's row comes from in models that don't have the token."""
+
+    token: str
+    model: str | None = None
+    """the model whose row it is; None: a row of zeros"""
+    row: str | int | None = None
+    """another token of that model, or an id; None: the token itself"""
+    force: bool = False
+    """in the models that have the token, too"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tokens:
+    """The vocabulary of the merged model, where it isn't plainly that of one model."""
+
+    union: bool = False
+    """every token that a model has"""
+    rows: tuple[TokenRow, ...] = ()
+    pad_to_multiple_of: int | None = None
+    """the embedding gets as few rows as that allows; None: as many as the tokenizer's model has"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Merge:
     """A merge, ready to be planned: every default of its form filled in."""
 
@@ -52,8 +76,11 @@ class Merge:
     dtype: Dtype = "input"
     config_from: str | None = None
     tokenizer_from: str | None = None
+    tokens: Tokens | None = None
     chat_template: str | None = None
-    """a template's text in place of that of the tokenizer"""
+    """a template's text in place of that of the tokenizer; auto: the one that most models have"""
+    allow_pickle: bool = False
+    """read pytorch_model.bin where a model has no safetensors"""
     arithmetic: Dtype | None = None
     """mergekit's numbers instead of ours, in this type; input: that of the tensors"""
     inner: Mapping[str, "Merge"] = field(default_factory=dict)
@@ -116,7 +143,7 @@ class MergeStage:
     config_from: str | None = None
     """the one of the models whose config, tokenizer settings and template win where they differ"""
     tokenizer_from: str | None = None
-    """the one whose tokenizer settings and template win, when it isn't config_from"""
+    """the one whose vocabulary, tokenizer settings and template win, when it isn't config_from"""
 
     def problems(self) -> list[tuple[str, str]]:
         if self.method not in METHODS:
@@ -186,12 +213,9 @@ def merge_problems(merge: Merge) -> list[tuple[Key, str]]:
         ]
         found += _slice_problems(merge, one)
     names = merge.models()
-    for key, value in (
-        ("config_from", merge.config_from),
-        ("tokenizer_from", merge.tokenizer_from),
-    ):
+    for key, value in _named_models(merge):
         if value is not None and value not in names:
-            found.append(((key,), f"expected one of {', '.join(names)}, found {value!r}"))
+            found.append((key, f"expected one of {', '.join(names)}, found {value!r}"))
     if merge.arithmetic is not None and merge.method not in COMPATIBLE:
         found.append(
             (
@@ -200,6 +224,16 @@ def merge_problems(merge: Merge) -> list[tuple[Key, str]]:
             )
         )
     return found or _weight_problems(merge)
+
+
+def _named_models(merge: Merge) -> list[tuple[Key, str | None]]:
+    """Where the config names a model that has to be one of those that are merged."""
+    rows = merge.tokens.rows if merge.tokens else ()
+    return [
+        (("config_from",), merge.config_from),
+        (("tokenizer_from",), merge.tokenizer_from),
+        *((("tokenizer", "tokens", one.token, "source"), one.model) for one in rows),
+    ]
 
 
 def _slice_problems(merge: Merge, one: Slice) -> list[tuple[Key, str]]:

@@ -1,14 +1,14 @@
 """How far two checkpoints are apart, tensor by tensor and layer by layer."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
 from dualign.checkpoints.checkpoint import Weights
-from dualign.checkpoints.shards import PIECE, processors
+from dualign.checkpoints.shards import PIECE, processors, progress
 from dualign.errors import MergeError
 from dualign.merging.layers import stack_of
 
@@ -52,10 +52,10 @@ def distances(a: Weights, b: Weights, *, by_layer: bool = False) -> list[Distanc
     for name, entry in a.entries.items():
         if entry.shape != b.entries[name].shape:
             raise MergeError(f"{name} is {entry.shape} and {b.entries[name].shape}")
-    with ThreadPoolExecutor(processors()) as pool:
-        found = dict(
-            zip(a.entries, pool.map(lambda name: _sums(a, b, name), a.entries), strict=True)
-        )
+    total = sum(entry.nbytes for entry in a.entries.values())
+    with ThreadPoolExecutor(processors()) as pool, progress(total, "comparing") as bar:
+        parts = pool.map(lambda name: _sums(a, b, name, bar.update), a.entries)
+        found = dict(zip(a.entries, parts, strict=True))
     if not by_layer:
         return [_distance(name, [sums]) for name, sums in found.items()]
     stack = stack_of(a.entries)
@@ -68,9 +68,10 @@ def distances(a: Weights, b: Weights, *, by_layer: bool = False) -> list[Distanc
     return [_distance(name, groups[name]) for name in [*outside, *inside]]
 
 
-def _sums(a: Weights, b: Weights, name: str) -> _Sums:
+def _sums(a: Weights, b: Weights, name: str, advance: Callable[[int], object]) -> _Sums:
     ours, theirs = a.reader(name), b.reader(name)
     size = a.entries[name].size
+    width = a.entries[name].nbytes // max(size, 1)
     step = ours.step or theirs.step or PIECE
     largest, changed, totals = 0.0, 0, np.zeros(4)
     for start in range(0, size, step):
@@ -83,6 +84,7 @@ def _sums(a: Weights, b: Weights, name: str) -> _Sums:
         totals += [
             float((one * two).sum()) for one, two in ((apart, apart), (x, x), (y, y), (x, y))
         ]
+        advance((stop - start) * width)
     return _Sums(size, changed, largest, *map(float, totals))
 
 

@@ -24,7 +24,7 @@ def estimate(prepared: Prepared, *, threads: int | None = None) -> str:
     files = shard_names(len(split(planned, SHARD_BYTES)))
     each = len(next(iter(weights.jobs.values())).inputs) + 2
     memory = threads * BLOCK * 8 * (2 * each + 4) / 1e6
-    seconds = sum(one.size for one in planned) * _seconds_each(prepared) / threads
+    seconds = sum(one.size for one in planned) * seconds_each(prepared) / threads
     seconds += (read + written) / _HASHED / threads
     return "\n".join(
         [
@@ -36,12 +36,27 @@ def estimate(prepared: Prepared, *, threads: int | None = None) -> str:
             f"time      about {max(seconds, 0.1):.1f} s when the files are in the page cache",
             f"config    from {prepared.donor}",
             f"tokenizer from {prepared.tokenizer_donor}",
-            *(f"decided   {key}: {one}" for key, one in prepared.decided.items()),
+            *_decisions(prepared),
         ]
     )
 
 
-def _seconds_each(prepared: Prepared) -> float:
+def _decisions(prepared: Prepared) -> list[str]:
+    """What differs between the models, what each has, and whose value is taken."""
+    lines = []
+    for key, one in prepared.decided.items():
+        lines.append(f"decided   {key}: from {one['taken_from']}")
+        shown = [(name, value) for name, value in one.items() if name != "taken_from"]
+        lines += [f"            {_short(value)}  {name}" for name, value in shown]
+    return lines or ["decided   nothing: the models agree"]
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def seconds_each(prepared: Prepared) -> float:
     """For one element, by the method of a large tensor on made numbers."""
     job = max(prepared.weights.jobs.values(), key=lambda one: one.entry.size)
     shape = (BLOCK * _SAMPLE // 1024, 1024)

@@ -9,7 +9,8 @@ after the last.
 """
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,16 +19,27 @@ import numpy as np
 
 from dualign.checkpoints.checkpoint import Checkpoint, Weights
 from dualign.checkpoints.numbers import narrow, widen
-from dualign.checkpoints.shards import PIECE, write_side_files, write_weights
+from dualign.checkpoints.shards import (
+    PIECE,
+    processors,
+    progress,
+    write_side_files,
+    write_weights,
+)
 from dualign.checkpoints.weights import open_weights
 from dualign.errors import MergeError
+from dualign.merging.aftercheck import check_written
+from dualign.merging.alignment import Alignment, align, described, recorded
 from dualign.merging.catalogue import METHODS
 from dualign.merging.config import Merge, MergeStage, merge_problems
 from dualign.merging.merged import Merged
 from dualign.merging.plan import Models, config_of, plan
 from dualign.merging.preflight import Choices, check
-from dualign.merging.provenance import hashes, weights_applied, write_merge_json
+from dualign.merging.provenance import hashes, remembered, weights_applied, write_merge_json
+from dualign.merging.realigned import realign, require_ids, write_vocabulary
 from dualign.merging.record import to_json
+from dualign.merging.templates import text_of
+from dualign.merging.vocabulary import find_tokenizers
 from dualign.rundir import Outcome
 
 VERIFIED_TENSORS = 3
@@ -41,6 +53,10 @@ class Prepared:
     models: Models
     donor: str
     tokenizer_donor: str
+    alignment: Alignment | None
+    """how the models were brought to one vocabulary; None: they had one"""
+    template: str | None
+    """the chat template's text, where it isn't that of the tokenizer"""
     weights: Merged
     decided: Mapping[str, Any]
     """what differs between the inputs, and whose value was taken"""
@@ -74,24 +90,51 @@ def prepare(merge: Merge, *, seed: int) -> Prepared:
     problems = merge_problems(merge)
     if problems:
         raise MergeError("\n".join(f"{merge.where(key)}: {message}" for key, message in problems))
-    models: dict[str, Weights] = {}
-    for name in merge.models():
-        inner = merge.inner.get(name)
-        models[name] = prepare(inner, seed=seed).weights if inner else open_weights(name)
+    opened = {name: _open(merge, name, seed=seed) for name in merge.models()}
     donor = merge.config_from or _default_donor(merge)
+    tokenizers = find_tokenizers(list(opened.values()))
     tokenizer_donor = merge.tokenizer_from or donor
-    decided = check(models, merge, _choices(merge), donor=donor)
+    alignment = align(opened, tokenizers, merge, tokenizer_donor)
+    if alignment is not None:
+        tokenizer_donor = alignment.lead
+    models = realign(opened, alignment)
+    decided = check(
+        models,
+        tokenizers,
+        _choices(merge, same_donor=tokenizer_donor == donor, aligned=alignment is not None),
+        file=merge.file,
+        donor=donor,
+        tokenizer_donor=tokenizer_donor,
+    )
+    if merge.chat_template is not None and "chat_template" in decided:
+        decided["chat_template"]["taken_from"] = "chat_template"
     jobs = plan(merge, models, donor)
     config = config_of(merge, models, donor)
+    require_ids(config, models[donor].folders[0] / "config.json")
     weights = Merged(models, jobs, donor=models[donor], config=config, seed=seed)
     return Prepared(
         merge=merge,
         models=models,
         donor=donor,
         tokenizer_donor=tokenizer_donor,
+        alignment=alignment,
+        template=text_of(merge.chat_template, list(models.values())),
         weights=weights,
-        decided=decided,
+        decided={**decided, **(described(alignment) if alignment else {})},
     )
+
+
+def _open(merge: Merge, name: str, *, seed: int) -> Weights:
+    inner = merge.inner.get(name)
+    if inner is None:
+        return open_weights(name, allow_pickle=merge.allow_pickle)
+    prepared = prepare(inner, seed=seed)
+    if prepared.alignment is not None:
+        raise MergeError(
+            f"{merge.file}: {name}: its models have different vocabularies, and a merge inside of "
+            "another can't bring them together; write it on its own first, and merge the result"
+        )
+    return prepared.weights
 
 
 def _default_donor(merge: Merge) -> str:
@@ -101,13 +144,16 @@ def _default_donor(merge: Merge) -> str:
     return merge.slices[0].sources[0].model
 
 
-def _choices(merge: Merge) -> Choices:
+def _choices(merge: Merge, *, same_donor: bool, aligned: bool) -> Choices:
     named = METHODS[merge.method].base == "none" and merge.base_model is not None
     config = merge.config_from is not None or named
+    # A union may have to start from another model's tokenizer than the one whose config is taken.
+    tokenizer = merge.tokenizer_from is not None or (config and same_donor)
     return Choices(
         config=config,
-        tokenizer=config or merge.tokenizer_from is not None,
-        template=config or merge.tokenizer_from is not None or merge.chat_template is not None,
+        tokenizer=tokenizer,
+        template=tokenizer or merge.chat_template is not None,
+        vocabulary=aligned,
         slices=merge.slices[0].sources[0].layer_range is not None,
         one_dtype=merge.dtype == "input",
     )
@@ -118,23 +164,19 @@ def write(
 ) -> dict[str, Any]:
     """Write weights, side files and merge.json into `work`; returns what merge.json says."""
     merge, weights = prepared.merge, prepared.weights
-    files = write_weights(weights, work, dtype=merge.dtype, threads=threads, resume=resume)
-    write_side_files(
-        weights,
-        work,
-        dtype=merge.dtype,
-        tokenizer=prepared.models[prepared.tokenizer_donor],
-        chat_template=merge.chat_template,
-    )
-    verified = recompute(work, weights, seed=seed)
-    inputs = hashes([*weights.files, *files], threads)
+    shards = write_weights(weights, work, dtype=merge.dtype, threads=threads, resume=resume)
+    write_beside(prepared, work)
+    check_written(work, weights, template=prepared.template, alignment=prepared.alignment)
+    verified = recompute(work, weights, seed=seed, threads=threads)
+    with remembered() as digests:
+        inputs = hashes(weights.files, digests, threads)
     record: dict[str, Any] = {
         "method": merge.method,
         "dtype": merge.dtype,
         "seed": seed,
         "tensors": len(weights.entries),
-        "bytes": sum(file.stat().st_size for file in files),
-        "shards": {file.name: inputs[file] for file in files},
+        "bytes": sum(file.stat().st_size for file in shards),
+        "shards": {file.name: digest for file, digest in shards.items()},
         "models": [
             {
                 "model": name,
@@ -147,11 +189,26 @@ def write(
         "config_donor": str(prepared.models[prepared.donor].folders[0]),
         "tokenizer_donor": str(prepared.models[prepared.tokenizer_donor].folders[0]),
         "decided": dict(prepared.decided),
+        "vocabulary": recorded(prepared.alignment) if prepared.alignment else None,
         "verified": asdict(verified),
         "merge": to_json(merge),
     }
     write_merge_json(work, merge, record)
     return record
+
+
+def write_beside(prepared: Prepared, work: Path) -> None:
+    """All of the model folder but the weights and merge.json: config, tokenizer, template, generation settings."""
+    write_side_files(
+        prepared.weights,
+        work,
+        dtype=prepared.merge.dtype,
+        tokenizer=prepared.models[prepared.tokenizer_donor],
+        chat_template=prepared.template,
+    )
+    if prepared.alignment is not None:
+        opened = prepared.models[prepared.donor]
+        write_vocabulary(work, prepared.donor, opened, prepared.alignment)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -161,7 +218,14 @@ class Verified:
     tensors: tuple[str, ...]
 
 
-def recompute(out: Path, weights: Weights, *, seed: int, count: int = VERIFIED_TENSORS) -> Verified:
+def recompute(
+    out: Path,
+    weights: Weights,
+    *,
+    seed: int,
+    count: int = VERIFIED_TENSORS,
+    threads: int | None = None,
+) -> Verified:
     """Compute `count` tensors of `out`, drawn by `seed`, again; the bytes must be the same.
 
     Raises:
@@ -170,16 +234,28 @@ def recompute(out: Path, weights: Weights, *, seed: int, count: int = VERIFIED_T
     written = Checkpoint(out)
     names = sorted(written.entries)
     drawn = tuple(random.Random(seed).sample(names, min(count, len(names))))
-    for name in drawn:
-        entry = written.entries[name]
-        again, there = weights.reader(name), written.reader(name)
-        step = again.step or PIECE
-        for start in range(0, entry.size, step):
-            stop = min(start + step, entry.size)
-            expected = widen(narrow(again.read(start, stop), entry.dtype), entry.dtype)
-            if not np.array_equal(expected, there.read(start, stop)):
-                raise MergeError(
-                    f"{out}: {name} reads back differently from what the inputs give, from element "
-                    f"{start} on; check the disk, and merge again"
-                )
+    total = sum(written.entries[name].nbytes for name in drawn)
+    with (
+        ThreadPoolExecutor(threads or processors()) as pool,
+        progress(total, "computing again") as bar,
+    ):
+        for _ in pool.map(lambda name: _require_same(written, weights, name, bar.update), drawn):
+            pass
     return Verified(tensors=drawn)
+
+
+def _require_same(
+    written: Checkpoint, weights: Weights, name: str, advance: Callable[[int], object]
+) -> None:
+    entry = written.entries[name]
+    again, there = weights.reader(name), written.reader(name)
+    step = again.step or PIECE
+    for start in range(0, entry.size, step):
+        stop = min(start + step, entry.size)
+        expected = widen(narrow(again.read(start, stop), entry.dtype), entry.dtype)
+        if not np.array_equal(expected, there.read(start, stop)):
+            raise MergeError(
+                f"{written.folder}: {name} reads back differently from what the inputs give, from "
+                f"element {start} on; check the disk, and merge again"
+            )
+        advance((stop - start) * (entry.nbytes // entry.size))

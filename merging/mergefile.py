@@ -13,148 +13,28 @@ ones use as a model. They are computed in one pass; nothing between is written o
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
 
-from dualign.config import Document, Key, nearest, parse, read_documents
+from dualign.config import Document, Key, parse, read_documents
 from dualign.errors import ConfigError
-from dualign.merging.catalogue import METHODS
-from dualign.merging.config import Dtype, Merge, Slice, Source, merge_problems
+from dualign.merging.config import Dtype, Merge, Slice, Source, TokenRow, Tokens, merge_problems
+from dualign.merging.mergefile_form import (
+    FilePath,
+    FileReference,
+    FileRow,
+    FileSlice,
+    FileToken,
+    MergeFile,
+)
 from dualign.merging.parameters import Level
 
-FloatType = Literal["float32", "bfloat16", "float16"]
-_WIDTHS = {"float32": 32, "bfloat16": 16, "float16": 16}
 # What mergekit reads and this doesn't, and what to do about it.
 _ELSEWHERE = {
-    "modules": "models of several modules can't be merged yet; merge the language model alone",
-    "tokenizer": "tokenizers can't be put together yet; set tokenizer_from to one of the models",
+    "modules": "which tensors a module has is only known for the architectures that mergekit lists, "
+    "and here none is known by name; use models or slices: they merge every tensor of a checkpoint, "
+    "and `parameters` with a filter set a part of it (filter: vision_tower)",
 }
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FilePath:
-    """A model with a revision."""
-
-    path: str
-    """a folder or a hub id"""
-    revision: str | None = None
-    """a branch, tag or commit of the hub id"""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FileReference:
-    """A model and an adapter on it."""
-
-    model: str | FilePath
-    """the model"""
-    lora: str | FilePath | None = None
-    """an adapter that is folded into it"""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FileModel:
-    """One entry of `models`."""
-
-    model: str | FileReference
-    """a folder, a hub id, hub-id@revision, or model+adapter"""
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-    """the method's parameters of this model"""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FileSource:
-    """One entry of a slice's `sources`."""
-
-    model: str | FileReference
-    """a folder, a hub id, hub-id@revision, or model+adapter"""
-    layer_range: tuple[int, ...] | None = None
-    """[first, last): the layers that are taken"""
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-    """the method's parameters of this model"""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FileSlice:
-    """Some layers of the merged model."""
-
-    sources: tuple[FileSource, ...]
-    """as many layers of each"""
-    base_model: str | FileReference | None = None
-    """the base of this slice"""
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-    """the method's parameters in this slice"""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MergeFile:
-    """One document."""
-
-    merge_method: str
-    """linear, slerp, ties, ..."""
-    name: str | None = None
-    """what later documents of the file call the result"""
-    base_model: str | FileReference | None = None
-    """the model that the others were made from"""
-    models: tuple[FileModel, ...] | None = None
-    """whole models"""
-    slices: tuple[FileSlice, ...] | None = None
-    """ranges of layers, in the order of the merged model"""
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-    """the method's parameters"""
-    dtype: FloatType | None = None
-    """the type of the written weights, when out_dtype isn't given; sums are always float64"""
-    out_dtype: FloatType | None = None
-    """the type of the written weights"""
-    tokenizer_source: str | None = None
-    """base, or the model whose tokenizer is copied"""
-    chat_template: str | None = None
-    """a jinja template in place of that of the tokenizer"""
-    config_from: str | None = None
-    """the model whose config, tokenizer settings and template win where they differ"""
-    tokenizer_from: str | None = None
-    """the one whose tokenizer settings and template win, when it isn't config_from"""
-
-    def problems(self) -> list[tuple[str, str]]:
-        found: list[tuple[str, str]] = []
-        if self.merge_method not in METHODS:
-            hint = nearest(self.merge_method, [*METHODS])
-            found.append(("merge_method", f"unknown method {self.merge_method!r}{hint}"))
-        if (self.models is None) == (self.slices is None):
-            found.append(("", "expected models or slices, one of the two"))
-        if self.models == () or self.slices == ():
-            found.append(("models" if self.models == () else "slices", "expected one at least"))
-        found += self._dtype_problems()
-        if self.tokenizer_source == "union":
-            found.append(("tokenizer_source", "union can't be built yet; name one of the models"))
-        if self.tokenizer_source is not None and self.tokenizer_from is not None:
-            found.append(("tokenizer_source", "says the same as tokenizer_from: keep one of them"))
-        if self.chat_template is not None and "{" not in self.chat_template:
-            message = "expected a jinja template; to take a model's, set tokenizer_from"
-            found.append(("chat_template", message))
-        return found + self._slice_problems()
-
-    def _dtype_problems(self) -> list[tuple[str, str]]:
-        narrow = self.dtype and self.out_dtype and _WIDTHS[self.dtype] < _WIDTHS[self.out_dtype]
-        if not narrow:
-            return []
-        return [
-            (
-                "dtype",
-                f"has no effect: sums are float64, and {self.out_dtype} is written; remove it",
-            )
-        ]
-
-    def _slice_problems(self) -> list[tuple[str, str]]:
-        found: list[tuple[str, str]] = []
-        for i, one in enumerate(self.slices or ()):
-            if not one.sources:
-                found.append((f"slices.{i}.sources", "expected one at least"))
-            for j, source in enumerate(one.sources):
-                if source.layer_range is None or len(source.layer_range) != 2:
-                    key = f"slices.{i}.sources.{j}.layer_range"
-                    found.append((key, "expected [first, last], the layer after the last one"))
-        return found
 
 
 def load(path: Path, *, compat: bool = False) -> Merge:
@@ -163,7 +43,15 @@ def load(path: Path, *, compat: bool = False) -> Merge:
     Raises:
         ConfigError: with every problem of the file.
     """
-    documents = read_documents(path)
+    return merged(read_documents(path), path.parent, compat=compat)
+
+
+def merged(documents: list[Document], folder: Path, *, compat: bool = False) -> Merge:
+    """The merge that documents describe; their relative paths are seen from `folder`.
+
+    Raises:
+        ConfigError: with every problem of the documents.
+    """
     named: dict[str, Merge] = {}
     for number, document in enumerate(documents):
         file = _parsed(document)
@@ -176,7 +64,7 @@ def load(path: Path, *, compat: bool = False) -> Merge:
                     else ("needs the key 'name', by which later documents use it")
                 )
                 document.refuse(("name",) if file.name else (), wanted)
-            merge = _merge(file, document, path.parent, named)
+            merge = _merge(file, document, folder, named)
             if compat:
                 merge = replace(merge, arithmetic=file.dtype or "input")
             for key, message in merge_problems(merge):
@@ -185,6 +73,12 @@ def load(path: Path, *, compat: bool = False) -> Merge:
     _raise_all(documents)
     _require_all_used(documents, named)
     return named[""]
+
+
+def allowing_pickles(merge: Merge) -> Merge:
+    """The merge, and those inside of it, with `allow_pickle`."""
+    inner = {name: allowing_pickles(one) for name, one in merge.inner.items()}
+    return replace(merge, allow_pickle=True, inner=inner)
 
 
 def is_merge_file(path: Path) -> bool:
@@ -221,14 +115,47 @@ def _merge(file: MergeFile, document: Document, folder: Path, named: Mapping[str
         config_from=place(file.config_from),
         tokenizer_from=place(file.tokenizer_from),
         chat_template=file.chat_template,
+        allow_pickle=file.allow_pickle,
     )
     inner = {name: named[name] for name in merge.models() if name in named}
+    key = "tokenizer_source" if file.tokenizer is None else "tokenizer"
+    source = file.tokenizer_source if file.tokenizer is None else file.tokenizer.source
     tokenizer = merge.tokenizer_from
-    if file.tokenizer_source is not None:
-        tokenizer = base if file.tokenizer_source == "base" else place(file.tokenizer_source)
+    if source not in (None, "union"):
+        tokenizer = base if source == "base" else place(source)
         if tokenizer is None:
-            document.refuse(("tokenizer_source",), "base, but no base_model is given")
-    return replace(merge, tokenizer_from=tokenizer, inner=inner)
+            document.refuse((key,), "base, but no base_model is given")
+        elif tokenizer not in merge.models():
+            names = ", ".join(merge.models())
+            document.refuse((key,), f"expected union, base or one of {names}, found {tokenizer!r}")
+            tokenizer = None
+    tokens = _tokens(file, folder, named) if source is not None else None
+    return replace(merge, tokenizer_from=tokenizer, tokens=tokens, inner=inner)
+
+
+def _tokens(file: MergeFile, folder: Path, named: Mapping[str, Merge]) -> Tokens:
+    if file.tokenizer is None:
+        return Tokens(union=file.tokenizer_source == "union")
+    return Tokens(
+        union=file.tokenizer.source == "union",
+        rows=tuple(
+            _token_row(token, one, folder, named) for token, one in file.tokenizer.tokens.items()
+        ),
+        pad_to_multiple_of=file.tokenizer.pad_to_multiple_of,
+    )
+
+
+def _token_row(token: str, one: FileToken, folder: Path, named: Mapping[str, Merge]) -> TokenRow:
+    source = FileRow(model=one.source) if isinstance(one.source, str) else one.source
+    if source.model is None:
+        return TokenRow(token=token, force=one.force)
+    reference = FileReference(model=source.model, lora=source.lora)
+    return TokenRow(
+        token=token,
+        model=_reference(reference, folder, named),
+        row=source.token if source.token_id is None else source.token_id,
+        force=one.force,
+    )
 
 
 def _dtype(file: MergeFile) -> Dtype:

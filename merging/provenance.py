@@ -1,14 +1,17 @@
 """merge.json: what the weights beside it were made of, to the byte."""
 
-import hashlib
+import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from dualign.checkpoints.shards import processors
+from dualign.checkpoints.embedded import cache_folder
+from dualign.checkpoints.shards import processors, progress
+from dualign.fingerprint import Digests
 from dualign.merging.config import Merge
 from dualign.merging.plan import Job
 from dualign.rundir import write_json
@@ -17,16 +20,31 @@ MERGE_JSON = "merge.json"
 SCHEMA = 1
 
 
-def sha256(file: Path) -> str:
-    """The file's SHA-256, in hex."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+@contextmanager
+def remembered() -> Iterator[Digests]:
+    """The SHA-256 of files that were merged before and haven't changed since.
+
+    They are kept in $DUALIGN_DIGESTS, else in `digests.json` in dualign's cache.
+    """
+    given = os.environ.get("DUALIGN_DIGESTS")
+    file = Path(given).expanduser() if given else cache_folder() / "digests.json"
+    digests = Digests(file)
+    yield digests
+    with suppress(OSError):  # a cache that can't be written is no reason to fail
+        file.parent.mkdir(parents=True, exist_ok=True)
+        digests.save()
 
 
-def hashes(files: Sequence[Path], threads: int | None = None) -> dict[Path, str]:
-    """The SHA-256 of each file; several are read at once."""
-    with ThreadPoolExecutor(threads or processors()) as pool:
-        return dict(zip(files, pool.map(sha256, files), strict=True))
+def hashes(files: Sequence[Path], digests: Digests, threads: int | None = None) -> dict[Path, str]:
+    """The SHA-256 of each file; several are read at once, the largest first."""
+    sizes = {file: file.stat().st_size for file in files}
+    ordered = sorted(files, key=lambda file: -sizes[file])
+    with (
+        ThreadPoolExecutor(threads or processors()) as pool,
+        progress(sum(sizes.values()), "hashing") as bar,
+    ):
+        found = pool.map(lambda file: digests.file(file, bar.update), ordered)
+        return dict(zip(ordered, found, strict=True))
 
 
 def weights_applied(jobs: Mapping[str, Job]) -> list[dict[str, Any]]:

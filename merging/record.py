@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from dualign.merging.config import Merge, Slice, Source
+from dualign.merging.config import Merge, Slice, Source, TokenRow, Tokens
 from dualign.merging.parameters import Level
 
 
@@ -34,8 +34,14 @@ def from_json(value: Mapping[str, Any]) -> Merge:
         **{key: value[key] for key in same},
         slices=slices,
         parameters=_level(value["parameters"]),
+        tokens=_tokens(value["tokens"]) if value.get("tokens") else None,
+        allow_pickle=bool(value.get("allow_pickle", False)),
         inner=inner,
     )
+
+
+def _tokens(value: Mapping[str, Any]) -> Tokens:
+    return Tokens(**{**value, "rows": tuple(TokenRow(**one) for one in value["rows"])})
 
 
 def _source(value: Mapping[str, Any]) -> Source:

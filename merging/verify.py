@@ -7,6 +7,7 @@ from typing import Any
 
 from dualign.checkpoints.checkpoint import read_json
 from dualign.errors import CheckpointError, MergeError
+from dualign.fingerprint import Digests
 from dualign.merging.merge import prepare, recompute
 from dualign.merging.provenance import MERGE_JSON, hashes
 from dualign.merging.record import from_json
@@ -39,17 +40,23 @@ def verify_folder(out: Path, *, tensors: int = 3, seed: int = 0) -> Verdict:
         merge, drawn = from_json(record["merge"]), int(record["seed"])
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{out / MERGE_JSON}: isn't whole ({error!r})") from None
-    _require_same(shards, "was changed after it was written")
-    _require_same(inputs, "isn't the file that was merged")
+    require_hashes(shards, "was changed after it was written")
+    require_hashes(inputs, "isn't the file that was merged")
     prepared = prepare(merge, seed=drawn)
     checked = recompute(out, prepared.weights, count=tensors, seed=seed)
     return Verdict(shards=len(shards), inputs=len(inputs), tensors=checked.tensors)
 
 
-def _require_same(expected: Mapping[Path, Any], otherwise: str) -> None:
+def require_hashes(expected: Mapping[Path, Any], otherwise: str) -> None:
+    """Check files against their SHA-256; `otherwise` says what it means when one differs.
+
+    Raises:
+        CheckpointError: a file isn't there.
+        MergeError: a file has another hash.
+    """
     for file in expected:
         if not file.is_file():
             raise CheckpointError(f"{file}: is gone; it can't be verified without it")
-    for file, digest in hashes(list(expected)).items():
+    for file, digest in hashes(list(expected), Digests()).items():
         if digest != expected[file]:
             raise MergeError(f"{file}: {otherwise}: sha256 {digest}, expected {expected[file]}")

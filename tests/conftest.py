@@ -15,6 +15,8 @@ def embedded() -> Path:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def tokens_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Prepared data stays out of the user's cache."""
-    os.environ["DUALIGN_TOKENS"] = str(tmp_path_factory.mktemp("tokens"))
+def caches(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Prepared data, and what is known of files, stay out of the user's cache."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["DUALIGN_TOKENS"] = str(folder / "tokens")
+    os.environ["DUALIGN_DIGESTS"] = str(folder / "digests.json")

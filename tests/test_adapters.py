@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -150,6 +151,26 @@ def test_an_adapter_on_an_adapter_folds_both(tmp_path: Path) -> None:
     assert weights.folders == (second, second / "../first", base)
 
 
+@pytest.mark.parametrize("kind", ["lora", "dora", "embedding dora", "tokens", "head saved"])
+def test_any_stretch_of_a_folded_tensor_is_that_of_the_whole(tmp_path: Path, kind: str) -> None:
+    base = make_base(tmp_path / "base")
+    weights = open_weights(make_adapter(base, tmp_path / "adapter", **LORAS[kind]))
+    for name, entry in weights.entries.items():
+        whole = weights.reader(name).read(0, entry.size)
+        for start, stop in ((0, 1), (1, entry.size), (5, min(5 + 77, entry.size))):
+            assert np.array_equal(weights.reader(name).read(start, stop), whole[start:stop]), name
+
+
+def test_a_fold_that_overflows_is_refused(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base")
+    adapter = make_adapter(base, tmp_path / "adapter", target_modules=["q_proj"])
+    file = adapter / "adapter_model.safetensors"
+    huge = {name: one * 1e30 for name, one in load_file(file).items()}
+    save_file(huge, file)
+    with pytest.raises(MergeError, match=r"q_proj.weight would hold .* choose a wider dtype"):
+        fold(base, adapter, tmp_path / "folded")
+
+
 def test_folding_rounds_once(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base")
     adapter = make_adapter(base, tmp_path / "adapter", target_modules=["q_proj"])
@@ -211,17 +232,29 @@ def test_concatenated_adapter_gives_the_logits_of_both_active(
     settings = CONCATENATED[kind]
     first = make_adapter(base, tmp_path / "first", **settings[0])
     second = make_adapter(base, tmp_path / "second", seed=2, **settings[1])
-    concatenate(first, second, tmp_path / "both")
+    concatenate([first, second], tmp_path / "both")
     expected = live(base, first, second)
     torch.testing.assert_close(live(base, tmp_path / "both"), expected, atol=1e-5, rtol=0)
     assert (expected - live(base, first)).abs().max() > 0.1
+
+
+def test_a_head_tied_in_one_adapter_and_free_in_another_is_refused(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base", tied=True)
+    settings = {"target_modules": ["q_proj", "embed_tokens"], "ensure_weight_tying": True}
+    tied = make_adapter(base, tmp_path / "tied", **settings)
+    alone = make_adapter(base, tmp_path / "head", target_modules=["lm_head"])
+    edit_config(alone, ensure_weight_tying=True)
+    with pytest.raises(
+        MergeError, match=r"changes the head as it changes the embedding, .*by itse"
+    ):
+        concatenate([tied, alone], tmp_path / "no")
 
 
 def test_concatenated_ranks_add_up_and_scaling_is_one(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base")
     first = make_adapter(base, tmp_path / "first", target_modules=["q_proj"], r=4)
     second = make_adapter(base, tmp_path / "second", target_modules=ATTENTION, r=3)
-    made = concatenate(first, second, tmp_path / "both")
+    made = concatenate([first, second], tmp_path / "both")
     config = json.loads((tmp_path / "both" / "adapter_config.json").read_text())
     assert (made.modules, made.rank) == (6, 7)
     assert config["r"] == config["lora_alpha"] == 7
@@ -237,7 +270,7 @@ def test_no_tensor_is_missing_when_the_concatenated_adapter_loads(
     base = make_base(tmp_path / "base")
     first = make_adapter(base, tmp_path / "first", target_modules=["q_proj"])
     second = make_adapter(base, tmp_path / "second", target_modules=["up_proj"])
-    concatenate(first, second, tmp_path / "both")
+    concatenate([first, second], tmp_path / "both")
     recwarn.clear()
     live(base, tmp_path / "both")
     assert not [one for one in recwarn if "missing" in str(one.message)]
@@ -259,7 +292,7 @@ def test_what_does_not_add_up_is_refused_with_the_fix(
     first = make_adapter(base, tmp_path / "first", target_modules=ATTENTION)
     second = make_adapter(base, tmp_path / "second", target_modules=ATTENTION, **settings)
     with pytest.raises(MergeError, match=message):
-        concatenate(first, second, tmp_path / "both")
+        concatenate([first, second], tmp_path / "both")
     assert not (tmp_path / "both").exists()
 
 
@@ -268,8 +301,8 @@ def test_adapters_of_two_bases_are_not_concatenated(tmp_path: Path) -> None:
     for seed in (0, 1):
         base = make_base(tmp_path / f"base{seed}", seed=seed)
         adapters.append(make_adapter(base, tmp_path / f"adapter{seed}", target_modules=ATTENTION))
-    with pytest.raises(MergeError, match="both must be trained on one base"):
-        concatenate(*adapters, tmp_path / "both")
+    with pytest.raises(MergeError, match="all must be trained on one base"):
+        concatenate(adapters, tmp_path / "both")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -18,9 +18,12 @@ from dualign.checkpoints.header import BITS, Entry, read_header
 from dualign.checkpoints.numbers import NAMES, STORED, Array, is_finite, widen
 from dualign.errors import CheckpointError, MergeError
 
+if TYPE_CHECKING:
+    from dualign.checkpoints.pickles import Pickle
+
 HEAD = "lm_head.weight"
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
-_COMPARED = 1 << 22  # bytes compared at once
+_COMPARED = 1 << 20  # elements compared at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +56,14 @@ class Weights(Protocol):
 class Checkpoint:
     """A plain model folder. Each tied tensor appears once, under the embedding's name."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, allow_pickle: bool = False) -> None:
+        """`allow_pickle` reads pytorch_model.bin where there are no safetensors."""
         self.folder = folder
         self.folders: tuple[Path, ...] = (folder,)
         self.config: Mapping[str, Any] = _read_config(folder)
-        stored = dict(sorted(_locate(folder).items()))
+        self._pickles: dict[Path, Pickle] = {}
+        located = self._locate_pickles() if allow_pickle else None
+        stored = dict(sorted((_locate(folder) if located is None else located).items()))
         for name, entry in stored.items():
             _require_floats(name, entry)
         self.files = tuple(sorted({entry.file for entry in stored.values()}))
@@ -71,8 +77,22 @@ class Checkpoint:
         Reading raises MergeError for a NaN or an infinity, CheckpointError for a file cut short.
         """
         entry = self.entries[name]
-        handle, stored = self._open(entry.file), STORED[entry.dtype]
-        width = BITS[entry.dtype] // 8
+        stored = self._stored(name, entry)
+
+        def read(start: int, stop: int) -> Array:
+            piece = stored(start, stop)
+            if not is_finite(piece, entry.dtype):
+                raise not_finite(entry, name, widen(piece, entry.dtype), start)
+            return widen(piece, entry.dtype)
+
+        return Reader(read)
+
+    def _stored(self, name: str, entry: Entry) -> Callable[[int, int], Array]:
+        """What gives the elements [start, stop) as they are stored."""
+        if entry.file in self._pickles:
+            pickled = self._pickles[entry.file]
+            return lambda start, stop: pickled.read(name, start, stop)
+        handle, stored, width = self._open(entry.file), STORED[entry.dtype], BITS[entry.dtype] // 8
 
         def read(start: int, stop: int) -> Array:
             piece = np.empty(stop - start, stored)
@@ -81,11 +101,24 @@ class Checkpoint:
                 raise CheckpointError(
                     f"{entry.file}: {name}: the file ends early; was it changed while it was read?"
                 )
-            if not is_finite(piece, entry.dtype):
-                raise not_finite(entry, name, widen(piece, entry.dtype), start)
-            return widen(piece, entry.dtype)
+            return piece
 
-        return Reader(read)
+        return read
+
+    def _locate_pickles(self) -> dict[str, Entry] | None:
+        """Every tensor of pickles; None where there are safetensors, or no pickles."""
+        files = pickle_files(self.folder)
+        if not files:
+            return None
+        from dualign.checkpoints.pickles import Pickle
+
+        self._pickles = {file: Pickle(file) for file in files}
+        found: dict[str, Entry] = {}
+        for file, listed in files.items():
+            stored = self._pickles[file].entries()
+            _require_listed(file, stored, listed)
+            found |= stored
+        return found
 
     def _without_tied_head(self, stored: dict[str, Entry]) -> dict[str, Entry]:
         embedding = embedding_name(stored)
@@ -94,7 +127,7 @@ class Checkpoint:
             return stored
         if not self.config.get("tie_word_embeddings", False):
             return stored
-        if not self._same_bytes(stored[HEAD], stored[embedding]):
+        if not self._same_bytes(stored, HEAD, embedding):
             raise MergeError(
                 f"{self.folder}: config.json says tie_word_embeddings: true, but {HEAD} and "
                 f"{embedding} differ; "
@@ -102,17 +135,16 @@ class Checkpoint:
             )
         return {name: entry for name, entry in stored.items() if name != HEAD}
 
-    def _same_bytes(self, one: Entry, other: Entry) -> bool:
-        if (one.shape, one.dtype) != (other.shape, other.dtype):
+    def _same_bytes(self, stored: Mapping[str, Entry], one: str, other: str) -> bool:
+        first, second = stored[one], stored[other]
+        if (first.shape, first.dtype) != (second.shape, second.dtype):
             return False
+        ours, theirs = self._stored(one, first), self._stored(other, second)
         return all(
-            self._bytes(one, start) == self._bytes(other, start)
-            for start in range(0, one.nbytes, _COMPARED)
+            ours(start, stop).tobytes() == theirs(start, stop).tobytes()
+            for start in range(0, first.size, _COMPARED)
+            for stop in [min(start + _COMPARED, first.size)]
         )
-
-    def _bytes(self, entry: Entry, start: int) -> bytes:
-        length = min(_COMPARED, entry.nbytes - start)
-        return os.pread(self._open(entry.file), length, entry.offset + start)
 
     def _open(self, file: Path) -> int:
         if file not in self._open_files:
@@ -204,7 +236,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 def _require_head(config: Mapping[str, Any], stored: Mapping[str, Entry], folder: Path) -> None:
     """An untied causal model without a head would get a random one when it is loaded."""
-    causal = any(str(one).endswith("ForCausalLM") for one in config.get("architectures") or ())
+    named = config.get("architectures")
+    causal = isinstance(named, list) and any(str(one).endswith("ForCausalLM") for one in named)
     untied = config.get("tie_word_embeddings") is False
     if (
         causal
@@ -231,11 +264,42 @@ def _locate(folder: Path) -> dict[str, Entry]:
     if index.is_file():
         return _locate_shards(folder, index)
     pickles = sorted(one.name for one in folder.glob("*.bin"))
-    hint = f"; {pickles[0]} is a pickle: save it as safetensors first" if pickles else ""
+    hint = (
+        f"; {pickles[0]} is a pickle: save it as safetensors first, or allow it (--allow-pickle, "
+        "allow_pickle: true)"
+        if pickles
+        else ""
+    )
     raise CheckpointError(f"{folder}: expected {single.name} or {index.name}{hint}")
 
 
+def pickle_files(folder: Path) -> dict[Path, set[str] | None]:
+    """pytorch_model.bin, or its shards, with the tensors that an index lists; none beside safetensors."""
+    safe = (folder / "model.safetensors", folder / "model.safetensors.index.json")
+    single, index = folder / "pytorch_model.bin", folder / "pytorch_model.bin.index.json"
+    if any(one.is_file() for one in safe):
+        return {}
+    if single.is_file() and index.is_file():
+        raise CheckpointError(
+            f"{folder}: has both {single.name} and {index.name}; remove the one that is stale"
+        )
+    if single.is_file():
+        require_inside(single, folder)
+        return {single: None}
+    return {**_listed(folder, index)} if index.is_file() else {}
+
+
 def _locate_shards(folder: Path, index: Path) -> dict[str, Entry]:
+    found: dict[str, Entry] = {}
+    for file, listed in _listed(folder, index).items():
+        stored = read_header(file)
+        _require_listed(file, stored, listed)
+        found |= stored
+    return found
+
+
+def _listed(folder: Path, index: Path) -> dict[Path, set[str]]:
+    """The shards of an index, each with the tensors that are said to be in it."""
     require_inside(index, folder)
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -245,23 +309,23 @@ def _locate_shards(folder: Path, index: Path) -> dict[str, Entry]:
     for shard in weight_map.values():
         if not isinstance(shard, str) or Path(shard).name != shard:
             raise CheckpointError(f"{index}: {shard!r} isn't a file of this folder")
-    found: dict[str, Entry] = {}
+    found: dict[Path, set[str]] = {}
     for shard in sorted(set(weight_map.values())):
-        file = folder / shard
-        require_inside(file, folder)
-        listed = {name for name, home in weight_map.items() if home == shard}
-        found |= _shard(file, listed, index)
+        require_inside(folder / shard, folder)
+        found[folder / shard] = {name for name, home in weight_map.items() if home == shard}
     return found
 
 
-def _shard(file: Path, listed: set[str], index: Path) -> dict[str, Entry]:
-    stored = read_header(file)
+def _require_listed(file: Path, stored: Mapping[str, Entry], listed: set[str] | None) -> None:
+    """Raise CheckpointError unless the index lists what is in the file; None: there is no index."""
+    if listed is None:
+        return
+    index = f"{'pytorch_model.bin' if file.suffix == '.bin' else 'model.safetensors'}.index.json"
     for name in sorted(set(stored) - listed):
         raise CheckpointError(
-            f"{file}: {name!r} isn't in {index.name}; the index is stale or incomplete"
+            f"{file}: {name!r} isn't in {index}; the index is stale or incomplete"
         )
     for name in sorted(listed - set(stored)):
         raise CheckpointError(
             f"{file}: the index says {name!r} is here, and it isn't; fetch the file again"
         )
-    return stored

@@ -1,14 +1,15 @@
-"""The weights of a base with an adapter folded in, tensor by tensor as the base is read.
+"""The weights of a base with an adapter folded in, block of rows by block of rows.
 
 A tied head and embedding are one tensor in the base and stay one, unless the adapter changes only
 one of them: then there are two, and the config says so.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from dualign.checkpoints.checkpoint import (
@@ -18,18 +19,18 @@ from dualign.checkpoints.checkpoint import (
     embedding_name,
     is_tied,
     read_json,
-    read_whole,
 )
 from dualign.checkpoints.header import Entry
-from dualign.checkpoints.lora import Adapter, require_finite
+from dualign.checkpoints.lora import Adapter, LoraModule, Rows, wide
 from dualign.checkpoints.numbers import Array
+from dualign.checkpoints.shards import PIECE
 from dualign.errors import MergeError
 
 
 class Adapted:
     """The weights of a base with one adapter folded in.
 
-    Changed tensors come as float32, the others as they are stored.
+    Changed tensors come as float64, the others as they are stored.
     """
 
     def __init__(self, base: Weights, adapter: Adapter) -> None:
@@ -46,29 +47,53 @@ class Adapted:
         self._require_known()
 
     def reader(self, name: str) -> Reader:
-        """The tensor as stored, or folded: that is done once, for the whole tensor.
+        """The tensor as stored, or folded as it is read, in blocks of whole rows.
 
         Raises:
             MergeError: a value isn't finite.
         """
+        stored = self.base.reader(self._stored_as(name))
         if name not in self._changed:
-            return self.base.reader(self._stored_as(name))
-        folded: list[Array] = []
+            return stored
+        columns = _columns(self.base.entries[self._stored_as(name)].shape)
+        made: list[Rows] = []
 
         def read(start: int, stop: int) -> Array:
-            if not folded:
-                folded.append(self._fold(name).reshape(-1).numpy())
-            return folded[0][start:stop]
+            if not made:
+                made.append(self._rows(name, stored))
+            first, last = start // columns, -(-stop // columns)
+            block = made[0](first, last).reshape(-1)
+            self._require_finite(block, name)
+            return block[start - first * columns : stop - first * columns]
 
-        return Reader(read, in_parts=False)
+        step = max(PIECE // columns, 1) * columns
+        return Reader(read, step=step, in_parts=stored.in_parts and not self._looks_first(name))
 
-    def _fold(self, name: str) -> Tensor:
-        weight = torch.from_numpy(read_whole(self.base, self._stored_as(name)))
-        if name not in self._changed:
-            return weight
-        folded = fold_tensor(self.adapter, name, weight.float())
-        require_finite(folded, name, self.adapter.file)
-        return folded
+    def _rows(self, name: str, stored: Reader) -> Rows:
+        """What the adapter makes of the base's tensor. A replaced one may carry a low-rank change on top."""
+        columns = _columns(self.base.entries[self._stored_as(name)].shape)
+
+        def base(start: int, stop: int) -> Array:
+            block = stored.read(start * columns, stop * columns)
+            return block.astype(np.float64).reshape(stop - start, -1)
+
+        if name in self.adapter.token_rows:
+            return _with_rows(base, *self.adapter.token_rows[name])
+        replaced = self.adapter.replaced.get(name)
+        rows = base if replaced is None else _rows_of(replaced)
+        module = self._module(name)
+        return rows if module is None else module.apply(rows)
+
+    def _module(self, name: str) -> LoraModule | None:
+        return self.adapter.modules.get(name.removesuffix(".weight"))
+
+    def _looks_first(self, name: str) -> bool:
+        module = self._module(name)
+        return module is not None and module.embedding and module.magnitude is not None
+
+    def _require_finite(self, block: Array, name: str) -> None:
+        if not np.isfinite(block.sum()) and not np.isfinite(block).all():
+            raise MergeError(f"{self.adapter.file}: {name}, folded, holds NaN or infinite values")
 
     def _stored_as(self, name: str) -> str:
         return self._tied_embedding if name == HEAD and self._tied_embedding else name
@@ -86,11 +111,18 @@ class Adapted:
         head = self.base.entries[embedding]
         for name in sorted(self._changed & {HEAD, embedding}):
             _require_fit(self.adapter, name, head.shape)
-        if torch.equal(self._fold(embedding), self._fold(HEAD)):
+        if self._alike(embedding, HEAD):
             self._changed -= {HEAD}
             return
         self.entries = {**self.base.entries, HEAD: head}
         self.config = {**self.config, "tie_word_embeddings": False}
+
+    def _alike(self, one: str, other: str) -> bool:
+        first, second = self.reader(one), self.reader(other)
+        size = self.base.entries[one].size
+        step = first.step or second.step or PIECE
+        ranges = [(start, min(start + step, size)) for start in range(0, size, step)]
+        return all(np.array_equal(first.read(*at), second.read(*at)) for at in ranges)
 
     def _require_known(self) -> None:
         unknown = sorted(self._changed - set(self.entries))
@@ -109,17 +141,26 @@ def changed_names(adapter: Adapter) -> set[str]:
     return {*adapter.replaced, *adapter.token_rows, *(f"{path}.weight" for path in adapter.modules)}
 
 
-def fold_tensor(adapter: Adapter, name: str, weight: Tensor) -> Tensor:
-    """What the adapter makes of the base's tensor, float32.
+def _columns(shape: tuple[int, ...]) -> int:
+    return max(prod(shape[1:]), 1)
 
-    A replaced tensor may carry a low-rank change on top.
-    """
-    if name in adapter.token_rows:
-        indices, rows = adapter.token_rows[name]
-        return weight.float().index_copy(0, torch.tensor(indices), rows.float())
-    weight = adapter.replaced.get(name, weight)
-    module = adapter.modules.get(name.removesuffix(".weight"))
-    return weight.float() if module is None else module.apply(weight)
+
+def _rows_of(tensor: Tensor) -> Rows:
+    return lambda start, stop: wide(tensor[start:stop])
+
+
+def _with_rows(base: Rows, indices: Sequence[int], values: Tensor) -> Rows:
+    """The base with some of its rows replaced; of an index that comes twice the last one counts."""
+    place = {index: i for i, index in enumerate(indices)}
+
+    def rows(start: int, stop: int) -> Array:
+        block = base(start, stop)
+        for index in range(start, stop):
+            if index in place:
+                block[index - start] = wide(values[place[index]])
+        return block
+
+    return rows
 
 
 def _require_fit(adapter: Adapter, name: str, shape: tuple[int, ...]) -> None:
@@ -128,9 +169,7 @@ def _require_fit(adapter: Adapter, name: str, shape: tuple[int, ...]) -> None:
         [tuple(adapter.replaced[name].shape)] if name in adapter.replaced else []
     )
     if name.endswith(".weight") and path in adapter.modules:
-        module = adapter.modules[path]
-        made = (module.B.shape[0], module.A.shape[1])
-        found.append(made[::-1] if module.embedding else made)
+        found.append(adapter.modules[path].shape)
     wrong = [one for one in found if one != shape]
     if wrong:
         raise MergeError(

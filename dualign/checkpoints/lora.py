@@ -7,16 +7,18 @@ rank, I in, O out, V vocabulary, D hidden.
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dualign.checkpoints.checkpoint import read_json
+from dualign.checkpoints.numbers import Array
 from dualign.errors import CheckpointError, MergeError
 
 PREFIX = "base_model.model."
@@ -35,7 +37,12 @@ _UNSUPPORTED = (
     "alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config", "kasa_config",
     "monteclora_config", "megatron_config",
 )  # fmt: skip
+_LOOKED_AT = 1 << 15  # elements at once
 _PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
+
+
+Rows = Callable[[int, int], Array]
+"""the rows [start, stop) of a tensor, float64"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,20 +62,40 @@ class LoraModule:
     def rank(self) -> int:
         return int(self.A.shape[0])
 
-    def delta(self) -> Tensor:
-        """`s * B @ A` in float32, in the shape of the weight that it is added to."""
-        product: Tensor = (self.B.float() @ self.A.float()).mul_(self.scaling)
-        return product.T if self.embedding else product
+    @property
+    def shape(self) -> tuple[int, int]:
+        """That of the weight that is changed."""
+        made = (int(self.B.shape[0]), int(self.A.shape[1]))
+        return made[::-1] if self.embedding else made
 
-    def apply(self, weight: Tensor) -> Tensor:
-        """The folded weight, float32."""
-        folded = weight.float() + self.delta()
+    def delta(self) -> Rows:
+        """`s * B @ A`, any rows of it at a time, in the shape of the weight that it is added to."""
+        left, right = (self.A.T, self.B.T) if self.embedding else (self.B, self.A)
+        scaled = self.scaling * wide(right)
+        return lambda start, stop: wide(left[start:stop]) @ scaled
+
+    def apply(self, weight: Rows) -> Rows:
+        """The folded weight. DoRA on an embedding has a norm of each column, so it looks first."""
+        delta = self.delta()
+
+        def added(start: int, stop: int) -> Array:
+            return weight(start, stop) + delta(start, stop)
+
         if self.magnitude is None:
-            return folded
-        dim = 0 if self.embedding else 1
-        norm = torch.linalg.vector_norm(folded, dim=dim, keepdim=True)
-        factor: Tensor = self.magnitude.float().reshape(norm.shape) / norm
-        return folded * factor
+            return added
+        magnitude = wide(self.magnitude)
+        if self.embedding:
+            factor = magnitude.reshape(1, -1) / _column_norms(added, *self.shape)
+            return lambda start, stop: added(start, stop) * factor
+
+        def rescaled(start: int, stop: int) -> Array:
+            rows = added(start, stop)
+            rows *= magnitude.reshape(-1, 1)[start:stop] / np.linalg.norm(
+                rows, axis=1, keepdims=True
+            )
+            return rows
+
+        return rescaled
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,6 +110,19 @@ class Adapter:
     """whole tensors by the base's names (modules_to_save, biases, embeddings saved along)"""
     token_rows: Mapping[str, tuple[tuple[int, ...], Tensor]] = field(default_factory=dict)
     """trainable tokens: rows of a weight, and their new values"""
+
+
+def wide(tensor: Tensor) -> Array:
+    """A copy in float64."""
+    return tensor.double().numpy()
+
+
+def _column_norms(rows: Rows, count: int, columns: int) -> Array:
+    step = max(_LOOKED_AT // columns, 1)
+    total = np.zeros(columns)
+    for start in range(0, count, step):
+        total += np.square(rows(start, min(start + step, count))).sum(axis=0)
+    return np.sqrt(total)
 
 
 def read_adapter(folder: Path) -> Adapter:

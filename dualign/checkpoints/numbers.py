@@ -12,15 +12,20 @@ Array = NDArray[Any]
 NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 CODES = {name: code for code, name in NAMES.items()}
 STORED: dict[str, type[np.generic]] = {"F32": np.float32, "BF16": np.uint16, "F16": np.float16}
-# The bits of a number without its sign, and those of an infinity, which all that is finite is below.
-_SIZES = {"F32": 0x7FFFFFFF, "BF16": 0x7FFF, "F16": 0x7FFF}
+# The bits of an infinity: what isn't finite has these or larger ones, besides its sign.
 _INFINITY = {"F32": 0x7F800000, "BF16": 0x7F80, "F16": 0x7C00}
+# From here on a number is stored as an infinity.
+_TOO_LARGE = {"F32": np.inf, "BF16": 2.0**128 - 2.0**119, "F16": 65520.0}
 
 
 def is_finite(stored: Array, dtype: str) -> bool:
     """Whether no stored number is a NaN or an infinity."""
-    bits = stored.view(f"u{stored.itemsize}")
-    return not bits.size or int((bits & bits.dtype.type(_SIZES[dtype])).max()) < _INFINITY[dtype]
+    if not stored.size:
+        return True
+    width, infinity = stored.itemsize, _INFINITY[dtype]
+    # As signed integers the positive ones are the largest, as unsigned ones the negative ones.
+    above, below = stored.view(f"i{width}").max(), stored.view(f"u{width}").max()
+    return int(above) < infinity and int(below) < infinity + (1 << (8 * width - 1))
 
 
 def widen(stored: Array, dtype: str) -> Array:
@@ -43,13 +48,11 @@ def narrow(values: Array, dtype: str) -> Array:
     """
     with np.errstate(over="ignore"):
         single = values.astype(np.float32, copy=False)
-        stored = (
-            _to_bfloat16(single) if dtype == "BF16" else single.astype(STORED[dtype], copy=False)
-        )
-    if not is_finite(stored, dtype) or (dtype == "BF16" and not is_finite(single, "F32")):
+    limit = _TOO_LARGE[dtype]
+    if single.size and not (single.max() < limit and single.min() > -limit):  # a NaN is neither
         bad = ~np.isfinite(values)
         raise NotFinite(int(np.argmax(bad if bad.any() else np.abs(values))))
-    return stored
+    return _to_bfloat16(single) if dtype == "BF16" else single.astype(STORED[dtype], copy=False)
 
 
 class NotFinite(MergeError):

@@ -2,14 +2,15 @@
 
 A shard's header is planned from shapes and types, so every piece has its place in the file before
 it is made. Pieces are made and written by several threads; which one makes a piece doesn't change
-it. A shard gets its name when it is whole and on the disk.
+it. What is written is hashed and sent to the disk meanwhile. A shard gets its name when it is whole
+and on the disk.
 """
 
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from tqdm import tqdm
 
 from dualign.checkpoints.allocator import keep_freed_blocks
 from dualign.checkpoints.checkpoint import Weights, read_json
+from dualign.checkpoints.hashing import Following, sha256
 from dualign.checkpoints.header import Planned, write_header
 from dualign.checkpoints.numbers import CODES, NAMES, NotFinite, narrow
 from dualign.errors import CheckpointError, MergeError
@@ -29,6 +31,7 @@ TOKENIZER_FILES = (
 )  # fmt: skip
 PIECE = 1 << 15  # elements made at once
 _SHARE = 1 << 20  # elements that one thread makes before it looks for more work
+_SENT = 64 << 20  # bytes after which the disk is asked to start
 
 
 def plan(weights: Weights, dtype: str) -> list[Planned]:
@@ -47,11 +50,11 @@ def write_weights(
     shard_bytes: int = SHARD_BYTES,
     threads: int | None = None,
     resume: bool = False,
-) -> list[Path]:
+) -> dict[Path, str]:
     """Write `model.safetensors`, or shards of at most `shard_bytes` with an index.
 
-    Each number is rounded once, to the type that is written. `resume` keeps the shards that an
-    interrupted run of the same work has finished.
+    Returns the SHA-256 of each file. Each number is rounded once, to the type that is written.
+    `resume` keeps the shards that an interrupted run of the same work has finished.
 
     Raises:
         MergeError: a value isn't finite, or overflows the type that is written.
@@ -63,24 +66,20 @@ def write_weights(
     shards = split(sorted(planned, key=lambda one: -one.nbytes // max(one.size, 1)), shard_bytes)
     names = shard_names(len(shards))
     _clear(out, keep=names if resume else [])
-    todo = [(out / name, one) for name, one in zip(names, shards, strict=True)]
-    todo = [(file, shard) for file, shard in todo if not file.is_file()]
-    _require_room(out, sum(one.nbytes for _, shard in todo for one in shard))
-    total = sum(one.nbytes for one in planned)
-    left = sum(one.nbytes for _, shard in todo for one in shard)
+    files = dict(zip((out / name for name in names), shards, strict=True))
+    left = sum(_bytes(shard) for file, shard in files.items() if not file.is_file())
+    _require_room(out, left)
+    total = _bytes(planned)
     with (
         ThreadPoolExecutor(threads or processors()) as pool,
-        tqdm(
-            total=total,
-            initial=total - left,
-            unit="B",
-            unit_scale=True,
-            desc=f"writing {out.name}",
-            disable=None,
-        ) as progress,
+        progress(total, "writing", done=total - left) as bar,
     ):
-        for file, shard in todo:
-            _write_shard(file, shard, weights, pool, progress.update)
+        digests = {
+            file: sha256(file)
+            if file.is_file()
+            else _write_shard(file, shard, weights, pool, bar.update)
+            for file, shard in files.items()
+        }
     if len(shards) > 1:
         weight_map = {
             one.name: name for name, shard in zip(names, shards, strict=True) for one in shard
@@ -89,7 +88,18 @@ def write_weights(
             out / "model.safetensors.index.json",
             {"metadata": {"total_size": total}, "weight_map": weight_map},
         )
-    return [out / name for name in names]
+    return digests
+
+
+def progress(total: int, what: str, *, done: int = 0) -> "tqdm[Any]":
+    """A bar in bytes, for what takes more than a second, where somebody looks."""
+    return tqdm(
+        total=total, initial=done, unit="B", unit_scale=True, desc=what, delay=1, disable=None
+    )
+
+
+def _bytes(tensors: Sequence[Planned]) -> int:
+    return sum(one.nbytes for one in tensors)
 
 
 def processors() -> int:
@@ -181,6 +191,12 @@ class _Share:
     stop: int
     step: int
 
+    @property
+    def bytes(self) -> tuple[int, int]:
+        """Where they lie in the file."""
+        width = self.tensor.nbytes // self.tensor.size
+        return self.offset + self.start * width, self.offset + self.stop * width
+
 
 def _write_shard(
     file: Path,
@@ -188,19 +204,21 @@ def _write_shard(
     weights: Weights,
     pool: ThreadPoolExecutor,
     advance: Callable[[int], object],
-) -> None:
+) -> str:
+    """Returns its SHA-256."""
     aside = file.with_name(f".{file.name}.part")
     header = write_header(shard)
-    handle = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    handle = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
     try:
         os.pwrite(handle, header, 0)
-        work = [
-            pool.submit(_write_share, handle, share, weights, file.name)
-            for share in _shares(shard, weights, len(header))
-        ]
+        digest = Following(handle)
+        digest.add(0, len(header))
+        shares = _shares(shard, weights, len(header))
+        work = [pool.submit(_write_share, handle, one, weights, file.name) for one in shares]
         try:
-            for done in work:
-                advance(done.result())
+            for start, stop in _written(shares, work, handle):
+                digest.add(start, stop)
+                advance(stop - start)
         except BaseException:
             for one in work:
                 one.cancel()
@@ -216,24 +234,51 @@ def _write_shard(
     finally:
         os.close(handle)
     aside.rename(file)
+    return digest.hexdigest()
+
+
+def _written(
+    shares: Sequence[_Share], work: Sequence[Future[None]], handle: int
+) -> Iterator[tuple[int, int]]:
+    """The file's bytes of each share, when they are there.
+
+    The disk gets its part meanwhile, so that the last sync is short.
+    """
+    unsent, sending = 0, None
+    with ThreadPoolExecutor(1) as disk:
+        for share, done in zip(shares, work, strict=True):
+            done.result()
+            start, stop = share.bytes
+            yield start, stop
+            unsent += stop - start
+            if unsent >= _SENT and (sending is None or sending.done()):
+                if sending is not None:
+                    sending.result()  # an error of the disk is told once
+                sending, unsent = disk.submit(os.fsync, handle), 0
+    if sending is not None:
+        sending.result()
 
 
 def _shares(shard: Sequence[Planned], weights: Weights, offset: int) -> list[_Share]:
-    """The largest tensors first, so that no thread is left with one at the end."""
-    found: list[_Share] = []
+    """In the file's order. Tensors that one thread makes whole: the largest first, so that none is
+    left with one at the end.
+    """
+    in_order: list[_Share] = []
+    whole: list[_Share] = []
     for one in shard:
         reader = weights.reader(one.name)
         step = reader.step or PIECE
         length = max(_SHARE // step, 1) * step if reader.in_parts else max(one.size, 1)
+        found = in_order if reader.in_parts else whole
         found += [
             _Share(one, offset, start, min(start + length, one.size), step)
             for start in range(0, one.size, length)
         ]
         offset += one.nbytes
-    return sorted(found, key=lambda share: share.start - share.stop)
+    return sorted(whole, key=lambda share: share.start - share.stop) + in_order
 
 
-def _write_share(handle: int, share: _Share, weights: Weights, shard: str) -> int:
+def _write_share(handle: int, share: _Share, weights: Weights, shard: str) -> None:
     one, reader = share.tensor, weights.reader(share.tensor.name)
     width = one.nbytes // one.size
     for start in range(share.start, share.stop, share.step):
@@ -247,7 +292,6 @@ def _write_share(handle: int, share: _Share, weights: Weights, shard: str) -> in
                 "smaller weights"
             ) from None
         _write_all(handle, stored.view("u1").data, share.offset + start * width)
-    return (share.stop - share.start) * width
 
 
 def _write_all(handle: int, data: memoryview, offset: int) -> None:

@@ -227,11 +227,12 @@ def _one_stage(given: Namespace, kind: str) -> int:
     from dualign.cli.stages import runners
 
     recipe = _load(given)
-    engine.run(recipe, runners(), only=_choose(recipe, kind, given.stage).name, say=say)
+    engine.run(recipe, runners(), only=choose(recipe, kind, given.stage).name, say=say)
     return 0
 
 
-def _choose(recipe: Recipe, kind: str, name: str | None) -> StageEntry:
+def choose(recipe: Recipe, kind: str, name: str | None) -> StageEntry:
+    """The stage of a kind: the one that is named, or the only one."""
     found = [entry for entry in recipe.stages if entry.kind == kind]
     if name:
         entry = recipe.stage(name)

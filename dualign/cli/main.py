@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 
 from dualign import __version__
-from dualign.cli import commands, merge, publish
+from dualign.cli import adapter, commands, export, merge, publish, sweep
 from dualign.cli.parsers import Sub, command
 from dualign.errors import DualignError
 
@@ -93,6 +93,9 @@ def _parser() -> argparse.ArgumentParser:
     ):
         _recipe_command(sub, name, about, action, detail, one_stage=name not in ("run", "plan"))
     merge.add(sub)
+    adapter.add(sub)
+    export.add(sub)
+    sweep.add(sub)
     _eval_command(sub)
     _chat_command(sub)
     _report_command(sub)

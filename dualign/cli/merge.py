@@ -24,7 +24,9 @@ def add(sub: Sub) -> None:
     """The three commands."""
     _add_merge(sub)
     verify_parser = command(sub, "verify", "check a merged folder against its merge.json", _VERIFY)
-    verify_parser.add_argument("out", metavar="OUT", help="a folder that dualign merge wrote")
+    verify_parser.add_argument(
+        "out", metavar="OUT", help="a folder that dualign merge or adapter wrote"
+    )
     verify_parser.add_argument(
         "--tensors",
         type=int,
@@ -54,6 +56,11 @@ def _add_merge(sub: Sub) -> None:
     parser.add_argument(
         "--compat", choices=("mergekit",), help="compute with the roundings of mergekit 0.1.5"
     )
+    parser.add_argument(
+        "--allow-pickle",
+        action="store_true",
+        help="read pytorch_model.bin where a model has no safetensors; loads nothing but tensors",
+    )
     parser.add_argument("--force", action="store_true", help="replace OUT when it is there")
     parser.add_argument("--seed", type=int, help="of the methods that draw at random; default 0")
     parser.add_argument("--threads", type=int, metavar="N", help="default: one for each processor")
@@ -77,6 +84,7 @@ def merge(given: Namespace) -> int:
 def _require_none(given: Namespace) -> None:
     options = {"--dry-run": given.dry_run, "--force": given.force, "--threads": given.threads}
     options |= {"--seed": given.seed is not None, "--compat": given.compat is not None}
+    options |= {"--allow-pickle": given.allow_pickle}
     used = [name for name, value in options.items() if value]
     if used:
         raise ConfigError(
@@ -86,9 +94,11 @@ def _require_none(given: Namespace) -> None:
 
 def _merge_file(given: Namespace) -> int:
     from dualign.cli.commands import say
-    from dualign.merging.mergefile import load
+    from dualign.merging.mergefile import allowing_pickles, load
 
     loaded = load(Path(given.recipe), compat=given.compat is not None)
+    if given.allow_pickle:
+        loaded = allowing_pickles(loaded)
     seed = given.seed or 0
     if given.dry_run:
         from dualign.merging.estimate import estimate
@@ -123,6 +133,12 @@ def verify(given: Namespace) -> int:
     from dualign.cli.commands import say
     from dualign.merging.verify import verify_folder
 
+    if (Path(given.out) / "adapter.json").is_file():
+        from dualign.merging.adapters.output import verify_adapter
+
+        found = verify_adapter(Path(given.out))
+        say(f"{given.out}: {found['outputs']} files and {found['inputs']} inputs have their hashes")
+        return 0
     verdict = verify_folder(Path(given.out), tensors=given.tensors)
     say(
         f"{given.out}: {verdict.shards} shards and {verdict.inputs} inputs have their hashes; "

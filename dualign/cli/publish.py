@@ -86,11 +86,13 @@ def add(sub: Sub) -> None:
 def publish(given: Namespace) -> int:
     """`dualign publish RUN_DIR REPO_ID`: 1 if a check failed."""
     from dualign.cli.commands import say
-    from dualign.publish.publish import leave_copy, prepare, staging_folder
+    from dualign.publish.publish import leave_copy, prepare, require_new, staging_folder
     from dualign.publish.remote_check import look
     from dualign.publish.show import show
 
     request = _request(given)
+    if given.out:
+        require_new(Path(given.out))
     remote, looked = look(request.repo_id, private=not given.public, needed=given.yes)
     with staging_folder(request.run_dir) as folder:
         prepared = prepare(request, folder, card_before=remote.card if remote else None)
@@ -131,6 +133,7 @@ def _request(given: Namespace) -> "Request":
         licence_of=licence_of,
         languages=tuple(given.language),
         allow=frozenset(given.allow),
+        ask_hub=given.yes,
     )
 
 

@@ -11,6 +11,7 @@ def kinds() -> dict[str, type]:
     """Kind -> dataclass. Light: nothing here imports torch."""
     from dualign.evaluation.config import EvalStage
     from dualign.merging.config import MergeStage
+    from dualign.merging.sweep.config import SweepStage
     from dualign.preference.config import PairsStage, PreferenceStage
     from dualign.script import ScriptStage
     from dualign.sft.config import SFTStage
@@ -21,6 +22,7 @@ def kinds() -> dict[str, type]:
         "pairs": PairsStage,
         "preference": PreferenceStage,
         "merge": MergeStage,
+        "sweep": SweepStage,
         "eval": EvalStage,
     }
 
@@ -33,6 +35,7 @@ def runners() -> dict[str, Runner]:
         "pairs": _pairs,
         "preference": _preference,
         "merge": _merge,
+        "sweep": _sweep,
         "eval": _eval,
     }
 
@@ -63,6 +66,12 @@ def _preference(stage: Any, work: Path, *, seed: int) -> Outcome:
 
 def _merge(stage: Any, work: Path, *, seed: int) -> Outcome:
     from dualign.merging.merge import run
+
+    return run(stage, work, seed=seed)
+
+
+def _sweep(stage: Any, work: Path, *, seed: int) -> Outcome:
+    from dualign.merging.sweep.sweep import run
 
     return run(stage, work, seed=seed)
 

@@ -56,6 +56,9 @@ def show_plan(recipe: Recipe, *, console: Console | None = None) -> None:
     for status in found:
         if isinstance(status.entry.config, TrainingStage):
             _show_training(recipe, status, found, console)
+        elif status.entry.kind == "sweep":
+            console.rule(f"{status.entry.name} (sweep)", align="left")
+            console.print(status.entry.config.in_words(), highlight=False, soft_wrap=True)
 
 
 def show_rows(recipe: Recipe, entry: StageEntry, *, count: int, html: Path | None = None) -> None:

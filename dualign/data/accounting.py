@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dualign.data.draws import Indices
 
@@ -28,43 +29,74 @@ class Tally:
     repaired: Counter[str] = field(default_factory=Counter)
     validation: int = 0
     repeats: int = 0
-    lengths: list[int] = field(default_factory=list)
+    lengths: Indices = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     supervised: int = 0
 
 
+def grouped(
+    modes: NDArray[Any], owner: Indices, labels: Sequence[str]
+) -> tuple[Indices, list[Group]]:
+    """The group of each row, as a place in the list of all groups; `owner` is the number of its
+    source. Groups come in the order of their first rows.
+    """
+    names = list(dict.fromkeys(modes.tolist()))
+    place = {name: number for number, name in enumerate(names)}
+    mode = np.fromiter((place[name] for name in modes), dtype=np.int64, count=len(modes))
+    keys, first, which = np.unique(
+        owner * len(names) + mode, return_index=True, return_inverse=True
+    )
+    by_first = np.argsort(first)
+    groups = [
+        (names[key % len(names)], labels[key // len(names)]) for key in keys[by_first].tolist()
+    ]
+    return np.argsort(by_first)[which], groups
+
+
 def tally_rows(
-    keys: Sequence[Group],
+    group: Indices,
+    groups: Sequence[Group],
     about: Mapping[str, Any],
     train: Indices,
     validation: Indices,
     unseen: Mapping[Group, Counter[str]],
 ) -> list[Tally]:
-    """A tally for each group. `keys` and the columns of `about` have an entry for each tokenised
+    """A tally for each group. `group` and the columns of `about` have an entry for each tokenised
     row; `train` and `validation` are places in them, and `unseen` counts rows that weren't drawn, by the
     key of the recipe that left them out.
     """
-    found: dict[Group, Tally] = {}
-
-    def tally(key: Group) -> Tally:
-        return found.setdefault(key, Tally(mode=key[0], source=key[1]))
-
-    for key, code, repairs in zip(keys, about["code"], about["repairs"], strict=True):
-        if code:
-            tally(key).dropped[str(code)] += 1
-        else:
-            tally(key).kept += 1
-            tally(key).repaired.update(str(repairs).split(",") if repairs else ())
+    found = {
+        key: _tally(key, group == number, about, train[group[train] == number], validation)
+        for number, key in enumerate(groups)
+    }
     for key, counts in unseen.items():
-        tally(key).dropped.update(counts)
-    for row in validation.tolist():
-        tally(keys[row]).validation += 1
-    times = np.bincount(train, minlength=len(keys))
-    for row in np.flatnonzero(times).tolist():
-        one, count = tally(keys[row]), int(times[row])
-        one.repeats += count - 1
-        one.lengths += [int(about["tokens"][row])] * count
-        one.supervised += int(about["supervised"][row]) * count
+        found.setdefault(key, Tally(mode=key[0], source=key[1])).dropped.update(counts)
     return list(found.values())
+
+
+def _tally(
+    key: Group,
+    mine: NDArray[np.bool_],
+    about: Mapping[str, Any],
+    train: Indices,
+    validation: Indices,
+) -> Tally:
+    codes = Counter(about["code"][mine].tolist())
+    kept = codes.pop("", 0)
+    repaired: Counter[str] = Counter()
+    mended = Counter(about["repairs"][mine & (about["code"] == "")].tolist())
+    for repairs, count in mended.items():
+        repaired.update(dict.fromkeys(filter(None, repairs.split(",")), count))
+    return Tally(
+        mode=key[0],
+        source=key[1],
+        kept=kept,
+        dropped=codes,
+        repaired=repaired,
+        validation=int(mine[validation].sum()),
+        repeats=len(train) - len(np.unique(train)),
+        lengths=about["tokens"][train],
+        supervised=int(about["supervised"][train].sum()),
+    )
 
 
 def account(tallies: Iterable[Tally]) -> dict[str, Any]:
@@ -106,8 +138,8 @@ def _entry(tally: Tally) -> dict[str, Any]:
         "validation": tally.validation,
         "repeats": tally.repeats,
         "examples": examples,
-        "tokens": sum(tally.lengths),
+        "tokens": int(tally.lengths.sum()),
         "supervised_tokens": tally.supervised,
-        "mean_tokens": round(sum(tally.lengths) / examples, 1) if examples else 0.0,
-        "max_tokens": max(tally.lengths, default=0),
+        "mean_tokens": round(int(tally.lengths.sum()) / examples, 1) if examples else 0.0,
+        "max_tokens": int(tally.lengths.max(initial=0)),
     }

@@ -5,7 +5,8 @@ given, the tokenizer and dualign's own code of the data path: changing one of th
 key, and nothing else does; neither a moved file nor another number of processes.
 
 Processes that ask for one key at once (the ranks of a launch) take turns at a lock: the first
-prepares, the others read what it left. A folder appears under its name when it is whole.
+prepares, the others read what it left. A folder appears under its name when it is whole, and
+pruning.py deletes what was used longest ago.
 """
 
 import json
@@ -23,6 +24,7 @@ from filelock import FileLock
 
 from dualign.checkpoints.embedded import cache_folder
 from dualign.data.loading import load_source
+from dualign.data.pruning import make_room, mark_used
 from dualign.data.settings import DataConfig, SourceConfig
 from dualign.data.source_files import combined_sha256, fingerprint_files, local_files
 from dualign.data.sources import source_label
@@ -82,12 +84,14 @@ def kept(key: str, make: Callable[[], tuple[Tables, About]]) -> tuple[Tables, Ab
     with FileLock(folder.with_suffix(".lock")):
         if not folder.is_dir():
             _keep(folder, *make())
-    about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
-    tables = {
-        path.name: datasets.load_from_disk(str(path))
-        for path in sorted(folder.iterdir())
-        if path.is_dir()
-    }
+            make_room(folder.parent, spare=folder)
+        mark_used(folder)
+        about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
+        tables = {
+            path.name: datasets.load_from_disk(str(path))
+            for path in sorted(folder.iterdir())
+            if path.is_dir()
+        }
     return tables, about
 
 
@@ -116,7 +120,7 @@ def _source(source: SourceConfig, base: Path | None) -> dict[str, Any]:
 
 
 def _code_of_the_data_path() -> str:
-    digest = sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.name.encode() + path.read_bytes())
+    digest, folder = sha256(), Path(__file__).parent
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()

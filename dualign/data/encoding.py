@@ -6,7 +6,8 @@ row, and `code`, which is empty for a row that is kept.
 """
 
 import gc
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -32,6 +33,8 @@ from dualign.errors import TemplateError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_PART = 250
+"""Rows that are tokenised together, while the next are rendered."""
 _TOKENS = datasets.List(datasets.Value("int32"))
 _ABOUT = {
     "row": datasets.Value("int64"),
@@ -59,8 +62,8 @@ def _uncollected() -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Encoded:
-    """A row and what became of it, as far as it came. A conversation has one side, a pair two: each is
-    rendered as one text or several, and `examples` are those of the first side and of the second.
+    """A row and what became of it, as far as it came. A conversation has one side, a pair two: `rendered`
+    are the texts of all, `examples` those of the first side and of the second.
     """
 
     row: int
@@ -70,6 +73,21 @@ class Encoded:
     fault: RowError | None = None
     entry: Mapping[str, Any]
     """the row of the table that is trained on"""
+
+
+Sides = list[list[Rendered] | RowError]
+"""A conversation has one side, a pair two; each is rendered as one text or several."""
+Made = list[list[Example] | RowError]
+"""The examples of each side."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Draft:
+    """A row before it is tokenised."""
+
+    row: int
+    read: Conversation | PreferencePair | RowError
+    sides: Sides
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +102,7 @@ class Encoder:
     template: ChatTemplate
     rows: Indices = field(repr=False)
     features: ClassVar[datasets.Features]
+    sides: ClassVar[int]
 
     @_uncollected()
     def __call__(self, batch: Mapping[str, list[Any]], indices: list[int]) -> pa.Table:
@@ -93,7 +112,51 @@ class Encoder:
     def encode(self, batch: Mapping[str, list[Any]], rows: list[int]) -> list[Encoded]:
         """Each row of a batch of columns, with all that was made of it on the way; `rows` are their
         places in the source.
+
+        The tokenizer works outside the interpreter, so a thread tokenises one part of the rows
+        while the next is read and rendered.
         """
+        given = list(zip(_rows_of(batch), rows, strict=True))
+        parts = []
+        with ThreadPoolExecutor(max_workers=1) as tokenising:
+            for start in range(0, len(given), _PART):
+                drafts = [self._draft(raw, row) for raw, row in given[start : start + _PART]]
+                sides = [side for draft in drafts for side in draft.sides]
+                parts.append((drafts, tokenising.submit(self._encoded, sides)))
+        return [one for drafts, made in parts for one in self._finished(drafts, made.result())]
+
+    def _draft(self, raw: dict[str, Any], row: int) -> _Draft:
+        try:
+            read = self._read(raw, row)
+        except RowError as error:
+            read = self._fault(error)
+        if isinstance(read, RowError):
+            return _Draft(row=row, read=read, sides=[read] * self.sides)
+        return _Draft(row=row, read=read, sides=self._rendered_sides(read))
+
+    def _finished(self, drafts: Sequence[_Draft], made: Made) -> Iterator[Encoded]:
+        for number, draft in enumerate(drafts):
+            sides = made[number * self.sides : (number + 1) * self.sides]
+            yield Encoded(
+                row=draft.row,
+                conversations=_conversations(draft.read),
+                rendered=tuple(
+                    text for side in draft.sides if not isinstance(side, RowError) for text in side
+                ),
+                examples=tuple(side for side in sides if not isinstance(side, RowError)),
+                fault=next((side for side in sides if isinstance(side, RowError)), None),
+                entry=self._entry(draft, sides),
+            )
+
+    def _read(self, raw: dict[str, Any], row: int) -> Any:
+        """The row in its canonical form; RowError if it contradicts itself."""
+        raise NotImplementedError
+
+    def _rendered_sides(self, read: Any) -> Sides:
+        raise NotImplementedError
+
+    def _entry(self, draft: _Draft, sides: Made) -> dict[str, Any]:
+        """The row of the table that is trained on."""
         raise NotImplementedError
 
     @cached_property
@@ -126,7 +189,7 @@ class Encoder:
                 mode=conversation.mode,
             )
 
-    def _encoded(self, rendered: list[list[Rendered] | RowError]) -> list[list[Example] | RowError]:
+    def _encoded(self, rendered: Sides) -> Made:
         """The examples of each row; faults stay in their places, and one of an example is its row's."""
         limit = None if self.data.packing == "wrapped" else self.data.max_tokens
         flat = [part for parts in rendered if not isinstance(parts, RowError) for part in parts]
@@ -185,58 +248,36 @@ class ExampleEncoder(Encoder):
         {"input_ids": _TOKENS, "labels": _TOKENS, "parts": _TOKENS, **_ABOUT}
     )
 
-    def encode(self, batch: Mapping[str, list[Any]], rows: list[int]) -> list[Encoded]:
-        read = [self._read(*one) for one in zip(_rows_of(batch), rows, strict=True)]
-        rendered = [
-            one if isinstance(one, RowError) else self._rendered(one, self.data.supervise)
-            for one in read
-        ]
-        steps = zip(rows, read, rendered, self._encoded(rendered), strict=True)
-        return [
-            Encoded(
-                row=row,
-                conversations=() if isinstance(one, RowError) else (one,),
-                rendered=() if isinstance(texts, RowError) else tuple(texts),
-                examples=() if isinstance(made, RowError) else (made,),
-                fault=made if isinstance(made, RowError) else None,
-                entry=self._example(made, one, row),
-            )
-            for row, one, texts, made in steps
-        ]
+    sides = 1
 
-    def _read(self, raw: dict[str, Any], row: int) -> Conversation | RowError:
-        try:
-            read = to_conversation(
-                raw,
-                source=self.source,
-                index=row,
-                supervise=self.data.supervise,
-                rules=self._rules,
-            )
-        except RowError as error:
-            return self._fault(error)
+    def _read(self, raw: dict[str, Any], row: int) -> Conversation:
+        read = to_conversation(
+            raw, source=self.source, index=row, supervise=self.data.supervise, rules=self._rules
+        )
         budget = self.source.thinking_budget
         return read if budget is None else within_budget(read, budget, self._ends)
+
+    def _rendered_sides(self, read: Conversation) -> Sides:
+        return [self._rendered(read, self.data.supervise)]
 
     def _ends(self, text: str) -> list[int]:
         tokens = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         return [stop for _, stop in tokens["offset_mapping"]]
 
-    def _example(
-        self, made: list[Example] | RowError, read: Conversation | RowError, row: int
-    ) -> dict[str, Any]:
+    def _entry(self, draft: _Draft, sides: Made) -> dict[str, Any]:
         """The examples of a row behind one another; `parts` are their lengths."""
+        (made,) = sides
         if isinstance(made, RowError):
             nothing: dict[str, Any] = {"input_ids": [], "labels": [], "parts": []}
-            return self._dropped(self._fault(made), row) | nothing
+            return self._dropped(self._fault(made), draft.row) | nothing
         labels = _joined([one.labels for one in made])
-        repairs = [_repairs(read), "split_history" if len(made) > 1 else ""]
+        repairs = [_repairs(draft.read), "split_history" if len(made) > 1 else ""]
         repairs.append(self.data.too_long if any(one.cut for one in made) else "")
         return {
             "input_ids": _joined([one.input_ids for one in made]),
             "labels": labels,
             "parts": [len(one.input_ids) for one in made],
-            "row": row,
+            "row": draft.row,
             "mode": made[0].mode,
             "code": "",
             "tokens": len(labels),
@@ -253,50 +294,20 @@ class PairEncoder(Encoder):
         {"prompt_ids": _TOKENS, "chosen_ids": _TOKENS, "rejected_ids": _TOKENS, **_ABOUT}
     )
 
-    def encode(self, batch: Mapping[str, list[Any]], rows: list[int]) -> list[Encoded]:
-        read = [self._read(*one) for one in zip(_rows_of(batch), rows, strict=True)]
-        rendered = [side for one in read for side in self._both(one)]
-        made = self._encoded(rendered)
-        texts_of_both = zip(rendered[::2], rendered[1::2], strict=True)
-        made_of_both = zip(made[::2], made[1::2], strict=True)
-        steps = zip(rows, read, texts_of_both, made_of_both, strict=True)
-        return [
-            Encoded(
-                row=row,
-                conversations=() if isinstance(one, RowError) else tuple(_sides(one)),
-                rendered=tuple(
-                    text for side in texts if not isinstance(side, RowError) for text in side
-                ),
-                examples=tuple(side for side in both if not isinstance(side, RowError)),
-                fault=next((side for side in both if isinstance(side, RowError)), None),
-                entry=self._pair(*both, one, row),
-            )
-            for row, one, texts, both in steps
-        ]
+    sides = 2
 
-    def _read(self, raw: dict[str, Any], row: int) -> PreferencePair | RowError:
-        try:
-            return to_pair(raw, source=self.source, index=row, rules=self._rules)
-        except RowError as error:
-            return self._fault(error)
+    def _read(self, raw: dict[str, Any], row: int) -> PreferencePair:
+        return to_pair(raw, source=self.source, index=row, rules=self._rules)
 
-    def _both(self, read: PreferencePair | RowError) -> list[list[Rendered] | RowError]:
-        """Chosen and rejected, each as a conversation of its own."""
-        if isinstance(read, RowError):
-            return [read, read]
-        return [self._rendered(side, "last") for side in _sides(read)]
+    def _rendered_sides(self, read: PreferencePair) -> Sides:
+        return [self._rendered(side, "last") for side in _conversations(read)]
 
-    def _pair(
-        self,
-        chosen: list[Example] | RowError,
-        rejected: list[Example] | RowError,
-        read: PreferencePair | RowError,
-        row: int,
-    ) -> dict[str, Any]:
+    def _entry(self, draft: _Draft, sides: Made) -> dict[str, Any]:
+        chosen, rejected = sides
         for made in (chosen, rejected):
             if isinstance(made, RowError):
                 nothing: dict[str, Any] = {"prompt_ids": [], "chosen_ids": [], "rejected_ids": []}
-                return self._dropped(self._fault(made), row) | nothing
+                return self._dropped(self._fault(made), draft.row) | nothing
         assert isinstance(chosen, list) and isinstance(rejected, list)
         prompt_ids, chosen_ids = _split(chosen[0])
         other_prompt, rejected_ids = _split(rejected[0])
@@ -308,27 +319,32 @@ class PairEncoder(Encoder):
             "prompt_ids": prompt_ids,
             "chosen_ids": chosen_ids,
             "rejected_ids": rejected_ids,
-            "row": row,
+            "row": draft.row,
             "mode": chosen[0].mode,
             "code": "",
             "tokens": len(prompt_ids) + supervised,
             "supervised": supervised,
-            "repairs": _repairs(read),
+            "repairs": _repairs(draft.read),
         }
 
 
-def _sides(pair: PreferencePair) -> list[Conversation]:
-    return [
+def _conversations(read: Conversation | PreferencePair | RowError) -> tuple[Conversation, ...]:
+    """A conversation; chosen and rejected, each as a conversation of its own; or none."""
+    if isinstance(read, RowError):
+        return ()
+    if isinstance(read, Conversation):
+        return (read,)
+    return tuple(
         Conversation(
-            messages=(*pair.prompt, *answer),
-            mode=pair.mode,
-            source=pair.source,
-            row=pair.row,
-            tools=pair.tools,
-            template_kwargs=pair.template_kwargs,
+            messages=(*read.prompt, *answer),
+            mode=read.mode,
+            source=read.source,
+            row=read.row,
+            tools=read.tools,
+            template_kwargs=read.template_kwargs,
         )
-        for answer in (pair.chosen, pair.rejected)
-    ]
+        for answer in (read.chosen, read.rejected)
+    )
 
 
 def _repairs(read: Conversation | PreferencePair | RowError) -> str:

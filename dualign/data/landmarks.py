@@ -24,14 +24,15 @@ class Landmarks:
 
     tokenizer: "PreTrainedTokenizerBase"
     ids: Mapping[str, int]
+    known: frozenset[int]
+    """the same ids"""
     pattern: re.Pattern[str]
     ends: dict[str, list[int]] = field(default_factory=dict)
 
     def labelled(self, text: str, spans: Sequence[Span], ids: list[int]) -> list[Span] | None:
         """(first, last) tokens of each span; None where that can't be told."""
         met = list(self.pattern.finditer(text))
-        known = frozenset(self.ids.values())
-        places = [at for at, token in enumerate(ids) if token in known]
+        places = _places(ids, self.known)
         if [ids[at] for at in places] != [self.ids[one.group()] for one in met]:
             return None
         stops = {one.end(): place for one, place in zip(met, places, strict=True)}
@@ -58,6 +59,19 @@ class Landmarks:
         return self.ends[text]
 
 
+def _places(ids: list[int], known: frozenset[int]) -> list[int]:
+    """Where tokens of `known` are. A row has few kinds of them: looking for each is quicker than
+    looking at every token.
+    """
+    places = []
+    for token in known.intersection(ids):
+        at = -1
+        for _ in range(ids.count(token)):
+            at = ids.index(token, at + 1)
+            places.append(at)
+    return sorted(places)
+
+
 def landmarks(tokenizer: "PreTrainedTokenizerBase") -> Landmarks | None:
     """The landmarks of a tokenizer; None if its added tokens take in what is beside them."""
     added = tokenizer.added_tokens_decoder
@@ -66,4 +80,5 @@ def landmarks(tokenizer: "PreTrainedTokenizerBase") -> Landmarks | None:
     ids = {one.content: number for number, one in added.items()}
     longest_first = sorted(ids, key=len, reverse=True)
     pattern = re.compile("|".join(re.escape(content) for content in longest_first))
-    return Landmarks(tokenizer=tokenizer, ids=ids, pattern=pattern)
+    known = frozenset(ids.values())
+    return Landmarks(tokenizer=tokenizer, ids=ids, known=known, pattern=pattern)

@@ -20,6 +20,7 @@ from typing import Any
 import datasets
 from datasets.arrow_writer import ArrowWriter
 
+from dualign.data.columns import csv_options, json_features
 from dualign.data.draws import Indices, generator, source_rows
 from dualign.data.settings import SourceConfig
 from dualign.data.source_files import (
@@ -98,7 +99,12 @@ def _opened(source: SourceConfig, base: Path | None) -> datasets.Dataset | datas
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         if isinstance(error, DataError):
             raise
-        cause = error.__cause__ or error
+        cause = str(error.__cause__ or error)
+        if "Couldn't cast" in cause:
+            cause = (
+                f"its files have different columns ({' '.join(cause.split())[:300]} ...). "
+                "Give the files of each kind a source of their own."
+            )
         raise DataError(
             f"source {source.path!r}, split {source.split!r}: can't be read: {cause}"
         ) from error
@@ -117,7 +123,11 @@ def _local(
             f"source {source.path!r}: holds {' and '.join(kinds)} files. "
             "Give one source for each kind, for example with a glob such as folder/*.jsonl."
         )
-    options = {"sep": "\t"} if all(".tsv" in file.suffixes for file in files) else {}
+    options: dict[str, Any] = {}
+    if kinds[0] == "json":
+        options = {"features": json_features(files)}
+    elif kinds[0] == "csv":
+        options = csv_options(files)
     return datasets.load_dataset(
         kinds[0],
         data_files={source.split.split("[")[0]: unpacked(files, kinds[0])},

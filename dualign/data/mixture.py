@@ -15,7 +15,7 @@ import datasets
 import numpy as np
 
 from dualign.data.accounting import Group
-from dualign.data.caching import no_cache
+from dualign.data.caching import map_afresh
 from dualign.data.draws import Indices
 from dualign.data.encoding import ExampleEncoder, PairEncoder
 from dualign.data.loading import Drawn, draw_source
@@ -81,16 +81,15 @@ def _encoded(
     encoder: ExampleEncoder | PairEncoder,
     num_proc: int | None,
 ) -> datasets.Dataset:
-    with no_cache():
-        return rows.map(
-            encoder,
-            batched=True,
-            with_indices=True,
-            remove_columns=rows.column_names,
-            features=encoder.features,
-            num_proc=num_proc if num_proc and num_proc > 1 else None,
-            desc=source_label(encoder.source),
-        )
+    return map_afresh(
+        rows,
+        encoder,
+        with_indices=True,
+        remove_columns=rows.column_names,
+        features=encoder.features,
+        num_proc=num_proc if num_proc and num_proc > 1 else None,
+        desc=source_label(encoder.source),
+    )
 
 
 def _mixed(

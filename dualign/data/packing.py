@@ -6,25 +6,30 @@ wrapped    [5 3] [2 6]        one long line, cut every 8 tokens; the rest goes o
 none       [5] [3] [2] [6]
 """
 
-from collections.abc import Sequence
+from array import array
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from dualign.data.draws import Indices
 from dualign.data.settings import Packing
 from dualign.data.tokens import IGNORE_INDEX
 from dualign.errors import DataError
 
 
-class Piece(NamedTuple):
-    """Tokens `start`..`stop` of a document; all of it, except in wrapped packing."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pieces:
+    """Tokens `start`..`stop` of a document for each piece: all of it, except in wrapped packing. Row i
+    has the pieces `ends[i]`..`ends[i + 1]`. Arrays, because there may be millions of them.
+    """
 
-    document: int
-    start: int
-    stop: int
+    document: Indices
+    start: Indices
+    stop: Indices
+    ends: Indices
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,29 +45,38 @@ class PackedRows:
 
 
 def pack(
-    lengths: Sequence[int], *, max_tokens: int, strategy: Packing, random: np.random.Generator
-) -> list[list[Piece]]:
+    lengths: Indices, *, max_tokens: int, strategy: Packing, random: np.random.Generator
+) -> Pieces:
     """The pieces of each packed row, for documents of the given lengths. `random` draws which
     documents best_fit puts together, and the order of its rows; the others keep the given order.
     """
     if strategy == "wrapped":
         return _wrapped(lengths, max_tokens)
-    longest = max(lengths, default=0)
+    longest = int(lengths.max(initial=0))
     if longest > max_tokens:
         raise DataError(
             f"a document of {longest} tokens doesn't fit into rows of {max_tokens}. "
             "Drop it (data.too_long: drop), raise data.max_tokens, or use packing: wrapped."
         )
-    rows = (
-        _best_fit(lengths, max_tokens, random)
-        if strategy == "best_fit"
-        else [[i] for i in range(len(lengths))]
+    if strategy == "none":
+        return _whole(np.arange(len(lengths)), np.arange(len(lengths)), lengths)
+    document, row = _best_fit(lengths, max_tokens, random)
+    return _whole(document, row, lengths)
+
+
+def _whole(document: Indices, row: Indices, lengths: Indices) -> Pieces:
+    """Whole documents, each in its row; documents of a row stay in the given order."""
+    by_row = document[np.argsort(row, kind="stable")]
+    return Pieces(
+        document=by_row,
+        start=np.zeros_like(by_row),
+        stop=lengths[by_row],
+        ends=np.concatenate([[0], np.cumsum(np.bincount(row))]),
     )
-    return [[Piece(which, 0, lengths[which]) for which in row] for row in rows]
 
 
 def fill(
-    pieces_per_row: Sequence[int],
+    pieces_per_row: Indices,
     cuts: NDArray[np.int64],
     input_ids: pa.ChunkedArray,
     labels: pa.ChunkedArray,
@@ -101,11 +115,13 @@ def _lists(ends: NDArray[np.int64], values: NDArray[Any]) -> pa.ListArray:
 class _OpenRows:
     """Rows that are being filled. `rooms` has bit r set if some row has room for exactly r more
     tokens, so the row with the least room that suffices is found by shifting and taking the lowest
-    bit.
+    bit. `document` and `row` say what was placed where, in the order of placing.
     """
 
     max_tokens: int
-    rows: list[list[int]] = field(default_factory=list)
+    document: "array[int]" = field(default_factory=lambda: array("q"))
+    row: "array[int]" = field(default_factory=lambda: array("q"))
+    count: int = 0
     with_room: dict[int, list[int]] = field(default_factory=dict)
     rooms: int = 0
 
@@ -117,40 +133,51 @@ class _OpenRows:
     def place(self, document: int, length: int) -> None:
         left = self.left_by(length)
         if left is None:
-            left, row = self.max_tokens - length, len(self.rows)
-            self.rows.append([])
+            left, row = self.max_tokens - length, self.count
+            self.count += 1
         else:
             row = self.with_room[left + length].pop()
             if not self.with_room[left + length]:
                 self.rooms ^= 1 << (left + length)
-        self.rows[row].append(document)
+        self.document.append(document)
+        self.row.append(row)
         self.with_room.setdefault(left, []).append(row)
         self.rooms |= 1 << left
 
 
 def _best_fit(
-    lengths: Sequence[int], max_tokens: int, random: np.random.Generator
-) -> list[list[int]]:
-    """Best fit, in random order.
+    lengths: Indices, max_tokens: int, random: np.random.Generator
+) -> tuple[Indices, Indices]:
+    """Best fit, in random order: documents, and the row of each.
 
     By decreasing length, the classic order, documents of one length share a row; where length goes
     with mode that is a row of one mode. Here only documents that can't share a row with their like
     come first. Of the next few of the others, one that fills a row goes before its turn: rows end
     up as full as in the classic order, to a fraction of a percent.
     """
-    order = random.permutation(len(lengths)).tolist()
+    order = random.permutation(len(lengths))
+    large = 2 * lengths[order] > max_tokens
+    halves, others = order[large], order[~large]
+    length_of = _plain(lengths)
     made = _OpenRows(max_tokens=max_tokens)
-    halves = [which for which in order if 2 * lengths[which] > max_tokens]
-    for document in sorted(halves, key=lambda which: -lengths[which]):
-        made.place(document, lengths[document])
-    waiting = [which for which in reversed(order) if 2 * lengths[which] <= max_tokens]
+    for document in halves[np.argsort(-lengths[halves], kind="stable")].tolist():
+        made.place(document, length_of[document])
+    waiting = _plain(others[::-1])
     while waiting:
-        document = waiting.pop(_next(waiting, lengths, made))
-        made.place(document, lengths[document])
-    return [made.rows[which] for which in random.permutation(len(made.rows))]
+        document = waiting.pop(_next(waiting, length_of, made))
+        made.place(document, length_of[document])
+    shuffled = np.argsort(random.permutation(made.count))
+    return np.array(made.document, dtype=np.int64), shuffled[np.array(made.row, dtype=np.int64)]
 
 
-def _next(waiting: Sequence[int], lengths: Sequence[int], made: _OpenRows) -> int:
+def _plain(numbers: Indices) -> "array[int]":
+    """Python reads single numbers of an array much faster than of numpy's, and a list takes four
+    times the memory.
+    """
+    return array("q", numbers.astype(np.int64).tobytes())
+
+
+def _next(waiting: "array[int]", lengths: "array[int]", made: _OpenRows) -> int:
     """The place in `waiting` (its end comes first) of the document to be placed: among the next 16
     the one that leaves the least room, if that is at most a hundredth of a row; else the first.
     """
@@ -164,17 +191,17 @@ def _next(waiting: Sequence[int], lengths: Sequence[int], made: _OpenRows) -> in
     return best
 
 
-def _wrapped(lengths: Sequence[int], max_tokens: int) -> list[list[Piece]]:
-    rows: list[list[Piece]] = []
-    room = 0
-    for document, length in enumerate(lengths):
-        start = 0
-        while start < length:
-            if not room:
-                rows.append([])
-                room = max_tokens
-            stop = min(length, start + room)
-            rows[-1].append(Piece(document, start, stop))
-            room -= stop - start
-            start = stop
-    return rows
+def _wrapped(lengths: Indices, max_tokens: int) -> Pieces:
+    """The documents as one line, cut at the end of each document and of each row."""
+    ends = np.cumsum(lengths)
+    total = int(ends[-1]) if len(ends) else 0
+    stops = np.union1d(ends[lengths > 0], np.arange(max_tokens, total, max_tokens))
+    starts = np.concatenate([[0], stops[:-1]]).astype(np.int64)[: len(stops)]
+    document = np.searchsorted(ends, starts, side="right")
+    begins = (ends - lengths)[document]
+    return Pieces(
+        document=document,
+        start=starts - begins,
+        stop=stops - begins,
+        ends=np.concatenate([[0], np.cumsum(np.bincount(starts // max_tokens))]),
+    )

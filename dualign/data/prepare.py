@@ -11,11 +11,11 @@ import pyarrow as pa
 
 from dualign.data.accounting import Group
 from dualign.data.cache import About, Tables, cache_key, kept
-from dualign.data.caching import no_cache
+from dualign.data.caching import map_afresh
 from dualign.data.draws import Indices, generator
 from dualign.data.encoding import ExampleEncoder, PairEncoder
 from dualign.data.mixture import Mixed, mix
-from dualign.data.packing import Piece, fill, pack
+from dualign.data.packing import Pieces, fill, pack
 from dualign.data.settings import DataConfig
 from dualign.data.template import ChatTemplate
 
@@ -142,20 +142,22 @@ def _packed(
 ) -> datasets.Dataset:
     """The packed rows of `documents`."""
     parts = _parts(mixed, documents)
-    lengths = (parts.stops - parts.starts).tolist()
-    rows = pack(lengths, max_tokens=data.max_tokens, strategy=data.packing, random=random)
+    pieces = pack(
+        parts.stops - parts.starts,
+        max_tokens=data.max_tokens,
+        strategy=data.packing,
+        random=random,
+    )
     table = mixed.table.select_columns(["input_ids", "labels"]).with_format("arrow")
-    filler = _Filler(table=table, group=mixed.group, parts=parts, rows=rows)
-    with no_cache():
-        numbers = datasets.Dataset.from_dict({"number": list(range(len(rows)))})
-        return numbers.map(
-            filler,
-            batched=True,
-            batch_size=128,
-            remove_columns=["number"],
-            features=PACKED_FEATURES,
-            desc=title,
-        )
+    filler = _Filler(table=table, group=mixed.group, parts=parts, pieces=pieces)
+    return map_afresh(
+        datasets.Dataset.from_dict({"number": np.arange(len(pieces.ends) - 1)}),
+        filler,
+        batch_size=128,
+        remove_columns=["number"],
+        features=PACKED_FEATURES,
+        desc=title,
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -187,22 +189,25 @@ def _parts(mixed: Mixed, documents: Indices) -> _Parts:
 
 @dataclass(frozen=True, kw_only=True)
 class _Filler:
-    """Numbers of packed rows -> packed rows, reading the documents of a batch of rows at once."""
+    """Numbers of packed rows, one after the other -> packed rows, reading the documents of a batch of
+    rows at once.
+    """
 
     table: datasets.Dataset
     group: Indices
     parts: _Parts
-    rows: list[list[Piece]]
+    pieces: Pieces
 
     def __call__(self, batch: Mapping[str, list[int]]) -> pa.Table:
-        rows = [self.rows[number] for number in batch["number"]]
-        pieces = [piece for row in rows for piece in row]
-        which = np.array([piece.document for piece in pieces])
+        numbers = batch["number"]
+        ends = self.pieces.ends[numbers[0] : numbers[-1] + 2]
+        own = slice(ends[0], ends[-1])
+        which = self.pieces.document[own]
         places = self.parts.rows[which]
-        within = np.array([(piece.start, piece.stop) for piece in pieces])
+        within = np.stack([self.pieces.start[own], self.pieces.stop[own]], axis=1)
         read = self.table[places]
         packed = fill(
-            [len(row) for row in rows],
+            np.diff(ends),
             within + self.parts.starts[which][:, None],
             read["input_ids"],
             read["labels"],

@@ -19,7 +19,7 @@ import numpy as np
 from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
 from dualign.data.accounting import Group
-from dualign.data.caching import no_cache
+from dualign.data.caching import map_afresh
 from dualign.data.contamination import TaskIndex, index_tasks
 from dualign.data.conversation import Conversation, PreferencePair
 from dualign.data.draws import Indices
@@ -185,15 +185,14 @@ class _Places:
 
 
 def _fingerprints(one: Drawn, reader: _Reader, num_proc: int | None) -> datasets.Dataset:
-    with no_cache():
-        return one.table.map(
-            reader,
-            batched=True,
-            remove_columns=one.table.column_names,
-            features=_FEATURES,
-            num_proc=num_proc if num_proc and num_proc > 1 else None,
-            desc=f"screening {source_label(reader.source)}",
-        )
+    return map_afresh(
+        one.table,
+        reader,
+        remove_columns=one.table.column_names,
+        features=_FEATURES,
+        num_proc=num_proc if num_proc and num_proc > 1 else None,
+        desc=f"screening {source_label(reader.source)}",
+    )
 
 
 def _mark_duplicates(

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dualign.data.accounting import UNKNOWN_MODE, Group, account, tally_rows
+from dualign.data.accounting import UNKNOWN_MODE, Group, account, grouped, tally_rows
 from dualign.data.amounts import Rows, choose
 from dualign.data.conversation import MODES
 from dualign.data.draws import Indices, generator, held_out
@@ -54,25 +54,23 @@ def settle(
     _require_rows(kept, about["code"], unseen)
     validation = kept[held_out(len(kept), data.validation_rows, generator(seed, "validation"))]
     remaining = np.setdiff1d(kept, validation, assume_unique=True)
-    mode = np.array([MODES.index(one) if one in MODES else -1 for one in about["mode"]])
+    mode = np.full(len(owner), -1)
+    for number, name in enumerate(MODES):
+        mode[about["mode"] == name] = number
     rows = Rows(owner=owner, mode=mode, tokens=about["tokens"], labels=labels)
     chosen = choose(remaining, rows, data, seed)
     for reason, lost in chosen.left_out.items():
         about["code"][lost] = reason
     _require_rows(chosen.train, about["code"], unseen)
-    keys = [(str(mode), labels[which]) for mode, which in zip(about["mode"], owner, strict=True)]
-    groups = tuple(
-        sorted(
-            {keys[row] for row in np.flatnonzero(about["code"] == "")},
-            key=lambda key: (labels.index(key[1]), key[0]),
-        )
-    )
-    places = {key: place for place, key in enumerate(groups)}
-    counted = account(tally_rows(keys, about, chosen.train, validation, unseen))
+    group, met = grouped(about["mode"], owner, labels)
+    counted = account(tally_rows(group, met, about, chosen.train, validation, unseen))
+    kept_groups = {met[number] for number in np.unique(group[about["code"] == ""])}
+    groups = tuple(sorted(kept_groups, key=lambda key: (labels.index(key[1]), key[0])))
+    place = np.array([groups.index(key) if key in groups else -1 for key in met])
     return Settled(
         train=generator(seed, "order").permutation(chosen.train),
         validation=validation,
-        group=np.array([places.get(key, -1) for key in keys]),
+        group=place[group],
         groups=groups,
         rows=counted | {"tasks": dict(screened.tasks), "removed": list(screened.samples)},
     )

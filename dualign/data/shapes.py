@@ -101,6 +101,8 @@ def as_turn(value: Any, role: Role) -> list[Message]:
     """A string is one turn of `role`; a list is a conversation; a mapping is one message."""
     if isinstance(value, str):
         return [Message(role=role, content=value)]
+    if isinstance(value, bool | int | float):
+        raise TraceFault("bad_content", f"{_short(value)}: expected text or a list of messages")
     return as_messages([value] if isinstance(value, Mapping) else value)
 
 

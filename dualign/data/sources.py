@@ -157,7 +157,8 @@ def _settle(
                 raise TraceFault(fault.code, text, fault.mode) from fault
             draft, done = mended, [*done, (fault.code, repair)]
         else:
-            return replace(settled, repairs=tuple(dict.fromkeys(repair for _, repair in done)))
+            repairs = tuple(dict.fromkeys(repair for _, repair in done))
+            return replace(settled, repairs=repairs) if repairs else settled
 
 
 def _mode_of(draft: Draft, messages: Part, row: Row, kwargs: _Kwargs, source: SourceConfig) -> Mode:

@@ -126,8 +126,11 @@ def _encodings(
 ) -> list["Encoding"]:
     """Each text's tokens alone, whole. What calling the tokenizer does, without its copies."""
     backend = tokenizer.backend_tokenizer
-    backend.no_padding()
-    backend.no_truncation()
+    # Only where there is any: another thread may be tokenising, and then nothing can be set.
+    if backend.padding is not None:
+        backend.no_padding()
+    if backend.truncation is not None:
+        backend.no_truncation()
     encode = backend.encode_batch if places else backend.encode_batch_fast
     encodings: list[Encoding] = encode(texts, add_special_tokens=False)
     return encodings

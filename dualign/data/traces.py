@@ -60,6 +60,8 @@ def take_trace(message: Message) -> Message:
         raise TraceFault("nested_think", f"a think tag inside the trace {_short(given)}")
     if trace and given:
         raise TraceFault("double_think", "a trace in the content and another in a field of its own")
+    if (answer, given or trace) == (message.content, message.thinking):
+        return message
     return replace(message, content=answer, thinking=given or trace)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from dualign.data.accounting import account, tally_rows
+from dualign.data.accounting import account, grouped, tally_rows
 from dualign.data.draws import Indices
 from dualign.data.encoding import Encoded, ExampleEncoder, PairEncoder
 from dualign.data.faults import RowError
@@ -180,9 +180,9 @@ def _account(made: Survey, gathered: Gathered) -> Mapping[str, Any]:
     except DataError as error:
         code = "mixture_impossible" if len(kept) else "nothing_left"
         made.findings.add(Fault(code, str(error)), source=_whole(made.subject))
-        labels = [source_label(data.sources[number]) for number in owner]
-        keys = list(zip(about["mode"], labels, strict=True))
-        return account(tally_rows(keys, about, kept, kept[:0], {}))
+        labels = [source_label(source) for source in data.sources]
+        group, groups = grouped(about["mode"], owner, labels)
+        return account(tally_rows(group, groups, about, kept, kept[:0], {}))
     return settled.rows
 
 

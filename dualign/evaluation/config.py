@@ -18,19 +18,11 @@ class Sampling:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EvalStage:
-    """Models and tasks; every task is put to every model in think and in no_think mode."""
+class EvalSettings:
+    """Which tasks are put to a model, and how it answers them."""
 
-    name: str
-    """the stage's name, and that of its folder"""
-    kind: Literal["eval"] = "eval"
-    """this stage"""
-    models: tuple[str, ...]
-    """run directories, model or adapter folders, hub ids; the last one is the result"""
     tasks: tuple[str, ...]
     """task files"""
-    pairs: tuple[str, ...] = ()
-    """files of preference pairs: how often, and by how much, each model finds the chosen answer likelier"""
     rows: int | None = None
     """at most so many rows of each task, drawn by the seed; absent: all"""
     max_new_tokens: int = 512
@@ -53,11 +45,7 @@ class EvalStage:
         return Sampling(temperature=self.temperature, top_p=self.top_p)
 
     def problems(self) -> list[tuple[str, str]]:
-        found = [
-            (key, "expected one or more, found none")
-            for key, value in (("models", self.models), ("tasks", self.tasks))
-            if not value
-        ]
+        found = [] if self.tasks else [("tasks", "expected one or more, found none")]
         found += [
             (key, f"expected 1 or more, found {value}")
             for key, value in (
@@ -68,10 +56,6 @@ class EvalStage:
             )
             if value is not None and value < 1
         ]
-        if len(set(self.models)) < len(self.models):
-            found.append(("models", "names a model twice"))
-        if len({Path(file).stem for file in self.pairs}) < len(self.pairs):
-            found.append(("pairs", "two files of one name would be one line in every table"))
         if self.temperature < 0:
             found.append(("temperature", f"expected 0 or more, found {self.temperature}"))
         if not 0 < self.top_p <= 1:
@@ -84,3 +68,25 @@ class EvalStage:
                 )
             )
         return found
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvalStage(EvalSettings):
+    """Models and tasks; every task is put to every model in think and in no_think mode."""
+
+    name: str
+    """the stage's name, and that of its folder"""
+    kind: Literal["eval"] = "eval"
+    """this stage"""
+    models: tuple[str, ...]
+    """run directories, model or adapter folders, hub ids; the last one is the result"""
+    pairs: tuple[str, ...] = ()
+    """files of preference pairs: how often, and by how much, each model finds the chosen answer likelier"""
+
+    def problems(self) -> list[tuple[str, str]]:
+        found = [] if self.models else [("models", "expected one or more, found none")]
+        if len(set(self.models)) < len(self.models):
+            found.append(("models", "names a model twice"))
+        if len({Path(file).stem for file in self.pairs}) < len(self.pairs):
+            found.append(("pairs", "two files of one name would be one line in every table"))
+        return found + EvalSettings.problems(self)

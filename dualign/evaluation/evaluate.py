@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dualign.data.conversation import MODES, Mode
 from dualign.data.source_files import combined_sha256, fingerprint_files
-from dualign.evaluation.config import EvalStage
+from dualign.evaluation.config import EvalSettings, EvalStage
 from dualign.evaluation.metrics import Sample, gain, with_gain
 from dualign.evaluation.pairs import Margins, margin_change, pair_margins, summarise_margins
 from dualign.evaluation.requests import Asked, Request, build_requests
@@ -27,7 +27,7 @@ from dualign.evaluation.table import markdown_table, terminal_pairs, terminal_ta
 from dualign.evaluation.tasks import Task, load_problems, load_tasks
 from dualign.evaluation.verify import verify
 from dualign.generation.generate import Generation, generate_batches
-from dualign.generation.loading import identity, load_chat_tokenizer, load_model
+from dualign.generation.loading import Subject, open_model
 from dualign.generation.thinking import split
 from dualign.rundir import Outcome, write_json
 from dualign.training.models import find_start
@@ -51,7 +51,12 @@ def run(stage: EvalStage, work: Path, *, seed: int) -> Outcome:
     tasks = load_tasks(stage.tasks)
     asked = [(task, load_problems(task, limit=stage.rows, seed=seed)) for task in tasks]
     file = SampleFile(work / "samples.jsonl")
-    evaluated = [evaluate_model(model, asked, stage, file, seed=seed) for model in stage.models]
+    evaluated = []
+    for model in stage.models:
+        subject = open_model(model, dtype=stage.dtype)
+        evaluated.append(evaluate_model(subject, asked, stage, file, seed=seed, pairs=stage.pairs))
+        del subject
+        gc.collect()  # a model and its cache are in reference cycles; the next one needs the room
     file.finish(sample for model in evaluated for sample in model.samples)
     metrics = _metrics(evaluated, tasks)
     write_json(work / "metrics.json", metrics)
@@ -62,42 +67,43 @@ def run(stage: EvalStage, work: Path, *, seed: int) -> Outcome:
     console.print(terminal_table(metrics))
     if stage.pairs:
         console.print(terminal_pairs(metrics))
-    sources = [_source(task.rows, len(problems)) for task, problems in asked]
-    sources += [_source(file, _pairs_in(evaluated[-1], file)) for file in stage.pairs]
+    sources = [data_source(task.rows, len(problems)) for task, problems in asked]
+    sources += [data_source(file, _pairs_in(evaluated[-1], file)) for file in stage.pairs]
     return Outcome(metrics=metrics, data=tuple(sources))
 
 
 def evaluate_model(
-    model: str, asked: Asked, stage: EvalStage, file: SampleFile, *, seed: int
+    subject: Subject,
+    asked: Asked,
+    settings: EvalSettings,
+    file: SampleFile,
+    *,
+    seed: int,
+    pairs: Sequence[str] = (),
 ) -> Evaluated:
     """One model's samples; answers that `file` holds already aren't made again."""
-    tokenizer = load_chat_tokenizer(model)
-    name = f"{identity(model)}:{stage.backend}:{stage.dtype}"
-    requests = build_requests(tokenizer, asked, stage, name=name, seed=seed)
-    _answer_all(model, tokenizer, requests.items, stage, file)
+    name = f"{subject.identity}:{settings.backend}:{settings.dtype}"
+    requests = build_requests(subject.tokenizer, asked, settings, name=name, seed=seed)
+    _answer_all(subject, requests.items, settings, file)
     samples = tuple(
-        _sample(model, tokenizer, request, file.answered[request.key]) for request in requests.items
+        _sample(subject, request, file.answered[request.key]) for request in requests.items
     )
     return Evaluated(
-        model=model,
+        model=subject.model,
         mode_switch=requests.mode_switch,
         samples=samples,
-        pairs=pair_margins(model, stage.pairs, dtype=stage.dtype),
+        pairs=pair_margins(subject, pairs),
     )
 
 
 def _answer_all(
-    model: str,
-    tokenizer: PreTrainedTokenizerBase,
-    requests: Sequence[Request],
-    stage: EvalStage,
-    file: SampleFile,
+    subject: Subject, requests: Sequence[Request], settings: EvalSettings, file: SampleFile
 ) -> None:
-    """Make the answers that are missing. The model is loaded only if there are any."""
+    """Make the answers that are missing. The weights are asked for only if there are any."""
     missing = {each.key: each for each in requests if each.key not in file.answered}
     if not missing:
         return
-    answer = _backend(model, tokenizer, stage)
+    answer = _backend(subject, settings)
     for limit in sorted({each.limit for each in missing.values()}):
         group = [each for each in missing.values() if each.limit == limit]
         batches = answer([each.prompt for each in group], limit, [each.seed for each in group])
@@ -106,53 +112,50 @@ def _answer_all(
                 Answered(key=group[i].key, generated=made.text, finished=made.finished)
                 for i, made in batch.items()
             )
-    del answer
-    gc.collect()  # a model and its cache are in reference cycles; the next one needs the room
 
 
-def _backend(model: str, tokenizer: PreTrainedTokenizerBase, stage: EvalStage) -> Answer:
-    label = short_label(model)
-    if stage.backend == "vllm":
+def _backend(subject: Subject, settings: EvalSettings) -> Answer:
+    label = short_label(subject.model)
+    if settings.backend == "vllm":
         from dualign.generation.vllm import vllm_answers
 
-        start = find_start(model)
+        start = find_start(subject.model)
         return vllm_answers(
             start.base,
             str(start.adapter) if start.adapter else None,
-            tokenizer,
-            dtype=stage.dtype,
-            temperature=stage.temperature,
-            top_p=stage.top_p,
+            subject.tokenizer,
+            dtype=settings.dtype,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
             label=label,
         )
-    weights = load_model(model, dtype=stage.dtype)
+    weights = subject.weights()
 
     def answer(
         prompts: Sequence[str], limit: int, seeds: Sequence[int]
     ) -> Iterator[dict[int, Generation]]:
         return generate_batches(
             weights,
-            tokenizer,
+            subject.tokenizer,
             prompts,
             max_new_tokens=limit,
-            temperature=stage.temperature,
-            top_p=stage.top_p,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
             seed=seeds,
-            batch_tokens=stage.batch_tokens,
+            batch_tokens=settings.batch_tokens,
             progress=label,
         )
 
     return answer
 
 
-def _sample(
-    model: str, tokenizer: PreTrainedTokenizerBase, request: Request, made: Answered
-) -> dict[str, Any]:
+def _sample(subject: Subject, request: Request, made: Answered) -> dict[str, Any]:
+    tokenizer = subject.tokenizer
     parsed = split(request.prompt, made.generated, mode=request.mode, finished=made.finished)
     problem = request.problem
     return {
         **problem.extra,
-        "model": model,
+        "model": subject.model,
         "task": request.task.name,
         "mode": request.mode,
         "id": problem.id,
@@ -233,7 +236,8 @@ def _by_task(model: Evaluated, tasks: Sequence[Task]) -> dict[str, dict[Mode, li
     return found
 
 
-def _source(file: str, rows: int) -> dict[str, Any]:
+def data_source(file: str, rows: int) -> dict[str, Any]:
+    """What run.json says of a file that was evaluated on."""
     return {"source": file, "sha256": combined_sha256(fingerprint_files(file)), "rows": rows}
 
 

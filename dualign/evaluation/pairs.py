@@ -22,7 +22,7 @@ from dualign.data.prepare import PreparedPairs, prepare_pairs
 from dualign.data.settings import DataConfig, SourceConfig
 from dualign.data.template import load_template
 from dualign.evaluation.scores import Z_95, Change, short_label, wilson
-from dualign.generation.loading import load_chat_tokenizer, load_model
+from dualign.generation.loading import Subject
 
 Margins = Mapping[Mode, tuple[float, ...]]
 
@@ -31,7 +31,7 @@ ROWS = 8
 ANY_LENGTH = 1 << 30
 
 
-def pair_margins(model: str, files: Sequence[str], *, dtype: str) -> dict[str, Margins]:
+def pair_margins(subject: Subject, files: Sequence[str]) -> dict[str, Margins]:
     """The margins of each file's pairs by mode, in an order that is the same for every model.
 
     Raises:
@@ -39,9 +39,8 @@ def pair_margins(model: str, files: Sequence[str], *, dtype: str) -> dict[str, M
     """
     if not files:
         return {}
-    tokenizer = load_chat_tokenizer(model)
+    tokenizer, weights = subject.tokenizer, subject.weights()
     template = load_template("tokenizer", tokenizer=tokenizer)
-    weights = load_model(model, dtype=dtype)
     found = {}
     for file in files:
         source = SourceConfig(path=file)
@@ -49,7 +48,7 @@ def pair_margins(model: str, files: Sequence[str], *, dtype: str) -> dict[str, M
             sources=(source,), packing="none", max_tokens=ANY_LENGTH, too_long="error"
         )
         pairs = prepare_pairs(data, tokenizer, template, seed=0)
-        label = f"{short_label(model)}, {Path(file).stem}"
+        label = f"{short_label(subject.model)}, {Path(file).stem}"
         found[Path(file).stem] = _by_mode(pairs, _margins(weights, pairs, label=label))
     return found
 

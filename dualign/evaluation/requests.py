@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dualign.data.conversation import MODES, Mode
 from dualign.errors import EvaluationError
-from dualign.evaluation.config import EvalStage
+from dualign.evaluation.config import EvalSettings
 from dualign.evaluation.tasks import Problem, Task
 
 Asked = Sequence[tuple[Task, Sequence[Problem]]]
@@ -37,7 +37,7 @@ class Requests:
 
 
 def build_requests(
-    tokenizer: PreTrainedTokenizerBase, asked: Asked, stage: EvalStage, *, name: str, seed: int
+    tokenizer: PreTrainedTokenizerBase, asked: Asked, stage: EvalSettings, *, name: str, seed: int
 ) -> Requests:
     """The requests of a stage to one model.
 
@@ -75,7 +75,7 @@ def build_requests(
     return Requests(items=tuple(items), mode_switch=switch)
 
 
-def limit_of(task: Task, stage: EvalStage, mode: Mode) -> int:
+def limit_of(task: Task, stage: EvalSettings, mode: Mode) -> int:
     """The token limit: the task's own before the stage's, and no_think's before the general one."""
     think = task.max_new_tokens or stage.max_new_tokens
     if mode == "think":

@@ -1,15 +1,49 @@
 """A model as its users load it: folder, adapter, embedded or hub id -> weights, tokenizer."""
 
 import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
 from peft import PeftModel
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.initialization import no_init_weights
 
 from dualign.errors import CheckpointError
 from dualign.rundir import read_run
 from dualign.training.models import Start, find_start, load_checkpoint
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Subject:
+    """A model that can be asked: a checkpoint, or a live one whose weights somebody sets."""
+
+    model: str
+    """what it is called in tables"""
+    identity: str
+    """changes when the weights do"""
+    tokenizer: PreTrainedTokenizerBase
+    weights: Callable[[], PreTrainedModel]
+    """called when the weights are needed, which may be never"""
+
+
+def open_model(reference: str, *, dtype: str = "auto") -> Subject:
+    """A checkpoint; its weights are loaded once, when they are first needed."""
+    return Subject(
+        model=reference,
+        identity=identity(reference),
+        tokenizer=load_chat_tokenizer(reference),
+        weights=cache(lambda: load_model(reference, dtype=dtype)),
+    )
 
 
 def load_model(reference: str, *, dtype: str = "auto") -> PreTrainedModel:
@@ -19,16 +53,38 @@ def load_model(reference: str, *, dtype: str = "auto") -> PreTrainedModel:
         dtype: `auto` is the checkpoint's own on an accelerator and float32 on a CPU, where bfloat16
             is slow.
     """
-    accelerated = torch.accelerator.is_available()
-    if dtype == "auto" and not accelerated:
-        dtype = "float32"
-    model = load_checkpoint(reference, dtype=dtype)
+    model = load_checkpoint(reference, dtype=_resolved(dtype))
     # In 16 bits, folding would round part of the adapter away: there it stays beside the weights.
     if isinstance(model, PeftModel) and model.dtype == torch.float32:
         model = model.merge_and_unload()
-    if accelerated:
-        model = model.to(torch.accelerator.current_accelerator())
-    return model
+    return _placed(model)
+
+
+def empty_model(folder: Path, *, dtype: str = "auto") -> PreTrainedModel:
+    """The model of a folder's config.json and generation_config.json, for weights that aren't in a file.
+
+    Its numbers are whatever was in the memory: every parameter has to be set before it is used.
+    `dtype` and device are those of `load_model`.
+    """
+    config = AutoConfig.from_pretrained(folder)
+    dtype = _resolved(dtype)
+    chosen = config.dtype if dtype == "auto" else getattr(torch, dtype)
+    with no_init_weights():
+        model = AutoModelForCausalLM.from_config(config, dtype=chosen or torch.float32)
+    model.tie_weights()
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    return _placed(model.eval())
+
+
+def _resolved(dtype: str) -> str:
+    return "float32" if dtype == "auto" and not torch.accelerator.is_available() else dtype
+
+
+def _placed(model: PreTrainedModel) -> PreTrainedModel:
+    if not torch.accelerator.is_available():
+        return model
+    return model.to(torch.accelerator.current_accelerator())
 
 
 def load_chat_tokenizer(reference: str) -> PreTrainedTokenizerBase:

@@ -140,7 +140,10 @@ def difference(base: Base, hub: Hub) -> str | None:
     if folder is None or base.id is None:
         return None
     facts = hub.facts(base.id, revision=base.revision)
-    own = {_sha256(file) for file in Checkpoint(folder).files}
+    try:
+        own = {_sha256(file) for file in Checkpoint(folder).files}
+    except DualignError as error:
+        return str(error)
     on_hub = (
         {sha for name, sha in facts.sha256.items() if name.endswith(".safetensors")}
         if facts

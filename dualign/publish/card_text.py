@@ -1,16 +1,18 @@
 """What our part of the card says: use, results, training and what each stage bought, data, limits, provenance."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dualign.evaluation.scores import ModelScores, gain_text, score_text, short_label, task_names
-from dualign.publish.base import Base
+from dualign.publish.base import EMBEDDED_ON_THE_HUB, Base
 from dualign.publish.checks import Check
+from dualign.publish.cleaning import cleaned
 from dualign.publish.licence import Licence
 from dualign.publish.lineage import Lineage
 from dualign.publish.plan import What
-from dualign.publish.snippets import Snippet
+from dualign.publish.snippets import Snippet, needed
 from dualign.publish.sources import Source
 from dualign.publish.training_text import bought, hyper_parameters
 from dualign.publish.tried import Answer
@@ -41,6 +43,8 @@ class Content:
     """file in the repository -> what it shows"""
     hashes: Mapping[str, str]
     version: str
+    names: Mapping[str, str]
+    """place on this machine -> what it is called here"""
 
 
 def body(content: Content) -> str:
@@ -82,6 +86,7 @@ def _enumerated(names: Sequence[str]) -> str:
 
 def _use(content: Content) -> Iterator[str]:
     yield "## How to use it"
+    yield f"```bash\n{needed(content.what)}\n```"
     for one in content.snippets:
         yield f"### {one.title}"
         yield f"```{one.language}\n{one.code}\n```"
@@ -110,7 +115,7 @@ def _results(content: Content) -> Iterator[str]:
     scores = [model.scores for model in content.models]
     yield "## Results"
     yield (
-        "Percent right with 95 % intervals, on problems held out of training. Gain: what thinking adds "
+        "Percent right with 95 % intervals. Gain: what thinking adds "
         "in the same model, in points; in brackets where its interval holds 0, so that it isn't measurable."
     )
     yield table(_accuracy(scores))
@@ -136,13 +141,19 @@ def _accuracy(models: Sequence[ModelScores]) -> Grid:
 
 def _training(content: Content) -> Iterator[str]:
     yield "## Training"
+    for base in content.bases:
+        if base.root.reference in EMBEDDED_ON_THE_HUB:
+            yield (
+                f"It started from a copy of {inline(base.label)} that had been through 4 bits (Q4_1), so "
+                "from slightly other weights than the hub has."
+            )
     rows = [
         (stage.name, stage.kind, hyper_parameters(stage.record))
         for stage in content.lineage.stages
         if stage.kind != "script"
     ]
     yield table(Grid(columns=("stage", "kind", "how"), rows=tuple(rows), labels=3))
-    findings = list(bought(content.lineage, content.models))
+    findings = list(bought(content.lineage, content.models, content.names))
     if findings:
         yield "What each stage bought:"
         yield "\n".join(f"- {inline(text)}" for text in findings)
@@ -169,9 +180,8 @@ def _data(content: Content) -> Iterator[str]:
             f"{mode} {kept:,} rows, {tokens:,} tokens, {100 * share:.1f} %"
             for mode, (kept, tokens, share) in one.modes.items()
         )
-        licence = content.licence.of.get(one.name) or (
-            "that of its model" if one.sampled else "not said"
-        )
+        said = content.licence.of.get(one.name) or "not said"
+        licence = "that of its model" if one.sampled else said
         rows.append(
             (one.stage, name, split, version, f"{one.kept:,} of {one.rows:,}", counted, licence)
         )
@@ -189,20 +199,25 @@ def _data(content: Content) -> Iterator[str]:
 
 def _decontamination(content: Content) -> Iterator[str]:
     yield "## Decontamination"
-    for stage in content.lineage.training:
-        asked = (stage.record["config"].get("data") or {}).get("decontaminate")
-        if not asked:
-            yield f"- `{stage.name}`: the rows weren't screened for problems of the evaluation."
-            continue
-        dropped = (stage.record.get("rows") or {}).get("dropped", {}).get("contaminated", 0)
-        tasks = (stage.record.get("rows") or {}).get("tasks") or {}
-        found = ", ".join(
-            f"{inline(task)} {one.get('rows', 0)} rows" for task, one in tasks.items()
-        )
-        yield (
-            f"- `{stage.name}`: rows that share {asked.get('ngram', 13)} words in a row with a problem of the "
-            f"evaluation, or hold a short one whole, were left out: {dropped} ({found or 'none'})."
-        )
+    yield "\n".join(
+        f"- `{stage.name}`: {_screened(stage.record)}" for stage in content.lineage.training
+    )
+
+
+def _screened(record: Mapping[str, Any]) -> str:
+    """What was left out because the evaluation asks it."""
+    asked = (record["config"].get("data") or {}).get("decontaminate")
+    if not asked:
+        return "the rows weren't screened for problems of the evaluation."
+    counted: Mapping[str, Any] = record.get("rows") or {}
+    tasks = ", ".join(
+        f"{inline(task)} {one.get('rows', 0)} rows"
+        for task, one in (counted.get("tasks") or {}).items()
+    )
+    return (
+        f"rows that share {asked.get('ngram', 13)} words in a row with a problem of the evaluation, or hold a "
+        f"short one whole, were left out: {counted.get('dropped', {}).get('contaminated', 0)} ({tasks or 'none'})."
+    )
 
 
 def _limits(content: Content) -> Iterator[str]:
@@ -237,7 +252,7 @@ def _provenance(content: Content) -> Iterator[str]:
     versions: Mapping[str, Any] = run.get("versions") or {}
     listed = ", ".join(f"{name} {version}" for name, version in versions.items())
     yield (
-        f"Made by [dualign](https://pypi.org/project/dualign/) {content.version}; stage `{run['name']}`, "
+        f"Made by dualign {content.version}; stage `{run['name']}`, "
         f"fingerprint `{str(run.get('fingerprint'))[:16]}`, seed {run.get('seed')}, {run.get('started', '')}. "
         f"Versions: {inline(listed)}. `run.json` has the settings of every stage and the sha256 of every file."
     )
@@ -253,11 +268,5 @@ def _provenance(content: Content) -> Iterator[str]:
 
 
 def _settings(content: Content) -> str:
-    import json
-
-    from dualign.publish.base import names_of
-    from dualign.publish.cleaning import cleaned, replacements
-
-    names = replacements(content.lineage, names_of(content.bases))
-    config = cleaned(content.lineage.run.record.get("config") or {}, names)
+    config = cleaned(content.lineage.run.record.get("config") or {}, content.names)
     return json.dumps(config, indent=2, ensure_ascii=False)

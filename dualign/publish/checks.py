@@ -1,12 +1,11 @@
 """What has to be true before anything leaves: each check says what it found, and what to do where it fails."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from dualign.checkpoints.checkpoint import Checkpoint, read_json
+from dualign.checkpoints.checkpoint import read_json
 from dualign.checkpoints.header import Entry, read_header
 from dualign.checkpoints.numbers import STORED, is_finite, widen
 from dualign.doctor.doctor import examine_directory
@@ -91,7 +90,10 @@ def _bad(name: str, entry: Entry) -> str | None:
 
 def doctor_check(lineage: Lineage, folder: Path) -> Check:
     """What `dualign doctor` says of the run directory, and of what was staged."""
-    found = _errors(str(lineage.run.path)) + _errors(str(folder))
+    try:
+        found = _errors(str(lineage.run.path)) + _errors(str(folder))
+    except (OSError, ValueError) as error:  # a file of the tokenizer that doctor can't do without
+        return check("doctor", [f"can't be examined: {error}"], "")
     faults = list(dict.fromkeys(f"{one.code}: {one.message}. {one.fix}" for one in found))
     shown = [
         one.replace(f"{folder}/", "").replace(str(folder), "the staged folder") for one in faults
@@ -184,17 +186,6 @@ def hashes_check(folder: Path, files: Sequence[str], said: Mapping[str, str]) ->
                 f"{name} isn't what run.json has the hash of: it changed while it was checked"
             )
     return check("hashes", faults, f"run.json has the sha256 of {len(said)} files")
-
-
-def size_fault(folder: Path) -> str | None:
-    """A checkpoint whose weights contradict its config; None where they agree or it is an adapter."""
-    if not (folder / "config.json").is_file():
-        return None
-    try:
-        Checkpoint(folder)
-    except (DualignError, json.JSONDecodeError) as error:
-        return str(error)
-    return None
 
 
 def settle(checks: Iterable[Check], allow: frozenset[str]) -> list[Check]:

@@ -13,10 +13,11 @@ from dualign.publish.card_text import Content, body
 from dualign.publish.checks import Check, check
 from dualign.publish.cleaning import cleaned, record_of
 from dualign.publish.snippets import QUESTION, Use, snippets
+from dualign.publish.sources import is_hub_id
 from dualign.publish.stage import staged_files
 from dualign.publish.tried import Tried, questions_of
 from dualign.report.plots import accuracy_plot, loss_plot, reward_plot
-from dualign.report.runs import Evaluated, StageRun, evaluated, is_preference, is_training
+from dualign.report.runs import Evaluated, StageRun, evaluated, is_preference, is_training, series
 from dualign.rundir import write_json
 
 if TYPE_CHECKING:
@@ -51,20 +52,22 @@ def describe(
     (folder / "README.md").write_text(str(card), encoding="utf-8", errors="replace")
     hashes = {name: _sha256(folder / name) for name in staged_files(folder)}
     write_json(folder / "run.json", _record(subject, found, tried, hashes))
-    return Described(card=str(card), hashes=hashes, checks=(card_check(card),))
+    return Described(
+        card=str(card), hashes=hashes, checks=(card_check(card, ask_hub=subject.request.ask_hub),)
+    )
 
 
-def card_check(card: Any) -> Check:
-    """Whether the card passes: here what can be told without the hub, and the hub's own validation if it is there."""
+def card_check(card: Any, *, ask_hub: bool) -> Check:
+    """Whether the card passes: what can be told here, and with `ask_hub` the hub's own validation, if it is in reach."""
     faults = list(cards.metadata_faults(card))
-    where = "checked here; the hub couldn't be asked"
-    if not faults:
+    where = "checked here" if ask_hub else "checked here; --yes asks the hub too"
+    if ask_hub and not faults:
         try:
             fault = cards.hub_fault(card)
             faults += [f"the hub refuses it: {fault}"] if fault else []
             where = "passes the hub's validation"
         except ConnectionError:
-            pass
+            where = "checked here; the hub couldn't be asked"
     about = cards.keys_of(card.data)
     told = f"{where}; license {about.get('license')}, {len(about.get('datasets') or ())} datasets of the hub"
     silent = [] if about.get("language") else ["no language tag: --language CODE adds one"]
@@ -110,8 +113,9 @@ def _draw(subject: "Subject", models: Sequence[Evaluated], folder: Path) -> dict
 
 
 def _logged(stage: StageRun) -> list[str]:
-    """The margins that were logged: of held-out pairs, else of training pairs."""
-    held_out = any(key.startswith("eval_rewards/margins/") for row in stage.log for key in row)
+    """Which margins are drawn: those of held-out pairs where they make a line, else those of training pairs."""
+    keys = {key for row in stage.log for key in row if key.startswith("eval_rewards/margins/")}
+    held_out = any(len(series(stage.log, key)) > 1 for key in keys)
     return ["eval_"] if held_out else [""]
 
 
@@ -151,7 +155,7 @@ def _card(
         scores=own[0] if own else None,
         adapter=adapter,
         merged=lineage.run.kind == "merge",
-        data_names={},
+        data_names=_task_data(lineage.evaluations),
     )
     content = Content(
         repo_id=subject.request.repo_id,
@@ -169,8 +173,21 @@ def _card(
         figures=figures,
         hashes=hashes,
         version=__version__,
+        names=subject.names,
     )
     return cards.make_card(cards.front_matter(about), body(content), before=before)
+
+
+def _task_data(evaluations: Sequence[StageRun]) -> dict[str, str]:
+    """Task -> the dataset of the hub that its problems are from."""
+    found: dict[str, str] = {}
+    for stage in evaluations:
+        # The record has the tasks' data first, in their order, then the files of pairs.
+        pairs = zip(
+            (stage.metrics or {}).get("tasks", ()), stage.record.get("data") or (), strict=False
+        )
+        found |= {task: one["source"] for task, one in pairs if is_hub_id(str(one.get("source")))}
+    return found
 
 
 def _languages(subject: "Subject") -> tuple[str, ...]:

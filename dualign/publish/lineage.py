@@ -119,7 +119,7 @@ def read_lineage(run_dir: Path) -> Lineage:
     run_dir = run_dir.resolve()
     if not (run_dir / RUN_JSON).is_file():
         raise PublishError(_no_run(run_dir))
-    run = read_stage(run_dir)
+    run = _recorded(run_dir)
     if run.kind not in _MODELS:
         beside = ", ".join(one.name for one in _siblings(run_dir) if one.kind in _MODELS)
         raise PublishError(
@@ -166,7 +166,7 @@ def _read(path: Path, child: StageRun, fingerprint: str, faults: list[str]) -> S
     if not (path / RUN_JSON).is_file():
         faults.append(f"{child.name} was made from {path.name}, and {path} isn't there any more")
         return None
-    parent = read_stage(path)
+    parent = _recorded(path)
     if parent.record.get("fingerprint") != fingerprint:
         faults.append(
             f"{path.name} was run again after {child.name} was made from it; run the pipeline again"
@@ -177,7 +177,19 @@ def _read(path: Path, child: StageRun, fingerprint: str, faults: list[str]) -> S
 def _siblings(run_dir: Path) -> Iterator[StageRun]:
     for path in sorted(run_dir.parent.iterdir()):
         if path != run_dir and not path.name.startswith(".") and (path / RUN_JSON).is_file():
-            yield read_stage(path)
+            yield _recorded(path)
+
+
+def _recorded(path: Path) -> StageRun:
+    """A stage whose run.json has what is read from it here."""
+    stage = read_stage(path)
+    kinds = {"config": dict, "parents": dict, "fingerprint": str}
+    wrong = [key for key, kind in kinds.items() if not isinstance(stage.record.get(key), kind)]
+    if wrong:
+        raise PublishError(
+            f"{path / RUN_JSON}: {', '.join(wrong)} isn't there as `dualign run` writes it; run the stage again"
+        )
+    return stage
 
 
 def _outdated(run: StageRun, evaluations: Sequence[StageRun]) -> Iterator[str]:

@@ -4,6 +4,7 @@ dualign publish runs/quickstart/merged you/quickstart          shows all of it
 dualign publish runs/quickstart/merged you/quickstart --yes    uploads it
 """
 
+import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ from dualign.publish.sources import Source, licences, sources_of
 from dualign.publish.stage import stage_files, staged_files
 from dualign.publish.tried import Tried, try_out
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
@@ -40,6 +43,8 @@ class Request:
     languages: tuple[str, ...] = ()
     allow: frozenset[str] = frozenset()
     """names of checks that may fail"""
+    ask_hub: bool = False
+    """send the card to the hub's own validation; without it nothing but names leaves"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,6 +115,7 @@ def prepare(request: Request, folder: Path, *, card_before: str | None = None) -
 def stage_and_look(subject: Subject, folder: Path, hub: Hub) -> list[Check]:
     """Stage the checkpoint's files, and look at all that can be told without loading the model."""
     found = [*_before_staging(subject, hub)]
+    logger.info("staging %s of %s ...", subject.plan.what, subject.lineage.run.path)
     try:
         stage_files(
             subject.plan,
@@ -223,6 +229,7 @@ def _try(subject: Subject, folder: Path, found: Sequence[Check]) -> Tried:
         skipped = tuple(Check(name=one, state="skipped", found=why) for one in names)
         return Tried(checks=skipped, answers=())
     lineage, plan = subject.lineage, subject.plan
+    logger.info("loading what was staged in a fresh process, and asking it in both modes ...")
     if plan.what == "adapter":
         return try_out(lineage, folder, adapter=folder, base=subject.adapter_base)
     first = try_out(lineage, folder, adapter=None, base=None)
@@ -256,12 +263,21 @@ def stale(there: Sequence[str], staged: Sequence[str]) -> tuple[str, ...]:
     return tuple(sorted(name for name in there if name not in set(staged) and is_published(name)))
 
 
+def require_new(out: Path) -> None:
+    """Refuse a folder that holds something.
+
+    Raises:
+        CheckpointError: it does.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise CheckpointError(f"{out}: is there already; name a folder that isn't")
+
+
 def leave_copy(prepared: Prepared, out: Path) -> None:
     """Copy the staged files into the new folder `out`.
 
     Raises:
         CheckpointError: `out` is there and not empty.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise CheckpointError(f"{out}: is there already; name a folder that isn't")
+    require_new(out)
     shutil.copytree(prepared.folder, out, dirs_exist_ok=True)

@@ -29,6 +29,11 @@ class Use:
     question: str = QUESTION
 
 
+def needed(what: What) -> str:
+    """What the Python needs."""
+    return "pip install torch transformers" + (" peft" if what != "weights" else "")
+
+
 def snippets(use: Use) -> list[Snippet]:
     """transformers, peft where there is an adapter, vLLM, llama.cpp."""
     found = [_transformers(use)] if use.what != "adapter" else []
@@ -41,10 +46,15 @@ _ASK = """
 messages = [{{"role": "user", "content": "{question}"}}]
 for thinking in (True, False):  # /think, then /no_think
     inputs = tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, enable_thinking=thinking, return_tensors="pt", return_dict=True
+        messages,
+        add_generation_prompt=True,
+        enable_thinking=thinking,
+        return_tensors="pt",
+        return_dict=True,
     ).to(model.device)
     output = model.generate(**inputs, max_new_tokens=512, do_sample=False)
-    print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+    answer = output[0, inputs["input_ids"].shape[1] :]
+    print(tokenizer.decode(answer, skip_special_tokens=True))
 """
 
 
@@ -118,5 +128,5 @@ for thinking in true false; do
     "messages": [{{"role": "user", "content": "{use.question}"}}],
     "chat_template_kwargs": {{"enable_thinking": '$thinking'}}, "temperature": 0, "max_tokens": 512}}'
 done'''
-    note = "The two converters are llama.cpp's; run this in its folder."
+    note = "Converting is done by llama.cpp's own scripts; run this in its folder."
     return Snippet(title="llama.cpp", language="bash", code=code, note=note)

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from dualign.evaluation.scores import short_label
+from dualign.publish.cleaning import cleaned
 from dualign.publish.lineage import Lineage
 from dualign.report.findings import margin_findings, step_finding, steps, training_findings
 from dualign.report.runs import Evaluated
@@ -64,8 +65,13 @@ def _plain(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def bought(lineage: Lineage, models: Sequence[Evaluated]) -> Iterator[str]:
-    """What each stage bought in accuracy, in loss and in margins, as the report says it; of other stages nothing."""
+def bought(
+    lineage: Lineage, models: Sequence[Evaluated], names: Mapping[str, str]
+) -> Iterator[str]:
+    """What each stage bought in accuracy, in loss and in margins, as the report says it; of other stages nothing.
+
+    `names`: what places on this machine are called.
+    """
     ours = {stage.name for stage in lineage.stages}
     found = {short_label(one.after.scores.model): one for one in steps(models, lineage.stages)}
     for stage in lineage.stages:
@@ -73,6 +79,6 @@ def bought(lineage: Lineage, models: Sequence[Evaluated]) -> Iterator[str]:
             yield step_finding(found[stage.name])
         yield from training_findings(stage)
     for evaluation in lineage.evaluations:
-        for text in margin_findings(evaluation.metrics or {}):
+        for text in margin_findings(cleaned(evaluation.metrics or {}, names)):
             if text.split(" against ")[0] in ours:
                 yield text

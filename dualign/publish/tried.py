@@ -173,6 +173,7 @@ def _logits_check(
     run = lineage.run.path
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(run))
+        exact = dtype == "float32" and _stored_in_float32(run)
         model = load_checkpoint(run, dtype=dtype if dtype == "auto" else getattr(torch, dtype))
     except (DualignError, OSError, ValueError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0]
@@ -188,7 +189,7 @@ def _logits_check(
         live_BTV = logits_of(model, torch.tensor([own], device=model.device))
         difference = compare_logits(live_BTV, saved_BTV)
         worst = max(worst, difference["reload_max_logit_difference"])
-        faults += _beyond(difference, exact=_stored_in_float32(run) and dtype == "float32")
+        faults += _beyond(difference, exact=exact)
     del model
     gc.collect()
     told = f"those of {run.name}: largest difference {worst:.1e} on {len(answers)} prompts"

@@ -55,14 +55,14 @@ def accuracy_plot(name: str, task: str, models: Sequence[ModelScores]) -> Pictur
             found = [(i, model.score(task, mode)) for i, model in enumerate(models)]
             rows = [(i + shift, score) for i, score in found if score is not None]
             values, errors = _in_percent([score for _, score in rows])
-            axes.errorbar(values, [y for y, _ in rows], xerr=errors, linestyle="", **_mark(mode))
-        axes.set_yticks(range(len(models)), [_label(short_label(m.model), 18) for m in models])
+            axes.errorbar(values, [y for y, _ in rows], xerr=errors, linestyle="", **mark(mode))
+        axes.set_yticks(range(len(models)), [label_text(short_label(m.model), 18) for m in models])
         axes.set_ylim(len(models) - 0.5, -0.5)
         axes.set_xlim(-4, 104)
         axes.set_xlabel("accuracy, %")
 
     height = max(2.0, 1.25 + 0.42 * len(models))
-    return _picture(
+    return picture(
         name, f"{task}: accuracy of each model", draw, title=task, size=(SIZE[0], height)
     )
 
@@ -112,7 +112,7 @@ def lengths_plot(name: str, task: str, lengths: Mapping[str, Sequence[int]]) -> 
         bins = [max(top, 1) * i / 24 for i in range(25)]
         for index, (model, values) in enumerate(lengths.items()):
             last = index == len(lengths) - 1
-            label = f"{_label(model, 20)}, median {statistics.median(values):.0f}"
+            label = f"{label_text(model, 20)}, median {statistics.median(values):.0f}"
             kind = (
                 {"color": COLOURS["think"], "alpha": 0.75}
                 if last
@@ -123,7 +123,7 @@ def lengths_plot(name: str, task: str, lengths: Mapping[str, Sequence[int]]) -> 
         axes.set_ylabel("answers")
         axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
 
-    return _picture(name, f"{task}: how long the thinking is", draw, title=task, stacked=True)
+    return picture(name, f"{task}: how long the thinking is", draw, title=task, stacked=True)
 
 
 def row_lengths_plot(name: str, title: str, lengths: Mapping[str, Sequence[int]]) -> Picture:
@@ -152,7 +152,7 @@ def row_lengths_plot(name: str, title: str, lengths: Mapping[str, Sequence[int]]
         axes.set_ylabel("rows")
         axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
 
-    return _picture(name, f"{title}: how long the rows are", draw, title=title, stacked=True)
+    return picture(name, f"{title}: how long the rows are", draw, title=title, stacked=True)
 
 
 def difficulty_plot(name: str, task: str, scores: Mapping[str, Mapping[str, Score]]) -> Picture:
@@ -164,8 +164,8 @@ def difficulty_plot(name: str, task: str, scores: Mapping[str, Mapping[str, Scor
             by_level = scores.get(mode, {})
             values, errors = _in_percent(list(by_level.values()))
             places = [levels.index(level) + shift for level in by_level]
-            axes.errorbar(places, values, yerr=errors, linestyle=LINES[mode], **_mark(mode))
-        axes.set_xticks(range(len(levels)), [_label(level, 10) for level in levels])
+            axes.errorbar(places, values, yerr=errors, linestyle=LINES[mode], **mark(mode))
+        axes.set_xticks(range(len(levels)), [label_text(level, 10) for level in levels])
         if len(levels) > 6 or max(map(len, levels)) > 5:
             axes.tick_params(axis="x", rotation=40)
         axes.set_xlim(-0.5, len(levels) - 0.5)
@@ -173,7 +173,7 @@ def difficulty_plot(name: str, task: str, scores: Mapping[str, Mapping[str, Scor
         axes.set_xlabel("difficulty")
         axes.set_ylabel("accuracy, %")
 
-    return _picture(name, f"{task}: accuracy by difficulty", draw, title=task)
+    return picture(name, f"{task}: accuracy by difficulty", draw, title=task)
 
 
 def cost_plot(name: str, title: str, values: Mapping[str, float], *, digits: int) -> Picture:
@@ -184,14 +184,14 @@ def cost_plot(name: str, title: str, values: Mapping[str, float], *, digits: int
             list(range(len(values))), list(values.values()), color=COLOURS[""], height=0.62
         )
         axes.bar_label(bars, fmt=f"%.{digits}f", padding=3)
-        axes.set_yticks(range(len(values)), [_label(stage, 18) for stage in values])
+        axes.set_yticks(range(len(values)), [label_text(stage, 18) for stage in values])
         axes.set_ylim(len(values) - 0.4, -0.6)
         axes.set_xlim(0, max(max(values.values()), 1e-9) * 1.2)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
         axes.grid(visible=False, axis="y")
 
     height = max(1.6, 0.75 + 0.32 * len(values))
-    return _picture(name, title, draw, title=title, size=(SIZE[0], height))
+    return picture(name, title, draw, title=title, size=(SIZE[0], height))
 
 
 def _in_percent(scores: Sequence[Score]) -> tuple[list[float], list[list[float]]]:
@@ -202,7 +202,8 @@ def _in_percent(scores: Sequence[Score]) -> tuple[list[float], list[list[float]]
     return values, [down, up]
 
 
-def _mark(mode: str) -> dict[str, Any]:
+def mark(mode: str) -> dict[str, Any]:
+    """How a mode's error bars look."""
     face = COLOURS[mode] if mode == "think" else "none"
     marker = {
         "marker": MARKERS[mode],
@@ -224,7 +225,12 @@ def _line(axes: Axes, points: Series, mode: str, label: str, *, thin: bool = Fal
     elif len(steps) == 1:
         style["marker"] = "x"
     axes.plot(
-        steps, values, color=COLOURS[mode], linestyle=LINES[mode], label=_label(label, 40), **style
+        steps,
+        values,
+        color=COLOURS[mode],
+        linestyle=LINES[mode],
+        label=label_text(label, 40),
+        **style,
     )
 
 
@@ -237,7 +243,7 @@ def _thinned(points: Series) -> Series:
     return tuple((part[-1][0], statistics.fmean(value for _, value in part)) for part in stretches)
 
 
-def _label(text: str, most: int) -> str:
+def label_text(text: str, most: int) -> str:
     """Shortened in its middle, and with no mathematics in it."""
     if len(text) > most:
         text = f"{text[: most // 2 - 1]}..{text[-(most - most // 2 - 1) :]}"
@@ -250,10 +256,10 @@ def _curve_picture(name: str, alt: str, draw: Callable[[Axes], None], *, title: 
         axes.set_xlabel("step")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
 
-    return _picture(name, alt, with_steps, title=title)
+    return picture(name, alt, with_steps, title=title)
 
 
-def _picture(
+def picture(
     name: str,
     alt: str,
     draw: Callable[[Axes], None],
@@ -262,12 +268,13 @@ def _picture(
     size: tuple[float, float] = SIZE,
     stacked: bool = False,
 ) -> Picture:
+    """What `draw` draws, with title and legend, as SVG and PNG."""
     # The salt makes the same numbers give the same bytes.
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot()
         draw(axes)
-        axes.set_title(_label(title, 46), loc="left")
+        axes.set_title(label_text(title, 46), loc="left")
         handles, labels = axes.get_legend_handles_labels()
         if handles:
             columns = 1 if stacked else 2

@@ -15,6 +15,7 @@ from dualign.report.html import render_html
 from dualign.report.markdown import render_markdown
 from dualign.report.runs import StageRun, evaluated, read_stage
 from dualign.report.stages import facts, provenance_sections, training_sections
+from dualign.report.sweep import sweep_sections
 
 PICTURES = "report"
 
@@ -51,6 +52,7 @@ def build_report(stages: Sequence[StageRun], *, title: str) -> Report:
         facts=facts(stages, models),
         sections=(
             *evaluation_sections(stages, models),
+            *sweep_sections(stages),
             *training_sections(stages),
             *provenance_sections(stages),
         ),

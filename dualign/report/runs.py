@@ -25,6 +25,8 @@ class StageRun:
     log: tuple[Row, ...] = ()
     metrics: Row | None = None
     samples: tuple[Row, ...] = ()
+    sweep: Row | None = None
+    """sweep.json of a sweep stage"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,6 +48,7 @@ def read_stage(path: Path) -> StageRun:
             )
     metrics_file = path / "metrics.json"
     metrics = _read_json(metrics_file, expected="metrics") if metrics_file.exists() else None
+    sweep_file = path / "sweep.json"
     return StageRun(
         path=path,
         name=str(record["name"]),
@@ -54,6 +57,7 @@ def read_stage(path: Path) -> StageRun:
         log=tuple(_read_rows(path / "log.jsonl")),
         metrics=metrics,
         samples=() if metrics is None else tuple(_read_rows(path / "samples.jsonl")),
+        sweep=_read_json(sweep_file, expected="a sweep") if sweep_file.exists() else None,
     )
 
 

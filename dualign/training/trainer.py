@@ -254,7 +254,7 @@ def _publish_adapter(
     whole = trained
     if start.adapter is not None:
         whole = trained.with_name("concatenated")
-        concatenate(start.adapter, trained, whole)
+        concatenate([start.adapter, trained], whole)
     target = work
     if stage.save == "merged":
         base = Path(start.base)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from dualign.merging.methods.select import Mask, keep_ranks
-from dualign.merging.methods.task import Sparsify, sizes, task_sum
+from dualign.merging.methods.task import Sparsify, ranked_sizes, task_sum
 from dualign.merging.methods.tensors import Combine, Tensors
 
 
@@ -63,6 +63,6 @@ def between(densities: Sequence[float], gammas: Sequence[float]) -> Sparsify:
         kept = int(densities[which] * tensors.size)
         smallest = max(0, tensors.size - kept - int(gammas[which] * tensors.size))
         first = tensors.size - smallest - kept
-        return keep_ranks(tensors, sizes(tensors, which), first, first + kept)
+        return keep_ranks(tensors, ranked_sizes(tensors, which), first, first + kept)
 
     return sparsify

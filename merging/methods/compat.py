@@ -4,18 +4,18 @@ As mergekit 0.1.5 computes: linear and slerp in float32, task_arithmetic in the 
 where weights, changes, products and sums are each rounded.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from dualign.checkpoints.numbers import narrow, widen
-from dualign.merging.methods.gram import gram
-from dualign.merging.methods.slerp import NEARLY_PARALLEL
+from dualign.merging.methods.slerp import LEAST_NORM, NEARLY_PARALLEL
 from dualign.merging.methods.tensors import Array, Combine, Read, Tensors
 
 Round = Callable[[Array], Array]
 """to the type of the arithmetic and back to float32"""
+
+_CHUNK = 1 << 20  # elements that mergekit's slerp sums at once
 
 
 def rounding(dtype: str) -> Round:
@@ -44,19 +44,13 @@ def linear(
 
 
 def slerp(tensors: Tensors, rounded: Round, *, t: float) -> Combine:
-    """The arc with float32 coefficients. Norms are summed in float64 here."""
+    """The arc, in float32 throughout."""
     assert tensors.base is not None
-    pair = replace(
-        tensors,
-        inputs=(_rounded(tensors.base, rounded), _rounded(tensors.inputs[0], rounded)),
-        base=None,
-    )
-    products = gram(pair)
-    first, second = _coefficients(products, np.float32(t))
+    base, other = _rounded(tensors.base, rounded), _rounded(tensors.inputs[0], rounded)
+    first, second = _coefficients(base, other, tensors.size, t)
 
     def combine(start: int, stop: int) -> Array:
-        ours, theirs = (read(start, stop) for read in pair.inputs)
-        total: Array = first * ours + second * theirs
+        total: Array = first * base(start, stop) + second * other(start, stop)
         return total
 
     return combine
@@ -102,12 +96,33 @@ def _rounded(read: Read, rounded: Round) -> Read:
     return lambda start, stop: rounded(read(start, stop))
 
 
-def _coefficients(products: Array, t: np.float32) -> tuple[np.float32, np.float32]:
-    norms = np.sqrt(np.diag(products)).astype(np.float32).astype(np.float64)
-    norms[norms <= 1e-8] = 1
-    cosine = np.float32(np.clip(products[0, 1] / (norms[0] * norms[1]), -1, 1))
-    if abs(cosine) > NEARLY_PARALLEL:
-        return np.float32(1) - t, t
-    theta = np.arccos(cosine)
-    below = np.sin(theta)
-    return np.sin((np.float32(1) - t) * theta) / below, np.sin(t * theta) / below
+def _coefficients(base: Read, other: Read, size: int, t: float) -> tuple[np.float32, np.float32]:
+    """The factors of both. The last bits of torch's sums, and so of these, depend on its release, on
+    its number of threads and on the processor, so the sums have to be torch's own.
+    """
+    import torch
+
+    def chunks(read: Read) -> Iterator[torch.Tensor]:
+        for start in range(0, size, _CHUNK):
+            yield torch.from_numpy(read(start, min(start + _CHUNK, size))).reshape(1, -1)
+
+    def length(read: Read) -> torch.Tensor:
+        parts = [torch.linalg.vector_norm(one, dim=1) for one in chunks(read)]
+        whole = torch.linalg.vector_norm(torch.stack(parts), dim=0)
+        return torch.where(whole > LEAST_NORM, whole, 1)
+
+    lengths = length(base), length(other)
+    parts = [
+        (a / lengths[0] * (b / lengths[1])).sum(dim=1)
+        for a, b in zip(chunks(base), chunks(other), strict=True)
+    ]
+    cosine = torch.stack(parts).sum(dim=0).clamp(-1, 1)
+    share = torch.tensor([t])
+    if float(cosine.abs()) > NEARLY_PARALLEL:
+        factors = torch.cat([1 - share, share])
+    else:
+        theta = torch.acos(cosine)
+        factors = torch.cat([torch.sin((1 - share) * theta), torch.sin(share * theta)])
+        factors /= torch.sin(theta)
+    first, second = factors.numpy()
+    return first, second

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from dualign.merging.methods.tensors import Combine, Tensors, combination
+from dualign.merging.methods.tensors import Array, Combine, Tensors, combination
 
 
 def linear(tensors: Tensors, *, weight: Sequence[float], normalize: bool = True) -> Combine:
@@ -17,8 +17,16 @@ def linear(tensors: Tensors, *, weight: Sequence[float], normalize: bool = True)
         weight = [1.0] * len(weight)
     total = math.fsum(weight) if normalize else 1.0
     combine = combination(tensors, weight)
+    if total == 1:
+        return combine
+
     # Divided at the end: with weights 1, 1, 1 what cancels is 0, and not what 1/3 leaves of it.
-    return combine if total == 1 else lambda start, stop: combine(start, stop) / total
+    def divided(start: int, stop: int) -> Array:
+        mean = combine(start, stop)
+        mean /= total
+        return mean
+
+    return divided
 
 
 def normalized(weights: Sequence[float]) -> list[float]:

@@ -106,13 +106,11 @@ def _drop(
 
 def _ordered(values: Array) -> Array:
     """float32 as uint32 in the same order."""
-    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-    negative = bits >> 31 != 0
-    return (
-        np.where(negative, ~bits, bits | np.uint32(1 << 31))
-        if negative.any()
-        else bits | (np.uint32(1 << 31))
-    )
+    single = np.ascontiguousarray(values, np.float32)
+    bits, sign = single.view(np.uint32), np.uint32(1 << 31)
+    if not single.size or single.min() >= 0:
+        return bits | sign
+    return np.where(bits >= sign, ~bits, bits | sign)
 
 
 def _value(ordered: int) -> float:

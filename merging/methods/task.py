@@ -5,7 +5,7 @@ The methods from task_arithmetic to breadcrumbs_ties are this sum (Task Arithmet
 on the sign (arXiv 2306.01708).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -47,10 +47,11 @@ def task_sum(
             if mask is not None:
                 deltas[i] *= mask(start, stop, np.abs(deltas[i]))
             deltas[i] *= gains[i] * weight[i]
-        positive = _sum(deltas) >= 0 if vote else None
-        total = _sum(deltas) if positive is None else _elected(deltas, positive)
-        if normalize:
-            total /= _divisor(weight) if positive is None else _voters(deltas, weight, positive)
+        total = _sum(deltas)
+        if vote:
+            total = _elected(deltas, total, weight if normalize else None)
+        elif normalize:
+            total /= _divisor(weight)
         if scale != 1:
             total *= scale
         assert tensors.base is not None
@@ -66,7 +67,7 @@ def densest(densities: Sequence[float]) -> Sparsify:
     def sparsify(tensors: Tensors, which: int) -> Mask | None:
         density = densities[which]
         kept = max(1, int(density * tensors.size)) if density > 0 else 0
-        return None if density >= 1 else keep_ranks(tensors, sizes(tensors, which), 0, kept)
+        return None if density >= 1 else keep_ranks(tensors, ranked_sizes(tensors, which), 0, kept)
 
     return sparsify
 
@@ -76,9 +77,23 @@ def sizes(tensors: Tensors, which: int) -> Callable[[int, int], Array]:
     return lambda start, stop: np.abs(tensors.delta(which, start, stop))
 
 
-def _sum(parts: Sequence[Array]) -> Array:
-    total = parts[0] + 0.0
-    for part in parts[1:]:
+def ranked_sizes(tensors: Tensors, which: int) -> Callable[[int, int], Array]:
+    """|d| of one input, to rank: as precise as float32, which is what ranks are made of."""
+    read, base = tensors.inputs[which], tensors.base
+    assert base is not None
+
+    def values(start: int, stop: int) -> Array:
+        apart: Array = read(start, stop) - base(start, stop)
+        return np.abs(apart, out=apart)
+
+    return values
+
+
+def _sum(parts: Iterable[Array]) -> Array:
+    """Of parts that are made one by one, so that few blocks are in the processor's cache."""
+    remaining = iter(parts)
+    total = next(remaining) + 0.0
+    for part in remaining:
         total += part
     return total
 
@@ -88,19 +103,23 @@ def _divisor(weight: Sequence[float]) -> float:
     return 1.0 if abs(total) < 1e-8 else total
 
 
-def _elected(deltas: Sequence[Array], positive: Array) -> Array:
-    """The sum of the weighted changes on the winning side."""
-    above = _sum([np.maximum(delta, 0) for delta in deltas])
-    return np.where(positive, above, _sum([np.minimum(delta, 0) for delta in deltas]))
+def _elected(deltas: Sequence[Array], votes: Array, weight: Sequence[float] | None) -> Array:
+    """The sum of the weighted changes with the sign of `votes`, divided by their weights, if given.
 
-
-def _voters(deltas: Sequence[Array], weight: Sequence[float], positive: Array) -> Array:
-    """The weights of the changes on the winning side; 1 where there are none."""
-    pairs = list(zip(deltas, weight, strict=True))
-    above = _sum([np.multiply(delta > 0, one) for delta, one in pairs])
-    divisor = np.where(positive, above, _sum([np.multiply(delta < 0, one) for delta, one in pairs]))
-    divisor += divisor == 0
-    return divisor
+    All are turned to the winning side, where the losers are below 0: a choice by element
+    (`np.where`) takes five times as long as a product.
+    """
+    side = np.copysign(1.0, votes)
+    for delta in deltas:
+        delta *= side
+    total = _sum(np.maximum(delta, 0) for delta in deltas)
+    if weight is not None:
+        pairs = zip(deltas, weight, strict=True)
+        divisor = _sum(np.multiply(delta > 0, one) for delta, one in pairs)
+        divisor += divisor == 0
+        total /= divisor
+    total *= side
+    return total
 
 
 def _gain(tensors: Tensors, which: int, mask: Mask | None) -> float:

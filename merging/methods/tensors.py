@@ -73,10 +73,15 @@ def row_step(shape: Sequence[int], block: int) -> int:
 
 def weighted(values: Sequence[Array], weights: Sequence[float]) -> Array:
     """`sum(w_i * x_i)` in float64, in the order given."""
-    total = np.multiply(values[0], weights[0], dtype=np.float64)
+    total = _times(values[0], weights[0])
     for value, weight in zip(values[1:], weights[1:], strict=True):
-        total += np.multiply(value, weight, dtype=np.float64)
+        total += _times(value, weight)
     return total
+
+
+def _times(value: Array, weight: float) -> Array:
+    """A new array."""
+    return value.astype(np.float64) if weight == 1 else np.multiply(value, weight, dtype=np.float64)
 
 
 def combination(

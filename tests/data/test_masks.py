@@ -19,23 +19,40 @@ from dualign.data.tokens import IGNORE_INDEX, encode
 from dualign.errors import TemplateError
 
 FOREIGN = Path(trl.__file__).parent / "chat_templates"
-# Mistral's format, which TRL doesn't ship: no header before an answer, the system text in the first user turn.
-MISTRAL = (
-    "{{ bos_token }}{% if messages[0].role == 'system' %}{% set first = messages[0].content + '\\n\\n' %}"
-    "{% set turns = messages[1:] %}{% else %}{% set first = '' %}{% set turns = messages %}{% endif %}"
+# No package here ships a Mistral template, so these are written to its published formats. The first
+# version: no header before an answer, the system text in the first user turn, no tools.
+_MISTRAL_TURNS = (
+    "{{ bos_token }}{% set turns = messages %}{% set said = '' %}{% if messages[0].role == 'system' %}"
+    "{% set turns = messages[1:] %}{% set said = messages[0].content + '\\n\\n' %}{% endif %}"
+    "{% set asked = turns | selectattr('role', 'equalto', 'user') | list %}"
+)
+MISTRAL = _MISTRAL_TURNS + (
     "{% for m in turns %}{% if m.role == 'user' %}"
-    "{{ '[INST] ' + (first if loop.first else '') + m.content + ' [/INST]' }}"
+    "{{ '[INST] ' + (said if loop.first else '') + m.content + ' [/INST]' }}"
     "{% elif m.role == 'assistant' %}{{ ' ' + m.content + eos_token }}{% endif %}{% endfor %}"
 )
+# The third version: the system text and the tools stand before the last question alone, so that every
+# turn is rewritten once another follows.
+MISTRAL_3 = _MISTRAL_TURNS + (
+    "{% for m in turns %}{% if m.role == 'user' %}{% if m == asked[-1] %}"
+    "{% if tools %}{{ '[AVAILABLE_TOOLS] ' + tools | tojson + '[/AVAILABLE_TOOLS]' }}{% endif %}"
+    "{{ '[INST] ' + said + m.content + '[/INST]' }}{% else %}{{ '[INST] ' + m.content + '[/INST]' }}{% endif %}"
+    "{% elif m.role == 'tool' %}"
+    "{{ '[TOOL_RESULTS] ' + {'content': m.content} | tojson + '[/TOOL_RESULTS]' }}"
+    "{% elif m.tool_calls %}"
+    "{{ '[TOOL_CALLS] ' + m.tool_calls | map(attribute='function') | list | tojson + eos_token }}"
+    "{% else %}{{ ' ' + m.content + eos_token }}{% endif %}{% endfor %}"
+)
+WRITTEN = {"mistral": MISTRAL, "mistral-3": MISTRAL_3}
 NAMES = ["dualign", "chatml", "smollm3", "smollm3-training"]
-NAMES += ["qwen3", "qwen2_5", "llama3", "gemma3", "mistral"]
+NAMES += ["qwen3", "qwen2_5", "llama3", "gemma3", "mistral", "mistral-3"]
 TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
 
 
 def template_of(name: str, tokenizer: PreTrainedTokenizerFast, folder: Path) -> ChatTemplate:
-    if name == "mistral":
-        path = folder / "mistral.jinja"
-        path.write_text(MISTRAL)
+    if name in WRITTEN:
+        path = folder / f"{name}.jinja"
+        path.write_text(WRITTEN[name])
     else:
         path = FOREIGN / f"{name}.jinja"
     return load_template(str(path) if path.is_file() else name, tokenizer=tokenizer)
@@ -174,6 +191,31 @@ def test_turns_that_still_look_alike_share_a_row(
     template = template_of("qwen3", llama_tokenizer, tmp_path)
     rows = template.render_rows(row, supervise="assistant")
     assert [len(one.spans) for one in rows] == [1, 2]
+
+
+def test_mistrals_calls_are_learnt_and_their_results_are_not(
+    llama_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    """After the last question nothing is rewritten, so the call and the answer share a row."""
+    call = {"type": "function", "function": {"name": "look", "arguments": {"where": "here"}}}
+    messages = (
+        *conversation("no_think", 1, tools=True).messages,
+        Message(role="user", content="Look."),
+        Message(role="assistant", content="", tool_calls=(call,)),
+        Message(role="tool", content="a tree"),
+        Message(role="assistant", content="A tree."),
+    )
+    row = Conversation(messages=messages, mode="no_think", source="rows", row=0, tools=(TOOL,))
+    template = template_of("mistral-3", llama_tokenizer, tmp_path)
+    first, second = template.render_rows(row, supervise="assistant")
+    end = llama_tokenizer.eos_token
+    assert [first.text[slice(*span)] for span in first.spans] == [f" answer 0{end}"]
+    assert [second.text[slice(*span)] for span in second.spans] == [
+        f'[TOOL_CALLS] [{{"name": "look", "arguments": {{"where": "here"}}}}]{end}',
+        f" A tree.{end}",
+    ]
+    assert first.text.count("[AVAILABLE_TOOLS]") == second.text.count("[AVAILABLE_TOOLS]") == 1
+    assert '[TOOL_RESULTS] {"content": "a tree"}[/TOOL_RESULTS] A tree.' in second.text
 
 
 @pytest.mark.parametrize("name", ["chatml", "smollm3", "gemma3", "mistral"])

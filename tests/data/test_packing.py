@@ -1,6 +1,8 @@
 """Packing loses and cuts nothing it shouldn't, and wastes little."""
 
 import random
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -8,17 +10,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dualign.data.packing import Piece, fill, pack
+from dualign.data.packing import fill, pack
 from dualign.data.settings import Packing
 from dualign.data.tokens import IGNORE_INDEX
 from dualign.errors import DataError
+
+
+class Piece(NamedTuple):
+    document: int
+    start: int
+    stop: int
 
 
 def packed(
     lengths: list[int], *, max_tokens: int, strategy: Packing, seed: int = 0
 ) -> list[list[Piece]]:
     draw = np.random.default_rng(seed)
-    return pack(lengths, max_tokens=max_tokens, strategy=strategy, random=draw)
+    given = np.array(lengths, dtype=np.int64)
+    made = pack(given, max_tokens=max_tokens, strategy=strategy, random=draw)
+    columns = (made.document.tolist(), made.start.tolist(), made.stop.tolist())
+    pieces = [Piece(*one) for one in zip(*columns, strict=True)]
+    return [pieces[first:last] for first, last in pairwise(made.ends.tolist())]
 
 
 lengths_up_to_64 = st.lists(st.integers(1, 64), max_size=80)
@@ -111,7 +123,7 @@ def test_the_first_label_of_a_piece_is_ignored() -> None:
     """Two rows: the end of one document with all of another, and the start of the first."""
     documents = pa.chunked_array([[[1, 2, 3, 4]], [[5, 6], [1, 2, 3, 4]]], pa.list_(pa.int32()))
     cuts = np.array([(2, 4), (0, 2), (0, 2)])
-    packed = fill([2, 1], cuts, documents, documents, np.array([7, 8, 7]))
+    packed = fill(np.array([2, 1]), cuts, documents, documents, np.array([7, 8, 7]))
     assert packed.input_ids.to_pylist() == [[3, 4, 5, 6], [1, 2]]
     assert packed.labels.to_pylist() == [
         [IGNORE_INDEX, 4, IGNORE_INDEX, 6],

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dualign.data.accounting import Tally, account
 from dualign.data.draws import drawn_rows, generator, held_out, repeated
+from dualign.data.encoding import ExampleEncoder
 from dualign.data.faults import RowError
 from dualign.data.prepare import Prepared, prepare_pairs, prepare_sft
 from dualign.data.settings import DataConfig, SourceConfig
@@ -296,6 +297,35 @@ def test_pairs_are_tokenised_with_the_prompt_once(
     }
 
 
+def test_rows_tokenised_beside_rendering_come_out_as_one_by_one(
+    llama_tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    """A thread tokenises some hundred rows while the next are rendered; faults stay in their places."""
+    asked = {"role": "user", "content": "ten"}
+    said = [
+        {"role": "assistant", "content": "" if number % 7 == 3 else f"{number} apples"}
+        for number in range(600)
+    ]
+    batch = {"messages": [[asked, answer] for answer in said]}
+    encoder = ExampleEncoder(
+        source=SourceConfig(path="made"),
+        data=DataConfig(sources=(SourceConfig(path="made"),), conflicts="drop"),
+        tokenizer=llama_tokenizer,
+        template=load_template("dualign", tokenizer=llama_tokenizer),
+        rows=np.arange(600),
+    )
+    together = encoder.encode(batch, list(range(600)))
+    alone = [
+        encoder.encode({"messages": [one]}, [number])[0]
+        for number, one in enumerate(batch["messages"])
+    ]
+    assert [one.entry for one in together] == [one.entry for one in alone]
+    refused = [one.row for one in together if one.fault]
+    assert refused == list(range(3, 600, 7))
+    assert together[4].conversations[0].messages[1].content == "4 apples"
+    assert together[3].conversations == together[3].rendered == ()
+
+
 @given(count=st.integers(1, 200), weight=st.floats(0.01, 4), seed=st.integers(0, 5))
 def test_weights_draw_and_repeat_as_often_as_they_say(count: int, weight: float, seed: int) -> None:
     drawn = drawn_rows(count, weight, generator(seed, "weight"))
@@ -317,7 +347,9 @@ def test_draws_are_independent_of_each_other() -> None:
 
 
 def test_the_account_by_hand() -> None:
-    tally = Tally(source="s", mode="think", kept=3, validation=1, repeats=2, lengths=[4, 4, 6, 6])
+    tally = Tally(
+        source="s", mode="think", kept=3, validation=1, repeats=2, lengths=np.array([4, 4, 6, 6])
+    )
     tally.dropped["too_long"] = 2
     rows = account([tally])
     assert (rows["in"], rows["kept"], rows["tokens"]) == (5, 3, 20)

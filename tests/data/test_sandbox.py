@@ -9,6 +9,7 @@ import pytest
 import trl
 from transformers.utils.chat_template_utils import render_jinja_template
 
+import dualign
 from dualign.data import sandbox
 from dualign.errors import TemplateError
 
@@ -23,7 +24,7 @@ FAMILIES = (
     "cohere2_training",
 )
 FOREIGN = [Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja" for name in FAMILIES]
-OURS = sorted((Path(sandbox.__file__).parent / "templates").glob("*.jinja"))
+OURS = sorted((Path(dualign.__file__).parent / "data" / "templates").glob("*.jinja"))
 TOOLS = [
     {
         "type": "function",
@@ -113,6 +114,29 @@ def test_what_transformers_sandbox_refuses_is_refused(text: str) -> None:
     expected = outcome(transformers_render, text, chat, {})
     assert expected == "" or expected.startswith("refused")
     for _ in range(2):  # a verdict that is remembered is the same
+        assert outcome(sandbox.render, text, chat, {}) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{% set made = namespace(x=1) %}{% set made.x = made.x + 1 %}{{ made.x }}{{ made.y }}",
+        "{{ namespace().names }}|{{ namespace(names=3).names }}|{{ namespace().items }}",
+        "{{ namespace({'a': 1}).a }}|{{ namespace(self=2).self }}|{{ namespace(a=1) }}",
+        "{% set made = namespace() %}{% set made.__class__ = 1 %}",
+        "{{ namespace({1: 2}) }}",
+        "{% for one in messages %}{{ loop.first }}{{ loop.nextitem.role }}{{ loop.no }}{% endfor %}",
+        "{{ messages[0].content.upper() }}{{ messages[0].content.no }}{{ messages[0].get('role') }}",
+        "{{ '{x}'.format(x=1) }}{{ '{x}'.format_map({'x': 2}) }}{{ 'a,b'.split(',') }}",
+        "{{ messages[0].content['upper']() }}{{ messages[0]['items']() | list }}",
+        "{{ [1].index(1) }}{{ [3, 4].pop() }}",
+        "{{ ''.join(1) }}",
+    ],
+)
+def test_namespaces_and_methods_answer_as_in_transformers(text: str) -> None:
+    chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
+    expected = outcome(transformers_render, text, chat, {})
+    for _ in range(2):
         assert outcome(sandbox.render, text, chat, {}) == expected
 
 

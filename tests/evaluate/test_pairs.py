@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from dualign.errors import DataError
 from dualign.evaluation import evaluate
 from dualign.evaluation.config import EvalStage
 from dualign.evaluation.pairs import margin_change, pair_margins, summarise_margins
+from dualign.generation import loading
+from dualign.generation.loading import open_model
 from tests.evaluate.conftest import LEARNT, make_model, prompt
 
 
@@ -31,7 +33,7 @@ def pairs_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_margins_are_those_of_each_answer_scored_alone(learnt: Path, pairs_file: Path) -> None:
-    found = pair_margins(str(learnt), [str(pairs_file)], dtype="float32")["heldout"]
+    found = pair_margins(open_model(str(learnt)), [str(pairs_file)])["heldout"]
     tokenizer = AutoTokenizer.from_pretrained(learnt)
     model = AutoModelForCausalLM.from_pretrained(learnt).eval()
 
@@ -58,6 +60,7 @@ def test_an_evaluation_says_how_much_a_model_gained_in_ranking(
     pairs_file: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     untaught, tokenizer = tmp_path / "untaught", AutoTokenizer.from_pretrained(learnt)
     make_model(tokenizer, seed=3).save_pretrained(untaught)
@@ -69,7 +72,16 @@ def test_an_evaluation_says_how_much_a_model_gained_in_ranking(
         pairs=(str(pairs_file),),
         max_new_tokens=20,
     )
+    loaded: list[str] = []
+    real = loading.load_model
+
+    def counting(reference: str, *, dtype: str = "auto") -> PreTrainedModel:
+        loaded.append(reference)
+        return real(reference, dtype=dtype)
+
+    monkeypatch.setattr(loading, "load_model", counting)
     evaluate.run(stage, tmp_path / "out", seed=0)
+    assert loaded == [str(untaught), str(learnt)], "once, for its answers and its margins"
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
     cell = metrics["pairs"]["heldout"]["think"]
     assert (cell["n"], cell["accuracy"]) == (4, 1.0)
@@ -93,4 +105,4 @@ def test_a_pair_that_contradicts_itself_stops_the_evaluation(learnt: Path, tmp_p
     row = {"prompt": [{"role": "user", "content": "1+2?"}], "chosen": same, "rejected": same}
     (tmp_path / "bad.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"row 0: chosen and rejected are the same"):
-        pair_margins(str(learnt), [str(tmp_path / "bad.jsonl")], dtype="float32")
+        pair_margins(open_model(str(learnt)), [str(tmp_path / "bad.jsonl")])

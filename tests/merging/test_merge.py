@@ -213,6 +213,19 @@ def test_another_vocabulary_is_refused_by_token(tmp_path: Path, make_model: Make
         run(tmp_path / "out", {a: 1.0, b: 1.0}, config_from=str(a))
 
 
+def test_a_stage_takes_the_vocabulary_of_the_model_it_names(
+    tmp_path: Path, make_model: MakeModel
+) -> None:
+    a = make_model("a", seed=1)
+    b = make_model("b", seed=2, words=("<pad>", "<end>", "<unk>", "two", "one", "four"))
+    outcome = run(tmp_path / "out", {a: 1.0, b: 1.0}, tokenizer_from=str(a))
+    name = "model.embed_tokens.weight"
+    found, one, two = (load_file(x / "model.safetensors")[name] for x in (tmp_path / "out", a, b))
+    torch.testing.assert_close(found[3], (one[3] + two[4]) / 2)  # "one"
+    torch.testing.assert_close(found[5], one[5])  # "three", which b doesn't have
+    assert outcome.checks["decided"][f"tokens of {b} left out"]["tokens"] == ["four"]
+
+
 @pytest.mark.parametrize(
     ("settings", "key"), [({"template": "other"}, "chat_template"), ({"words": None}, "tokenizer")]
 )
@@ -326,11 +339,11 @@ def test_a_revision_is_asked_of_the_hub(
 ) -> None:
     asked = []
 
-    def from_hub(name: str, *, revision: str | None = None) -> Path:
-        asked.append((name, revision))
+    def from_hub(name: str, *, revision: str | None = None, pickles: bool = False) -> Path:
+        asked.append((name, revision, pickles))
         return make_model("fetched", seed=1)
 
     monkeypatch.setattr("dualign.checkpoints.weights.from_hub", from_hub)
     (tmp_path / "m.yml").write_text("merge_method: passthrough\nmodels: [{model: org/name@abc}]\n")
     merge_into(load(tmp_path / "m.yml"), tmp_path / "out")
-    assert asked == [("org/name", "abc")]
+    assert asked == [("org/name", "abc", False)]

@@ -69,8 +69,19 @@ def test_a_linear_merge_is_the_float64_sum_rounded_once(
     assert bias < 3e-5
 
 
+def test_hash_seeds_do_not_change_a_byte(folder: Path) -> None:
+    (folder / "m.yml").write_text(TIES.format(method="dare_ties"))
+    for seed in ("1", "2"):
+        command = [sys.executable, "-m", "dualign", "merge", str(folder / "m.yml")]
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        subprocess.run([*command, str(folder / seed)], check=True, env=environment)
+    first, second = files(folder / "1"), files(folder / "2")
+    assert first.pop("README.md") != second.pop("README.md")  # its title is the folder's name
+    assert first == second
+
+
 @pytest.mark.parametrize("method", ["ties", "dare_ties", "della", "slerp"])
-def test_threads_and_hash_seeds_do_not_change_a_byte(folder: Path, method: str) -> None:
+def test_threads_do_not_change_a_byte(folder: Path, method: str) -> None:
     text = TIES.format(method=method)
     if method == "slerp":
         text = "merge_method: slerp\nbase_model: base\nmodels: [{model: a}]\nparameters: {t: 0.4}\n"
@@ -210,6 +221,29 @@ def test_merge_json_says_what_went_in_and_came_out(folder: Path) -> None:
     assert record["parameters"][0]["applied"] == [0.5, 0.5]
     assert record["method"] == "linear" and record["seed"] == 0
     assert set(record["versions"]) == {"python", "dualign", "numpy"}
+
+
+def test_an_inputs_hash_is_remembered_and_verify_reads_it_anyway(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = folder / "known" / "digests.json"
+    monkeypatch.setenv("DUALIGN_DIGESTS", str(known))
+    first = merge_into(load(folder / "linear.yml"), folder / "first")
+    digest = first["models"][0]["sha256"][str(folder / "a" / "model.safetensors")]
+    known.write_text(known.read_text().replace(digest, "f" * 64))
+    merge_into(load(folder / "linear.yml"), folder / "second")
+    with pytest.raises(MergeError, match=f"isn't the file that was merged: sha256 {digest}"):
+        verify_folder(folder / "second")
+    verify_folder(folder / "first")
+
+
+def test_a_cache_that_cannot_be_written_does_not_stop_a_merge(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "file").write_text("")
+    monkeypatch.setenv("DUALIGN_DIGESTS", str(folder / "file" / "digests.json"))
+    merge_into(load(folder / "linear.yml"), folder / "out")
+    verify_folder(folder / "out")
 
 
 def test_the_card_names_the_models_and_holds_the_config(folder: Path) -> None:

@@ -121,6 +121,10 @@ def own_code(run: Path) -> None:
     edit_json(run / "config.json", auto_map={"AutoModelForCausalLM": "modeling_own.Own"})
 
 
+def no_config_recorded(run: Path) -> None:
+    edit_json(run / "run.json", config=None)
+
+
 def parent_gone(run: Path) -> None:
     (run.parent / "sft" / "run.json").unlink()
 
@@ -151,6 +155,7 @@ FAULTS = [
     ("merged", pickled_weights, {}, "files", "the weights are a pickle (pytorch_model.bin)"),
     ("merged", linked_away, {}, "files", "outside of the model folder; copy the file there instead"),
     ("merged", without("tokenizer.json"), {}, "files", "tokenizer.json is missing: nobody can write a prompt"),
+    ("merged", without("tokenizer_config.json"), {}, "files", "tokenizer_config.json is missing"),
     ("merged", without("config.json"), {}, "files", "config.json is missing"),
     ("merged", token_in_recipe, {}, "secrets", "run.json:"),
     ("merged", token_in_recipe, {}, "secrets", "holds a Hugging Face token: take it out of the run directory"),
@@ -225,6 +230,14 @@ def test_what_the_user_accepts_is_published_and_told(
     assert found["base_weights"][0] == "allowed"
     card = (tmp_path / "staged" / "README.md").read_text()
     assert "Published although the check `base_weights` failed" in card
+
+
+def test_a_record_that_lacks_what_is_needed_is_refused(copied: Path) -> None:
+    no_config_recorded(copied / "merged")
+    with pytest.raises(
+        PublishError, match=r"run.json: config isn't there as `dualign run` writes it"
+    ):
+        examine(Request(run_dir=copied / "merged", repo_id="a/b"), Hub(reachable=False))
 
 
 def test_no_token_can_be_accepted(

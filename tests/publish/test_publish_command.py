@@ -7,8 +7,6 @@ import pytest
 
 from dualign.cli.main import main
 
-pytest.importorskip("dualign.publish.upload")
-
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -61,6 +59,8 @@ def test_what_cannot_be_is_one_line_and_status_2(
         error.startswith("error: ")
         and "its stages are apo, data, eval, folded, merged, sft" in error
     )
+    assert main(["publish", str(road / "sft"), "x/y", "--out", str(road)]) == 2
+    assert "is there already; name a folder that isn't" in capsys.readouterr().err
     assert main(["publish", str(road / "sft"), "x/y", "--license-of", "train"]) == 2
     assert "expected SOURCE=ID, such as problems=apache-2.0" in capsys.readouterr().err
 

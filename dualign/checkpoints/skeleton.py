@@ -1,0 +1,44 @@
+"""What kind of module each weight belongs to, from config.json alone: the model without its numbers."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from dualign.errors import CheckpointError
+
+
+def skeleton(config: Mapping[str, Any]) -> nn.Module:
+    """The causal language model of a config.json, on the meta device: shapes and types, no memory.
+
+    Raises:
+        CheckpointError: transformers doesn't know this kind of model.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    settings = {key: value for key, value in config.items() if key != "model_type"}
+    try:
+        known = AutoConfig.for_model(config["model_type"], **settings)
+        with torch.device("meta"):
+            model: nn.Module = AutoModelForCausalLM.from_config(known)
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(
+            f"config.json: model_type {config.get('model_type')!r} isn't a causal language model that transformers "
+            f"knows ({type(error).__name__})"
+        ) from None
+    return model
+
+
+def linear_modules(model: nn.Module) -> list[str]:
+    """The paths of the linear layers, in the model's order."""
+    return [path for path, module in model.named_modules() if type(module) is nn.Linear]
+
+
+def quantised_modules(model: nn.Module) -> list[str]:
+    """The paths of the linear layers that transformers quantises as it loads: all but the head."""
+    from transformers.quantizers.base import get_keys_to_not_convert
+    from transformers.quantizers.quantizers_utils import should_convert_module
+
+    left = get_keys_to_not_convert(model)
+    return [path for path in linear_modules(model) if should_convert_module(path, left)]

@@ -1,0 +1,164 @@
+"""A sweep as its table and its plots, for the terminal, its folder and the report: all from sweep.json."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text as Cell
+
+from dualign.data.conversation import MODES
+from dualign.evaluation.scores import Change, Score, change_text, percent, score_text
+from dualign.report.blocks import Block, Bullets, Gallery, Grid, Picture, Section, Text
+from dualign.report.runs import StageRun
+from dualign.report.stages import duration
+from dualign.report.sweep_plots import line_plot, pareto_plot
+
+Entry = Mapping[str, Any]
+LEGEND = (
+    "Accuracies in percent, the mean of the tasks, with 95 % intervals. Against the best: paired, problem by problem, in "
+    "points; in brackets where its 95 % interval holds 0. * no other is better in one mode and as good in the other. "
+    "closed, cut: of the think blocks. leak: thinking in no_think."
+)
+BEST = "best"
+
+
+def columns(sweep: Entry) -> tuple[str, ...]:
+    """The heads of the table."""
+    names = tuple(sweep["vary"]) or ("models",)
+    if sweep["objective"] == "command":
+        return (*names, "score", "front", "time")
+    rates = ("closed", "cut", "leak")
+    return (*names, *MODES, sweep["objective"], "against the best", "front", *rates, "time")
+
+
+def rows(sweep: Entry) -> Iterator[tuple[str, ...]]:
+    """A line for each candidate, in the order in which they were tried."""
+    for entry in sweep["candidates"]:
+        names = [_short(entry["point"][name]) for name in sweep["vary"]] or [entry["label"]]
+        mark = BEST if entry["best"] else "*" if entry["front"] else ""
+        took = "known" if entry["cached"] else duration(entry["seconds"])
+        if entry["failed"]:
+            width = len(columns(sweep)) - len(names) - 1
+            yield (*names, "can't be merged", *[""] * width)
+        elif sweep["objective"] == "command":
+            yield (*names, f"{entry['value']:g}", mark, took)
+        else:
+            yield (*names, *_scores(entry), _against(entry), mark, *_rates(entry), took)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _scores(entry: Entry) -> Iterator[str]:
+    for mode in MODES:
+        cell = entry["modes"][mode]
+        low, high = cell["accuracy_ci"]
+        yield score_text(Score(accuracy=cell["accuracy"], low=low, high=high, n=0))
+    yield percent(entry["value"])
+
+
+def _against(entry: Entry) -> str:
+    if not entry["against"]:
+        return ""
+    low, high = entry["against"]["ci"]
+    return change_text(Change(value=entry["against"]["value"], low=low, high=high))
+
+
+def _rates(entry: Entry) -> Iterator[str]:
+    think, no_think = entry["modes"]["think"], entry["modes"]["no_think"]
+    yield from map(percent, (think["closed_rate"], think["cut_in_think_rate"]))
+    yield percent(no_think["leak_rate"])
+
+
+def terminal_table(sweep: Entry) -> Table:
+    """The table with the winner in bold."""
+    caption = None if sweep["objective"] == "command" else LEGEND
+    table = Table(
+        title=f"Sweep: {sweep['name']}",
+        caption=caption,
+        title_justify="left",
+        caption_justify="left",
+    )
+    for name in columns(sweep):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row, entry in zip(rows(sweep), sweep["candidates"], strict=True):
+        # Text, not str: a name may hold square brackets, which rich would read as markup.
+        style = "bold" if entry["best"] else "dim" if entry["failed"] else ""
+        table.add_row(*map(Cell, row), style=style)
+    return table
+
+
+def sweep_markdown(sweep: Entry) -> str:
+    """table.md: the table, what it says, and each task's accuracies where there are several."""
+    lines = [f"# Sweep: {sweep['name']}", "", *_markdown(columns(sweep), rows(sweep)), ""]
+    if sweep["objective"] != "command":
+        lines += [LEGEND, ""]
+    lines += [f"- {sentence}" for sentence in sweep["says"]]
+    grid = _task_grid(sweep)
+    if grid:
+        lines += ["", "## Each task", "", *_markdown(grid.columns, grid.rows)]
+    return "\n".join(lines) + "\n"
+
+
+def _markdown(head: Sequence[str], body: Any) -> Iterator[str]:
+    for cells in (head, ["---"] * len(head), *body):
+        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _task_grid(sweep: Entry) -> Grid | None:
+    """Accuracies of each task; None where there is one task or none."""
+    scored = [entry for entry in sweep["candidates"] if entry["tasks"]]
+    tasks = list(scored[0]["tasks"]) if scored else []
+    if len(tasks) < 2:
+        return None
+    found = []
+    for entry in scored:
+        cells = [entry["tasks"][task][mode] for task in tasks for mode in MODES]
+        found.append((entry["label"], *(percent(cell["accuracy"]) for cell in cells)))
+    return Grid(
+        columns=("candidate", *(f"{task}, {mode}" for task in tasks for mode in MODES)),
+        rows=tuple(found),
+        caption="Accuracy on each task, percent",
+    )
+
+
+def pictures(sweep: Entry, *, prefix: str = "") -> list[Picture]:
+    """The modes against each other, and, where one number varies, the scores along it."""
+    entries = [entry for entry in sweep["candidates"] if not entry["failed"]]
+    found = []
+    if sweep["objective"] != "command":
+        found.append(pareto_plot(f"{prefix}pareto", sweep["name"], entries))
+    if len(sweep["vary"]) == 1 and all(_is_number(one, sweep["vary"][0]) for one in entries):
+        name = sweep["vary"][0]
+        found.append(line_plot(f"{prefix}scores", sweep["name"], name, entries))
+    return found
+
+
+def _is_number(entry: Entry, name: str) -> bool:
+    value = entry["point"][name]
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def sweep_sections(stages: Sequence[StageRun]) -> Iterator[Section]:
+    """One for each sweep stage of the pipeline."""
+    for stage in stages:
+        if stage.sweep is not None:
+            yield Section(
+                name=f"sweep-{stage.name}",
+                title=f"Sweep: {stage.name}",
+                blocks=tuple(_blocks(stage.name, stage.sweep)),
+            )
+
+
+def _blocks(name: str, sweep: Entry) -> Iterator[Block]:
+    yield Bullets(items=tuple(sweep["says"]))
+    if sweep["objective"] != "command":
+        yield Text(text=LEGEND, quiet=True)
+    yield Grid(columns=columns(sweep), rows=tuple(rows(sweep)), labels=0 if sweep["vary"] else 1)
+    drawn = pictures(sweep, prefix=f"{name}-")
+    if drawn:
+        yield Gallery(pictures=tuple(drawn))
+    grid = _task_grid(sweep)
+    if grid:
+        yield grid

@@ -1,0 +1,17 @@
+"""Two tiny models of one shape: one that has learnt four sums by heart in both modes, one that knows nothing."""
+
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from tests.evaluate.conftest import learnt, make_model, task_file  # noqa: F401 - fixtures
+
+
+@pytest.fixture(scope="session")
+def untaught(learnt: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+    folder = tmp_path_factory.mktemp("models") / "untaught"
+    tokenizer = AutoTokenizer.from_pretrained(learnt)
+    make_model(tokenizer, seed=3).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -1,0 +1,187 @@
+"""A live model's weights after a merge are those of the written merge, to the bit."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from dualign.checkpoints.checkpoint import Checkpoint, Reader
+from dualign.checkpoints.shards import write_weights
+from dualign.errors import MergeError
+from dualign.merging.merge import Prepared, prepare, write_beside
+from dualign.merging.sweep.live import LiveModel
+from dualign.merging.sweep.points import merge_at
+from tests.merging.conftest import MakeModel
+
+METHODS: dict[str, Any] = {
+    "linear": {"method": "linear", "weights": [0.9, 0.1]},
+    "slerp": {"method": "slerp", "base": True, "parameters": {"t": 0.3}},
+    "ties": {"method": "ties", "base": True, "weights": [0.8], "parameters": {"density": 0.4}},
+    "dare_ties": {"method": "dare_ties", "base": True, "weights": [0.8], "parameters": {"density": 0.5}},
+}  # fmt: skip
+
+
+def prepared(a: Path, b: Path, how: dict[str, Any], **settings: Any) -> Prepared:
+    names = [str(b)] if how.get("base") else [str(a), str(b)]
+    weights = how.get("weights", [None] * len(names))
+    models = [
+        {"model": name} | ({} if weight is None else {"weight": weight})
+        for name, weight in zip(names, weights, strict=True)
+    ]
+    merge = {"method": how["method"], "models": models, **settings}
+    merge |= {"parameters": how["parameters"]} if "parameters" in how else {}
+    merge |= {"base_model": str(a)} if how.get("base") else {}
+    return prepare(merge_at(merge, {}, "s"), seed=7)
+
+
+def write(one: Prepared, folder: Path) -> Path:
+    folder.mkdir()
+    write_weights(one.weights, folder, dtype=one.merge.dtype)
+    write_beside(one, folder)
+    return folder
+
+
+def same(live: LiveModel, folder: Path, dtype: torch.dtype) -> bool:
+    """Parameters, and what is made of them, are those of the folder loaded the ordinary way."""
+    written = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+    there, wanted = live.model.state_dict(), written.state_dict()
+    assert there.keys() == wanted.keys()
+    assert live.model.generation_config.to_dict() == written.generation_config.to_dict()
+    ids = torch.arange(12)[None]
+    with torch.no_grad():
+        logits = [model(input_ids=ids).logits for model in (live.model, written)]
+    return torch.equal(*logits) and all(torch.equal(there[name], wanted[name]) for name in there)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_live_weights_are_those_of_the_written_merge(
+    method: str,
+    tied: bool,
+    make_model: MakeModel,
+    tmp_path: Path,
+) -> None:
+    options: dict[str, Any] = {"dtype": torch.bfloat16, "tie_word_embeddings": tied}
+    a, b = make_model("a", seed=1, **options), make_model("b", seed=2, **options)
+    one = prepared(a, b, METHODS[method])
+    folder = write(one, tmp_path / "written")
+    for name, kind in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        live = LiveModel(folder, dtype=name)
+        live.apply(one.weights, dtype=one.merge.dtype)
+        assert same(live, folder, kind)
+        embedding = live.model.get_input_embeddings().weight
+        head = live.model.get_output_embeddings().weight
+        assert (embedding.data_ptr() == head.data_ptr()) is tied
+
+
+def test_one_merge_after_the_other_leaves_nothing_of_the_first(
+    make_model: MakeModel,
+    tmp_path: Path,
+) -> None:
+    a, b = make_model("a", seed=1), make_model("b", seed=2)
+    first, second = (
+        prepared(a, b, {"method": "linear", "weights": w}) for w in ([0.9, 0.1], [0.2, 0.8])
+    )
+    folder = write(second, tmp_path / "second")
+    live = LiveModel(folder, dtype="float32")
+    live.apply(first.weights)
+    assert not same(live, folder, torch.float32)
+    live.apply(second.weights)
+    assert same(live, folder, torch.float32)
+
+
+def test_the_written_type_rounds_the_live_numbers_too(
+    make_model: MakeModel,
+    tmp_path: Path,
+) -> None:
+    a, b = make_model("a", seed=1), make_model("b", seed=2)
+    one = prepared(a, b, METHODS["linear"], dtype="bfloat16")
+    folder = write(one, tmp_path / "written")
+    live = LiveModel(folder, dtype="float32")
+    live.apply(one.weights, dtype="bfloat16")
+    assert same(live, folder, torch.float32)
+    weight = live.model.get_input_embeddings().weight
+    assert torch.equal(weight, weight.bfloat16().float())
+
+
+def test_a_number_that_does_not_fit_is_told_with_its_tensor(
+    make_model: MakeModel,
+    tmp_path: Path,
+) -> None:
+    a, b = make_model("a", seed=1), make_model("b", seed=2)
+    one = prepared(
+        a, b, {"method": "linear", "weights": [1e39, -1e39]}, dtype="float16", normalize=False
+    )
+    fine = prepared(a, b, METHODS["linear"])
+    live = LiveModel(write(fine, tmp_path / "written"), dtype="float32")
+    with pytest.raises(MergeError, match=r"weight would hold .* as float16; choose a wider dtype"):
+        live.apply(one.weights, dtype="float16")
+
+
+def test_weights_of_another_shape_are_refused(
+    make_model: MakeModel,
+    tmp_path: Path,
+) -> None:
+    a, b = make_model("a", seed=1), make_model("b", seed=2)
+    live = LiveModel(write(prepared(a, b, METHODS["linear"]), tmp_path / "w"), dtype="float32")
+    for name, settings in (("wide", {"intermediate_size": 32}), ("deep", {"num_hidden_layers": 3})):
+        other = make_model(name, seed=3, **settings)
+        one = prepare(merge_at({"models": [{"model": str(other)}]}, {}, "s"), seed=0)
+        with pytest.raises(MergeError, match="the model in memory has"):
+            live.apply(one.weights)
+    shallow = make_model("shallow", seed=3, num_hidden_layers=1)
+    one = prepare(merge_at({"models": [{"model": str(shallow)}]}, {}, "s"), seed=0)
+    with pytest.raises(MergeError, match=r"has a parameter model\.layers\.1"):
+        live.apply(one.weights)
+
+
+def test_merges_computed_ahead_are_those_computed_alone(
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"dtype": torch.bfloat16}
+    a, b = make_model("a", seed=1, **options), make_model("b", seed=2, **options)
+    reads: list[int] = []
+    real = Checkpoint.reader
+
+    def counting(self: Checkpoint, name: str) -> Reader:
+        inner = real(self, name)
+
+        def read(start: int, stop: int) -> Any:
+            reads.append(stop - start)
+            return inner.read(start, stop)
+
+        return Reader(read)
+
+    monkeypatch.setattr(Checkpoint, "reader", counting)
+    merges = [prepared(a, b, {"method": "linear", "weights": [w, 1 - w]}) for w in (0.25, 0.5, 0.9)]
+    folders = [write(one, tmp_path / str(number)) for number, one in enumerate(merges)]
+    live = LiveModel(folders[0], dtype="float32")
+    reads.clear()
+    live.apply(merges[0].weights, ahead=[one.weights for one in merges[1:]])
+    once = sum(reads)
+    assert once == 2 * sum(one.size for one in merges[0].weights.entries.values())
+    assert same(live, folders[0], torch.float32)
+    for one, folder in zip(merges[1:], folders[1:], strict=True):
+        live.apply(one.weights)
+        assert same(live, folder, torch.float32)
+    assert sum(reads) == once, "the others were there already"
+    live.apply(merges[1].weights)
+    assert same(live, folders[1], torch.float32)
+    assert sum(reads) == 2 * once, "and were given away"
+
+
+def test_one_computed_ahead_that_does_not_fit_fails_when_its_turn_comes(
+    make_model: MakeModel, tmp_path: Path
+) -> None:
+    a, b = make_model("a", seed=1), make_model("b", seed=2)
+    fine, bad = (
+        prepared(a, b, {"method": "linear", "weights": w}, normalize=False)
+        for w in ([0.5, 0.5], [1e39, 1e39])
+    )
+    live = LiveModel(write(fine, tmp_path / "fine"), dtype="float32")
+    live.apply(fine.weights, ahead=[bad.weights])
+    assert same(live, tmp_path / "fine", torch.float32)
+    with pytest.raises(MergeError, match="as float32; choose a wider dtype"):
+        live.apply(bad.weights)
