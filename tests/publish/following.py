@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from urllib.request import Request, urlopen
 
+from dualign.checkpoints.embedded import cache_folder
 from tests.hub.client import ROOT, Done, environment
 from tests.hub.server import Hub
 from tests.hub.store import Repo
@@ -19,7 +20,9 @@ def run(hub: Hub, home: Path, run_dir: Path, repo_id: str, *options: str) -> Don
     done = subprocess.run(
         command,
         cwd=home,
-        env=environment(hub.url, home, TOKEN, PYTHONPATH=str(ROOT)),
+        env=environment(
+            hub.url, home, TOKEN, PYTHONPATH=str(ROOT), DUALIGN_CACHE=str(cache_folder())
+        ),
         capture_output=True,
         text=True,
         check=False,

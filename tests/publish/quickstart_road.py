@@ -1,7 +1,7 @@
 """The road's end on the real 135M: publish a finished quickstart to a hub on loopback, and use it by its cards alone.
 
 dualign run quickstart
-python -m tests.publish.quickstart_road runs/quickstart
+python -m tests.publish.quickstart_road runs/quickstart merged apo-1
 
 The base is on that hub under its real name and commit, as this machine's package has it. A quarter of an hour on two cores.
 """
@@ -39,12 +39,13 @@ def put_base(hub: Hub, home: Path) -> None:
     hub.store.repos[KNOWN.id] = replace(repo, name=KNOWN.id, commits=(head,))
 
 
-def main(runs: Path) -> None:
+def main(runs: Path, stages: list[str]) -> None:
     place = Path(tempfile.mkdtemp(prefix="quickstart-road-"))
     python = empty_environment(place / "empty", "torch", "transformers", "peft")
     with running_hub(place / "hub", {TOKEN: Person(name="ada")}, part_size=64_000_000) as hub:
         put_base(hub, place)
-        for stage, repo_id in (("merged", "ada/quickstart"), ("apo-1", "ada/quickstart-adapter")):
+        for stage in stages:
+            repo_id = f"ada/{stage}"
             hub.seen.clear()
             started = time.monotonic()
             repo = published(hub, place, runs / stage, repo_id, *LICENCES)
@@ -60,4 +61,4 @@ def main(runs: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])
