@@ -10,7 +10,7 @@ from typing import Any
 
 from dualign.checkpoints.hashing import sha256
 from dualign.config import read_yaml
-from dualign.recipe import PATH_KEYS, StageEntry, stage_of
+from dualign.recipe import StageEntry, may_be_path, stage_of
 from dualign.rundir import read_run, write_json
 
 # Changes how a stage runs, not what comes out.
@@ -109,7 +109,7 @@ def file_digests(value: Any, digests: Digests, key: str = "") -> Iterator[tuple[
         items = value.items() if isinstance(value, Mapping) else enumerate(value)
         for name, item in items:
             yield from file_digests(item, digests, name if isinstance(name, str) else key)
-    elif isinstance(value, str) and key in PATH_KEYS and key != "launch" and ":" not in value:
+    elif isinstance(value, str) and key != "launch" and may_be_path(key, value):
         for path in _files(value):
             label = str(path.relative_to(value)) if Path(value).is_dir() else path.name
             yield f"{key}:{Path(value).name}:{label}", digests.file(path)

@@ -127,12 +127,19 @@ def _absolute_paths(document: Document, value: Any, folder: Path, key: Key = ())
         label = next((part for part in reversed(here) if isinstance(part, str)), "")
         if not isinstance(item, str):
             _absolute_paths(document, item, folder, here)
-        elif label in PATH_KEYS and ":" not in item:
+        elif may_be_path(label, item):
             found = _beside(folder, item)
             if found:
                 value[name] = str(found)
             elif item.endswith(FILE_ENDINGS):
                 document.refuse(here, f"{item!r}: no such file (looked in {folder.resolve()})")
+
+
+def may_be_path(key: str, value: str) -> bool:
+    """Whether `value` under `key` may name a file or folder. Templates that ship go by name: `dualign` is no folder."""
+    if key == "template" and not value.endswith(".jinja"):
+        return False
+    return key in PATH_KEYS and ":" not in value
 
 
 def _beside(folder: Path, item: str) -> Path | None:

@@ -107,6 +107,30 @@ def test_a_changed_script_is_a_change(tmp_path: Path) -> None:
     assert states(made) == ["changed", "changed", "changed"]
 
 
+def test_a_folder_named_like_a_template_that_ships_is_no_part_of_a_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Run from a checkout, `template: dualign` used to count the package's own folder, compiled files and all."""
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
+    stage = {
+        "name": "sft",
+        "kind": "sft",
+        "model": "embedded:smollm2-135m-instruct",
+        "template": "dualign",
+        "data": {"sources": [{"path": "rows.jsonl"}]},
+    }
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps({"output_dir": "out", "stages": [stage]}))
+    monkeypatch.chdir(tmp_path)
+    before = load_recipe(path, [], kinds())
+    print_before = engine.statuses(before)[0].fingerprint
+    (tmp_path / "dualign").mkdir()
+    (tmp_path / "dualign" / "new.py").write_text("")
+    after = load_recipe(path, [], kinds())
+    assert after.stages[0].config.template == "dualign"
+    assert engine.statuses(after)[0].fingerprint == print_before
+
+
 def test_a_moved_output_folder_or_recipe_changes_nothing(tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     one.mkdir(), two.mkdir()
