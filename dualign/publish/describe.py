@@ -154,7 +154,7 @@ def _card(
         sources=subject.sources,
         scores=own[0] if own else None,
         adapter=adapter,
-        merged=lineage.run.kind == "merge",
+        merged=lineage.run.kind in ("merge", "sweep"),
         data_names=_task_data(lineage.evaluations),
     )
     content = Content(

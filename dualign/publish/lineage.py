@@ -12,7 +12,7 @@ from dualign.report.runs import StageRun, read_stage
 from dualign.rundir import RUN_JSON
 
 TRAINING = ("sft", "preference")
-_MODELS = ("sft", "preference", "merge")
+_MODELS = ("sft", "preference", "merge", "sweep")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -205,10 +205,21 @@ def _models_of(stage: StageRun) -> Iterator[tuple[str, str | None]]:
     config: Mapping[str, Any] = stage.record.get("config") or {}
     if stage.kind in TRAINING:
         yield str(config.get("model") or ""), config.get("revision")
-    if stage.kind == "merge":
-        for one in config.get("models") or ():
-            yield _split(str(one.get("model") or ""))
-        yield _split(str(config.get("base_model") or ""))
+    if stage.kind in ("merge", "sweep"):
+        yield from map(_split, _named_in(config))
+
+
+def _named_in(value: Any) -> Iterator[str]:
+    """Every model that a merge names, at whatever depth."""
+    if isinstance(value, Mapping):
+        for key, one in value.items():
+            if key in ("model", "base_model") and isinstance(one, str):
+                yield one
+            else:
+                yield from _named_in(one)
+    elif isinstance(value, list):
+        for one in value:
+            yield from _named_in(one)
 
 
 def _split(reference: str) -> tuple[str, str | None]:

@@ -21,6 +21,8 @@ def hyper_parameters(record: Mapping[str, Any]) -> str:
     config: Mapping[str, Any] = record.get("config") or {}
     if record.get("kind") == "merge":
         return _merge(config)
+    if record.get("kind") == "sweep":
+        return f"{config.get('search')} over {', '.join(config.get('vary') or ()) or 'the models'}"
     if record.get("kind") == "pairs":
         return _chosen(config, ("samples", "temperature", "top_p", "max_new_tokens"))
     train: Mapping[str, Any] = config.get("train") or {}

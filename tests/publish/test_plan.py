@@ -8,6 +8,7 @@ import pytest
 from dualign.publish.cleaning import adapter_config, clean_text, record_of, settings
 from dualign.publish.lineage import read_lineage
 from dualign.publish.plan import make_plan
+from dualign.publish.training_text import hyper_parameters
 
 STAYS = {
     "optimizer.pt": "training state",
@@ -79,3 +80,20 @@ def test_an_adapter_without_a_known_base_names_no_place() -> None:
     text = json.dumps({"base_model_name_or_path": "/home/ada/base", "r": 4})
     made = json.loads(adapter_config(text, base=None, revision=None, names={}))
     assert made == {"base_model_name_or_path": "base", "r": 4}
+
+
+def test_a_sweep_starts_from_every_model_that_its_merge_names(copied: Path) -> None:
+    """A sweep leaves a model as a merge does; its models stand deeper in its settings."""
+    record = json.loads((copied / "merged" / "run.json").read_text())
+    models = [{"model": "stage:apo", "weight": "$a"}, {"model": "acme/other@v2", "weight": 1}]
+    record |= {
+        "kind": "sweep",
+        "config": {"search": "grid", "vary": {"a": [1]}, "merge": {"models": models}},
+    }
+    (copied / "merged" / "run.json").write_text(json.dumps(record))
+    lineage = read_lineage(copied / "merged")
+    assert [(one.reference.rsplit("/", 1)[-1], one.revision) for one in lineage.roots()] == [
+        ("base", None),
+        ("other", "v2"),
+    ]
+    assert hyper_parameters(lineage.run.record) == "grid over a"
