@@ -4,13 +4,13 @@ Read from tokenizer.json alone. `pieces` are the tokens that the tokenizer's mod
 (for BPE, by its merges); added tokens are looked for in the text before that.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dualign.checkpoints.checkpoint import Weights, embedding_name, read_json, require_inside
+from dualign.checkpoints.hashing import sha256
 from dualign.checkpoints.shards import nearest_file, tokenizer_files
 from dualign.errors import MergeError
 from dualign.rundir import write_json
@@ -100,14 +100,9 @@ def find_tokenizers(models: Sequence[Weights]) -> list[Tokenizer]:
             require_inside(one, one.parent)
         files = {file.name: file for file in every}
         names = [TOKENIZER] if TOKENIZER in files else [name for name in _RAW if name in files]
-        hashes = {name: _hash(files[name]) for name in names}
+        hashes = {name: sha256(files[name]) for name in names}
         found.append(Tokenizer(weights.folders[0], files.get(TOKENIZER), hashes, read))
     return found
-
-
-def _hash(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def read_vocabulary(tokenizer: Tokenizer, rows: int) -> Vocabulary | None:

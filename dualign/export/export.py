@@ -3,7 +3,6 @@
 dualign export runs/quickstart/merged gguf --types f16,q8_0,q4_k_m
 """
 
-import hashlib
 import math
 import shutil
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dualign import __version__
+from dualign.checkpoints.hashing import sha256
 from dualign.errors import CheckpointError, ConfigError
 from dualign.export import runtime as runtimes
 from dualign.export.check import Verdict, ask_transformers, check
@@ -214,8 +214,6 @@ def _described(
     from gguf import GGUFReader
 
     tensors = GGUFReader(file).tensors
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
     return File(
         file=file.name,
         type=type,
@@ -223,7 +221,7 @@ def _described(
         bits_per_weight=8
         * sum(int(one.n_bytes) for one in tensors)
         / sum(int(one.n_elements) for one in tensors),
-        sha256=digest,
+        sha256=sha256(file),
         tensors=packed or dict(Counter(one.tensor_type.name for one in tensors)),
         error=error,
         check=verdict,

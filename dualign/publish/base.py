@@ -1,6 +1,5 @@
 """The models that a run started from, by hub id and revision; and whether the hub's weights are those trained on."""
 
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from pathlib import Path
 
 from dualign.checkpoints.checkpoint import Checkpoint
 from dualign.checkpoints.embedded import EMBEDDED
+from dualign.checkpoints.hashing import sha256
 from dualign.errors import DualignError, PublishError
 from dualign.publish.facts import Hub, cached_commit, cached_snapshot
 from dualign.publish.lineage import Root
@@ -141,7 +141,7 @@ def difference(base: Base, hub: Hub) -> str | None:
         return None
     facts = hub.facts(base.id, revision=base.revision)
     try:
-        own = {_sha256(file) for file in Checkpoint(folder).files}
+        own = {sha256(file) for file in Checkpoint(folder).files}
     except DualignError as error:
         return str(error)
     on_hub = (
@@ -183,11 +183,6 @@ def _differing(own: Path, other: Path) -> str | None:
             if not np.array_equal(a.read(start, stop), b.read(start, stop)):
                 return f"{name} holds other numbers"
     return None
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def names_of(bases: Sequence[Base]) -> Mapping[str, str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from dualign.checkpoints.checkpoint import read_json
+from dualign.checkpoints.hashing import sha256
 from dualign.checkpoints.header import Entry, read_header
 from dualign.checkpoints.numbers import STORED, is_finite, widen
 from dualign.doctor.doctor import examine_directory
@@ -175,13 +176,9 @@ def paths_check(folder: Path, files: Sequence[str], *, own: Sequence[str]) -> Ch
 
 def hashes_check(folder: Path, files: Sequence[str], said: Mapping[str, str]) -> Check:
     """Whether run.json has the sha256 of every other file."""
-    import hashlib
-
     faults = []
     for name in (one for one in files if one != "run.json"):
-        with (folder / name).open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
-        if said.get(name) != found:
+        if said.get(name) != sha256(folder / name):
             faults.append(
                 f"{name} isn't what run.json has the hash of: it changed while it was checked"
             )

@@ -1,12 +1,12 @@
 """What tells of the checkpoint: figures, metrics.json, the card and run.json with every file's sha256."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dualign import __version__
+from dualign.checkpoints.hashing import sha256
 from dualign.evaluation.scores import short_label
 from dualign.publish import card as cards
 from dualign.publish.card_text import Content, body
@@ -47,10 +47,10 @@ def describe(
     models = _models(subject)
     figures = _draw(subject, models, folder / FIGURES)
     _write_metrics(subject, folder)
-    weights = {name: _sha256(folder / name) for name in staged_files(folder)}
+    weights = {name: sha256(folder / name) for name in staged_files(folder)}
     card = _card(subject, models, figures, weights, found, tried, card_before)
     (folder / "README.md").write_text(str(card), encoding="utf-8", errors="replace")
-    hashes = {name: _sha256(folder / name) for name in staged_files(folder)}
+    hashes = {name: sha256(folder / name) for name in staged_files(folder)}
     write_json(folder / "run.json", _record(subject, found, tried, hashes))
     return Described(
         card=str(card), hashes=hashes, checks=(card_check(card, ask_hub=subject.request.ask_hub),)
@@ -236,8 +236,3 @@ def _record(
         },
         "files": dict(hashes),
     }
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -10,6 +10,7 @@ from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
+from dualign.checkpoints.hashing import sha256
 from dualign.errors import PublishError
 from dualign.publish.hub import HUB_ERRORS, hub_api, patiently, refusal, status_of
 
@@ -29,9 +30,9 @@ class RemoteFile:
         size = path.stat().st_size
         if size != self.size:
             return False
+        if self.sha256:
+            return sha256(path) == self.sha256
         with path.open("rb") as handle:
-            if self.sha256:
-                return hashlib.file_digest(handle, "sha256").hexdigest() == self.sha256
             return hashlib.sha1(b"blob %d\0" % size + handle.read()).hexdigest() == self.blob
 
 

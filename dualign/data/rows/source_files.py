@@ -5,6 +5,7 @@ skipped by it.
 import hashlib
 from pathlib import Path
 
+from dualign.checkpoints.hashing import sha256
 from dualign.errors import DataError
 
 FORMATS = {
@@ -17,7 +18,6 @@ FORMATS = {
     ".arrow": "arrow",
 }
 _GLOB = frozenset("*?[")
-_CHUNK = 1 << 20
 
 
 def local_files(path: str, base: Path | None = None) -> list[Path]:
@@ -43,7 +43,7 @@ def local_files(path: str, base: Path | None = None) -> list[Path]:
 
 def fingerprint_files(path: str, base: Path | None = None) -> list[tuple[str, str]]:
     """(file, sha256 of its bytes) for each local file of a source; empty for a hub id."""
-    return [(str(file), sha256_of(file)) for file in local_files(path, base)]
+    return [(str(file), sha256(file)) for file in local_files(path, base)]
 
 
 def combined_sha256(fingerprints: list[tuple[str, str]]) -> str:
@@ -105,12 +105,3 @@ def _looks_local(path: str) -> bool:
     if path.startswith(("/", "./", "../", "~")) or path.count("/") > 1:
         return True
     return any(suffix.lower() in FORMATS for suffix in Path(path).suffixes)
-
-
-def sha256_of(file: Path) -> str:
-    """Hex sha256 of a file's bytes."""
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()

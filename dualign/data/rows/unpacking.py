@@ -13,7 +13,7 @@ from pathlib import Path
 import datasets
 import fsspec
 
-from dualign.data.rows.source_files import sha256_of
+from dualign.checkpoints.hashing import sha256
 from dualign.errors import DataError
 
 _INSIDE = ("parquet", "arrow")
@@ -36,7 +36,7 @@ def need_zstandard(source: str, files: list[Path]) -> None:
 
 
 def _unpack(file: Path) -> Path:
-    place = Path(datasets.config.HF_DATASETS_CACHE) / "unpacked" / sha256_of(file)
+    place = Path(datasets.config.HF_DATASETS_CACHE) / "unpacked" / sha256(file)
     if not place.is_file():
         place.parent.mkdir(parents=True, exist_ok=True)
         handle, path = tempfile.mkstemp(dir=place.parent)
