@@ -5,13 +5,16 @@ from math import ceil
 
 import numpy as np
 
+from dualign.checkpoints.allocator import keep_freed_blocks
 from dualign.checkpoints.numbers import narrow, widen
 from dualign.checkpoints.shards import SHARD_BYTES, plan, processors, shard_names, split
+from dualign.merging.catalogue import METHODS
 from dualign.merging.merge import Prepared
 from dualign.merging.merged import combined
 from dualign.merging.methods.tensors import BLOCK, in_memory, whole
+from dualign.merging.plan import Job
 
-_SAMPLE = 16  # blocks of made numbers that the method is timed on
+_SAMPLE = 4  # blocks of made numbers that the method is timed on
 _HASHED = 1.5e9  # bytes a second and thread
 
 
@@ -22,8 +25,7 @@ def estimate(prepared: Prepared, *, threads: int | None = None) -> str:
     read = sum(file.stat().st_size for file in weights.files)
     written = sum(one.nbytes for one in planned)
     files = shard_names(len(split(planned, SHARD_BYTES)))
-    each = len(next(iter(weights.jobs.values())).inputs) + 2
-    memory = threads * BLOCK * 8 * (2 * each + 4) / 1e6
+    memory = threads * BLOCK * max(map(_bytes_each, weights.jobs.values())) / 1e6
     seconds = sum(one.size for one in planned) * seconds_each(prepared) / threads
     seconds += (read + written) / _HASHED / threads
     return "\n".join(
@@ -39,6 +41,13 @@ def estimate(prepared: Prepared, *, threads: int | None = None) -> str:
             *_decisions(prepared),
         ]
     )
+
+
+def _bytes_each(job: Job) -> int:
+    """Of one element while it is made: its sum in float64, and what is read and written; with methods
+    that look first, the changes of all models in float64 too.
+    """
+    return 30 if METHODS[job.method].by_element else 40 + 8 * len(job.inputs)
 
 
 def _decisions(prepared: Prepared) -> list[str]:
@@ -58,6 +67,7 @@ def _short(value: object) -> str:
 
 def seconds_each(prepared: Prepared) -> float:
     """For one element, by the method of a large tensor on made numbers."""
+    keep_freed_blocks()
     job = max(prepared.weights.jobs.values(), key=lambda one: one.entry.size)
     shape = (BLOCK * _SAMPLE // 1024, 1024)
     made = np.random.default_rng(0).normal(0, 0.02, shape).astype(np.float32)

@@ -35,7 +35,7 @@ from dualign.merging.config import Merge, MergeStage, merge_problems
 from dualign.merging.merged import Merged
 from dualign.merging.plan import Models, config_of, plan
 from dualign.merging.preflight import Choices, check
-from dualign.merging.provenance import hashes, remembered, weights_applied, write_merge_json
+from dualign.merging.provenance import hashing, remembered, weights_applied, write_merge_json
 from dualign.merging.realigned import realign, require_ids, write_vocabulary
 from dualign.merging.record import to_json
 from dualign.merging.templates import text_of
@@ -164,12 +164,12 @@ def write(
 ) -> dict[str, Any]:
     """Write weights, side files and merge.json into `work`; returns what merge.json says."""
     merge, weights = prepared.merge, prepared.weights
-    shards = write_weights(weights, work, dtype=merge.dtype, threads=threads, resume=resume)
-    write_beside(prepared, work)
-    check_written(work, weights, template=prepared.template, alignment=prepared.alignment)
-    verified = recompute(work, weights, seed=seed, threads=threads)
-    with remembered() as digests:
-        inputs = hashes(weights.files, digests, threads)
+    with remembered() as digests, hashing(weights.files, digests, threads) as hashed:
+        shards = write_weights(weights, work, dtype=merge.dtype, threads=threads, resume=resume)
+        write_beside(prepared, work)
+        check_written(work, weights, template=prepared.template, alignment=prepared.alignment)
+        verified = recompute(work, weights, seed=seed, threads=threads)
+        inputs = hashed()
     record: dict[str, Any] = {
         "method": merge.method,
         "dtype": merge.dtype,

@@ -61,6 +61,8 @@ def _alone(work: Path) -> Iterator[None]:
     handle = os.open(work, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not work.is_dir() or not os.path.samestat(work.stat(), os.fstat(handle)):
+            raise BlockingIOError  # one that was writing here has just given its folder its name
         yield
     except BlockingIOError:
         raise CheckpointError(

@@ -2,11 +2,13 @@
 
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from dualign.checkpoints.embedded import cache_folder
@@ -36,15 +38,45 @@ def remembered() -> Iterator[Digests]:
 
 
 def hashes(files: Sequence[Path], digests: Digests, threads: int | None = None) -> dict[Path, str]:
-    """The SHA-256 of each file; several are read at once, the largest first."""
+    """The SHA-256 of each file."""
+    with hashing(files, digests, threads) as found:
+        return found()
+
+
+@contextmanager
+def hashing(
+    files: Sequence[Path], digests: Digests, threads: int | None = None
+) -> Iterator[Callable[[], dict[Path, str]]]:
+    """Hash files while the block does something else; what it is given waits for those that are left.
+
+    Several files are read at once, the largest first. When the block fails, so does the hashing.
+    """
     sizes = {file: file.stat().st_size for file in files}
-    ordered = sorted(files, key=lambda file: -sizes[file])
-    with (
-        ThreadPoolExecutor(threads or processors()) as pool,
-        progress(sum(sizes.values()), "hashing") as bar,
-    ):
-        found = pool.map(lambda file: digests.file(file, bar.update), ordered)
-        return dict(zip(ordered, found, strict=True))
+    done, over = Counter[Path](), Event()
+
+    def digest(file: Path) -> str:
+        def advance(size: int) -> None:
+            done[file] += size
+            if over.is_set():
+                raise CancelledError
+
+        return digests.file(file, advance)
+
+    with ThreadPoolExecutor(threads or processors()) as pool:
+        ordered = sorted(sizes, key=lambda file: -sizes[file])
+        work = {file: pool.submit(digest, file) for file in ordered}
+
+        def found() -> dict[Path, str]:
+            with progress(sum(sizes.values()), "hashing", done=done.total()) as bar:
+                while wait(work.values(), timeout=0.1).not_done:
+                    bar.update(done.total() - bar.n)
+            return {file: one.result() for file, one in work.items()}
+
+        try:
+            yield found
+        except BaseException:
+            over.set()
+            raise
 
 
 def weights_applied(jobs: Mapping[str, Job]) -> list[dict[str, Any]]:

@@ -1,8 +1,9 @@
-"""Stored numbers to float32 and back, in numpy: bfloat16 is the upper half of a float32."""
+"""Stored numbers to float32 and back. numpy has no bfloat16, so arrays of it hold its bits."""
 
 from typing import Any
 
 import numpy as np
+from ml_dtypes import bfloat16
 from numpy.typing import NDArray
 
 from dualign.errors import MergeError
@@ -30,11 +31,8 @@ def is_finite(stored: Array, dtype: str) -> bool:
 
 def widen(stored: Array, dtype: str) -> Array:
     """Stored numbers as float32; exact."""
-    if dtype == "BF16":
-        bits = stored.astype(np.uint32)
-        bits <<= 16
-        return bits.view(np.float32)
-    return stored.astype(np.float32, copy=False)
+    numbers = stored.view(bfloat16) if dtype == "BF16" else stored
+    return numbers.astype(np.float32, copy=False)
 
 
 def narrow(values: Array, dtype: str) -> Array:
@@ -52,7 +50,9 @@ def narrow(values: Array, dtype: str) -> Array:
     if single.size and not (single.max() < limit and single.min() > -limit):  # a NaN is neither
         bad = ~np.isfinite(values)
         raise NotFinite(int(np.argmax(bad if bad.any() else np.abs(values))))
-    return _to_bfloat16(single) if dtype == "BF16" else single.astype(STORED[dtype], copy=False)
+    if dtype == "BF16":
+        return single.astype(bfloat16).view(np.uint16)
+    return single.astype(STORED[dtype], copy=False)
 
 
 class NotFinite(MergeError):
@@ -61,13 +61,3 @@ class NotFinite(MergeError):
     def __init__(self, place: int) -> None:
         super().__init__(f"element {place} isn't finite, or too large for the type")
         self.place = place
-
-
-def _to_bfloat16(single: Array) -> Array:
-    bits = np.ascontiguousarray(single).view(np.uint32)
-    rounded = bits >> np.uint32(16)
-    rounded &= np.uint32(1)
-    rounded += np.uint32(0x7FFF)
-    rounded += bits  # a carry moves on into the exponent, as it must
-    rounded >>= np.uint32(16)
-    return rounded.astype(np.uint16)

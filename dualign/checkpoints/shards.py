@@ -29,7 +29,7 @@ TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "merges.txt", "tokenizer.model", "chat_template.jinja",
 )  # fmt: skip
-PIECE = 1 << 15  # elements made at once
+PIECE = 1 << 18  # elements made at once
 _SHARE = 1 << 20  # elements that one thread makes before it looks for more work
 _SENT = 64 << 20  # bytes after which the disk is asked to start
 

@@ -22,6 +22,7 @@ from dualign.data.tokens.packing import Pieces, fill, pack
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_AT_ONCE = 1 << 16
 _IDS = datasets.List(datasets.Value("int32"))
 PACKED_FEATURES = datasets.Features(
     {"input_ids": _IDS, "labels": _IDS, "seq_lengths": _IDS, "doc_groups": _IDS}
@@ -87,8 +88,8 @@ def prepare_sft(
             random = generator(seed, "validation rows")
             title = "packing validation"
             tables["validation"] = _packed(mixed, mixed.validation, data, random, title)
-        tokens = int(mixed.tokens[mixed.train].sum())
-        return tables, _about(mixed) | {"fill": tokens / (len(tables["train"]) * data.max_tokens)}
+        room = len(tables["train"]) * data.max_tokens
+        return tables, _about(mixed) | {"fill": mixed.rows["tokens"] / room}
 
     key = cache_key("sft", data, tokenizer, template, seed=seed, base=base)
     tables, about = kept(key, make) if key else make()
@@ -173,18 +174,27 @@ class _Parts:
 
 def _parts(mixed: Mixed, documents: Indices) -> _Parts:
     column = mixed.table.select_columns(["parts"]).with_format("arrow")[:]["parts"].combine_chunks()
-    begins = column.offsets.to_numpy()
-    counts = np.diff(begins)[documents]
+    begins, ends = column.offsets.to_numpy(), np.cumsum(column.values.to_numpy(), dtype=np.int64)
+    made = [
+        _parts_of(documents[start : start + _AT_ONCE], begins, ends)
+        for start in range(0, len(documents), _AT_ONCE)
+    ]
+    rows, starts, stops = (np.concatenate(one) for one in zip(*made, strict=True))
+    return _Parts(rows=rows, starts=starts, stops=stops)
+
+
+def _parts_of(documents: Indices, begins: Indices, ends: Indices) -> tuple[Indices, ...]:
+    """Rows, starts and stops. Row i has the parts `begins[i]`..`begins[i + 1]`; part j ends with token
+    `ends[j]` of all parts.
+    """
+    counts = begins[documents + 1] - begins[documents]
     first = np.cumsum(counts) - counts
-    within = np.arange(counts.sum()) - np.repeat(first, counts)
-    places = np.repeat(begins[:-1][documents], counts) + within
-    ends = np.cumsum(column.values.to_numpy(), dtype=np.int64)
-    before = ends - column.values.to_numpy()
+    places = np.arange(counts.sum()) + np.repeat(begins[documents] - first, counts)
+    before = np.where(places > 0, ends[places - 1], 0)
     # Lengths count from the row's own first token.
-    base = np.repeat(before[begins[:-1][documents]], counts)
-    return _Parts(
-        rows=np.repeat(documents, counts), starts=before[places] - base, stops=ends[places] - base
-    )
+    base = np.repeat(before[first], counts)
+    rows = np.repeat(documents, counts)
+    return rows, (before - base).astype(np.int32), (ends[places] - base).astype(np.int32)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,30 +3,44 @@
 from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from dualign.data.mix.draws import Indices
+from dualign.data.mix.tokenised import Tokenised, Words
 from dualign.data.tokens.encoding import Encoded
+
+
+@dataclass(kw_only=True, slots=True)
+class _Texts:
+    """A column of texts of which few differ."""
+
+    names: dict[str, int] = field(default_factory=dict)
+    places: "array[int]" = field(default_factory=lambda: array("H"))
+
+    def append(self, text: str) -> None:
+        self.places.append(self.names.setdefault(text, len(self.names)))
+
+    def words(self) -> Words:
+        return Words(names=list(self.names), place=np.array(self.places, dtype=np.uint16))
 
 
 @dataclass(kw_only=True, slots=True)
 class RowLog:
     """Columns with an entry for each row, in the order of the sources and of their rows."""
 
-    owner: "array[int]" = field(default_factory=lambda: array("q"))
+    owner: "array[int]" = field(default_factory=lambda: array("i"))
     """the number of the row's source"""
-    row: "array[int]" = field(default_factory=lambda: array("q"))
+    row: "array[int]" = field(default_factory=lambda: array("i"))
     """its place in the source"""
-    tokens: "array[int]" = field(default_factory=lambda: array("q"))
-    supervised: "array[int]" = field(default_factory=lambda: array("q"))
+    tokens: "array[int]" = field(default_factory=lambda: array("i"))
+    supervised: "array[int]" = field(default_factory=lambda: array("i"))
     hashes: "array[int]" = field(default_factory=lambda: array("q"))
     """of mode and text; 0 for a row that was refused"""
-    mode: list[str] = field(default_factory=list)
-    code: list[str] = field(default_factory=list)
+    mode: _Texts = field(default_factory=_Texts)
+    code: _Texts = field(default_factory=_Texts)
     """why the row was refused; empty: it wasn't"""
-    repairs: list[str] = field(default_factory=list)
+    repairs: _Texts = field(default_factory=_Texts)
 
     def add(self, owner: int, row: Encoded) -> None:
         """A row of source number `owner`, kept or refused."""
@@ -40,26 +54,24 @@ class RowLog:
         self.code.append(entry["code"])
         self.repairs.append(entry["repairs"])
 
-    def about(self) -> dict[str, Any]:
-        """The columns that an account is made of."""
-        return {
-            "mode": np.array(self.mode, dtype=object),
-            "code": np.array(self.code, dtype=object),
-            "repairs": np.array(self.repairs, dtype=object),
-            "tokens": _column(self.tokens),
-            "supervised": _column(self.supervised),
-        }
-
-    def owners(self) -> Indices:
-        return _column(self.owner)
+    def tokenised(self) -> Tokenised:
+        """What an account is made of."""
+        return Tokenised(
+            owner=_column(self.owner),
+            mode=self.mode.words(),
+            code=self.code.words(),
+            repairs=self.repairs.words(),
+            tokens=_column(self.tokens),
+            supervised=_column(self.supervised),
+        )
 
     def repeats(self) -> Mapping[int, int]:
         """Place of a row -> place of the earlier row with the same hash."""
-        hashes = _column(self.hashes)
+        hashes = np.array(self.hashes, dtype=np.int64)
         _, first, where = np.unique(hashes, return_index=True, return_inverse=True)
         again = np.flatnonzero((first[where] != np.arange(len(hashes))) & (hashes != 0))
         return dict(zip(again.tolist(), first[where[again]].tolist(), strict=True))
 
 
-def _column(values: "array[int]") -> Indices:
-    return np.array(values, dtype=np.int64)
+def _column(values: "array[int]") -> NDArray[np.int32]:
+    return np.array(values, dtype=np.int32)

@@ -9,11 +9,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
 from dualign.data.faults import RowError
 from dualign.data.mix.accounting import account, grouped, tally_rows
-from dualign.data.mix.draws import Indices
+from dualign.data.mix.draws import Indices, places
 from dualign.data.mix.settling import settle
 from dualign.data.rows.policies import stops
 from dualign.data.rows.sources import source_label
@@ -171,18 +169,18 @@ def _conclude(made: Survey, gathered: Gathered) -> Mapping[str, Any]:
 
 def _account(made: Survey, gathered: Gathered) -> Mapping[str, Any]:
     """As training settles the mixture; where it can't, every kept row counts once."""
-    about, owner, data = made.log.about(), made.log.owners(), gathered.data
-    if not len(owner):
+    rows, data = made.log.tokenised(), gathered.data
+    if not len(rows):
         return {}
-    kept = np.flatnonzero(about["code"] == "")
+    kept = places(rows.code.holds(""))
     try:
-        settled = settle(about, owner, gathered.drawn, gathered.screened, data, made.subject.seed)
+        settled = settle(rows, gathered.drawn, gathered.screened, data, made.subject.seed)
     except DataError as error:
         code = "mixture_impossible" if len(kept) else "nothing_left"
         made.findings.add(Fault(code, str(error)), source=_whole(made.subject))
         labels = [source_label(source) for source in data.sources]
-        group, groups = grouped(about["mode"], owner, labels)
-        return account(tally_rows(group, groups, about, kept, kept[:0], {}))
+        group, groups = grouped(rows, labels)
+        return account(tally_rows(rows, group, groups, kept, kept[:0], {}))
     return settled.rows
 
 

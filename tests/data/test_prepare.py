@@ -361,9 +361,7 @@ def test_draws_are_independent_of_each_other() -> None:
 
 
 def test_the_account_by_hand() -> None:
-    tally = Tally(
-        source="s", mode="think", kept=3, validation=1, repeats=2, lengths=np.array([4, 4, 6, 6])
-    )
+    tally = Tally(source="s", mode="think", kept=3, validation=1, repeats=2, examples=4, tokens=20)
     tally.dropped["too_long"] = 2
     rows = account([tally])
     assert (rows["in"], rows["kept"], rows["tokens"]) == (5, 3, 20)

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dualign.data.mix.draws import Indices
+from dualign.data.mix.tokenised import Chosen, Tokenised
 
 Group = tuple[str, str]
 """(mode, source)"""
@@ -18,7 +18,7 @@ UNKNOWN_MODE = "unknown"
 
 @dataclass(kw_only=True, slots=True)
 class Tally:
-    """The rows of one source and mode. `lengths` and `supervised` are the tokens of each row
+    """The rows of one source and mode. `examples`, `tokens`, `supervised` and `longest` are of the rows
     trained on, repeats included.
     """
 
@@ -29,43 +29,38 @@ class Tally:
     repaired: Counter[str] = field(default_factory=Counter)
     validation: int = 0
     repeats: int = 0
-    lengths: Indices = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    examples: int = 0
+    tokens: int = 0
     supervised: int = 0
+    longest: int = 0
 
 
-def grouped(
-    modes: NDArray[Any], owner: Indices, labels: Sequence[str]
-) -> tuple[Indices, list[Group]]:
-    """The group of each row, as a place in the list of all groups; `owner` is the number of its
-    source. Groups come in the order of their first rows.
+def grouped(rows: Tokenised, labels: Sequence[str]) -> tuple[Indices, list[Group]]:
+    """The group of each row, as a place in the list of all groups, which come in the order of their
+    first rows.
     """
-    names = list(dict.fromkeys(modes.tolist()))
-    place = {name: number for number, name in enumerate(names)}
-    mode = np.fromiter((place[name] for name in modes), dtype=np.int64, count=len(modes))
-    keys, first, which = np.unique(
-        owner * len(names) + mode, return_index=True, return_inverse=True
-    )
-    by_first = np.argsort(first)
-    groups = [
-        (names[key % len(names)], labels[key // len(names)]) for key in keys[by_first].tolist()
-    ]
-    return np.argsort(by_first)[which], groups
+    names = rows.mode.names
+    keys = rows.owner * len(names) + rows.mode.place
+    first = {key: int((keys == key).argmax()) for key in np.flatnonzero(np.bincount(keys)).tolist()}
+    ordered = sorted(first, key=first.__getitem__)
+    place = np.zeros(len(labels) * len(names), dtype=np.int32)
+    place[ordered] = np.arange(len(ordered))
+    return place[keys], [(names[key % len(names)], labels[key // len(names)]) for key in ordered]
 
 
 def tally_rows(
+    rows: Tokenised,
     group: Indices,
     groups: Sequence[Group],
-    about: Mapping[str, Any],
     train: Indices,
     validation: Indices,
     unseen: Mapping[Group, Counter[str]],
 ) -> list[Tally]:
-    """A tally for each group. `group` and the columns of `about` have an entry for each tokenised
-    row; `train` and `validation` are places in them, and `unseen` counts rows that weren't drawn, by the
-    key of the recipe that left them out.
+    """A tally for each group. `train` and `validation` are places in `rows`, and `unseen` counts rows
+    that weren't drawn, by the key of the recipe that left them out.
     """
     found = {
-        key: _tally(key, group == number, about, train[group[train] == number], validation)
+        key: _tally(key, rows, group == number, train[group[train] == number], validation)
         for number, key in enumerate(groups)
     }
     for key, counts in unseen.items():
@@ -73,19 +68,14 @@ def tally_rows(
     return list(found.values())
 
 
-def _tally(
-    key: Group,
-    mine: NDArray[np.bool_],
-    about: Mapping[str, Any],
-    train: Indices,
-    validation: Indices,
-) -> Tally:
-    codes = Counter(about["code"][mine].tolist())
+def _tally(key: Group, rows: Tokenised, mine: Chosen, train: Indices, validation: Indices) -> Tally:
+    codes = rows.code.counted(mine)
     kept = codes.pop("", 0)
     repaired: Counter[str] = Counter()
-    mended = Counter(about["repairs"][mine & (about["code"] == "")].tolist())
-    for repairs, count in mended.items():
+    for repairs, count in rows.repairs.counted(mine & rows.code.holds("")).items():
         repaired.update(dict.fromkeys(filter(None, repairs.split(",")), count))
+    once = np.zeros(len(rows), dtype=bool)
+    once[train] = True
     return Tally(
         mode=key[0],
         source=key[1],
@@ -93,9 +83,11 @@ def _tally(
         dropped=codes,
         repaired=repaired,
         validation=int(mine[validation].sum()),
-        repeats=len(train) - len(np.unique(train)),
-        lengths=about["tokens"][train],
-        supervised=int(about["supervised"][train].sum()),
+        repeats=len(train) - int(once.sum()),
+        examples=len(train),
+        tokens=int(rows.tokens[train].sum()),
+        supervised=int(rows.supervised[train].sum()),
+        longest=int(rows.tokens[train].max(initial=0)),
     )
 
 
@@ -126,7 +118,7 @@ _SUMMED = ("in", "kept", "validation", "repeats", "examples", "tokens", "supervi
 
 
 def _entry(tally: Tally) -> dict[str, Any]:
-    examples = len(tally.lengths)
+    examples = tally.examples
     assert examples == tally.kept - tally.validation + tally.repeats, "rows were lost"
     return {
         "source": tally.source,
@@ -138,8 +130,8 @@ def _entry(tally: Tally) -> dict[str, Any]:
         "validation": tally.validation,
         "repeats": tally.repeats,
         "examples": examples,
-        "tokens": int(tally.lengths.sum()),
+        "tokens": tally.tokens,
         "supervised_tokens": tally.supervised,
-        "mean_tokens": round(int(tally.lengths.sum()) / examples, 1) if examples else 0.0,
-        "max_tokens": int(tally.lengths.max(initial=0)),
+        "mean_tokens": round(tally.tokens / examples, 1) if examples else 0.0,
+        "max_tokens": tally.longest,
     }

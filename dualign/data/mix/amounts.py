@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dualign.data.conversation import MODES
-from dualign.data.mix.draws import Indices, generator, repeated
+from dualign.data.mix.draws import Indices, generator, places, repeated
 from dualign.data.mix.shares import mixed_tokens, take, wanted_tokens
 from dualign.data.settings import DataConfig, SourceConfig
 from dualign.errors import DataError
@@ -48,8 +48,9 @@ def choose(candidates: Indices, rows: Rows, data: DataConfig, seed: int) -> Chos
         _to_tokens(one, source, rows) for one, source in zip(drawn, data.sources, strict=True)
     ]
     chosen = _to_shares(amount, rows, data)
-    lost = _minus(drawn, amount, "tokens")
-    lost |= _minus(amount, chosen, "share" if data.mix is None else "mix")
+    count = len(rows.owner)
+    lost = _minus(drawn, amount, "tokens", count)
+    lost |= _minus(amount, chosen, "share" if data.mix is None else "mix", count)
     return Chosen(train=np.concatenate(chosen), left_out=lost)
 
 
@@ -100,7 +101,15 @@ def _by_mode(one: Indices, rows: Rows) -> NDArray[np.float64]:
     return np.array([tokens[modes == mode].sum() for mode in range(len(MODES))], dtype=np.float64)
 
 
-def _minus(before: list[Indices], after: list[Indices], reason: str) -> dict[str, Indices]:
-    """Rows that are in `before` but not at all in `after`, under the reason that they went for."""
-    lost = np.setdiff1d(np.concatenate(before), np.concatenate(after))
-    return {reason: lost} if len(lost) else {}
+def _minus(
+    before: list[Indices], after: list[Indices], reason: str, count: int
+) -> dict[str, Indices]:
+    """Those of `count` rows that are in `before` but not at all in `after`, under the reason that they
+    went for.
+    """
+    lost = np.zeros(count, dtype=bool)
+    for rows in before:
+        lost[rows] = True
+    for rows in after:
+        lost[rows] = False
+    return {reason: places(lost)} if lost.any() else {}

@@ -5,6 +5,7 @@ adding a source or a validation split doesn't change the other draws.
 """
 
 import zlib
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,8 @@ from numpy.typing import NDArray
 from dualign.data.settings import SourceConfig
 from dualign.errors import DataError
 
-Indices = NDArray[np.int64]
+Indices = NDArray[np.integer[Any]]
+"""Places of rows, in int32 where there is one for each row."""
 
 
 def generator(seed: int, draw: str, number: int = 0) -> np.random.Generator:
@@ -20,11 +22,21 @@ def generator(seed: int, draw: str, number: int = 0) -> np.random.Generator:
     return np.random.default_rng([seed, zlib.crc32(draw.encode()), number])
 
 
+def places(chosen: NDArray[np.bool_]) -> Indices:
+    """Where `chosen` is true, ascending."""
+    return np.flatnonzero(chosen).astype(np.int32)
+
+
 def drawn_rows(count: int, weight: float, random: np.random.Generator) -> Indices:
     """The rows that a weight keeps, ascending: all, or for a weight below 1 that fraction."""
     if weight >= 1:
-        return np.arange(count)
-    return np.sort(random.permutation(count)[: round(count * weight)])
+        return np.arange(count, dtype=np.int32)
+    return _first(random, count, round(count * weight))
+
+
+def _first(random: np.random.Generator, count: int, wanted: int) -> Indices:
+    """So many of `count` rows, ascending."""
+    return np.sort(random.permutation(np.arange(count, dtype=np.int32))[:wanted])
 
 
 def source_rows(count: int, source: SourceConfig, random: np.random.Generator) -> Indices:
@@ -34,7 +46,7 @@ def source_rows(count: int, source: SourceConfig, random: np.random.Generator) -
     if source.rows is None:
         drawn = drawn_rows(count, source.weight or 1.0, random)
     elif source.rows <= count:
-        drawn = np.sort(random.permutation(count)[: source.rows])
+        drawn = _first(random, count, source.rows)
     else:
         raise DataError(
             f"source {source.path!r}: rows: {source.rows:,} asked, it holds {count:,}. "
@@ -53,7 +65,9 @@ def repeated(rows: Indices, weight: float, random: np.random.Generator) -> Indic
     """
     passes = [random.permutation(rows) for _ in range(max(1, int(weight)))]
     extra = round((weight - int(weight)) * len(rows)) if weight > 1 else 0
-    return np.concatenate([*passes, random.permutation(rows)[:extra]])
+    if extra:
+        passes.append(random.permutation(rows)[:extra])
+    return np.concatenate(passes) if passes[1:] else passes[0]
 
 
 def held_out(count: int, validation_rows: int, random: np.random.Generator) -> Indices:
@@ -63,4 +77,4 @@ def held_out(count: int, validation_rows: int, random: np.random.Generator) -> I
             f"data.validation_rows is {validation_rows}, but only {count} rows were kept: "
             "nothing would be left to train on. Ask for fewer."
         )
-    return np.sort(random.permutation(count)[:validation_rows])
+    return _first(random, count, validation_rows)

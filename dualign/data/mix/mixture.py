@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import datasets
-import numpy as np
 
 from dualign.data.caching import map_afresh
 from dualign.data.mix.accounting import Group
 from dualign.data.mix.draws import Indices
 from dualign.data.mix.screening import Screened, screen
 from dualign.data.mix.settling import check_labels, settle
+from dualign.data.mix.tokenised import Tokenised, numbers, owners, words
 from dualign.data.rows.loading import Drawn, draw_source
 from dualign.data.rows.shape_check import check_shapes
 from dualign.data.rows.sources import source_label
@@ -34,13 +34,11 @@ if TYPE_CHECKING:
 class Mixed:
     """All tokenised rows of all sources, and which of them are trained on, in order.
 
-    `group`, `tokens` have an entry for each row of `table`; `group` is -1 for a row that was left
-    out.
+    `group` has an entry for each row of `table`, -1 for one that was left out.
     """
 
     table: datasets.Dataset
     group: Indices
-    tokens: Indices
     train: Indices
     validation: Indices
     groups: tuple[Group, ...]
@@ -100,13 +98,11 @@ def _mixed(
     seed: int,
 ) -> Mixed:
     table = datasets.concatenate_datasets(tables)
-    about = _about(table)
-    owner = np.repeat(np.arange(len(tables)), [len(one) for one in tables])
-    settled = settle(about, owner, drawn, screened, data, seed)
+    tokenised = _tokenised(table, [len(one) for one in tables])
+    settled = settle(tokenised, drawn, screened, data, seed)
     return Mixed(
         table=table,
         group=settled.group,
-        tokens=about["tokens"],
         train=settled.train,
         validation=settled.validation,
         groups=settled.groups,
@@ -118,16 +114,17 @@ def _mixed(
     )
 
 
-def _about(table: datasets.Dataset) -> dict[str, Any]:
-    """What is told of each row, as arrays. Equal texts are one object: there may be millions."""
-    columns = table.select_columns(["code", "repairs", "mode", "tokens", "supervised"])
-    found: dict[str, Any] = {}
-    arrow = columns.with_format("arrow")[:]
-    for name, column in zip(columns.column_names, arrow.itercolumns(), strict=True):
-        if name in ("tokens", "supervised"):
-            found[name] = column.to_numpy()
-        else:
-            words = column.combine_chunks().dictionary_encode()
-            known = np.array(words.dictionary.to_pylist(), dtype=object)
-            found[name] = known[words.indices.to_numpy()]
-    return found
+def _tokenised(table: datasets.Dataset, sizes: Sequence[int]) -> Tokenised:
+    """What is remembered of the rows of a table that joins sources of so many rows."""
+
+    def column(name: str) -> Any:
+        return table.select_columns([name]).with_format("arrow")[:][name]
+
+    return Tokenised(
+        owner=owners(sizes),
+        mode=words(column("mode")),
+        code=words(column("code")),
+        repairs=words(column("repairs")),
+        tokens=numbers(column("tokens")),
+        supervised=numbers(column("supervised")),
+    )

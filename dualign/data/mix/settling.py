@@ -13,8 +13,9 @@ import numpy as np
 from dualign.data.conversation import MODES
 from dualign.data.mix.accounting import UNKNOWN_MODE, Group, account, grouped, tally_rows
 from dualign.data.mix.amounts import Rows, choose
-from dualign.data.mix.draws import Indices, generator, held_out
+from dualign.data.mix.draws import Indices, generator, held_out, places
 from dualign.data.mix.screening import Screened
+from dualign.data.mix.tokenised import Tokenised, Words
 from dualign.data.rows.loading import Drawn
 from dualign.data.rows.sources import source_label
 from dualign.data.settings import DataConfig
@@ -35,38 +36,35 @@ class Settled:
 
 
 def settle(
-    about: Mapping[str, Any],
-    owner: Indices,
+    rows: Tokenised,
     drawn: Sequence[Drawn],
     screened: Screened,
     data: DataConfig,
     seed: int,
 ) -> Settled:
-    """Hold rows out, take each source's amount, shuffle, and count. `about` has the columns code,
-    repairs, mode, tokens and supervised with an entry for each row, `owner` the number of its source.
+    """Hold rows out, take each source's amount, shuffle, and count. What is left out here gets its code
+    in `rows`.
 
     Raises:
         DataError: no row is left, or an amount that the rows don't hold.
     """
     labels = [source_label(source) for source in data.sources]
-    kept = np.flatnonzero(about["code"] == "")
     unseen = _unseen(data, drawn, screened)
-    _require_rows(kept, about["code"], unseen)
+    left = rows.code.holds("")
+    kept = places(left)
+    _require_rows(kept, rows.code, unseen)
     validation = kept[held_out(len(kept), data.validation_rows, generator(seed, "validation"))]
-    remaining = np.setdiff1d(kept, validation, assume_unique=True)
-    mode = np.full(len(owner), -1)
-    for number, name in enumerate(MODES):
-        mode[about["mode"] == name] = number
-    rows = Rows(owner=owner, mode=mode, tokens=about["tokens"], labels=labels)
-    chosen = choose(remaining, rows, data, seed)
+    left[validation] = False
+    chosen = choose(places(left), _by_mode(rows, labels), data, seed)
     for reason, lost in chosen.left_out.items():
-        about["code"][lost] = reason
-    _require_rows(chosen.train, about["code"], unseen)
-    group, met = grouped(about["mode"], owner, labels)
-    counted = account(tally_rows(group, met, about, chosen.train, validation, unseen))
-    kept_groups = {met[number] for number in np.unique(group[about["code"] == ""])}
+        rows.code.put(lost, reason)
+    _require_rows(chosen.train, rows.code, unseen)
+    group, met = grouped(rows, labels)
+    counted = account(tally_rows(rows, group, met, chosen.train, validation, unseen))
+    counts = np.bincount(group[rows.code.holds("")], minlength=len(met))
+    kept_groups = {key for key, count in zip(met, counts, strict=True) if count}
     groups = tuple(sorted(kept_groups, key=lambda key: (labels.index(key[1]), key[0])))
-    place = np.array([groups.index(key) if key in groups else -1 for key in met])
+    place = np.array([groups.index(key) if key in groups else -1 for key in met], dtype=np.int32)
     return Settled(
         train=generator(seed, "order").permutation(chosen.train),
         validation=validation,
@@ -74,6 +72,13 @@ def settle(
         groups=groups,
         rows=counted | {"tasks": dict(screened.tasks), "removed": list(screened.samples)},
     )
+
+
+def _by_mode(rows: Tokenised, labels: Sequence[str]) -> Rows:
+    mode = np.full(len(rows), -1, dtype=np.int8)
+    for number, name in enumerate(MODES):
+        mode[rows.mode.holds(name)] = number
+    return Rows(owner=rows.owner, mode=mode, tokens=rows.tokens, labels=labels)
 
 
 def check_labels(labels: Sequence[str]) -> None:
@@ -99,9 +104,9 @@ def _unseen(
     return unseen
 
 
-def _require_rows(kept: Indices, codes: Any, unseen: Mapping[Group, Counter[str]]) -> None:
+def _require_rows(kept: Indices, codes: Words, unseen: Mapping[Group, Counter[str]]) -> None:
     if not len(kept):
-        lost = Counter(str(code) for code in codes if code)
+        lost = codes.counted(~codes.holds(""))
         for more in unseen.values():
             lost.update(more)
         listed = ", ".join(f"{reason}: {count}" for reason, count in sorted(lost.items()))

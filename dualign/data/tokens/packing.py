@@ -59,7 +59,8 @@ def pack(
             "Drop it (data.too_long: drop), raise data.max_tokens, or use packing: wrapped."
         )
     if strategy == "none":
-        return _whole(np.arange(len(lengths)), np.arange(len(lengths)), lengths)
+        each = np.arange(len(lengths), dtype=np.int32)
+        return _whole(each, each, lengths)
     document, row = _best_fit(lengths, max_tokens, random)
     return _whole(document, row, lengths)
 
@@ -69,7 +70,7 @@ def _whole(document: Indices, row: Indices, lengths: Indices) -> Pieces:
     by_row = document[np.argsort(row, kind="stable")]
     return Pieces(
         document=by_row,
-        start=np.zeros_like(by_row),
+        start=np.broadcast_to(np.int32(0), by_row.shape),  # takes no memory
         stop=lengths[by_row],
         ends=np.concatenate([[0], np.cumsum(np.bincount(row))]),
     )
@@ -77,10 +78,10 @@ def _whole(document: Indices, row: Indices, lengths: Indices) -> Pieces:
 
 def fill(
     pieces_per_row: Indices,
-    cuts: NDArray[np.int64],
+    cuts: Indices,
     input_ids: pa.ChunkedArray,
     labels: pa.ChunkedArray,
-    groups: NDArray[np.int64],
+    groups: Indices,
 ) -> PackedRows:
     """The packed rows made of consecutive pieces. `cuts` are (start, stop) of each piece in its
     document; the columns have the whole document of each piece, in order.
@@ -119,8 +120,8 @@ class _OpenRows:
     """
 
     max_tokens: int
-    document: "array[int]" = field(default_factory=lambda: array("q"))
-    row: "array[int]" = field(default_factory=lambda: array("q"))
+    document: "array[int]" = field(default_factory=lambda: array("i"))
+    row: "array[int]" = field(default_factory=lambda: array("i"))
     count: int = 0
     with_room: dict[int, list[int]] = field(default_factory=dict)
     rooms: int = 0
@@ -155,26 +156,25 @@ def _best_fit(
     come first. Of the next few of the others, one that fills a row goes before its turn: rows end
     up as full as in the classic order, to a fraction of a percent.
     """
-    order = random.permutation(len(lengths))
+    order = random.permutation(np.arange(len(lengths), dtype=np.int32))
     large = 2 * lengths[order] > max_tokens
-    halves, others = order[large], order[~large]
+    halves, waiting = order[large], _plain(order[~large][::-1])
     length_of = _plain(lengths)
     made = _OpenRows(max_tokens=max_tokens)
     for document in halves[np.argsort(-lengths[halves], kind="stable")].tolist():
         made.place(document, length_of[document])
-    waiting = _plain(others[::-1])
     while waiting:
         document = waiting.pop(_next(waiting, length_of, made))
         made.place(document, length_of[document])
-    shuffled = np.argsort(random.permutation(made.count))
-    return np.array(made.document, dtype=np.int64), shuffled[np.array(made.row, dtype=np.int64)]
+    shuffled = np.argsort(random.permutation(made.count)).astype(np.int32)
+    return np.frombuffer(made.document, dtype=np.int32), shuffled[made.row]
 
 
 def _plain(numbers: Indices) -> "array[int]":
-    """Python reads single numbers of an array much faster than of numpy's, and a list takes four
+    """Python reads single numbers of an array much faster than of numpy's, and a list takes eight
     times the memory.
     """
-    return array("q", numbers.astype(np.int64).tobytes())
+    return array("i", numbers.astype(np.int32).tobytes())
 
 
 def _next(waiting: "array[int]", lengths: "array[int]", made: _OpenRows) -> int:
