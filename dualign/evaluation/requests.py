@@ -46,6 +46,9 @@ def build_requests(
 
     Args:
         name: what tells the model and its backend apart from others; part of each request's key.
+
+    Raises:
+        EvaluationError: the template can't render a problem, or the problem says its mode itself.
     """
     places = [
         (task, problem, mode) for task, problems in asked for mode in MODES for problem in problems
@@ -55,7 +58,14 @@ def build_requests(
         (task.name, problem.id, mode): prompt
         for (task, problem, mode), prompt in zip(places, prompts, strict=True)
     }
-    switch = any(by_place[t, i, "think"] != by_place[t, i, "no_think"] for t, i, _ in by_place)
+    switch = _has_switch(tokenizer)
+    for task, problem, _ in places:
+        both = {by_place[task.name, problem.id, mode] for mode in MODES}
+        if switch and len(both) == 1:
+            raise EvaluationError(
+                f"task {task.name}, problem {problem.id}: its prompt is the same in both modes, so its system message says "
+                "the mode itself; take /think or /no_think out of it"
+            )
     items = []
     for (task, problem, mode), prompt in zip(places, prompts, strict=True):
         limit = limit_of(task, stage, mode if switch else "think")
@@ -73,6 +83,14 @@ def build_requests(
             )
         )
     return Requests(items=tuple(items), mode_switch=switch)
+
+
+def _has_switch(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the template knows modes, by a question that says none itself."""
+    plain = ({"role": "user", "content": "Hi"},)
+    asked = Problem(id="a plain question", messages=plain, expected="", extra={})
+    think, no_think = (render_question(tokenizer, asked, mode) for mode in MODES)
+    return think != no_think
 
 
 def limit_of(task: Task, stage: EvalSettings, mode: Mode) -> int:

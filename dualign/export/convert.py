@@ -6,7 +6,6 @@ from pathlib import Path
 
 from dualign.checkpoints.shards import write_side_files, write_weights
 from dualign.export import llamacpp
-from dualign.export.dialect import embedded
 from dualign.export.source import Source
 from dualign.export.writer import settings, write_model
 
@@ -49,10 +48,9 @@ def write_exact(source: Source, out: Path, type: str, command: Sequence[str] | N
 
 
 def _plain(source: Source, folder: Path) -> Path:
-    """A model folder as the file is to be: adapters folded in, the template as it is embedded."""
+    """A model folder as the file is to be, adapters folded in."""
     write_weights(source.weights, folder)
     write_side_files(source.weights, folder, dtype="input")
     source.tokenizer.save_pretrained(folder)
-    template = embedded(source.chat_template)
-    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(source.chat_template, encoding="utf-8")
     return folder

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dualign.errors import CheckpointError
-from dualign.export.dialect import embedded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -69,7 +68,7 @@ def vocabulary_of(tokenizer: "PreTrainedTokenizerBase", size: int, place: str) -
         merges=merges,
         ids=_special_ids(tokenizer),
         add_bos=_chat_adds_bos(tokenizer),
-        chat_template=embedded(str(tokenizer.get_chat_template())),
+        chat_template=str(tokenizer.get_chat_template()),
     )
 
 

@@ -65,8 +65,8 @@ tokenizer = AutoTokenizer.from_pretrained("{use.repo_id}")
 model = AutoModelForCausalLM.from_pretrained("{use.repo_id}")
 ''' + _ASK.format(question=use.question)
     note = (
-        "A system message with the word `/think` or `/no_think` switches too; `enable_thinking` comes "
-        "first. Everything before `</think>` is thinking, what follows is the answer."
+        "A system message with the word `/think` or `/no_think` switches too, and comes before "
+        "`enable_thinking`. Everything before `</think>` is thinking, what follows is the answer."
     )
     return Snippet(title="transformers", language="python", code=code.strip(), note=note)
 

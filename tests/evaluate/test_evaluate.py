@@ -9,6 +9,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import dualign.evaluation.evaluate as evaluate
+from dualign.data.text.template import load_template
 from dualign.errors import CheckpointError, EvaluationError
 from dualign.evaluation.config import EvalStage
 from dualign.generation.loading import identity, load_chat_tokenizer, load_model
@@ -153,6 +154,21 @@ def test_a_template_without_modes_is_asked_once_for_both(learnt, task_file, tmp_
     for question in LEARNT:
         assert rows[question, "think"]["rendered"] == rows[question, "no_think"]["rendered"]
     assert "knows no modes" in (tmp_path / "out/table.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("template", ["dualign", "smollm3"])
+def test_a_problem_that_says_its_mode_itself_is_refused(learnt, tmp_path, template):
+    AutoModelForCausalLM.from_pretrained(learnt).save_pretrained(tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(learnt)
+    tokenizer.chat_template = load_template(template).text
+    tokenizer.save_pretrained(tmp_path / "model")
+    turns = [{"role": "system", "content": "Be brief. /think"}, {"role": "user", "content": "1+1?"}]
+    (tmp_path / "sums.jsonl").write_text(
+        json.dumps({"id": "one", "messages": turns, "answer": "2"})
+    )
+    (tmp_path / "sums.yaml").write_text("name: sums\nrows: sums.jsonl\nverifier: integer\n")
+    with pytest.raises(EvaluationError, match="sums, problem one: its prompt is the same in both"):
+        evaluate.run(stage(tmp_path / "model", tasks=[tmp_path / "sums.yaml"]), tmp_path, seed=1)
 
 
 def test_several_models_are_compared_with_the_one_before(learnt, task_file, tmp_path):

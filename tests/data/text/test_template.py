@@ -90,8 +90,9 @@ def test_the_system_block_holds_instructions_date_tools_and_ends_with_the_mode()
         ("plain", "/think"),
     ],
 )
-def test_without_enable_thinking_whole_word_flags_decide(
-    tokenizer: PreTrainedTokenizerFast, system: str, mode: str
+@pytest.mark.parametrize("given", [{}, {"enable_thinking": True}, {"enable_thinking": None}])
+def test_whole_word_flags_decide_before_what_a_server_always_passes(
+    tokenizer: PreTrainedTokenizerFast, system: str, mode: str, given: dict[str, Any]
 ) -> None:
     messages = [{"role": "system", "content": system}, {"role": "user", "content": "Hi"}]
     text = tokenizer.apply_chat_template(
@@ -99,6 +100,7 @@ def test_without_enable_thinking_whole_word_flags_decide(
         chat_template=load_template("dualign").text,
         tokenize=False,
         add_generation_prompt=True,
+        **given,
     )
     assert text.split("<|im_end|>")[0].endswith(f"\n{mode}")
     prefill = "<think>\n" if mode == "/think" else "<think>\n\n</think>\n"
