@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import sys
 import venv
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -146,29 +146,33 @@ def table(work: Path, theirs: Path, runs: int, only: str) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, case in cases.items():
-        mine, other = (summary(one, idle) for one in interleaved(case, runs, work))
+        both = {"dualign": case.ours, case.other[0]: case.other[1]}
+        found = interleaved(both, runs, work, remembers=case.remembers)
+        mine, other = (summary(one, idle) for one in found.values())
         ratios = f"**{mine[0] / other[0]:.2f}** | {mine[1] / other[1]:.2f} | {case.bar}"
         for tool, one, end in ((f"{name} | dualign", mine, ratios), (f"| {case.other[0]}", other, "| |")):  # fmt: skip
             lines.append(f"| {tool} | {one[0]:.2f} | {one[1]:.2f} | {one[2]:.0f} | {end} |")
     return "\n".join(lines) + "\n"
 
 
-def interleaved(case: Case, runs: int, work: Path) -> tuple[list[Run], list[Run]]:
-    """Both in turn, `runs` times after one that isn't counted (but for a single run)."""
-    found: tuple[list[Run], list[Run]] = ([], [])
+def interleaved(
+    commands: Mapping[str, list[str]], runs: int, work: Path, *, remembers: bool = False
+) -> dict[str, list[Run]]:
+    """Each command in turn, `runs` times after one that isn't counted (but for a single run)."""
+    found: dict[str, list[Run]] = {name: [] for name in commands}
     out, known = work / "out", work / "digests.json"
     known.unlink(missing_ok=True)
     for number in range(runs + 1 if runs > 1 else 1):
-        for kept, command in zip(found, (case.ours, case.other[1]), strict=True):
+        for name, command in commands.items():
             for stale in (out, work / "out.between"):
                 shutil.rmtree(stale, ignore_errors=True)
-            if not case.remembers:
+            if not remembers:
                 known.unlink(missing_ok=True)
             command = [part.replace("OUT", str(out)) for part in command]
             one = measure(command, DUALIGN_DIGESTS=str(known))
             if number or runs == 1:
-                kept.append(one)
-            print(f"{' '.join(command[:3])[-60:]:60} {one}", file=sys.stderr)
+                found[name].append(one)
+            print(f"{name:20} {one}", file=sys.stderr)
     return found
 
 

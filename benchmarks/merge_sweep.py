@@ -11,6 +11,7 @@ The checkpoints and mergekit's environment are those of benchmarks/merge.py. Wri
 """
 
 import argparse
+import gc
 import json
 import os
 import platform
@@ -35,12 +36,11 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--dtype", default="bfloat16", help="of the model in memory")
-    parser.add_argument("--ahead", type=int, default=3, help="candidates computed with another")
     parser.add_argument("--inside", action="store_true", help="the live sweep alone")
     given = parser.parse_args()
     models = make_inputs(given.work / "in", 3)[1:]
     if given.inside:
-        live_sweep(models, given.work / "live", given.dtype, given.ahead)
+        live_sweep(models, given.work / "live", given.dtype)
         return
     theirs = install_mergekit(given.work / "mergekit")
     case = commands(given.work, models, theirs)
@@ -50,12 +50,13 @@ def main() -> None:
     print(text)
 
 
-def live_sweep(models: Sequence[Path], folder: Path, dtype: str, ahead: int) -> None:
+def live_sweep(models: Sequence[Path], folder: Path, dtype: str) -> None:
     """8 candidates into one model; prints how long each took."""
     from dualign.merging.merge import prepare, write_beside
     from dualign.merging.sweep.live import LiveModel
     from dualign.merging.sweep.points import merge_at
 
+    gc.set_threshold(50_000)  # as the command line does
     clock = time.perf_counter()
     merges = [
         prepare(merge_at(recipe(models, "$half", "$rest"), shares(point), "s"), seed=0)
@@ -67,8 +68,7 @@ def live_sweep(models: Sequence[Path], folder: Path, dtype: str, ahead: int) -> 
     print(f"model in memory: {time.perf_counter() - clock:.2f} s")
     for number, one in enumerate(merges):
         clock = time.perf_counter()
-        following = [other.weights for other in merges[number + 1 : number + 1 + ahead]]
-        live.apply(one.weights, dtype=one.merge.dtype, ahead=following)
+        live.apply(one.weights, dtype=one.merge.dtype)
         print(f"{POINTS[number]}: {time.perf_counter() - clock:.2f} s")
 
 

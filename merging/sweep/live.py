@@ -6,23 +6,20 @@ written, and only then to that of the model in memory (float32 on a CPU), which 
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from dualign.checkpoints.allocator import keep_freed_blocks
 from dualign.checkpoints.checkpoint import Reader, Weights
-from dualign.checkpoints.numbers import CODES, NAMES, STORED, Array, NotFinite, narrow, widen
+from dualign.checkpoints.numbers import CODES, NAMES, Array, NotFinite, narrow, widen
 from dualign.checkpoints.shards import PIECE, processors
 from dualign.errors import MergeError
 from dualign.generation.loading import empty_model
-from dualign.merging.merged import Merged
-from dualign.merging.sweep.together import together
 
 _SHARE = 1 << 20  # elements that one thread sets before it looks for more work
 _TYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
@@ -41,26 +38,6 @@ class _Target:
     """whether `elements` is the parameter's own storage"""
 
 
-@dataclass(slots=True)
-class _Kept:
-    """A merge that was computed before it was asked for, in the type that would be written."""
-
-    weights: Merged
-    tensors: dict[str, Array] = field(default_factory=dict)
-    failed: bool = False
-    """it has a number that doesn't fit; computed again alone it says which"""
-
-
-@dataclass(frozen=True, slots=True)
-class _Output:
-    """Where one merge's elements of a tensor go."""
-
-    weights: Weights
-    elements: Array
-    stored: str
-    kept: _Kept | None
-
-
 class LiveModel:
     """One model; `apply` gives it the weights of a merge."""
 
@@ -68,45 +45,22 @@ class LiveModel:
         """`folder` has the config and generation settings of the merged model."""
         self.model: PreTrainedModel = empty_model(folder, dtype=dtype)
         self.threads = processors()
-        self._kept: list[_Kept] = []
 
-    def apply(self, weights: Merged, *, dtype: str = "input", ahead: Sequence[Merged] = ()) -> None:
+    def apply(self, weights: Weights, *, dtype: str = "input") -> None:
         """Set every parameter to what `write_weights(weights, dtype=dtype)` would write.
-
-        `ahead` are merges of the same models that will be asked for next. They are computed now, from inputs that are
-        read once for all of them, and kept in memory until then.
 
         Raises:
             MergeError: a number isn't finite in that type, or model and weights don't have the same tensors. The model
                 can't be used until another merge was applied.
         """
         keep_freed_blocks()
-        known = [one for one in self._kept if one.weights is weights and not one.failed]
-        self._kept = [one for one in self._kept if one.weights is not weights]
-        targets = self._targets(weights)
-        if known:
-            self._copy(known[0], targets, dtype)
-            return
-        kept = [_Kept(one) for one in ahead] if not self._kept else []
-        self._compute(weights, kept, targets, dtype)
-        self._kept += kept
-
-    def _compute(
-        self, weights: Merged, kept: Sequence[_Kept], targets: Sequence[_Target], dtype: str
-    ) -> None:
-        merges = together([weights, *(one.weights for one in kept)]) if kept else [weights]
         pool = ThreadPoolExecutor(self.threads)
         try:
             waiting: list[Future[None]] = []
-            for target in targets:
-                written = _written(weights, target.name, dtype)
-                outputs = [_Output(merges[0], target.elements, target.stored, None)]
-                for one, merge in zip(kept, merges[1:], strict=True):
-                    made = np.empty(len(target.elements), STORED[written])
-                    one.tensors[target.name] = made
-                    outputs.append(_Output(merge, made, written, one))
+            for target in self._targets(weights):
+                written = weights.entries[target.name].dtype if dtype == "input" else CODES[dtype]
                 shares = _shares(weights.reader(target.name), len(target.elements))
-                work = [pool.submit(_set, target.name, outputs, written, one) for one in shares]
+                work = [pool.submit(_set, weights, target, written, *one) for one in shares]
                 if target.shared:
                     waiting += work
                 else:
@@ -116,26 +70,12 @@ class LiveModel:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _copy(self, kept: _Kept, targets: Sequence[_Target], dtype: str) -> None:
-        for target in targets:
-            made = kept.tensors.pop(target.name)
-            written = _written(kept.weights, target.name, dtype)
-            for start in range(0, len(made), _SHARE):
-                piece = made[start : start + _SHARE]
-                target.elements[start : start + _SHARE] = _as(piece, written, target.stored)
-            if not target.shared:
-                _put(target)
-
     def _targets(self, weights: Weights) -> list[_Target]:
         """The largest first. Tied parameters are one tensor, so setting one sets both."""
         there = self.model.state_dict(keep_vars=True)
         _require_same(there, weights)
         names = sorted(weights.entries, key=lambda name: -weights.entries[name].size)
         return [_target(name, there[name]) for name in names]
-
-
-def _written(weights: Weights, name: str, dtype: str) -> str:
-    return weights.entries[name].dtype if dtype == "input" else CODES[dtype]
 
 
 def _require_same(there: dict[str, Tensor], weights: Weights) -> None:
@@ -188,23 +128,22 @@ def _shares(reader: Reader, size: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + length, size)
 
 
-def _set(name: str, outputs: Sequence[_Output], written: str, share: tuple[int, int]) -> None:
-    """The elements [start, stop) of a tensor, for each merge, rounded as they would be written."""
-    first, last = share
-    readers = [one.weights.reader(name) for one in outputs]
-    step = readers[0].step or PIECE
+def _set(weights: Weights, target: _Target, written: str, first: int, last: int) -> None:
+    """The elements [first, last) of a parameter, rounded as they would be written."""
+    reader = weights.reader(target.name)
+    step = reader.step or PIECE
     for start in range(first, last, step):
         stop = min(start + step, last)
-        for one, reader in zip(outputs, readers, strict=True):
-            values = reader.read(start, stop)
-            try:
-                one.elements[start:stop] = _as(narrow(values, written), written, one.stored)
-            except NotFinite as error:
-                if one.kept is None:
-                    raise _too_large(
-                        name, start + error.place, values[error.place], written
-                    ) from None
-                one.kept.failed = True
+        values = reader.read(start, stop)
+        try:
+            made = narrow(values, written)
+        except NotFinite as error:
+            place, value = start + error.place, values[error.place]
+            raise MergeError(
+                f"{target.name} would hold {value} at element {place}, as {NAMES[written]}; choose a wider dtype or "
+                "smaller weights"
+            ) from None
+        target.elements[start:stop] = _as(made, written, target.stored)
 
 
 def _as(made: Array, written: str, stored: str) -> Array:
@@ -213,9 +152,3 @@ def _as(made: Array, written: str, stored: str) -> Array:
         return made
     wide = widen(made, written)
     return wide if stored == "F32" else narrow(wide, stored)
-
-
-def _too_large(name: str, place: int, value: Any, written: str) -> MergeError:
-    return MergeError(
-        f"{name} would hold {value} at element {place}, as {NAMES[written]}; choose a wider dtype or smaller weights"
-    )

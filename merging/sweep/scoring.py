@@ -7,15 +7,14 @@ import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
-import psutil
 from transformers import PreTrainedModel
 
-from dualign.checkpoints.shards import nearest_file, plan, write_weights
+from dualign.checkpoints.shards import nearest_file, write_weights
 from dualign.errors import EvaluationError
 from dualign.evaluation.config import EvalSettings
 from dualign.evaluation.evaluate import data_source, evaluate_model
@@ -25,7 +24,6 @@ from dualign.evaluation.samples import SampleFile
 from dualign.evaluation.tasks import load_problems, load_tasks
 from dualign.fingerprint import Digests, file_digests
 from dualign.generation.loading import Subject, load_chat_tokenizer
-from dualign.merging.catalogue import METHODS
 from dualign.merging.merge import Prepared, write_beside
 from dualign.merging.output import fingerprint
 from dualign.merging.sweep.config import SweepStage
@@ -34,12 +32,7 @@ from dualign.merging.sweep.memory import Memory
 from dualign.merging.sweep.scored import Scored, scored_from
 
 _NUMBER = re.compile(r"(?<![\w.-])[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?(?!\w)")
-_AHEAD = 3  # candidates computed along with another: more of them save little
-_ROOM = 0.25  # of the memory that is free, for those
 _TAIL = 600  # characters of a command's output that an error shows
-
-
-Following = Callable[[int], Sequence[Prepared]]
 
 
 class Scoring(Protocol):
@@ -51,8 +44,8 @@ class Scoring(Protocol):
     def key(self, prepared: Prepared) -> str:
         """Changes when the score could."""
 
-    def score(self, prepared: Prepared, label: str, following: Following) -> tuple[Scored, bool]:
-        """The score, and whether it was known before. `following` gives candidates that come next."""
+    def score(self, prepared: Prepared, label: str) -> tuple[Scored, bool]:
+        """The score, and whether it was known before."""
 
     def close(self) -> None:
         """Let go of memory and disk."""
@@ -107,7 +100,7 @@ class LiveScoring:
     def key(self, prepared: Prepared) -> str:
         return _sha256([plan_hash(prepared, seed=self.seed), self._read])
 
-    def score(self, prepared: Prepared, label: str, following: Following) -> tuple[Scored, bool]:
+    def score(self, prepared: Prepared, label: str) -> tuple[Scored, bool]:
         self._require_alike(prepared)
         # Answers are kept under the weights that gave them, whatever else was asked.
         identity, before = plan_hash(prepared, seed=self.seed), len(self.file.answered)
@@ -115,8 +108,7 @@ class LiveScoring:
         def weights() -> PreTrainedModel:
             if self._live is None:
                 self._live = LiveModel(self.folder, dtype=self.settings.dtype)
-            ahead = [one.weights for one in self._ahead(prepared, following)]
-            self._live.apply(prepared.weights, dtype=prepared.merge.dtype, ahead=ahead)
+            self._live.apply(prepared.weights, dtype=prepared.merge.dtype)
             return self._live.model
 
         subject = Subject(
@@ -125,20 +117,6 @@ class LiveScoring:
         found = evaluate_model(subject, self.asked, self.settings, self.file, seed=self.seed)
         self.samples[self.key(prepared)] = found.samples
         return scored_from(found.samples, self.objective), len(self.file.answered) == before
-
-    def _ahead(self, prepared: Prepared, following: Following) -> list[Prepared]:
-        """Candidates that are worth computing along: where that saves reading, and there is room."""
-        if not METHODS[prepared.merge.method].by_element:
-            return []
-        size = sum(one.nbytes for one in plan(prepared.weights, prepared.merge.dtype))
-        room = int(psutil.virtual_memory().available * _ROOM / max(size, 1))
-        return [
-            one
-            for one in following(min(room, _AHEAD))
-            if one.models.keys() == prepared.models.keys()
-            and _kind(one) == self._kind
-            and self.key(one) not in self._known
-        ]
 
     def _require_alike(self, prepared: Prepared) -> None:
         """One model in memory serves all candidates, so they differ in their numbers alone."""
@@ -190,7 +168,7 @@ class CommandScoring:
     def key(self, prepared: Prepared) -> str:
         return _sha256([plan_hash(prepared, seed=self.seed), self._read])
 
-    def score(self, prepared: Prepared, label: str, following: Following) -> tuple[Scored, bool]:
+    def score(self, prepared: Prepared, label: str) -> tuple[Scored, bool]:
         known = self._known.get(self.key(prepared))
         if known is not None:
             return Scored(value=float(known["value"])), True

@@ -21,7 +21,6 @@ from dualign.merging.merge import prepare, write
 from dualign.merging.sweep import result
 from dualign.merging.sweep.config import SweepStage
 from dualign.merging.sweep.memory import Memory, memory_of
-from dualign.merging.sweep.merges import Merges, name_of
 from dualign.merging.sweep.points import Point, merge_at
 from dualign.merging.sweep.scored import Candidate, winner
 from dualign.merging.sweep.scoring import LiveScoring, Scoring, scoring_of
@@ -73,13 +72,12 @@ def explore(
     candidates: dict[str, Candidate] = {}
     sign = -1.0 if stage.best == "lowest" else 1.0
     search = start(stage, seed=seed)
-    merges = Merges(stage, seed=seed)
     with tqdm(total=most(stage), desc=stage.name, unit="candidate", disable=None) as bar:
 
         def value(point: Point) -> float:
-            key = name_of(point)
+            key = json.dumps(point, sort_keys=True)
             if key not in candidates:
-                one = _tried(stage, point, merges, scoring, memory)
+                one = _tried(stage, point, scoring, memory, seed=seed)
                 _require_other_failure(one, list(candidates.values()))
                 candidates[key] = one
                 bar.update()
@@ -103,16 +101,14 @@ def _driven(search: Any, value: Callable[[Point], float]) -> Found:
 
 
 def _tried(
-    stage: SweepStage, point: Point, merges: Merges, scoring: Scoring, memory: Memory
+    stage: SweepStage, point: Point, scoring: Scoring, memory: Memory, *, seed: int
 ) -> Candidate:
     clock = time.monotonic()
     key = ""
     try:
-        prepared = merges.at(point)
+        prepared = prepare(merge_at(stage.merge, point, stage.name), seed=seed)
         key = scoring.key(prepared)
-        scored, known = scoring.score(
-            prepared, result.label(stage, point), lambda count: merges.after(point, count)
-        )
+        scored, known = scoring.score(prepared, result.label(stage, point))
     except MergeError as error:
         return Candidate(point=point, key=key, scored=None, failed=str(error))
     seconds = round(time.monotonic() - clock, 2)

@@ -7,7 +7,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from dualign.checkpoints.checkpoint import Checkpoint, Reader
 from dualign.checkpoints.shards import write_weights
 from dualign.errors import MergeError
 from dualign.merging.merge import Prepared, prepare, write_beside
@@ -135,53 +134,3 @@ def test_weights_of_another_shape_are_refused(
     one = prepare(merge_at({"models": [{"model": str(shallow)}]}, {}, "s"), seed=0)
     with pytest.raises(MergeError, match=r"has a parameter model\.layers\.1"):
         live.apply(one.weights)
-
-
-def test_merges_computed_ahead_are_those_computed_alone(
-    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    options: dict[str, Any] = {"dtype": torch.bfloat16}
-    a, b = make_model("a", seed=1, **options), make_model("b", seed=2, **options)
-    reads: list[int] = []
-    real = Checkpoint.reader
-
-    def counting(self: Checkpoint, name: str) -> Reader:
-        inner = real(self, name)
-
-        def read(start: int, stop: int) -> Any:
-            reads.append(stop - start)
-            return inner.read(start, stop)
-
-        return Reader(read)
-
-    monkeypatch.setattr(Checkpoint, "reader", counting)
-    merges = [prepared(a, b, {"method": "linear", "weights": [w, 1 - w]}) for w in (0.25, 0.5, 0.9)]
-    folders = [write(one, tmp_path / str(number)) for number, one in enumerate(merges)]
-    live = LiveModel(folders[0], dtype="float32")
-    reads.clear()
-    live.apply(merges[0].weights, ahead=[one.weights for one in merges[1:]])
-    once = sum(reads)
-    assert once == 2 * sum(one.size for one in merges[0].weights.entries.values())
-    assert same(live, folders[0], torch.float32)
-    for one, folder in zip(merges[1:], folders[1:], strict=True):
-        live.apply(one.weights)
-        assert same(live, folder, torch.float32)
-    assert sum(reads) == once, "the others were there already"
-    live.apply(merges[1].weights)
-    assert same(live, folders[1], torch.float32)
-    assert sum(reads) == 2 * once, "and were given away"
-
-
-def test_one_computed_ahead_that_does_not_fit_fails_when_its_turn_comes(
-    make_model: MakeModel, tmp_path: Path
-) -> None:
-    a, b = make_model("a", seed=1), make_model("b", seed=2)
-    fine, bad = (
-        prepared(a, b, {"method": "linear", "weights": w}, normalize=False)
-        for w in ([0.5, 0.5], [1e39, 1e39])
-    )
-    live = LiveModel(write(fine, tmp_path / "fine"), dtype="float32")
-    live.apply(fine.weights, ahead=[bad.weights])
-    assert same(live, tmp_path / "fine", torch.float32)
-    with pytest.raises(MergeError, match="as float32; choose a wider dtype"):
-        live.apply(bad.weights)
