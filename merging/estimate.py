@@ -47,7 +47,7 @@ def _bytes_each(job: Job) -> int:
     """Of one element while it is made: its sum in float64, and what is read and written; with methods
     that look first, the changes of all models in float64 too.
     """
-    return 30 if METHODS[job.method].by_element else 40 + 8 * len(job.inputs)
+    return 30 if METHODS[job.method].by_element else 70 + 15 * len(job.inputs)
 
 
 def _decisions(prepared: Prepared) -> list[str]:

@@ -1,6 +1,7 @@
 """`dualign COMMAND ...`: what there is to run, in the words a newcomer needs."""
 
 import argparse
+import gc
 import logging
 import os
 import sys
@@ -40,6 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     _quiet()
+    # torch and transformers make half a million objects that stay; looking for garbage among them
+    # after every 700 takes a tenth of their import.
+    gc.set_threshold(50_000)
     try:
         return int(given.action(given))
     except DualignError as error:

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import torch
-from peft import PeftModel
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -21,6 +21,9 @@ from transformers.initialization import no_init_weights
 from dualign.errors import CheckpointError
 from dualign.rundir import read_run
 from dualign.training.models import Start, find_start, load_checkpoint
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,8 +58,8 @@ def load_model(reference: str, *, dtype: str = "auto") -> PreTrainedModel:
     """
     model = load_checkpoint(reference, dtype=_resolved(dtype))
     # In 16 bits, folding would round part of the adapter away: there it stays beside the weights.
-    if isinstance(model, PeftModel) and model.dtype == torch.float32:
-        model = model.merge_and_unload()
+    if find_start(reference).adapter is not None and model.dtype == torch.float32:
+        model = cast("PeftModel", model).merge_and_unload()
     return _placed(model)
 
 

@@ -1,14 +1,16 @@
-"""Loads what a training stage starts from: tokenizer, weights, and the adapter of an earlier stage."""
+"""Loads what a training stage starts from: tokenizer, weights, and the adapter of an earlier stage.
+
+peft is imported where there is an adapter: it takes more than a second.
+"""
 
 import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -16,13 +18,15 @@ from transformers import (
     BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    set_seed,
 )
 
 from dualign.checkpoints.embedded import embedded_model
 from dualign.data.text.template import ChatTemplate, load_template
 from dualign.errors import CheckpointError, TemplateError
 from dualign.training.settings import LoraSettings, TrainingStage
+
+if TYPE_CHECKING:
+    from peft import LoraConfig, PeftModel
 
 NEW = "default"  # the adapter in training: PEFT and TRL call it so
 PARENT = "parent"  # the adapter of the stage before, frozen
@@ -152,7 +156,7 @@ def load_base(stage: TrainingStage, start: Start) -> PreTrainedModel:
     return model
 
 
-def load_checkpoint(folder: str | Path, **options: Any) -> PreTrainedModel | PeftModel:
+def load_checkpoint(folder: str | Path, **options: Any) -> "PreTrainedModel | PeftModel":
     """A model folder, or an adapter's folder on its base, for inference. `options` go to `from_pretrained` of the base.
 
     Adapters go through PEFT: transformers' own loading of an adapter folder (5.23) leaves DoRA's magnitudes at their start.
@@ -161,6 +165,8 @@ def load_checkpoint(folder: str | Path, **options: Any) -> PreTrainedModel | Pef
     model = AutoModelForCausalLM.from_pretrained(start.base, revision=start.revision, **options)
     if start.adapter is None:
         return model.eval()
+    from peft import PeftModel
+
     return PeftModel.from_pretrained(model, str(start.adapter)).eval()
 
 
@@ -178,8 +184,10 @@ def _device() -> str:
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
 
 
-def lora_config(settings: LoraSettings) -> LoraConfig:
+def lora_config(settings: LoraSettings) -> "LoraConfig":
     """Our settings as PEFT's."""
+    from peft import LoraConfig
+
     targets = settings.target_modules
     return LoraConfig(
         task_type="CAUSAL_LM",
@@ -194,7 +202,7 @@ def lora_config(settings: LoraSettings) -> LoraConfig:
 
 def policy(
     stage: TrainingStage, start: Start, *, seed: int
-) -> tuple[PreTrainedModel | PeftModel, LoraConfig | None]:
+) -> "tuple[PreTrainedModel | PeftModel, LoraConfig | None]":
     """The model to train, and the adapter that TRL shall put on it (None when it is there already or not wanted).
 
     An adapter of the stage before stays an adapter, frozen, beside the new one: folded into a bfloat16 base it would
@@ -211,6 +219,9 @@ def policy(
             f"{start.adapter}: is an adapter, and full fine-tuning starts from weights; add lora to this stage, or set "
             "save: merged in the stage that trained it"
         )
+    from peft import PeftConfig, get_peft_model
+    from transformers import set_seed  # it brings peft
+
     if PeftConfig.from_pretrained(str(start.adapter)).use_dora or stage.lora.use_dora:
         raise CheckpointError(
             f"{start.adapter}: DoRA rescales the base, so two adapters don't add up when one is DoRA; set save: merged in "
@@ -223,7 +234,7 @@ def policy(
     return both, None
 
 
-def use_both(policy: PeftModel) -> None:
+def use_both(policy: "PeftModel") -> None:
     """The parent and the new adapter in force; only the new one learns.
 
     The new one comes first: transformers restores and trains the first of several active adapters.
@@ -232,6 +243,6 @@ def use_both(policy: PeftModel) -> None:
     policy.set_requires_grad(PARENT, requires_grad=False)
 
 
-def use_parent(policy: PeftModel) -> None:
+def use_parent(policy: "PeftModel") -> None:
     """Only the parent in force: the reference of a preference stage."""
     policy.base_model.set_adapter(PARENT, inference_mode=True)
