@@ -190,7 +190,7 @@ def _fields(
             if len(document.problems) == before:
                 given[spec.name] = converted
         elif required:
-            document.refuse(key, f"needs the key {spec.name!r} ({_named(hints[spec.name])})")
+            document.refuse(key, f"needs the key {spec.name!r} ({named(hints[spec.name])})")
         wanting = wanting or (required and spec.name not in given)
     return given, wanting
 
@@ -266,7 +266,7 @@ def _convert_union(args: tuple[Any, ...], value: Any, document: Document, key: K
         converted = _convert(kind, value, attempt, key)
         if not attempt.problems:
             return converted
-    document.refuse(key, f"expected {' or '.join(map(_named, args))}, found {_shown(value)}")
+    document.refuse(key, f"expected {' or '.join(map(named, args))}, found {_shown(value)}")
     return None
 
 
@@ -284,7 +284,7 @@ def _convert_scalar(expected: Any, value: Any, document: Document, key: Key) -> 
     if expected is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
-        document.refuse(key, f"expected {_named(expected)}, found {_shown(value)}")
+        document.refuse(key, f"expected {named(expected)}, found {_shown(value)}")
     return value
 
 
@@ -301,15 +301,18 @@ def _shown(value: Any) -> str:
     return f"{value!r} ({kind.get(type(value), type(value).__name__)})"
 
 
-def _named(expected: Any) -> str:
+def named(expected: Any) -> str:
+    """A type in a user's words."""
     if get_origin(expected) is Annotated:
-        return _named(get_args(expected)[0])
+        return named(get_args(expected)[0])
     if get_origin(expected) is Literal:
         return "one of " + ", ".join(map(str, get_args(expected)))
     if get_origin(expected) in (Union, types.UnionType):
-        return " or ".join(map(_named, get_args(expected)))
+        return " or ".join(map(named, get_args(expected)))
     if get_origin(expected) is tuple:
-        return f"a list of {_named(get_args(expected)[0])}"
+        return f"a list of {named(get_args(expected)[0])}"
+    if get_origin(expected) in (dict, Mapping):
+        return "keys with values"
     names = {
         str: "text",
         bool: "true or false",

@@ -6,6 +6,7 @@ from itertools import takewhile
 from pathlib import Path
 from textwrap import fill, indent
 
+from dualign.config import nearest
 from dualign.errors import ConfigError
 from dualign.recipe import Recipe, StageEntry, load_recipe
 
@@ -151,7 +152,10 @@ def doctor(given: Namespace) -> int:
 
 
 def recipes(given: Namespace) -> int:
-    """`dualign recipes list | show NAME | copy NAME TARGET`."""
+    """`dualign recipes list | show NAME | copy NAME TARGET | keys KIND`."""
+    if given.what == "keys":
+        say(_keys(given.name))
+        return 0
     if given.what == "list":
         for path in sorted(_shipped().glob("*/*.yaml")):
             if path.parent.name != "accelerate":
@@ -171,6 +175,17 @@ def recipes(given: Namespace) -> int:
     )
     say(f"copied to {target}; run it with: dualign run {target / path.name}")
     return 0
+
+
+def _keys(kind: str | None) -> str:
+    from dualign.cli.stages import kinds
+    from dualign.evaluation.tasks import Task
+    from dualign.keys import key_list
+
+    known = {**kinds(), "task": Task}
+    if kind is not None and kind not in known:
+        raise ConfigError(f"recipes keys: no kind of stage {kind!r}{nearest(kind, list(known))}")
+    return key_list(known if kind is None else {kind: known[kind]})
 
 
 def find_recipe(name: str) -> Path:

@@ -250,10 +250,21 @@ def _doctor_command(sub: Sub) -> None:
 
 
 def _recipes_command(sub: Sub) -> None:
-    parser = command(sub, "recipes", "list, show or copy the recipes that ship", "")
-    parser.add_argument(
-        "what", choices=("list", "show", "copy"), help="copy makes a folder to edit"
+    parser = command(
+        sub,
+        "recipes",
+        "list, show or copy the recipes that ship; the keys of a stage",
+        "dualign recipes keys sft       what an sft stage takes: names, types, defaults",
     )
-    parser.add_argument("name", nargs="?", help="a recipe, e.g. quickstart or smollm3/sft.yaml")
+    parser.add_argument(
+        "what",
+        choices=("list", "show", "copy", "keys"),
+        help="copy makes a folder to edit; keys tells what a stage takes",
+    )
+    parser.add_argument(
+        "name",
+        nargs="?",
+        help="a recipe, e.g. quickstart or smollm3/sft.yaml; for keys: a kind, e.g. sft",
+    )
     parser.add_argument("target", nargs="?", help="for copy: the folder to make; default ./NAME")
     parser.set_defaults(action=commands.recipes)

@@ -23,7 +23,7 @@ _ROW_KEYS = frozenset({"id", "prompt", "messages", "answer"})
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Task:
-    """What a task file says."""
+    """A task file of an evaluation: rows, how they are asked, and what checks the answers."""
 
     name: str
     """the task's name in tables and in metrics.json"""
