@@ -62,6 +62,8 @@ BFLOAT16 = "dtype: bfloat16\n"
 def main() -> None:
     """Merge with both, compare, and write the tables."""
     work, only = Path(sys.argv[1]), "".join(sys.argv[2:])
+    # torch's float32 sums, and so mergekit's karcher and slerp, hang on the number of threads.
+    os.environ["OMP_NUM_THREADS"] = "1"
     theirs = install_mergekit(work / "mergekit")
     small = {"hidden_size": 256, "intermediate_size": 512, "vocab_size": 2048}
     groups = {
@@ -79,7 +81,7 @@ def main() -> None:
         "# Every method against mergekit",
         "",
         f"{MERGEKIT}, `dtype: float32`, `out_dtype: bfloat16`, as `python -m benchmarks.merge_parity WORK` makes it. Random methods at density 1, where nothing is "
-        "drawn. Differences below 2^-23 of the tensor's largest element, where everything cancels, count as none. docs/merging.md says where the rest comes from.",
+        "drawn. torch has one thread. Differences below 2^-23 of the tensor's largest element, where everything cancels, count as none. docs/merging.md says where the rest comes from.",
     ]  # fmt: skip
     groups = {title: models for title, models in groups.items() if only in title}
     for title, models in groups.items():
