@@ -52,7 +52,7 @@ def hashing(
     Several files are read at once, the largest first. When the block fails, so does the hashing.
     """
     sizes = {file: file.stat().st_size for file in files}
-    done, over = Counter[Path](), Event()
+    done, over = Counter(dict.fromkeys(files, 0)), Event()
 
     def digest(file: Path) -> str:
         def advance(size: int) -> None:

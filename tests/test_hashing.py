@@ -6,8 +6,12 @@ import os
 import random
 from pathlib import Path
 
+import pytest
+
 from dualign.checkpoints.hashing import Following, sha256
+from dualign.errors import MergeError
 from dualign.fingerprint import Digests
+from dualign.merging.provenance import hashing
 
 
 def test_a_file_written_in_any_order_has_the_hash_of_its_bytes(tmp_path: Path) -> None:
@@ -61,3 +65,19 @@ def test_a_memory_that_cannot_be_read_is_no_memory(tmp_path: Path) -> None:
         (tmp_path / "digests.json").write_text(broken)
         found = Digests(tmp_path / "digests.json").file(tmp_path / "file")
         assert found == hashlib.sha256(b"x").hexdigest()
+
+
+def test_hashing_beside_a_block_ends_with_it(tmp_path: Path) -> None:
+    small, large = tmp_path / "small", tmp_path / "large"
+    small.write_bytes(b"abc")
+    large.touch()
+    os.truncate(large, 1 << 30)  # takes no room on the disk, and a second to read
+    digests = Digests()
+    with hashing([small], digests) as found:
+        digest = found()
+    assert digest == {small: hashlib.sha256(b"abc").hexdigest()}
+    with pytest.raises(MergeError), hashing([large], digests):
+        raise MergeError("not finite")
+    read: list[int] = []
+    digests.file(large, read.append)
+    assert len(read) > 1, "it was given up, so it has to be read now"

@@ -71,7 +71,9 @@ class Adapted:
             return block[start - first * columns : stop - first * columns]
 
         rows = max(_PIECE // columns, 1)
-        return Reader(read, step=rows * columns, in_parts=stored.in_parts and not self._looks_first(name))
+        return Reader(
+            read, step=rows * columns, in_parts=stored.in_parts and not self._looks_first(name)
+        )
 
     def _rows(self, name: str, stored: Reader) -> Rows:
         """What the adapter makes of the base's tensor. A replaced one may carry a low-rank change on top."""
