@@ -107,6 +107,26 @@ def test_whole_word_flags_decide_before_what_a_server_always_passes(
     assert text.endswith(f"<|im_start|>assistant\n{prefill}")
 
 
+@pytest.mark.parametrize("flag", ["/think", "/no_think"])
+@pytest.mark.parametrize("argument", [True, False])
+def test_a_flag_beats_the_argument(
+    tokenizer: PreTrainedTokenizerFast, flag: str, argument: bool
+) -> None:
+    messages = [
+        {"role": "system", "content": f"Be brief. {flag}"},
+        {"role": "user", "content": "Hi"},
+    ]
+    template = load_template("dualign").text
+    options: dict[str, Any] = {
+        "chat_template": template,
+        "tokenize": False,
+        "add_generation_prompt": True,
+    }
+    wanted = tokenizer.apply_chat_template(messages, **options)
+    assert f"\n{flag}<|im_end|>" in wanted
+    assert tokenizer.apply_chat_template(messages, enable_thinking=argument, **options) == wanted
+
+
 def test_a_trace_is_never_rendered_twice() -> None:
     template = load_template("dualign")
     as_field = template.render(conversation("think", 2), supervise="assistant").text
