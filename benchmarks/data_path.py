@@ -173,8 +173,8 @@ def with_dualign(path: Path) -> tuple[int, int, int, Any]:
     from transformers import AutoTokenizer
 
     from dualign.checkpoints.embedded import embedded_model
+    from dualign.data.config import DataConfig, SourceConfig
     from dualign.data.prepare import prepare_sft
-    from dualign.data.settings import DataConfig, SourceConfig
     from dualign.data.text.template import load_template
 
     tokenizer = AutoTokenizer.from_pretrained(embedded_model())
@@ -191,7 +191,7 @@ def with_doctor(path: Path) -> tuple[int, int, int, Any]:
     from transformers import AutoTokenizer
 
     from dualign.checkpoints.embedded import embedded_model
-    from dualign.data.settings import DataConfig, SourceConfig
+    from dualign.data.config import DataConfig, SourceConfig
     from dualign.data.text.template import load_template
     from dualign.doctor.findings import Findings
     from dualign.doctor.survey import Subject, survey

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from dualign.checkpoints.dtypes import NAMES, narrow
 from dualign.checkpoints.header import Planned, write_header
-from dualign.checkpoints.numbers import NAMES, narrow
 
 CONFIG = {
     "architectures": ["SmolLM3ForCausalLM"],

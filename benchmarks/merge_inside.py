@@ -16,7 +16,7 @@ _SHARE = 1 << 21
 
 def with_dualign(config: Path, out: Path) -> float:
     """All of `dualign merge`."""
-    from dualign.merging.mergefile import load
+    from dualign.merging.mergekit.load import load
     from dualign.merging.output import merge_into
 
     clock = time.perf_counter()

@@ -20,10 +20,10 @@ import numpy as np
 from benchmarks.merge import MERGEKIT, install_mergekit
 from benchmarks.merge_inputs import make_inputs
 from dualign.checkpoints.checkpoint import Checkpoint, read_whole
+from dualign.checkpoints.dtypes import narrow
 from dualign.checkpoints.embedded import embedded_model
 from dualign.checkpoints.header import Planned, write_header
-from dualign.checkpoints.numbers import narrow
-from dualign.merging.mergefile import load
+from dualign.merging.mergekit.load import load
 from dualign.merging.output import merge_into
 
 HERE = Path(__file__).parent

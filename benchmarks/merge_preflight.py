@@ -31,7 +31,7 @@ RUN = """
 import sys, time
 clock = time.perf_counter()
 from pathlib import Path
-from dualign.merging.mergefile import load
+from dualign.merging.mergekit.load import load
 from dualign.merging.merge import prepare
 imported = time.perf_counter()
 prepare(load(Path(sys.argv[1])), seed=0)

@@ -19,7 +19,7 @@ from benchmarks.merge import FAIR, install_mergekit
 from dualign.checkpoints.checkpoint import Checkpoint, read_whole
 from dualign.checkpoints.embedded import embedded_model
 from dualign.checkpoints.header import Planned, write_header
-from dualign.merging.mergefile import load
+from dualign.merging.mergekit.load import load
 from dualign.merging.output import merge_into
 
 EMBED = "model.embed_tokens.weight"

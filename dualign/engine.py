@@ -11,9 +11,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from dualign.distributed import HELD, is_first, launch, on_first, stop_with
 from dualign.errors import CheckpointError
 from dualign.fingerprint import Digests, fingerprint
-from dualign.processes import HELD, is_first, launch, on_first, stop_with
 from dualign.recipe import Recipe, StageEntry, references, replaced, stage_of
 from dualign.rundir import (
     LAUNCHED,

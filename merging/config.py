@@ -1,6 +1,6 @@
 """What is merged, and how: the merge part of a recipe, and the form that it shares with mergekit's.
 
-A recipe's stage says it in a few words; mergekit's YAML (`dualign.merging.mergefile`) says more.
+A recipe's stage says it in a few words; mergekit's YAML (`dualign.merging.mergekit.load`) says more.
 Both become a `Merge`.
 """
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dualign.config import Key, dotted, nearest
-from dualign.merging.catalogue import METHODS
+from dualign.merging.method_specs import METHODS
 from dualign.merging.parameters import Level, problems
 
 Dtype = Literal["float32", "bfloat16", "float16", "input"]

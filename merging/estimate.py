@@ -6,11 +6,11 @@ from math import ceil
 import numpy as np
 
 from dualign.checkpoints.allocator import keep_freed_blocks
-from dualign.checkpoints.numbers import narrow, widen
+from dualign.checkpoints.dtypes import narrow, widen
 from dualign.checkpoints.shards import SHARD_BYTES, plan, processors, shard_names, split
-from dualign.merging.catalogue import METHODS
 from dualign.merging.merge import Prepared
 from dualign.merging.merged import combined
+from dualign.merging.method_specs import METHODS
 from dualign.merging.methods.tensors import BLOCK, in_memory, whole
 from dualign.merging.plan import Job
 

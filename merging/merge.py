@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from dualign.checkpoints.checkpoint import Checkpoint, Weights
-from dualign.checkpoints.numbers import narrow, widen
+from dualign.checkpoints.dtypes import narrow, widen
 from dualign.checkpoints.shards import (
     PIECE,
     processors,
@@ -28,18 +28,18 @@ from dualign.checkpoints.shards import (
 )
 from dualign.checkpoints.weights import open_weights
 from dualign.errors import MergeError
-from dualign.merging.aftercheck import check_written
-from dualign.merging.alignment import Alignment, align, described, recorded
-from dualign.merging.catalogue import METHODS
 from dualign.merging.config import Merge, MergeStage, merge_problems
 from dualign.merging.merged import Merged
+from dualign.merging.method_specs import METHODS
 from dualign.merging.plan import Models, config_of, plan
-from dualign.merging.preflight import Choices, check
 from dualign.merging.provenance import hashing, remembered, weights_applied, write_merge_json
-from dualign.merging.realigned import realign, require_ids, write_vocabulary
-from dualign.merging.record import to_json
-from dualign.merging.templates import text_of
-from dualign.merging.vocabulary import find_tokenizers
+from dualign.merging.serialization import to_json
+from dualign.merging.tokenizer.alignment import Alignment, align, described, recorded
+from dualign.merging.tokenizer.chat_template import text_of
+from dualign.merging.tokenizer.remapped import realign, require_ids, write_vocabulary
+from dualign.merging.tokenizer.vocabulary import find_tokenizers
+from dualign.merging.validate_inputs import Choices, check
+from dualign.merging.validate_output import check_written
 from dualign.rundir import Outcome
 
 VERIFIED_TENSORS = 3

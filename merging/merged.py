@@ -13,7 +13,7 @@ import numpy as np
 from dualign.checkpoints.checkpoint import Reader, Weights
 from dualign.checkpoints.header import Entry
 from dualign.errors import MergeError
-from dualign.merging.catalogue import METHODS
+from dualign.merging.method_specs import METHODS
 from dualign.merging.methods import FUNCTIONS, compat
 from dualign.merging.methods.random import stream
 from dualign.merging.methods.tensors import BLOCK, Array, Combine, Tensors, row_step

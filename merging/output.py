@@ -15,7 +15,7 @@ from dualign.errors import CheckpointError, DualignError
 from dualign.merging.card import write_card
 from dualign.merging.config import Merge
 from dualign.merging.merge import Prepared, prepare, write
-from dualign.merging.record import to_json
+from dualign.merging.serialization import to_json
 from dualign.rundir import open_work, publish
 
 

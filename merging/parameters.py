@@ -15,7 +15,7 @@ from typing import Any
 
 from dualign.config import Key, dotted, nearest
 from dualign.errors import MergeError
-from dualign.merging.catalogue import METHODS, Parameter
+from dualign.merging.method_specs import METHODS, Parameter
 
 Value = float | bool
 

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from dualign.checkpoints.checkpoint import Weights
+from dualign.checkpoints.dtypes import CODES
 from dualign.checkpoints.header import Entry
-from dualign.checkpoints.numbers import CODES
 from dualign.errors import MergeError
-from dualign.merging.catalogue import METHODS, Parameter
 from dualign.merging.config import Merge, Slice, Source, is_base, unusable
 from dualign.merging.layers import Stack, place_of, stack_of
+from dualign.merging.method_specs import METHODS, Parameter
 from dualign.merging.parameters import Level, Resolver, Value
 
 Models = Mapping[str, Weights]

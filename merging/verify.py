@@ -10,7 +10,7 @@ from dualign.errors import CheckpointError, MergeError
 from dualign.fingerprint import Digests
 from dualign.merging.merge import prepare, recompute
 from dualign.merging.provenance import MERGE_JSON, hashes
-from dualign.merging.record import from_json
+from dualign.merging.serialization import from_json
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

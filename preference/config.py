@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from dualign.data.settings import DataConfig
+from dualign.data.config import DataConfig
 from dualign.training.arguments import DPO_ARGUMENTS, PREFERENCE_LOSSES
-from dualign.training.settings import TrainingStage, training_problems
+from dualign.training.config import TrainingStage, training_problems
 
 Reference = Literal["auto", "adapter", "cached", "copy"]
 

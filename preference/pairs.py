@@ -18,13 +18,13 @@ from dualign.data.conversation import Mode
 from dualign.errors import DataError
 from dualign.evaluation.requests import render_question
 from dualign.evaluation.samples import Answered, SampleFile
-from dualign.evaluation.tasks import Problem, Task, load_problems, load_tasks
 from dualign.evaluation.verify import verify
 from dualign.generation.generate import generate_batches
-from dualign.generation.loading import identity, load_chat_tokenizer, load_model
 from dualign.generation.thinking import Parsed, split
+from dualign.models.inference import identity, load_chat_tokenizer, load_model
 from dualign.preference.config import PairsStage
 from dualign.rundir import Outcome
+from dualign.tasks import Problem, Task, load_problems, load_tasks
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

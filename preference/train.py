@@ -10,11 +10,11 @@ from trl import DPOConfig
 
 from dualign.data.prepare import PreparedPairs, prepare_pairs
 from dualign.data.tokens.collate import PairCollator
+from dualign.distributed import on_first
+from dualign.models.loading import Start, find_start, load_tokenizer, policy
 from dualign.preference.config import PreferenceStage
 from dualign.preference.trainer import DualModeDPOTrainer
-from dualign.processes import on_first
 from dualign.rundir import CHECKPOINTS, Outcome
-from dualign.training.models import Start, find_start, load_tokenizer, policy
 from dualign.training.trainer import (
     last_checkpoint,
     prepare_trainer,

@@ -9,8 +9,8 @@ from peft import PeftModel
 from torch import Tensor
 from trl import DPOTrainer
 
-from dualign.training.grouped import GroupTotals, capture_outputs
-from dualign.training.models import PARENT, use_both, use_parent
+from dualign.models.loading import PARENT, use_both, use_parent
+from dualign.training.per_group_metrics import GroupTotals, capture_outputs
 
 
 class DualModeDPOTrainer(DPOTrainer):

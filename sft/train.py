@@ -7,11 +7,11 @@ from trl import SFTConfig
 
 from dualign.data.prepare import Prepared, prepare_sft
 from dualign.data.tokens.collate import PackedCollator
+from dualign.models.loading import Start, find_start, load_tokenizer, policy
 from dualign.rundir import Outcome
 from dualign.sft.config import SFTStage
 from dualign.sft.trainer import DualModeSFTTrainer
 from dualign.training.isolation import check_isolation
-from dualign.training.models import Start, find_start, load_tokenizer, policy
 from dualign.training.trainer import (
     last_checkpoint,
     prepare_trainer,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from trl import SFTTrainer
 
-from dualign.training.grouped import GroupTotals, capture_outputs
+from dualign.training.per_group_metrics import GroupTotals, capture_outputs
 
 
 class DualModeSFTTrainer(SFTTrainer):

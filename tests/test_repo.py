@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from dualign.cli.stages import kinds
 from dualign.recipe import load_recipe
+from dualign.stages import kinds
 
 ROOT = Path(__file__).parents[1]
 STAGES = ("sft", "preference", "merging")

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from dualign.checkpoints.dtypes import NAMES, STORED, Array, is_finite, widen
 from dualign.checkpoints.header import BITS, Entry, read_header
-from dualign.checkpoints.numbers import NAMES, STORED, Array, is_finite, widen
 from dualign.errors import CheckpointError, MergeError
 
 if TYPE_CHECKING:

@@ -20,9 +20,9 @@ from dualign.checkpoints.checkpoint import (
     is_tied,
     read_json,
 )
+from dualign.checkpoints.dtypes import Array
 from dualign.checkpoints.header import Entry
 from dualign.checkpoints.lora import Adapter, LoraModule, Rows, wide
-from dualign.checkpoints.numbers import Array
 from dualign.errors import MergeError
 
 # Elements made at once. Larger products are shared out by BLAS among threads of its own, which fight

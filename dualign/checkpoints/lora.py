@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dualign.checkpoints.checkpoint import read_json
-from dualign.checkpoints.numbers import Array
+from dualign.checkpoints.dtypes import Array
 from dualign.errors import CheckpointError, MergeError
 
 PREFIX = "base_model.model."

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from dualign.checkpoints.checkpoint import Reader, Weights
+from dualign.checkpoints.dtypes import CODES, NAMES, Array, narrow, widen
 from dualign.checkpoints.header import Entry
-from dualign.checkpoints.numbers import CODES, NAMES, Array, narrow, widen
-from dualign.checkpoints.skeleton import quantised_modules, skeleton
+from dualign.checkpoints.meta_model import quantised_modules, skeleton
 from dualign.errors import CheckpointError
 
 BLOCK, SCALES = 64, 256

@@ -19,9 +19,9 @@ from tqdm import tqdm
 
 from dualign.checkpoints.allocator import keep_freed_blocks
 from dualign.checkpoints.checkpoint import Weights, read_json
+from dualign.checkpoints.dtypes import CODES, NAMES, NotFinite, narrow
 from dualign.checkpoints.hashing import Following, sha256
 from dualign.checkpoints.header import Planned, write_header
-from dualign.checkpoints.numbers import CODES, NAMES, NotFinite, narrow
 from dualign.errors import CheckpointError, MergeError
 
 SHARD_BYTES = 2_000_000_000

@@ -14,7 +14,7 @@ from dualign.recipe import Recipe, StageEntry, load_recipe
 def run(given: Namespace) -> int:
     """`dualign run RECIPE`: every stage, then the report."""
     from dualign import engine
-    from dualign.cli.stages import runners
+    from dualign.stages import runners
 
     recipe = _load(given)
     folders = engine.run(recipe, runners(), say=say)
@@ -178,9 +178,9 @@ def recipes(given: Namespace) -> int:
 
 
 def _keys(kind: str | None) -> str:
-    from dualign.cli.stages import kinds
-    from dualign.evaluation.tasks import Task
-    from dualign.keys import key_list
+    from dualign.config_reference import key_list
+    from dualign.stages import kinds
+    from dualign.tasks import Task
 
     known = {**kinds(), "task": Task}
     if kind is not None and kind not in known:
@@ -232,14 +232,14 @@ def _shipped_names() -> list[str]:
 
 
 def _load(given: Namespace) -> Recipe:
-    from dualign.cli.stages import kinds
+    from dualign.stages import kinds
 
     return load_recipe(find_recipe(given.recipe), given.overrides, kinds())
 
 
 def _one_stage(given: Namespace, kind: str) -> int:
     from dualign import engine
-    from dualign.cli.stages import runners
+    from dualign.stages import runners
 
     recipe = _load(given)
     engine.run(recipe, runners(), only=choose(recipe, kind, given.stage).name, say=say)

@@ -84,7 +84,7 @@ def export(given: Namespace) -> int:
 
 def _dry_run(given: Namespace, types: list[str]) -> str:
     from dualign.export.export import choose_converter, choose_runtime, require_types, sizes
-    from dualign.export.source import open_source
+    from dualign.export.model_source import open_source
 
     command = choose_converter(given.converter)
     source = open_source(given.model, name=given.name, foreign=command is not None)

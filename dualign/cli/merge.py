@@ -69,7 +69,7 @@ def _add_merge(sub: Sub) -> None:
 
 def merge(given: Namespace) -> int:
     """`dualign merge CONFIG OUT`, or a stage of a recipe."""
-    from dualign.merging.mergefile import is_merge_file
+    from dualign.merging.mergekit.load import is_merge_file
 
     if not is_merge_file(Path(given.recipe)):
         _require_none(given)
@@ -94,7 +94,7 @@ def _require_none(given: Namespace) -> None:
 
 def _merge_file(given: Namespace) -> int:
     from dualign.cli.commands import say
-    from dualign.merging.mergefile import allowing_pickles, load
+    from dualign.merging.mergekit.load import allowing_pickles, load
 
     loaded = load(Path(given.recipe), compat=given.compat is not None)
     if given.allow_pickle:

@@ -10,7 +10,7 @@ from dualign.errors import ConfigError
 if TYPE_CHECKING:
     from dualign.publish.publish import Prepared, Request
 
-# As dualign.publish.checks has them, without importing it.
+# As dualign.publish.checks.checks has them, without importing it.
 _MAY_FAIL = ("base", "base_weights", "modes", "doctor", "lineage")
 _ABOUT = """\
 RUN_DIR is the run directory of a stage that `dualign run` finished, such as runs/quickstart/merged,
@@ -86,8 +86,8 @@ def add(sub: Sub) -> None:
 def publish(given: Namespace) -> int:
     """`dualign publish RUN_DIR REPO_ID`: 1 if a check failed."""
     from dualign.cli.commands import say
+    from dualign.publish.checks.repository import look
     from dualign.publish.publish import leave_copy, prepare, require_new, staging_folder
-    from dualign.publish.remote_check import look
     from dualign.publish.show import show
 
     request = _request(given)
@@ -159,8 +159,8 @@ def _next(given: Namespace) -> str:
 
 def _upload(prepared: "Prepared", remote: Any, given: Namespace) -> None:
     from dualign.cli.commands import say
+    from dualign.publish.hub.upload import upload
     from dualign.publish.publish import stale
-    from dualign.publish.upload import upload
 
     run = prepared.subject.lineage.run
     done = upload(

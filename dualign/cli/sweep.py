@@ -37,7 +37,7 @@ def sweep(given: Namespace) -> int:
     """`dualign sweep SWEEP OUT`, or a stage of a recipe."""
     from dualign import engine
     from dualign.cli.commands import say
-    from dualign.cli.stages import runners
+    from dualign.stages import runners
 
     recipe, entry = _read(given)
     if given.dry_run:
@@ -50,7 +50,7 @@ def sweep(given: Namespace) -> int:
 
 def _read(given: Namespace) -> tuple[Recipe, StageEntry]:
     from dualign.cli.commands import choose, find_recipe
-    from dualign.cli.stages import kinds
+    from dualign.stages import kinds
 
     folders = [one for one in given.overrides if "=" not in one]
     overrides = [one for one in given.overrides if "=" in one]

@@ -23,7 +23,7 @@ from dualign.data.prepare import Prepared, PreparedPairs
 from dualign.engine import StageStatus, statuses
 from dualign.errors import CheckpointError, ConfigError, DualignError
 from dualign.recipe import Recipe, StageEntry, references, replaced, stage_of
-from dualign.training.settings import TrainingStage
+from dualign.training.config import TrainingStage
 
 # TRL's and transformers' defaults, where the recipe is silent.
 _DEFAULTS = {
@@ -65,8 +65,8 @@ def show_rows(recipe: Recipe, entry: StageEntry, *, count: int, html: Path | Non
     """Print `count` rows per source and mode of a training stage, as the model gets them; or write
     them as a page.
     """
-    from dualign.data.inspect import show
-    from dualign.data.inspect_html import write_page
+    from dualign.inspect.html import write_page
+    from dualign.inspect.terminal import show
 
     found = statuses(recipe, remember=False)
     config, missing = resolved(entry, found)
@@ -110,7 +110,7 @@ def _show_training(
     data: Prepared | PreparedPairs | None = None
     if not missing and _data_is_here(config):
         data, _ = _prepared(config, entry.kind, entry.seed)
-        from dualign.data.inspect import rows_table
+        from dualign.inspect.terminal import rows_table
 
         console.print(rows_table(data.rows))
     else:
@@ -239,7 +239,7 @@ def _data_is_here(config: Any) -> bool:
 
 def _prepared(config: Any, kind: str, seed: int) -> tuple[Prepared | PreparedPairs, Any]:
     from dualign.data.prepare import prepare_pairs, prepare_sft
-    from dualign.training.models import find_start, load_tokenizer
+    from dualign.models.loading import find_start, load_tokenizer
 
     tokenizer, template = load_tokenizer(config, find_start(config.model, config.revision))
     prepare = prepare_sft if kind == "sft" else prepare_pairs

@@ -23,11 +23,11 @@ import datasets
 from filelock import FileLock
 
 from dualign.checkpoints.embedded import cache_folder
+from dualign.data.config import DataConfig, SourceConfig
 from dualign.data.pruning import make_room, mark_used
 from dualign.data.rows.loading import load_source
 from dualign.data.rows.source_files import combined_sha256, fingerprint_files, local_files
 from dualign.data.rows.sources import source_label
-from dualign.data.settings import DataConfig, SourceConfig
 from dualign.data.text.template import ChatTemplate
 from dualign.fingerprint import Digests, file_digests
 

@@ -11,10 +11,10 @@ import pyarrow as pa
 
 from dualign.data.cache import About, Tables, cache_key, kept
 from dualign.data.caching import map_afresh
-from dualign.data.mix.accounting import Group
-from dualign.data.mix.draws import Indices, generator
+from dualign.data.config import DataConfig
 from dualign.data.mix.mixture import Mixed, mix
-from dualign.data.settings import DataConfig
+from dualign.data.mix.row_stats import Group
+from dualign.data.seeds import Indices, generator
 from dualign.data.text.template import ChatTemplate
 from dualign.data.tokens.encoding import ExampleEncoder, PairEncoder
 from dualign.data.tokens.packing import Pieces, fill, pack

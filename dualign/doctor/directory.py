@@ -10,8 +10,8 @@ from dualign.checkpoints.checkpoint import Checkpoint, embedding_name, read_json
 from dualign.data.text.template import load_template
 from dualign.doctor.findings import Fault
 from dualign.errors import CheckpointError, MergeError, TemplateError
+from dualign.models.loading import with_defaults
 from dualign.rundir import read_run
-from dualign.training.models import with_defaults
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -10,9 +10,9 @@ from transformers import AutoTokenizer
 
 from dualign.checkpoints.checkpoint import read_json
 from dualign.checkpoints.embedded import embedded_model
+from dualign.data.config import DataConfig, SourceConfig
 from dualign.data.rows.loading import load_source
 from dualign.data.rows.sources import source_label
-from dualign.data.settings import DataConfig, SourceConfig
 from dualign.data.text.template import ChatTemplate, load_template
 from dualign.doctor.directory import directory_faults, read_saved
 from dualign.doctor.findings import Fault, Findings
@@ -29,9 +29,9 @@ from dualign.doctor.template import template_faults
 from dualign.doctor.tokens import tokenizer_faults
 from dualign.engine import statuses
 from dualign.errors import ConfigError, DataError, DualignError, TemplateError
+from dualign.models.loading import Start, find_start, load_tokenizer
 from dualign.recipe import Recipe
-from dualign.training.models import Start, find_start, load_tokenizer
-from dualign.training.settings import TrainingStage
+from dualign.training.config import TrainingStage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from dualign.data.config import DataConfig, SourceConfig
 from dualign.data.mix.screening import Screened, screen
-from dualign.data.mix.settling import check_labels
+from dualign.data.mix.selection import check_labels
 from dualign.data.rows.loading import Drawn, draw_source
 from dualign.data.rows.shape_check import check_shapes
 from dualign.data.rows.sources import source_label
-from dualign.data.settings import DataConfig, SourceConfig
 from dualign.doctor.findings import Fault, Findings
 from dualign.errors import DataError
 

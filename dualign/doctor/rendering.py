@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dualign.data.config import Supervise
 from dualign.data.conversation import MODES, Conversation, Message, Mode
 from dualign.data.rows.traces import CLOSE, OPEN
-from dualign.data.settings import Supervise
 from dualign.data.text.spans import Rendered
 from dualign.data.text.template import ChatTemplate
 from dualign.doctor.findings import Fault

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from dualign.data.mix.tokenised import Tokenised, Words
+from dualign.data.mix.row_table import Tokenised, Words
 from dualign.data.tokens.encoding import Encoded
 
 

@@ -8,9 +8,9 @@ from typing import Any
 from dualign.cost.plan import base_model, resolved
 from dualign.doctor.findings import Fault, Findings
 from dualign.engine import StageStatus
+from dualign.models.loading import Start, find_start
 from dualign.recipe import Recipe, StageEntry, stage_of
 from dualign.training.isolation import unbounded_layers
-from dualign.training.models import Start, find_start
 
 KINDS = ("sft", "preference")
 

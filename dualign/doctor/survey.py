@@ -9,13 +9,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from dualign.data.config import DataConfig, SourceConfig
 from dualign.data.faults import RowError
-from dualign.data.mix.accounting import account, grouped, tally_rows
-from dualign.data.mix.draws import Indices, places
-from dualign.data.mix.settling import settle
-from dualign.data.rows.policies import stops
+from dualign.data.mix.row_stats import account, grouped, tally_rows
+from dualign.data.mix.selection import settle
+from dualign.data.policies import stops
 from dualign.data.rows.sources import source_label
-from dualign.data.settings import DataConfig, SourceConfig
+from dualign.data.seeds import Indices, places
 from dualign.data.text.template import ChatTemplate
 from dualign.data.tokens.encoding import Encoded, ExampleEncoder, PairEncoder
 from dualign.doctor.balance import Sides, balance_faults, side_faults

@@ -24,13 +24,13 @@ from dualign.evaluation.requests import Asked, Request, build_requests
 from dualign.evaluation.samples import Answered, SampleFile
 from dualign.evaluation.scores import Change, short_label
 from dualign.evaluation.table import markdown_table, terminal_pairs, terminal_table
-from dualign.evaluation.tasks import Task, load_problems, load_tasks
 from dualign.evaluation.verify import verify
 from dualign.generation.generate import Generation, generate_batches
-from dualign.generation.loading import Subject, open_model
 from dualign.generation.thinking import split
+from dualign.models.inference import Subject, open_model
+from dualign.models.loading import find_start
 from dualign.rundir import Outcome, write_json
-from dualign.training.models import find_start
+from dualign.tasks import Task, load_problems, load_tasks
 
 Answer = Callable[[Sequence[str], int, Sequence[int]], Iterator[dict[int, Generation]]]
 

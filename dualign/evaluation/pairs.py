@@ -17,12 +17,12 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from dualign.data.config import DataConfig, SourceConfig
 from dualign.data.conversation import MODES, Mode
 from dualign.data.prepare import PreparedPairs, prepare_pairs
-from dualign.data.settings import DataConfig, SourceConfig
 from dualign.data.text.template import load_template
 from dualign.evaluation.scores import Z_95, Change, short_label, wilson
-from dualign.generation.loading import Subject
+from dualign.models.inference import Subject
 
 Margins = Mapping[Mode, tuple[float, ...]]
 

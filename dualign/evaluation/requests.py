@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from dualign.data.conversation import MODES, Mode
 from dualign.errors import EvaluationError
 from dualign.evaluation.config import EvalSettings
-from dualign.evaluation.tasks import Problem, Task
+from dualign.tasks import Problem, Task
 
 Asked = Sequence[tuple[Task, Sequence[Problem]]]
 

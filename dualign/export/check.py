@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dualign.data.conversation import MODES, Mode
-from dualign.export.runtime import Choice, Runtime, load
+from dualign.export.llama_runtime import Choice, Runtime, load
 from dualign.generation.thinking import split
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class Verdict:
 def ask_transformers(model: str, tokenizer: "PreTrainedTokenizerBase") -> list[Asked]:
     """The questions in both modes, answered greedily in float32."""
     from dualign.generation.generate import generate, tokenized
-    from dualign.generation.loading import load_model
+    from dualign.models.inference import load_model
 
     asked = [(question, mode) for question in QUESTIONS for mode in MODES]
     prompts = [

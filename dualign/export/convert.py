@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dualign.checkpoints.shards import write_side_files, write_weights
 from dualign.export import llamacpp
-from dualign.export.source import Source
+from dualign.export.model_source import Source
 from dualign.export.writer import settings, write_model
 
 

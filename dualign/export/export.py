@@ -12,12 +12,12 @@ from pathlib import Path
 from dualign import __version__
 from dualign.checkpoints.hashing import sha256
 from dualign.errors import CheckpointError, ConfigError
-from dualign.export import runtime as runtimes
+from dualign.export import llama_runtime as runtimes
 from dualign.export.check import Verdict, ask_transformers, check
 from dualign.export.convert import write_exact
+from dualign.export.model_source import Source, open_source
 from dualign.export.modelfile import modelfile
 from dualign.export.quantize import quantize, types_of
-from dualign.export.source import Source, open_source
 from dualign.rundir import publish, work_folder, write_json
 
 EXACT = ("f32", "f16")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dualign.checkpoints.numbers import Array
+from dualign.checkpoints.dtypes import Array
 from dualign.errors import CheckpointError
 
 # ggml.h: enum ggml_type, and the bytes of a block of 256 numbers

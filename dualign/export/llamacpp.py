@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from dualign.checkpoints.numbers import narrow
+from dualign.checkpoints.dtypes import narrow
 from dualign.errors import CheckpointError
 from dualign.export.tensors import Tensor
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
-from dualign.export.dialect import Dialect, dialect_of
+from dualign.export.chat_format import Dialect, dialect_of
 
 LONGEST_CONTEXT = 8192
 """num_ctx at most: a whole 64k window would take gigabytes, and Ollama's default cuts thinking short"""

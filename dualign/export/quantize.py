@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dualign.checkpoints.numbers import Array
+from dualign.checkpoints.dtypes import Array
 from dualign.checkpoints.shards import processors
 from dualign.errors import CheckpointError
 from dualign.export import ggml

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dualign.checkpoints.checkpoint import HEAD, Weights, embedding_name, read_whole
-from dualign.checkpoints.numbers import Array
+from dualign.checkpoints.dtypes import Array
 from dualign.errors import CheckpointError
 from dualign.export.architecture import Architecture
 

@@ -132,7 +132,7 @@ def _type(added: Any, token: str) -> int:
 def _special_ids(tokenizer: "PreTrainedTokenizerBase") -> dict[str, int]:
     from dualign.data.text.template import load_template
     from dualign.errors import TemplateError
-    from dualign.training.models import end_of_turn
+    from dualign.models.loading import end_of_turn
 
     ids = {name: getattr(tokenizer, f"{ours}_token_id") for name, ours in _IDS.items()}
     try:

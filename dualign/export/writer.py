@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from dualign.checkpoints.numbers import Array, NotFinite, narrow
+from dualign.checkpoints.dtypes import Array, NotFinite, narrow
 from dualign.errors import CheckpointError
 from dualign.export.architecture import Architecture
 from dualign.export.tensors import Tensor

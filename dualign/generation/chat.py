@@ -17,9 +17,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 from dualign.data.conversation import Mode
 from dualign.errors import EvaluationError
 from dualign.generation.generate import end_ids, generation_settings, tokenized
-from dualign.generation.loading import load_chat_tokenizer, load_model
 from dualign.generation.sampling import sampler, uniforms
 from dualign.generation.thinking import CLOSE, OPEN, prompt_opens_block, split
+from dualign.models.inference import load_chat_tokenizer, load_model
 
 HELP = (
     "/think and /no_think switch the mode (a question may follow), /reset forgets the conversation, /quit ends it. "

@@ -9,7 +9,7 @@ from dualign.checkpoints.checkpoint import Checkpoint
 from dualign.checkpoints.embedded import EMBEDDED
 from dualign.checkpoints.hashing import sha256
 from dualign.errors import DualignError, PublishError
-from dualign.publish.facts import Hub, cached_commit, cached_snapshot
+from dualign.publish.hub.metadata import Hub, cached_commit, cached_snapshot
 from dualign.publish.lineage import Root
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 from dualign import __version__
 from dualign.checkpoints.hashing import sha256
 from dualign.evaluation.scores import short_label
-from dualign.publish import card as cards
-from dualign.publish.card_text import Content, body
-from dualign.publish.checks import Check, check
-from dualign.publish.cleaning import cleaned, record_of
-from dualign.publish.snippets import QUESTION, Use, snippets
+from dualign.publish.card import metadata as cards
+from dualign.publish.card.body import Content, body
+from dualign.publish.card.snippets import QUESTION, Use, snippets
+from dualign.publish.checks.checks import Check, check
+from dualign.publish.checks.load_test import Tried, questions_of
+from dualign.publish.redaction import cleaned, record_of
 from dualign.publish.sources import is_hub_id
 from dualign.publish.stage import staged_files
-from dualign.publish.tried import Tried, questions_of
 from dualign.report.plots import accuracy_plot, loss_plot, reward_plot
 from dualign.report.runs import Evaluated, StageRun, evaluated, is_preference, is_training, series
 from dualign.rundir import write_json

@@ -13,19 +13,19 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 from dualign.errors import CheckpointError, DualignError, PublishError
-from dualign.publish import checks as looks
 from dualign.publish.base import Base, find_bases, names_of
-from dualign.publish.checks import Check
-from dualign.publish.cleaning import replacements
+from dualign.publish.checks import checks as looks
+from dualign.publish.checks.adapter import composition_check
+from dualign.publish.checks.checks import Check
+from dualign.publish.checks.load_test import Tried, try_out
 from dualign.publish.describe import Described, describe
-from dualign.publish.exactness import composition_check
-from dualign.publish.facts import Hub
+from dualign.publish.hub.metadata import Hub
 from dualign.publish.licence import Licence, combine
 from dualign.publish.lineage import Lineage, adapter_root, read_lineage
 from dualign.publish.plan import Plan, What, adapter_folder, make_plan
+from dualign.publish.redaction import replacements
 from dualign.publish.sources import Source, licences, sources_of
 from dualign.publish.stage import stage_files, staged_files
-from dualign.publish.tried import Tried, try_out
 
 logger = logging.getLogger(__name__)
 

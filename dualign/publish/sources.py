@@ -4,11 +4,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dualign.data.config import SourceConfig
 from dualign.data.rows.sources import source_label
-from dualign.data.settings import SourceConfig
 from dualign.errors import PublishError
 from dualign.publish.base import Base
-from dualign.publish.facts import Hub
+from dualign.publish.hub.metadata import Hub
 from dualign.publish.lineage import Lineage
 from dualign.report.runs import StageRun
 

@@ -9,7 +9,7 @@ from dualign.checkpoints.adapters import fold
 from dualign.checkpoints.checkpoint import read_json
 from dualign.checkpoints.weights import from_hub
 from dualign.errors import PublishError
-from dualign.publish import cleaning
+from dualign.publish import redaction as cleaning
 from dualign.publish.base import Base
 from dualign.publish.plan import SETTINGS, Plan
 from dualign.rundir import write_json

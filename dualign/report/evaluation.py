@@ -18,7 +18,7 @@ from dualign.evaluation.scores import (
 )
 from dualign.evaluation.table import PAIR_COLUMNS, PAIR_LEGEND, pair_rows
 from dualign.report.blocks import Block, Bullets, Gallery, Grid, Picture, Section, Text
-from dualign.report.findings import (
+from dualign.report.conclusions import (
     Step,
     format_finding,
     margin_findings,

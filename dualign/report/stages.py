@@ -7,7 +7,7 @@ from typing import Any
 
 from dualign.evaluation.scores import short_label
 from dualign.report.blocks import Block, Folded, Gallery, Grid, Picture, Section, Text
-from dualign.report.findings import ends_text
+from dualign.report.conclusions import ends_text
 from dualign.report.plots import cost_plot, loss_plot, reward_plot
 from dualign.report.runs import Evaluated, StageRun, is_preference, is_training
 from dualign.report.samples import plain

@@ -25,10 +25,10 @@ from transformers import (
 from dualign.checkpoints.adapters import concatenate, fold
 from dualign.checkpoints.weights import from_hub
 from dualign.errors import CheckpointError
+from dualign.models.loading import PARENT, Start, use_both
+from dualign.models.logits import logits_of, saved_logits
 from dualign.rundir import CHECKPOINTS
-from dualign.training.models import PARENT, Start, use_both
-from dualign.training.reload import logits_of, saved_logits
-from dualign.training.settings import TrainingStage
+from dualign.training.config import TrainingStage
 
 logger = logging.getLogger(__name__)
 _TRL_COPY = (

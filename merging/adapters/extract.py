@@ -17,8 +17,8 @@ from tqdm import tqdm
 from dualign.checkpoints.adapters import ranks_in_config, save_adapter, with_tied_head
 from dualign.checkpoints.checkpoint import HEAD, Weights, embedding_name, is_tied, read_whole
 from dualign.checkpoints.lora import LoraModule
+from dualign.checkpoints.meta_model import linear_modules, skeleton
 from dualign.checkpoints.shards import PIECE, nearest_file, tokenizer_files
-from dualign.checkpoints.skeleton import linear_modules, skeleton
 from dualign.checkpoints.weights import find_folder, open_weights
 from dualign.errors import MergeError
 from dualign.merging.adapters.lowrank import Cut, LowRank, approximate

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dualign.checkpoints.checkpoint import read_json
-from dualign.checkpoints.numbers import NAMES
+from dualign.checkpoints.dtypes import NAMES
 from dualign.checkpoints.weights import find_base, find_folder, open_weights
 from dualign.errors import CheckpointError
-from dualign.merging.adapters.gap import (
+from dualign.merging.adapters.kl_gap import (
     PROMPTS,
     Gap,
     folded_logits,

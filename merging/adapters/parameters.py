@@ -5,7 +5,7 @@ from typing import Any
 
 from dualign.config import nearest
 from dualign.errors import ConfigError
-from dualign.merging.catalogue import METHODS
+from dualign.merging.method_specs import METHODS
 from dualign.merging.parameters import problems
 
 LINEAR = "linear"

@@ -1,4 +1,4 @@
-"""The methods, by the names that configs use. `dualign.merging.catalogue` says what they take."""
+"""The methods, by the names that configs use. `dualign.merging.method_specs` says what they take."""
 
 from collections.abc import Callable, Mapping
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from dualign.checkpoints.numbers import narrow, widen
+from dualign.checkpoints.dtypes import narrow, widen
 from dualign.merging.methods.slerp import LEAST_NORM, NEARLY_PARALLEL
 from dualign.merging.methods.tensors import Array, Combine, Read, Tensors
 

@@ -11,9 +11,9 @@ from dualign.merging.estimate import seconds_each
 from dualign.merging.merge import Prepared, prepare
 from dualign.merging.sweep import search
 from dualign.merging.sweep.config import SweepStage
-from dualign.merging.sweep.memory import memory_of
 from dualign.merging.sweep.points import SOUP, merge_at
 from dualign.merging.sweep.result import label
+from dualign.merging.sweep.score_cache import memory_of
 from dualign.merging.sweep.scoring import LiveScoring, Scoring, scoring_of
 
 

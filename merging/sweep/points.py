@@ -9,7 +9,7 @@ from typing import Any
 from dualign.config import Document, Key, parse
 from dualign.errors import ConfigError
 from dualign.merging.config import Merge, MergeStage, Source
-from dualign.merging.mergefile import merged
+from dualign.merging.mergekit.load import merged
 
 Point = Mapping[str, Any]
 """the value of each name; of a soup, `soup`: the places of the models that are in it"""

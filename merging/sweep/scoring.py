@@ -21,15 +21,15 @@ from dualign.evaluation.evaluate import data_source, evaluate_model
 from dualign.evaluation.metrics import Sample
 from dualign.evaluation.requests import Asked
 from dualign.evaluation.samples import SampleFile
-from dualign.evaluation.tasks import load_problems, load_tasks
 from dualign.fingerprint import Digests, file_digests
-from dualign.generation.loading import Subject, load_chat_tokenizer
 from dualign.merging.merge import Prepared, write_beside
 from dualign.merging.output import fingerprint
 from dualign.merging.sweep.config import SweepStage
 from dualign.merging.sweep.live import LiveModel
-from dualign.merging.sweep.memory import Memory
+from dualign.merging.sweep.score_cache import Memory
 from dualign.merging.sweep.scored import Scored, scored_from
+from dualign.models.inference import Subject, load_chat_tokenizer
+from dualign.tasks import load_problems, load_tasks
 
 _NUMBER = re.compile(r"(?<![\w.-])[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?(?!\w)")
 _TAIL = 600  # characters of a command's output that an error shows

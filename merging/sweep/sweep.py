@@ -20,8 +20,8 @@ from dualign.errors import MergeError
 from dualign.merging.merge import prepare, write
 from dualign.merging.sweep import result
 from dualign.merging.sweep.config import SweepStage
-from dualign.merging.sweep.memory import Memory, memory_of
 from dualign.merging.sweep.points import Point, merge_at
+from dualign.merging.sweep.score_cache import Memory, memory_of
 from dualign.merging.sweep.scored import Candidate, winner
 from dualign.merging.sweep.scoring import LiveScoring, Scoring, scoring_of
 from dualign.merging.sweep.search import UNUSABLE, Found, most, start

@@ -13,8 +13,8 @@ from transformers import PreTrainedTokenizerFast
 
 from dualign.data import prepare
 from dualign.data.cache import cache_key, kept
+from dualign.data.config import DataConfig, DecontaminateConfig, SourceConfig
 from dualign.data.prepare import prepare_pairs, prepare_sft
-from dualign.data.settings import DataConfig, DecontaminateConfig, SourceConfig
 from dualign.data.text.template import load_template
 
 Write = Callable[[list[dict[str, Any]], str], Path]

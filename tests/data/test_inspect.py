@@ -8,11 +8,11 @@ from typing import Any
 from rich.console import Console
 from transformers import PreTrainedTokenizerFast
 
-from dualign.data.inspect import coloured, lengths_of, rows_table, runs_of, show
+from dualign.data.config import DataConfig, SourceConfig
 from dualign.data.prepare import prepare_pairs, prepare_sft
-from dualign.data.settings import DataConfig, SourceConfig
 from dualign.data.text.template import load_template
 from dualign.data.tokens.labels import IGNORE_INDEX
+from dualign.inspect.terminal import coloured, lengths_of, rows_table, runs_of, show
 
 Write = Callable[[list[dict[str, Any]], str], Path]
 

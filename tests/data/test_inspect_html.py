@@ -8,12 +8,12 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from dualign.data.inspect import samples_of
-from dualign.data.inspect_html import MOST_TOKENS, inspect_page, write_page
+from dualign.data.config import DataConfig, DedupConfig, SourceConfig
 from dualign.data.prepare import Prepared, prepare_pairs, prepare_sft
-from dualign.data.settings import DataConfig, DedupConfig, SourceConfig
 from dualign.data.text.template import load_template
 from dualign.data.tokens.labels import IGNORE_INDEX
+from dualign.inspect.html import MOST_TOKENS, inspect_page, write_page
+from dualign.inspect.terminal import samples_of
 from dualign.report.blocks import Grid, Tokens
 from dualign.report.markdown import render_markdown
 

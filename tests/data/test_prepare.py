@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
+from dualign.data.config import DataConfig, SourceConfig
 from dualign.data.faults import RowError
-from dualign.data.mix.accounting import Tally, account
-from dualign.data.mix.draws import drawn_rows, generator, held_out, repeated
+from dualign.data.mix.row_stats import Tally, account
 from dualign.data.prepare import Prepared, prepare_pairs, prepare_sft
-from dualign.data.settings import DataConfig, SourceConfig
+from dualign.data.seeds import drawn_rows, generator, held_out, repeated
 from dualign.data.text.template import load_template
 from dualign.data.tokens.encoding import ExampleEncoder
 from dualign.data.tokens.labels import IGNORE_INDEX

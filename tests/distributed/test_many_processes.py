@@ -13,8 +13,8 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from dualign.errors import CheckpointError
+from dualign.models.loading import load_checkpoint
 from dualign.rundir import read_run
-from dualign.training.models import load_checkpoint
 from dualign.training.trainer import require_all_processes
 from tests.stages.conftest import pair_rows, save_model, sum_rows, tokenizer, write_rows  # noqa: F401 - a fixture
 

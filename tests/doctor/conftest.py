@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from dualign.data.settings import DataConfig, SourceConfig
+from dualign.data.config import DataConfig, SourceConfig
 from dualign.doctor.findings import Findings
 from dualign.doctor.survey import Kind, Subject, survey
-from dualign.training.models import Start, load_tokenizer
-from dualign.training.settings import TrainingStage
+from dualign.models.loading import Start, load_tokenizer
+from dualign.training.config import TrainingStage
 
 Rows = dict[str, list[dict[str, Any]]]
 Examine = Callable[..., tuple[Findings, dict[str, Any]]]

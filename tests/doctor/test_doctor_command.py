@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from dualign.cli.main import main
+from dualign.data.config import DataConfig, SourceConfig
 from dualign.data.prepare import prepare_sft
-from dualign.data.settings import DataConfig, SourceConfig
 from dualign.doctor.findings import Findings
 from dualign.doctor.survey import Subject, survey
 from dualign.doctor.target import target_of

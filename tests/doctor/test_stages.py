@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
-from dualign.cli.stages import kinds
 from dualign.doctor.doctor import Diagnosis, examine_recipe
 from dualign.doctor.stages import model_faults
 from dualign.errors import ConfigError
 from dualign.recipe import load_recipe
+from dualign.stages import kinds
 from tests.doctor.conftest import write
 from tests.doctor.defective_rows import no_think_row, pair_row, think_row
 

@@ -7,7 +7,7 @@ from typing import Any
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from dualign.data.settings import DataConfig, SourceConfig
+from dualign.data.config import DataConfig, SourceConfig
 from dualign.data.text.template import load_template
 from dualign.data.tokens.labels import Example
 from dualign.doctor.findings import Findings

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from dualign import engine
-from dualign.cli.stages import kinds, runners
 from dualign.errors import CheckpointError, DataError
 from dualign.recipe import Recipe, load_recipe
 from dualign.rundir import locked, read_run
+from dualign.stages import kinds, runners
 
 SCRIPT = """
 import argparse, pathlib, sys, time

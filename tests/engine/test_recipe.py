@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dualign.cli.stages import kinds
 from dualign.errors import ConfigError
 from dualign.recipe import load_recipe
+from dualign.stages import kinds
 
 GOOD = {
     "name": "good",

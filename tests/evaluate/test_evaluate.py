@@ -12,7 +12,7 @@ import dualign.evaluation.evaluate as evaluate
 from dualign.data.text.template import load_template
 from dualign.errors import CheckpointError, EvaluationError
 from dualign.evaluation.config import EvalStage
-from dualign.generation.loading import identity, load_chat_tokenizer, load_model
+from dualign.models.inference import identity, load_chat_tokenizer, load_model
 from tests.evaluate.conftest import LEARNT
 
 CHATML = (

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from dualign.errors import ConfigError, EvaluationError
-from dualign.evaluation.tasks import load_problems, load_task, load_tasks
+from dualign.tasks import load_problems, load_task, load_tasks
 
 
 def write(folder, text, rows=({"id": "a", "question": "1+1?", "answer": 2},), name="t.yaml"):

@@ -3,8 +3,8 @@
 import pytest
 
 from dualign.data.text.template import load_template
-from dualign.export.dialect import dialect_of
-from dualign.training.models import with_defaults
+from dualign.export.chat_format import dialect_of
+from dualign.models.loading import with_defaults
 
 TEXT = load_template("dualign").text
 

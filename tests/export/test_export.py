@@ -20,10 +20,10 @@ from dualign.errors import CheckpointError
 from dualign.export.check import QUESTIONS, Answer, Verdict
 from dualign.export.convert import write_exact
 from dualign.export.export import Export, File, export
+from dualign.export.llama_runtime import installed
 from dualign.export.llamacpp import find_converter
-from dualign.export.runtime import installed
+from dualign.export.model_source import open_source
 from dualign.export.show import summary
-from dualign.export.source import open_source
 
 from .conftest import YARN, Make
 
@@ -139,7 +139,7 @@ def test_what_can_not_be_done_is_said_before_anything_is_written(
 def test_without_the_gguf_package_the_message_says_what_to_install(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dualign.export.source.find_spec", lambda name: None)
+    monkeypatch.setattr("dualign.export.model_source.find_spec", lambda name: None)
     with pytest.raises(
         CheckpointError, match=r"needs the package gguf: pip install 'dualign\[gguf\]'"
     ):

@@ -11,8 +11,8 @@ from gguf import GGMLQuantizationType, GGUFReader, quants
 from dualign.errors import CheckpointError
 from dualign.export import ggml
 from dualign.export.convert import write_exact
+from dualign.export.model_source import open_source
 from dualign.export.quantize import quantize, types_of
-from dualign.export.source import open_source
 
 BLOCK = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM
 
 from dualign.errors import CheckpointError
 from dualign.export.convert import write_exact
-from dualign.export.runtime import RUNTIMES, Choice, choices, installed, load
-from dualign.export.source import open_source
+from dualign.export.llama_runtime import RUNTIMES, Choice, choices, installed, load
+from dualign.export.model_source import open_source
 
 from .conftest import YARN, Make
 

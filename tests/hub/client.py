@@ -83,7 +83,7 @@ class Worker:
 
 def _act(what: str, asked: dict[str, Any]) -> int:
     from dualign.errors import PublishError
-    from dualign.publish.upload import remote_state, upload
+    from dualign.publish.hub.upload import remote_state, upload
 
     try:
         if what == "upload":

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from dualign.checkpoints.adapters import fold
-from dualign.data.settings import DataConfig, SourceConfig
+from dualign.data.config import DataConfig, SourceConfig
 from dualign.sft.config import SFTStage
 from dualign.sft.train import run as run_sft
-from dualign.training.settings import LoraSettings
+from dualign.training.config import LoraSettings
 from tests.hub.client import environment
 from tests.hub.conftest import CARD, REPO, Machine
 from tests.hub.server import Hub

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from dualign.errors import DualignError
-from dualign.merging.mergefile import load
+from dualign.merging.mergekit.load import load
 from dualign.merging.output import merge_into
 
 from .folders import TOKENS, change_json, shard, tensors, write_file, write_json, write_model

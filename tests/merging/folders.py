@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from dualign.checkpoints.checkpoint import Checkpoint, read_whole
+from dualign.checkpoints.dtypes import narrow
 from dualign.checkpoints.header import Planned, write_header
-from dualign.checkpoints.numbers import narrow
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],

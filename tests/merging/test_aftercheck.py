@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from dualign.errors import MergeError
-from dualign.merging.aftercheck import check_written
 from dualign.merging.merge import Prepared, prepare, write
-from dualign.merging.mergefile import load
+from dualign.merging.mergekit.load import load
+from dualign.merging.validate_output import check_written
 
 from .folders import change_json, write_file, write_json, write_model
 

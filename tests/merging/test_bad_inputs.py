@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dualign.errors import DualignError
-from dualign.merging.mergefile import load
+from dualign.merging.mergekit.load import load
 from dualign.merging.output import merge_into
 
 from .bad_inputs import CASES, TEXT, attempt, page

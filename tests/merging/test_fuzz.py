@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from dualign.errors import DualignError
 from dualign.merging.merge import prepare
-from dualign.merging.mergefile import load
+from dualign.merging.mergekit.load import load
 
 from .folders import CONFIG, TOKENS, shard, tensors, write_model
 

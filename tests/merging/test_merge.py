@@ -14,7 +14,7 @@ from dualign.checkpoints.shards import write_weights
 from dualign.errors import CheckpointError, MergeError
 from dualign.merging import merge
 from dualign.merging.config import MergedModel, MergeStage
-from dualign.merging.mergefile import load
+from dualign.merging.mergekit.load import load
 from dualign.merging.output import merge_into
 from dualign.rundir import Outcome
 

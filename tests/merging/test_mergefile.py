@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dualign.errors import ConfigError, DualignError
-from dualign.merging.mergefile import is_merge_file, load
+from dualign.merging.mergekit.load import is_merge_file, load
 from dualign.merging.output import merge_into
 
 from .folders import read, tensors, write_model
@@ -148,7 +148,7 @@ models:
 """
     found = merge(models, text)
     base, a, b = (one[UP.format(0)].astype(np.float64) for one in map(tensors, (0, 1, 2)))
-    from dualign.checkpoints.numbers import narrow, widen
+    from dualign.checkpoints.dtypes import narrow, widen
 
     exact = widen(narrow(0.9 * (a + b) / 2 + 0.1 * base, "BF16"), "BF16")
     assert np.array_equal(found[UP.format(0)], exact)

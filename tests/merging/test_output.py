@@ -14,7 +14,7 @@ import torch
 from dualign.checkpoints import shards
 from dualign.cli.main import main
 from dualign.errors import CheckpointError, MergeError
-from dualign.merging.mergefile import load
+from dualign.merging.mergekit.load import load
 from dualign.merging.output import merge_into
 from dualign.merging.verify import verify_folder
 
@@ -101,7 +101,7 @@ DRIVER = """
 import sys
 from pathlib import Path
 from dualign.checkpoints.shards import write_weights
-from dualign.merging.mergefile import load
+from dualign.merging.mergekit.load import load
 from dualign.merging.output import merge_into
 write_weights.__kwdefaults__["shard_bytes"] = 600_000
 print("ready", flush=True)
@@ -327,7 +327,7 @@ def test_a_merge_imports_neither_torch_nor_transformers(folder: Path) -> None:
 MEASURED = """
 import sys, threading, time
 from pathlib import Path
-from dualign.merging.mergefile import load
+from dualign.merging.mergekit.load import load
 from dualign.merging.output import merge_into
 def now():
     lines = Path("/proc/self/status").read_text().splitlines()

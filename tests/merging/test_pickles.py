@@ -15,7 +15,7 @@ import torch
 from dualign.checkpoints.checkpoint import Checkpoint
 from dualign.cli.main import main
 from dualign.errors import CheckpointError, MergeError
-from dualign.merging.mergefile import load
+from dualign.merging.mergekit.load import load
 from dualign.merging.output import merge_into
 from dualign.merging.verify import verify_folder
 

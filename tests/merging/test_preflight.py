@@ -9,9 +9,9 @@ import pytest
 
 from dualign.checkpoints.checkpoint import Checkpoint
 from dualign.errors import MergeError
-from dualign.merging.configs import config_differences
+from dualign.merging.config_diff import config_differences
 from dualign.merging.merge import prepare
-from dualign.merging.mergefile import load
+from dualign.merging.mergekit.load import load
 
 from .folders import CONFIG, TOKENS, write_json, write_model
 

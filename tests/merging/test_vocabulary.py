@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTr
 from dualign.checkpoints.adapters import fold
 from dualign.cli.main import main
 from dualign.errors import ConfigError, MergeError
-from dualign.merging.catalogue import METHODS
 from dualign.merging.merge import prepare
-from dualign.merging.mergefile import load
+from dualign.merging.mergekit.load import load
+from dualign.merging.method_specs import METHODS
 from dualign.merging.output import fingerprint, merge_into
 from dualign.merging.verify import verify_folder
 

@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from dualign import engine
-from dualign.cli.stages import kinds, runners
 from dualign.publish.publish import Request
 from dualign.recipe import load_recipe
+from dualign.stages import kinds, runners
 from tests.evaluate.conftest import learn, make_model, make_tokenizer
 from tests.pipeline.test_tiny_road import SCRIPT
 

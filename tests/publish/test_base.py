@@ -9,7 +9,7 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from dualign.publish.base import Base, difference, find_bases
-from dualign.publish.facts import Facts, Hub
+from dualign.publish.hub.metadata import Facts, Hub
 from dualign.publish.lineage import Root
 from dualign.publish.sources import Source, is_hub_id, licences
 

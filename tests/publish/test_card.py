@@ -5,7 +5,7 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from dualign.evaluation.scores import ModelScores
 from dualign.publish.base import Base
-from dualign.publish.card import (
+from dualign.publish.card.metadata import (
     BEGIN,
     END,
     Metadata,

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from dualign.publish.cleaning import adapter_config, clean_text, record_of, settings
+from dualign.publish.card.training import hyper_parameters
 from dualign.publish.lineage import read_lineage
 from dualign.publish.plan import make_plan
-from dualign.publish.training_text import hyper_parameters
+from dualign.publish.redaction import adapter_config, clean_text, record_of, settings
 
 STAYS = {
     "optimizer.pt": "training state",

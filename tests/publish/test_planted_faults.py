@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dualign.errors import PublishError
-from dualign.publish.facts import Hub
+from dualign.publish.checks.load_test import Tried
+from dualign.publish.hub.metadata import Hub
 from dualign.publish.publish import Request, examine, finish, stage_and_look
-from dualign.publish.tried import Tried
 from tests.publish.conftest import COMMIT, edit_json
 
 Plant = Callable[[Path], None]

@@ -12,11 +12,11 @@ from huggingface_hub import ModelCard
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from dualign.models.loading import load_checkpoint
+from dualign.models.logits import logits_of
+from dualign.publish.card.snippets import Use, snippets
 from dualign.publish.publish import Prepared, Request, leave_copy, prepare, staging_folder, stale
 from dualign.publish.show import human
-from dualign.publish.snippets import Use, snippets
-from dualign.training.models import load_checkpoint
-from dualign.training.reload import logits_of
 
 ACCEPT = frozenset({"base_weights"})
 
@@ -101,9 +101,9 @@ def test_the_model_answers_in_both_modes_in_the_fresh_process(both: tuple[Prepar
 def test_the_results_of_an_evaluated_model_are_in_the_card(
     road: Path, asked: Callable[..., Request], tmp_path: Path
 ) -> None:
-    from dualign.publish.facts import Hub
+    from dualign.publish.checks.load_test import Tried
+    from dualign.publish.hub.metadata import Hub
     from dualign.publish.publish import examine, finish, stage_and_look
-    from dualign.publish.tried import Tried
 
     hub = Hub(reachable=False)
     subject = examine(asked(road / "merged"), hub)

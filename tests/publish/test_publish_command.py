@@ -80,6 +80,6 @@ def test_the_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_checks_that_may_fail_are_those_of_the_checks() -> None:
     from dualign.cli.publish import _MAY_FAIL
-    from dualign.publish.checks import ALLOWED
+    from dualign.publish.checks.checks import ALLOWED
 
     assert set(_MAY_FAIL) == set(ALLOWED)

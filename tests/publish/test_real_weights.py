@@ -7,9 +7,9 @@ import pytest
 
 from dualign import engine
 from dualign.checkpoints.embedded import EMBEDDED
-from dualign.cli.stages import kinds, runners
 from dualign.publish.publish import Request, prepare
 from dualign.recipe import load_recipe
+from dualign.stages import kinds, runners
 
 RECIPE = """
 name: real

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dualign.publish.secrets import paths_in, secret_kinds, secrets_in
+from dualign.publish.checks.secrets import paths_in, secret_kinds, secrets_in
 
 SECRETS = {
     "a Hugging Face token": "hf_" + "aB3" * 12,

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from dualign.publish import fresh
+from dualign.publish.checks import isolated_loader
+from dualign.publish.checks.load_test import Answer, modes_check, questions_of, try_out
 from dualign.publish.lineage import read_lineage
-from dualign.publish.tried import Answer, modes_check, questions_of, try_out
 
 
 def answer(mode: str, *, closed: bool = True, leaked: bool = False, text: str = "3") -> Answer:
@@ -41,7 +41,7 @@ def test_questions_are_those_of_the_evaluation(road: Path) -> None:
 def test_dualign_can_not_be_imported_in_the_fresh_process(tmp_path: Path) -> None:
     code = f"""
 import runpy
-main = runpy.run_path({fresh.__file__!r})["main"]
+main = runpy.run_path({isolated_loader.__file__!r})["main"]
 try:
     main("nowhere.json")
 except FileNotFoundError:

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from dualign.cli.main import main
-from dualign.cli.stages import kinds
-from dualign.evaluation.tasks import Task
-from dualign.keys import key_list
+from dualign.config_reference import key_list
 from dualign.recipe import load_recipe
+from dualign.stages import kinds
+from dualign.tasks import Task
 
 PAGE = Path(__file__).parents[2] / "docs" / "recipes.md"
 

@@ -13,10 +13,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, SmolLM3Config
 from transformers.utils.chat_template_utils import render_jinja_template
 
 import dualign
-from dualign.cli.stages import kinds
 from dualign.preference.config import PreferenceStage
 from dualign.recipe import load_recipe, references
 from dualign.sft.config import SFTStage
+from dualign.stages import kinds
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SMOLLM3 = RECIPES / "smollm3"

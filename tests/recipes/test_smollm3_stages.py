@@ -10,8 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dualign import engine
-from dualign.cli.stages import kinds, runners
 from dualign.recipe import load_recipe
+from dualign.stages import kinds, runners
 
 SMOLLM3 = Path(__file__).parents[2] / "recipes" / "smollm3"
 Overrides = Callable[..., list[str]]

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from dualign.cli.stages import kinds
-from dualign.evaluation.tasks import load_problems, load_task
 from dualign.merging.sweep.points import merge_at
 from dualign.merging.sweep.search import points
 from dualign.recipe import load_recipe
 from dualign.recipes.smollm3 import gsm_plus
+from dualign.stages import kinds
+from dualign.tasks import load_problems, load_task
 
 RECIPE = Path(gsm_plus.__file__).with_name("sweep.yaml")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dualign.evaluation.scores import ModelScores, change
-from dualign.report.findings import (
+from dualign.report.conclusions import (
     Step,
     format_finding,
     step_finding,

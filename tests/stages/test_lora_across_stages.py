@@ -10,16 +10,16 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+from dualign.data.config import DataConfig, SourceConfig
 from dualign.data.prepare import prepare_pairs
-from dualign.data.settings import DataConfig, SourceConfig
 from dualign.errors import CheckpointError
+from dualign.models.loading import find_start, load_checkpoint, load_tokenizer
 from dualign.preference.config import PreferenceStage
 from dualign.preference.train import build_trainer
 from dualign.preference.train import run as run_preference
 from dualign.sft.config import SFTStage
 from dualign.sft.train import run as run_sft
-from dualign.training.models import find_start, load_checkpoint, load_tokenizer
-from dualign.training.settings import LoraSettings
+from dualign.training.config import LoraSettings
 from tests.stages.conftest import save_model
 
 TRAIN = {

@@ -9,14 +9,14 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
+from dualign.data.config import DataConfig, SourceConfig
 from dualign.data.prepare import prepare_pairs, prepare_sft
-from dualign.data.settings import DataConfig, SourceConfig
+from dualign.models.loading import find_start, load_tokenizer
 from dualign.preference.config import PreferenceStage
 from dualign.preference.train import run as run_preference
 from dualign.sft.config import SFTStage
 from dualign.sft.train import run as run_sft
-from dualign.training.models import find_start, load_tokenizer
-from dualign.training.settings import LoraSettings
+from dualign.training.config import LoraSettings
 
 COMMON = {
     "max_steps": 4,

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from dualign.data.settings import DataConfig, SourceConfig
+from dualign.data.config import DataConfig, SourceConfig
 from dualign.preference.config import PreferenceStage
 from dualign.preference.train import run as run_preference
 from dualign.sft.config import SFTStage
 from dualign.sft.train import run as run_sft
-from dualign.training.settings import LoraSettings
+from dualign.training.config import LoraSettings
 
 pytest.importorskip("bitsandbytes")
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from dualign.data.config import DataConfig, SourceConfig
 from dualign.data.conversation import MODES
-from dualign.data.mix.draws import Indices, generator, places, repeated
 from dualign.data.mix.shares import mixed_tokens, take, wanted_tokens
-from dualign.data.settings import DataConfig, SourceConfig
+from dualign.data.seeds import Indices, generator, places, repeated
 from dualign.errors import DataError
 
 

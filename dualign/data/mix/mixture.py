@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 import datasets
 
 from dualign.data.caching import map_afresh
-from dualign.data.mix.accounting import Group
-from dualign.data.mix.draws import Indices
+from dualign.data.config import DataConfig
+from dualign.data.mix.row_stats import Group
+from dualign.data.mix.row_table import Tokenised, numbers, owners, words
 from dualign.data.mix.screening import Screened, screen
-from dualign.data.mix.settling import check_labels, settle
-from dualign.data.mix.tokenised import Tokenised, numbers, owners, words
+from dualign.data.mix.selection import check_labels, settle
 from dualign.data.rows.loading import Drawn, draw_source
 from dualign.data.rows.shape_check import check_shapes
 from dualign.data.rows.sources import source_label
-from dualign.data.settings import DataConfig
+from dualign.data.seeds import Indices
 from dualign.data.text.template import ChatTemplate
 from dualign.data.tokens.encoding import ExampleEncoder, PairEncoder
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dualign.data.conversation import MODES
-from dualign.data.mix.draws import Indices
+from dualign.data.seeds import Indices
 from dualign.errors import DataError
 
 Tokens = NDArray[np.float64]

@@ -18,7 +18,7 @@ import datasets
 from datasets.arrow_writer import ArrowWriter
 
 from dualign.data.caching import temporary_folder
-from dualign.data.mix.draws import Indices, generator, source_rows
+from dualign.data.config import SourceConfig
 from dualign.data.rows.columns import csv_options, json_features
 from dualign.data.rows.source_files import (
     combined_sha256,
@@ -28,7 +28,7 @@ from dualign.data.rows.source_files import (
     local_files,
 )
 from dualign.data.rows.unpacking import need_zstandard, unpacked
-from dualign.data.settings import SourceConfig
+from dualign.data.seeds import Indices, generator, source_rows
 from dualign.errors import DataError
 
 _SHARD_ROWS = 20_000

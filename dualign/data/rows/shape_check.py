@@ -6,12 +6,12 @@ import datasets
 import numpy as np
 from numpy.typing import NDArray
 
+from dualign.data.config import DataConfig, SourceConfig
 from dualign.data.faults import RowError
-from dualign.data.mix.draws import Indices
-from dualign.data.rows.policies import stops
+from dualign.data.policies import stops
 from dualign.data.rows.shapes import PAIR_SHAPES, SHAPES
 from dualign.data.rows.sources import source_label
-from dualign.data.settings import DataConfig, SourceConfig
+from dualign.data.seeds import Indices
 from dualign.errors import DataError
 
 UNKNOWN = "unknown"

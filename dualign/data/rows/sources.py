@@ -10,16 +10,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dualign.data.config import SourceConfig, Supervise
 from dualign.data.conversation import Conversation, Message, Mode, PreferencePair
 from dualign.data.faults import Code, RowError
+from dualign.data.policies import Repair, repair_for
 from dualign.data.rows.loading import load_source
-from dualign.data.rows.policies import Repair, repair_for
 from dualign.data.rows.repairs import Draft, Part, mend
 from dualign.data.rows.shapes import Row, as_kwargs, as_tools, messages_of, pair_of, plain_text
 from dualign.data.rows.text_rules import NO_RULES, TextRules, check_texts
 from dualign.data.rows.traces import TraceFault, check_turns, resolve_mode, take_trace
 from dualign.data.rows.turns import check_order, check_tools
-from dualign.data.settings import SourceConfig, Supervise
 
 
 def source_label(source: SourceConfig) -> str:

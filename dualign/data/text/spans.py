@@ -13,9 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
+from dualign.data.config import Supervise
 from dualign.data.conversation import Conversation, Message, Mode
 from dualign.data.rows.traces import CLOSE, OPEN
-from dualign.data.settings import Supervise
 from dualign.errors import TemplateError
 
 if TYPE_CHECKING:

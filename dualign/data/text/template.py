@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 
+from dualign.data.config import Supervise
 from dualign.data.conversation import Conversation, Message, Mode
-from dualign.data.settings import Supervise
 from dualign.data.text import sandbox
 from dualign.data.text.spans import Rendered, TextOf, render_row, render_rows
 from dualign.errors import TemplateError

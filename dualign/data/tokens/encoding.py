@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import datasets
 import pyarrow as pa
 
+from dualign.data.config import DataConfig, SourceConfig, Supervise
 from dualign.data.conversation import Conversation, PreferencePair
 from dualign.data.faults import Code, RowError
-from dualign.data.mix.accounting import UNKNOWN_MODE
-from dualign.data.mix.draws import Indices
-from dualign.data.rows.policies import stops
+from dualign.data.mix.row_stats import UNKNOWN_MODE
+from dualign.data.policies import stops
 from dualign.data.rows.sources import to_conversation, to_pair
 from dualign.data.rows.text_rules import TextRules, text_rules
-from dualign.data.settings import DataConfig, SourceConfig, Supervise
+from dualign.data.seeds import Indices
 from dualign.data.text.spans import Rendered
 from dualign.data.text.template import ChatTemplate
 from dualign.data.text.truncation import within_budget, without_first_turns

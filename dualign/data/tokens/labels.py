@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
+from dualign.data.config import TooLong
 from dualign.data.conversation import Mode
 from dualign.data.faults import Code, RowError
-from dualign.data.settings import TooLong
 from dualign.data.text.spans import Rendered
-from dualign.data.tokens.landmarks import Landmarks, landmarks
+from dualign.data.tokens.added_tokens import Landmarks, landmarks
 from dualign.errors import CheckpointError
 
 if TYPE_CHECKING:

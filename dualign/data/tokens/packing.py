@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from dualign.data.mix.draws import Indices
-from dualign.data.settings import Packing
+from dualign.data.config import Packing
+from dualign.data.seeds import Indices
 from dualign.data.tokens.labels import IGNORE_INDEX
 from dualign.errors import DataError
 

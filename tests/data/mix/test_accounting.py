@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
+from dualign.data.config import DataConfig, DedupConfig, SourceConfig
+from dualign.data.policies import MENDS
 from dualign.data.prepare import Prepared, prepare_sft
-from dualign.data.rows.policies import MENDS
-from dualign.data.settings import DataConfig, DedupConfig, SourceConfig
 from dualign.data.text.template import load_template
 from dualign.errors import DataError
 

@@ -15,18 +15,18 @@ from hypothesis import strategies as st
 from rich.console import Console
 from transformers import PreTrainedTokenizerFast
 
-from dualign.cli.stages import kinds
 from dualign.config import Document, parse
-from dualign.data.inspect import show
-from dualign.data.mix.contamination import index_tasks
-from dualign.data.mix.near import MINIMA, band_hashes, bands_for, first_alike, signatures
+from dualign.data.config import DataConfig, DecontaminateConfig, DedupConfig, SourceConfig
+from dualign.data.mix.decontamination import index_tasks
+from dualign.data.mix.near_duplicates import MINIMA, band_hashes, bands_for, first_alike, signatures
 from dualign.data.mix.words import ngram_hashes, shingles, word_hashes, words_of
 from dualign.data.prepare import Prepared, prepare_pairs, prepare_sft
-from dualign.data.settings import DataConfig, DecontaminateConfig, DedupConfig, SourceConfig
 from dualign.data.text.template import load_template
 from dualign.errors import ConfigError, DataError
 from dualign.fingerprint import Digests, fingerprint
+from dualign.inspect.terminal import show
 from dualign.recipe import load_recipe
+from dualign.stages import kinds
 
 Write = Callable[[list[dict[str, Any]], str], Path]
 LONG = "A farmer keeps seven brown hens in the old barn and sells forty eggs each market day."

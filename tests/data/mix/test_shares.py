@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from dualign.config import Document, parse
+from dualign.data.config import DataConfig, SourceConfig
 from dualign.data.mix.amounts import Rows, choose
 from dualign.data.mix.shares import mixed_tokens, take, wanted_tokens
 from dualign.data.prepare import prepare_sft
-from dualign.data.settings import DataConfig, SourceConfig
 from dualign.data.text.template import load_template
 from dualign.errors import ConfigError, DataError
 

@@ -7,10 +7,10 @@ from typing import Any
 import datasets
 import pytest
 
+from dualign.data.config import SourceConfig
 from dualign.data.rows.columns import json_features
 from dualign.data.rows.loading import load_source
 from dualign.data.rows.sources import to_conversation
-from dualign.data.settings import SourceConfig
 from dualign.errors import DataError
 
 LONG = "word " * 20_000

@@ -14,9 +14,9 @@ import pytest
 import zstandard
 
 from dualign.config import Document, parse
-from dualign.data.mix.draws import generator, source_rows
+from dualign.data.config import SourceConfig
 from dualign.data.rows.loading import _first_shuffled, _hub, draw_source, load_source
-from dualign.data.settings import SourceConfig
+from dualign.data.seeds import generator, source_rows
 from dualign.errors import ConfigError, DataError
 
 ROWS = [{"prompt": f"Hi {number}", "completion": "Yo"} for number in range(50)]

@@ -8,12 +8,12 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from dualign.config import Document, parse
+from dualign.data.config import DataConfig, SourceConfig
 from dualign.data.conversation import Conversation
 from dualign.data.faults import RowError
 from dualign.data.prepare import prepare_pairs, prepare_sft
 from dualign.data.rows.sources import to_conversation, to_pair
 from dualign.data.rows.text_rules import text_rules
-from dualign.data.settings import DataConfig, SourceConfig
 from dualign.data.text.template import load_template
 from dualign.errors import ConfigError
 

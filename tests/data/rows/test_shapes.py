@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dualign.data.config import DataConfig, SourceConfig
 from dualign.data.conversation import Message
 from dualign.data.faults import RowError
 from dualign.data.rows.loading import draw_source
 from dualign.data.rows.shape_check import check_shapes, shapes_in
 from dualign.data.rows.sources import to_conversation, to_pair
-from dualign.data.settings import DataConfig, SourceConfig
 from dualign.errors import DataError
 
 SOURCE = SourceConfig(path="r")

@@ -11,11 +11,11 @@ from typing import Any
 import datasets
 import pytest
 
+from dualign.data.config import SourceConfig
 from dualign.data.conversation import Message
 from dualign.data.rows.loading import load_source
 from dualign.data.rows.source_files import combined_sha256, fingerprint_files
 from dualign.data.rows.sources import read_rows, source_label, to_conversation, to_pair
-from dualign.data.settings import SourceConfig
 from dualign.errors import DataError
 
 ROWS = SourceConfig(path="rows.jsonl")
@@ -181,7 +181,7 @@ def test_labels_tell_files_and_splits_apart() -> None:
 
 def test_settings_and_fingerprints_import_nothing_heavy() -> None:
     program = (
-        "import sys, dualign.data.settings, dualign.data.rows.source_files;"
+        "import sys, dualign.data.config, dualign.data.rows.source_files;"
         "print([name for name in ('torch', 'transformers', 'datasets', 'numpy') if name in sys.modules])"
     )
     found = subprocess.run(

@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 
+from dualign.data.config import SourceConfig
 from dualign.data.conversation import Message
 from dualign.data.faults import RowError
 from dualign.data.rows.sources import to_conversation, to_pair
 from dualign.data.rows.traces import TraceFault, split_trace
-from dualign.data.settings import SourceConfig
 
 ROWS = SourceConfig(path="rows.jsonl")
 

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from dualign.data.config import SourceConfig
 from dualign.data.faults import RowError
 from dualign.data.rows.sources import to_conversation
 from dualign.data.rows.text_rules import NO_RULES, TextRules, text_rules, trimmed
-from dualign.data.settings import SourceConfig
 from dualign.data.text.template import load_template
 
 SOURCE = SourceConfig(path="r")

@@ -11,8 +11,8 @@ import pytest
 import trl
 from transformers import PreTrainedTokenizerFast
 
+from dualign.data.config import Supervise
 from dualign.data.conversation import Conversation, Message, Mode
-from dualign.data.settings import Supervise
 from dualign.data.text.spans import Rendered
 from dualign.data.text.template import ChatTemplate, load_template
 from dualign.data.tokens.labels import IGNORE_INDEX, encode

@@ -8,10 +8,10 @@ import pytest
 import trl
 from transformers import PreTrainedTokenizerFast
 
+from dualign.data.config import DataConfig, SourceConfig
 from dualign.data.conversation import Conversation, Message
 from dualign.data.faults import RowError
 from dualign.data.prepare import Prepared, prepare_sft
-from dualign.data.settings import DataConfig, SourceConfig
 from dualign.data.text.template import load_template
 from dualign.data.text.truncation import without_first_turns
 from dualign.data.tokens.labels import IGNORE_INDEX, encode

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dualign.data.settings import Packing
+from dualign.data.config import Packing
 from dualign.data.tokens.labels import IGNORE_INDEX
 from dualign.data.tokens.packing import fill, pack
 from dualign.errors import DataError

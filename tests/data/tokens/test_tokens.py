@@ -12,8 +12,8 @@ from dualign.data.conversation import Conversation, Message, Mode
 from dualign.data.faults import RowError
 from dualign.data.text.spans import Rendered
 from dualign.data.text.template import load_template
+from dualign.data.tokens.added_tokens import landmarks
 from dualign.data.tokens.labels import IGNORE_INDEX, _by_offsets, encode, encode_batch
-from dualign.data.tokens.landmarks import landmarks
 from dualign.errors import CheckpointError
 
 

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from dualign.cli.stages import kinds
 from dualign.config import Document, parse
 from dualign.errors import ConfigError
 from dualign.merging.sweep.config import Range, SweepStage
 from dualign.merging.sweep.points import merge_at
 from dualign.recipe import load_recipe, references
+from dualign.stages import kinds
 
 PAIR = {"models": [{"model": "a", "weight": "$a"}, {"model": "b", "weight": "1 - $a"}]}
 SCORE = {"tasks": ["t.yaml"]}

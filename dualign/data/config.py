@@ -1,0 +1,186 @@
+"""The dataclasses that several stages share. Nothing heavy is imported: recipes load from here."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from dualign.config import nearest
+from dualign.data.conversation import MODES
+from dualign.data.policies import on_fault_problems
+
+Packing = Literal["best_fit", "wrapped", "none"]
+Supervise = Literal["assistant", "last", "all", "answers", "thinking"]
+TooLong = Literal["drop", "error", "cut_history", "cut_end", "cut_end_in_thinking"]
+AMOUNTS = ("weight", "tokens", "share")
+"""Keys of a source that say how much of it is used, one at most. `rows` may say what they choose from."""
+_ROUNDING = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceConfig:
+    """One file, folder, glob or hub dataset, and how much of it is used."""
+
+    path: str
+    """a file (json, jsonl, csv, parquet, arrow, also .gz or .zst), a glob, a folder, or a hub id"""
+    name: str | None = None
+    """the configuration of a hub dataset"""
+    split: str = "train"
+    """the split, with an optional slice such as train[:1000]"""
+    revision: str | None = None
+    """branch, tag or commit of a hub dataset"""
+    mode: Literal["think", "no_think", "row"] = "row"
+    """the mode of every row; row: each row says it, or it is read off its thinking"""
+    weight: float | None = None
+    """below 1: that seeded fraction of the rows; above 1: repeats, 2.5 = twice and a seeded half"""
+    rows: int | None = None
+    """so many rows, drawn by the seed; with tokens or share: those that they choose from"""
+    tokens: int | None = None
+    """so many tokens: rows are drawn by the seed until they hold them, to within one row"""
+    share: float | None = None
+    """this part of the tokens of an epoch, to within one row"""
+    streaming: bool = False
+    """read as a stream: with rows, no more than those reach the disk (docs/data.md)"""
+    on_fault: Mapping[str, str] = field(default_factory=dict)
+    """for each fault by its code, or any: error, drop, or a repair; absent: data.conflicts"""
+    thinking_budget: int | None = None
+    """traces are cut after that many tokens; then only their closing and the answer are learnt"""
+    label: str | None = None
+    """the source's name in logs and tables; absent: made from the path"""
+
+    def problems(self) -> list[tuple[str, str]]:
+        found = []
+        if not self.path.strip():
+            found.append(("path", "expected a file, a folder or a hub id, found nothing"))
+        given = [key for key in AMOUNTS if getattr(self, key) is not None]
+        if self.weight is not None and self.rows is not None:
+            found.append(("rows", "weight is given too: expected one of them"))
+        if len(given) > 1:
+            found.append((given[1], f"{given[0]} is given too: expected one of them"))
+        if self.weight is not None and not 0 < self.weight <= 1000:
+            found.append(("weight", f"expected more than 0 and at most 1000, found {self.weight}"))
+        if self.share is not None and not 0 < self.share <= 1:
+            found.append(("share", f"expected more than 0 and at most 1, found {self.share}"))
+        for key, count in (("rows", self.rows), ("tokens", self.tokens)):
+            if count is not None and count < 1:
+                found.append((key, f"expected 1 or more, found {count}"))
+        if self.streaming and "[" in self.split:
+            found.append(("split", f"a stream has no slices ({self.split}): use rows"))
+        if self.thinking_budget is not None and self.thinking_budget < 1:
+            expected = f"expected 1 token or more, found {self.thinking_budget}"
+            found.append(("thinking_budget", expected))
+        return found + on_fault_problems(self.on_fault)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DedupConfig:
+    """Rows that repeat an earlier one, of any source, are left out; modes are compared apart."""
+
+    method: Literal["exact", "minhash"] = "exact"
+    """exact: all is the same but spaces; minhash: also rows that share most of their words"""
+    threshold: float = 0.8
+    """of minhash: the share of n-grams from which two rows are near duplicates"""
+    ngram: int = 5
+    """of minhash: so many words in a row are compared"""
+
+    def problems(self) -> list[tuple[str, str]]:
+        found = []
+        if not 0 < self.threshold <= 1:
+            found.append(("threshold", f"expected more than 0, at most 1, found {self.threshold}"))
+        if self.ngram < 1:
+            found.append(("ngram", f"expected 1 or more, found {self.ngram}"))
+        return found
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DecontaminateConfig:
+    """Rows that hold a problem of the evaluation are left out."""
+
+    tasks: tuple[str, ...]
+    """task files, as an eval stage takes them"""
+    ngram: int = 13
+    """so many words in a row make a row hold a problem; a shorter problem has to be a whole turn"""
+
+    def problems(self) -> list[tuple[str, str]]:
+        found = []
+        if not self.tasks:
+            found.append(("tasks", "expected one task file or more, found none"))
+        if self.ngram < 3:
+            found.append(("ngram", f"expected 3 or more, found {self.ngram}"))
+        return found
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """What a training stage is fed with, and how its rows become tokens."""
+
+    sources: tuple[SourceConfig, ...]
+    """where the rows come from"""
+    dedup: DedupConfig | None = None
+    """absent: rows may repeat each other"""
+    decontaminate: DecontaminateConfig | None = None
+    """absent: rows may hold what is evaluated"""
+    mix: Mapping[str, float] | None = None
+    """the parts of the tokens that think and no_think get; whichever has too many loses rows"""
+    validation_rows: int = 0
+    """rows held out before packing, drawn by the seed over all sources"""
+    max_tokens: int = 2048
+    """length of a packed row, and the most tokens a document may have unless packing is wrapped"""
+    packing: Packing = "best_fit"
+    """best_fit cuts nothing; wrapped joins documents and cuts every max_tokens; none: one each"""
+    too_long: TooLong = "drop"
+    """a row of more than max_tokens: left out; stops the run; loses its first turns until it fits; or
+    its end, if no think block is cut by that, or even then"""
+    conflicts: Literal["error", "drop"] = "error"
+    """what happens to a row that contradicts itself: stop, or leave it out and count it; a source's
+    on_fault comes first"""
+    supervise: Supervise = "assistant"
+    """which tokens are learnt: each assistant turn, the last one, all (no mask; mid-training), or of each
+    assistant turn the answers or the thinking alone"""
+    cache: bool = True
+    """keep what was prepared on disk, for later runs and for the other processes of a launch"""
+    num_proc: int = 1
+    """processes that tokenise"""
+
+    def problems(self) -> list[tuple[str, str]]:
+        found = []
+        if not self.sources:
+            found.append(("sources", "expected one source or more, found none"))
+        found += _share_problems(self.sources) + _mix_problems(self.mix, self.sources)
+        if self.validation_rows < 0:
+            found.append(("validation_rows", f"expected 0 or more, found {self.validation_rows}"))
+        if self.max_tokens < 2:
+            found.append(("max_tokens", f"expected 2 or more, found {self.max_tokens}"))
+        if self.num_proc < 1:
+            found.append(("num_proc", f"expected 1 or more, found {self.num_proc}"))
+        return found
+
+
+def _share_problems(sources: Sequence[SourceConfig]) -> list[tuple[str, str]]:
+    shares = [source.share for source in sources if source.share is not None]
+    total, all_shared = sum(shares), len(shares) == len(sources)
+    if not shares or (abs(total - 1) < _ROUNDING and all_shared):
+        return []
+    if all_shared:
+        return [("sources", f"every source has a share and they add up to {total:g}: expected 1")]
+    if total >= 1 - _ROUNDING:
+        found = f"shares add up to {total:g}: nothing is left for the sources without one"
+        return [("sources", found)]
+    return []
+
+
+def _mix_problems(
+    mix: Mapping[str, float] | None, sources: Sequence[SourceConfig]
+) -> list[tuple[str, str]]:
+    if mix is None:
+        return []
+    found = [(f"mix.{mode}", f"no mode{nearest(mode, MODES)}") for mode in mix if mode not in MODES]
+    found += [
+        (f"mix.{mode}", f"expected 0 to 1, found {mix[mode]}") for mode in mix if mix[mode] < 0
+    ]
+    if not found and abs(sum(mix.values()) - 1) > _ROUNDING:
+        found.append(("mix", f"the parts add up to {sum(mix.values()):g}: expected 1"))
+    modes = {source.mode for source in sources}
+    for mode, part in mix.items():
+        if part > 0 and modes and not modes & {mode, "row"}:
+            found.append((f"mix.{mode}", f"every source says another mode: {', '.join(modes)}"))
+    return found

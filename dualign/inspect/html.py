@@ -1,0 +1,161 @@
+"""The rows of a stage as one HTML page: samples with their tokens coloured, lengths, the account."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dualign.data.conversation import MODES
+from dualign.data.mix.row_stats import Group
+from dualign.data.prepare import Prepared, PreparedPairs
+from dualign.data.tokens.labels import IGNORE_INDEX
+from dualign.inspect.terminal import NEWLINE, Document, lengths_of, runs_of, samples_of, title_of
+from dualign.report.blocks import Block, Gallery, Grid, Report, Run, Section, Text, Tokens
+from dualign.report.html import render_html
+from dualign.report.plots import row_lengths_plot
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+MOST_TOKENS = 4000
+"""Tokens shown of a document; of a longer one, so many from its head and its end together."""
+_COLUMNS = ("in", "kept", "validation", "repeats", "tokens", "supervised_tokens")
+_LEGEND = (
+    "Tinted text is supervised: the model has to produce it. Grey text is given to it. Framed are "
+    "special tokens; an arrow is a newline."
+)
+
+
+def write_page(
+    path: Path,
+    prepared: Prepared | PreparedPairs,
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    title: str,
+    facts: Sequence[tuple[str, str]] = (),
+    samples: int = 2,
+) -> None:
+    """Write the page, with `samples` documents of each mode and source."""
+    page = inspect_page(prepared, tokenizer, title=title, facts=facts, samples=samples)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(render_html(page), encoding="utf-8")
+
+
+def inspect_page(
+    prepared: Prepared | PreparedPairs,
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    title: str,
+    facts: Sequence[tuple[str, str]] = (),
+    samples: int = 2,
+) -> Report:
+    """The page as blocks: the account of the rows, their lengths, and samples of each source."""
+    told = [*facts, *_packing(prepared)]
+    account: list[Block] = [_account(prepared.rows)]
+    if prepared.rows["removed"]:
+        account.append(_removed(prepared.rows))
+    sections = [
+        Section(name="rows", title="Rows and tokens", blocks=tuple(account)),
+        Section(name="lengths", title="Lengths", blocks=(_lengths(lengths_of(prepared)),)),
+        *_samples(samples_of(prepared, samples), prepared.groups, tokenizer),
+    ]
+    return Report(title=title, facts=tuple(told), sections=tuple(sections))
+
+
+def _packing(prepared: Prepared | PreparedPairs) -> list[tuple[str, str]]:
+    rows = [("examples", f"{prepared.rows['examples']:,}")]
+    if isinstance(prepared, Prepared):
+        rows += [("packed rows", f"{len(prepared.train):,}"), ("filled", f"{prepared.fill:.1%}")]
+    return rows
+
+
+def _account(rows: Mapping[str, Any]) -> Grid:
+    names = ("source", "mode", "in", "kept", "held out", "repeats", "tokens", "supervised")
+    lines = [_line(entry["source"], entry["mode"], entry) for entry in rows["by"]]
+    return Grid(
+        columns=(*names, "dropped"),
+        rows=(*lines, _line("all", "", rows)),
+        labels=2,
+        notes=True,
+    )
+
+
+def _line(source: str, mode: str, entry: Mapping[str, Any]) -> tuple[str, ...]:
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in entry["dropped"].items())
+    return source, mode, *(f"{entry[name]:,}" for name in _COLUMNS), reasons
+
+
+def _removed(rows: Mapping[str, Any]) -> Grid:
+    """Some of the rows that were screened out, each with what it repeats."""
+    lines = [
+        (
+            one["source"],
+            str(one["row"]),
+            one["code"],
+            ", ".join(f"{key} {value}" for key, value in one["same_as"].items()),
+            one["text"],
+        )
+        for one in rows["removed"]
+    ]
+    return Grid(
+        columns=("source", "row", "code", "same as", "text"),
+        rows=tuple(lines),
+        labels=5,
+        notes=True,
+        caption="Some of the rows that were left out",
+    )
+
+
+def _lengths(lengths: Mapping[Group, Sequence[int]]) -> Gallery:
+    """One picture for each source, both modes in it."""
+    sources = list(dict.fromkeys(source for _, source in lengths))
+    pictures = []
+    for number, source in enumerate(sources):
+        by_mode: dict[str, Sequence[int]] = {
+            mode: lengths[mode, source] for mode in MODES if lengths.get((mode, source))
+        }
+        if by_mode:
+            pictures.append(row_lengths_plot(f"lengths-{number}", source, by_mode))
+    return Gallery(pictures=tuple(pictures))
+
+
+def _samples(
+    documents: Sequence[Document], groups: Sequence[Group], tokenizer: "PreTrainedTokenizerBase"
+) -> list[Section]:
+    sources = list(dict.fromkeys(source for _, source in groups))
+    made = []
+    for number, source in enumerate(sources):
+        own = [one for one in documents if groups[one.group][1] == source]
+        blocks: list[Block] = [Text(text=_LEGEND, quiet=True)] if number == 0 else []
+        blocks += [_tokens(one, groups, tokenizer) for one in own]
+        made.append(Section(name=f"source-{number}", title=source, blocks=tuple(blocks)))
+    return made
+
+
+def _tokens(
+    document: Document, groups: Sequence[Group], tokenizer: "PreTrainedTokenizerBase"
+) -> Tokens:
+    supervised = sum(label != IGNORE_INDEX for label in document.labels)
+    total = len(document.ids)
+    return Tokens(
+        title=title_of(document, groups),
+        runs=tuple(_visible(run) for run in _shown_runs(document, tokenizer)),
+        note=f"{total:,} tokens, {supervised:,} of them supervised",
+    )
+
+
+def _shown_runs(document: Document, tokenizer: "PreTrainedTokenizerBase") -> list[Run]:
+    ids, labels = document.ids, document.labels
+    over = len(ids) - MOST_TOKENS
+    if over <= 0:
+        return list(runs_of(ids, labels, tokenizer))
+    head, tail = MOST_TOKENS * 3 // 4, MOST_TOKENS // 4
+    left_out = Run(text=f"\n[{over:,} tokens are left out here]\n", supervised=False, special=False)
+    return [
+        *runs_of(ids[:head], labels[:head], tokenizer),
+        left_out,
+        *runs_of(ids[-tail:], labels[-tail:], tokenizer),
+    ]
+
+
+def _visible(run: Run) -> Run:
+    return Run(text=run.text.replace("\n", NEWLINE), supervised=run.supervised, special=run.special)

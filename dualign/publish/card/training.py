@@ -1,0 +1,86 @@
+"""How each stage trained, in a line; and what it bought, in the report's own sentences."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from dualign.evaluation.scores import short_label
+from dualign.publish.lineage import Lineage
+from dualign.publish.redaction import cleaned
+from dualign.report.conclusions import margin_findings, step_finding, steps, training_findings
+from dualign.report.runs import Evaluated
+
+_TRAIN = (
+    "loss_type", "beta", "learning_rate", "lr_scheduler_type", "warmup_steps", "warmup_ratio",
+    "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps",
+    "weight_decay", "max_grad_norm", "optim", "bf16",
+)  # fmt: skip
+
+
+def hyper_parameters(record: Mapping[str, Any]) -> str:
+    """`LoRA r 16, alpha 32; learning_rate 0.001, ...; 96 steps; template dualign`; a merge's method and weights."""
+    config: Mapping[str, Any] = record.get("config") or {}
+    if record.get("kind") == "merge":
+        return _merge(config)
+    if record.get("kind") == "sweep":
+        return f"{config.get('search')} over {', '.join(config.get('vary') or ()) or 'the models'}"
+    if record.get("kind") == "pairs":
+        return _chosen(config, ("samples", "temperature", "top_p", "max_new_tokens"))
+    train: Mapping[str, Any] = config.get("train") or {}
+    data: Mapping[str, Any] = config.get("data") or {}
+    steps_done = (record.get("metrics") or {}).get("steps")
+    parts = [
+        _adapter(config),
+        _chosen(train, _TRAIN),
+        f"{steps_done} steps" if steps_done else "",
+        _chosen(data, ("max_tokens", "packing", "supervise")),
+        f"template {config.get('template')}, {config.get('dtype')}, seed {record.get('seed')}",
+    ]
+    return "; ".join(part for part in parts if part)
+
+
+def _adapter(config: Mapping[str, Any]) -> str:
+    lora: Mapping[str, Any] = config.get("lora") or {}
+    if not lora:
+        return "all weights"
+    kinds = [
+        name for name, key in (("DoRA", "use_dora"), ("rsLoRA", "use_rslora")) if lora.get(key)
+    ]
+    on = f" on a base in {config['quantization']}" if config.get("quantization") else ""
+    name = " ".join(kinds) or "LoRA"
+    return f"{name} r {lora.get('r')}, alpha {lora.get('lora_alpha')}{on}"
+
+
+def _merge(config: Mapping[str, Any]) -> str:
+    parts = []
+    for one in config.get("models") or ():
+        name = str(one.get("model")).removeprefix("stage:")
+        weight = one.get("weight")
+        parts.append(f"{weight:g} x {name}" if weight is not None else name)
+    return f"{config.get('method')}: {' + '.join(parts)}"
+
+
+def _chosen(values: Mapping[str, Any], keys: Sequence[str]) -> str:
+    return ", ".join(f"{key} {_plain(values[key])}" for key in keys if values.get(key) is not None)
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def bought(
+    lineage: Lineage, models: Sequence[Evaluated], names: Mapping[str, str]
+) -> Iterator[str]:
+    """What each stage bought in accuracy, in loss and in margins, as the report says it; of other stages nothing.
+
+    `names`: what places on this machine are called.
+    """
+    ours = {stage.name for stage in lineage.stages}
+    found = {short_label(one.after.scores.model): one for one in steps(models, lineage.stages)}
+    for stage in lineage.stages:
+        if stage.name in found:
+            yield step_finding(found[stage.name])
+        yield from training_findings(stage)
+    for evaluation in lineage.evaluations:
+        for text in margin_findings(cleaned(evaluation.metrics or {}, names)):
+            if text.split(" against ")[0] in ours:
+                yield text

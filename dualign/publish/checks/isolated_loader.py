@@ -1,0 +1,101 @@
+"""Loads what is to be published as its users will: transformers and peft, no dualign. Runs in a process of its own.
+
+    python -I isolated_loader.py REQUEST.json
+
+REQUEST: {"folder", "adapter": null or a folder, "base", "revision", "dtype", "questions", "limit", "out"}. Writes OUT.json with
+the answers to each question in both modes and OUT.safetensors with the logits of each prompt.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def main(request_file: str) -> None:
+    """Load, ask, write down."""
+    sys.modules["dualign"] = None  # type: ignore[assignment] # whoever imports it fails
+    request = json.loads(Path(request_file).read_text(encoding="utf-8"))
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(request["folder"])
+    model, faults = load(request)
+    answers, logits = [], {}
+    for number, question in enumerate(request["questions"]):
+        for mode in ("think", "no_think"):
+            text = tokenizer.apply_chat_template(
+                [{"role": "user", "content": question}],
+                add_generation_prompt=True,
+                tokenize=False,
+                enable_thinking=mode == "think",
+            )
+            ids_BT = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"].to(
+                model.device
+            )
+            with torch.no_grad():
+                logits[f"{number}/{mode}"] = (
+                    model(input_ids=ids_BT).logits.float().cpu().contiguous()
+                )
+                limit = request["limit"]
+                made_BT = model.generate(ids_BT, max_new_tokens=limit, do_sample=False)
+            new = made_BT[0, ids_BT.shape[1] :].tolist()
+            answers.append(
+                {
+                    "question": question,
+                    "mode": mode,
+                    "prompt": text,
+                    "ids": ids_BT[0].tolist(),
+                    **said(tokenizer, new),
+                }
+            )
+    out = Path(request["out"])
+    save_file(logits, out.with_suffix(".safetensors"))
+    found = {"faults": faults, "answers": answers}
+    out.with_suffix(".json").write_text(json.dumps(found), encoding="utf-8")
+
+
+def load(request: dict[str, Any]) -> tuple[Any, list[str]]:
+    """The model, and which weights were missing or left over."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    dtype = request["dtype"]
+    options = {"dtype": dtype if dtype == "auto" else getattr(torch, dtype)}
+    where = request["base"] if request["adapter"] else request["folder"]
+    revision = (
+        {"revision": request["revision"]} if request["adapter"] and request["revision"] else {}
+    )
+    model, info = AutoModelForCausalLM.from_pretrained(
+        where, output_loading_info=True, **options, **revision
+    )
+    faults = [
+        f"{kind.replace('_', ' ')}: {', '.join(sorted(map(str, info[kind]))[:5])}"
+        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
+        if info.get(kind)
+    ]
+    if request["adapter"]:
+        import warnings
+
+        from peft import PeftModel
+
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            model = PeftModel.from_pretrained(model, request["adapter"])
+        faults += [str(one.message) for one in caught if "adapter keys" in str(one.message)]
+    if torch.accelerator.is_available():
+        model = model.to(torch.accelerator.current_accelerator())
+    return model.eval(), faults
+
+
+def said(tokenizer: Any, new: list[int]) -> dict[str, Any]:
+    """The answer's text up to its end, and whether it came to one."""
+    finished = tokenizer.eos_token_id in new
+    if finished:
+        new = new[: new.index(tokenizer.eos_token_id)]
+    return {"generated": tokenizer.decode(new, skip_special_tokens=False), "finished": finished}
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

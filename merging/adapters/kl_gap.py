@@ -1,0 +1,104 @@
+"""How far a folded model is from the live one: a QLoRA adapter on its NF4 base.
+
+Shapes: T tokens, V vocabulary.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dualign.errors import CheckpointError
+
+# Questions of several kinds; what is compared is the next-token distribution at every place of them.
+PROMPTS = (
+    "What is 17 times 24? Show the steps, then give the number.",
+    "Write a Python function that returns the longest common prefix of a list of strings.",
+    "Explain in two sentences why the sky is blue.",
+    "A train leaves at 9:40 and arrives at 13:05. How long is the journey?",
+    "Translate into French: The library closes at six, but the cafe stays open.",
+    "List three arguments for and three against working from home.",
+    "Who wrote Pride and Prejudice, and what is the book about?",
+    "Rewrite this politely: Send me the report now.",
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gap:
+    """Between the next-token distributions of two models, over all places of some texts."""
+
+    kl: float
+    """the mean of KL(live || folded), in nats per token"""
+    rms: float
+    """the root mean square difference of a logit"""
+    largest: float
+    """the largest difference of a logit"""
+    tokens: int
+
+
+def gap_between(live: Sequence[Tensor], folded: Sequence[Tensor]) -> Gap:
+    """The gap between logits [T, V] of the same texts. A shift of all logits of a place counts in rms and largest."""
+    tokens = sum(len(one) for one in live)
+    kl = square = largest = 0.0
+    for one_TV, other_TV in zip(live, folded, strict=True):
+        p_TV, q_TV = (x.double().log_softmax(-1) for x in (one_TV, other_TV))
+        kl += float((p_TV.exp() * (p_TV - q_TV)).sum())
+        apart = (one_TV.double() - other_TV.double()).abs()
+        square += float(apart.square().sum())
+        largest = max(largest, float(apart.max()))
+    count = sum(one.numel() for one in live)
+    return Gap(kl=kl / tokens, rms=math.sqrt(square / count), largest=largest, tokens=tokens)
+
+
+def token_ids(folder: Path, prompts: Sequence[str]) -> list[Tensor]:
+    """Each prompt as a user's turn, by the tokenizer and template in `folder`; plain text without a template."""
+    from transformers import AutoTokenizer
+
+    if (
+        not (folder / "tokenizer_config.json").is_file()
+        and not (folder / "tokenizer.json").is_file()
+    ):
+        raise CheckpointError(
+            f"{folder}: no tokenizer, so the gap to the live adapter can't be measured; use --no-gap and choose a base"
+        )
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    texts = list(prompts)
+    if tokenizer.chat_template:
+        turns = [[{"role": "user", "content": one}] for one in prompts]
+        texts = [
+            tokenizer.apply_chat_template(one, tokenize=False, add_generation_prompt=True)
+            for one in turns
+        ]
+    return [torch.tensor([tokenizer(one)["input_ids"]]) for one in texts]
+
+
+def live_logits(base: Path, adapter: Path, ids: Sequence[Tensor], *, dtype: str) -> list[Tensor]:
+    """Logits [T, V] of the adapter on its base in NF4, as it was trained, on the CPU."""
+    from peft import PeftModel
+
+    from dualign.models.loading import nf4_settings
+
+    options = {"quantization_config": nf4_settings(dtype), "device_map": {"": "cpu"}}
+    model = _load(base, dtype, **options)
+    return _logits(PeftModel.from_pretrained(model, str(adapter)), ids)
+
+
+def folded_logits(folder: Path, ids: Sequence[Tensor], *, dtype: str) -> list[Tensor]:
+    """Logits [T, V] of a model folder, on the CPU."""
+    return _logits(_load(folder, dtype), ids)
+
+
+def _load(folder: Path, dtype: str, **options: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), **options)
+
+
+def _logits(model: Any, ids: Sequence[Tensor]) -> list[Tensor]:
+    model.eval()
+    with torch.no_grad():
+        return [model(input_ids=one, use_cache=False).logits[0].float() for one in ids]
