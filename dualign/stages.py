@@ -1,82 +1,141 @@
-"""The kinds of stage: for each its part of a recipe, and the function that does the work."""
+"""The kinds of stage, in one table.
 
-from pathlib import Path
+A new kind is one row of `STAGE_KINDS` and the folder that the row names. The engine, the command line, `plan`, `doctor`,
+`report` and `publish` ask the row's flags and never compare names of kinds. Modules are named by text and imported when
+they are needed, so reading the table imports no stage.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from importlib import import_module
 from typing import Any
 
-from dualign.engine import Runner
-from dualign.rundir import Outcome
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageKind:
+    """One kind of stage: where its code is, and what the rest of dualign asks about it."""
+
+    name: str
+    """the value of `kind` in a recipe and in run.json"""
+    config: str
+    """MODULE:CLASS, the frozen dataclass with the keys of the stage; light to import"""
+    run: str
+    """MODULE:FUNCTION, `run(stage, work, *, seed) -> Outcome`"""
+    command: str | None = None
+    """the command that runs one stage of this kind, and that a launcher starts; needed if the dataclass has `launch`"""
+    about: str = ""
+    """the command's line in `dualign --help`"""
+    trains: bool = False
+    """trains a model on rows: the dataclass is a TrainingStage with `data`"""
+    takes_pairs: bool = False
+    """its rows are preference pairs"""
+    makes_model: bool = False
+    """the run directory holds a model or an adapter, which can be published"""
+    merges: bool = False
+    """the model is made from the weights of others"""
+    generates_rows: bool = False
+    """the run directory holds rows that a model wrote"""
+    evaluates: bool = False
+    """the run directory holds metrics.json"""
+
+    @property
+    def config_class(self) -> type[Any]:
+        """The dataclass of the stage. Imports its module."""
+        return _resolved(self.config)  # type: ignore[no-any-return]  # a class, by the table
+
+    @property
+    def launchable(self) -> bool:
+        """Whether a recipe may give the stage a `launch` configuration. Imports the dataclass."""
+        return any(field.name == "launch" for field in fields(self.config_class))
+
+    @property
+    def runner(self) -> Callable[..., Any]:
+        """The function that does the work. Imports its module, and with it what the stage needs."""
+        return _resolved(self.run)  # type: ignore[no-any-return]  # a function, by the table
+
+
+STAGE_KINDS: tuple[StageKind, ...] = (
+    StageKind(
+        name="script",
+        config="dualign.script_stage:ScriptStage",
+        run="dualign.script_stage:run",
+    ),
+    StageKind(
+        name="sft",
+        config="dualign.sft.config:SFTStage",
+        run="dualign.sft.train:run",
+        command="sft",
+        about="run one SFT stage (also under accelerate launch)",
+        trains=True,
+        makes_model=True,
+    ),
+    StageKind(
+        name="pairs",
+        config="dualign.preference.config:PairsStage",
+        run="dualign.preference.pairs:run",
+        command="pairs",
+        about="build preference pairs by sampling a checkpoint",
+        generates_rows=True,
+    ),
+    StageKind(
+        name="preference",
+        config="dualign.preference.config:PreferenceStage",
+        run="dualign.preference.train:run",
+        command="prefer",
+        about="run one preference stage (also under accelerate launch)",
+        trains=True,
+        takes_pairs=True,
+        makes_model=True,
+    ),
+    StageKind(
+        name="merge",
+        config="dualign.merging.config:MergeStage",
+        run="dualign.merging.merge:run",
+        command="merge",
+        makes_model=True,
+        merges=True,
+    ),
+    StageKind(
+        name="sweep",
+        config="dualign.merging.sweep.config:SweepStage",
+        run="dualign.merging.sweep.sweep:run",
+        command="sweep",
+        makes_model=True,
+        merges=True,
+    ),
+    StageKind(
+        name="eval",
+        config="dualign.evaluation.config:EvalStage",
+        run="dualign.evaluation.evaluate:run",
+        evaluates=True,
+    ),
+)
+
+
+def stage_kind(name: str) -> StageKind:
+    """Return the row of a kind.
+
+    A kind without a row, such as one of a run.json that a later version wrote, has no flag set.
+    """
+    rows = (kind for kind in STAGE_KINDS if kind.name == name)
+    return next(rows, StageKind(name=name, config="", run=""))
 
 
 def kinds() -> dict[str, type]:
     """Kind -> dataclass. Light: nothing here imports torch."""
-    from dualign.evaluation.config import EvalStage
-    from dualign.merging.config import MergeStage
-    from dualign.merging.sweep.config import SweepStage
-    from dualign.preference.config import PairsStage, PreferenceStage
-    from dualign.script_stage import ScriptStage
-    from dualign.sft.config import SFTStage
-
-    return {
-        "script": ScriptStage,
-        "sft": SFTStage,
-        "pairs": PairsStage,
-        "preference": PreferenceStage,
-        "merge": MergeStage,
-        "sweep": SweepStage,
-        "eval": EvalStage,
-    }
+    return {kind.name: kind.config_class for kind in STAGE_KINDS}
 
 
-def runners() -> dict[str, Runner]:
+def runners() -> dict[str, Callable[..., Any]]:
     """Kind -> the function that does the work; each imports its stage when called."""
-    return {
-        "script": _script,
-        "sft": _sft,
-        "pairs": _pairs,
-        "preference": _preference,
-        "merge": _merge,
-        "sweep": _sweep,
-        "eval": _eval,
-    }
+    return {kind.name: _lazy(kind) for kind in STAGE_KINDS}
 
 
-def _script(stage: Any, work: Path, *, seed: int) -> Outcome:
-    from dualign.script_stage import run
-
-    return run(stage, work, seed=seed)
+def _lazy(kind: StageKind) -> Callable[..., Any]:
+    return lambda stage, work, *, seed: kind.runner(stage, work, seed=seed)
 
 
-def _sft(stage: Any, work: Path, *, seed: int) -> Outcome:
-    from dualign.sft.train import run
-
-    return run(stage, work, seed=seed)
-
-
-def _pairs(stage: Any, work: Path, *, seed: int) -> Outcome:
-    from dualign.preference.pairs import run
-
-    return run(stage, work, seed=seed)
-
-
-def _preference(stage: Any, work: Path, *, seed: int) -> Outcome:
-    from dualign.preference.train import run
-
-    return run(stage, work, seed=seed)
-
-
-def _merge(stage: Any, work: Path, *, seed: int) -> Outcome:
-    from dualign.merging.merge import run
-
-    return run(stage, work, seed=seed)
-
-
-def _sweep(stage: Any, work: Path, *, seed: int) -> Outcome:
-    from dualign.merging.sweep.sweep import run
-
-    return run(stage, work, seed=seed)
-
-
-def _eval(stage: Any, work: Path, *, seed: int) -> Outcome:
-    from dualign.evaluation.evaluate import run
-
-    return run(stage, work, seed=seed)
+def _resolved(reference: str) -> Any:
+    """`package.module:name` -> the object of that name."""
+    module, _, name = reference.partition(":")
+    return getattr(import_module(module), name)
