@@ -1,17 +1,52 @@
-"""Fixtures that several folders of tests share."""
+"""Fixtures that several folders of tests share. What they import is heavy: inside of them only."""
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 
-from dualign.checkpoints.embedded import embedded_model
-
 
 @pytest.fixture(scope="session")
 def embedded() -> Path:
     """The real SmolLM2-135M-Instruct as a model folder, converted once per machine."""
+    from dualign.checkpoints.embedded import embedded_model
+
     return embedded_model()
+
+
+@pytest.fixture(scope="session")
+def learnt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny model; see LEARNT for what it says."""
+    from tests.chat_model import learn, make_model, make_tokenizer
+
+    folder = tmp_path_factory.mktemp("models") / "learnt"
+    tokenizer = make_tokenizer()
+    model = make_model(tokenizer)
+    learn(model, tokenizer)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def task_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The four sums as a task, with a difficulty."""
+    from tests.chat_model import LEARNT
+
+    folder = tmp_path_factory.mktemp("tasks")
+    rows = [
+        {"id": question, "question": question, "answer": answer, "difficulty": number}
+        for number, (question, (_, answer, _)) in enumerate(LEARNT.items())
+    ]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "sums.jsonl").write_text(lines, encoding="utf-8")
+    file = folder / "sums.yaml"
+    file.write_text(
+        "name: sums\nrows: sums.jsonl\nprompt: 'What is {question}?'\nverifier: integer\n",
+        encoding="utf-8",
+    )
+    return file
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -1,7 +1,7 @@
 """What a decoder layer keeps from its forward pass for its backward pass, tensor by tensor.
 
 Taken from transformers' Llama, Qwen and SmolLM3 layers under PyTorch's autograd, with and without PEFT's LoRA, and
-compared with what autograd saves (tests/plan/test_activations.py). Elements are counted per token and layer.
+compared with what autograd saves (tests/cost/test_activations.py). Elements are counted per token and layer.
 """
 
 from dataclasses import dataclass

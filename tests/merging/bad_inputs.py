@@ -14,8 +14,15 @@ import numpy as np
 from dualign.errors import DualignError
 from dualign.merging.mergekit.load import load
 from dualign.merging.output import merge_into
-
-from .folders import TOKENS, change_json, shard, tensors, write_file, write_json, write_model
+from tests.checkpoints.folders import (
+    TOKENS,
+    change_json,
+    shard,
+    tensors,
+    write_file,
+    write_json,
+    write_model,
+)
 
 UP = "model.layers.0.mlp.up_proj.weight"
 TEXT = """
@@ -244,7 +251,7 @@ PAGE = f"""# What a merge refuses
 
 Model a is well, b is planted; `dualign merge` ends with exit code 2 and leaves nothing behind. Made by
 `python -m tests.merging.bad_inputs`, and checked by the tests: {len(CASES)} kinds. What a config can have wrong
-(unknown keys, weights of 0, methods without their base, ...) is in `tests/merging/test_mergefile.py`,
+(unknown keys, weights of 0, methods without their base, ...) is in `tests/merging/mergekit/test_load.py`,
 vocabularies that can't be brought together in `test_vocabulary.py`, pickles in `test_pickles.py`, a full disk
 and a value too large for the written type in `test_merge.py` and `test_bad_inputs.py`.
 

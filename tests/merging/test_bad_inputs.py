@@ -7,9 +7,9 @@ import pytest
 from dualign.errors import DualignError
 from dualign.merging.mergekit.load import load
 from dualign.merging.output import merge_into
+from tests.checkpoints.folders import write_model
 
 from .bad_inputs import CASES, TEXT, attempt, page
-from .folders import write_model
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from dualign.errors import DualignError
 from dualign.merging.merge import prepare
 from dualign.merging.mergekit.load import load
-
-from .folders import CONFIG, TOKENS, shard, tensors, write_model
+from tests.checkpoints.folders import CONFIG, TOKENS, shard, tensors, write_model
 
 SMALL = settings(
     deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]

@@ -17,8 +17,7 @@ from dualign.errors import CheckpointError, MergeError
 from dualign.merging.mergekit.load import load
 from dualign.merging.output import merge_into
 from dualign.merging.verify import verify_folder
-
-from .folders import read, tensors, write_file, write_model
+from tests.checkpoints.folders import read, tensors, write_file, write_model
 
 TIES = """
 merge_method: {method}

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from transformers import PreTrainedTokenizerFast
 
-from tests.evaluate.conftest import learn, make_model, make_tokenizer
+from tests.chat_model import learn, make_model, make_tokenizer
 
 SCRIPT = """
 import argparse, json, pathlib

@@ -12,7 +12,7 @@ from dualign import engine
 from dualign.publish.publish import Request
 from dualign.recipe import load_recipe
 from dualign.stages import kinds, runners
-from tests.evaluate.conftest import learn, make_model, make_tokenizer
+from tests.chat_model import learn, make_model, make_tokenizer
 from tests.pipeline.test_tiny_road import SCRIPT
 
 COMMIT = "a" * 40

@@ -7,9 +7,9 @@ from pathlib import Path
 from urllib.request import Request, urlopen
 
 from dualign.checkpoints.embedded import cache_folder
-from tests.hub.client import ROOT, Done, environment
-from tests.hub.server import Hub
-from tests.hub.store import Repo
+from tests.publish.hub.client import ROOT, Done, environment
+from tests.publish.hub.server import Hub
+from tests.publish.hub.store import Repo
 
 TOKEN = "hf_of_the_road_test"
 

@@ -14,11 +14,11 @@ from pathlib import Path
 
 from dualign.checkpoints.embedded import embedded_model
 from dualign.publish.base import EMBEDDED_ON_THE_HUB
-from tests.hub.api import Person
-from tests.hub.client import call, environment
-from tests.hub.server import Hub, running_hub
 from tests.publish.empty_environment import empty_environment
 from tests.publish.following import TOKEN, card_of, follow, published
+from tests.publish.hub.api import Person
+from tests.publish.hub.client import call, environment
+from tests.publish.hub.server import Hub, running_hub
 
 (KNOWN,) = EMBEDDED_ON_THE_HUB.values()
 BASE_CARD = "---\nlicense: apache-2.0\nlanguage:\n- en\n---\n"

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.hub import conftest as on_a_hub
-from tests.hub.conftest import Machine
+from tests.publish.hub import conftest as on_a_hub
+from tests.publish.hub.conftest import Machine
 
 hub, listening, machine, tokens = (
     on_a_hub.hub, on_a_hub.listening, on_a_hub.machine, on_a_hub.tokens

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.hub.api import Person
-from tests.hub.client import call, environment
-from tests.hub.server import Hub, running_hub
 from tests.publish.empty_environment import empty_environment
 from tests.publish.following import TOKEN, card_of, follow, published, run
+from tests.publish.hub.api import Person
+from tests.publish.hub.client import call, environment
+from tests.publish.hub.server import Hub, running_hub
 
 IN_BOTH_MODES = ["one and two", "</think>", "", "3", "3"]  # to "What is 1+2?"
 BASE_CARD = "---\nlicense: apache-2.0\nlanguage: en\n---\n# Base\n"

@@ -16,7 +16,14 @@ from dualign.cli.main import main
 from dualign.errors import CheckpointError, MergeError
 from dualign.merging.adapters.extract import Extraction, extract
 from dualign.merging.adapters.lowrank import Cut
-from tests.test_adapters import SIZES, edit_config, live, logits_of, make_adapter, make_base
+from tests.checkpoints.test_adapters import (
+    SIZES,
+    edit_config,
+    live,
+    logits_of,
+    make_adapter,
+    make_base,
+)
 
 FULL = Cut(rank=64)
 

@@ -20,7 +20,7 @@ from dualign.merging.adapters.fold import Fold, fold_adapter
 from dualign.merging.adapters.kl_gap import gap_between
 from dualign.merging.verify import verify_folder
 from dualign.models.loading import nf4_settings
-from tests.test_adapters import ATTENTION, live, logits_of, make_adapter, make_base
+from tests.checkpoints.test_adapters import ATTENTION, live, logits_of, make_adapter, make_base
 
 WIDE = {"hidden_size": 192, "intermediate_size": 320, "num_attention_heads": 4}
 

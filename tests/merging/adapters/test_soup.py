@@ -23,7 +23,14 @@ from dualign.merging.adapters.lowrank import Cut
 from dualign.merging.adapters.soup import Soup, soup
 from dualign.merging.config import MergedModel, MergeStage
 from dualign.merging.merge import prepare
-from tests.test_adapters import ATTENTION, edit_config, live, logits_of, make_adapter, make_base
+from tests.checkpoints.test_adapters import (
+    ATTENTION,
+    edit_config,
+    live,
+    logits_of,
+    make_adapter,
+    make_base,
+)
 
 KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "same modules": ({"target_modules": "all-linear"}, {"target_modules": "all-linear", "r": 8}),

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from tests.evaluate.conftest import learnt, make_model, task_file  # noqa: F401 - fixtures
+from tests.chat_model import make_model
 
 
 @pytest.fixture(scope="session")
-def untaught(learnt: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+def untaught(learnt: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "untaught"
     tokenizer = AutoTokenizer.from_pretrained(learnt)
     make_model(tokenizer, seed=3).save_pretrained(folder)

@@ -15,7 +15,7 @@ from dualign.checkpoints.checkpoint import Checkpoint, read_whole
 from dualign.cli.main import main
 from dualign.merging.sweep import live, sweep
 from dualign.merging.sweep.score_cache import Memory
-from tests.merging.folders import write_model
+from tests.checkpoints.folders import write_model
 
 WriteSweep = Callable[..., Path]
 

@@ -1,0 +1,266 @@
+"""Trains small models for two steps through TRL and prints their peak memory.
+
+    python tests/cost/peak_memory.py "LoRA DPO"
+
+Prints {"case", "estimated", "measured", "whole_process"} in bytes, a line per case (all without arguments). `measured` is the peak
+resident memory above what the process held just before, when a model a few numbers wide had been trained and so all
+libraries were in use; the peak is reset through /proc.
+
+glibc's malloc raises by itself the size from which a block is returned to the system when it is freed, and so tensors
+leave holes in the heap: the same training then peaks 2 to 70 % higher, by chance of sizes. `ENVIRONMENT` fixes that
+size (and makes training slower), so that what is measured is what the training asked for. It has to be set before a process starts; `main` starts
+this script again if it isn't.
+"""
+
+import gc
+import json
+import os
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+
+from dualign.cost.memory import estimate
+from dualign.cost.model_shape import ModelShape
+from dualign.cost.training_shape import LoraShape, TrainingShape
+
+ENVIRONMENT = {
+    "MALLOC_MMAP_THRESHOLD_": "65536",
+    "MALLOC_TRIM_THRESHOLD_": "65536",
+    "OMP_NUM_THREADS": "1",
+}
+WORDS = 100
+ROWS = 12
+_IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+_MICRO = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "vocab_size": WORDS,
+}
+CASES: dict[str, tuple[dict[str, Any], TrainingShape]] = {
+    "full SFT": (
+        {
+            "model_type": "llama",
+            "hidden_size": 512,
+            "intermediate_size": 1408,
+            "num_hidden_layers": 6,
+            "vocab_size": 16384,
+        }
+        | {"num_attention_heads": 8, "num_key_value_heads": 2, "tie_word_embeddings": True},
+        TrainingShape(kind="sft", micro_batch=2, max_tokens=192, gradient_checkpointing=False),
+    ),
+    "LoRA SFT, checkpointed": (
+        {
+            "model_type": "qwen3",
+            "hidden_size": 640,
+            "intermediate_size": 1920,
+            "num_hidden_layers": 8,
+            "vocab_size": 12000,
+        }
+        | {
+            "num_attention_heads": 5,
+            "num_key_value_heads": 5,
+            "head_dim": 128,
+            "tie_word_embeddings": False,
+        },
+        TrainingShape(kind="sft", micro_batch=1, max_tokens=512, lora=LoraShape(r=16)),
+    ),
+    "LoRA DPO": (
+        {
+            "model_type": "smollm3",
+            "hidden_size": 512,
+            "intermediate_size": 1536,
+            "num_hidden_layers": 6,
+        }
+        | {
+            "vocab_size": 49152,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 2,
+            "tie_word_embeddings": True,
+        },
+        TrainingShape(
+            kind="preference",
+            micro_batch=2,
+            max_tokens=160,
+            gradient_checkpointing=False,
+            lora=LoraShape(r=16),
+            reference="adapter",
+        ),
+    ),
+    "full SFT, accumulated": (
+        {
+            "model_type": "qwen2",
+            "hidden_size": 512,
+            "intermediate_size": 1536,
+            "num_hidden_layers": 6,
+        }
+        | {
+            "vocab_size": 12000,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 2,
+            "tie_word_embeddings": False,
+        },
+        TrainingShape(kind="sft", micro_batch=1, max_tokens=96, gradient_accumulation=2),
+    ),
+    "full SFT, short rows, optimiser not fused": (
+        {
+            "model_type": "llama",
+            "hidden_size": 512,
+            "intermediate_size": 1536,
+            "num_hidden_layers": 4,
+        }
+        | {
+            "vocab_size": 32000,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 8,
+            "tie_word_embeddings": False,
+        },
+        TrainingShape(kind="sft", micro_batch=1, max_tokens=32, optimizer="adamw_torch"),
+    ),
+    "full DPO with a frozen copy": (
+        {
+            "model_type": "llama",
+            "hidden_size": 512,
+            "intermediate_size": 1536,
+            "num_hidden_layers": 8,
+        }
+        | {
+            "vocab_size": 8192,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 8,
+            "tie_word_embeddings": True,
+        },
+        TrainingShape(
+            kind="preference",
+            micro_batch=2,
+            max_tokens=64,
+            gradient_checkpointing=False,
+            reference="copy",
+            optimizer="sgd",
+        ),
+    ),
+}
+
+
+def memory(key: str) -> int:
+    """VmRSS (now) or VmHWM (peak) of this process, in bytes."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key + ":"))
+
+
+def sft_rows(training: TrainingShape) -> Dataset:
+    row = [3 + n % (WORDS - 3) for n in range(training.max_tokens)]
+    half = [n % (training.max_tokens // 2) for n in range(training.max_tokens)]
+    return Dataset.from_list([{"input_ids": row, "labels": row, "position_ids": half}] * ROWS)
+
+
+def packed(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """A batch of packed rows: position_ids restart, no attention mask."""
+    return {key: torch.tensor([row[key] for row in rows]) for key in rows[0]}
+
+
+def pairs(training: TrainingShape) -> Dataset:
+    """Text, since TRL tokenises pairs itself; a word is a token, and TRL adds an end to the completion."""
+    prompt = " ".join(["w7"] * (training.max_tokens // 2))
+    answer = ["w9"] * (training.max_tokens - training.max_tokens // 2 - 1)
+    row = {
+        "prompt": prompt,
+        "chosen": " " + " ".join(answer),
+        "rejected": " " + " ".join(answer[:-16]),
+    }
+    return Dataset.from_list([row] * ROWS)
+
+
+def arguments(training: TrainingShape, folder: str) -> dict[str, Any]:
+    return {
+        "output_dir": folder,
+        "max_steps": 2,
+        "per_device_train_batch_size": training.micro_batch
+        // (2 if training.kind == "preference" else 1),
+        "gradient_accumulation_steps": training.gradient_accumulation,
+        "gradient_checkpointing": training.gradient_checkpointing,
+        "bf16": False,
+        "use_cpu": True,
+        "optim": training.optimizer,
+        "report_to": "none",
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "disable_tqdm": True,
+    }
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    words = {"<pad>": 0, "<s>": 1, "</s>": 2} | {f"w{n}": n for n in range(3, WORDS)}
+    split = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    split.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=split, pad_token="<pad>", eos_token="</s>")
+
+
+def train(config: dict[str, Any], training: TrainingShape, folder: str) -> None:
+    """Two steps: the optimiser's states are there in the second."""
+    settings = AutoConfig.for_model(**config, **_IDS)
+    lora = LoraConfig(r=training.lora.r, target_modules="all-linear") if training.lora else None
+    common = {
+        "model": AutoModelForCausalLM.from_config(settings),
+        "processing_class": tokenizer(),
+        "peft_config": lora,
+    }
+    frozen = AutoModelForCausalLM.from_config(settings) if training.reference == "copy" else None
+    given = arguments(training, folder)
+    if training.kind == "sft":
+        options = SFTConfig(
+            **given, dataset_kwargs={"skip_prepare_dataset": True}, remove_unused_columns=False
+        )
+        SFTTrainer(
+            **common, args=options, train_dataset=sft_rows(training), data_collator=packed
+        ).train()
+    else:
+        options = DPOConfig(**given, max_length=None, loss_type="apo_zero")
+        DPOTrainer(**common, ref_model=frozen, args=options, train_dataset=pairs(training)).train()
+
+
+def measure(config: dict[str, Any], training: TrainingShape) -> dict[str, int]:
+    """Bytes above what a process holds that has trained before, and in all, beside the estimate of the former."""
+    found = estimate(ModelShape.from_config(config), training)
+    with tempfile.TemporaryDirectory() as folder:
+        train({**config, **_MICRO}, replace(training, max_tokens=40), folder)
+        gc.collect()
+        start = memory("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+        train(config, training, folder)
+    peak = memory("VmHWM")
+    return {
+        "estimated": found.total - found.framework,
+        "measured": peak - start,
+        "whole_process": peak,
+    }
+
+
+def main(cases: list[str]) -> int:
+    if ENVIRONMENT.items() - os.environ.items():
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **ENVIRONMENT})
+    failed = 0
+    for case in cases:
+        # A process each, forked when the libraries are loaded: importing them takes longer than training.
+        if child := os.fork():
+            failed |= os.waitpid(child, 0)[1]
+            continue
+        print(json.dumps({"case": case, **measure(*CASES[case])}), flush=True)
+        os._exit(0)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:] or list(CASES)))

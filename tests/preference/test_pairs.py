@@ -1,0 +1,133 @@
+"""Pairs from a checkpoint: right against wrong by a verifier, or a strong model against a weak one."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from dualign.errors import DataError
+from dualign.preference.config import PairsStage
+from dualign.preference.pairs import run
+from tests.chat_model import make_model, make_tokenizer, prompt
+
+SUMS = {"1+2": 3, "4+5": 9, "2+2": 4, "7+1": 8}
+
+
+def teach(folder: Path, *, offsets: tuple[int, ...], closed: bool = True) -> Path:
+    """A model that has learnt to answer each sum with the right number plus one of `offsets`, equally often."""
+    tokenizer = make_tokenizer()
+    model = make_model(tokenizer)
+    rows = []
+    for question, right in SUMS.items():
+        for offset in offsets:
+            end = "\n</think>\n\n" if closed else " "
+            for mode, before in (("think", f"so {right + offset}{end}"), ("no_think", "")):
+                start = tokenizer(
+                    prompt(tokenizer, f"What is {question}?", mode), add_special_tokens=False
+                )["input_ids"]
+                said = tokenizer(f"{before}{right + offset}<|im_end|>", add_special_tokens=False)[
+                    "input_ids"
+                ]
+                rows.append((start + said, [-100] * len(start) + said))
+    length = max(len(ids) for ids, _ in rows)
+    ids = torch.tensor([row + [0] * (length - len(row)) for row, _ in rows])
+    labels = torch.tensor([row + [-100] * (length - len(row)) for _, row in rows])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for _ in range(200):
+        model(input_ids=ids, labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def unsure(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return teach(tmp_path_factory.mktemp("unsure"), offsets=(0, 1))
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("task")
+    rows = [{"id": q, "prompt": f"What is {q}?", "answer": str(right)} for q, right in SUMS.items()]
+    (folder / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "sums.yaml").write_text("name: sums\nrows: sums.jsonl\nverifier: integer\n")
+    return str(folder / "sums.yaml")
+
+
+def pairs(work: Path) -> list[dict]:
+    return [json.loads(line) for line in (work / "pairs.jsonl").read_text().splitlines()]
+
+
+def test_the_verifier_puts_right_against_wrong_in_both_modes(
+    unsure: Path, task: str, tmp_path: Path
+) -> None:
+    stage = PairsStage(
+        name="pairs", model=str(unsure), tasks=(task,), samples=12, max_new_tokens=40
+    )
+    outcome = run(stage, tmp_path, seed=1)
+    made = pairs(tmp_path)
+    assert {pair["mode"] for pair in made} == {"think", "no_think"}
+    assert len(made) == outcome.rows["kept"] >= 6
+    for pair in made:
+        right = SUMS[pair["id"]]
+        chosen, rejected = pair["chosen"][0], pair["rejected"][0]
+        assert int(chosen["content"]) == right != int(rejected["content"])
+        assert ("reasoning_content" in chosen) == (pair["mode"] == "think")
+        assert pair["prompt"] == [{"role": "user", "content": f"What is {pair['id']}?"}]
+
+
+def test_prompts_in_are_kept_or_dropped_with_a_reason(
+    unsure: Path, task: str, tmp_path: Path
+) -> None:
+    stage = PairsStage(name="pairs", model=str(unsure), tasks=(task,), samples=2, max_new_tokens=40)
+    rows = run(stage, tmp_path, seed=3).rows
+    assert rows["in"] == 8 == rows["kept"] + sum(rows["dropped"].values())
+    assert set(rows["dropped"]) <= {"all_right", "all_wrong", "malformed"}
+    for entry in rows["by"]:
+        assert entry["in"] == 4 == entry["kept"] + sum(entry["dropped"].values())
+
+
+def test_a_cut_off_run_goes_on_and_ends_the_same(unsure: Path, task: str, tmp_path: Path) -> None:
+    stage = PairsStage(name="pairs", model=str(unsure), tasks=(task,), samples=4, max_new_tokens=40)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    whole.mkdir(), cut.mkdir()
+    run(stage, whole, seed=1)
+    lines = (whole / "generations.jsonl").read_text().splitlines(keepends=True)
+    (cut / "generations.jsonl").write_text("".join(lines[:13]) + lines[13][:20])
+    run(stage, cut, seed=1)
+    assert pairs(cut) == pairs(whole)
+    again = (cut / "generations.jsonl").read_text().splitlines()
+    assert again[:13] == [line.strip() for line in lines[:13]]
+
+
+def test_a_strong_model_against_a_weak_one(task: str, tmp_path: Path) -> None:
+    strong = teach(tmp_path / "strong", offsets=(0,))
+    weak = teach(tmp_path / "weak", offsets=(1,))
+    stage = PairsStage(
+        name="pairs",
+        model=str(strong),
+        rejected_model=str(weak),
+        tasks=(task,),
+        max_new_tokens=40,
+        temperature=0.2,
+    )
+    work = tmp_path / "work"
+    work.mkdir()
+    assert run(stage, work, seed=1).rows["kept"] == 8
+    for pair in pairs(work):
+        assert int(pair["rejected"][0]["content"]) == int(pair["chosen"][0]["content"]) + 1
+
+
+def test_malformed_samples_make_no_pair(task: str, tmp_path: Path) -> None:
+    """A think block that never closes can't be chosen or rejected."""
+    model = teach(tmp_path / "open", offsets=(0, 1), closed=False)
+    stage = PairsStage(
+        name="pairs", model=str(model), tasks=(task,), modes=("think",), max_new_tokens=30
+    )
+    work = tmp_path / "work"
+    work.mkdir()
+    with pytest.raises(DataError, match=r"no pair came of 4 prompts.*malformed"):
+        run(stage, work, seed=1)

@@ -1,0 +1,405 @@
+"""The Hub's endpoints that huggingface_hub, transformers and peft call: what each answers and what it changes."""
+
+import base64
+import hashlib
+import json
+import re
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.publish.hub.card_rules import faults_and_warnings, metadata
+from tests.publish.hub.store import LARGE, Commit, Repo, Store, Stored, git_name, pointer
+from tests.publish.hub.xet import content_of, files_of
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Person:
+    name: str
+    role: str = "write"  # what their token may do: write or read
+    orgs: tuple[str, ...] = ()
+
+    def owns(self, repo_name: str) -> bool:
+        return repo_name.split("/")[0] in (self.name, *self.orgs)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    method: str
+    path: str
+    query: Mapping[str, str]
+    headers: Mapping[str, str]
+    body: bytes
+    base: str  # http://HOST:PORT
+    person: Person | None
+    signed: bool  # the token was sent
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes | Path = b""
+
+    @staticmethod
+    def of(value: Any, status: int = 200, **headers: str) -> "Answer":
+        return Answer(
+            status=status,
+            headers={"Content-Type": "application/json", **headers},
+            body=json.dumps(value).encode(),
+        )
+
+
+class Refused(Exception):
+    """An answer that is an error. `code` is what the Hub sends as X-Error-Code."""
+
+    def __init__(self, status: int, message: str, code: str = "") -> None:
+        super().__init__(message)
+        self.status, self.code = status, code
+
+    def answer(self) -> Answer:
+        headers = {"X-Error-Message": str(self)} | (
+            {"X-Error-Code": self.code} if self.code else {}
+        )
+        return Answer.of({"error": str(self)}, self.status, **headers)
+
+
+ID = r"(?P<id>[^/]+/[^/]+)"
+REVISION = r"(?P<revision>[^/]+)"
+
+
+@dataclass(kw_only=True)
+class Api:
+    """`part_size`: files that are larger go up in parts of so many bytes. `xet`: whether it has such storage too."""
+
+    store: Store
+    part_size: int = 8_000_000
+    xet: bool = False
+    storage_tokens: set[str] = field(default_factory=set)
+
+    def answer(self, request: Request) -> Answer:
+        for method, pattern, act in self._routes():
+            found = re.fullmatch(pattern, request.path)
+            if found and request.method in method.split("|"):
+                return act(request, **found.groupdict())
+        raise Refused(404, f"no such page: {request.method} {request.path}")
+
+    def _routes(self) -> Iterator[tuple[str, str, Callable[..., Answer]]]:
+        model = rf"/api/models/{ID}"
+        yield "GET", "/api/whoami-v2", self.whoami
+        yield "POST", "/api/repos/create", self.create
+        yield "DELETE", "/api/repos/delete", self.delete
+        yield "POST", "/api/validate-yaml", self.validate
+        yield "GET", rf"{model}/auth-check(?P<write>/write)?", self.auth_check
+        yield "GET", rf"{model}(/revision/{REVISION})?", self.info
+        yield "GET", rf"{model}/tree/{REVISION}(/(?P<under>.+))?", self.tree
+        yield "POST", rf"{model}/preupload/{REVISION}", self.preupload
+        yield "POST", rf"{model}/commit/{REVISION}", self.commit
+        yield "POST", rf"/{ID}\.git/info/lfs/objects/batch", self.batch
+        yield "POST", rf"/{ID}\.git/info/lfs/objects/verify", self.verify
+        yield "PUT", r"/large/(?P<oid>\w{64})(/(?P<part>\d+))?", self.put
+        yield "POST", r"/large/(?P<oid>\w{64})/done", self.join
+        if self.xet:
+            yield "GET", rf"{model}/xet-write-token/{REVISION}", self.xet_token
+            yield "POST", r"/v1/xorbs/default/(?P<oid>\w{64})", self.xorb
+            yield "POST", "/v1/shards", self.shard
+        yield "GET|HEAD", rf"/{ID}/resolve/{REVISION}/(?P<path>.+)", self.resolve
+
+    # Who and what
+
+    def whoami(self, request: Request) -> Answer:
+        person = self._signed(request)
+        return Answer.of(
+            {
+                "type": "user",
+                "name": person.name,
+                "orgs": [{"type": "org", "name": org, "roleInOrg": "write"} for org in person.orgs],
+                "auth": {"type": "access_token", "accessToken": {"role": person.role}},
+            }
+        )
+
+    def create(self, request: Request) -> Answer:
+        asked = request.json()
+        person = self._signed(request)
+        name = f"{asked['organization'] or person.name}/{asked['name']}"
+        self._may_write(person, name)
+        if name in self.store.repos:
+            told = {"error": "You already created this model repo"}
+            return Answer.of({**told, "url": f"{request.base}/{name}"}, 409)
+        self.store.create(name, private=asked.get("visibility") == "private")
+        return Answer.of({"url": f"{request.base}/{name}", "name": name})
+
+    def delete(self, request: Request) -> Answer:
+        asked = request.json()
+        person = self._signed(request)
+        repo = self._repo(request, f"{asked['organization'] or person.name}/{asked['name']}")
+        self._may_write(person, repo.name)
+        del self.store.repos[repo.name]
+        return Answer.of({})
+
+    def auth_check(self, request: Request, id: str, write: str | None) -> Answer:
+        repo = self._repo(request, id)
+        if write:
+            self._may_write(self._signed(request), repo.name)
+        return Answer.of({})
+
+    def info(self, request: Request, id: str, revision: str | None) -> Answer:
+        repo = self._repo(request, id)
+        commit = self._revision(repo, revision or "main")
+        blobs = request.query.get("blobs", "").lower() == "true"
+        told = {
+            "id": repo.name,
+            "private": repo.private,
+            "sha": commit.oid,
+            "tags": [],
+            "siblings": [_sibling(path, file, blobs) for path, file in commit.files.items()],
+        }
+        if "README.md" in commit.files:
+            card = self.store.content(commit.files["README.md"]).read_text()
+            told["cardData"] = metadata(card) or {}
+        return Answer.of(told)
+
+    def tree(self, request: Request, id: str, revision: str, under: str | None) -> Answer:
+        files = self._revision(self._repo(request, id), revision).files
+        inside = {
+            path: file
+            for path, file in files.items()
+            if not under or path.startswith(under.rstrip("/") + "/")
+        }
+        if under and not inside:
+            raise Refused(404, f"{under} does not exist on {revision!r}", "EntryNotFound")
+        return Answer.of([_listed(path, file) for path, file in inside.items()])
+
+    def validate(self, request: Request) -> Answer:
+        faults, warnings = faults_and_warnings(request.json()["content"])
+        told = {
+            "errors": [{"message": fault} for fault in faults],
+            "warnings": [{"message": warning} for warning in warnings],
+        }
+        return Answer.of(told, 400 if faults else 200)
+
+    # Up
+
+    def preupload(self, request: Request, id: str, revision: str) -> Answer:
+        repo = self._repo(request, id)
+        self._may_write(self._signed(request), repo.name)
+        known = self._revision(repo, revision).files
+        asked = request.json()
+        ignored = asked.get("gitIgnore")
+        if ignored is None and ".gitignore" in known:
+            ignored = self.store.content(known[".gitignore"]).read_text()
+        answers = []
+        for file in asked["files"]:
+            path, there = file["path"], known.get(file["path"])
+            large = (
+                path.endswith((".safetensors", ".gguf"))
+                or file["size"] > LARGE
+                or b"\0" in base64.b64decode(file["sample"])
+            )
+            answers.append(
+                {
+                    "path": path,
+                    "uploadMode": "lfs" if large else "regular",
+                    "shouldIgnore": path in (ignored or "").split(),
+                    "oid": (there.sha256 or there.blob) if there else None,
+                }
+            )
+        return Answer.of({"files": answers})
+
+    def batch(self, request: Request, id: str) -> Answer:
+        repo = self._repo(request, id)
+        self._may_write(self._signed(request), repo.name)
+        told = [self._action(request, id, one) for one in request.json()["objects"]]
+        return Answer.of({"transfer": "basic", "objects": told})
+
+    def _action(self, request: Request, id: str, asked: dict[str, Any]) -> dict[str, Any]:
+        oid, size = asked["oid"], asked["size"]
+        if self.store.has("large", oid):
+            return {"oid": oid, "size": size}
+        where = f"{request.base}/large/{oid}"
+        upload: dict[str, Any] = {"href": f"{where}?sig={secrets.token_hex(8)}"}
+        if size > self.part_size:
+            parts = range(1, -(-size // self.part_size) + 1)
+            urls = {f"{n:05}": f"{where}/{n}?sig={secrets.token_hex(8)}" for n in parts}
+            upload = {
+                "href": f"{where}/done",
+                "header": {"chunk_size": str(self.part_size), **urls},
+            }
+        verify = {"href": f"{request.base}/{id}.git/info/lfs/objects/verify"}
+        return {"oid": oid, "size": size, "actions": {"upload": upload, "verify": verify}}
+
+    def put(self, request: Request, oid: str, part: str | None) -> Answer:
+        """Bytes for the storage, which gets a signed address and must never see the token."""
+        if request.signed:
+            raise Refused(400, "the storage was sent a token")
+        if part:
+            self.store.write(f"parts/{oid}", part, request.body)
+        else:
+            self._keep_large(oid, request.body)
+        return Answer(headers={"ETag": hashlib.md5(request.body).hexdigest()})
+
+    def join(self, request: Request, oid: str) -> Answer:
+        parts = request.json()["parts"]
+        pieces = [
+            self.store.path(f"parts/{oid}", str(part["partNumber"])).read_bytes() for part in parts
+        ]
+        if [hashlib.md5(piece).hexdigest() for piece in pieces] != [part["etag"] for part in parts]:
+            raise Refused(400, "a part isn't what its ETag says")
+        self._keep_large(oid, b"".join(pieces))
+        return Answer.of({})
+
+    def _keep_large(self, oid: str, content: bytes) -> None:
+        if hashlib.sha256(content).hexdigest() != oid:
+            raise Refused(400, "the content doesn't have the hash that was announced")
+        self.store.write("large", oid, content)
+
+    def verify(self, request: Request, id: str) -> Answer:
+        self._may_write(self._signed(request), id)
+        asked = request.json()
+        kept = self.store.path("large", asked["oid"])
+        if not kept.is_file() or kept.stat().st_size != asked["size"]:
+            raise Refused(404, "object not found or of another size")
+        return Answer.of({})
+
+    def xet_token(self, request: Request, id: str, revision: str) -> Answer:
+        """The address of the storage, and a token for it alone."""
+        self._may_write(self._signed(request), id)
+        token, until = f"xet_{secrets.token_hex(8)}", int(time.time()) + 3600
+        self.storage_tokens.add(token)
+        headers = {"X-Xet-Cas-Url": request.base, "X-Xet-Access-Token": token}
+        headers["X-Xet-Token-Expiration"] = str(until)
+        told = {"casUrl": request.base, "accessToken": token, "exp": until}
+        return Answer(headers=headers, body=json.dumps(told).encode())
+
+    def xorb(self, request: Request, oid: str) -> Answer:
+        self._for_storage(request)
+        self.store.write("xorbs", oid, request.body)
+        return Answer.of({"was_inserted": True})
+
+    def shard(self, request: Request) -> Answer:
+        self._for_storage(request)
+        for file in files_of(request.body):
+            whole = content_of(file, lambda oid: self.store.path("xorbs", oid).read_bytes())
+            self._keep_large(file.sha256, whole)
+        return Answer.of({"result": 1})
+
+    def _for_storage(self, request: Request) -> None:
+        if (
+            request.headers.get("authorization", "").removeprefix("Bearer ")
+            not in self.storage_tokens
+        ):
+            raise Refused(401, "the storage takes only its own tokens")
+
+    def commit(self, request: Request, id: str, revision: str) -> Answer:
+        repo = self._repo(request, id)
+        self._may_write(self._signed(request), repo.name)
+        header: dict[str, Any] = {}
+        changed: dict[str, Stored] = {}
+        gone: list[str] = []
+        for line in request.body.splitlines():
+            item = json.loads(line)
+            value = item["value"]
+            match item["key"]:
+                case "header":
+                    header = value
+                case "file":
+                    changed[value["path"]] = self._small(value)
+                case "lfsFile":
+                    changed[value["path"]] = self._large(value)
+                case "deletedFile":
+                    if value["path"] not in repo.head.files:
+                        raise Refused(
+                            404, "A file with this name doesn't exist", code="EntryNotFound"
+                        )
+                    gone.append(value["path"])
+        parent = header.get("parentCommit")
+        if parent and not repo.head.oid.startswith(parent):
+            raise Refused(412, "A commit has happened since. Please refresh and try again.")
+        made = self.store.commit(repo.name, header["summary"], changed, gone)
+        told = {"commitUrl": f"{request.base}/{repo.name}/commit/{made.oid}", "commitOid": made.oid}
+        return Answer.of({"success": True, **told})
+
+    def _small(self, value: dict[str, Any]) -> Stored:
+        content = base64.b64decode(value["content"])
+        if value["path"] == "README.md" and (faults := faults_and_warnings(content.decode())[0]):
+            raise Refused(400, f"Invalid metadata in README.md: {'; '.join(faults)}")
+        return self.store.keep_small(content)
+
+    def _large(self, value: dict[str, Any]) -> Stored:
+        oid = value["oid"]
+        if not self.store.has("large", oid):
+            raise Refused(400, f"{value['path']}: the LFS object {oid} was never uploaded")
+        size = self.store.path("large", oid).stat().st_size
+        return Stored(size=size, blob=git_name(pointer(oid, size)), sha256=oid)
+
+    # Down
+
+    def resolve(self, request: Request, id: str, revision: str, path: str) -> Answer:
+        commit = self._revision(self._repo(request, id), revision)
+        known = {"X-Repo-Commit": commit.oid, "Accept-Ranges": "bytes"}
+        if path not in commit.files:
+            refused = Refused(404, f"Entry not found: {path}", "EntryNotFound").answer()
+            return Answer(status=404, headers={**refused.headers, **known}, body=refused.body)
+        file = commit.files[path]
+        known["ETag"] = f'"{file.sha256 or file.blob}"'
+        if file.sha256:
+            known |= {"X-Linked-Etag": known["ETag"], "X-Linked-Size": str(file.size)}
+        whole = self.store.content(file)
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("Range", ""))
+        if not asked:
+            return Answer(headers=known, body=whole)
+        first, last = int(asked[1]), int(asked[2] or file.size - 1)
+        known["Content-Range"] = f"bytes {first}-{last}/{file.size}"
+        return Answer(status=206, headers=known, body=whole.read_bytes()[first : last + 1])
+
+    # Rights
+
+    def _signed(self, request: Request) -> Person:
+        if request.person is None:
+            raise Refused(401, "Invalid username or password.")
+        return request.person
+
+    def _may_write(self, person: Person, name: str) -> None:
+        if person.role != "write" or not person.owns(name):
+            raise Refused(
+                403, f"You don't have the rights to create or change a model under {name}"
+            )
+
+    def _repo(self, request: Request, name: str) -> Repo:
+        repo = self.store.repos.get(name)
+        if repo is None or (repo.private and not (request.person and request.person.owns(name))):
+            status = 404 if request.person else 401
+            raise Refused(status, "Repository not found", code="RepoNotFound")
+        return repo
+
+    def _revision(self, repo: Repo, revision: str) -> Commit:
+        if revision == "main":
+            return repo.head
+        for commit in repo.commits:
+            if len(revision) >= 7 and commit.oid.startswith(revision):
+                return commit
+        raise Refused(404, f"Invalid rev id: {revision}", code="RevisionNotFound")
+
+
+def _sibling(path: str, file: Stored, blobs: bool) -> dict[str, Any]:
+    shown: dict[str, Any] = {"rfilename": path}
+    if blobs:
+        shown |= {"size": file.size, "blobId": file.blob}
+        if file.sha256:
+            kept_in_git = len(pointer(file.sha256, file.size))
+            shown["lfs"] = {"sha256": file.sha256, "size": file.size, "pointerSize": kept_in_git}
+    return shown
+
+
+def _listed(path: str, file: Stored) -> dict[str, Any]:
+    shown: dict[str, Any] = {"type": "file", "path": path, "size": file.size, "oid": file.blob}
+    if file.sha256:
+        kept_in_git = len(pointer(file.sha256, file.size))
+        shown["lfs"] = {"oid": file.sha256, "size": file.size, "pointerSize": kept_in_git}
+    return shown
