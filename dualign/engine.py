@@ -14,7 +14,7 @@ from typing import Any
 from dualign.distributed import HELD, is_first, launch, on_first, stop_with
 from dualign.errors import CheckpointError
 from dualign.fingerprint import Digests, fingerprint
-from dualign.recipe import Recipe, StageEntry, references, replaced, stage_of
+from dualign.recipe import Recipe, StageEntry, references, replaced
 from dualign.rundir import (
     LAUNCHED,
     Outcome,
@@ -139,7 +139,7 @@ _START = {"new": "starting", "cut off": "resuming", "changed": "its inputs chang
 
 def _need_done(status: StageStatus, found: list[StageStatus], only: str, recipe: Recipe) -> None:
     wanted = next(one for one in found if one.entry.name == only)
-    parents = {stage_of(text) for text in references(wanted.entry.config)}
+    parents = {ref.name for ref in references(wanted.entry.config).values()}
     if status.entry.name in parents:
         raise CheckpointError(
             f"{status.run_dir}: stage {only} needs it and it is {status.state}; `dualign run {recipe.file}` makes it"
@@ -172,17 +172,16 @@ def _run_stage(
 def _with_paths(config: Any, parents: Mapping[str, StageStatus]) -> Any:
     """`stage:sft/x` -> the path of x in the run directory of sft."""
     paths = {}
-    for reference in references(config):
-        name, _, rest = reference.removeprefix("stage:").partition("/")
-        path = parents[name].run_dir.resolve() / rest
+    for text, ref in references(config).items():
+        path = parents[ref.name].run_dir.resolve() / ref.path
         if not path.exists():
             there = (
                 sorted(one.name for one in path.parent.iterdir()) if path.parent.is_dir() else []
             )
             raise CheckpointError(
-                f"{reference}: no {path.name} in {path.parent} (there: {', '.join(there)})"
+                f"{text}: no {path.name} in {path.parent} (there: {', '.join(there)})"
             )
-        paths[reference] = str(path)
+        paths[text] = str(path)
     return replaced(config, paths)
 
 
@@ -190,7 +189,7 @@ def _record(
     status: StageStatus, parents: Mapping[str, StageStatus], outcome: Outcome
 ) -> dict[str, Any]:
     entry = status.entry
-    names = dict.fromkeys(stage_of(text) for text in references(entry.config))
+    names = dict.fromkeys(ref.name for ref in references(entry.config).values())
     return {
         "schema": 1,
         "name": entry.name,
@@ -198,7 +197,7 @@ def _record(
         "fingerprint": status.fingerprint,
         "seed": entry.seed,
         "config": asdict(entry.config),
-        "parents": {name: parents[name].fingerprint for name in names if name},
+        "parents": {name: parents[name].fingerprint for name in names},
         "data": list(outcome.data),
         "rows": outcome.rows,
         "metrics": dict(outcome.metrics),

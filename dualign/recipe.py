@@ -11,6 +11,7 @@ from typing import Any
 
 from dualign.config import Document, Key, nearest, parse, parse_value, read_yaml
 from dualign.errors import ConfigError
+from dualign.model_ref import StageRef
 
 RECIPE_KEYS = ("name", "output_dir", "seed", "stages")
 # Values under these keys are files beside the recipe when such a file exists.
@@ -309,15 +310,14 @@ def _text(value: Any, key: Key) -> list[tuple[Key, str]]:
 
 def stage_of(reference: str) -> str | None:
     """`stage:sft/adapter` -> `sft`; None for text that is no reference."""
-    return (
-        reference.removeprefix("stage:").split("/")[0] if reference.startswith("stage:") else None
-    )
+    ref = StageRef.parse(reference)
+    return ref.name if ref else None
 
 
-def references(config: Any) -> list[str]:
-    """Every `stage:` reference in a stage, in order, each once."""
-    found = [text for _, text in _text(_listed(dataclasses.asdict(config)), ()) if stage_of(text)]
-    return list(dict.fromkeys(found))
+def references(config: Any) -> dict[str, StageRef]:
+    """Return every `stage:` reference in a stage by its text, in order."""
+    texts = [text for _, text in _text(_listed(dataclasses.asdict(config)), ())]
+    return {text: ref for text in texts if (ref := StageRef.parse(text)) and ref.name}
 
 
 def _listed(value: Any) -> Any:

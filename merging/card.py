@@ -6,13 +6,15 @@ from typing import Any
 
 import yaml
 
+from dualign.model_ref import ModelRef
+
 
 def write_card(work: Path, record: Mapping[str, Any], config: Path) -> None:
     """Write it beside the weights; an input's own card isn't copied, as it is another model's."""
-    names = [one["model"] for one in record["models"]]
+    refs = [ModelRef.parse(model["model"]) for model in record["models"]]
     front = {
         "library_name": "transformers",
-        "base_model": [name for name in names if _is_hub_id(name)],
+        "base_model": [ref.name for ref in refs if ref.kind == "hub" and ref.is_plain],
         "base_model_relation": "merge",
         "tags": ["merge", "dualign"],
     }
@@ -36,7 +38,3 @@ def write_card(work: Path, record: Mapping[str, Any], config: Path) -> None:
         "",
     ]
     (work / "README.md").write_text("\n".join(lines), encoding="utf-8")
-
-
-def _is_hub_id(name: str) -> bool:
-    return not Path(name).exists() and ":" not in name and "+" not in name

@@ -11,7 +11,8 @@ from trl import DPOConfig
 from dualign.data.prepare import PreparedPairs, prepare_pairs
 from dualign.data.tokens.collate import PairCollator
 from dualign.distributed import on_first
-from dualign.models.loading import Start, find_start, load_tokenizer, policy
+from dualign.models.loading import load_tokenizer, policy
+from dualign.models.source import ModelSource, resolve_model
 from dualign.preference.config import PreferenceStage
 from dualign.preference.trainer import DualModeDPOTrainer
 from dualign.rundir import CHECKPOINTS, Outcome
@@ -27,7 +28,7 @@ from dualign.training.trainer import (
 
 def run(stage: PreferenceStage, work: Path, *, seed: int) -> Outcome:
     """Train on pairs of both modes, resuming from what `work` holds; leave a model or an adapter there."""
-    start = find_start(stage.model, stage.revision)
+    start = resolve_model(stage.model, revision=stage.revision)
     tokenizer, template = load_tokenizer(stage, start)
     data = prepare_pairs(
         stage.data, tokenizer, template, seed=seed, template_kwargs=stage.template_kwargs
@@ -65,7 +66,7 @@ def _from_disk(pairs: Dataset, folder: Path) -> Dataset:
 
 def build_trainer(
     stage: PreferenceStage,
-    start: Start,
+    start: ModelSource,
     data: PreparedPairs,
     tokenizer: PreTrainedTokenizerBase,
     work: Path,

@@ -7,7 +7,8 @@ from trl import SFTConfig
 
 from dualign.data.prepare import Prepared, prepare_sft
 from dualign.data.tokens.collate import PackedCollator
-from dualign.models.loading import Start, find_start, load_tokenizer, policy
+from dualign.models.loading import load_tokenizer, policy
+from dualign.models.source import ModelSource, resolve_model
 from dualign.rundir import Outcome
 from dualign.sft.config import SFTStage
 from dualign.sft.trainer import DualModeSFTTrainer
@@ -24,7 +25,7 @@ from dualign.training.trainer import (
 
 def run(stage: SFTStage, work: Path, *, seed: int) -> Outcome:
     """Train on packed rows of both modes, resuming from what `work` holds; leave a model or an adapter there."""
-    start = find_start(stage.model, stage.revision)
+    start = resolve_model(stage.model, revision=stage.revision)
     tokenizer, template = load_tokenizer(stage, start)
     data = prepare_sft(
         stage.data, tokenizer, template, seed=seed, template_kwargs=stage.template_kwargs
@@ -40,7 +41,7 @@ def run(stage: SFTStage, work: Path, *, seed: int) -> Outcome:
 
 def build_trainer(
     stage: SFTStage,
-    start: Start,
+    start: ModelSource,
     data: Prepared,
     tokenizer: PreTrainedTokenizerBase,
     work: Path,

@@ -21,6 +21,7 @@ from dualign.checkpoints.lora import PREFIX, TOKENS, Adapter, LoraModule, read_a
 from dualign.checkpoints.shards import write_side_files, write_weights
 from dualign.checkpoints.weights import open_weights
 from dualign.errors import MergeError
+from dualign.model_ref import adapter_base
 
 _FIX = "fold it into its base first, and train the next adapter on the result, or merge the folded models"
 HEAD_PATH = HEAD.removesuffix(".weight")
@@ -280,9 +281,8 @@ def _require_same_base(first: Adapter, second: Adapter) -> None:
 
 
 def _base_of(adapter: Adapter) -> str:
-    name = adapter.config.get("base_model_name_or_path") or ""
-    folder = adapter.folder / name
-    return str(folder.resolve()) if folder.is_dir() else name
+    base = adapter_base(adapter.folder, adapter.config)
+    return str(base.path.resolve()) if base.path and base.path.exists() else base.text
 
 
 def _others(adapters: Sequence[Adapter], modules: Iterable[str]) -> dict[str, Tensor]:

@@ -3,7 +3,6 @@
 The base may be an adapter itself, as a stage that trains on another stage's adapter leaves it.
 """
 
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,64 +10,54 @@ from typing import Any
 from dualign.checkpoints.checkpoint import Checkpoint, Weights
 from dualign.checkpoints.embedded import embedded_model
 from dualign.errors import CheckpointError
-
-_NF4 = re.compile(r"nf4(-(?P<dtype>bfloat16|float16|float32))?:")
-
-
-def open_weights(model: Path | str, *, allow_pickle: bool = False) -> Weights:
-    """The weights of a folder, hub id or embedded model, its adapters folded in as they are read.
-
-    `base+adapter` names the base of an adapter. `nf4:MODEL` (or nf4-bfloat16:MODEL, with the type that it was trained
-    in) has the base of MODEL as QLoRA training saw it. Only headers and adapters are read now. `allow_pickle` reads
-    pytorch_model.bin where there are no safetensors.
-
-    Raises:
-        CheckpointError: a folder or file is missing or broken.
-        MergeError: the weights can't be used exactly as the model would use them.
-    """
-    name = str(model)
-    nf4 = _NF4.match(name)
-    name = name[nf4.end() :] if nf4 else name
-    open_base = _base_opener(nf4, pickles=allow_pickle)
-    if "+" in name and not Path(name).exists():
-        return _with_adapters(name, open_base, pickles=allow_pickle)
-    return _open(find_folder(name, pickles=allow_pickle), (), open_base)
-
+from dualign.model_ref import ModelRef, adapter_base
 
 OpenBase = Callable[[Path], Weights]
 """how the innermost base is read"""
 
 
-def _base_opener(nf4: re.Match[str] | None, *, pickles: bool) -> OpenBase:
-    if nf4 is None:
-        return lambda folder: Checkpoint(folder, allow_pickle=pickles)
-    from dualign.checkpoints.nf4 import RoundTripped
+def open_weights(model: Path | str, *, allow_pickle: bool = False) -> Weights:
+    """Open any model that `ModelRef` names; adapters are folded in as the weights are read.
 
-    return lambda folder: RoundTripped(Checkpoint(folder, allow_pickle=pickles), dtype=nf4["dtype"])
+    Only headers and adapters are read now. `allow_pickle` reads pytorch_model.bin where there are
+    no safetensors.
 
+    Raises:
+        CheckpointError: a folder or file is missing or broken.
+        MergeError: the weights can't be used exactly as the model would use them.
+    """
+    ref = ModelRef.parse(str(model))
+    open_base = _base_opener(ref, pickles=allow_pickle)
+    weights = _open(find_folder(ref, pickles=allow_pickle), (), open_base)
+    for adapter in ref.adapters:
+        from dualign.checkpoints.folding import Adapted
+        from dualign.checkpoints.lora import read_adapter
 
-def _with_adapters(name: str, open_base: OpenBase, *, pickles: bool) -> Weights:
-    """`base+adapter`, as mergekit writes it: the base is the one named here."""
-    from dualign.checkpoints.folding import Adapted
-    from dualign.checkpoints.lora import read_adapter
-
-    base, *adapters = name.split("+")
-    weights = _open(find_folder(base, pickles=pickles), (), open_base)
-    for adapter in adapters:
         weights = Adapted(weights, read_adapter(_require_folder(find_folder(adapter))))
     return weights
 
 
-def find_folder(name: str, *, revision: str | None = None, pickles: bool = False) -> Path:
-    """The folder of a path, an embedded model or a hub id, which may end in @revision; a path may not be there."""
-    if name.startswith("embedded:"):
-        return embedded_model(name)
-    folder = Path(name)
-    is_path = folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
-    if folder.exists() or is_path:
-        return folder
-    name, _, wanted = name.partition("@")
-    return from_hub(name, revision=revision or wanted or None, pickles=pickles)
+def _base_opener(ref: ModelRef, *, pickles: bool) -> OpenBase:
+    if not ref.nf4:
+        return lambda folder: Checkpoint(folder, allow_pickle=pickles)
+    from dualign.checkpoints.nf4 import RoundTripped
+
+    return lambda folder: RoundTripped(
+        Checkpoint(folder, allow_pickle=pickles), dtype=ref.nf4_dtype
+    )
+
+
+def find_folder(model: ModelRef | str, *, pickles: bool = False) -> Path:
+    """Return the folder of a model, or of its base where adapters are named; a path may not exist.
+
+    A hub id is fetched if it isn't in the cache.
+    """
+    ref = ModelRef.parse(model) if isinstance(model, str) else model
+    if ref.kind == "embedded":
+        return embedded_model(ref.name)
+    if ref.kind == "hub":
+        return from_hub(ref.name, revision=ref.revision, pickles=pickles)
+    return Path(ref.name)
 
 
 def _open(folder: Path, outer: tuple[Path, ...], open_base: OpenBase) -> Weights:
@@ -88,22 +77,14 @@ def _open(folder: Path, outer: tuple[Path, ...], open_base: OpenBase) -> Weights
 
 
 def find_base(folder: Path, config: Mapping[str, Any]) -> Path:
-    """The folder of an adapter's base: a path, an embedded model or a hub id.
-
-    A relative path is seen from the adapter's folder, then from here.
+    """Return the folder of an adapter's base; `adapter_base` says which that is.
 
     Raises:
-        CheckpointError: it is neither here nor in reach.
+        CheckpointError: there is no such folder, or it can't be fetched.
     """
-    name = str(config.get("base_model_name_or_path") or "")
-    if not name:
-        raise CheckpointError(
-            f"{folder}: adapter_config.json has no base_model_name_or_path; name the base there"
-        )
-    if (folder / name).is_dir():
-        return folder / name
+    base = adapter_base(folder, config)
     try:
-        return _require_folder(find_folder(name, revision=config.get("revision")))
+        return _require_folder(find_folder(base))
     except CheckpointError as error:
         raise CheckpointError(
             f"{folder}/adapter_config.json: base_model_name_or_path: {error}"

@@ -15,6 +15,8 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from dualign.checkpoints.checkpoint import read_json
+from dualign.checkpoints.embedded import embedded_model
 from dualign.cost.memory import MemoryEstimate, estimate
 from dualign.cost.model_shape import ModelShape
 from dualign.cost.speed import cpu_throughput, device_throughput, estimate_seconds, training_flops
@@ -22,6 +24,7 @@ from dualign.cost.training_shape import LoraShape, TrainingShape
 from dualign.data.prepare import Prepared, PreparedPairs
 from dualign.engine import StageStatus, statuses
 from dualign.errors import CheckpointError, ConfigError, DualignError
+from dualign.model_ref import ModelRef, adapter_base
 from dualign.recipe import Recipe, StageEntry, references, replaced, stage_of
 from dualign.training.config import TrainingStage
 
@@ -95,8 +98,8 @@ def _stage_table(recipe: Recipe, found: list[StageStatus]) -> Table:
     for name in ("stage", "kind", "state", "starts from"):
         table.add_column(name, overflow="fold")
     for status in found:
-        parents = dict.fromkeys(stage_of(text) for text in references(status.entry.config))
-        start = ", ".join(name for name in parents if name)
+        parents = dict.fromkeys(ref.name for ref in references(status.entry.config).values())
+        start = ", ".join(parents)
         table.add_row(status.entry.name, status.entry.kind, status.state, start or "-")
     return table
 
@@ -224,12 +227,11 @@ def resolved(entry: StageEntry, found: list[StageStatus]) -> tuple[Any, list[str
     """The stage with the references to finished stages replaced by paths, and the stages that aren't finished."""
     done = {one.entry.name: one for one in found if one.state == "done"}
     paths, missing = {}, []
-    for reference in references(entry.config):
-        name, _, rest = reference.removeprefix("stage:").partition("/")
-        if name in done:
-            paths[reference] = str(done[name].run_dir.resolve() / rest)
-        elif name not in missing:
-            missing.append(name)
+    for text, ref in references(entry.config).items():
+        if ref.name in done:
+            paths[text] = str(done[ref.name].run_dir.resolve() / ref.path)
+        elif ref.name not in missing:
+            missing.append(ref.name)
     return replaced(entry.config, paths), missing
 
 
@@ -239,9 +241,12 @@ def _data_is_here(config: Any) -> bool:
 
 def _prepared(config: Any, kind: str, seed: int) -> tuple[Prepared | PreparedPairs, Any]:
     from dualign.data.prepare import prepare_pairs, prepare_sft
-    from dualign.models.loading import find_start, load_tokenizer
+    from dualign.models.loading import load_tokenizer
+    from dualign.models.source import resolve_model
 
-    tokenizer, template = load_tokenizer(config, find_start(config.model, config.revision))
+    tokenizer, template = load_tokenizer(
+        config, resolve_model(config.model, revision=config.revision)
+    )
     prepare = prepare_sft if kind == "sft" else prepare_pairs
     return prepare(
         config.data, tokenizer, template, seed=seed, template_kwargs=config.template_kwargs
@@ -282,17 +287,12 @@ def _model_shape(base: str, folder: Path, notes: list[str]) -> ModelShape | None
 
 
 def _config_candidates(model: str, folder: Path) -> list[Path]:
-    if model.startswith("embedded:"):
-        from dualign.checkpoints.embedded import embedded_model
-
-        return [embedded_model(model) / "config.json"]
-    path = Path(model)
-    found = [path / "config.json"]
-    adapter = path / "adapter_config.json"
-    if adapter.is_file():
-        base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path") or ""
-        found.append(Path(base) / "config.json")
-    return [*found, folder / "model_config.json"]
+    ref = ModelRef.parse(model)
+    if ref.path and (ref.path / "adapter_config.json").is_file():
+        ref = adapter_base(ref.path, read_json(ref.path / "adapter_config.json"))
+    if ref.kind == "embedded":
+        return [embedded_model(ref.name) / "config.json"]
+    return [Path(ref.name) / "config.json", folder / "model_config.json"]
 
 
 def _pair_tokens(pairs: PreparedPairs) -> tuple[int, float]:

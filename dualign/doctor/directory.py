@@ -10,6 +10,7 @@ from dualign.checkpoints.checkpoint import Checkpoint, embedding_name, read_json
 from dualign.data.text.template import load_template
 from dualign.doctor.findings import Fault
 from dualign.errors import CheckpointError, MergeError, TemplateError
+from dualign.model_ref import adapter_base
 from dualign.models.loading import with_defaults
 from dualign.rundir import read_run
 
@@ -78,16 +79,15 @@ def _read_run(folder: Path, faults: list[Fault]) -> dict[str, Any]:
 
 def _base(folder: Path, adapter: Mapping[str, Any]) -> tuple[Path | None, list[Fault]]:
     """Where an adapter's base is. Nothing is fetched: a hub id is taken at its word."""
-    name = str(adapter.get("base_model_name_or_path") or "")
-    if not name:
-        return None, [Fault("base_not_named", f"{folder}: base_model_name_or_path is empty")]
-    beside = folder / name
-    path = beside if beside.is_dir() else Path(name)
-    if path.is_dir():
-        return path, [Fault("base_is_local", f"base_model_name_or_path is {name!r}")]
-    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        return None, [Fault("base_not_found", f"base_model_name_or_path is {name!r}: not there")]
-    return None, []
+    try:
+        base = adapter_base(folder, adapter)
+    except CheckpointError as error:
+        return None, [Fault("base_not_named", str(error))]
+    if base.path is None:
+        return None, []
+    if base.path.is_dir():
+        return base.path, [Fault("base_is_local", f"base_model_name_or_path is {base.text!r}")]
+    return None, [Fault("base_not_found", f"base_model_name_or_path is {base.text!r}: not there")]
 
 
 def _template_faults(saved: Saved, tokenizer: "PreTrainedTokenizerBase") -> Iterator[Fault]:

@@ -29,7 +29,9 @@ from dualign.doctor.template import template_faults
 from dualign.doctor.tokens import tokenizer_faults
 from dualign.engine import statuses
 from dualign.errors import ConfigError, DataError, DualignError, TemplateError
-from dualign.models.loading import Start, find_start, load_tokenizer
+from dualign.model_ref import ModelRef
+from dualign.models.loading import load_tokenizer
+from dualign.models.source import ModelSource, resolve_model
 from dualign.recipe import Recipe
 from dualign.training.config import TrainingStage
 
@@ -75,7 +77,8 @@ def examine_recipe(recipe: Recipe) -> Diagnosis:
 
 def examine_directory(folder: str) -> Diagnosis:
     """A saved model, adapter or run directory: its files, its template, its tokenizer."""
-    place = embedded_model(folder) if folder.startswith("embedded:") else Path(folder)
+    ref = ModelRef.parse(folder)
+    place = embedded_model(folder) if ref.kind == "embedded" else Path(ref.name)
     findings, name = Findings(), str(folder)
     saved, faults = read_saved(place)
     findings.extend(faults, source=name)
@@ -146,7 +149,7 @@ def _examine_stage(stage: Trained, prefix: str, findings: Findings) -> Mapping[s
 
 
 def _load_tokenizer(
-    stage: TrainingStage, start: Start, findings: Findings, source: str
+    stage: TrainingStage, start: ModelSource, findings: Findings, source: str
 ) -> "tuple[PreTrainedTokenizerBase, ChatTemplate] | None":
     """As training loads them; None, and a finding, where it couldn't.
 
@@ -211,11 +214,11 @@ def _load_saved_tokenizer(
         return None
 
 
-def _tokenizer_start(model: str) -> Start:
+def _tokenizer_start(model: str) -> ModelSource:
     """A folder that holds nothing but a tokenizer will do."""
     if (Path(model) / "tokenizer_config.json").is_file():
-        return Start(base=model, adapter=None, folder=model, revision=None)
-    return find_start(model)
+        return ModelSource(base=model)
+    return resolve_model(model)
 
 
 def _summed(accounts: list[Mapping[str, Any]]) -> Mapping[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 from dualign.cost.plan import base_model, resolved
 from dualign.doctor.findings import Fault, Findings
 from dualign.engine import StageStatus
-from dualign.models.loading import Start, find_start
+from dualign.models.source import ModelSource, resolve_model
 from dualign.recipe import Recipe, StageEntry, stage_of
 from dualign.training.isolation import unbounded_layers
 
@@ -21,7 +21,7 @@ class Trained:
 
     entry: StageEntry
     config: Any
-    start: Start
+    start: ModelSource
     waits_for: tuple[str, ...]
     """stages that haven't run, and whose files the data names"""
 
@@ -44,7 +44,7 @@ def as_it_starts(entry: StageEntry, found: list[StageStatus]) -> Trained:
     return Trained(
         entry=entry,
         config=config,
-        start=find_start(config.model, config.revision),
+        start=resolve_model(config.model, revision=config.revision),
         waits_for=tuple(waits),
     )
 
@@ -77,7 +77,7 @@ def model_faults(config: Any, model: Mapping[str, Any]) -> Iterator[Fault]:
         yield Fault("packing_not_isolated", found)
 
 
-def config_file(start: Start) -> Path | None:
+def config_file(start: ModelSource) -> Path | None:
     """config.json of the base a stage starts from, if it is on this machine."""
     path = Path(start.base) / "config.json"
     return path if path.is_file() else None

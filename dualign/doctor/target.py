@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from dualign.errors import ConfigError
+from dualign.model_ref import EMBEDDED_PREFIX, HubRef
 
 Target = Literal["recipe", "model", "data"]
 _MODEL_FILES = (
@@ -23,7 +24,7 @@ def target_of(name: str, *, recipes: list[str]) -> Target:
         ConfigError: a path that isn't there.
     """
     path = Path(name).expanduser()
-    if name.startswith("embedded:"):
+    if name.startswith(EMBEDDED_PREFIX):
         return "model"
     if path.is_dir():
         return "model" if any((path / file).is_file() for file in _MODEL_FILES) else "data"
@@ -31,7 +32,7 @@ def target_of(name: str, *, recipes: list[str]) -> Target:
         return "recipe"
     if path.is_file() or set("*?[") & set(name):
         return "data"
-    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
+    if HubRef.parse(name) is None or "/" not in name:
         raise ConfigError(
             f"{name}: no such file or folder; expected a recipe, a model folder, a data file or "
             "folder, or the hub id of a dataset"

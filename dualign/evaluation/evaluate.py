@@ -28,7 +28,7 @@ from dualign.evaluation.verify import verify
 from dualign.generation.generate import Generation, generate_batches
 from dualign.generation.thinking import split
 from dualign.models.inference import Subject, open_model
-from dualign.models.loading import find_start
+from dualign.models.source import resolve_model
 from dualign.rundir import Outcome, write_json
 from dualign.tasks import Task, load_problems, load_tasks
 
@@ -119,7 +119,7 @@ def _backend(subject: Subject, settings: EvalSettings) -> Answer:
     if settings.backend == "vllm":
         from dualign.generation.vllm import vllm_answers
 
-        start = find_start(subject.model)
+        start = resolve_model(subject.model)
         return vllm_answers(
             start.base,
             str(start.adapter) if start.adapter else None,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dualign.errors import EvaluationError
+from dualign.model_ref import StageRef
 
 Z_95 = 1.959963984540054
 
@@ -112,7 +113,10 @@ def task_names(models: Sequence[ModelScores]) -> tuple[str, ...]:
 
 def short_label(model: str) -> str:
     """A model's name for a table: the last part of a path, the stage of a reference to one."""
-    return Path(model).name if Path(model).is_absolute() else model.removeprefix("stage:")
+    stage = StageRef.parse(model)
+    if stage:
+        return stage.label
+    return Path(model).name if Path(model).is_absolute() else model
 
 
 def percent(share: float | None, digits: int = 1) -> str:

@@ -13,6 +13,7 @@ from dualign.errors import CheckpointError
 from dualign.export.architecture import KNOWN, Architecture, architecture_of
 from dualign.export.tensors import Tensor, tensors_of
 from dualign.export.vocabulary import Vocabulary, vocabulary_of
+from dualign.model_ref import EMBEDDED_PREFIX, ModelRef
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -92,6 +93,6 @@ def _layout(weights: Weights, tokenizer: "PreTrainedTokenizerBase", place: str) 
 
 def _name(model: str) -> str:
     """The last part of a path or id, without what a file name can't have."""
-    last = model.removeprefix("embedded:").split("@")[0]
-    path = Path(last)
+    ref = ModelRef.parse(model)
+    path = Path(ref.name.removeprefix(EMBEDDED_PREFIX))
     return re.sub(r"[^\w.-]+", "-", (path.resolve() if path.is_dir() else path).name)

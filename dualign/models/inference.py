@@ -19,7 +19,8 @@ from transformers import (
 from transformers.initialization import no_init_weights
 
 from dualign.errors import CheckpointError
-from dualign.models.loading import Start, find_start, load_checkpoint
+from dualign.models.loading import load_checkpoint
+from dualign.models.source import resolve_model
 from dualign.rundir import read_run
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def load_model(reference: str, *, dtype: str = "auto") -> PreTrainedModel:
     """
     model = load_checkpoint(reference, dtype=_resolved(dtype))
     # In 16 bits, folding would round part of the adapter away: there it stays beside the weights.
-    if find_start(reference).adapter is not None and model.dtype == torch.float32:
+    if resolve_model(reference).adapter is not None and model.dtype == torch.float32:
         model = cast("PeftModel", model).merge_and_unload()
     return _placed(model)
 
@@ -96,8 +97,8 @@ def load_chat_tokenizer(reference: str) -> PreTrainedTokenizerBase:
     Raises:
         CheckpointError: there is no chat template, so the model can't be asked anything.
     """
-    start = find_start(reference)
-    tokenizer = AutoTokenizer.from_pretrained(_tokenizer_folder(start), revision=start.revision)
+    start = resolve_model(reference)
+    tokenizer = AutoTokenizer.from_pretrained(start.tokenizer, revision=start.revision)
     if tokenizer.chat_template is None:
         raise CheckpointError(
             f"{reference}: the tokenizer has no chat template, so there is no way to ask; "
@@ -108,7 +109,7 @@ def load_chat_tokenizer(reference: str) -> PreTrainedTokenizerBase:
 
 def identity(reference: str) -> str:
     """Changes when the weights do: the run's fingerprint, else names, sizes, times of files."""
-    start = find_start(reference)
+    start = resolve_model(reference)
     folder = Path(start.folder)
     if not folder.is_dir():
         return f"{start.folder}@{start.revision}"
@@ -119,10 +120,3 @@ def identity(reference: str) -> str:
     files = [file for each in sorted(folders) for file in sorted(each.iterdir()) if file.is_file()]
     stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return hashlib.sha256(repr(stats).encode()).hexdigest()
-
-
-def _tokenizer_folder(start: Start) -> str:
-    """The adapter's folder, unless it was saved without a tokenizer, as PEFT does."""
-    if start.adapter is not None and not (start.adapter / "tokenizer_config.json").is_file():
-        return start.base
-    return start.folder

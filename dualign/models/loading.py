@@ -6,7 +6,6 @@ peft is imported where there is an adapter: it takes more than a second.
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +19,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from dualign.checkpoints.embedded import embedded_model
 from dualign.data.text.template import ChatTemplate, load_template
 from dualign.errors import CheckpointError, TemplateError
+from dualign.models.source import ModelSource, resolve_model
 from dualign.training.config import LoraSettings, TrainingStage
 
 if TYPE_CHECKING:
@@ -40,52 +39,11 @@ _PAD_NAMES = (
 )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Start:
-    """Where a stage starts: a base, and the adapter of the stage before, if it published one."""
-
-    base: str
-    adapter: Path | None
-    folder: str
-    revision: str | None
-
-
-def find_start(reference: str, revision: str | None = None) -> Start:
-    """Tell a model folder, an adapter's folder, an embedded model and a hub id apart.
-
-    Raises:
-        CheckpointError: a path that isn't there, or an adapter that doesn't name its base.
-    """
-    if reference.startswith("embedded:"):
-        folder = str(embedded_model(reference))
-        return Start(base=folder, adapter=None, folder=folder, revision=None)
-    path = Path(reference)
-    if not path.is_dir():
-        if path.is_absolute() or reference.startswith((".", "~")) or reference.count("/") > 1:
-            raise CheckpointError(
-                f"{reference}: no such folder; expected a model folder, a hub id or {'stage:NAME'}"
-            )
-        return Start(base=reference, adapter=None, folder=reference, revision=revision)
-    if not (path / "adapter_config.json").is_file():
-        if not (path / "config.json").is_file():
-            raise CheckpointError(
-                f"{path}: holds neither config.json nor adapter_config.json, so it is no model"
-            )
-        return Start(base=str(path), adapter=None, folder=str(path), revision=None)
-    named = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
-    base = named.get("base_model_name_or_path")
-    if not base:
-        raise CheckpointError(
-            f"{path / 'adapter_config.json'}: base_model_name_or_path is empty; name the base"
-        )
-    return Start(base=str(base), adapter=path, folder=str(path), revision=named.get("revision"))
-
-
 def load_tokenizer(
-    stage: TrainingStage, start: Start
+    stage: TrainingStage, start: ModelSource
 ) -> tuple[PreTrainedTokenizerBase, ChatTemplate]:
     """The tokenizer as it will be saved: template set, end-of-turn as eos, and a pad token that isn't it."""
-    tokenizer = AutoTokenizer.from_pretrained(start.folder, revision=start.revision)
+    tokenizer = AutoTokenizer.from_pretrained(start.tokenizer, revision=start.revision)
     template = load_template(stage.template, tokenizer=tokenizer)
     tokenizer.chat_template = with_defaults(template.text, stage.template_kwargs)
     end = end_of_turn(template, tokenizer)
@@ -138,7 +96,7 @@ def _pad_token(tokenizer: PreTrainedTokenizerBase, end: str) -> str:
     )
 
 
-def load_base(stage: TrainingStage, start: Start) -> PreTrainedModel:
+def load_base(stage: TrainingStage, start: ModelSource) -> PreTrainedModel:
     """The weights a stage starts from; under nf4 they are quantised as they load."""
     config = AutoConfig.from_pretrained(start.base, revision=start.revision)
     if getattr(config, "quantization_config", None) is not None:
@@ -161,7 +119,7 @@ def load_checkpoint(folder: str | Path, **options: Any) -> "PreTrainedModel | Pe
 
     Adapters go through PEFT: transformers' own loading of an adapter folder (5.23) leaves DoRA's magnitudes at their start.
     """
-    start = find_start(str(folder))
+    start = resolve_model(str(folder))
     model = AutoModelForCausalLM.from_pretrained(start.base, revision=start.revision, **options)
     if start.adapter is None:
         return model.eval()
@@ -201,7 +159,7 @@ def lora_config(settings: LoraSettings) -> "LoraConfig":
 
 
 def policy(
-    stage: TrainingStage, start: Start, *, seed: int
+    stage: TrainingStage, start: ModelSource, *, seed: int
 ) -> "tuple[PreTrainedModel | PeftModel, LoraConfig | None]":
     """The model to train, and the adapter that TRL shall put on it (None when it is there already or not wanted).
 

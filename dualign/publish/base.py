@@ -9,6 +9,7 @@ from dualign.checkpoints.checkpoint import Checkpoint
 from dualign.checkpoints.embedded import EMBEDDED
 from dualign.checkpoints.hashing import sha256
 from dualign.errors import DualignError, PublishError
+from dualign.model_ref import HubRef
 from dualign.publish.hub.metadata import Hub, cached_commit, cached_snapshot
 from dualign.publish.lineage import Root
 
@@ -88,12 +89,12 @@ def _said(said: Sequence[str], roots: Sequence[Root]) -> dict[str, tuple[str, st
 
 
 def _parsed(name: str) -> tuple[str, str | None]:
-    repo, _, revision = name.partition("@")
-    if repo.count("/") != 1 or repo.startswith((".", "/", "~")):
+    hub = HubRef.parse(name)
+    if hub is None or "/" not in hub.id:
         raise PublishError(
-            f"--base {name}: expected a hub id such as owner/name or owner/name@revision, found {repo!r}"
+            f"--base {name}: expected a hub id such as owner/name or owner/name@revision, found {name!r}"
         )
-    return repo, revision or None
+    return hub
 
 
 def _only_local(roots: Sequence[Root], text: str) -> str:

@@ -7,7 +7,8 @@ from typing import Any
 
 from dualign.checkpoints.checkpoint import read_json
 from dualign.checkpoints.embedded import embedded_model
-from dualign.errors import PublishError
+from dualign.errors import CheckpointError, PublishError
+from dualign.model_ref import ModelRef, StageRef, adapter_base
 from dualign.report.runs import StageRun, read_stage
 from dualign.rundir import RUN_JSON
 
@@ -26,19 +27,20 @@ class Root:
 
     def folder(self) -> Path | None:
         """Where its weights lie on this machine; None for a hub id."""
-        name = self.reference
-        if name.startswith("embedded:"):
-            return embedded_model(name)
-        if name.startswith("stage:") and self.output:
-            return self.output / name.removeprefix("stage:")
-        return Path(name).expanduser().resolve() if self.is_local else None
+        if self.ref.kind == "embedded":
+            return embedded_model(self.reference)
+        if self.ref.stage and self.output:
+            return self.output / self.ref.stage.label
+        return self.ref.path and self.ref.path.resolve()
+
+    @property
+    def ref(self) -> ModelRef:
+        return ModelRef.parse(self.reference, revision=self.revision)
 
     @property
     def is_local(self) -> bool:
         """Whether it can't be found by that name anywhere else."""
-        name = self.reference
-        odd = name.startswith((".", "~", "embedded:", "stage:")) or name.count("/") > 1
-        return odd or Path(name).is_absolute() or Path(name).exists()
+        return self.ref.is_local
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +80,7 @@ class Lineage:
         found: dict[str, Root] = {}
         for stage in self.stages:
             for reference, revision in _models_of(stage):
-                if reference and not reference.startswith("stage:"):
+                if reference and not StageRef.parse(reference):
                     found.setdefault(reference, Root(reference=reference, revision=revision))
         return tuple(found.values())
 
@@ -91,21 +93,20 @@ def adapter_root(lineage: Lineage, adapter: Path) -> Root:
     Raises:
         PublishError: the adapter doesn't name its base.
     """
-    config = read_json(adapter / "adapter_config.json")
-    name = str(config.get("base_model_name_or_path") or "")
-    if not name:
+    try:
+        base = adapter_base(adapter, read_json(adapter / "adapter_config.json"))
+    except CheckpointError as error:
         raise PublishError(
-            f"{adapter}/adapter_config.json: base_model_name_or_path is empty, so nobody can load "
-            "the adapter; name the base there, or run the stage again"
-        )
-    path, roots = Path(name), lineage.roots()
+            f"{error}: without it nobody can load the adapter; or run the stage again"
+        ) from None
+    roots, path = lineage.roots(), Path(base.name)
     for root in roots:
-        if name == root.reference or (path.is_dir() and root.folder() == path.resolve()):
+        if base.text == root.reference or (path.is_dir() and root.folder() == path.resolve()):
             return root
     is_adapter = (path / "adapter_config.json").is_file()  # a fault, which the checks tell
     if path.is_dir() and path.resolve().parent == lineage.output and not is_adapter:
         return Root(reference=f"stage:{path.name}", revision=None, output=lineage.output)
-    gone = Root(reference=name, revision=config.get("revision"))
+    gone = Root(reference=base.name, revision=base.revision)
     return roots[0] if roots and gone.is_local and (is_adapter or not path.is_dir()) else gone
 
 
@@ -204,7 +205,7 @@ def _outdated(run: StageRun, evaluations: Sequence[StageRun]) -> Iterator[str]:
 def _models_of(stage: StageRun) -> Iterator[tuple[str, str | None]]:
     config: Mapping[str, Any] = stage.record.get("config") or {}
     if stage.kind in TRAINING:
-        yield str(config.get("model") or ""), config.get("revision")
+        yield _split(str(config.get("model") or ""), config.get("revision"))
     if stage.kind in ("merge", "sweep"):
         yield from map(_split, _named_in(config))
 
@@ -222,9 +223,7 @@ def _named_in(value: Any) -> Iterator[str]:
             yield from _named_in(one)
 
 
-def _split(reference: str) -> tuple[str, str | None]:
-    """A merge names a revision as ID@REVISION."""
-    if Path(reference).exists() or reference.startswith(("embedded:", "stage:")):
-        return reference, None
-    name, _, revision = reference.partition("@")
-    return name, revision or None
+def _split(reference: str, revision: str | None = None) -> tuple[str, str | None]:
+    """The reference without the revision that it may name itself (ID@REVISION), and the revision."""
+    ref = ModelRef.parse(reference, revision=revision)
+    return (ref.name, ref.revision) if ref.kind == "hub" and ref.is_plain else (reference, revision)

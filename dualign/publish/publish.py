@@ -165,7 +165,7 @@ def examine(request: Request, hub: Hub) -> Subject:
     bases = find_bases(roots, request.bases, hub)
     by_reference = {base.root.reference: base for base in bases}
     adapter_base = by_reference[own_root.reference] if own_root else None
-    from_roots = tuple(base for base in bases if not base.root.reference.startswith("stage:"))
+    from_roots = tuple(base for base in bases if not base.root.ref.stage)
     sources = tuple(sources_of(lineage))
     licence = combine(
         licences(from_roots, sources, request.licence_of, hub),
@@ -191,7 +191,7 @@ def _require_repo_id(repo_id: str) -> None:
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise PublishError(f"{repo_id}: not a hub id: {error}") from None
-    if repo_id.count("/") != 1:
+    if "/" not in repo_id:
         raise PublishError(f"{repo_id}: expected owner/name, such as your-name/{repo_id}")
 
 

@@ -2,11 +2,14 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from dualign.data.config import SourceConfig
+from dualign.data.rows.source_files import may_be_hub_id
 from dualign.data.rows.sources import source_label
 from dualign.errors import PublishError
+from dualign.model_ref import StageRef
 from dualign.publish.base import Base
 from dualign.publish.hub.metadata import Hub
 from dualign.publish.lineage import Lineage
@@ -66,15 +69,12 @@ def _source(
     label = source_label(config)
     rows = stage.record.get("rows") or {}
     entries = [one for one in rows.get("by") or () if one.get("source") == label]
-    maker = (
-        config.path.removeprefix("stage:").split("/")[0]
-        if config.path.startswith("stage:")
-        else None
-    )
+    ref = StageRef.parse(config.path)
+    maker = ref.name if ref else None
     return Source(
         stage=stage.name,
         label=label,
-        hub_id=config.path if maker is None and is_hub_id(config.path) else None,
+        hub_id=config.path if is_hub_id(config.path) else None,
         configuration=config.name,
         split=config.split,
         revision=config.revision,
@@ -94,10 +94,7 @@ def _source(
 
 def is_hub_id(path: str) -> bool:
     """Whether a source's path is a dataset of the hub: owner/name, and no file."""
-    from pathlib import Path
-
-    odd = path.startswith((".", "/", "~", "stage:")) or set("*?[") & set(path)
-    return not odd and path.count("/") == 1 and not Path(path).suffix and not Path(path).exists()
+    return "/" in path and may_be_hub_id(path) and not Path(path).exists()
 
 
 def licences(

@@ -70,10 +70,10 @@ def steps(models: Sequence[Evaluated], stages: Sequence[StageRun]) -> tuple[Step
 def _before(model: Evaluated, above: Sequence[Evaluated], stages: Sequence[StageRun]) -> Evaluated:
     name = short_label(model.scores.model)
     parents = {
-        str(ref).removeprefix("stage:").split("/")[0]
+        parent
         for stage in stages
         if stage.name == name
-        for ref in stage.record.get("parents") or {}
+        for parent in stage.record.get("parents") or {}
     }
     related = [other for other in above if short_label(other.scores.model) in parents]
     return (related or list(above))[-1]

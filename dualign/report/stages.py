@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dualign.evaluation.scores import short_label
+from dualign.model_ref import StageRef
 from dualign.report.blocks import Block, Folded, Gallery, Grid, Picture, Section, Text
 from dualign.report.conclusions import ends_text
 from dualign.report.plots import cost_plot, loss_plot, reward_plot
@@ -37,7 +38,7 @@ def _base_model(stages: Sequence[StageRun]) -> str:
     """The first model of a recipe that no stage made."""
     for stage in stages:
         model = (stage.record.get("config") or {}).get("model")
-        if isinstance(model, str) and not model.startswith("stage:"):
+        if isinstance(model, str) and not StageRef.parse(model):
             return Path(model).name if Path(model).is_absolute() else model
     return ""
 

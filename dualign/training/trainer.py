@@ -25,8 +25,9 @@ from transformers import (
 from dualign.checkpoints.adapters import concatenate, fold
 from dualign.checkpoints.weights import from_hub
 from dualign.errors import CheckpointError
-from dualign.models.loading import PARENT, Start, use_both
+from dualign.models.loading import PARENT, use_both
 from dualign.models.logits import logits_of, saved_logits
+from dualign.models.source import ModelSource
 from dualign.rundir import CHECKPOINTS
 from dualign.training.config import TrainingStage
 
@@ -197,7 +198,7 @@ def save_log(trainer: Trainer, work: Path) -> None:
 def save_result(
     trainer: Trainer,
     stage: TrainingStage,
-    start: Start,
+    start: ModelSource,
     tokenizer: PreTrainedTokenizerBase,
     work: Path,
 ) -> dict[str, Any]:
@@ -247,7 +248,7 @@ def agree_on_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
 
 
 def _publish_adapter(
-    model: PreTrainedModel, trained: Path, stage: TrainingStage, start: Start, work: Path
+    model: PreTrainedModel, trained: Path, stage: TrainingStage, start: ModelSource, work: Path
 ) -> None:
     """One adapter on the original base (ranks concatenated with the parent's), or the weights with it folded in."""
     shutil.rmtree(trained / PARENT, ignore_errors=True)

@@ -26,6 +26,7 @@ from dualign.merging.adapters.output import Kept, kept_of, new_folder, write_rec
 from dualign.merging.adapters.soup import low_rank_module
 from dualign.merging.methods.random import stream
 from dualign.merging.methods.tensors import Array
+from dualign.model_ref import ModelRef
 
 Embedding = Literal["save", "lora"]
 
@@ -176,9 +177,8 @@ def _config(
             f"{meant.base} and {meant.tuned}: no linear layer differs, so there is nothing of low rank; copy "
             f"{', '.join(changed.whole[:3])} instead"
         )
-    folder = find_folder(meant.base)
-    local = meant.base.startswith("embedded:") or Path(meant.base).exists()
-    name, _, revision = (str(folder.resolve()), "", "") if local else meant.base.partition("@")
+    ref = ModelRef.parse(meant.base)
+    name = str(find_folder(ref).resolve()) if ref.is_local else ref.name
     touched = {*changed.whole, *changed.embedding}
     vocabulary = (embedding_name(base.entries) or "").removesuffix(".weight")
     return {
@@ -186,7 +186,7 @@ def _config(
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": name,
-        "revision": revision or None,
+        "revision": ref.revision,
         "target_modules": [*_targets(changed.linear, model), *changed.embedding],
         "modules_to_save": list(changed.whole) or None,
         "bias": "all" if changed.biases else "none",

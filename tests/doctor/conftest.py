@@ -10,7 +10,8 @@ import pytest
 from dualign.data.config import DataConfig, SourceConfig
 from dualign.doctor.findings import Findings
 from dualign.doctor.survey import Kind, Subject, survey
-from dualign.models.loading import Start, load_tokenizer
+from dualign.models.loading import load_tokenizer
+from dualign.models.source import ModelSource
 from dualign.training.config import TrainingStage
 
 Rows = dict[str, list[dict[str, Any]]]
@@ -29,7 +30,7 @@ def datasets_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 def formats(embedded: Path) -> Callable[[str], Any]:
     """Template name or file -> (tokenizer, template), as a stage loads them."""
     made: dict[str, Any] = {}
-    start = Start(base=str(embedded), adapter=None, folder=str(embedded), revision=None)
+    start = ModelSource(base=str(embedded))
 
     def load(template: str) -> Any:
         if template not in made:

@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from dualign.data.config import DataConfig, SourceConfig
 from dualign.data.prepare import prepare_pairs
 from dualign.errors import CheckpointError
-from dualign.models.loading import find_start, load_checkpoint, load_tokenizer
+from dualign.models.loading import load_checkpoint, load_tokenizer
+from dualign.models.source import resolve_model
 from dualign.preference.config import PreferenceStage
 from dualign.preference.train import build_trainer
 from dualign.preference.train import run as run_preference
@@ -74,7 +75,7 @@ def test_the_reference_is_the_sft_model(
     """Log-probabilities of the reference = those of the SFT adapter on the base, loaded by PEFT alone."""
     base, adapter = trained
     stage = preference(adapter, rows)
-    start = find_start(stage.model)
+    start = resolve_model(stage.model)
     tokenizer, template = load_tokenizer(stage, start)
     data = prepare_pairs(stage.data, tokenizer, template, seed=1)
     trainer = build_trainer(stage, start, data, tokenizer, tmp_path, seed=1)

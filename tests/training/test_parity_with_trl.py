@@ -11,7 +11,8 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from dualign.data.config import DataConfig, SourceConfig
 from dualign.data.prepare import prepare_pairs, prepare_sft
-from dualign.models.loading import find_start, load_tokenizer
+from dualign.models.loading import load_tokenizer
+from dualign.models.source import resolve_model
 from dualign.preference.config import PreferenceStage
 from dualign.preference.train import run as run_preference
 from dualign.sft.config import SFTStage
@@ -55,7 +56,7 @@ def sft_stage(tiny: Path, rows: Path) -> SFTStage:
 def test_sft_losses_equal_trls(tiny: Path, rows: Path, tmp_path: Path) -> None:
     stage = sft_stage(tiny, rows)
     run_sft(stage, tmp_path, seed=5)
-    tokenizer, template = load_tokenizer(stage, find_start(stage.model))
+    tokenizer, template = load_tokenizer(stage, resolve_model(stage.model))
     packed = prepare_sft(stage.data, tokenizer, template, seed=5).train
     trainer = SFTTrainer(
         model=AutoModelForCausalLM.from_pretrained(tiny),
@@ -102,7 +103,7 @@ def test_preference_losses_equal_trls_from_text_on(
     )
     outcome = run_preference(stage, tmp_path, seed=5)
     assert outcome.rows is not None and outcome.rows["kept"] == 40
-    own, _ = load_tokenizer(stage, find_start(stage.model))
+    own, _ = load_tokenizer(stage, resolve_model(stage.model))
     trainer = DPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(tiny),
         args=DPOConfig(**direct(tmp_path), loss_type=loss, beta=0.3, max_length=None),
@@ -121,7 +122,7 @@ def test_preference_losses_equal_trls_from_text_on(
 
 def in_our_order(stage: PreferenceStage, tokenizer: PreTrainedTokenizerFast) -> Dataset:
     """The pairs as text for TRL, in the order that our mixture gives them; the prompts are the template's."""
-    _, template = load_tokenizer(stage, find_start(stage.model))
+    _, template = load_tokenizer(stage, resolve_model(stage.model))
     ours = prepare_pairs(stage.data, tokenizer, template, seed=5).train
     names = {"prompt": "prompt_ids", "chosen": "chosen_ids", "rejected": "rejected_ids"}
     rows = [{name: tokenizer.decode(row[ids]) for name, ids in names.items()} for row in ours]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dualign.checkpoints.hashing import sha256
 from dualign.errors import DataError
+from dualign.model_ref import HubRef
 
 FORMATS = {
     ".json": "json",
@@ -33,7 +34,7 @@ def local_files(path: str, base: Path | None = None) -> list[Path]:
         return _files_in(place)
     if _GLOB & set(path):
         return _files_matching(path, place)
-    if _looks_local(path):
+    if not may_be_hub_id(path):
         raise DataError(
             f"source {path!r}: no such file or folder (looked at {place.absolute()}). "
             "Give an existing file, folder or glob, or a hub id such as owner/name."
@@ -101,7 +102,7 @@ def _is_data(file: Path) -> bool:
     return True
 
 
-def _looks_local(path: str) -> bool:
-    if path.startswith(("/", "./", "../", "~")) or path.count("/") > 1:
-        return True
-    return any(suffix.lower() in FORMATS for suffix in Path(path).suffixes)
+def may_be_hub_id(path: str) -> bool:
+    """Tell a dataset's hub id from a path that doesn't exist: it doesn't end like a data file."""
+    named_like_file = any(suffix.lower() in FORMATS for suffix in Path(path).suffixes)
+    return HubRef.parse(path) is not None and not named_like_file

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from dualign.evaluation.scores import short_label
+from dualign.model_ref import StageRef
 from dualign.publish.lineage import Lineage
 from dualign.publish.redaction import cleaned
 from dualign.report.conclusions import margin_findings, step_finding, steps, training_findings
@@ -53,7 +54,8 @@ def _adapter(config: Mapping[str, Any]) -> str:
 def _merge(config: Mapping[str, Any]) -> str:
     parts = []
     for one in config.get("models") or ():
-        name = str(one.get("model")).removeprefix("stage:")
+        stage = StageRef.parse(str(one.get("model")))
+        name = stage.label if stage else str(one.get("model"))
         weight = one.get("weight")
         parts.append(f"{weight:g} x {name}" if weight is not None else name)
     return f"{config.get('method')}: {' + '.join(parts)}"

@@ -8,6 +8,7 @@ import torch
 
 from dualign.checkpoints.lora import Adapter, LoraModule, read_adapter
 from dualign.errors import DualignError
+from dualign.model_ref import StageRef, adapter_base
 from dualign.publish.checks.checks import Check, check
 from dualign.publish.lineage import TRAINING, Lineage
 from dualign.report.runs import StageRun
@@ -42,16 +43,16 @@ def adapter_chain(lineage: Lineage) -> list[StageRun]:
     stage: StageRun | None = lineage.run
     while stage and stage.kind in TRAINING and stage.record["config"].get("lora"):
         chain.insert(0, stage)
-        model = str(stage.record["config"].get("model") or "")
-        parent = by_name.get(model.removeprefix("stage:")) if model.startswith("stage:") else None
+        ref = StageRef.parse(str(stage.record["config"].get("model") or ""))
+        parent = by_name.get(ref.label) if ref else None
         has_adapter = parent and (parent.path / "adapter_config.json").is_file()
         stage = parent if has_adapter else None
     return chain
 
 
 def _base_faults(own: Adapter) -> Iterator[str]:
-    base = Path(str(own.config.get("base_model_name_or_path") or ""))
-    if (base / "adapter_config.json").is_file():
+    base = adapter_base(own.folder, own.config).path
+    if base and (base / "adapter_config.json").is_file():
         yield (
             f"its base, {base.name}, is an adapter itself, so that whoever loads it gets half of the "
             "training; run the stage again with this version, which adds the two up"

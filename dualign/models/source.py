@@ -1,0 +1,70 @@
+"""From a reference to where a model's files are: base, adapter, tokenizer, revision. Loads nothing."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dualign.checkpoints.checkpoint import read_json
+from dualign.checkpoints.embedded import embedded_model
+from dualign.errors import CheckpointError
+from dualign.model_ref import ModelRef, adapter_base
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelSource:
+    """A base, and an adapter on it if one is meant."""
+
+    base: str
+    """a folder or a hub id"""
+    revision: str | None = None
+    """of a hub id"""
+    adapter: Path | None = None
+
+    @property
+    def folder(self) -> str:
+        """Where the model itself lies: the adapter's folder, else the base."""
+        return str(self.adapter or self.base)
+
+    @property
+    def tokenizer(self) -> str:
+        """Where the tokenizer lies: the base, if an adapter was saved without one, as PEFT does."""
+        if self.adapter is not None and not (self.adapter / "tokenizer_config.json").is_file():
+            return self.base
+        return self.folder
+
+
+def resolve_model(reference: str | Path, *, revision: str | None = None) -> ModelSource:
+    """Find a model folder, an adapter's folder, an embedded model or a hub id.
+
+    Args:
+        revision: of a hub id that names none itself.
+
+    Raises:
+        CheckpointError: a path that doesn't exist or holds no model, an adapter that names no base,
+            or a reference that only merging reads (nf4:, BASE+ADAPTER).
+    """
+    ref = ModelRef.parse(str(reference), revision=revision)
+    if not ref.is_plain:
+        raise CheckpointError(
+            f"{reference}: only merges, folds and exports read it; expected a model folder, "
+            "an adapter's folder, a hub id or stage:NAME"
+        )
+    path = ref.path
+    if path is None:
+        return _base(ref)
+    if not path.is_dir():
+        raise CheckpointError(
+            f"{reference}: no such folder; expected a model folder, a hub id or stage:NAME"
+        )
+    if (path / "adapter_config.json").is_file():
+        base = _base(adapter_base(path, read_json(path / "adapter_config.json")))
+        return ModelSource(base=base.base, revision=base.revision, adapter=path)
+    if not (path / "config.json").is_file():
+        raise CheckpointError(
+            f"{path}: holds neither config.json nor adapter_config.json, so it is no model"
+        )
+    return _base(ref)
+
+
+def _base(ref: ModelRef) -> ModelSource:
+    name = str(embedded_model(ref.name)) if ref.kind == "embedded" else ref.name
+    return ModelSource(base=name, revision=ref.revision)
