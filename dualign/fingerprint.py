@@ -8,8 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from dualign.checkpoints.hashing import sha256
 from dualign.config import read_yaml
+from dualign.hashing import sha256
 from dualign.model_ref import EMBEDDED_PREFIX, StageRef
 from dualign.recipe import StageEntry, may_be_path
 from dualign.rundir import read_run, write_json

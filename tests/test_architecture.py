@@ -20,6 +20,8 @@ SOURCE = ("dualign", "sft", "preference", "merging")
 FLOORS = [
     "dualign.errors",
     "dualign.distributed",
+    "dualign.hashing",
+    "dualign.model_ref",
     "dualign.config",
     "dualign.config_reference",
     "dualign.tasks",

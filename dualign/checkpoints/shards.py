@@ -20,9 +20,9 @@ from tqdm import tqdm
 from dualign.checkpoints.allocator import keep_freed_blocks
 from dualign.checkpoints.checkpoint import Weights, read_json
 from dualign.checkpoints.dtypes import CODES, NAMES, NotFinite, narrow
-from dualign.checkpoints.hashing import Following, sha256
 from dualign.checkpoints.header import Planned, write_header
 from dualign.errors import CheckpointError, MergeError
+from dualign.hashing import StreamingSha256, sha256
 
 SHARD_BYTES = 2_000_000_000
 TOKENIZER_FILES = (
@@ -211,7 +211,7 @@ def _write_shard(
     handle = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
     try:
         os.pwrite(handle, header, 0)
-        digest = Following(handle)
+        digest = StreamingSha256(handle)
         digest.add(0, len(header))
         shares = _shares(shard, weights, len(header))
         work = [pool.submit(_write_share, handle, one, weights, file.name) for one in shares]

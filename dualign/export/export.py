@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dualign import __version__
-from dualign.checkpoints.hashing import sha256
 from dualign.errors import CheckpointError, ConfigError
 from dualign.export import llama_runtime as runtimes
 from dualign.export.check import Verdict, ask_transformers, check
@@ -18,6 +17,7 @@ from dualign.export.convert import write_exact
 from dualign.export.model_source import Source, open_source
 from dualign.export.modelfile import modelfile
 from dualign.export.quantize import quantize, types_of
+from dualign.hashing import sha256
 from dualign.rundir import publish, work_folder, write_json
 
 EXACT = ("f32", "f16")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from dualign.checkpoints.checkpoint import Checkpoint
 from dualign.checkpoints.embedded import EMBEDDED
-from dualign.checkpoints.hashing import sha256
 from dualign.errors import DualignError, PublishError
+from dualign.hashing import sha256
 from dualign.model_ref import HubRef
 from dualign.publish.hub.metadata import Hub, cached_commit, cached_snapshot
 from dualign.publish.lineage import Root

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dualign import __version__
-from dualign.checkpoints.hashing import sha256
 from dualign.evaluation.scores import short_label
+from dualign.hashing import sha256
 from dualign.publish.card import metadata as cards
 from dualign.publish.card.body import Content, body
 from dualign.publish.card.snippets import QUESTION, Use, snippets

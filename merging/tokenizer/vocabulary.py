@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from dualign.checkpoints.checkpoint import Weights, embedding_name, read_json, require_inside
-from dualign.checkpoints.hashing import sha256
 from dualign.checkpoints.shards import nearest_file, tokenizer_files
 from dualign.errors import MergeError
+from dualign.hashing import sha256
 from dualign.rundir import write_json
 
 TOKENIZER = "tokenizer.json"

@@ -5,8 +5,8 @@ skipped by it.
 import hashlib
 from pathlib import Path
 
-from dualign.checkpoints.hashing import sha256
 from dualign.errors import DataError
+from dualign.hashing import sha256
 from dualign.model_ref import HubRef
 
 FORMATS = {

@@ -13,8 +13,8 @@ from pathlib import Path
 import datasets
 import fsspec
 
-from dualign.checkpoints.hashing import sha256
 from dualign.errors import DataError
+from dualign.hashing import sha256
 
 _INSIDE = ("parquet", "arrow")
 _PACKED = (".gz", ".bz2", ".xz", ".zst")

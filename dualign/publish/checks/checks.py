@@ -7,11 +7,11 @@ from typing import Literal
 
 from dualign.checkpoints.checkpoint import read_json
 from dualign.checkpoints.dtypes import STORED, is_finite, widen
-from dualign.checkpoints.hashing import sha256
 from dualign.checkpoints.header import Entry, read_header
 from dualign.doctor.doctor import examine_directory
 from dualign.doctor.findings import Finding
 from dualign.errors import DualignError
+from dualign.hashing import sha256
 from dualign.publish.base import Base, difference
 from dualign.publish.checks.secrets import paths_in, secrets_in
 from dualign.publish.hub.metadata import Hub

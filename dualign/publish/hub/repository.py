@@ -10,8 +10,8 @@ from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-from dualign.checkpoints.hashing import sha256
 from dualign.errors import PublishError
+from dualign.hashing import sha256
 from dualign.publish.hub.client import HUB_ERRORS, hub_api, patiently, refusal, status_of
 
 CARD = "README.md"

@@ -18,7 +18,7 @@ def sha256(file: Path, advance: Callable[[int], object] = lambda size: None) -> 
     return digest.hexdigest()
 
 
-class Following:
+class StreamingSha256:
     """The SHA-256 of a file whose stretches are written in any order.
 
     It follows the writing while the bytes are still in memory, so that hashing isn't another pass.

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from dualign.checkpoints.hashing import Following, sha256
 from dualign.errors import MergeError
 from dualign.fingerprint import Digests
+from dualign.hashing import StreamingSha256, sha256
 from dualign.merging.provenance import hashing
 
 
@@ -21,7 +21,7 @@ def test_a_file_written_in_any_order_has_the_hash_of_its_bytes(tmp_path: Path) -
     for seed in range(5):
         random.Random(seed).shuffle(stretches)
         handle = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT | os.O_TRUNC)
-        digest = Following(handle)
+        digest = StreamingSha256(handle)
         for start, stop in stretches:
             os.pwrite(handle, content[start:stop], start)
             digest.add(start, stop)
