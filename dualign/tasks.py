@@ -12,10 +12,11 @@ import string
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from dualign.config import parse, read_yaml
 from dualign.errors import EvaluationError
+from dualign.verifiers import VerifierName
 
 Turn = Mapping[str, Any]
 _ROW_KEYS = frozenset({"id", "prompt", "messages", "answer"})
@@ -29,7 +30,7 @@ class Task:
     """the task's name in tables and in metrics.json"""
     rows: str
     """a .jsonl file, relative to the task file; one row each line"""
-    verifier: Literal["exact", "integer", "choice", "math"]
+    verifier: VerifierName
     """what compares an answer with the row's `answer`"""
     prompt: str | None = None
     """the question, with fields of the row in braces; absent: the row's `messages` or `prompt`"""

@@ -17,14 +17,15 @@ from typing import Any
 from dualign.data.conversation import Mode
 from dualign.errors import DataError
 from dualign.evaluation.requests import render_question
-from dualign.evaluation.samples import Answered, SampleFile
-from dualign.evaluation.verify import verify
+from dualign.evaluation.samples import AnswerRecord, SampleFile
 from dualign.generation.generate import generate_batches
-from dualign.generation.thinking import Parsed, split
+from dualign.generation.sampling import Sampling
+from dualign.generation.thinking import Reply, split
 from dualign.models.inference import identity, load_chat_tokenizer, load_model
 from dualign.preference.config import PairsStage
 from dualign.rundir import Outcome
 from dualign.tasks import Problem, Task, load_problems, load_tasks
+from dualign.verifiers import verify
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,7 +68,7 @@ def _draw(
     asked: Sequence[tuple[Task, Sequence[Problem]]],
     file: SampleFile,
     seed: int,
-) -> list[tuple[Wanted, Parsed | None]]:
+) -> list[tuple[Wanted, Reply | None]]:
     """Every sample of one model, taken apart; None where thinking or answer is malformed or was cut."""
     tokenizer = load_chat_tokenizer(model)
     name = identity(model)
@@ -94,16 +95,18 @@ def _draw(
             weights,
             tokenizer,
             [one.prompt for one in missing],
-            max_new_tokens=stage.max_new_tokens,
-            temperature=stage.temperature,
-            top_p=stage.top_p,
-            seed=[int(one.key[:12], 16) for one in missing],
+            Sampling(
+                max_new_tokens=stage.max_new_tokens,
+                temperature=stage.temperature,
+                top_p=stage.top_p,
+            ),
+            [int(one.key[:12], 16) for one in missing],
             batch_tokens=stage.batch_tokens,
             progress=f"sampling {Path(model).name}",
         )
         for batch in batches:
             file.append(
-                Answered(key=missing[i].key, generated=made.text, finished=made.finished)
+                AnswerRecord(key=missing[i].key, generated=made.text, finished=made.finished)
                 for i, made in batch.items()
             )
         del weights
@@ -119,19 +122,17 @@ def _wanted(
     return Wanted(task=task, problem=problem, mode=mode, prompt=prompt, number=number, key=key)
 
 
-def _well_formed(one: Wanted, made: Answered) -> Parsed | None:
+def _well_formed(one: Wanted, made: AnswerRecord) -> Reply | None:
     parsed = split(one.prompt, made.generated, mode=one.mode, finished=made.finished)
     thought = parsed.closed and not parsed.empty if one.mode == "think" else parsed.thinking is None
     return parsed if made.finished and thought and parsed.answer and not parsed.leaked else None
 
 
 def _pair_up(
-    stage: PairsStage, drawn: Sequence[Sequence[tuple[Wanted, Parsed | None]]], seed: int
+    stage: PairsStage, drawn: Sequence[Sequence[tuple[Wanted, Reply | None]]], seed: int
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Pairs, and ROWS of run.json: a row is a prompt in a mode, kept when a pair came of it."""
-    prompts: dict[
-        tuple[str, str, str], tuple[Wanted, list[Parsed | None], list[Parsed | None]]
-    ] = {}
+    prompts: dict[tuple[str, str, str], tuple[Wanted, list[Reply | None], list[Reply | None]]] = {}
     for one, parsed in drawn[0]:
         place = (one.task.name, one.mode, one.problem.id)
         prompts.setdefault(place, (one, [], []))[1].append(parsed)
@@ -150,8 +151,8 @@ def _pair_up(
 
 
 def _right_and_wrong(
-    one: Wanted, samples: Sequence[Parsed | None]
-) -> tuple[list[Parsed], list[Parsed], str | None]:
+    one: Wanted, samples: Sequence[Reply | None]
+) -> tuple[list[Reply], list[Reply], str | None]:
     whole = [parsed for parsed in samples if parsed is not None]
     right = [
         parsed for parsed in whole if verify(one.task.verifier, parsed.answer, one.problem.expected)
@@ -170,8 +171,8 @@ def _right_and_wrong(
 
 
 def _strong_and_weak(
-    strong: Sequence[Parsed | None], weak: Sequence[Parsed | None]
-) -> tuple[list[Parsed], list[Parsed], str | None]:
+    strong: Sequence[Reply | None], weak: Sequence[Reply | None]
+) -> tuple[list[Reply], list[Reply], str | None]:
     better, worse = ([parsed for parsed in side if parsed is not None] for side in (strong, weak))
     reason = "malformed" if not (better and worse) else "identical" if better == worse else None
     return (better, worse, None) if reason is None else ([], [], reason)
@@ -180,8 +181,8 @@ def _strong_and_weak(
 def _matched(
     stage: PairsStage,
     one: Wanted,
-    better: Sequence[Parsed],
-    worse: Sequence[Parsed],
+    better: Sequence[Reply],
+    worse: Sequence[Reply],
     draw: random.Random,
 ) -> list[dict[str, Any]]:
     """Distinct pairs, drawn by the seed, each sample used once while there are others."""
@@ -200,7 +201,7 @@ def _matched(
     ]
 
 
-def _message(parsed: Parsed) -> dict[str, str]:
+def _message(parsed: Reply) -> dict[str, str]:
     message = {"role": "assistant", "content": parsed.answer}
     return message if parsed.thinking is None else {**message, "reasoning_content": parsed.thinking}
 

@@ -24,6 +24,7 @@ FLOORS = [
     "dualign.model_ref",
     "dualign.config",
     "dualign.config_reference",
+    "dualign.verifiers",
     "dualign.tasks",
     "dualign.rundir",
     "dualign.script_stage",

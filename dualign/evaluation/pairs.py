@@ -1,8 +1,8 @@
-"""How a model ranks preference pairs: whether the chosen answer is likelier than the rejected one, and by how much.
+"""Rank preference pairs with a model: is the chosen answer more likely, and by how much?
 
-It shows what preference training did to pairs that it didn't see, and whether a merge keeps it. A margin is
-log p(chosen | prompt) - log p(rejected | prompt) in nats, summed over the tokens that the model has to write.
-B rows, T tokens, V vocabulary.
+Measures how preference training generalizes to held-out pairs, and whether a merge keeps it. A
+margin is log p(chosen | prompt) - log p(rejected | prompt) in nats, summed over the tokens of the
+answer. Shapes: B rows, T tokens, V vocabulary.
 """
 
 import math
@@ -26,35 +26,35 @@ from dualign.models.inference import Subject
 
 Margins = Mapping[Mode, tuple[float, ...]]
 
-# Answers of one pass. Sorted by length, few tokens of a batch are padding.
-ROWS = 8
-ANY_LENGTH = 1 << 30
+_BATCH_ROWS = 8  # sorted by length, so few tokens of a batch are padding
+_ANY_LENGTH = 1 << 30
 
 
 def pair_margins(subject: Subject, files: Sequence[str]) -> dict[str, Margins]:
-    """The margins of each file's pairs by mode, in an order that is the same for every model.
+    """Return each file's margins by mode, in the same order for every model.
 
     Raises:
-        DataError, TemplateError: a row that contradicts itself, or that the model's template can't render.
+        DataError: a row contradicts itself.
+        TemplateError: the model's template can't render a row.
     """
     if not files:
         return {}
     tokenizer, weights = subject.tokenizer, subject.weights()
     template = load_template("tokenizer", tokenizer=tokenizer)
-    found = {}
+    margins = {}
     for file in files:
         source = SourceConfig(path=file)
         data = DataConfig(
-            sources=(source,), packing="none", max_tokens=ANY_LENGTH, too_long="error"
+            sources=(source,), packing="none", max_tokens=_ANY_LENGTH, too_long="error"
         )
         pairs = prepare_pairs(data, tokenizer, template, seed=0)
         label = f"{short_label(subject.model)}, {Path(file).stem}"
-        found[Path(file).stem] = _by_mode(pairs, _margins(weights, pairs, label=label))
-    return found
+        margins[Path(file).stem] = _by_mode(pairs, _margins(weights, pairs, label=label))
+    return margins
 
 
-def summarise_margins(margins: Sequence[float]) -> dict[str, Any]:
-    """One file's pairs in one mode, for metrics.json: the share ranked right and the mean margin."""
+def summarize_margins(margins: Sequence[float]) -> dict[str, Any]:
+    """Return the metrics of one file in one mode: the share ranked right and the mean margin."""
     right = sum(margin > 0 for margin in margins)
     accuracy = right / len(margins) if margins else 0.0
     mean = _mean(margins)
@@ -68,12 +68,12 @@ def summarise_margins(margins: Sequence[float]) -> dict[str, Any]:
 
 
 def margin_change(before: Sequence[float], after: Sequence[float]) -> Change | None:
-    """By how much the mean margin rose, pair by pair."""
+    """Return the mean rise of the margin, pair by pair; None for fewer than two pairs."""
     return _mean([later - earlier for earlier, later in zip(before, after, strict=True)])
 
 
 def _mean(values: Sequence[float]) -> Change | None:
-    """The mean with its 95 % interval (normal), which takes two values."""
+    """Return the mean with its normal 95 % interval; None for fewer than two values."""
     if len(values) < 2:
         return None
     mean, spread = fmean(values), Z_95 * stdev(values) / math.sqrt(len(values))
@@ -83,27 +83,27 @@ def _mean(values: Sequence[float]) -> Change | None:
 def _by_mode(pairs: PreparedPairs, margins: Sequence[float]) -> Margins:
     modes = [pairs.groups[group][0] for group in pairs.train["group"]]
     return {
-        mode: tuple(m for one, m in zip(modes, margins, strict=True) if one == mode)
+        mode: tuple(margin for of, margin in zip(modes, margins, strict=True) if of == mode)
         for mode in MODES
     }
 
 
 def _margins(model: PreTrainedModel, pairs: PreparedPairs, *, label: str) -> list[float]:
-    """A margin for each pair, in their order."""
+    """Return the margin of each pair, in their order."""
     answers = [
         (row["prompt_ids"], row[side])
         for row in pairs.train
         for side in ("chosen_ids", "rejected_ids")
     ]
-    order = sorted(range(len(answers)), key=lambda which: -sum(map(len, answers[which])))
+    order = sorted(range(len(answers)), key=lambda index: -sum(map(len, answers[index])))
     logps = [0.0] * len(answers)
     with tqdm(total=len(answers), desc=label, unit="answer") as bar:
-        for start in range(0, len(order), ROWS):
-            places = order[start : start + ROWS]
-            found = _logps(model, [answers[place] for place in places])
-            for place, logp in zip(places, found, strict=True):
-                logps[place] = logp
-            bar.update(len(places))
+        for start in range(0, len(order), _BATCH_ROWS):
+            batch = order[start : start + _BATCH_ROWS]
+            scores = _logps(model, [answers[index] for index in batch])
+            for index, logp in zip(batch, scores, strict=True):
+                logps[index] = logp
+            bar.update(len(batch))
     return [chosen - rejected for chosen, rejected in zip(logps[::2], logps[1::2], strict=True)]
 
 
@@ -111,7 +111,7 @@ def _margins(model: PreTrainedModel, pairs: PreparedPairs, *, label: str) -> lis
 def _logps(
     model: PreTrainedModel, answers: Sequence[tuple[list[int], list[int]]]
 ) -> Iterator[float]:
-    """log p(answer | prompt) of each (prompt, answer). Padding stands behind, where no token sees it."""
+    """Yield log p(answer | prompt) of each (prompt, answer). Padding is on the right, unseen."""
     rows = [torch.tensor(prompt + answer) for prompt, answer in answers]
     ids_BT = pad_sequence(rows, batch_first=True).to(model.device)
     logits_BTV: Tensor = model(input_ids=ids_BT, use_cache=False).logits

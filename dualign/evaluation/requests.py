@@ -1,23 +1,23 @@
-"""What an evaluation asks: each problem in each mode, as the model's own template renders it."""
+"""Requests of an evaluation: each problem in each mode, rendered by the model's own template."""
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
 from dualign.data.conversation import MODES, Mode
 from dualign.errors import EvaluationError
-from dualign.evaluation.config import EvalSettings
+from dualign.evaluation.config import EvalConfig
 from dualign.tasks import Problem, Task
 
-Asked = Sequence[tuple[Task, Sequence[Problem]]]
+TaskSet = Sequence[tuple[Task, Sequence[Problem]]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Request:
-    """One problem, put to one model in one mode. Requests with one key have one answer."""
+class EvalRequest:
+    """One problem for one model in one mode; requests with the same key share their answer."""
 
     task: Task
     problem: Problem
@@ -29,81 +29,91 @@ class Request:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Requests:
-    """All requests to one model, in order. `mode_switch`: the prompts of the modes differ."""
+class EvalRequests:
+    """All requests to one model, in order. `mode_switch`: the modes have different prompts."""
 
-    items: tuple[Request, ...]
+    items: tuple[EvalRequest, ...]
     mode_switch: bool
 
 
 def build_requests(
-    tokenizer: PreTrainedTokenizerBase, asked: Asked, stage: EvalSettings, *, name: str, seed: int
-) -> Requests:
-    """The requests of a stage to one model.
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: TaskSet,
+    config: EvalConfig,
+    *,
+    name: str,
+    seed: int,
+) -> EvalRequests:
+    """Render every problem in both modes for one model.
 
-    Where the template knows no modes, both modes get the same prompt and the limit of think mode,
-    and greedy answers are made once for both.
+    If the template has no mode switch, both modes get the same prompt and think mode's limit, and
+    share one greedy answer.
 
     Args:
-        name: what tells the model and its backend apart from others; part of each request's key.
+        name: identifies the model and its backend; part of each request's key.
 
     Raises:
-        EvaluationError: the template can't render a problem, or the problem says its mode itself.
+        EvaluationError: the template can't render a problem, or the problem sets its mode itself.
     """
-    places = [
-        (task, problem, mode) for task, problems in asked for mode in MODES for problem in problems
-    ]
-    prompts = [render_question(tokenizer, problem, mode) for _, problem, mode in places]
-    by_place = {
-        (task.name, problem.id, mode): prompt
-        for (task, problem, mode), prompt in zip(places, prompts, strict=True)
-    }
     switch = _has_switch(tokenizer)
-    for task, problem, _ in places:
-        both = {by_place[task.name, problem.id, mode] for mode in MODES}
-        if switch and len(both) == 1:
-            raise EvaluationError(
-                f"task {task.name}, problem {problem.id}: its prompt is the same in both modes, so its system message says "
-                "the mode itself; take /think or /no_think out of it"
-            )
     items = []
-    for (task, problem, mode), prompt in zip(places, prompts, strict=True):
-        limit = limit_of(task, stage, mode if switch else "think")
-        drawn = _number(f"{seed}:{task.name}:{mode}:{problem.id}") if stage.temperature else 0
-        key = _key([name, prompt, limit, stage.temperature, stage.top_p, drawn])
-        items.append(
-            Request(
-                task=task,
-                problem=problem,
-                mode=mode,
-                prompt=prompt,
-                limit=limit,
-                seed=drawn,
-                key=key,
+    for task, problems in tasks:
+        prompts = {
+            mode: [render_question(tokenizer, problem, mode) for problem in problems]
+            for mode in MODES
+        }
+        if switch:
+            _require_switch(task, problems, prompts)
+        for mode in MODES:
+            limit = limit_of(task, config, mode if switch else "think")
+            for problem, prompt in zip(problems, prompts[mode], strict=True):
+                identity = f"{seed}:{task.name}:{mode}:{problem.id}"
+                own_seed = _number(identity) if config.temperature else 0
+                content = [name, prompt, limit, config.temperature, config.top_p, own_seed]
+                request = EvalRequest(
+                    task=task,
+                    problem=problem,
+                    mode=mode,
+                    prompt=prompt,
+                    limit=limit,
+                    seed=own_seed,
+                    key=hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24],
+                )
+                items.append(request)
+    return EvalRequests(items=tuple(items), mode_switch=switch)
+
+
+def _require_switch(
+    task: Task, problems: Sequence[Problem], prompts: Mapping[Mode, Sequence[str]]
+) -> None:
+    """Refuse a problem whose prompt is the same in both modes although the template has a switch."""
+    for problem, *by_mode in zip(problems, *(prompts[mode] for mode in MODES), strict=True):
+        if len(set(by_mode)) == 1:
+            raise EvaluationError(
+                f"task {task.name}, problem {problem.id}: its prompt is the same in both modes, so "
+                "its system message sets the mode; remove /think or /no_think from it"
             )
-        )
-    return Requests(items=tuple(items), mode_switch=switch)
 
 
 def _has_switch(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the template knows modes, by a question that says none itself."""
-    plain = ({"role": "user", "content": "Hi"},)
-    asked = Problem(id="a plain question", messages=plain, expected="", extra={})
-    think, no_think = (render_question(tokenizer, asked, mode) for mode in MODES)
+    """Return whether the template renders a plain question differently in the two modes."""
+    messages = ({"role": "user", "content": "Hi"},)
+    plain = Problem(id="a plain question", messages=messages, expected="", extra={})
+    think, no_think = (render_question(tokenizer, plain, mode) for mode in MODES)
     return think != no_think
 
 
-def limit_of(task: Task, stage: EvalSettings, mode: Mode) -> int:
-    """The token limit: the task's own before the stage's, and no_think's before the general one."""
-    think = task.max_new_tokens or stage.max_new_tokens
+def limit_of(task: Task, config: EvalConfig, mode: Mode) -> int:
+    """Return the token limit: the task's before the stage's, no_think's before the general one."""
+    think = task.max_new_tokens or config.max_new_tokens
     if mode == "think":
         return think
-    own = task.max_new_tokens_no_think or task.max_new_tokens
-    return own or stage.max_new_tokens_no_think or think
+    task_limit = task.max_new_tokens_no_think or task.max_new_tokens
+    return task_limit or config.max_new_tokens_no_think or think
 
 
 def render_question(tokenizer: PreTrainedTokenizerBase, problem: Problem, mode: Mode) -> str:
-    """The prompt of a problem in a mode, by the checkpoint's own template."""
+    """Render the prompt of a problem in a mode, with the checkpoint's own template."""
     try:
         text = tokenizer.apply_chat_template(
             [dict(turn) for turn in problem.messages],
@@ -111,16 +121,12 @@ def render_question(tokenizer: PreTrainedTokenizerBase, problem: Problem, mode: 
             tokenize=False,
             enable_thinking=mode == "think",
         )
-    except Exception as error:  # jinja2 raises what the template makes it raise
+    except Exception as error:  # a template can raise anything
         raise EvaluationError(
             f"{tokenizer.name_or_path}: its chat template can't render problem {problem.id} in "
             f"{mode} mode: {error}"
         ) from error
     return str(text)
-
-
-def _key(content: Sequence[object]) -> str:
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24]
 
 
 def _number(text: str) -> int:

@@ -1,4 +1,4 @@
-"""samples.jsonl: each generation, written as it is made; a crash loses one batch at most."""
+"""samples.jsonl: generations, appended batch by batch, so that a crash loses one batch at most."""
 
 import json
 import logging
@@ -14,8 +14,8 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Answered:
-    """What a model wrote to one request; `key` names model, prompt and settings."""
+class AnswerRecord:
+    """A model's answer to one request; `key` identifies model, prompt and settings."""
 
     key: str
     generated: str
@@ -23,16 +23,16 @@ class Answered:
 
 
 class SampleFile:
-    """The file while an evaluation runs: answers are appended; judged samples replace it."""
+    """File of one evaluation: answers are appended; at the end the judged samples replace them."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.answered: dict[str, Answered] = {}
+        self.answered: dict[str, AnswerRecord] = {}
         if path.is_file():
             self._read()
 
-    def append(self, answers: Iterable[Answered]) -> None:
-        """Write the answers down and make sure that they are on the disk."""
+    def append(self, answers: Iterable[AnswerRecord]) -> None:
+        """Append the answers and flush them to disk."""
         with self.path.open("a", encoding="utf-8") as file:
             for answer in answers:
                 line = {
@@ -46,7 +46,7 @@ class SampleFile:
             os.fsync(file.fileno())
 
     def finish(self, samples: Iterable[Mapping[str, Any]]) -> None:
-        """Replace the file by the judged samples; they can still be used again by a later run."""
+        """Replace the file with the judged samples, from which a later run reads the answers again."""
         aside = self.path.with_name(f".{self.path.name}.new")
         with aside.open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
@@ -57,17 +57,19 @@ class SampleFile:
         whole, _, rest = text.rpartition("\n")
         if rest:
             logger.warning(
-                "%s: the last line was cut by a crash; that answer is made again", self.path
+                "%s: the last line was cut by a crash; that answer is generated again", self.path
             )
             self.path.write_text(whole + "\n" if whole else "", encoding="utf-8")
-        # Not splitlines(): a model may write U+2028 and the like, which JSON leaves as they are.
+        # Not splitlines(): JSON leaves line separators such as U+2028 unescaped.
         for number, line in enumerate(whole.split("\n") if whole else (), 1):
-            self._take(line, number)
+            self._parse(line, number)
 
-    def _take(self, line: str, number: int) -> None:
+    def _parse(self, line: str, number: int) -> None:
         try:
             row = json.loads(line)
-            answer = Answered(key=row["key"], generated=row["generated"], finished=row["finished"])
+            answer = AnswerRecord(
+                key=row["key"], generated=row["generated"], finished=row["finished"]
+            )
         except (ValueError, KeyError, TypeError):
             raise CheckpointError(
                 f"{self.path}:{number}: expected a sample with key, generated and finished; "

@@ -1,8 +1,8 @@
-"""Accuracies with their intervals, and what one model gained on another.
+"""Accuracies and their differences, with 95 % intervals.
 
-Two accuracies differ measurably when the 95 % interval of their difference leaves out zero. That
-interval is Newcombe's (1998, method 10), made of the two single intervals; it treats the two
-samples as independent, which is the careful side for models that answered the same problems.
+Two accuracies differ measurably if the interval of their difference excludes zero. On the same
+problems the interval is that of Agresti and Min (`paired_change`); without the single answers it is
+Newcombe's (`change`), which treats the samples as independent and so is the wider one.
 """
 
 import math
@@ -29,7 +29,7 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Change:
-    """A difference of two accuracies, between -1 and 1, with its 95 % interval."""
+    """A difference with its 95 % interval; of two accuracies, between -1 and 1."""
 
     value: float
     low: float
@@ -42,15 +42,15 @@ class Change:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelScores:
-    """One model's part of metrics.json: `tasks[task][mode]` is M of docs/architecture.md."""
+    """One model's part of metrics.json; `tasks[task][mode]` is M of docs/architecture.md."""
 
     model: str
     tasks: Mapping[str, Mapping[str, Mapping[str, Any]]]
     mode_switch: bool = True
-    """whether the checkpoint's chat template tells the modes apart"""
+    """False if the checkpoint's chat template renders both modes alike"""
 
     def score(self, task: str, mode: str) -> Score | None:
-        """The accuracy of one task in one mode; None where the model wasn't asked."""
+        """Return the accuracy on one task in one mode; None if the model wasn't evaluated on it."""
         cell = self.tasks.get(task, {}).get(mode)
         if cell is None or cell.get("accuracy") is None:
             return None
@@ -59,7 +59,7 @@ class ModelScores:
         return Score(accuracy=cell["accuracy"], low=low, high=high, n=n)
 
     def gain(self, task: str) -> Change | None:
-        """What thinking adds on this task: as recorded (problem by problem), else of two samples."""
+        """Return think less no_think on a task: the recorded paired change, else `change`."""
         cell = self.tasks.get(task, {}).get("think", {})
         if cell.get("gain") is not None and cell.get("gain_ci"):
             low, high = cell["gain_ci"]
@@ -68,17 +68,17 @@ class ModelScores:
 
 
 def wilson(accuracy: float, n: int) -> tuple[float, float]:
-    """The 95 % interval of a proportion (Wilson 1927); (0, 1) where there is no observation."""
+    """Return the 95 % interval of a proportion (Wilson 1927); (0, 1) without observations."""
     if n == 0:
         return 0.0, 1.0
-    centre = accuracy + Z_95**2 / (2 * n)
+    center = accuracy + Z_95**2 / (2 * n)
     spread = Z_95 * math.sqrt(accuracy * (1 - accuracy) / n + Z_95**2 / (4 * n**2))
     scale = 1 + Z_95**2 / n
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+    return max(0.0, (center - spread) / scale), min(1.0, (center + spread) / scale)
 
 
 def change(after: Score | None, before: Score | None) -> Change | None:
-    """`after` less `before`; None where one of them is missing."""
+    """Return `after` less `before` (Newcombe 1998, method 10); None if one of them is missing."""
     if after is None or before is None:
         return None
     value = after.accuracy - before.accuracy
@@ -87,8 +87,30 @@ def change(after: Score | None, before: Score | None) -> Change | None:
     return Change(value=value, low=value - down, high=value + up)
 
 
+def paired_change(before: Sequence[bool], after: Sequence[bool]) -> Change:
+    """Return the accuracy of `after` less that of `before`, on the same problems in the same order.
+
+    The interval is that of Agresti and Min (2005): Wald's, after adding half an observation to each
+    cell of the 2 x 2 table. It depends on the problems that exactly one side solves. Without
+    problems it is (-1, 1).
+    """
+    cells = list(zip(before, after, strict=True))
+    if not cells:
+        return Change(value=0.0, low=-1.0, high=1.0)
+    won = sum(b and not a for a, b in cells)
+    lost = sum(a and not b for a, b in cells)
+    n = len(cells) + 2
+    center = (won - lost) / n
+    spread = Z_95 * math.sqrt((won + lost + 1) / n - center**2) / math.sqrt(n)
+    return Change(
+        value=(won - lost) / len(cells),
+        low=max(-1.0, center - spread),
+        high=min(1.0, center + spread),
+    )
+
+
 def read_scores(metrics: Mapping[str, Any], *, where: str) -> tuple[ModelScores, ...]:
-    """The models of one metrics.json, in its order: the key `all`, else the one at the top."""
+    """Return the models of a metrics.json in its order: those under `all`, else the top-level one."""
     parts = metrics.get("all") or [metrics]
     for part in parts:
         if "model" not in part or "tasks" not in part:
@@ -107,12 +129,12 @@ def read_scores(metrics: Mapping[str, Any], *, where: str) -> tuple[ModelScores,
 
 
 def task_names(models: Sequence[ModelScores]) -> tuple[str, ...]:
-    """Each task once, in the order in which it first appears."""
+    """Return each task once, in order of first appearance."""
     return tuple(dict.fromkeys(task for model in models for task in model.tasks))
 
 
 def short_label(model: str) -> str:
-    """A model's name for a table: the last part of a path, the stage of a reference to one."""
+    """Shorten a model's name for a table: the last part of a path, the name of a stage."""
     stage = StageRef.parse(model)
     if stage:
         return stage.label
@@ -120,19 +142,19 @@ def short_label(model: str) -> str:
 
 
 def percent(share: float | None, digits: int = 1) -> str:
-    """A share as a percentage without its sign; '-' where there is none."""
+    """Format a share as a percentage without the sign; '-' if there is none."""
     return "-" if share is None else f"{100 * share:.{digits}f}"
 
 
 def score_text(score: Score | None) -> str:
-    """`80.0 [71, 87]`, in percent."""
+    """Format a score in percent: `80.0 [71, 87]`."""
     if score is None:
         return "-"
     return f"{percent(score.accuracy)} [{percent(score.low, 0)}, {percent(score.high, 0)}]"
 
 
 def gain_text(difference: Change | None) -> str:
-    """`+60.0`, in points of percent; in brackets where it isn't measurable."""
+    """Format a change in percentage points: `+60.0`; `(+1.0)` if it isn't measurable."""
     if difference is None:
         return "-"
     value = f"{100 * difference.value:+.1f}"
@@ -140,7 +162,9 @@ def gain_text(difference: Change | None) -> str:
 
 
 def change_text(difference: Change | None) -> str:
-    """`+60.0 [+48.2, +69.4]`, in points of percent; in brackets where it isn't measurable."""
+    """Format a change and its interval in percentage points: `+60.0 [+48.2, +69.4]`; in parentheses
+    if it isn't measurable.
+    """
     if difference is None:
         return "-"
     value, low, high = (100 * x for x in (difference.value, difference.low, difference.high))

@@ -1,4 +1,4 @@
-"""The table of an evaluation, for the terminal and as Markdown."""
+"""Tables of an evaluation, for the terminal and as Markdown."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -18,7 +18,7 @@ from dualign.evaluation.scores import (
     task_names,
 )
 
-COLUMNS = (
+_COLUMNS = (
     "task",
     "model",
     "mode",
@@ -31,35 +31,45 @@ COLUMNS = (
     "think tokens",
     "answer tokens",
 )
-LEGEND = (
-    "Percent. gain: think less no_think on the same problems, in points. closed: the think block was opened and ended. "
-    "leak: a think tag where none belongs. empty: nothing thought. cut: the token limit was reached while thinking. "
+_LEGEND = (
+    "In percent. gain: think less no_think on the same problems, in points; in parentheses if not "
+    "measurable. closed: the think block was opened and closed. leak: a think tag out of place. "
+    "empty: no thinking. cut: the token limit was reached while thinking. "
     "Tokens: median / 90th percentile."
 )
 
 
 def terminal_table(metrics: Mapping[str, Any]) -> Table:
-    """A row for each task, model and mode."""
-    table = Table(title="Evaluation", caption=LEGEND, title_justify="left", caption_justify="left")
-    for index, name in enumerate(COLUMNS):
+    """Build the table of tasks: a row for each task, model and mode."""
+    table = Table(title="Evaluation", caption=_LEGEND, title_justify="left", caption_justify="left")
+    for index, name in enumerate(_COLUMNS):
         table.add_column(name, justify="left" if index < 3 else "right", no_wrap=index > 2)
     rows = list(_rows(metrics))
     for index, row in enumerate(rows):
         last = index + 1 == len(rows) or rows[index + 1][0] != row[0]
-        # Text, not str: a name may hold square brackets, which rich would read as markup.
+        # Text, not str: rich would read square brackets in a name as markup.
         table.add_row(*map(Text, row), end_section=last)
     return table
 
 
-PAIR_COLUMNS = ("pairs", "model", "mode", "n", "chosen likelier [95 %]", "margin [95 %]", "change")
+PAIR_COLUMNS = (
+    "pairs",
+    "model",
+    "mode",
+    "n",
+    "chosen preferred [95 %]",
+    "margin [95 %]",
+    "change",
+)
 PAIR_LEGEND = (
-    "Chosen likelier: the share of pairs, in percent. Margin: log p(chosen) - log p(rejected), mean, in nats. "
-    "Change: of the margin, against the model above, pair by pair; in brackets where its 95 % interval holds 0."
+    "Chosen preferred: share of pairs where the chosen answer is more likely, in percent. Margin: mean of "
+    "log p(chosen) - log p(rejected), in nats. Change: rise of the margin over the model above, pair by "
+    "pair; in parentheses if its 95 % interval includes 0."
 )
 
 
 def terminal_pairs(metrics: Mapping[str, Any]) -> Table:
-    """A row for each file of pairs, model and mode."""
+    """Build the table of preference pairs: a row for each file, model and mode."""
     table = Table(
         title="Preference pairs", caption=PAIR_LEGEND, title_justify="left", caption_justify="left"
     )
@@ -71,7 +81,7 @@ def terminal_pairs(metrics: Mapping[str, Any]) -> Table:
 
 
 def pair_rows(metrics: Mapping[str, Any]) -> Iterator[list[str]]:
-    """The cells of `PAIR_COLUMNS` for each file of pairs, model and mode."""
+    """Yield the cells of `PAIR_COLUMNS` for each file of pairs, model and mode."""
     changes = {(c["model"], c["pairs"], c["mode"]): c for c in metrics.get("pair_changes", ())}
     entries = metrics.get("all") or [metrics]
     for name in entries[0].get("pairs", {}):
@@ -88,12 +98,12 @@ def pair_rows(metrics: Mapping[str, Any]) -> Iterator[list[str]]:
                     str(cell["n"]),
                     score_text(right) if cell["n"] else "-",
                     _nats(cell["margin"], cell["margin_ci"]) if cell["margin_ci"] else "-",
-                    risen_text(change) if change else "",
+                    rise_text(change) if change else "",
                 ]
 
 
-def risen_text(change: Mapping[str, Any]) -> str:
-    """`+0.52`, in nats; in brackets where it isn't measurable."""
+def rise_text(change: Mapping[str, Any]) -> str:
+    """Format the rise of a margin in nats: `+0.52`; in parentheses if it isn't measurable."""
     low, high = change["ci"]
     return f"{change['value']:+.2f}" if low > 0 or high < 0 else f"({change['value']:+.2f})"
 
@@ -103,8 +113,14 @@ def _nats(value: float, interval: Sequence[float]) -> str:
 
 
 def markdown_table(metrics: Mapping[str, Any]) -> str:
-    """The same rows as a Markdown file, with what each model gained on the one before."""
-    lines = [_line(COLUMNS), _line(["---"] * len(COLUMNS)), *map(_line, _rows(metrics)), "", LEGEND]
+    """Return the same rows as Markdown, with each model's change from the one before."""
+    lines = [
+        _line(_COLUMNS),
+        _line(["---"] * len(_COLUMNS)),
+        *map(_line, _rows(metrics)),
+        "",
+        _LEGEND,
+    ]
     if metrics["changes"]:
         columns = ("model", "against", "task", "mode", "change [95 %]")
         lines += ["", "## Model against model, on the same problems", ""]
@@ -118,11 +134,14 @@ def markdown_table(metrics: Mapping[str, Any]) -> str:
         lines += [_line(["---"] * len(PAIR_COLUMNS)), *map(_line, rows), "", PAIR_LEGEND]
     for entry in metrics["all"]:
         if not entry["mode_switch"]:
-            lines += ["", f"{short_label(entry['model'])}: {NO_SWITCH}"]
+            lines += ["", f"{short_label(entry['model'])}: {_NO_SWITCH}"]
     return "\n".join(lines) + "\n"
 
 
-NO_SWITCH = "its chat template knows no modes, so both modes got the same prompt, with the token limit of think mode."
+_NO_SWITCH = (
+    "its chat template has no mode switch, so both modes got the same prompt and the token limit of "
+    "think mode."
+)
 
 
 def _rows(metrics: Mapping[str, Any]) -> Iterator[list[str]]:

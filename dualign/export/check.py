@@ -88,7 +88,8 @@ class Verdict:
 
 def ask_transformers(model: str, tokenizer: "PreTrainedTokenizerBase") -> list[Asked]:
     """The questions in both modes, answered greedily in float32."""
-    from dualign.generation.generate import generate, tokenized
+    from dualign.generation.generate import generate, tokenize
+    from dualign.generation.sampling import Sampling
     from dualign.models.inference import load_model
 
     asked = [(question, mode) for question in QUESTIONS for mode in MODES]
@@ -98,7 +99,11 @@ def ask_transformers(model: str, tokenizer: "PreTrainedTokenizerBase") -> list[A
     ]
     weights = load_model(model, dtype="float32")
     made = generate(
-        weights, tokenizer, prompts, max_new_tokens=NEW_TOKENS, progress="transformers answers"
+        weights,
+        tokenizer,
+        prompts,
+        Sampling(max_new_tokens=NEW_TOKENS),
+        progress="transformers answers",
     )
     return [
         Asked(
@@ -110,7 +115,7 @@ def ask_transformers(model: str, tokenizer: "PreTrainedTokenizerBase") -> list[A
             finished=one.finished,
         )
         for (question, mode), prompt, ids, one in zip(
-            asked, prompts, tokenized(tokenizer, prompts), made, strict=True
+            asked, prompts, tokenize(tokenizer, prompts), made, strict=True
         )
     ]
 

@@ -1,8 +1,7 @@
-"""A conversation in the terminal: `dualign chat MODEL`.
+"""Chat in the terminal: `dualign chat MODEL`.
 
-Answers stream, thinking is dimmed, and /think and /no_think switch the mode for the turns to come.
-The history keeps what was said, not what was thought: a thinking trace is of no use to later turns
-and would fill the context.
+Answers stream, thinking is dimmed, and /think and /no_think switch the mode of later turns.
+The history holds answers without their thinking, which would only fill the context.
 """
 
 from collections.abc import Iterator
@@ -16,14 +15,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
 from dualign.data.conversation import Mode
 from dualign.errors import EvaluationError
-from dualign.generation.generate import end_ids, generation_settings, tokenized
-from dualign.generation.sampling import sampler, uniforms
+from dualign.generation.generate import end_ids, generation_settings, tokenize
+from dualign.generation.sampling import Sampling, sampler, uniforms
 from dualign.generation.thinking import CLOSE, OPEN, prompt_opens_block, split
 from dualign.models.inference import load_chat_tokenizer, load_model
 
-HELP = (
-    "/think and /no_think switch the mode (a question may follow), /reset forgets the conversation, /quit ends it. "
-    "Ctrl-C stops an answer."
+_HELP = (
+    "/think and /no_think switch the mode (a question may follow). "
+    "/reset forgets the conversation, /quit ends it. Ctrl-C stops an answer."
 )
 
 
@@ -38,52 +37,49 @@ def chat(
     dtype: str = "auto",
     console: Console | None = None,
 ) -> None:
-    """Talk to a model until /quit or the end of the input, which may be a pipe."""
+    """Chat with a model until /quit or the end of the input, which may be a pipe."""
     console = console or Console(highlight=False)
-    with suppress(ImportError):  # line editing and history, where Python has them
+    with suppress(ImportError):  # line editing and history, if this Python has them
         import readline  # noqa: F401
-    talk = Talk(
+    session = _Session(
         model=load_model(model, dtype=dtype),
         tokenizer=load_chat_tokenizer(model),
         console=console,
         mode=mode,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
+        sampling=Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p),
         seed=seed,
     )
-    console.print(Text(f"{model}\n{HELP}", style="dim"))
-    for line in _lines(talk):
-        if not talk.hear(line):
+    console.print(Text(f"{model}\n{_HELP}", style="dim"))
+    for line in _lines(session):
+        if not session.handle(line):
             return
 
 
-def _lines(talk: "Talk") -> Iterator[str]:
+def _lines(session: "_Session") -> Iterator[str]:
     while True:
         try:
-            yield talk.console.input(Text(f"\n[{talk.mode}] > ", style="bold"), markup=False)
+            prompt = Text(f"\n[{session.mode}] > ", style="bold")
+            yield session.console.input(prompt, markup=False)
         except (EOFError, KeyboardInterrupt):
-            talk.console.print()
+            session.console.print()
             return
 
 
 @dataclass(kw_only=True, slots=True)
-class Talk:
-    """The state of a conversation."""
+class _Session:
+    """State of a conversation."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     console: Console
     mode: Mode
-    max_new_tokens: int
-    temperature: float
-    top_p: float
+    sampling: Sampling
     seed: int
     history: list[dict[str, str]] = field(default_factory=list)
     turns: int = 0
 
-    def hear(self, line: str) -> bool:
-        """Obey a command or answer a question; False ends the conversation."""
+    def handle(self, line: str) -> bool:
+        """Run a command or answer a question; return False to end the conversation."""
         command, _, rest = line.strip().partition(" ")
         match command:
             case "/quit" | "/exit":
@@ -92,13 +88,13 @@ class Talk:
                 self.history.clear()
                 self._note("forgotten")
             case "/help":
-                self._note(HELP)
+                self._note(_HELP)
             case "/think" | "/no_think":
                 self._switch("think" if command == "/think" else "no_think")
                 if rest.strip():
                     self._answer(rest.strip())
             case _ if command.startswith("/"):
-                self._note(f"{command}: no such command. {HELP}")
+                self._note(f"{command}: no such command. {_HELP}")
             case "":
                 pass
             case _:
@@ -109,18 +105,18 @@ class Talk:
         self.mode = mode
         probe = [{"role": "user", "content": "?"}]
         if self._prompt(probe, "think") == self._prompt(probe, "no_think"):
-            self._note(f"mode: {mode}, but this model's chat template knows no modes")
+            self._note(f"mode: {mode}, but this model's chat template has no mode switch")
         else:
             self._note(f"mode: {mode}")
 
     def _answer(self, question: str) -> None:
         messages = [*self.history, {"role": "user", "content": question}]
         prompt = self._prompt(messages, self.mode)
-        ids = tokenized(self.tokenizer, [prompt])[0]
+        ids = tokenize(self.tokenizer, [prompt])[0]
         room = getattr(self.model.config, "max_position_embeddings", None)
-        if room is not None and len(ids) + self.max_new_tokens > room:
+        if room is not None and len(ids) + self.sampling.max_new_tokens > room:
             self._note(
-                f"the conversation has {len(ids)} tokens, the model reads {room}: /reset first"
+                f"the conversation has {len(ids)} tokens and the model reads {room}: /reset first"
             )
             return
         writer = _Writer(self.console, thinking=prompt_opens_block(prompt))
@@ -128,25 +124,26 @@ class Talk:
         finished = self._generate(ids, streamer)
         writer.end()
         if not finished:
-            self._note(f"stopped (limit: {self.max_new_tokens} tokens)")
+            self._note(f"stopped (limit: {self.sampling.max_new_tokens} tokens)")
         parsed = split(prompt, writer.text, mode=self.mode, finished=finished)
         self.history = [*messages, {"role": "assistant", "content": parsed.answer}]
 
     @torch.inference_mode()
     def _generate(self, ids: list[int], streamer: "_Streamer") -> bool:
-        """Stream an answer; True if the model ended it, False if the limit or Ctrl-C did."""
+        """Stream an answer; return whether the model ended it, not the limit or Ctrl-C."""
         self.turns += 1
         settings = generation_settings(
-            self.model, self.tokenizer, max_new_tokens=self.max_new_tokens
+            self.model, self.tokenizer, max_new_tokens=self.sampling.max_new_tokens
         )
         ids_BT = torch.tensor([ids], device=self.model.device)
-        draws_BT = uniforms([self.seed + self.turns], self.max_new_tokens).to(self.model.device)
+        draws_BT = uniforms([self.seed + self.turns], self.sampling.max_new_tokens)
+        draws_BT = draws_BT.to(self.model.device)
         try:
             self.model.generate(
                 ids_BT,
                 attention_mask=torch.ones_like(ids_BT),
                 generation_config=settings,
-                logits_processor=sampler(self.temperature, self.top_p, draws_BT, len(ids)),
+                logits_processor=sampler(self.sampling, draws_BT, len(ids)),
                 streamer=streamer,
             )
         except KeyboardInterrupt:
@@ -161,7 +158,7 @@ class Talk:
                 tokenize=False,
                 enable_thinking=mode == "think",
             )
-        except Exception as error:  # jinja2 raises what the template makes it raise
+        except Exception as error:  # a template can raise anything
             raise EvaluationError(f"the chat template can't render this: {error}") from error
         return str(text)
 
@@ -170,7 +167,7 @@ class Talk:
 
 
 class _Streamer(TextStreamer):
-    """Hands the text to a writer as it comes, without the token that ends the turn."""
+    """Pass text to a writer as it arrives, without the token that ends the turn."""
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, writer: "_Writer", ends: list[int]
@@ -191,29 +188,29 @@ class _Streamer(TextStreamer):
 
 
 class _Writer:
-    """Prints an answer in pieces: thinking dimmed, tags left out, also one that comes in two."""
+    """Print an answer in pieces, thinking dimmed; a tag is left out even if split between pieces."""
 
     def __init__(self, console: Console, *, thinking: bool) -> None:
         self.console = console
         self.thinking = thinking
         self.text = ""
-        self._held = ""
+        self._pending = ""
 
     def write(self, piece: str) -> None:
-        """Print a piece, but hold back its end where that may be the start of a tag."""
+        """Print a piece; keep its end back if that may be the start of a tag."""
         self.text += piece
-        self._held += piece
-        while (place := self._held.find(tag := CLOSE if self.thinking else OPEN)) >= 0:
-            self._show(self._held[:place])
-            self._held = self._held[place + len(tag) :]
+        self._pending += piece
+        while (at := self._pending.find(tag := CLOSE if self.thinking else OPEN)) >= 0:
+            self._show(self._pending[:at])
+            self._pending = self._pending[at + len(tag) :]
             self.thinking = not self.thinking
-        safe = len(self._held) - _overlap(self._held, tag)
-        self._show(self._held[:safe])
-        self._held = self._held[safe:]
+        safe = len(self._pending) - _overlap(self._pending, tag)
+        self._show(self._pending[:safe])
+        self._pending = self._pending[safe:]
 
     def end(self) -> None:
-        self._show(self._held)
-        self._held = ""
+        self._show(self._pending)
+        self._pending = ""
         self.console.print()
 
     def _show(self, text: str) -> None:
@@ -224,5 +221,5 @@ class _Writer:
 
 
 def _overlap(text: str, tag: str) -> int:
-    """How many characters at the end of `text` begin `tag`."""
+    """Return the length of the longest end of `text` that begins `tag`: `a</th` -> 4."""
     return next((n for n in range(min(len(tag), len(text)), 0, -1) if text.endswith(tag[:n])), 0)

@@ -1,4 +1,4 @@
-"""Takes a generation apart: what was thought, what was answered, and whether the form was kept.
+"""Split a generation into thinking and answer, and check its form.
 
 A think prompt may end in an open block (the tag is prefilled), or leave it to the model to open
 one. Both are handled. Example, prompt ending in `<think>\\n`: `2+2=4\\n</think>\\n\\nFour` ->
@@ -17,24 +17,24 @@ _EMPTY_HEAD = re.compile(r"\s*<think>\s*</think>")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Parsed:
-    """A generation, taken apart.
+class Reply:
+    """Parts and form of a generation.
 
-    closed, empty and cut_in_think speak of think mode; they are False in no_think.
+    closed, empty and cut_in_think are about think mode; they are False in no_think.
     closed: the output starts with the think block (or continues a prefilled one), and the block
     ends.
-    empty: nothing was thought: no block, or a block of white space.
+    empty: no block, or a block of white space.
     cut_in_think: the token limit was reached inside the block.
-    leaked: a think tag stands where none belongs. In no_think mode that is anywhere, except for one
-    empty block at the head of an answer whose prompt has no block (some families say "not thinking"
-    so). In think mode it is anywhere outside the one block at the head. Reasoning written out
-    without tags can't be told from an answer and isn't counted; the answer's length shows it.
+    leaked: a think tag is out of place. In no_think mode that is any tag, except for one empty
+    block at the head of an answer whose prompt has no block (some families mark "not thinking"
+    like this). In think mode it is any tag outside the block at the head. Reasoning without tags
+    can't be told from an answer and isn't counted; it shows in the answer's length.
     """
 
     thinking: str | None
-    """what stands in think blocks, trimmed; None where there is no block"""
+    """text of the think blocks, trimmed; None if there is no block"""
     answer: str
-    """what the user is to see, trimmed; empty when a think block never ended"""
+    """text for the user, trimmed; empty if a think block never ended"""
     closed: bool
     leaked: bool
     empty: bool
@@ -42,17 +42,17 @@ class Parsed:
 
 
 def prompt_opens_block(prompt: str) -> bool:
-    """Whether the prompt ends inside a think block: the first token is already thinking."""
+    """Return whether the prompt ends inside a think block, so that thinking starts at once."""
     return prompt.rstrip().endswith(OPEN)
 
 
 def prompt_has_block(prompt: str) -> bool:
-    """Whether the prompt ends with a closed think block, as no_think prompts do."""
+    """Return whether the prompt ends with a closed think block, as no_think prompts do."""
     return prompt.rstrip().endswith(CLOSE)
 
 
-def split(prompt: str, generated: str, *, mode: Mode, finished: bool) -> Parsed:
-    """Thinking and answer of `generated`, which followed `prompt`.
+def split(prompt: str, generated: str, *, mode: Mode, finished: bool) -> Reply:
+    """Split `generated`, the continuation of `prompt`.
 
     Args:
         finished: the model ended its turn; False when the token limit cut it.
@@ -61,16 +61,16 @@ def split(prompt: str, generated: str, *, mode: Mode, finished: bool) -> Parsed:
         return _split_no_think(prompt, generated)
     text = generated.lstrip()
     opened = prompt_opens_block(prompt)
-    if text.startswith(OPEN):  # also a second opening tag, straight after a prefilled one
+    leaked = False
+    if text.startswith(OPEN):
+        # After a prefilled tag this is a second one.
         leaked, opened, text = opened, True, text[len(OPEN) :]
-    else:
-        leaked = False
     if not opened:
         return _without_block(text)
     thinking, close, rest = text.partition(CLOSE)
     leaked = leaked or _TAG.search(thinking) is not None or _TAG.search(rest) is not None
     thinking = _TAG.sub("", thinking).strip()
-    return Parsed(
+    return Reply(
         thinking=thinking,
         answer=_visible(rest),
         closed=bool(close),
@@ -80,12 +80,12 @@ def split(prompt: str, generated: str, *, mode: Mode, finished: bool) -> Parsed:
     )
 
 
-def _without_block(text: str) -> Parsed:
-    """Think mode, but the output doesn't start with a block; a later block is a leak."""
+def _without_block(text: str) -> Reply:
+    """Parse think-mode output that doesn't start with a block; a later block is a leak."""
     before, close, after = text.partition(CLOSE)
-    stray = bool(close) and OPEN not in before  # the end of a block that nobody opened
+    stray = bool(close) and OPEN not in before  # the end of a block that was never opened
     thinking = before.strip() if stray else _in_blocks(text)
-    return Parsed(
+    return Reply(
         thinking=thinking,
         answer=_visible(after if stray else text),
         closed=False,
@@ -95,11 +95,11 @@ def _without_block(text: str) -> Parsed:
     )
 
 
-def _split_no_think(prompt: str, generated: str) -> Parsed:
+def _split_no_think(prompt: str, generated: str) -> Reply:
     text = generated if prompt_has_block(prompt) else _EMPTY_HEAD.sub("", generated, count=1)
     before, close, after = text.partition(CLOSE)
     stray = bool(close) and OPEN not in before
-    return Parsed(
+    return Reply(
         thinking=before.strip() if stray else _in_blocks(text),
         answer=_visible(after if stray else text),
         closed=False,
@@ -110,10 +110,10 @@ def _split_no_think(prompt: str, generated: str) -> Parsed:
 
 
 def _in_blocks(text: str) -> str | None:
-    found = [block.strip() for block in _BLOCK.findall(text)]
-    return "\n\n".join(found) if found else None
+    blocks = [block.strip() for block in _BLOCK.findall(text)]
+    return "\n\n".join(blocks) if blocks else None
 
 
 def _visible(text: str) -> str:
-    """The text without think blocks, an unclosed one included, and without stray tags."""
+    """Remove think blocks, closed or not, and stray tags."""
     return _TAG.sub("", _BLOCK.sub("", text)).strip()

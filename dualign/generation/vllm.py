@@ -1,7 +1,7 @@
-"""Generation through vLLM, many times faster on an accelerator; imported only when chosen."""
+"""Generation with vLLM, many times faster on an accelerator; imported only when chosen."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,28 +9,25 @@ from tqdm.auto import tqdm
 from transformers import GenerationConfig
 
 from dualign.errors import EvaluationError
-from dualign.generation.generate import Generation, tokenized
+from dualign.generation.generate import GenerateBatches, Generation, tokenize
+from dualign.generation.sampling import Sampling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-PART = 2048  # prompts handed over at once; what is lost at most when a run is killed
-_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the adapter ranks that vLLM can be set up for
-
-Answer = Callable[[Sequence[str], int, Sequence[int]], Iterator[dict[int, Generation]]]
+_BATCH_ROWS = 2048  # prompts per call; a killed run loses at most these
+_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # adapter ranks that vLLM accepts as max_lora_rank
 
 
-def vllm_answers(
+def vllm_batches(
     base: str,
     adapter: str | None,
     tokenizer: "PreTrainedTokenizerBase",
     *,
     dtype: str,
-    temperature: float,
-    top_p: float,
     label: str,
-) -> Answer:
-    """A function (prompts, limit, seeds) -> generations by index, in parts; loads the model.
+) -> GenerateBatches:
+    """Load the model and return the function that generates with it.
 
     Raises:
         EvaluationError: vLLM can't be imported.
@@ -44,51 +41,57 @@ def vllm_answers(
             f"backend vllm: can't be imported ({error}); pip install vllm on a machine with an "
             "accelerator, or choose backend: transformers"
         ) from None
-    lora = {"enable_lora": True, "max_lora_rank": _rank(Path(adapter))} if adapter else {}
+    lora = {"enable_lora": True, "max_lora_rank": _served_rank(Path(adapter))} if adapter else {}
     engine = LLM(model=base, dtype=dtype, **lora)
     request = LoRARequest("adapter", 1, adapter) if adapter else None
     ends = _end_ids(base, tokenizer)
 
-    def settings(limit: int, seed: int) -> SamplingParams:
+    def params(sampling: Sampling, seed: int) -> SamplingParams:
         return SamplingParams(
-            temperature=temperature,
-            top_p=top_p,
-            max_tokens=limit,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            max_tokens=sampling.max_new_tokens,
             seed=seed % 2**31,
             stop_token_ids=ends,
             skip_special_tokens=False,
         )
 
-    def answer(
-        prompts: Sequence[str], limit: int, seeds: Sequence[int]
+    def batches(
+        prompts: Sequence[str], sampling: Sampling, seeds: Sequence[int]
     ) -> Iterator[dict[int, Generation]]:
-        ids = tokenized(tokenizer, prompts)
+        ids = tokenize(tokenizer, prompts)
         with tqdm(total=len(ids), desc=label, unit="answer") as bar:
-            for start in range(0, len(ids), PART):
-                part = range(start, min(start + PART, len(ids)))
+            for start in range(0, len(ids), _BATCH_ROWS):
+                batch = range(start, min(start + _BATCH_ROWS, len(ids)))
                 outputs = engine.generate(
-                    [TokensPrompt(prompt_token_ids=ids[i]) for i in part],
-                    [settings(limit, seeds[i]) for i in part],
+                    [TokensPrompt(prompt_token_ids=ids[i]) for i in batch],
+                    [params(sampling, seeds[i]) for i in batch],
                     use_tqdm=False,
                     lora_request=request,
                 )
-                bar.update(len(part))
+                bar.update(len(batch))
                 yield {
                     i: _generation(tokenizer, output.outputs[0].token_ids, ends)
-                    for i, output in zip(part, outputs, strict=True)
+                    for i, output in zip(batch, outputs, strict=True)
                 }
 
-    return answer
+    return batches
 
 
-def _rank(adapter: Path) -> int:
+def max_lora_rank(rank: int) -> int | None:
+    """Return the smallest max_lora_rank of vLLM that holds an adapter of `rank`, or None."""
+    return next((allowed for allowed in _RANKS if allowed >= rank), None)
+
+
+def _served_rank(adapter: Path) -> int:
     rank = int(json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["r"])
-    if rank > _RANKS[-1]:
+    served = max_lora_rank(rank)
+    if served is None:
         raise EvaluationError(
             f"{adapter}: rank {rank} is more than vLLM serves ({_RANKS[-1]}); fold the adapter "
             "into its base, or choose backend: transformers"
         )
-    return next(allowed for allowed in _RANKS if allowed >= rank)
+    return served
 
 
 def _end_ids(base: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
@@ -101,9 +104,9 @@ def _end_ids(base: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
 
 
 def _generation(
-    tokenizer: "PreTrainedTokenizerBase", token_ids: Sequence[int], ends: Sequence[int]
+    tokenizer: "PreTrainedTokenizerBase", token_ids: Sequence[int], eos_ids: Sequence[int]
 ) -> Generation:
-    finished = bool(token_ids) and token_ids[-1] in ends
+    finished = bool(token_ids) and token_ids[-1] in eos_ids
     ids = tuple(token_ids[:-1] if finished else token_ids)
     text = str(tokenizer.decode(ids, skip_special_tokens=False))
     return Generation(text=text, token_ids=ids, finished=finished)

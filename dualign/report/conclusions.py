@@ -4,17 +4,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from dualign.data.conversation import MODES
-from dualign.evaluation.paired import paired_change
 from dualign.evaluation.scores import (
     Change,
     ModelScores,
     change,
     change_text,
+    paired_change,
     percent,
     short_label,
     task_names,
 )
-from dualign.evaluation.table import risen_text
+from dualign.evaluation.table import rise_text
 from dualign.report.runs import Evaluated, Row, StageRun, is_preference, is_training, series
 
 
@@ -193,7 +193,7 @@ def margin_findings(metrics: Row) -> Iterator[str]:
     found: dict[tuple[str, str, str], list[str]] = {}
     for entry in metrics.get("pair_changes", ()):
         key = short_label(entry["model"]), short_label(entry["against"]), entry["pairs"]
-        found.setdefault(key, []).append(f"{entry['mode']} {risen_text(entry)}")
+        found.setdefault(key, []).append(f"{entry['mode']} {rise_text(entry)}")
     for (model, against, name), parts in found.items():
         yield (
             f"{model} against {against}: margin of chosen over rejected on {name}: "

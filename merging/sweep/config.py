@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dualign.config import nearest
-from dualign.evaluation.config import EvalSettings
+from dualign.evaluation.config import EvalConfig
 from dualign.merging.config import MergedModel
 from dualign.merging.sweep.points import Point, Problem, names_in, read_merge, wrong_expressions
 
@@ -71,7 +71,7 @@ class SweepStage:
     """golden and cma: so many candidates at most"""
     tolerance: float = 0.02
     """golden: stop when the peak is known to such a share of the range"""
-    score: EvalSettings | None = None
+    score: EvalConfig | None = None
     """the tasks that each candidate is evaluated on in both modes, as in an eval stage"""
     command: str | None = None
     """instead of score: a shell command that gets the candidate's folder as {model}; the last number it prints is the score"""

@@ -7,9 +7,8 @@ from statistics import fmean
 from typing import Any, Literal
 
 from dualign.data.conversation import MODES, Mode
-from dualign.evaluation.metrics import Sample, summarise
-from dualign.evaluation.paired import paired_change
-from dualign.evaluation.scores import Change, Score, change
+from dualign.evaluation.metrics import Sample, summarize
+from dualign.evaluation.scores import Change, Score, change, paired_change
 from dualign.merging.sweep.points import Point
 
 Objective = Literal["mean", "think", "no_think", "min"]
@@ -57,7 +56,7 @@ def scored_from(samples: Sequence[Sample], objective: Objective) -> Scored:
             sample
         )
     tasks = {
-        task: {mode: summarise(by_mode[mode], mode) for mode in MODES}
+        task: {mode: summarize(by_mode[mode], mode) for mode in MODES}
         for task, by_mode in parts.items()
     }
     right = {

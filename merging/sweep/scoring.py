@@ -16,10 +16,10 @@ from transformers import PreTrainedModel
 
 from dualign.checkpoints.shards import nearest_file, write_weights
 from dualign.errors import EvaluationError
-from dualign.evaluation.config import EvalSettings
+from dualign.evaluation.config import EvalConfig
 from dualign.evaluation.evaluate import data_source, evaluate_model
 from dualign.evaluation.metrics import Sample
-from dualign.evaluation.requests import Asked
+from dualign.evaluation.requests import TaskSet
 from dualign.evaluation.samples import SampleFile
 from dualign.fingerprint import Digests, file_digests
 from dualign.merging.merge import Prepared, write_beside
@@ -59,7 +59,7 @@ def scoring_of(stage: SweepStage, work: Path, memory: Memory, *, seed: int) -> S
     return CommandScoring(stage.command, stage.files, work, memory, seed=seed)
 
 
-def load_asked(settings: EvalSettings, *, seed: int) -> Asked:
+def load_asked(settings: EvalConfig, *, seed: int) -> TaskSet:
     """The tasks with their problems."""
     tasks = load_tasks(settings.tasks)
     return [(task, load_problems(task, limit=settings.rows, seed=seed)) for task in tasks]
@@ -77,7 +77,7 @@ class LiveScoring:
     """The evaluation's tasks in both modes, put to one model in memory that takes each candidate's weights."""
 
     def __init__(
-        self, settings: EvalSettings, objective: Any, work: Path, memory: Memory, *, seed: int
+        self, settings: EvalConfig, objective: Any, work: Path, memory: Memory, *, seed: int
     ) -> None:
         self.settings, self.objective, self.seed = settings, objective, seed
         self.asked = load_asked(settings, seed=seed)

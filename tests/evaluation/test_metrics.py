@@ -3,8 +3,8 @@
 import pytest
 
 from dualign.evaluation.config import EvalStage
-from dualign.evaluation.metrics import percentiles, summarise, with_gain
-from dualign.evaluation.paired import paired_change
+from dualign.evaluation.metrics import percentiles, summarize, with_gain
+from dualign.evaluation.scores import paired_change
 
 
 def sample(id_, *, correct, think_tokens=10, **flags):
@@ -23,7 +23,7 @@ def sample(id_, *, correct, think_tokens=10, **flags):
 def test_accuracy_comes_with_wilsons_interval():
     """8 of 10 by hand: z^2 = 3.8415, centre (8 + 1.9207) / 13.8415 = 0.71674,
     spread 1.96 / 13.8415 * sqrt(8 * 2 / 10 + 3.8415 / 4) = 0.14160 * 1.60004 = 0.22657."""
-    found = summarise([sample(i, correct=i < 8) for i in range(10)], "think")
+    found = summarize([sample(i, correct=i < 8) for i in range(10)], "think")
     assert found["accuracy"] == 0.8
     assert found["accuracy_ci"] == pytest.approx([0.49017, 0.94331], abs=1e-4)
     assert (found["n"], found["correct"]) == (10, 8)
@@ -36,13 +36,13 @@ def test_think_rates_count_flags():
         sample(2, correct=True, empty_think=True),
         sample(3, correct=True, leaked=True),
     ]
-    found = summarise(samples, "think")
+    found = summarize(samples, "think")
     rates = ("closed_rate", "cut_in_think_rate", "empty_think_rate", "leak_rate", "unfinished_rate")
     assert [found[name] for name in rates] == [0.75, 0.25, 0.25, 0.25, 0.25]
 
 
 def test_no_think_has_no_block_to_close():
-    found = summarise([sample(0, correct=True, leaked=True), sample(1, correct=True)], "no_think")
+    found = summarize([sample(0, correct=True, leaked=True), sample(1, correct=True)], "no_think")
     assert found["leak_rate"] == 0.5
     assert found["closed_rate"] is found["empty_think_rate"] is found["cut_in_think_rate"] is None
 

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from dualign.errors import DataError
 from dualign.evaluation import evaluate
 from dualign.evaluation.config import EvalStage
-from dualign.evaluation.pairs import margin_change, pair_margins, summarise_margins
+from dualign.evaluation.pairs import margin_change, pair_margins, summarize_margins
 from dualign.models import inference as loading
 from dualign.models.inference import open_model
 from tests.chat_model import LEARNT, make_model, prompt
@@ -89,7 +89,7 @@ def test_an_evaluation_says_how_much_a_model_gained_in_ranking(
     rises = {one["mode"]: one for one in metrics["pair_changes"]}
     before = metrics["all"][0]["pairs"]["heldout"]["think"]["margin"]
     assert rises["think"]["value"] == pytest.approx(cell["margin"] - before)
-    assert "chosen likelier" in capsys.readouterr().out
+    assert "chosen preferred" in capsys.readouterr().out
     assert "## Preference pairs" in (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
 
 
@@ -97,7 +97,7 @@ def test_the_interval_of_a_change_is_of_the_pairs_own_differences() -> None:
     change = margin_change([1.0, 5.0, -3.0], [2.0, 6.5, -2.5])
     assert change is not None and change.value == pytest.approx(1.0)
     assert change.high - change.value == pytest.approx(1.959964 * 0.5 / 3**0.5)
-    assert summarise_margins([])["margin"] is None
+    assert summarize_margins([])["margin"] is None
 
 
 def test_a_pair_that_contradicts_itself_stops_the_evaluation(learnt: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dualign.errors import EvaluationError
 from dualign.generation.generate import _batches, end_ids, generate, generate_batches
-from dualign.generation.sampling import sampler, uniforms
+from dualign.generation.sampling import Sampling, sampler, uniforms
 from tests.chat_model import make_model, make_tokenizer
 
 PROMPTS = [
@@ -43,7 +43,7 @@ def slow_greedy(model, tokenizer, prompt, limit):
 
 def test_greedy_batches_equal_row_by_row_decoding(tiny):
     model, tokenizer = tiny
-    made = generate(model, tokenizer, PROMPTS, max_new_tokens=24)
+    made = generate(model, tokenizer, PROMPTS, Sampling(max_new_tokens=24))
     slow = [slow_greedy(model, tokenizer, prompt, 24) for prompt in PROMPTS]
     assert [(each.token_ids, each.finished) for each in made] == slow
     assert len({len(ids) for ids, _ in slow}) > 2, "rows have to end at different lengths"
@@ -51,35 +51,35 @@ def test_greedy_batches_equal_row_by_row_decoding(tiny):
 
 def test_sampling_depends_on_the_rows_own_seed_alone(tiny):
     model, tokenizer = tiny
-    options = {"max_new_tokens": 16, "temperature": 1.0, "top_p": 0.95}
+    sampling = Sampling(max_new_tokens=16, temperature=1.0, top_p=0.95)
     seeds = [11, 12, 13, 14, 15, 16]
-    together = generate(model, tokenizer, PROMPTS, seed=seeds, **options)
+    together = generate(model, tokenizer, PROMPTS, sampling, seeds)
     alone = [
-        generate(model, tokenizer, [prompt], seed=[seed], **options)[0]
+        generate(model, tokenizer, [prompt], sampling, [seed])[0]
         for prompt, seed in zip(PROMPTS, seeds, strict=True)
     ]
-    small = generate(model, tokenizer, PROMPTS, seed=seeds, batch_tokens=90, **options)
+    small = generate(model, tokenizer, PROMPTS, sampling, seeds, batch_tokens=90)
     assert together == alone == small
 
 
 def test_another_seed_samples_another_text(tiny):
     model, tokenizer = tiny
-    options = {"max_new_tokens": 16, "temperature": 1.5}
-    first = generate(model, tokenizer, PROMPTS, seed=1, **options)
-    assert first == generate(model, tokenizer, PROMPTS, seed=1, **options)
-    assert first != generate(model, tokenizer, PROMPTS, seed=2, **options)
+    sampling = Sampling(max_new_tokens=16, temperature=1.5)
+    first = generate(model, tokenizer, PROMPTS, sampling, 1)
+    assert first == generate(model, tokenizer, PROMPTS, sampling, 1)
+    assert first != generate(model, tokenizer, PROMPTS, sampling, 2)
 
 
 def test_equal_prompts_get_different_samples(tiny):
     model, tokenizer = tiny
-    made = generate(model, tokenizer, ["hm"] * 8, seed=5, max_new_tokens=12, temperature=1.5)
+    made = generate(model, tokenizer, ["hm"] * 8, Sampling(max_new_tokens=12, temperature=1.5), 5)
     assert len({each.text for each in made}) > 4
 
 
 def test_draws_follow_the_probabilities():
     probabilities = torch.tensor([0.5, 0.3, 0.2])
     draws_BT = uniforms(range(4000), 1)
-    draw = sampler(1.0, 1.0, draws_BT, prompt_length=1)
+    draw = sampler(Sampling(max_new_tokens=1, temperature=1.0), draws_BT, prompt_length=1)
     scores = draw(torch.zeros(4000, 1, dtype=torch.long), probabilities.log().repeat(4000, 1))
     share = torch.bincount(scores.argmax(-1), minlength=3) / 4000
     assert torch.allclose(share, probabilities, atol=0.03)
@@ -87,38 +87,41 @@ def test_draws_follow_the_probabilities():
 
 def test_top_p_leaves_out_the_tail():
     scores = torch.tensor([0.6, 0.3, 0.1]).log().repeat(500, 1)
-    draw = sampler(1.0, 0.8, uniforms(range(500), 1), prompt_length=1)
+    sampling = Sampling(max_new_tokens=1, temperature=1.0, top_p=0.8)
+    draw = sampler(sampling, uniforms(range(500), 1), prompt_length=1)
     chosen = draw(torch.zeros(500, 1, dtype=torch.long), scores).argmax(-1)
     assert set(chosen.tolist()) == {0, 1}
 
 
 def test_the_checkpoints_sampling_defaults_change_nothing(tiny):
     model, tokenizer = tiny
-    plain = generate(model, tokenizer, PROMPTS, max_new_tokens=8)
+    plain = generate(model, tokenizer, PROMPTS, Sampling(max_new_tokens=8))
     old = model.generation_config.to_dict()
     model.generation_config.update(
         do_sample=True, temperature=0.6, top_k=2, top_p=0.9, repetition_penalty=5.0
     )
     try:
-        assert generate(model, tokenizer, PROMPTS, max_new_tokens=8) == plain
+        assert generate(model, tokenizer, PROMPTS, Sampling(max_new_tokens=8)) == plain
     finally:
         model.generation_config = type(model.generation_config).from_dict(old)
 
 
 def test_a_pad_token_that_is_the_end_token_does_no_harm(tiny):
     model, tokenizer = tiny
-    before = generate(model, tokenizer, PROMPTS, max_new_tokens=24)
+    before = generate(model, tokenizer, PROMPTS, Sampling(max_new_tokens=24))
     pad = tokenizer.pad_token
     tokenizer.pad_token = tokenizer.eos_token
     try:
-        assert generate(model, tokenizer, PROMPTS, max_new_tokens=24) == before
+        assert generate(model, tokenizer, PROMPTS, Sampling(max_new_tokens=24)) == before
     finally:
         tokenizer.pad_token = pad
 
 
 def test_every_batch_comes_back_when_it_is_made(tiny):
     model, tokenizer = tiny
-    batches = list(generate_batches(model, tokenizer, PROMPTS, max_new_tokens=8, batch_tokens=60))
+    batches = list(
+        generate_batches(model, tokenizer, PROMPTS, Sampling(max_new_tokens=8), batch_tokens=60)
+    )
     assert len(batches) > 1
     assert sorted(index for batch in batches for index in batch) == list(range(len(PROMPTS)))
 
@@ -130,17 +133,17 @@ def test_batches_hold_to_the_tokens_that_fit():
 
 
 def test_no_prompts_give_no_generations(tiny):
-    assert generate(*tiny, [], max_new_tokens=8) == []
+    assert generate(*tiny, [], Sampling(max_new_tokens=8)) == []
 
 
 def test_one_new_token_is_one_token(tiny):
-    made = generate(*tiny, PROMPTS, max_new_tokens=1)
+    made = generate(*tiny, PROMPTS, Sampling(max_new_tokens=1))
     assert all(len(each.token_ids) == (0 if each.finished else 1) for each in made)
 
 
 def test_an_empty_prompt_is_refused(tiny):
     with pytest.raises(EvaluationError, match="prompt 1 is empty"):
-        generate(*tiny, ["a", ""], max_new_tokens=2)
+        generate(*tiny, ["a", ""], Sampling(max_new_tokens=2))
 
 
 def test_a_model_that_never_ends_a_turn_is_refused(tiny):
@@ -148,7 +151,7 @@ def test_a_model_that_never_ends_a_turn_is_refused(tiny):
     model.generation_config.eos_token_id = None
     tokenizer.eos_token = None
     with pytest.raises(EvaluationError, match="names an end-of-turn token"):
-        generate(model, tokenizer, ["a"], max_new_tokens=2)
+        generate(model, tokenizer, ["a"], Sampling(max_new_tokens=2))
 
 
 @pytest.mark.slow
@@ -159,6 +162,8 @@ def test_a_real_models_batch_equals_single_generation(embedded):
     prompts = [
         f"<|im_start|>user\n{q}<|im_end|>\n<|im_start|>assistant\n" for q in [*questions, "Hi"]
     ]
-    together = generate(model, tokenizer, prompts, max_new_tokens=24)
-    assert together == [generate(model, tokenizer, [p], max_new_tokens=24)[0] for p in prompts]
+    together = generate(model, tokenizer, prompts, Sampling(max_new_tokens=24))
+    assert together == [
+        generate(model, tokenizer, [p], Sampling(max_new_tokens=24))[0] for p in prompts
+    ]
     assert "Paris" in together[0].text

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from dualign.evaluation.paired import paired_change
-from dualign.evaluation.scores import Change, wilson
+from dualign.evaluation.scores import Change, paired_change, wilson
 from dualign.merging.sweep.scored import (
     Candidate,
     Scored,

@@ -50,9 +50,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     counts: list[int] = []
     real = evaluate.generate_batches
 
-    def counting(model: Any, tokenizer: Any, prompts: Any, **options: Any) -> Any:
+    def counting(model: Any, tokenizer: Any, prompts: Any, *args: Any, **options: Any) -> Any:
         counts.append(len(prompts))
-        return real(model, tokenizer, prompts, **options)
+        return real(model, tokenizer, prompts, *args, **options)
 
     monkeypatch.setattr(evaluate, "generate_batches", counting)
     return counts

@@ -3,7 +3,7 @@
 import pytest
 
 from dualign.errors import DataError, EvaluationError
-from dualign.evaluation.verify import verify
+from dualign.verifiers import verify
 
 INTEGERS = [
     ("42", "42", True),
