@@ -6,6 +6,10 @@ from typing import Any, Literal
 
 Mode = Literal["think", "no_think"]
 MODES: tuple[Mode, ...] = ("think", "no_think")
+UNKNOWN_MODE = "unknown"
+"""The mode of a row that was left out before its mode was known."""
+Group = tuple[str, str]
+"""(mode, source)"""
 Role = Literal["system", "user", "assistant", "tool"]
 
 

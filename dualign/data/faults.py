@@ -42,6 +42,17 @@ Code = Literal[
 CODES: tuple[Code, ...] = get_args(Code)
 
 
+class RowFault(Exception):
+    """A fault of a row, raised where its source and place aren't known; rows/sources.py makes a
+    RowError of it.
+    """
+
+    def __init__(self, code: Code, what: str, mode: Mode | None = None) -> None:
+        super().__init__(what)
+        self.code: Code = code
+        self.mode = mode
+
+
 class RowError(DataError):
     """A row that can't be trained on as it is. `mode` is known when the fault was found after the
     mode was.

@@ -12,8 +12,8 @@ import pyarrow as pa
 from dualign.data.cache import About, Tables, cache_key, kept
 from dualign.data.caching import map_afresh
 from dualign.data.config import DataConfig
+from dualign.data.conversation import Group
 from dualign.data.mix.mixture import Mixed, mix
-from dualign.data.mix.row_stats import Group
 from dualign.data.seeds import Indices, generator
 from dualign.data.text.template import ChatTemplate
 from dualign.data.tokens.encoding import ExampleEncoder, PairEncoder

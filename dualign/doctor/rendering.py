@@ -8,17 +8,16 @@ from typing import Any
 
 from dualign.data.config import Supervise
 from dualign.data.conversation import MODES, Conversation, Message, Mode
-from dualign.data.rows.traces import CLOSE, OPEN
+from dualign.data.modes import EMPTY_BLOCK, OPEN, WHOLE_FLAG
 from dualign.data.text.spans import Rendered
 from dualign.data.text.template import ChatTemplate
 from dualign.doctor.findings import Fault
 from dualign.doctor.rows import tool_name
 from dualign.errors import TemplateError
 
-_FLAGS = re.compile(r"(?<!\S)/(?:no_think|think|system_override)(?!\S)")
+_FLAGS = re.compile(rf"{WHOLE_FLAG.pattern}|(?<!\S)/system_override(?!\S)")
 _LONG_ENOUGH = 20
 """Characters from which a text doesn't repeat by chance."""
-_EMPTY_BLOCK = re.compile(rf"\s*{OPEN}\s*{CLOSE}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,9 +41,8 @@ def opening(template: ChatTemplate, mode: Mode) -> str:
     asked = (Message(role="user", content="Hi"),)
     try:
         prompt = template.prompt(asked, mode=mode)
-        without = template.render(
-            Conversation(messages=asked, mode=mode, source="probe", row=0), supervise="all"
-        ).text
+        probe = Conversation(messages=asked, mode=mode, source="probe", row=0)
+        without = template.texts(probe)(len(asked), False)
     except TemplateError:
         return ""
     return prompt[len(without) :] if prompt.startswith(without) else ""
@@ -112,7 +110,7 @@ def _tool_faults(tools: Sequence[Any], text: str) -> Iterator[Fault]:
 def _span_faults(rendered: Rendered, opened: str, ends: str) -> Iterator[Fault]:
     for start, stop in rendered.spans:
         span = rendered.text[start:stop]
-        if _EMPTY_BLOCK.match(span):
+        if EMPTY_BLOCK.match(span):
             yield Fault("empty_think_supervised", f"a supervised turn begins with {span[:40]!r}")
         elif opened and span.startswith(opened):
             yield Fault("prompt_supervised", f"a supervised turn begins with {span[:40]!r}")
@@ -121,7 +119,7 @@ def _span_faults(rendered: Rendered, opened: str, ends: str) -> Iterator[Fault]:
                 "end_of_turn_unsupervised",
                 f"a supervised turn ends with {span[-40:]!r}, not with {ends!r}",
             )
-        if span.count(OPEN) + opened.count(OPEN) > 1 and not _EMPTY_BLOCK.match(span):
+        if span.count(OPEN) + opened.count(OPEN) > 1 and not EMPTY_BLOCK.match(span):
             yield Fault(
                 "thinking_doubled", f"a turn has two think blocks: {(opened + span)[:80]!r}"
             )

@@ -5,14 +5,12 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from dualign.data.conversation import Conversation, Message
-from dualign.data.rows.traces import CLOSE, OPEN
+from dualign.data.modes import CLOSE, FLAG, FLAGS, OPEN, WHOLE_FLAG
 from dualign.doctor.findings import Fault
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_FLAG = re.compile(r"/(?:no_)?think")
-_WHOLE_FLAG = re.compile(r"(?<!\S)/((?:no_)?think)(?!\S)")
 # The turns of other formats: text that was templated before it came here.
 _FORMATS = (
     "<|im_start|>", "<|im_end|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>",
@@ -63,13 +61,13 @@ def _flag_faults(conversation: Conversation) -> Iterator[Fault]:
         if "think" not in message.content:
             continue
         if message.role == "system":
-            bare = _WHOLE_FLAG.sub("", message.content)
-            if found := _FLAG.search(bare):
+            bare = WHOLE_FLAG.sub("", message.content)
+            if found := FLAG.search(bare):
                 # Where the template obeys it, the row was refused before it came here.
                 said = f"message {turn}: {_around(bare, found.start())}"
                 yield Fault("flag_in_word", said, "warning")
         elif message.role == "user":
-            flags = [found[1] for found in _WHOLE_FLAG.finditer(message.content)]
+            flags = [FLAGS[flag] for flag in WHOLE_FLAG.findall(message.content)]
             if any(flag != conversation.mode for flag in flags):
                 yield Fault(
                     "flag_in_user_turn",

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import replace
 
 from dualign.data.conversation import MODES, Conversation, Message, Mode
-from dualign.data.rows.traces import OPEN
+from dualign.data.modes import FLAG, OPEN
 from dualign.data.text.template import ChatTemplate
 from dualign.doctor.findings import Fault
 from dualign.doctor.rendering import opening
@@ -81,7 +81,7 @@ def _date_faults(template: ChatTemplate) -> Iterator[Fault]:
 def _system_faults(template: ChatTemplate) -> Iterator[Fault]:
     asked = (Message(role="user", content=_QUESTION),)
     before = template.prompt(asked, mode="no_think").partition(_QUESTION)[0]
-    bare = re.sub(r"<[^>]*>|\[/?[A-Z_]+\]|/(no_)?think", " ", before)
+    bare = re.sub(rf"<[^>]*>|\[/?[A-Z_]+\]|{FLAG.pattern}", " ", before)
     if len(bare.split()) > _MOST_HEADER_WORDS:
         yield Fault("default_system_prompt", f"before the first question: {before[:200]!r}")
     try:
@@ -119,7 +119,7 @@ def _conversation(messages: tuple[Message, ...], mode: Mode) -> Conversation:
 
 
 def _render(template: ChatTemplate, conversation: Conversation) -> str:
-    return template.render(conversation, supervise="all").text
+    return template.texts(conversation)(len(conversation.messages), False)
 
 
 def _with_clock(template: ChatTemplate, day: str) -> ChatTemplate:

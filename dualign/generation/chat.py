@@ -14,10 +14,11 @@ from rich.text import Text
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
 from dualign.data.conversation import Mode
+from dualign.data.modes import CLOSE, OPEN
 from dualign.errors import EvaluationError
 from dualign.generation.generate import end_ids, generation_settings, tokenize
 from dualign.generation.sampling import Sampling, sampler, uniforms
-from dualign.generation.thinking import CLOSE, OPEN, prompt_opens_block, split
+from dualign.generation.thinking import prompt_opens_block, split
 from dualign.models.inference import load_chat_tokenizer, load_model
 
 _HELP = (

@@ -9,11 +9,10 @@ import re
 from dataclasses import dataclass
 
 from dualign.data.conversation import Mode
+from dualign.data.modes import CLOSE, EMPTY_BLOCK, OPEN
 
-OPEN, CLOSE = "<think>", "</think>"
 _TAG = re.compile(r"<\s*/?\s*think(?:ing)?\s*>", re.IGNORECASE)
-_BLOCK = re.compile(r"<think>(.*?)(?:</think>|\Z)", re.DOTALL)
-_EMPTY_HEAD = re.compile(r"\s*<think>\s*</think>")
+_BLOCK = re.compile(rf"{OPEN}(.*?)(?:{CLOSE}|\Z)", re.DOTALL)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,7 +95,7 @@ def _without_block(text: str) -> Reply:
 
 
 def _split_no_think(prompt: str, generated: str) -> Reply:
-    text = generated if prompt_has_block(prompt) else _EMPTY_HEAD.sub("", generated, count=1)
+    text = generated if prompt_has_block(prompt) else EMPTY_BLOCK.sub("", generated, count=1)
     before, close, after = text.partition(CLOSE)
     stray = bool(close) and OPEN not in before
     return Reply(

@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dualign.data.conversation import MODES
-from dualign.data.mix.row_stats import Group
+from dualign.data.conversation import MODES, Group
 from dualign.data.prepare import Prepared, PreparedPairs
 from dualign.data.tokens.labels import IGNORE_INDEX
 from dualign.inspect.terminal import NEWLINE, Document, lengths_of, runs_of, samples_of, title_of

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dualign.data.mix.row_stats import Group
+from dualign.data.conversation import Group
 from dualign.data.prepare import Prepared, PreparedPairs
 from dualign.data.tokens.labels import IGNORE_INDEX
 from dualign.inspect.removed import removed_table

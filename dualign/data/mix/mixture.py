@@ -15,7 +15,7 @@ import datasets
 
 from dualign.data.caching import map_afresh
 from dualign.data.config import DataConfig
-from dualign.data.mix.row_stats import Group
+from dualign.data.conversation import Group
 from dualign.data.mix.row_table import Tokenised, numbers, owners, words
 from dualign.data.mix.screening import Screened, screen
 from dualign.data.mix.selection import check_labels, settle

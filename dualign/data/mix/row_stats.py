@@ -7,13 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from dualign.data.conversation import Group
 from dualign.data.mix.row_table import Chosen, Tokenised
 from dualign.data.seeds import Indices
-
-Group = tuple[str, str]
-"""(mode, source)"""
-UNKNOWN_MODE = "unknown"
-"""The mode of a row that was left out before its mode was known."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -20,11 +20,10 @@ from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
 from dualign.data.caching import map_afresh
 from dualign.data.config import DataConfig, DedupConfig, SourceConfig
-from dualign.data.conversation import Conversation, PreferencePair
+from dualign.data.conversation import Conversation, Group, PreferencePair
 from dualign.data.faults import RowError
 from dualign.data.mix.decontamination import TaskIndex, index_tasks
 from dualign.data.mix.near_duplicates import Signatures, band_hashes, first_alike, signatures
-from dualign.data.mix.row_stats import Group
 from dualign.data.mix.words import Hashes, shingles, word_hashes
 from dualign.data.rows.loading import Drawn
 from dualign.data.rows.sources import source_label, to_conversation, to_pair

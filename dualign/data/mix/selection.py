@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from dualign.data.config import DataConfig
-from dualign.data.conversation import MODES
+from dualign.data.conversation import MODES, UNKNOWN_MODE, Group
 from dualign.data.mix.amounts import Rows, choose
-from dualign.data.mix.row_stats import UNKNOWN_MODE, Group, account, grouped, tally_rows
+from dualign.data.mix.row_stats import account, grouped, tally_rows
 from dualign.data.mix.row_table import Tokenised, Words
 from dualign.data.mix.screening import Screened
 from dualign.data.rows.loading import Drawn

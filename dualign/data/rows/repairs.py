@@ -5,9 +5,10 @@ from dataclasses import dataclass, replace
 
 from dualign.data.conversation import Message, Mode
 from dualign.data.faults import Code
+from dualign.data.modes import CLOSE, OPEN
 from dualign.data.policies import Repair
 from dualign.data.rows.text_rules import TextRules, trimmed
-from dualign.data.rows.traces import CLOSE, OPEN, take_trace, without_flags
+from dualign.data.rows.traces import take_trace, without_flags
 
 Part = tuple[Message, ...]
 

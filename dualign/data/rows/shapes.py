@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dualign.data.conversation import Message, Role
-from dualign.data.rows.traces import TraceFault
+from dualign.data.faults import RowFault
 
 Row = Mapping[str, Any]
 
@@ -49,7 +49,7 @@ def messages_of(row: Row) -> list[Message]:
         return _with_system(row, turns)
     if _has(row, "instruction", "output"):
         return _alpaca(row)
-    raise TraceFault("unknown_shape", f"a row with {_keys(row)}. Expected {SHAPES}")
+    raise RowFault("unknown_shape", f"a row with {_keys(row)}. Expected {SHAPES}")
 
 
 def plain_text(row: Row) -> str | None:
@@ -58,7 +58,7 @@ def plain_text(row: Row) -> str | None:
     if not _has(row, "text") or any(_has(row, key) for key in shaped):
         return None
     if not isinstance(row["text"], str) or not row["text"].strip():
-        raise TraceFault("empty_row", f"text is {row['text']!r}: expected some text")
+        raise RowFault("empty_row", f"text is {row['text']!r}: expected some text")
     return row["text"]
 
 
@@ -70,7 +70,7 @@ def pair_of(row: Row) -> tuple[list[Message], list[Message], list[Message]]:
     SmolTalk2 have it. Without one, strings are read as transcripts (`Human: ... Assistant: ...`).
     """
     if not _has(row, "chosen", "rejected"):
-        raise TraceFault("unknown_shape", f"a row with {_keys(row)}. Expected {PAIR_SHAPES}")
+        raise RowFault("unknown_shape", f"a row with {_keys(row)}. Expected {PAIR_SHAPES}")
     given = _given_prompt(row)
     read = as_turn if given else _as_transcript
     chosen, rejected = (read(row[key], "assistant") for key in ("chosen", "rejected"))
@@ -102,7 +102,7 @@ def as_turn(value: Any, role: Role) -> list[Message]:
     if isinstance(value, str):
         return [Message(role=role, content=value)]
     if isinstance(value, bool | int | float):
-        raise TraceFault("bad_content", f"{_short(value)}: expected text or a list of messages")
+        raise RowFault("bad_content", f"{_short(value)}: expected text or a list of messages")
     return as_messages([value] if isinstance(value, Mapping) else value)
 
 
@@ -111,11 +111,9 @@ def as_messages(value: Any) -> list[Message]:
     if isinstance(value, str):
         value = _json(value, "messages", list)
     if not isinstance(value, Sequence) or not all(isinstance(one, Mapping) for one in value):
-        raise TraceFault(
-            "unknown_shape", f"messages are {_short(value)}: expected a list of objects"
-        )
+        raise RowFault("unknown_shape", f"messages are {_short(value)}: expected a list of objects")
     if not value:
-        raise TraceFault("empty_row", "a conversation without messages")
+        raise RowFault("empty_row", "a conversation without messages")
     return [_message(one) for one in value]
 
 
@@ -124,16 +122,14 @@ def as_kwargs(value: Any) -> dict[str, Any]:
     if isinstance(value, str):
         value = _json(value, "chat_template_kwargs", dict)
     if not isinstance(value, Mapping | None):
-        raise TraceFault(
-            "unknown_shape", f"chat_template_kwargs {_short(value)}: expected an object"
-        )
+        raise RowFault("unknown_shape", f"chat_template_kwargs {_short(value)}: expected an object")
     kwargs = {key: item for key, item in (value or {}).items() if item is not None}
     for key in ("xml_tools", "python_tools"):
         _check_listed_tools(key, kwargs.get(key, ()))
     instructions = kwargs.get("custom_instructions", "")
     if not isinstance(instructions, str):
         found = f"custom_instructions {_short(instructions)}: expected text"
-        raise TraceFault("bad_content", found)
+        raise RowFault("bad_content", found)
     return kwargs
 
 
@@ -143,7 +139,7 @@ def _check_listed_tools(key: str, value: Any) -> None:
     if not isinstance(listed, Sequence) or not all(
         isinstance(one, str | Mapping) for one in listed
     ):
-        raise TraceFault("bad_tools", f"{key} is {_short(value)}: expected a list of schemas")
+        raise RowFault("bad_tools", f"{key} is {_short(value)}: expected a list of schemas")
 
 
 def as_tools(value: Any) -> tuple[Mapping[str, Any], ...]:
@@ -153,17 +149,17 @@ def as_tools(value: Any) -> tuple[Mapping[str, Any], ...]:
     if isinstance(value, str):
         value = _json(value, "tools", list)
     if isinstance(value, Mapping) or not isinstance(value, Sequence):
-        raise TraceFault("bad_tools", f"tools are {_short(value)}: expected a list of schemas")
+        raise RowFault("bad_tools", f"tools are {_short(value)}: expected a list of schemas")
     items = [_json(one, "a tool", dict) if isinstance(one, str) else one for one in value]
     if not all(isinstance(one, Mapping) for one in items):
-        raise TraceFault("bad_tools", f"tools are {_short(value)}: expected a list of schemas")
+        raise RowFault("bad_tools", f"tools are {_short(value)}: expected a list of schemas")
     return tuple(items)
 
 
 def _message(item: Mapping[str, Any]) -> Message:
     name = item.get("role") if item.get("role") is not None else item.get("from")
     if name not in _ROLES:
-        raise TraceFault("unknown_role", f"role {name!r}: expected one of {', '.join(_ROLES)}")
+        raise RowFault("unknown_role", f"role {name!r}: expected one of {', '.join(_ROLES)}")
     content = item.get("content") if item.get("role") is not None else item.get("value")
     if name == "function_call":
         return Message(role="assistant", content="", tool_calls=_calls([content]))
@@ -184,7 +180,7 @@ def _trace(item: Mapping[str, Any], content: Any) -> str | None:
         thoughts = [part["thinking"] for part in content if _is_thought(part)]
         found = "".join(map(_text, thoughts)) if thoughts else None
     if found is not None and not isinstance(found, str):
-        raise TraceFault("bad_content", f"a trace {_short(found)}: expected text")
+        raise RowFault("bad_content", f"a trace {_short(found)}: expected text")
     return found
 
 
@@ -204,11 +200,11 @@ def _text(content: Any) -> str:
     if isinstance(content, str):
         return content
     if not isinstance(content, Sequence):
-        raise TraceFault("bad_content", f"content {_short(content)}: expected text or parts")
+        raise RowFault("bad_content", f"content {_short(content)}: expected text or parts")
     parts = [part for part in content if not _is_thought(part)]
     for part in parts:
         if not isinstance(part, Mapping) or part.get("type") != "text":
-            raise TraceFault(
+            raise RowFault(
                 "bad_content", f"content part {_short(part)}: only text can be trained on"
             )
     return "".join(str(part.get("text") or "") for part in parts)
@@ -227,7 +223,7 @@ def _call(item: Any) -> Mapping[str, Any]:
     call = _json(item, "a tool call", dict) if isinstance(item, str) else item
     function = (call.get("function") or call) if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not function.get("name"):
-        raise TraceFault("bad_tools", f"tool call {_short(item)}: expected a function name")
+        raise RowFault("bad_tools", f"tool call {_short(item)}: expected a function name")
     arguments = function.get("arguments")
     if isinstance(arguments, str):
         arguments = _json(arguments, f"the arguments of {function['name']}", dict)
@@ -243,7 +239,7 @@ def _alpaca(row: Row) -> list[Message]:
     turns = [Message(role="user", content=question), answer]
     past = row.get("history") or ()
     if any(len(pair) != len(_HISTORY) for pair in past):
-        raise TraceFault(
+        raise RowFault(
             "unknown_shape", f"history {_short(past)}: expected [question, answer] pairs"
         )
     before = [
@@ -275,9 +271,9 @@ def _json(text: str, what: str, kind: type) -> Any:
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
-        raise TraceFault("bad_tools", f"{what} isn't JSON: {_short(text)} ({error})") from error
+        raise RowFault("bad_tools", f"{what} isn't JSON: {_short(text)} ({error})") from error
     if not isinstance(value, kind):
-        raise TraceFault("bad_tools", f"{what} is {_short(text)}: expected a JSON {kind.__name__}")
+        raise RowFault("bad_tools", f"{what} is {_short(text)}: expected a JSON {kind.__name__}")
     return value
 
 

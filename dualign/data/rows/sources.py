@@ -12,13 +12,13 @@ from typing import Any
 
 from dualign.data.config import SourceConfig, Supervise
 from dualign.data.conversation import Conversation, Message, Mode, PreferencePair
-from dualign.data.faults import Code, RowError
+from dualign.data.faults import Code, RowError, RowFault
 from dualign.data.policies import Repair, repair_for
 from dualign.data.rows.loading import load_source
 from dualign.data.rows.repairs import Draft, Part, mend
 from dualign.data.rows.shapes import Row, as_kwargs, as_tools, messages_of, pair_of, plain_text
 from dualign.data.rows.text_rules import NO_RULES, TextRules, check_texts
-from dualign.data.rows.traces import TraceFault, check_turns, resolve_mode, take_trace
+from dualign.data.rows.traces import check_turns, resolve_mode, take_trace
 from dualign.data.rows.turns import check_order, check_tools
 
 
@@ -73,7 +73,7 @@ def to_conversation(
             template_kwargs=kwargs.rest,
             repairs=settled.repairs,
         )
-    except TraceFault as fault:
+    except RowFault as fault:
         raise _row_error(fault, label, index) from fault
 
 
@@ -104,7 +104,7 @@ def to_pair(
             template_kwargs=kwargs.rest,
             repairs=settled.repairs,
         )
-    except TraceFault as fault:
+    except RowFault as fault:
         raise _row_error(fault, label, index) from fault
 
 
@@ -131,7 +131,7 @@ def _template_kwargs(row: Row) -> _Kwargs:
     enable_thinking = rest.pop("enable_thinking", None)
     if not isinstance(enable_thinking, bool | None):
         found = f"enable_thinking is {enable_thinking!r}: expected true or false"
-        raise TraceFault("unknown_mode", found)
+        raise RowFault("unknown_mode", found)
     named = rest.pop("tools", None)
     tools = as_tools(row.get("tools") or named)
     return _Kwargs(enable_thinking=enable_thinking, tools=tools, rest=rest)
@@ -147,14 +147,14 @@ def _settle(
     while True:
         try:
             settled = check(draft)
-        except TraceFault as fault:
+        except RowFault as fault:
             repair = repair_for(fault.code, source.on_fault)
             if repair is None:
                 raise
             mended = mend(draft, repair, fault.code, rules)
             if (fault.code, repair) in done or mended == draft:
                 text = f"{fault} ({repair} can't mend it)"
-                raise TraceFault(fault.code, text, fault.mode) from fault
+                raise RowFault(fault.code, text, fault.mode) from fault
             draft, done = mended, [*done, (fault.code, repair)]
         else:
             repairs = tuple(dict.fromkeys(repair for _, repair in done))
@@ -188,7 +188,7 @@ def _check_conversation(
     considered = turns[-1:] if supervise == "last" else turns
     trained = [turn for turn in considered if messages[turn].train]
     if not trained:
-        raise TraceFault("no_answer", "no assistant turn to train on", mode)
+        raise RowFault("no_answer", "no assistant turn to train on", mode)
     check_turns(messages, mode, trained=trained)
     return _Settled(parts=(messages,), mode=mode)
 
@@ -215,14 +215,14 @@ def _check_answers(prompt: Part, chosen: Part, rejected: Part, mode: Mode) -> No
         if roles != ["assistant"]:
             said = roles or "nothing"
             found = f"{name} continues the prompt with {said}: expected one assistant turn"
-            raise TraceFault("not_one_answer", found, mode)
+            raise RowFault("not_one_answer", found, mode)
     if not any(message.role == "user" for message in prompt):
-        raise TraceFault("no_answer", "the prompt has no user turn", mode)
+        raise RowFault("no_answer", "the prompt has no user turn", mode)
     if chosen == rejected:
-        raise TraceFault("identical_pair", "chosen and rejected are the same", mode)
+        raise RowFault("identical_pair", "chosen and rejected are the same", mode)
     if bool(chosen[0].thinking) != bool(rejected[0].thinking):
         which = "chosen" if chosen[0].thinking else "rejected"
-        raise TraceFault("pair_modes_differ", f"only {which} has a trace: expected one mode", mode)
+        raise RowFault("pair_modes_differ", f"only {which} has a trace: expected one mode", mode)
 
 
 def _take(message: Message) -> Message:
@@ -241,7 +241,7 @@ def _verbatim(
     end.
     """
     if supervise != "all":
-        raise TraceFault("plain_text", "plain text has no answer to train on; use supervise: all")
+        raise RowFault("plain_text", "plain text has no answer to train on; use supervise: all")
     message = Message(role="assistant", content=text)
     mode = resolve_mode(row, [message], source_mode=source.mode, enable_thinking=None)
     check_texts([message], {}, rules, mode)
@@ -254,5 +254,5 @@ def _verbatim(
     )
 
 
-def _row_error(fault: TraceFault, label: str, index: int) -> RowError:
+def _row_error(fault: RowFault, label: str, index: int) -> RowError:
     return RowError(fault.code, str(fault), source=label, row=index, mode=fault.mode)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dualign.data.conversation import Message, Mode
-from dualign.data.rows.traces import TraceFault
+from dualign.data.faults import RowFault
+from dualign.data.modes import FLAG, WHOLE_FLAG
 from dualign.data.text.template import ChatTemplate
 from dualign.errors import TemplateError
 
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
 
 # Tags that belong into contents, though some tokenizers have them as special tokens.
 _TAGS = re.compile(r"</?(think|tool_call|tool_response|tool_result|tools|code|answer)>")
-_FLAG = re.compile(r"/(?:no_)?think")
-_WHOLE_FLAG = re.compile(r"(?<!\S)/(?:no_)?think(?!\S)")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,10 +56,10 @@ def check_texts(
         _check_control(messages, kwargs, rules, mode)
     system = messages[0].content if messages and messages[0].role == "system" else ""
     if rules.flags_in_words and "/" in system:
-        inside = len(_FLAG.findall(system)) - len(_WHOLE_FLAG.findall(system))
+        inside = len(FLAG.findall(system)) - len(WHOLE_FLAG.findall(system))
         if inside:
             found = f"the template takes part of a word for a flag in {system[:80]!r}"
-            raise TraceFault("flag_in_word", found, mode)
+            raise RowFault("flag_in_word", found, mode)
 
 
 def trimmed(text: str, control: re.Pattern[str]) -> str:
@@ -91,10 +90,10 @@ def _control_in(text: str, rules: TextRules) -> re.Match[str] | None:
     return rules.control.search(text)
 
 
-def _control_fault(where: str, found: re.Match[str], mode: Mode) -> TraceFault:
+def _control_fault(where: str, found: re.Match[str], mode: Mode) -> RowFault:
     around = found.string[max(0, found.start() - 30) : found.end() + 30]
     what = f"{where} holds the control token {found[0]!r} as text: {around!r}"
-    return TraceFault("control_token", what, mode)
+    return RowFault("control_token", what, mode)
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -10,20 +10,10 @@ from dataclasses import replace
 from typing import Any
 
 from dualign.data.conversation import MODES, Message, Mode
-from dualign.data.faults import Code
+from dualign.data.faults import RowFault
+from dualign.data.modes import CLOSE, FLAGS, OPEN, WHOLE_FLAG
 
-OPEN, CLOSE = "<think>", "</think>"
-_FLAGS: dict[str, Mode] = {"/think": "think", "/no_think": "no_think"}
-_WHOLE_FLAG = re.compile(r"(?<!\S)/(?:no_)?think(?!\S)[ \t]?")
-
-
-class TraceFault(Exception):
-    """A fault of a turn or of a mode; whoever knows source and row makes a RowError of it."""
-
-    def __init__(self, code: Code, what: str, mode: Mode | None = None) -> None:
-        super().__init__(what)
-        self.code: Code = code
-        self.mode = mode
+_FLAG_AND_SPACE = re.compile(WHOLE_FLAG.pattern + r"[ \t]?")
 
 
 def split_trace(content: str) -> tuple[str | None, str]:
@@ -37,16 +27,16 @@ def split_trace(content: str) -> tuple[str | None, str]:
         return None, content
     head = content.lstrip()
     if not opened:
-        raise TraceFault("unopened_think", f"{CLOSE} without {OPEN} in {_short(content)}")
+        raise RowFault("unopened_think", f"{CLOSE} without {OPEN} in {_short(content)}")
     if not head.startswith(OPEN):
-        raise TraceFault("misplaced_think", f"text before {OPEN} in {_short(content)}")
+        raise RowFault("misplaced_think", f"text before {OPEN} in {_short(content)}")
     if not closed:
-        raise TraceFault("unclosed_think", f"{OPEN} without {CLOSE} in {_short(content)}")
+        raise RowFault("unclosed_think", f"{OPEN} without {CLOSE} in {_short(content)}")
     trace, answer = head[len(OPEN) :].split(CLOSE, 1)
     if OPEN in trace:
-        raise TraceFault("nested_think", f"{OPEN} inside a think block in {_short(content)}")
+        raise RowFault("nested_think", f"{OPEN} inside a think block in {_short(content)}")
     if OPEN in answer or CLOSE in answer:
-        raise TraceFault("double_think", f"more than one think block in {_short(content)}")
+        raise RowFault("double_think", f"more than one think block in {_short(content)}")
     return trace.strip() or None, answer.lstrip("\n")
 
 
@@ -57,9 +47,9 @@ def take_trace(message: Message) -> Message:
     trace, answer = split_trace(message.content)
     given = (message.thinking or "").strip() or None
     if given and (OPEN in given or CLOSE in given):
-        raise TraceFault("nested_think", f"a think tag inside the trace {_short(given)}")
+        raise RowFault("nested_think", f"a think tag inside the trace {_short(given)}")
     if trace and given:
-        raise TraceFault("double_think", "a trace in the content and another in a field of its own")
+        raise RowFault("double_think", "a trace in the content and another in a field of its own")
     if (answer, given or trace) == (message.content, message.thinking):
         return message
     return replace(message, content=answer, thinking=given or trace)
@@ -90,7 +80,7 @@ def resolve_mode(
             said[f"the flag in the {where} message"] = flag
     if len(set(said.values())) > 1:
         listed = ", ".join(f"{who} says {mode}" for who, mode in said.items())
-        raise TraceFault("mode_contradiction", f"{listed}: expected one mode")
+        raise RowFault("mode_contradiction", f"{listed}: expected one mode")
     if said:
         return next(iter(said.values()))
     # The tag is looked for as well, for rows whose contents are kept as they are.
@@ -105,7 +95,7 @@ def without_flags(messages: Sequence[Message], mode: Mode) -> tuple[Message, ...
     made = list(messages)
     for turn in _flagged_turns(messages):
         if _flag(messages[turn]) not in (None, mode):
-            text = _WHOLE_FLAG.sub("", messages[turn].content).strip()
+            text = _FLAG_AND_SPACE.sub("", messages[turn].content).strip()
             made[turn] = replace(messages[turn], content=text)
     return tuple(one for one in made if one.role != "system" or one.content)
 
@@ -118,7 +108,7 @@ def check_turns(messages: Sequence[Message], mode: Mode, *, trained: Sequence[in
         if message.role != "assistant":
             continue
         if mode == "no_think" and message.thinking:
-            raise TraceFault(
+            raise RowFault(
                 "no_think_with_trace",
                 f"message {turn} has a trace ({_short(message.thinking)}) but the row is no_think",
                 mode,
@@ -126,16 +116,16 @@ def check_turns(messages: Sequence[Message], mode: Mode, *, trained: Sequence[in
         if turn not in trained:
             continue
         if mode == "think" and not message.thinking:
-            raise TraceFault(
+            raise RowFault(
                 "think_without_trace",
                 f"message {turn} ({_short(message.content)}) has no trace but the row is think",
                 mode,
             )
         if not message.content.strip() and not message.tool_calls:
-            raise TraceFault("empty_answer", f"message {turn} of the assistant has no answer", mode)
+            raise RowFault("empty_answer", f"message {turn} of the assistant has no answer", mode)
         if message.thinking and message.thinking.strip() == message.content.strip():
             found = f"message {turn} answers with its own trace ({_short(message.content)})"
-            raise TraceFault("trace_is_answer", found, mode)
+            raise RowFault("trace_is_answer", found, mode)
 
 
 def _flagged_turns(messages: Sequence[Message]) -> list[int]:
@@ -153,13 +143,13 @@ def _flag(message: Message) -> Mode | None:
     """The last flag of a message."""
     if "think" not in message.content:
         return None
-    flags = [_FLAGS[word] for word in message.content.split() if word in _FLAGS]
+    flags = [FLAGS[word] for word in message.content.split() if word in FLAGS]
     return flags[-1] if flags else None
 
 
 def _as_mode(value: object) -> Mode:
     if value not in MODES:
-        raise TraceFault("unknown_mode", f"mode {value!r}: expected {' or '.join(MODES)}")
+        raise RowFault("unknown_mode", f"mode {value!r}: expected {' or '.join(MODES)}")
     return value
 
 

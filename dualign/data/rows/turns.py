@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dualign.data.conversation import Message, Mode, Role
-from dualign.data.rows.traces import TraceFault
+from dualign.data.faults import RowFault
 
 # How calls are written where they are text: Hermes, Llama-3, Mistral, smolagents, ReAct.
 _CALL_TEXT = re.compile(
@@ -21,13 +21,13 @@ def check_order(messages: Sequence[Message], mode: Mode) -> None:
     for turn, message in enumerate(messages):
         role = message.role
         if role == before and role != "tool":
-            raise TraceFault("same_role_twice", f"message {turn} is the {role}'s again", mode)
+            raise RowFault("same_role_twice", f"message {turn} is the {role}'s again", mode)
         if role == "system" and turn:
-            raise TraceFault("late_system", f"message {turn} is a system message: not first", mode)
+            raise RowFault("late_system", f"message {turn} is a system message: not first", mode)
         if role == "assistant" and before in (None, "system"):
-            raise TraceFault("assistant_first", "the assistant speaks before any user", mode)
+            raise RowFault("assistant_first", "the assistant speaks before any user", mode)
         if role == "user" and not message.content.strip():
-            raise TraceFault("empty_user", f"message {turn} of the user is empty", mode)
+            raise RowFault("empty_user", f"message {turn} of the user is empty", mode)
         before = role
 
 
@@ -43,12 +43,12 @@ def check_tools(
             left = (_asked(messages[turn - 1]) if turn and first else left) - 1
             if left < 0:
                 found = f"message {turn} is a tool's result without a call before it"
-                raise TraceFault("tool_result_without_call", found, mode)
+                raise RowFault("tool_result_without_call", found, mode)
         for call in message.tool_calls if known else ():
             name = call["function"]["name"]
             if name not in known:
                 found = f"message {turn} calls {name!r}; the row has {', '.join(sorted(known))}"
-                raise TraceFault("unknown_tool", found, mode)
+                raise RowFault("unknown_tool", found, mode)
 
 
 def _asked(message: Message) -> float:

@@ -9,21 +9,16 @@ Example, `dualign` template, no_think (| marks the span):
 """
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from dualign.data.config import Supervise
 from dualign.data.conversation import Conversation, Message, Mode
-from dualign.data.rows.traces import CLOSE, OPEN
+from dualign.data.modes import CLOSE, OPEN
+from dualign.data.text.template import ChatTemplate
 from dualign.errors import TemplateError
 
-if TYPE_CHECKING:
-    from dualign.data.text.template import ChatTemplate
-
 Span = tuple[int, int]
-TextOf = Callable[[int, bool], str]
-"""The text of a conversation's first `count` messages, with the next generation prompt or without."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,7 +48,7 @@ class _Turn(NamedTuple):
 
 
 def render_rows(
-    template: "ChatTemplate", conversation: Conversation, supervise: Supervise
+    template: ChatTemplate, conversation: Conversation, supervise: Supervise
 ) -> list[Rendered]:
     """The row as the model is to see it, with its supervised spans; TemplateError where a span
     can't be proven.
@@ -90,7 +85,7 @@ def render_rows(
 
 
 def render_row(
-    template: "ChatTemplate", conversation: Conversation, supervise: Supervise
+    template: ChatTemplate, conversation: Conversation, supervise: Supervise
 ) -> Rendered:
     """The one row of a conversation; TemplateError where the template makes it several."""
     rows = render_rows(template, conversation, supervise)
@@ -172,7 +167,7 @@ def _supervised(conversation: Conversation, supervise: Supervise) -> list[int]:
 
 
 def _turn(
-    template: "ChatTemplate", conversation: Conversation, which: int, prompt: str, upto: str
+    template: ChatTemplate, conversation: Conversation, which: int, prompt: str, upto: str
 ) -> _Turn:
     """What message `which` must produce: what follows its generation prompt in `upto`, the text that
     ends with it, to its end-of-turn.
@@ -211,7 +206,7 @@ def _thinking_ends(message: Message, produced: str) -> tuple[int | None, int | N
     return start + len(trace), closing.end()
 
 
-def _check_nothing_lost(template: "ChatTemplate", place: str, message: Message, span: str) -> None:
+def _check_nothing_lost(template: ChatTemplate, place: str, message: Message, span: str) -> None:
     wanted = {"trace": message.thinking or "", "answer": message.content}
     wanted |= {f"call of {name}": name for name in _called(message)}
     lost = [what for what, text in wanted.items() if text.strip() not in span]
@@ -227,7 +222,7 @@ def _called(message: Message) -> list[str]:
     return [str(call.get("function", call).get("name", "")) for call in message.tool_calls]
 
 
-def _unproven(template: "ChatTemplate", place: str, expected: str, text: str) -> TemplateError:
+def _unproven(template: ChatTemplate, place: str, expected: str, text: str) -> TemplateError:
     common = _common_length(expected, text)
     start = max(0, common - 60)
     return TemplateError(

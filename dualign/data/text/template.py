@@ -1,6 +1,6 @@
 """Chat templates: jinja texts of ours, of a file or of a tokenizer, and the texts they render."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property
@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 
-from dualign.data.config import Supervise
 from dualign.data.conversation import Conversation, Message, Mode
+from dualign.data.modes import CLOSE, OPEN
 from dualign.data.text import sandbox
-from dualign.data.text.spans import Rendered, TextOf, render_row, render_rows
 from dualign.errors import TemplateError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+TextOf = Callable[[int, bool], str]
+"""The text of a conversation's first `count` messages, with or without the next generation prompt."""
 _RESERVED = frozenset(
     {"messages", "tools", "enable_thinking", "add_generation_prompt", "documents", "strftime_now"}
 )
@@ -46,18 +47,8 @@ class ChatTemplate:
         given = self._given(mode, tools, template_kwargs or {})
         return self._text(self._dicts(messages), given, prompt=True)
 
-    def render(self, conversation: Conversation, *, supervise: Supervise) -> Rendered:
-        """The row's text with its supervised spans; TemplateError where a span can't be proven, or
-        where the template makes several rows of it.
-        """
-        return render_row(self, conversation, supervise)
-
-    def render_rows(self, conversation: Conversation, *, supervise: Supervise) -> list[Rendered]:
-        """The row, or the several that a template makes of it which rewrites history."""
-        return render_rows(self, conversation, supervise)
-
     def texts(self, conversation: Conversation) -> TextOf:
-        """What renders the conversation's first messages. Errors name the row."""
+        """Return the function that renders the conversation's first messages; its errors name the row."""
         dicts = self._dicts(conversation.messages)
         given = self._given(conversation.mode, conversation.tools, conversation.template_kwargs)
 
@@ -178,7 +169,7 @@ def _message_dict(message: Message, *, as_field: bool) -> dict[str, Any]:
         # `thinking` is the name that some templates know; transformers gives both.
         made |= {"thinking": message.thinking, "reasoning_content": message.thinking}
     elif message.thinking is not None:
-        made["content"] = f"<think>\n{message.thinking}\n</think>\n\n{message.content}"
+        made["content"] = f"{OPEN}\n{message.thinking}\n{CLOSE}\n\n{message.content}"
     if message.tool_calls:
         made["tool_calls"] = [dict(call) for call in message.tool_calls]
     return made

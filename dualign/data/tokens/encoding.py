@@ -17,14 +17,13 @@ import datasets
 import pyarrow as pa
 
 from dualign.data.config import DataConfig, SourceConfig, Supervise
-from dualign.data.conversation import Conversation, PreferencePair
+from dualign.data.conversation import UNKNOWN_MODE, Conversation, PreferencePair
 from dualign.data.faults import Code, RowError
-from dualign.data.mix.row_stats import UNKNOWN_MODE
 from dualign.data.policies import stops
 from dualign.data.rows.sources import to_conversation, to_pair
 from dualign.data.rows.text_rules import TextRules, text_rules
 from dualign.data.seeds import Indices
-from dualign.data.text.spans import Rendered
+from dualign.data.text.spans import Rendered, render_rows
 from dualign.data.text.template import ChatTemplate
 from dualign.data.text.truncation import within_budget, without_first_turns
 from dualign.data.tokens.labels import IGNORE_INDEX, Example, encode_batch
@@ -177,7 +176,7 @@ class Encoder:
         self, conversation: Conversation, supervise: Supervise
     ) -> list[Rendered] | RowError:
         try:
-            return self.template.render_rows(conversation, supervise=supervise)
+            return render_rows(self.template, conversation, supervise)
         except TemplateError as error:
             if self._stops("template"):
                 raise

@@ -6,9 +6,9 @@ import pytest
 
 from dualign.data.config import SourceConfig
 from dualign.data.conversation import Message
-from dualign.data.faults import RowError
+from dualign.data.faults import RowError, RowFault
 from dualign.data.rows.sources import to_conversation, to_pair
-from dualign.data.rows.traces import TraceFault, split_trace
+from dualign.data.rows.traces import split_trace
 
 ROWS = SourceConfig(path="rows.jsonl")
 
@@ -126,7 +126,7 @@ def test_split_trace_of_an_empty_block_is_no_trace() -> None:
     assert split_trace("<think>\n\n</think>\n\nyes") == (None, "yes")
     assert split_trace("yes") == (None, "yes")
     assert split_trace("\n<think>why</think>yes") == ("why", "yes")
-    with pytest.raises(TraceFault, match="without </think>"):
+    with pytest.raises(RowFault, match="without </think>"):
         split_trace("<think>")
 
 

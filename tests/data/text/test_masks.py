@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dualign.data.config import Supervise
 from dualign.data.conversation import Conversation, Message, Mode
-from dualign.data.text.spans import Rendered
+from dualign.data.text.spans import Rendered, render_row, render_rows
 from dualign.data.text.template import ChatTemplate, load_template
 from dualign.data.tokens.labels import IGNORE_INDEX, encode
 from dualign.errors import TemplateError
@@ -134,22 +134,22 @@ def test_the_supervised_text_is_what_the_model_must_emit(
         plain = Plain(template, llama_tokenizer, row)
         answers = list(range(2, 2 * turns + 1, 2))
         for policy in ("assistant", "answers", "thinking"):
-            rows = template.render_rows(row, supervise=policy)  # type: ignore[arg-type]
+            rows = render_rows(template, row, policy)  # type: ignore[arg-type]
             check(plain, rows, answers, policy, llama_tokenizer)  # type: ignore[arg-type]
         check(
             plain,
-            template.render_rows(row, supervise="last"),
+            render_rows(template, row, "last"),
             answers[-1:],
             "last",
             llama_tokenizer,
         )
-        (whole,) = template.render_rows(row, supervise="all")
+        (whole,) = render_rows(template, row, "all")
         assert whole.spans == ((0, len(whole.text)),)
         flagged = list(row.messages)
         flagged[2] = replace(flagged[2], train=False)
         some = replace(row, messages=tuple(flagged))
         if turns > 1:
-            rows = template.render_rows(some, supervise="assistant")
+            rows = render_rows(template, some, "assistant")
             check(plain, rows, answers[1:], "assistant", llama_tokenizer)
 
 
@@ -157,7 +157,7 @@ def test_a_template_that_drops_old_thoughts_makes_a_row_for_each_turn(
     llama_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     template = template_of("qwen3", llama_tokenizer, tmp_path)
-    rows = template.render_rows(conversation("think", 3, tools=False), supervise="assistant")
+    rows = render_rows(template, conversation("think", 3, tools=False), "assistant")
     assert [row.text.count("because") for row in rows] == [1, 1, 1]
     learnt = [row.text[start:stop] for row in rows for start, stop in row.spans]
     assert learnt == [
@@ -171,7 +171,7 @@ def test_a_template_that_drops_old_thoughts_makes_a_row_for_each_turn(
         [False, True, False, True, True],
     ]
     with pytest.raises(TemplateError, match=r"make 3 rows\. Expected one: use supervise: last"):
-        template.render(conversation("think", 3, tools=False), supervise="assistant")
+        render_row(template, conversation("think", 3, tools=False), "assistant")
 
 
 def test_turns_that_still_look_alike_share_a_row(
@@ -189,7 +189,7 @@ def test_turns_that_still_look_alike_share_a_row(
     )
     row = Conversation(messages=messages, mode="think", source="rows", row=0, tools=(TOOL,))
     template = template_of("qwen3", llama_tokenizer, tmp_path)
-    rows = template.render_rows(row, supervise="assistant")
+    rows = render_rows(template, row, "assistant")
     assert [len(one.spans) for one in rows] == [1, 2]
 
 
@@ -207,7 +207,7 @@ def test_mistrals_calls_are_learnt_and_their_results_are_not(
     )
     row = Conversation(messages=messages, mode="no_think", source="rows", row=0, tools=(TOOL,))
     template = template_of("mistral-3", llama_tokenizer, tmp_path)
-    first, second = template.render_rows(row, supervise="assistant")
+    first, second = render_rows(template, row, "assistant")
     end = llama_tokenizer.eos_token
     assert [first.text[slice(*span)] for span in first.spans] == [f" answer 0{end}"]
     assert [second.text[slice(*span)] for span in second.spans] == [
@@ -231,7 +231,7 @@ def test_calls_that_a_template_loses_are_refused(
     with pytest.raises(
         TemplateError, match=r"rows, row 4, message 1: .*leaves out the call of look"
     ):
-        template_of(name, llama_tokenizer, tmp_path).render_rows(row, supervise="assistant")
+        render_rows(template_of(name, llama_tokenizer, tmp_path), row, "assistant")
 
 
 def test_an_answer_that_cannot_be_told_from_its_thinking_is_refused(tmp_path: Path) -> None:
@@ -242,7 +242,7 @@ def test_an_answer_that_cannot_be_told_from_its_thinking_is_refused(tmp_path: Pa
     )
     template = load_template(str(path))
     row = conversation("think", 1, tools=False)
-    assert template.render(row, supervise="assistant").spans
+    assert render_row(template, row, "assistant").spans
     for policy in ("answers", "thinking"):
         with pytest.raises(TemplateError, match="where the thinking ends can't be told"):
-            template.render(row, supervise=policy)
+            render_row(template, row, policy)

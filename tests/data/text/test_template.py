@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from dualign.data.conversation import Conversation, Message, Mode
+from dualign.data.text.spans import render_row
 from dualign.data.text.template import ChatTemplate, load_template
 from dualign.data.tokens.labels import IGNORE_INDEX, encode
 from dualign.errors import TemplateError
@@ -42,13 +43,13 @@ def plain(messages: tuple[Message, ...]) -> list[dict[str, Any]]:
 
 
 def spans_of(template: ChatTemplate, row: Conversation) -> list[str]:
-    rendered = template.render(row, supervise="assistant")
+    rendered = render_row(template, row, "assistant")
     return [rendered.text[start:stop] for start, stop in rendered.spans]
 
 
 def test_the_dualign_template_renders_these_texts() -> None:
     template = load_template("dualign")
-    think = template.render(conversation("think", 1), supervise="assistant")
+    think = render_row(template, conversation("think", 1), "assistant")
     head = "<|im_start|>system\n/think<|im_end|>\n<|im_start|>user\nquestion 0<|im_end|>\n"
     assert think.text == (
         f"{head}<|im_start|>assistant\n<think>\nwhy\n\nbecause\n</think>\n\nanswer 0<|im_end|>\n"
@@ -57,7 +58,7 @@ def test_the_dualign_template_renders_these_texts() -> None:
         "why\n\nbecause\n</think>\n\nanswer 0<|im_end|>"
     ]
     head = head.replace("/think", "/no_think")
-    no_think = template.render(conversation("no_think", 1), supervise="assistant")
+    no_think = render_row(template, conversation("no_think", 1), "assistant")
     assert no_think.text == (
         f"{head}<|im_start|>assistant\n<think>\n\n</think>\nanswer 0<|im_end|>\n"
     )
@@ -72,7 +73,7 @@ def test_the_system_block_holds_instructions_date_tools_and_ends_with_the_mode()
         tools=(TOOL,),
         template_kwargs={"custom_instructions": "Be a pirate.", "date": "2025-07-01"},
     )
-    text = load_template("dualign").render(row, supervise="assistant").text
+    text = render_row(load_template("dualign"), row, "assistant").text
     block = text.split("<|im_end|>")[0]
     assert block.startswith(
         "<|im_start|>system\nBe brief.\nBe kind.\n\nBe a pirate.\n\nToday: 2025-07-01\n"
@@ -129,13 +130,13 @@ def test_a_flag_beats_the_argument(
 
 def test_a_trace_is_never_rendered_twice() -> None:
     template = load_template("dualign")
-    as_field = template.render(conversation("think", 2), supervise="assistant").text
+    as_field = render_row(template, conversation("think", 2), "assistant").text
     messages = tuple(
         Message(role=one["role"], content=one["content"])
         for one in plain(conversation("think", 2).messages)
     )
     inside = Conversation(messages=messages, mode="think", source="rows", row=0)
-    assert template.render(inside, supervise="all").text == as_field
+    assert render_row(template, inside, "all").text == as_field
     assert as_field.count("<think>") == 2
 
 
@@ -156,9 +157,9 @@ def test_calls_and_results_are_rendered_as_hermes_json() -> None:
     assert (
         "<|im_start|>user\n<tool_response>\na tree\n</tool_response>\n"
         "<tool_response>\na house\n</tool_response><|im_end|>\n"
-    ) in template.render(row, supervise="assistant").text
+    ) in render_row(template, row, "assistant").text
     with pytest.raises(TemplateError, match="leaves out the call of look"):
-        load_template("chatml").render(row, supervise="assistant")
+        render_row(load_template("chatml"), row, "assistant")
 
 
 @pytest.mark.parametrize("name", ["dualign", "chatml"])
@@ -176,7 +177,7 @@ def test_our_templates_render_as_plain_transformers_from_a_saved_tokenizer(
     row = conversation(mode, turns, system="Be brief.", tools=(TOOL,))
     given = {"enable_thinking": mode == "think", "tools": [TOOL]}
     text = saved.apply_chat_template(plain(row.messages), tokenize=False, **given)
-    assert template.render(row, supervise="assistant").text == text
+    assert render_row(template, row, "assistant").text == text
     prompt = saved.apply_chat_template(
         plain(row.messages[:-1]), tokenize=False, add_generation_prompt=True, **given
     )
@@ -190,7 +191,7 @@ def test_the_generation_blocks_are_the_spans(
     for name in ("dualign", "chatml"):
         template = load_template(name, tokenizer=tokenizer)
         row = conversation(mode, 3)
-        example = encode(template.render(row, supervise="assistant"), tokenizer, max_tokens=None)
+        example = encode(render_row(template, row, "assistant"), tokenizer, max_tokens=None)
         plain_mask = tokenizer.apply_chat_template(
             plain(row.messages),
             chat_template=template.text,
@@ -218,9 +219,9 @@ def test_no_token_of_a_prompt_is_supervised(
     row = conversation(mode, turns)
     if (name, mode) in REWRITES_HISTORY and turns > 1:
         with pytest.raises(TemplateError, match=r"rows, row 3: .*rewrites turns"):
-            template.render(row, supervise="assistant")
+            render_row(template, row, "assistant")
         return
-    rendered = template.render(row, supervise="assistant")
+    rendered = render_row(template, row, "assistant")
     example = encode(rendered, llama_tokenizer, max_tokens=None)
     end = llama_tokenizer.convert_tokens_to_ids(template.end_of_turn)
     expected = [IGNORE_INDEX] * len(example.input_ids)
@@ -242,7 +243,7 @@ def test_no_token_of_a_prompt_is_supervised(
 
 def test_a_template_that_rewrites_history_can_still_train_the_last_turn() -> None:
     template = load_template(str(FOREIGN / "qwen3.jinja"))
-    rendered = template.render(conversation("think", 3), supervise="last")
+    rendered = render_row(template, conversation("think", 3), "last")
     ((start, stop),) = rendered.spans
     assert rendered.text[start:stop] == "<think>\nwhy\n\nbecause\n</think>\n\nanswer 2<|im_end|>"
     assert rendered.text.count("because") == 1
@@ -257,7 +258,7 @@ def test_a_template_that_loses_the_trace_is_refused(tmp_path: Path) -> None:
     template = load_template(str(path))
     assert spans_of(template, conversation("no_think", 1)) == ["answer 0<end>"]
     with pytest.raises(TemplateError, match="leaves out the trace"):
-        template.render(conversation("think", 1), supervise="assistant")
+        render_row(template, conversation("think", 1), "assistant")
 
 
 def test_a_template_without_an_end_of_turn_is_refused(tmp_path: Path) -> None:
@@ -296,7 +297,7 @@ def test_plain_text_is_rendered_as_it_is(tokenizer: PreTrainedTokenizerFast) -> 
         row=0,
         template_kwargs={"verbatim": True},
     )
-    rendered = template.render(row, supervise="all")
+    rendered = render_row(template, row, "all")
     assert (rendered.text, rendered.spans) == ("Once upon<|im_end|>", ((0, 19),))
 
 
@@ -336,4 +337,4 @@ def test_a_turn_that_does_not_start_with_its_generation_prompt_is_refused(tmp_pa
         "{% if add_generation_prompt %}<assistant>Sure: {% endif %}"
     )
     with pytest.raises(TemplateError, match="doesn't start with the generation prompt of its mode"):
-        load_template(str(path)).render(conversation("no_think", 1), supervise="assistant")
+        render_row(load_template(str(path)), conversation("no_think", 1), "assistant")

@@ -12,6 +12,7 @@ from dualign.data.config import DataConfig, SourceConfig
 from dualign.data.conversation import Conversation, Message
 from dualign.data.faults import RowError
 from dualign.data.prepare import Prepared, prepare_sft
+from dualign.data.text.spans import render_row
 from dualign.data.text.template import load_template
 from dualign.data.text.truncation import without_first_turns
 from dualign.data.tokens.labels import IGNORE_INDEX, encode
@@ -176,7 +177,7 @@ def test_a_conversation_that_a_template_splits_is_one_row_of_several_documents(
 def test_encode_alone_cuts_as_the_recipe_does(tokenizer: PreTrainedTokenizerFast) -> None:
     messages = (Message(role="user", content="hi"), Message(role="assistant", content="ho " * 9))
     row = Conversation(messages=messages, mode="no_think", source="rows", row=0)
-    rendered = load_template("dualign").render(row, supervise="assistant")
+    rendered = render_row(load_template("dualign"), row, "assistant")
     whole = encode(rendered, tokenizer, max_tokens=None)
     size = len(whole.input_ids) - 3
     made = encode(rendered, tokenizer, max_tokens=size, too_long="cut_end")

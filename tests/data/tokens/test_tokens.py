@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from dualign.data.conversation import Conversation, Message, Mode
 from dualign.data.faults import RowError
-from dualign.data.text.spans import Rendered
+from dualign.data.text.spans import Rendered, render_row
 from dualign.data.text.template import load_template
 from dualign.data.tokens.added_tokens import landmarks
 from dualign.data.tokens.labels import IGNORE_INDEX, _by_offsets, encode, encode_batch
@@ -120,7 +120,7 @@ def test_under_our_template_labels_decode_to_the_spans(
             Message(role="assistant", content=answer, thinking=trace.strip() if think else None)
         )
     row = Conversation(messages=tuple(messages), mode=mode, source="rows", row=0)
-    text = load_template("dualign").render(row, supervise="assistant")
+    text = render_row(load_template("dualign"), row, "assistant")
     used = tokenizer if gpt2 else llama_tokenizer
     example = encode(text, used, max_tokens=None)
     supervised = [label for label in example.labels if label != IGNORE_INDEX]
@@ -143,7 +143,7 @@ def test_the_embedded_models_tokenizer_proves_every_turn(
         turns = [Message(role="user", content=start)]
         turns.append(Message(role="assistant", content=start.strip(), thinking=thinking))
         row = Conversation(messages=tuple(turns * 2), mode=mode, source="rows", row=0)
-        rendered = template.render(row, supervise="assistant")
+        rendered = render_row(template, row, "assistant")
         example = encode(rendered, used, max_tokens=None)
         supervised = [label for label in example.labels if label != IGNORE_INDEX]
         expected = "".join(rendered.text[start:stop] for start, stop in rendered.spans)
@@ -164,7 +164,7 @@ def test_landmarks_and_offsets_label_the_same_tokens(
             thinking = f"{start.strip()} why" if mode == "think" else None
             messages.append(Message(role="assistant", content=start + "!", thinking=thinking))
             row = Conversation(messages=tuple(messages * 2), mode=mode, source="rows", row=0)  # type: ignore[arg-type]
-            rows.append(template.render(row, supervise="assistant"))
+            rows.append(render_row(template, row, "assistant"))
         quick = encode_batch(rows, used, max_tokens=200)
         slow = _by_offsets(rows, used, 200, "error")
         assert [(str(one) if isinstance(one, RowError) else one) for one in quick] == [

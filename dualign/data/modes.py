@@ -1,0 +1,14 @@
+"""The text that stands for a mode: think tags in answers, flags in system messages and user turns."""
+
+import re
+
+from dualign.data.conversation import Mode
+
+OPEN, CLOSE = "<think>", "</think>"
+FLAGS: dict[str, Mode] = {"/think": "think", "/no_think": "no_think"}
+FLAG = re.compile(r"/(?:no_)?think")
+"""A flag anywhere, also as part of a word: docs/thinkers holds one."""
+WHOLE_FLAG = re.compile(r"(?<!\S)/(?:no_)?think(?!\S)")
+"""A flag that is a word of its own."""
+EMPTY_BLOCK = re.compile(rf"\s*{OPEN}\s*{CLOSE}")
+"""A think block without a thought, as no_think turns begin with in some families."""
