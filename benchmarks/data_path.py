@@ -200,9 +200,7 @@ def with_doctor(path: Path) -> tuple[int, int, int, Any]:
     data = DataConfig(sources=(SourceConfig(path=str(path)),), max_tokens=MAX_TOKENS)
     started = clocks()
     template = load_template("dualign", tokenizer=tokenizer)
-    rows = survey(
-        Subject(kind="sft", data=data, tokenizer=tokenizer, template=template), Findings()
-    )
+    rows = survey(Subject(data=data, tokenizer=tokenizer, template=template), Findings())
     spent = clocks() - started
     return rows["examples"], rows["tokens"], 0, spent
 

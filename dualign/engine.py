@@ -25,8 +25,8 @@ from dualign.rundir import (
     work_folder,
     write_json,
 )
+from dualign.stages import stage_kind
 
-Runner = Callable[..., Outcome]
 _PACKAGES = (
     "dualign",
     "torch",
@@ -82,7 +82,6 @@ def _state(run_dir: Path, expected: str) -> str:
 
 def run(
     recipe: Recipe,
-    runners: Mapping[str, Runner],
     *,
     only: str | None = None,
     say: Callable[[str], None] = print,
@@ -107,7 +106,7 @@ def run(
                 _need_done(status, found, only, recipe)
             else:
                 say(f"{label}: {_START[status.state]}")
-                seconds = _run_stage(recipe, status, found, runners)
+                seconds = _run_stage(recipe, status, found)
                 say(f"{label}: finished in {seconds:.0f} s -> {status.run_dir}")
     return [status.run_dir for status in found]
 
@@ -146,13 +145,10 @@ def _need_done(status: StageStatus, found: list[StageStatus], only: str, recipe:
         )
 
 
-def _run_stage(
-    recipe: Recipe, status: StageStatus, found: list[StageStatus], runners: Mapping[str, Runner]
-) -> float:
-    entry = status.entry
-    launcher = getattr(entry.config, "launch", None)
-    if launcher and "RANK" not in os.environ:
-        return _launch(recipe, entry, launcher)
+def _run_stage(recipe: Recipe, status: StageStatus, found: list[StageStatus]) -> float:
+    entry, kind = status.entry, stage_kind(status.entry.kind)
+    if kind.launchable and entry.config.launch and "RANK" not in os.environ:
+        return _launch(recipe, entry, kind.command)
     parents = {one.entry.name: one for one in found}
     config = _with_paths(entry.config, parents)
     work = work_folder(status.run_dir)
@@ -160,7 +156,7 @@ def _run_stage(
     started, clock = datetime.now(UTC), time.monotonic()
     _reset_peak()
     if not read_run(work):  # else it was cut off between its last write and its publication
-        outcome = runners[entry.kind](config, work, seed=entry.seed)
+        outcome: Outcome = kind.runner(config, work, seed=entry.seed)
         record = _record(status, parents, outcome)
         record |= {"started": started.isoformat(timespec="seconds"), "resumed": resumed}
         record |= {"seconds": round(time.monotonic() - clock, 1), "peak_rss_mb": _peak_mb()}
@@ -216,12 +212,12 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _launch(recipe: Recipe, entry: StageEntry, config_file: str) -> float:
+def _launch(recipe: Recipe, entry: StageEntry, command: str | None) -> float:
     """Start the stage on many devices, as a user would by hand, and wait for it."""
+    assert command is not None, f"kind {entry.kind} has `launch` and no command in STAGE_KINDS"
     clock = time.monotonic()
-    command = "sft" if entry.kind == "sft" else "prefer"
     arguments = [command, str(recipe.file), "--stage", entry.name, *recipe.overrides]
-    started, code = launch(config_file, arguments)
+    started, code = launch(entry.config.launch, arguments)
     if code:
         raise CheckpointError(
             f"stage {entry.name}: {started} exited with {code}; its messages are above"

@@ -12,6 +12,7 @@ from typing import Any
 from dualign.config import Document, Key, nearest, parse, parse_value, read_yaml
 from dualign.errors import ConfigError
 from dualign.model_ref import StageRef
+from dualign.stages import config_classes
 
 RECIPE_KEYS = ("name", "output_dir", "seed", "stages")
 # Values under these keys are files beside the recipe when such a file exists.
@@ -73,7 +74,7 @@ class Recipe:
         raise ConfigError(f"{self.file}: no stage {name!r}{nearest(name, names)}")
 
 
-def load_recipe(path: Path, overrides: Sequence[str], kinds: Mapping[str, type]) -> Recipe:
+def load_recipe(path: Path, overrides: Sequence[str]) -> Recipe:
     """Read a pipeline recipe (`stages:`) or a stage recipe (`kind:`).
 
     Raises:
@@ -86,7 +87,7 @@ def load_recipe(path: Path, overrides: Sequence[str], kinds: Mapping[str, type])
     _include(document, path.parent)
     for override in overrides:
         _apply(document, override)
-    recipe = _parse_recipe(document, path, kinds)
+    recipe = _parse_recipe(document, path)
     document.raise_problems()
     assert recipe is not None, "no problems means a recipe"
     return dataclasses.replace(recipe, overrides=tuple(overrides))
@@ -225,7 +226,7 @@ def _set(document: Document, target: Any, keys: list[str], value: Any, override:
             return
 
 
-def _parse_recipe(document: Document, path: Path, kinds: Mapping[str, type]) -> Recipe | None:
+def _parse_recipe(document: Document, path: Path) -> Recipe | None:
     value = document.value
     for key in value:
         if key not in RECIPE_KEYS:
@@ -242,9 +243,7 @@ def _parse_recipe(document: Document, path: Path, kinds: Mapping[str, type]) -> 
     if not isinstance(stages, list) or not stages:
         document.refuse(("stages",), "expected a list of at least one stage")
         return None
-    entries = [
-        _parse_stage(document, stage, ("stages", i), seed, kinds) for i, stage in enumerate(stages)
-    ]
+    entries = [_parse_stage(document, stage, ("stages", i), seed) for i, stage in enumerate(stages)]
     made = [entry for entry in entries if entry is not None]
     _check_names(document, stages)
     return Recipe(
@@ -255,24 +254,22 @@ def _parse_recipe(document: Document, path: Path, kinds: Mapping[str, type]) -> 
     )
 
 
-def _parse_stage(
-    document: Document, value: Any, key: Key, seed: int, kinds: Mapping[str, type]
-) -> StageEntry | None:
+def _parse_stage(document: Document, value: Any, key: Key, seed: int) -> StageEntry | None:
     if not isinstance(value, dict):
         document.refuse(key, f"expected keys with values, found {value!r}")
         return None
-    kind = value.get("kind")
-    if not isinstance(kind, str) or kind not in kinds:
-        document.refuse((*key, "kind"), f"expected one of {', '.join(kinds)}, found {kind!r}")
+    kind, classes = value.get("kind"), config_classes()
+    if not isinstance(kind, str) or kind not in classes:
+        document.refuse((*key, "kind"), f"expected one of {', '.join(classes)}, found {kind!r}")
         return None
     own = dict(value)
     stage_seed = own.pop("seed", seed)
     if not isinstance(stage_seed, int) or isinstance(stage_seed, bool):
         document.refuse((*key, "seed"), f"expected a whole number, found {stage_seed!r}")
-    config = parse(kinds[kind], own, document, key)
+    config = parse(classes[kind], own, document, key)
     if config is None:
         return None
-    return StageEntry(name=str(value["name"]), kind=str(kind), seed=stage_seed, config=config)
+    return StageEntry(name=str(value["name"]), kind=kind, seed=stage_seed, config=config)
 
 
 def _check_names(document: Document, stages: list[Any]) -> None:

@@ -121,18 +121,14 @@ def stage_kind(name: str) -> StageKind:
     return next(rows, StageKind(name=name, config="", run=""))
 
 
-def kinds() -> dict[str, type]:
-    """Kind -> dataclass. Light: nothing here imports torch."""
+def training_kinds() -> str:
+    """Return the names of the kinds that train, for messages: `sft or preference`."""
+    return " or ".join(kind.name for kind in STAGE_KINDS if kind.trains)
+
+
+def config_classes() -> dict[str, type[Any]]:
+    """Return the dataclass of each kind, by its name."""
     return {kind.name: kind.config_class for kind in STAGE_KINDS}
-
-
-def runners() -> dict[str, Callable[..., Any]]:
-    """Kind -> the function that does the work; each imports its stage when called."""
-    return {kind.name: _lazy(kind) for kind in STAGE_KINDS}
-
-
-def _lazy(kind: StageKind) -> Callable[..., Any]:
-    return lambda stage, work, *, seed: kind.runner(stage, work, seed=seed)
 
 
 def _resolved(reference: str) -> Any:

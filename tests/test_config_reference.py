@@ -8,14 +8,14 @@ import pytest
 from dualign.cli.main import main
 from dualign.config_reference import key_list
 from dualign.recipe import load_recipe
-from dualign.stages import kinds
+from dualign.stages import config_classes
 from dualign.tasks import Task
 
 PAGE = Path(__file__).parents[1] / "docs" / "recipes.md"
 
 
 def test_the_page_lists_every_key() -> None:
-    wanted = key_list({**kinds(), "task": Task}).replace("## ", "### ")
+    wanted = key_list({**config_classes(), "task": Task}).replace("## ", "### ")
     listed = "### " + PAGE.read_text(encoding="utf-8").split("\n### ", 1)[1]
     assert listed.strip() == wanted, "copy what `dualign recipes keys` prints into docs/recipes.md"
 
@@ -26,7 +26,7 @@ def test_the_example_is_a_recipe(tmp_path: Path) -> None:
     for file in ("rows.jsonl", "task.yaml"):
         (tmp_path / file).touch()
     (tmp_path / "mine.yaml").write_text(example[1])
-    assert [one.kind for one in load_recipe(tmp_path / "mine.yaml", [], kinds()).stages] == [
+    assert [one.kind for one in load_recipe(tmp_path / "mine.yaml", []).stages] == [
         "sft",
         "eval",
     ]

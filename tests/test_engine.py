@@ -14,7 +14,6 @@ from dualign import engine
 from dualign.errors import CheckpointError, DataError
 from dualign.recipe import Recipe, load_recipe
 from dualign.rundir import locked, read_run
-from dualign.stages import kinds, runners
 
 SCRIPT = """
 import argparse, pathlib, sys, time
@@ -46,7 +45,7 @@ def recipe(folder: Path, *overrides: str) -> Recipe:
     ]
     path = folder / "recipe.yaml"
     path.write_text(json.dumps({"output_dir": str(folder / "out"), "seed": 1, "stages": stages}))
-    return load_recipe(path, overrides, kinds())
+    return load_recipe(path, overrides)
 
 
 def states(made: Recipe) -> list[str]:
@@ -55,7 +54,7 @@ def states(made: Recipe) -> list[str]:
 
 def run(made: Recipe, **options: str) -> list[str]:
     said: list[str] = []
-    engine.run(made, runners(), say=said.append, **options)
+    engine.run(made, say=said.append, **options)
     return said
 
 
@@ -122,11 +121,11 @@ def test_a_folder_named_like_a_template_that_ships_is_no_part_of_a_stage(
     path = tmp_path / "recipe.yaml"
     path.write_text(json.dumps({"output_dir": "out", "stages": [stage]}))
     monkeypatch.chdir(tmp_path)
-    before = load_recipe(path, [], kinds())
+    before = load_recipe(path, [])
     print_before = engine.statuses(before)[0].fingerprint
     (tmp_path / "dualign").mkdir()
     (tmp_path / "dualign" / "new.py").write_text("")
-    after = load_recipe(path, [], kinds())
+    after = load_recipe(path, [])
     assert after.stages[0].config.template == "dualign"
     assert engine.statuses(after)[0].fingerprint == print_before
 

@@ -11,7 +11,7 @@ import yaml
 
 from dualign import engine
 from dualign.recipe import load_recipe
-from dualign.stages import kinds
+from dualign.stages import STAGE_KINDS
 
 FINGERPRINTS = {
     "script": "d4ec89a43620cf486a6b6721e20dc2bb4e2d23f50233e41f9e8dcd0d2c237f3d",
@@ -128,12 +128,12 @@ def fingerprints(folder: Path, *overrides: str) -> dict[str, str]:
         (folder / name).write_text(text, encoding="utf-8")
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump({**RECIPE, "output_dir": str(folder / "out")}, sort_keys=False))
-    recipe = load_recipe(path, overrides, kinds())
+    recipe = load_recipe(path, overrides)
     return {status.entry.kind: status.fingerprint for status in engine.statuses(recipe)}
 
 
 def test_every_kind_of_stage_has_the_fingerprint_that_it_always_had(tmp_path: Path) -> None:
-    assert {entry["kind"] for entry in RECIPE["stages"]} == set(kinds())
+    assert {entry["kind"] for entry in RECIPE["stages"]} == {kind.name for kind in STAGE_KINDS}
     assert fingerprints(tmp_path) == FINGERPRINTS
 
 

@@ -10,7 +10,6 @@ import yaml
 
 from dualign.errors import ConfigError
 from dualign.recipe import load_recipe
-from dualign.stages import kinds
 
 GOOD = {
     "name": "good",
@@ -67,7 +66,7 @@ def changed(keys: str, value: object) -> dict:
 
 
 def test_a_good_recipe_loads(tmp_path: Path) -> None:
-    recipe = load_recipe(write(tmp_path, GOOD), [], kinds())
+    recipe = load_recipe(write(tmp_path, GOOD), [])
     assert [entry.name for entry in recipe.stages] == ["data", "sft", "apo", "soup", "eval"]
     assert recipe.stage("sft").config.train == {"learning_rate": 1e-3, "max_steps": 3}
     assert {entry.seed for entry in recipe.stages} == {42}
@@ -142,7 +141,7 @@ def test_a_mistake_is_refused_with_its_place(
 ) -> None:
     path = write(tmp_path, changed(keys, value))
     with pytest.raises(ConfigError) as caught:
-        load_recipe(path, [], kinds())
+        load_recipe(path, [])
     assert expected in str(caught.value)
     assert str(path) in str(caught.value)
 
@@ -151,7 +150,7 @@ def test_impossible_combinations_are_refused(tmp_path: Path) -> None:
     recipe = changed("stages.1.lora", None)
     recipe["stages"][1] |= {"quantization": "nf4", "save": "merged"}
     with pytest.raises(ConfigError) as caught:
-        load_recipe(write(tmp_path, recipe), [], kinds())
+        load_recipe(write(tmp_path, recipe), [])
     assert "nf4 weights can't be trained: add lora" in str(caught.value)
     assert "save: only with lora" in str(caught.value)
 
@@ -162,7 +161,7 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
     recipe["stages"][1]["data"]["sources"][0]["wieght"] = 1
     recipe["stages"][4]["kind"] = "evil"
     with pytest.raises(ConfigError) as caught:
-        load_recipe(write(tmp_path, recipe), [], kinds())
+        load_recipe(write(tmp_path, recipe), [])
     assert str(caught.value).startswith("4 problems")
 
 
@@ -171,7 +170,7 @@ def test_a_mistake_names_its_line(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"recipe\.yaml:7: stages\[0\]\.arg: unknown key \(did you mean 'args'"
     ):
-        load_recipe(write(tmp_path, text), [], kinds())
+        load_recipe(write(tmp_path, text), [])
 
 
 @pytest.mark.parametrize(
@@ -179,7 +178,7 @@ def test_a_mistake_names_its_line(tmp_path: Path) -> None:
 )
 def test_what_is_no_recipe_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(ConfigError, match=r"recipe\.yaml"):
-        load_recipe(write(tmp_path, text), [], kinds())
+        load_recipe(write(tmp_path, text), [])
 
 
 def test_a_refusal_takes_under_a_second_and_no_torch(tmp_path: Path) -> None:
@@ -202,7 +201,7 @@ def test_overrides_reach_stages_lists_and_the_recipe(tmp_path: Path) -> None:
         "soup.models.0.weight=0.9",
         "seed=7",
     ]
-    recipe = load_recipe(write(tmp_path, GOOD), overrides, kinds())
+    recipe = load_recipe(write(tmp_path, GOOD), overrides)
     assert recipe.stage("sft").config.train["learning_rate"] == 5e-4
     assert recipe.output_dir == Path("elsewhere")
     assert recipe.stage("soup").config.models[0].weight == 0.9
@@ -222,7 +221,7 @@ def test_overrides_reach_stages_lists_and_the_recipe(tmp_path: Path) -> None:
 )
 def test_a_wrong_override_is_refused(tmp_path: Path, override: str, expected: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        load_recipe(write(tmp_path, GOOD), [override], kinds())
+        load_recipe(write(tmp_path, GOOD), [override])
     assert expected in str(caught.value)
 
 
@@ -234,13 +233,13 @@ def test_a_stage_recipe_is_a_pipeline_of_one_and_can_be_included(tmp_path: Path)
         "args": {"rows": 3, "hard": 1},
     }
     write(tmp_path, stage, "data.yaml")
-    alone = load_recipe(tmp_path / "data.yaml", ["args.rows=4"], kinds())
+    alone = load_recipe(tmp_path / "data.yaml", ["args.rows=4"])
     assert [entry.name for entry in alone.stages] == ["data"]
     assert alone.stages[0].config.args == {"rows": 4, "hard": 1}
     both = {
         "output_dir": "o",
         "stages": [{"name": "mine", "recipe": "data.yaml", "args": {"rows": 5}}],
     }
-    included = load_recipe(write(tmp_path, both), [], kinds())
+    included = load_recipe(write(tmp_path, both), [])
     assert included.stages[0].config.args == {"rows": 5, "hard": 1}
     assert included.stages[0].name == "mine"

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from dualign.recipe import load_recipe
-from dualign.stages import kinds
 
 ROOT = Path(__file__).parents[1]
 STAGES = ("sft", "preference", "merging")
@@ -99,7 +98,7 @@ def test_help_and_lists_import_nothing_heavy(command: list[str]) -> None:
 def test_every_recipe_that_ships_loads(path: Path) -> None:
     if path.name == "model_config.yaml":
         pytest.skip("not a recipe")
-    recipe = load_recipe(path, [], kinds())
+    recipe = load_recipe(path, [])
     assert recipe.stages
     assert path.read_text().startswith("# "), "the first line says what the recipe is for"
 

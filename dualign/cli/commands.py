@@ -9,16 +9,17 @@ from textwrap import fill, indent
 from dualign.config import nearest
 from dualign.errors import ConfigError
 from dualign.recipe import Recipe, StageEntry, load_recipe
+from dualign.stages import stage_kind, training_kinds
 
 
 def run(given: Namespace) -> int:
     """`dualign run RECIPE`: every stage, then the report."""
     from dualign import engine
-    from dualign.stages import runners
 
     recipe = _load(given)
-    folders = engine.run(recipe, runners(), say=say)
-    if any(entry.kind == "eval" for entry in recipe.stages) or len(recipe.stages) > 1:
+    folders = engine.run(recipe, say=say)
+    evaluates = any(stage_kind(entry.kind).evaluates for entry in recipe.stages)
+    if evaluates or len(recipe.stages) > 1:
         _write_report(recipe, folders)
     return 0
 
@@ -31,24 +32,13 @@ def plan(given: Namespace) -> int:
     return 0
 
 
-def sft(given: Namespace) -> int:
-    """`dualign sft RECIPE`."""
-    return _one_stage(given, "sft")
+def run_stage(given: Namespace, kind: str) -> int:
+    """`dualign sft RECIPE`, and the other commands that run one stage of a kind."""
+    from dualign import engine
 
-
-def prefer(given: Namespace) -> int:
-    """`dualign prefer RECIPE`."""
-    return _one_stage(given, "preference")
-
-
-def pairs(given: Namespace) -> int:
-    """`dualign pairs RECIPE`."""
-    return _one_stage(given, "pairs")
-
-
-def merge_stage(given: Namespace) -> int:
-    """`dualign merge RECIPE`."""
-    return _one_stage(given, "merge")
+    recipe = _load(given)
+    engine.run(recipe, only=choose(recipe, kind, given.stage).name, say=say)
+    return 0
 
 
 def evaluate(given: Namespace) -> int:
@@ -108,9 +98,9 @@ def inspect(given: Namespace) -> int:
     from dualign.cost.plan import show_rows
 
     recipe = _load(given)
-    training = [entry for entry in recipe.stages if entry.kind in ("sft", "preference")]
+    training = [entry for entry in recipe.stages if stage_kind(entry.kind).trains]
     if not training:
-        raise ConfigError(f"{recipe.file}: no sft or preference stage to inspect")
+        raise ConfigError(f"{recipe.file}: no {training_kinds()} stage to inspect")
     entry = recipe.stage(given.stage) if given.stage else training[0]
     if entry not in training:
         raise ConfigError(f"{recipe.file}: stage {entry.name} is of kind {entry.kind}: has no rows")
@@ -179,10 +169,10 @@ def recipes(given: Namespace) -> int:
 
 def _keys(kind: str | None) -> str:
     from dualign.config_reference import key_list
-    from dualign.stages import kinds
+    from dualign.stages import config_classes
     from dualign.tasks import Task
 
-    known = {**kinds(), "task": Task}
+    known = {**config_classes(), "task": Task}
     if kind is not None and kind not in known:
         raise ConfigError(f"recipes keys: no kind of stage {kind!r}{nearest(kind, list(known))}")
     return key_list(known if kind is None else {kind: known[kind]})
@@ -232,18 +222,7 @@ def _shipped_names() -> list[str]:
 
 
 def _load(given: Namespace) -> Recipe:
-    from dualign.stages import kinds
-
-    return load_recipe(find_recipe(given.recipe), given.overrides, kinds())
-
-
-def _one_stage(given: Namespace, kind: str) -> int:
-    from dualign import engine
-    from dualign.stages import runners
-
-    recipe = _load(given)
-    engine.run(recipe, runners(), only=choose(recipe, kind, given.stage).name, say=say)
-    return 0
+    return load_recipe(find_recipe(given.recipe), given.overrides)
 
 
 def choose(recipe: Recipe, kind: str, name: str | None) -> StageEntry:

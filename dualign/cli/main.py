@@ -6,9 +6,10 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
-from dualign import __version__
+from dualign import __version__, stages
 from dualign.cli import adapter, commands, export, merge, publish, sweep
 from dualign.cli.parsers import Sub, command
 from dualign.errors import DualignError
@@ -78,24 +79,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"dualign {__version__}")
     sub = parser.add_subparsers(metavar="COMMAND", title="commands")
-    for name, about, action, detail in (
-        ("run", "run every stage of a recipe, skipping what is done", commands.run, _RUN),
-        (
-            "plan",
-            "show stages, rows, tokens, steps, memory and time; writes nothing",
-            commands.plan,
-            _PLAN,
-        ),
-        ("sft", "run one SFT stage (also under accelerate launch)", commands.sft, _STAGE),
-        (
-            "prefer",
-            "run one preference stage (also under accelerate launch)",
-            commands.prefer,
-            _STAGE,
-        ),
-        ("pairs", "build preference pairs by sampling a checkpoint", commands.pairs, _STAGE),
-    ):
-        _recipe_command(sub, name, about, action, detail, one_stage=name not in ("run", "plan"))
+    _recipe_command(sub, "run", _RUN_ABOUT, _RUN, commands.run)
+    _recipe_command(sub, "plan", _PLAN_ABOUT, _PLAN, commands.plan)
+    for kind in stages.STAGE_KINDS:
+        if kind.command and kind.about:
+            action = partial(commands.run_stage, kind=kind.name)
+            stage_parser = _recipe_command(sub, kind.command, kind.about, _STAGE, action)
+            stage_parser.add_argument(
+                "--stage", metavar="NAME", help="which stage of a pipeline recipe"
+            )
     merge.add(sub)
     adapter.add(sub)
     export.add(sub)
@@ -110,11 +102,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+_RUN_ABOUT = "run every stage of a recipe, skipping what is done"
 _RUN = """\
 Runs the stages in order. Each writes OUTPUT_DIR/STAGE when it is complete. Run the same command
 again after a crash: finished stages are skipped, the one that was cut off resumes from its last
 checkpoint, and a stage whose settings, data or parents changed is redone with all that hangs on it.
 """
+_PLAN_ABOUT = "show stages, rows, tokens, steps, memory and time; writes nothing"
 _PLAN = """\
 Prints what `dualign run` would do and what it would cost. Nothing is trained, nothing is written.
 """
@@ -130,14 +124,8 @@ finding says what it means for the model and how to mend it; docs/doctor.md list
 
 
 def _recipe_command(
-    sub: Sub,
-    name: str,
-    about: str,
-    action: object,
-    detail: str,
-    *,
-    one_stage: bool,
-) -> None:
+    sub: Sub, name: str, about: str, detail: str, action: Callable[[argparse.Namespace], int]
+) -> argparse.ArgumentParser:
     parser = command(sub, name, about, detail)
     parser.add_argument(
         "recipe", metavar="RECIPE", help="a YAML file, or the name of a recipe that ships"
@@ -148,9 +136,8 @@ def _recipe_command(
         metavar="KEY=VALUE",
         help="set a key, e.g. sft.train.learning_rate=1e-4",
     )
-    if one_stage:
-        parser.add_argument("--stage", metavar="NAME", help="which stage of a pipeline recipe")
     parser.set_defaults(action=action)
+    return parser
 
 
 def _eval_command(sub: Sub) -> None:

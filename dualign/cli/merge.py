@@ -73,9 +73,9 @@ def merge(given: Namespace) -> int:
 
     if not is_merge_file(Path(given.recipe)):
         _require_none(given)
-        from dualign.cli.commands import merge_stage
+        from dualign.cli.commands import run_stage
 
-        return merge_stage(given)
+        return run_stage(given, "merge")
     if given.stage:
         raise ConfigError(f"{given.recipe}: is a merge, not a recipe; it has no stages")
     return _merge_file(given)

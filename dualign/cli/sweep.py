@@ -37,20 +37,18 @@ def sweep(given: Namespace) -> int:
     """`dualign sweep SWEEP OUT`, or a stage of a recipe."""
     from dualign import engine
     from dualign.cli.commands import say
-    from dualign.stages import runners
 
     recipe, entry = _read(given)
     if given.dry_run:
         say(_dry_run(recipe, entry))
         return 0
-    folders = engine.run(recipe, runners(), only=entry.name, say=say)
+    folders = engine.run(recipe, only=entry.name, say=say)
     say(f"the best: {folders[recipe.stages.index(entry)]}; all of them: table.md, pareto.png there")
     return 0
 
 
 def _read(given: Namespace) -> tuple[Recipe, StageEntry]:
     from dualign.cli.commands import choose, find_recipe
-    from dualign.stages import kinds
 
     folders = [one for one in given.overrides if "=" not in one]
     overrides = [one for one in given.overrides if "=" in one]
@@ -59,7 +57,7 @@ def _read(given: Namespace) -> tuple[Recipe, StageEntry]:
     out = Path(folders[0]) if folders else None
     if out is not None:
         overrides.append(f"output_dir={out.parent}")
-    recipe = load_recipe(find_recipe(given.recipe), overrides, kinds())
+    recipe = load_recipe(find_recipe(given.recipe), overrides)
     entry = choose(recipe, "sweep", given.stage)
     if out is None:
         return recipe, entry

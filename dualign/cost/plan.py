@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import yaml
 from rich.console import Console
@@ -26,6 +26,7 @@ from dualign.engine import StageStatus, statuses
 from dualign.errors import CheckpointError, ConfigError, DualignError
 from dualign.model_ref import ModelRef, adapter_base
 from dualign.recipe import Recipe, StageEntry, references, replaced, stage_of
+from dualign.stages import stage_kind
 from dualign.training.config import TrainingStage
 
 # TRL's and transformers' defaults, where the recipe is silent.
@@ -51,6 +52,13 @@ class Cost:
     notes: tuple[str, ...]
 
 
+@runtime_checkable
+class _Described(Protocol):
+    """A stage that has more to say in the plan than its references."""
+
+    def in_words(self) -> str: ...
+
+
 def show_plan(recipe: Recipe, *, console: Console | None = None) -> None:
     """Print the stages, then rows, tokens, steps, memory and time of each training stage."""
     console = console or Console()
@@ -59,8 +67,8 @@ def show_plan(recipe: Recipe, *, console: Console | None = None) -> None:
     for status in found:
         if isinstance(status.entry.config, TrainingStage):
             _show_training(recipe, status, found, console)
-        elif status.entry.kind == "sweep":
-            console.rule(f"{status.entry.name} (sweep)", align="left")
+        elif isinstance(status.entry.config, _Described):
+            console.rule(f"{status.entry.name} ({status.entry.kind})", align="left")
             console.print(status.entry.config.in_words(), highlight=False, soft_wrap=True)
 
 
@@ -77,7 +85,7 @@ def show_rows(recipe: Recipe, entry: StageEntry, *, count: int, html: Path | Non
         raise ConfigError(
             f"{recipe.file}: stage {entry.name} reads from {', '.join(missing)}, which hasn't run yet"
         )
-    data, tokenizer = _prepared(config, entry.kind, entry.seed)
+    data, tokenizer = _prepared(config, entry.seed)
     if html is None:
         show(data, tokenizer, samples=count)
         return
@@ -112,7 +120,7 @@ def _show_training(
     config, missing = resolved(entry, found)
     data: Prepared | PreparedPairs | None = None
     if not missing and _data_is_here(config):
-        data, _ = _prepared(config, entry.kind, entry.seed)
+        data, _ = _prepared(config, entry.seed)
         from dualign.inspect.terminal import rows_table
 
         console.print(rows_table(data.rows))
@@ -120,7 +128,7 @@ def _show_training(
         waits = f"stage {', '.join(missing)} has run" if missing else "its data is downloaded"
         console.print(f"rows and tokens: known when {waits}")
     base = base_model(entry, {one.entry.name: one.entry for one in found})
-    cost = training_cost(config, entry.kind, data, base=base, folder=recipe.file.parent)
+    cost = training_cost(config, data, base=base, folder=recipe.file.parent)
     console.print(_cost_table(cost))
     if cost.memory:
         lines = "\n  ".join(cost.memory.formula())
@@ -139,7 +147,7 @@ def base_model(entry: StageEntry, stages: Mapping[str, StageEntry]) -> str:
 
 
 def training_cost(
-    config: Any, kind: str, data: Prepared | PreparedPairs | None, *, base: str, folder: Path
+    config: Any, data: Prepared | PreparedPairs | None, *, base: str, folder: Path
 ) -> Cost:
     """Steps, tokens, memory and time of a training stage.
 
@@ -160,9 +168,9 @@ def training_cost(
         longest, mean = _pair_tokens(data)
     elif data:
         mean = data.rows["tokens"] / len(data.train)
-    elif kind == "preference":
+    elif stage_kind(config.kind).takes_pairs:
         mean *= 2
-    step = _training_shape(config, kind, world, sharding, longest=longest)
+    step = _training_shape(config, world, sharding, longest=longest)
     try:
         memory = estimate(shape, step) if shape else None
     except DualignError as error:
@@ -239,7 +247,7 @@ def _data_is_here(config: Any) -> bool:
     return all(Path(source.path).exists() or "*" in source.path for source in config.data.sources)
 
 
-def _prepared(config: Any, kind: str, seed: int) -> tuple[Prepared | PreparedPairs, Any]:
+def _prepared(config: Any, seed: int) -> tuple[Prepared | PreparedPairs, Any]:
     from dualign.data.prepare import prepare_pairs, prepare_sft
     from dualign.models.loading import load_tokenizer
     from dualign.models.source import resolve_model
@@ -247,7 +255,7 @@ def _prepared(config: Any, kind: str, seed: int) -> tuple[Prepared | PreparedPai
     tokenizer, template = load_tokenizer(
         config, resolve_model(config.model, revision=config.revision)
     )
-    prepare = prepare_sft if kind == "sft" else prepare_pairs
+    prepare = prepare_pairs if stage_kind(config.kind).takes_pairs else prepare_sft
     return prepare(
         config.data, tokenizer, template, seed=seed, template_kwargs=config.template_kwargs
     ), tokenizer
@@ -308,9 +316,8 @@ def _pair_tokens(pairs: PreparedPairs) -> tuple[int, float]:
     return longest, sum(2 * prompt + good + bad for prompt, good, bad in sides) / len(sides)
 
 
-def _training_shape(
-    config: Any, kind: str, world: int, sharding: Any, *, longest: int
-) -> TrainingShape:
+def _training_shape(config: Any, world: int, sharding: Any, *, longest: int) -> TrainingShape:
+    pairs = stage_kind(config.kind).takes_pairs
     train = {**_DEFAULTS, **config.train}
     lora = config.lora
     shape = lora and LoraShape(
@@ -318,12 +325,12 @@ def _training_shape(
     )
     bf16 = bool(train.get("bf16")) and config.dtype == "float32"
     reference = None
-    if kind == "preference":
+    if pairs:
         reference = "adapter" if lora else "copy"
         reference = "cached" if config.reference == "cached" else reference
     return TrainingShape(
-        kind=kind,  # type: ignore[arg-type]  # sft or preference
-        micro_batch=train["per_device_train_batch_size"] * (2 if kind == "preference" else 1),
+        pairs=pairs,
+        micro_batch=train["per_device_train_batch_size"] * (2 if pairs else 1),
         max_tokens=longest,
         dtype="bfloat16" if bf16 else config.dtype,
         master_weights=bf16,

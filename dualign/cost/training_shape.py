@@ -44,7 +44,8 @@ class LoraShape:
 class TrainingShape:
     """One process's share of a step. Defaults are those of TRL's SFTConfig and DPOConfig."""
 
-    kind: Literal["sft", "preference"]
+    pairs: bool = False
+    """rows are preference pairs"""
     micro_batch: int
     """rows that go through the model at once: per_device_train_batch_size, times two for pairs"""
     max_tokens: int
@@ -87,8 +88,8 @@ class TrainingShape:
                 "nf4 weights can't be trained: add lora",
             ),
             (
-                (self.kind == "preference") != (self.reference is not None),
-                f"reference is for preference stages and needed there, found {self.reference} with kind {self.kind}",
+                self.pairs != (self.reference is not None),
+                f"reference is for preference pairs and needed there, found {self.reference} with pairs={self.pairs}",
             ),
             (self.reference == "adapter" and self.lora is None, "reference: adapter needs lora"),
             (

@@ -13,6 +13,7 @@ from dualign.errors import CheckpointError, MergeError, TemplateError
 from dualign.model_ref import adapter_base
 from dualign.models.loading import with_defaults
 from dualign.rundir import read_run
+from dualign.stages import stage_kind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -202,7 +203,7 @@ def _run_faults(run: Mapping[str, Any]) -> Iterator[Fault]:
             name = f"{part.get('source', 'all')} {part.get('mode', '')}".strip()
             found = f"{name}: {part['in']:,} in, {counted:,} kept or dropped"
             yield Fault("rows_unaccounted", found)
-    trained = run.get("kind") in ("sft", "preference")
+    trained = stage_kind(str(run.get("kind"))).trains
     if trained and "reload_max_logit_difference" not in (run.get("checks") or {}):
         yield Fault("never_reloaded", "run.json has no reload_max_logit_difference")
 

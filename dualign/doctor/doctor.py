@@ -24,7 +24,7 @@ from dualign.doctor.stages import (
     road_faults,
     training_stages,
 )
-from dualign.doctor.survey import Kind, Subject, survey
+from dualign.doctor.survey import Subject, survey
 from dualign.doctor.template import template_faults
 from dualign.doctor.tokens import tokenizer_faults
 from dualign.engine import statuses
@@ -33,6 +33,7 @@ from dualign.model_ref import ModelRef
 from dualign.models.loading import load_tokenizer
 from dualign.models.source import ModelSource, resolve_model
 from dualign.recipe import Recipe
+from dualign.stages import stage_kind, training_kinds
 from dualign.training.config import TrainingStage
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def examine_recipe(recipe: Recipe) -> Diagnosis:
     """
     entries = training_stages(recipe)
     if not entries:
-        raise ConfigError(f"{recipe.file}: no sft or preference stage to examine")
+        raise ConfigError(f"{recipe.file}: no {training_kinds()} stage to examine")
     findings, accounts, seen = Findings(), [], set[str]()
     road_faults(recipe, findings)
     status = statuses(recipe, remember=False)
@@ -110,9 +111,9 @@ def examine_data(
     except DataError as error:
         findings.add(Fault("source_unreadable", str(error)), source=source_label(source))
         return Diagnosis(findings=findings, rows={})
-    kind: Kind = "preference" if {"chosen", "rejected"} <= columns else "sft"
+    pairs = {"chosen", "rejected"} <= columns
     data = DataConfig(sources=(source,), max_tokens=max_tokens)
-    subject = Subject(kind=kind, data=data, tokenizer=made, template=chat, trained=False)
+    subject = Subject(pairs=pairs, data=data, tokenizer=made, template=chat, trained=False)
     rows = survey(subject, findings)
     _check_format(made, chat, findings, source=name, rows=rows)
     return Diagnosis(findings=findings, rows=rows)
@@ -136,7 +137,7 @@ def _examine_stage(stage: Trained, prefix: str, findings: Findings) -> Mapping[s
         _check_format(tokenizer, template, findings, source=name)
         return {}
     subject = Subject(
-        kind="sft" if stage.entry.kind == "sft" else "preference",
+        pairs=stage_kind(stage.entry.kind).takes_pairs,
         data=config.data,
         tokenizer=tokenizer,
         template=template,

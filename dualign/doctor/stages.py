@@ -10,9 +10,8 @@ from dualign.doctor.findings import Fault, Findings
 from dualign.engine import StageStatus
 from dualign.models.source import ModelSource, resolve_model
 from dualign.recipe import Recipe, StageEntry, stage_of
+from dualign.stages import stage_kind
 from dualign.training.isolation import unbounded_layers
-
-KINDS = ("sft", "preference")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,7 +27,7 @@ class Trained:
 
 def training_stages(recipe: Recipe) -> list[StageEntry]:
     """The stages that train on rows."""
-    return [entry for entry in recipe.stages if entry.kind in KINDS]
+    return [entry for entry in recipe.stages if stage_kind(entry.kind).trains]
 
 
 def as_it_starts(entry: StageEntry, found: list[StageStatus]) -> Trained:
@@ -53,14 +52,16 @@ def road_faults(recipe: Recipe, findings: Findings) -> None:
     """Templates that change between a stage and the one it starts from, and data that may hold what is
     evaluated.
     """
-    evaluated = [entry.name for entry in recipe.stages if entry.kind == "eval"]
+    evaluated = [entry.name for entry in recipe.stages if stage_kind(entry.kind).evaluates]
     stages = {entry.name: entry for entry in recipe.stages}
     for entry in training_stages(recipe):
         if evaluated and entry.config.data.decontaminate is None:
             found = f"stage {evaluated[0]} evaluates; data.decontaminate isn't set"
             findings.add(Fault("not_decontaminated", found), source=entry.name)
         parent = stages.get(stage_of(entry.config.model) or "")
-        if parent is None or parent.kind not in KINDS or entry.config.template == "tokenizer":
+        if parent is None or not stage_kind(parent.kind).trains:
+            continue
+        if entry.config.template == "tokenizer":
             continue
         findings.extend(_template_changes(entry, parent), source=entry.name)
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from dualign.data.config import DataConfig, SourceConfig
 from dualign.data.faults import RowError
@@ -30,7 +30,6 @@ from dualign.errors import DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Kind = Literal["sft", "preference"]
 BATCH = 512
 SAMPLES = 8
 """Rows of each source and mode whose prompts are rendered again by the saved tokenizer."""
@@ -40,10 +39,11 @@ SAMPLES = 8
 class Subject:
     """What is examined: the data of a stage, with the tokenizer and the template that train on it."""
 
-    kind: Kind
     data: DataConfig
     tokenizer: "PreTrainedTokenizerBase"
     template: ChatTemplate
+    pairs: bool = False
+    """rows are preference pairs"""
     seed: int = 42
     prefix: str = ""
     """stands before the names of the sources"""
@@ -72,7 +72,7 @@ def survey(subject: Subject, findings: Findings) -> Mapping[str, Any]:
     gathered = gather(
         subject.data,
         findings,
-        pairs=subject.kind == "preference",
+        pairs=subject.pairs,
         seed=subject.seed,
         base=subject.base,
         prefix=subject.prefix,
@@ -98,8 +98,8 @@ def _encoder(subject: Subject, source: SourceConfig, rows: Indices) -> ExampleEn
     """Training's own, but that it leaves out the rows that would stop it."""
     dropping = {code: "drop" if does == "error" else does for code, does in source.on_fault.items()}
     too_long = "drop" if subject.data.too_long == "error" else subject.data.too_long
-    kind = ExampleEncoder if subject.kind == "sft" else PairEncoder
-    return kind(
+    encoder = PairEncoder if subject.pairs else ExampleEncoder
+    return encoder(
         source=replace(source, on_fault=dropping),
         data=replace(subject.data, conflicts="drop", too_long=too_long),
         tokenizer=subject.tokenizer,
@@ -126,8 +126,7 @@ def _check_row(made: Survey, source: SourceConfig, number: int, row: Encoded) ->
 
 
 def _content_faults(made: Survey, row: Encoded) -> Iterator[Fault]:
-    pairs = made.subject.kind == "preference"
-    supervise = "last" if pairs else made.subject.data.supervise
+    supervise = "last" if made.subject.pairs else made.subject.data.supervise
     for conversation in row.conversations:
         yield from conversation_faults(conversation, made.foreign)
     for rendered in row.rendered:
@@ -158,7 +157,7 @@ def _conclude(made: Survey, gathered: Gathered) -> Mapping[str, Any]:
     if masked:
         faults = balance_faults(rows.get("by", ()), trained=subject.trained)
         findings.extend(faults, source=name)
-    if subject.kind == "preference":
+    if subject.pairs:
         findings.extend(side_faults(made.sides), source=name)
     samples = [one for group in made.samples.values() for one in group] if masked else []
     for sample, fault in served_faults(samples, subject.tokenizer):

@@ -19,6 +19,7 @@ from dualign.publish.stage import staged_files
 from dualign.report.plots import accuracy_plot, loss_plot, reward_plot
 from dualign.report.runs import Evaluated, StageRun, evaluated, is_preference, is_training, series
 from dualign.rundir import write_json
+from dualign.stages import stage_kind
 
 if TYPE_CHECKING:
     from dualign.publish.publish import Subject
@@ -154,7 +155,7 @@ def _card(
         sources=subject.sources,
         scores=own[0] if own else None,
         adapter=adapter,
-        merged=lineage.run.kind in ("merge", "sweep"),
+        merged=stage_kind(lineage.run.kind).merges,
         data_names=_task_data(lineage.evaluations),
     )
     content = Content(

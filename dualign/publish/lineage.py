@@ -11,9 +11,7 @@ from dualign.errors import CheckpointError, PublishError
 from dualign.model_ref import ModelRef, StageRef, adapter_base
 from dualign.report.runs import StageRun, read_stage
 from dualign.rundir import RUN_JSON
-
-TRAINING = ("sft", "preference")
-_MODELS = ("sft", "preference", "merge", "sweep")
+from dualign.stages import stage_kind
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,7 +62,7 @@ class Lineage:
 
     @property
     def training(self) -> tuple[StageRun, ...]:
-        return tuple(stage for stage in self.stages if stage.kind in TRAINING)
+        return tuple(stage for stage in self.stages if stage_kind(stage.kind).trains)
 
     @property
     def is_adapter(self) -> bool:
@@ -121,15 +119,17 @@ def read_lineage(run_dir: Path) -> Lineage:
     if not (run_dir / RUN_JSON).is_file():
         raise PublishError(_no_run(run_dir))
     run = _recorded(run_dir)
-    if run.kind not in _MODELS:
-        beside = ", ".join(one.name for one in _siblings(run_dir) if one.kind in _MODELS)
+    if not stage_kind(run.kind).makes_model:
+        beside = ", ".join(
+            one.name for one in _siblings(run_dir) if stage_kind(one.kind).makes_model
+        )
         raise PublishError(
             f"{run_dir}: a stage of kind {run.kind} leaves no model; publish one of: {beside or 'none'}"
         )
     stages: dict[str, StageRun] = {}
     faults: list[str] = []
     _collect(run, stages, faults)
-    measured = [one for one in _siblings(run_dir) if one.kind == "eval"]
+    measured = [one for one in _siblings(run_dir) if stage_kind(one.kind).evaluates]
     evaluations = [one for one in measured if run.name in (one.record.get("parents") or {})]
     faults += _outdated(run, evaluations)
     others = [one for one in measured if one not in evaluations]
@@ -204,9 +204,9 @@ def _outdated(run: StageRun, evaluations: Sequence[StageRun]) -> Iterator[str]:
 
 def _models_of(stage: StageRun) -> Iterator[tuple[str, str | None]]:
     config: Mapping[str, Any] = stage.record.get("config") or {}
-    if stage.kind in TRAINING:
+    if stage_kind(stage.kind).trains:
         yield _split(str(config.get("model") or ""), config.get("revision"))
-    if stage.kind in ("merge", "sweep"):
+    if stage_kind(stage.kind).merges:
         yield from map(_split, _named_in(config))
 
 

@@ -14,6 +14,7 @@ from dualign.publish.base import Base
 from dualign.publish.hub.metadata import Hub
 from dualign.publish.lineage import Lineage
 from dualign.report.runs import StageRun
+from dualign.stages import stage_kind
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,7 +80,7 @@ def _source(
         split=config.split,
         revision=config.revision,
         made_by=maker,
-        sampled=kinds.get(maker or "") == "pairs",
+        sampled=stage_kind(kinds.get(maker or "", "")).generates_rows,
         sha256=about.get("sha256"),
         rows=sum(one.get("in") or 0 for one in entries),
         kept=sum(one.get("kept") or 0 for one in entries),

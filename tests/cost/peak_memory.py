@@ -59,7 +59,7 @@ CASES: dict[str, tuple[dict[str, Any], TrainingShape]] = {
             "vocab_size": 16384,
         }
         | {"num_attention_heads": 8, "num_key_value_heads": 2, "tie_word_embeddings": True},
-        TrainingShape(kind="sft", micro_batch=2, max_tokens=192, gradient_checkpointing=False),
+        TrainingShape(micro_batch=2, max_tokens=192, gradient_checkpointing=False),
     ),
     "LoRA SFT, checkpointed": (
         {
@@ -75,7 +75,7 @@ CASES: dict[str, tuple[dict[str, Any], TrainingShape]] = {
             "head_dim": 128,
             "tie_word_embeddings": False,
         },
-        TrainingShape(kind="sft", micro_batch=1, max_tokens=512, lora=LoraShape(r=16)),
+        TrainingShape(micro_batch=1, max_tokens=512, lora=LoraShape(r=16)),
     ),
     "LoRA DPO": (
         {
@@ -91,7 +91,7 @@ CASES: dict[str, tuple[dict[str, Any], TrainingShape]] = {
             "tie_word_embeddings": True,
         },
         TrainingShape(
-            kind="preference",
+            pairs=True,
             micro_batch=2,
             max_tokens=160,
             gradient_checkpointing=False,
@@ -112,7 +112,7 @@ CASES: dict[str, tuple[dict[str, Any], TrainingShape]] = {
             "num_key_value_heads": 2,
             "tie_word_embeddings": False,
         },
-        TrainingShape(kind="sft", micro_batch=1, max_tokens=96, gradient_accumulation=2),
+        TrainingShape(micro_batch=1, max_tokens=96, gradient_accumulation=2),
     ),
     "full SFT, short rows, optimiser not fused": (
         {
@@ -127,7 +127,7 @@ CASES: dict[str, tuple[dict[str, Any], TrainingShape]] = {
             "num_key_value_heads": 8,
             "tie_word_embeddings": False,
         },
-        TrainingShape(kind="sft", micro_batch=1, max_tokens=32, optimizer="adamw_torch"),
+        TrainingShape(micro_batch=1, max_tokens=32, optimizer="adamw_torch"),
     ),
     "full DPO with a frozen copy": (
         {
@@ -143,7 +143,7 @@ CASES: dict[str, tuple[dict[str, Any], TrainingShape]] = {
             "tie_word_embeddings": True,
         },
         TrainingShape(
-            kind="preference",
+            pairs=True,
             micro_batch=2,
             max_tokens=64,
             gradient_checkpointing=False,
@@ -187,8 +187,7 @@ def arguments(training: TrainingShape, folder: str) -> dict[str, Any]:
     return {
         "output_dir": folder,
         "max_steps": 2,
-        "per_device_train_batch_size": training.micro_batch
-        // (2 if training.kind == "preference" else 1),
+        "per_device_train_batch_size": training.micro_batch // (2 if training.pairs else 1),
         "gradient_accumulation_steps": training.gradient_accumulation,
         "gradient_checkpointing": training.gradient_checkpointing,
         "bf16": False,
@@ -219,7 +218,7 @@ def train(config: dict[str, Any], training: TrainingShape, folder: str) -> None:
     }
     frozen = AutoModelForCausalLM.from_config(settings) if training.reference == "copy" else None
     given = arguments(training, folder)
-    if training.kind == "sft":
+    if not training.pairs:
         options = SFTConfig(
             **given, dataset_kwargs={"skip_prepare_dataset": True}, remove_unused_columns=False
         )

@@ -112,9 +112,7 @@ def weight_copies(shape: ModelShape, training: TrainingShape) -> int:
 @pytest.mark.parametrize("case", CASES)
 def test_a_layer_keeps_what_the_formula_says(case: str, kind: str, masked: bool) -> None:
     given = {"gradient_checkpointing": False, **CASES[case]}
-    training = TrainingShape(
-        kind="sft", micro_batch=ROWS, max_tokens=TOKENS, masked=masked, **given
-    )
+    training = TrainingShape(micro_batch=ROWS, max_tokens=TOKENS, masked=masked, **given)
     one, three = (kept_bytes(build(kind, layers, training), training) for layers in (1, 3))
     shape = ModelShape.from_config({"model_type": kind, **SIZES, "num_hidden_layers": 1})
     sizes = activations(shape, training)
@@ -127,9 +125,7 @@ def test_a_layer_keeps_what_the_formula_says(case: str, kind: str, masked: bool)
 
 
 def test_the_ends_of_the_model_are_close() -> None:
-    training = TrainingShape(
-        kind="sft", micro_batch=ROWS, max_tokens=TOKENS, gradient_checkpointing=False
-    )
+    training = TrainingShape(micro_batch=ROWS, max_tokens=TOKENS, gradient_checkpointing=False)
     shape = ModelShape.from_config({"model_type": "llama", **SIZES, "num_hidden_layers": 1})
     kept = kept_bytes(build("llama", 1, training), training)
     assert activations(shape, training).kept(shape, training) == pytest.approx(kept, rel=0.02)
@@ -140,7 +136,6 @@ def test_dora_keeps_both_outputs_of_a_module() -> None:
         activations(
             ModelShape.from_config({"model_type": "llama", **SIZES, "num_hidden_layers": 1}),
             TrainingShape(
-                kind="sft",
                 micro_batch=1,
                 max_tokens=1,
                 gradient_checkpointing=False,

@@ -32,7 +32,7 @@ LINEAR = 36 * 78_118_912
 ADAPTER = 30_228_480
 GB = 1e9
 
-FULL = TrainingShape(kind="sft", micro_batch=1, max_tokens=4096, dtype="bfloat16", device="cuda")
+FULL = TrainingShape(micro_batch=1, max_tokens=4096, dtype="bfloat16", device="cuda")
 LORA = replace(FULL, lora=LoraShape(r=16))
 QLORA = replace(LORA, quantization="nf4", optimizer="paged_adamw_8bit")
 
@@ -154,7 +154,7 @@ def test_zero_gradients_are_a_share_and_a_bucket() -> None:
 
 def test_a_frozen_copy_costs_the_weights_and_an_adapter_switched_off_nothing() -> None:
     adapter, copy, cached = (
-        estimate(SMOLLM3, replace(LORA, kind="preference", micro_batch=2, reference=reference))
+        estimate(SMOLLM3, replace(LORA, pairs=True, micro_batch=2, reference=reference))
         for reference in ("adapter", "copy", "cached")
     )
     assert (adapter.reference, copy.reference, cached.reference) == (0, 2 * PARAMETERS, 0)
@@ -212,8 +212,8 @@ def test_impossible_training_is_refused() -> None:
         replace(FULL, quantization="nf4")
     with pytest.raises(ConfigError, match="expected sizes of 1 or more, found 0"):
         replace(FULL, micro_batch=0)
-    with pytest.raises(ConfigError, match="reference is for preference stages"):
-        replace(FULL, kind="preference")
+    with pytest.raises(ConfigError, match="reference is for preference pairs"):
+        replace(FULL, pairs=True)
     with pytest.raises(ConfigError, match="optim 'galore_adamw': memory is known for sgd"):
         estimate(SMOLLM3, replace(FULL, optimizer="galore_adamw"))
     with pytest.raises(ConfigError, match="target_modules lm_head"):

@@ -18,7 +18,7 @@ SHAPE = ModelShape.from_config(
         "vocab_size": 32000,
     }
 )
-FULL = TrainingShape(kind="sft", micro_batch=1, max_tokens=1, gradient_checkpointing=False)
+FULL = TrainingShape(micro_batch=1, max_tokens=1, gradient_checkpointing=False)
 # What multiplies: everything but the input embedding and the norms.
 MATRICES = SHAPE.parameters - 32000 * 2048 - (2 * 24 + 1) * 2048
 
@@ -39,7 +39,7 @@ def test_lora_saves_the_gradient_of_the_frozen_weights() -> None:
 
 
 def test_a_reference_costs_a_forward_pass_unless_it_is_cached() -> None:
-    given = {"kind": "preference", "micro_batch": 2, "lora": LoraShape(r=16)}
+    given = {"pairs": True, "micro_batch": 2, "lora": LoraShape(r=16)}
     adapter, cached = (
         per_token(replace(FULL, **given, reference=reference))
         for reference in ("adapter", "cached")

@@ -9,7 +9,7 @@ import pytest
 
 from dualign.data.config import DataConfig, SourceConfig
 from dualign.doctor.findings import Findings
-from dualign.doctor.survey import Kind, Subject, survey
+from dualign.doctor.survey import Subject, survey
 from dualign.models.loading import load_tokenizer
 from dualign.models.source import ModelSource
 from dualign.training.config import TrainingStage
@@ -46,12 +46,12 @@ def examine(formats: Callable[[str], Any], tmp_path: Path) -> Examine:
     """Rows of each source -> what a survey finds, and its account."""
 
     def look(
-        rows: Rows, *, template: str = "dualign", kind: Kind = "sft", max_tokens: int = 512
+        rows: Rows, *, template: str = "dualign", pairs: bool = False, max_tokens: int = 512
     ) -> tuple[Findings, dict[str, Any]]:
         tokenizer, chat = formats(template)
         sources = tuple(SourceConfig(path=str(write(tmp_path, *one))) for one in rows.items())
         data = DataConfig(sources=sources, max_tokens=max_tokens)
-        subject = Subject(kind=kind, data=data, tokenizer=tokenizer, template=chat)
+        subject = Subject(pairs=pairs, data=data, tokenizer=tokenizer, template=chat)
         findings = Findings()
         return findings, dict(survey(subject, findings))
 

@@ -152,7 +152,7 @@ def test_the_account_is_that_of_training_to_the_last_token(
     (tmp_path / "qwen3.jinja").write_text(of_another_family("qwen3"), encoding="utf-8")
     name = str(tmp_path / "qwen3.jinja") if "template" in how else "dualign"
     tokenizer, template = formats(name)
-    subject = Subject(kind="sft", data=data, tokenizer=tokenizer, template=template, seed=7)
+    subject = Subject(data=data, tokenizer=tokenizer, template=template, seed=7)
     told = survey(subject, Findings())
     assert told == prepare_sft(data, tokenizer, template, seed=7).rows
     assert told["in"] == 6 and told["kept"] >= 2
@@ -167,7 +167,7 @@ def test_a_fault_is_as_bad_as_what_the_recipe_does_about_it(
     for action in ("error", "drop", "strip_thinking"):
         source = SourceConfig(path=path, on_fault={"no_think_with_trace": action})
         data, findings = DataConfig(sources=(source,)), Findings()
-        survey(Subject(kind="sft", data=data, tokenizer=tokenizer, template=template), findings)
+        survey(Subject(data=data, tokenizer=tokenizer, template=template), findings)
         told[action] = [(one.code, one.severity, one.row) for one in findings.all()]
     assert told == {
         "error": [("no_think_with_trace", "error", 4)],

@@ -21,12 +21,11 @@ PLACE = 2
 def test_a_planted_defect_is_found_at_its_row_and_nothing_else_is(
     planted: Planted, examine: Examine
 ) -> None:
-    kind = "preference" if planted.pairs else "sft"
     rows = [pair_row(3), pair_row(4)] if planted.pairs else [think_row(3), no_think_row(4)]
     if planted.template != "dualign" and not planted.pairs:
         rows = [no_think_row(3), no_think_row(4)]
     rows.append(planted.make(rows[0]))
-    findings, account = examine({"rows": rows}, kind=kind, template=planted.template)
+    findings, account = examine({"rows": rows}, pairs=planted.pairs, template=planted.template)
     found = [(one.code, one.row) for one in findings.all() if one.row is not None]
     assert (planted.code, PLACE) in found
     assert {row for _, row in found} == {PLACE}, "the clean rows are clean"
@@ -53,8 +52,8 @@ def test_rows_that_only_look_odd_are_clean(examine: Examine) -> None:
 
 def test_ten_thousand_clean_rows_of_every_kind_raise_no_alarm(examine: Examine) -> None:
     alarms = rows = 0
-    for kind, makers, count in (("sft", clean.SFT, 8_000), ("preference", clean.PAIRS, 2_000)):
-        findings, account = examine(clean.clean(makers, count), kind=kind, max_tokens=4096)
+    for pairs, makers, count in ((False, clean.SFT, 8_000), (True, clean.PAIRS, 2_000)):
+        findings, account = examine(clean.clean(makers, count), pairs=pairs, max_tokens=4096)
         alarms += _alarms(findings)
         rows += account["in"]
         assert account["kept"] == account["in"]

@@ -11,7 +11,6 @@ from dualign.doctor.doctor import Diagnosis, examine_recipe
 from dualign.doctor.stages import model_faults
 from dualign.errors import ConfigError
 from dualign.recipe import load_recipe
-from dualign.stages import kinds
 from tests.doctor.conftest import write
 from tests.doctor.defective_rows import no_think_row, pair_row, think_row
 
@@ -155,7 +154,7 @@ PLANTED = (
 def examined(recipe: dict[str, Any], folder: Path) -> Diagnosis:
     file = folder / "recipe.yaml"
     file.write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    return examine_recipe(load_recipe(file, [], kinds()))
+    return examine_recipe(load_recipe(file, []))
 
 
 def test_a_clean_recipe_has_no_fault_and_every_row_is_accounted_for(tmp_path: Path) -> None:
@@ -175,7 +174,7 @@ def test_packing_is_refused_for_layers_whose_state_runs_on(tmp_path: Path) -> No
     recipe = clean_recipe(tmp_path)
     file = tmp_path / "recipe.yaml"
     file.write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    sft, apo = (entry.config for entry in load_recipe(file, [], kinds()).stages)
+    sft, apo = (entry.config for entry in load_recipe(file, []).stages)
     mixed = {"layer_types": ["full_attention", "linear_attention"]}
     assert [fault.code for fault in model_faults(sft, mixed)] == ["packing_not_isolated"]
     assert list(model_faults(apo, mixed)) == []

@@ -68,9 +68,7 @@ def test_a_prompt_that_the_saved_tokenizer_gives_otherwise_is_found(
     findings = {}
     for saved in ("dualign", "smollm3-training"):
         other, _ = formats(saved)
-        subject = Subject(
-            kind="sft", data=DataConfig(sources=(source,)), tokenizer=other, template=template
-        )
+        subject = Subject(data=DataConfig(sources=(source,)), tokenizer=other, template=template)
         findings[saved] = Findings()
         survey(subject, findings[saved])
     assert findings["dualign"].all() == []

@@ -11,7 +11,6 @@ import yaml
 from dualign import engine
 from dualign.publish.publish import Request
 from dualign.recipe import load_recipe
-from dualign.stages import kinds, runners
 from tests.chat_model import learn, make_model, make_tokenizer
 from tests.pipeline.test_tiny_road import SCRIPT
 
@@ -75,8 +74,7 @@ def road(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "make.py").write_text(SCRIPT)
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe(folder / "base"), sort_keys=False))
     engine.run(
-        load_recipe(folder / "recipe.yaml", [f"output_dir={folder / 'out'}"], kinds()),
-        runners(),
+        load_recipe(folder / "recipe.yaml", [f"output_dir={folder / 'out'}"]),
         say=lambda text: None,
     )
     return folder / "out"

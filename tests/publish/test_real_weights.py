@@ -9,7 +9,6 @@ from dualign import engine
 from dualign.checkpoints.embedded import EMBEDDED
 from dualign.publish.publish import Request, prepare
 from dualign.recipe import load_recipe
-from dualign.stages import kinds, runners
 
 RECIPE = """
 name: real
@@ -33,8 +32,8 @@ def test_the_embedded_model_is_made_ready_with_its_adapter(tmp_path: Path) -> No
     ]  # fmt: skip
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "recipe.yaml").write_text(RECIPE.format(model=EMBEDDED))
-    recipe = load_recipe(tmp_path / "recipe.yaml", [f"output_dir={tmp_path / 'out'}"], kinds())
-    engine.run(recipe, runners(), say=lambda text: None)
+    recipe = load_recipe(tmp_path / "recipe.yaml", [f"output_dir={tmp_path / 'out'}"])
+    engine.run(recipe, say=lambda text: None)
     folder = tmp_path / "staged"
     folder.mkdir()
     request = Request(

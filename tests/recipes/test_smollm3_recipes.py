@@ -16,7 +16,6 @@ import dualign
 from dualign.preference.config import PreferenceStage
 from dualign.recipe import load_recipe, references
 from dualign.sft.config import SFTStage
-from dualign.stages import kinds
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SMOLLM3 = RECIPES / "smollm3"
@@ -232,13 +231,13 @@ def test_adapter_recipes_fit_together(name: str) -> None:
 
 @pytest.mark.parametrize("name", [*STAGES, *ADAPTERS])
 def test_stage_recipes_load(name: str) -> None:
-    recipe = load_recipe(SMOLLM3 / f"{name}.yaml", [], kinds())
+    recipe = load_recipe(SMOLLM3 / f"{name}.yaml", [])
     assert [entry.name for entry in recipe.stages] == [name]
     assert recipe.output_dir == Path("runs/smollm3")
 
 
 def test_pipeline_chains_every_stage_to_the_ones_before_it() -> None:
-    recipe = load_recipe(SMOLLM3 / "pipeline.yaml", [], kinds())
+    recipe = load_recipe(SMOLLM3 / "pipeline.yaml", [])
     chain = {entry.name: references(entry.config) for entry in recipe.stages}
     assert chain == {
         "mid": [],
@@ -252,9 +251,9 @@ def test_pipeline_chains_every_stage_to_the_ones_before_it() -> None:
 
 
 def test_pipeline_stages_are_the_stage_recipes_but_for_where_they_start() -> None:
-    recipe = load_recipe(SMOLLM3 / "pipeline.yaml", [], kinds())
+    recipe = load_recipe(SMOLLM3 / "pipeline.yaml", [])
     for name in ("mid", "sft", "apo"):
-        alone = load_recipe(SMOLLM3 / f"{name}.yaml", [], kinds()).stage(name).config
+        alone = load_recipe(SMOLLM3 / f"{name}.yaml", []).stage(name).config
         chained = recipe.stage(name).config
         assert isinstance(alone, SFTStage | PreferenceStage)
         assert (chained.data, chained.train, chained.template) == (
@@ -406,8 +405,8 @@ def test_recipe_can_be_shrunk_by_overrides(
     name: str, config: str, small_overrides: Callable[..., list[str]], tiny_smollm3: Path
 ) -> None:
     overrides = small_overrides(config, lora_rank=4 if "lora" in name else None)
-    stage = load_recipe(SMOLLM3 / f"{name}.yaml", overrides, kinds()).stage(name).config
-    full = load_recipe(SMOLLM3 / f"{name}.yaml", [], kinds()).stage(name).config
+    stage = load_recipe(SMOLLM3 / f"{name}.yaml", overrides).stage(name).config
+    full = load_recipe(SMOLLM3 / f"{name}.yaml", []).stage(name).config
     assert stage.model == str(tiny_smollm3)
     assert all(Path(source.path).is_file() for source in stage.data.sources)
     assert (stage.template, stage.data.packing, stage.data.supervise) == (

@@ -11,7 +11,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dualign import engine
 from dualign.recipe import load_recipe
-from dualign.stages import kinds, runners
 
 SMOLLM3 = Path(__file__).parents[2] / "recipes" / "smollm3"
 Overrides = Callable[..., list[str]]
@@ -19,8 +18,8 @@ Overrides = Callable[..., list[str]]
 
 def run_recipe(name: str, overrides: list[str]) -> Path:
     """The run directory of a stage recipe."""
-    recipe = load_recipe(SMOLLM3 / f"{name}.yaml", overrides, kinds())
-    (folder,) = engine.run(recipe, runners(), say=lambda _: None)
+    recipe = load_recipe(SMOLLM3 / f"{name}.yaml", overrides)
+    (folder,) = engine.run(recipe, say=lambda _: None)
     return folder
 
 

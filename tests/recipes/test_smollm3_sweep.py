@@ -9,14 +9,13 @@ from dualign.merging.sweep.points import merge_at
 from dualign.merging.sweep.search import points
 from dualign.recipe import load_recipe
 from dualign.recipes.smollm3 import gsm_plus
-from dualign.stages import kinds
 from dualign.tasks import load_problems, load_task
 
 RECIPE = Path(gsm_plus.__file__).with_name("sweep.yaml")
 
 
 def test_its_points_hold_the_published_merge_and_the_checkpoint_alone() -> None:
-    stage = load_recipe(RECIPE, [], kinds()).stage("sweep").config
+    stage = load_recipe(RECIPE, []).stage("sweep").config
     weights = [
         [
             one.parameters.values["weight"]
@@ -26,7 +25,7 @@ def test_its_points_hold_the_published_merge_and_the_checkpoint_alone() -> None:
     ]
     assert [0.9, 0.1] in weights and [1.0, 0.0] in weights
     merge = merge_at(stage.merge, {"a": 0.9}, "s")
-    published = load_recipe(RECIPE.with_name("merge.yaml"), [], kinds()).stage("merge").config
+    published = load_recipe(RECIPE.with_name("merge.yaml"), []).stage("merge").config
     assert merge.models() == [one.model for one in published.models]
     assert (merge.dtype, merge.config_from) == (published.dtype, published.config_from)
 

@@ -148,9 +148,9 @@ def _training(content: Content) -> Iterator[str]:
                 "from slightly other weights than the hub has."
             )
     rows = [
-        (stage.name, stage.kind, hyper_parameters(stage.record))
+        (stage.name, stage.kind, how)
         for stage in content.lineage.stages
-        if stage.kind != "script"
+        if (how := hyper_parameters(stage.record))
     ]
     yield table(Grid(columns=("stage", "kind", "how"), rows=tuple(rows), labels=3))
     findings = list(bought(content.lineage, content.models, content.names))

@@ -18,14 +18,19 @@ _TRAIN = (
 
 
 def hyper_parameters(record: Mapping[str, Any]) -> str:
-    """`LoRA r 16, alpha 32; learning_rate 0.001, ...; 96 steps; template dualign`; a merge's method and weights."""
+    """Return what a card says about how a stage works, in a line; nothing for a stage with none of these keys.
+
+    `LoRA r 16, alpha 32; learning_rate 0.001, ...; 96 steps; template dualign`; a merge's method and weights.
+    """
     config: Mapping[str, Any] = record.get("config") or {}
-    if record.get("kind") == "merge":
+    if "search" in config:
+        return f"{config['search']} over {', '.join(config.get('vary') or ()) or 'the models'}"
+    if "method" in config:
         return _merge(config)
-    if record.get("kind") == "sweep":
-        return f"{config.get('search')} over {', '.join(config.get('vary') or ()) or 'the models'}"
-    if record.get("kind") == "pairs":
+    if "samples" in config:
         return _chosen(config, ("samples", "temperature", "top_p", "max_new_tokens"))
+    if "train" not in config:
+        return ""
     train: Mapping[str, Any] = config.get("train") or {}
     data: Mapping[str, Any] = config.get("data") or {}
     steps_done = (record.get("metrics") or {}).get("steps")

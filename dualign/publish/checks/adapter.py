@@ -10,8 +10,9 @@ from dualign.checkpoints.lora import Adapter, LoraModule, read_adapter
 from dualign.errors import DualignError
 from dualign.model_ref import StageRef, adapter_base
 from dualign.publish.checks.checks import Check, check
-from dualign.publish.lineage import TRAINING, Lineage
+from dualign.publish.lineage import Lineage
 from dualign.report.runs import StageRun
+from dualign.stages import stage_kind
 
 
 def composition_check(lineage: Lineage, folder: Path, *, folded: bool) -> Check:
@@ -41,7 +42,7 @@ def adapter_chain(lineage: Lineage) -> list[StageRun]:
     by_name = {stage.name: stage for stage in lineage.stages}
     chain: list[StageRun] = []
     stage: StageRun | None = lineage.run
-    while stage and stage.kind in TRAINING and stage.record["config"].get("lora"):
+    while stage and stage_kind(stage.kind).trains and stage.record["config"].get("lora"):
         chain.insert(0, stage)
         ref = StageRef.parse(str(stage.record["config"].get("model") or ""))
         parent = by_name.get(ref.label) if ref else None

@@ -26,7 +26,6 @@ from dualign.errors import ConfigError, DataError
 from dualign.fingerprint import Digests, fingerprint
 from dualign.inspect.terminal import show
 from dualign.recipe import load_recipe
-from dualign.stages import kinds
 
 Write = Callable[[list[dict[str, Any]], str], Path]
 LONG = "A farmer keeps seven brown hens in the old barn and sells forty eggs each market day."
@@ -320,7 +319,7 @@ def test_task_files_stand_beside_the_recipe_and_their_rows_are_part_of_the_stage
     )
 
     def loaded() -> tuple[str, str]:
-        (entry,) = load_recipe(recipe, [], kinds()).stages
+        (entry,) = load_recipe(recipe, []).stages
         (task,) = entry.config.data.decontaminate.tasks
         return task, fingerprint(entry, {}, Digests())
 

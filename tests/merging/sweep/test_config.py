@@ -10,7 +10,6 @@ from dualign.errors import ConfigError
 from dualign.merging.sweep.config import Range, SweepStage
 from dualign.merging.sweep.points import merge_at
 from dualign.recipe import load_recipe, references
-from dualign.stages import kinds
 
 PAIR = {"models": [{"model": "a", "weight": "$a"}, {"model": "b", "weight": "1 - $a"}]}
 SCORE = {"tasks": ["t.yaml"]}
@@ -185,7 +184,7 @@ def test_a_recipe_is_refused_with_file_and_line_before_anything_is_opened(tmp_pa
         "    - {model: b, wieght: 1 - $a}\nvary: {a: [0.9, 0.8]}\nscore: {tasks: [none.yaml]}\n"
     )
     with pytest.raises(ConfigError) as caught:
-        load_recipe(file, [], kinds())
+        load_recipe(file, [])
     assert f"{file}:6: stages[0].merge.models[1].wieght: unknown key" in str(caught.value)
     assert "(at a" not in str(caught.value), "it is wrong at every point"
     assert f"{file}:8: score.tasks[0]: 'none.yaml': no such file" in str(caught.value)
@@ -200,7 +199,7 @@ def test_stages_and_paths_in_the_merge_are_those_of_the_recipe(tmp_path: Path) -
         "- name: s\n  kind: sweep\n  merge:\n    models:\n      - {model: near, weight: $a}\n"
         "      - {model: stage:d, weight: 1 - $a}\n  vary: {a: [0.9]}\n  score: {tasks: [t.yaml]}\n"
     )
-    config = load_recipe(file, [], kinds()).stage("s").config
+    config = load_recipe(file, []).stage("s").config
     assert config.models[0].model == str(tmp_path / "near")
     assert config.score.tasks == (str(tmp_path / "t.yaml"),)
     assert references(config) == ["stage:d"]
