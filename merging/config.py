@@ -1,7 +1,7 @@
-"""What is merged, and how: the merge part of a recipe, and the form that it shares with mergekit's.
+"""A merge, as a recipe's stage or mergekit's YAML describes it.
 
-A recipe's stage says it in a few words; mergekit's YAML (`dualign.merging.mergekit.load`) says more.
-Both become a `Merge`.
+The stage is the short form; mergekit's YAML (`dualign.merging.mergekit.load`) is the long one. Both
+become a `Merge`.
 """
 
 import math
@@ -10,16 +10,16 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dualign.config import Key, dotted, nearest
-from dualign.merging.method_specs import METHODS
-from dualign.merging.parameters import Level, problems
+from dualign.merging.methods import METHODS
+from dualign.merging.parameters import Level, parameter_problems
 
 Dtype = Literal["float32", "bfloat16", "float16", "input"]
 COMPATIBLE = ("linear", "slerp", "task_arithmetic")
-"""the methods that can be computed with mergekit's roundings"""
+"""methods that `--compat mergekit` can compute"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Source:
+class MergeSource:
     """One model of a merge, or a range of its layers."""
 
     model: str
@@ -29,37 +29,37 @@ class Source:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Slice:
+class MergeSlice:
     """Layers of the merged model, made from as many layers of each source."""
 
     key: Key
-    sources: tuple[Source, ...]
+    sources: tuple[MergeSource, ...]
     parameters: Level
     base_model: str | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenRow:
-    """Where a token's row comes from in models that don't have the token."""
+    """Source of a token's embedding row for models that don't have the token."""
 
     token: str
     model: str | None = None
-    """the model whose row it is; None: a row of zeros"""
+    """the model that has the row; None: a row of zeros"""
     row: str | int | None = None
     """another token of that model, or an id; None: the token itself"""
     force: bool = False
-    """in the models that have the token, too"""
+    """use it for models that have the token, too"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Tokens:
-    """The vocabulary of the merged model, where it isn't plainly that of one model."""
+class VocabularyConfig:
+    """Vocabulary of the merged model, unless it is simply that of one model."""
 
     union: bool = False
-    """every token that a model has"""
+    """all tokens of all models"""
     rows: tuple[TokenRow, ...] = ()
     pad_to_multiple_of: int | None = None
-    """the embedding gets as few rows as that allows; None: as many as the tokenizer's model has"""
+    """give the embedding as few rows as that allows; None: as many as the tokenizer's model has"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,30 +70,30 @@ class Merge:
     """where it is written, for messages"""
     lines: Mapping[Key, int] = field(default_factory=dict)
     method: str
-    slices: tuple[Slice, ...]
+    slices: tuple[MergeSlice, ...]
     parameters: Level
     base_model: str | None = None
     dtype: Dtype = "input"
     config_from: str | None = None
     tokenizer_from: str | None = None
-    tokens: Tokens | None = None
+    tokens: VocabularyConfig | None = None
     chat_template: str | None = None
-    """a template's text in place of that of the tokenizer; auto: the one that most models have"""
+    """a template's text in place of the tokenizer's; auto: the one that most models have"""
     allow_pickle: bool = False
-    """read pytorch_model.bin where a model has no safetensors"""
+    """read pytorch_model.bin if a model has no safetensors"""
     arithmetic: Dtype | None = None
-    """mergekit's numbers instead of ours, in this type; input: that of the tensors"""
+    """compute as mergekit does, in this type (input: that of the tensors); None: in float64"""
     inner: Mapping[str, "Merge"] = field(default_factory=dict)
-    """merges that models of this one are the results of, by the name they are called there"""
+    """merges whose results are models of this one, by name"""
 
     def models(self) -> list[str]:
-        """Each model once, the base first among those that aren't sources."""
-        names = [source.model for one in self.slices for source in one.sources]
-        bases = [one.base_model for one in self.slices if one.base_model]
+        """List each model once: the sources, then bases that aren't sources."""
+        names = [source.model for slice_ in self.slices for source in slice_.sources]
+        bases = [slice_.base_model for slice_ in self.slices if slice_.base_model]
         return list(dict.fromkeys([*names, *bases]))
 
-    def where(self, key: Key) -> str:
-        """`file:line: key`, as far as it is known."""
+    def location(self, key: Key) -> str:
+        """Return `file:line: key` for a message; without the line if it isn't known."""
         known = (self.lines[key[:n]] for n in range(len(key), 0, -1) if key[:n] in self.lines)
         line = next(known, 0)
         place = f"{self.file}:{line}" if line else self.file
@@ -101,7 +101,7 @@ class Merge:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class MergedModel:
+class MergeInput:
     """One input of a merge."""
 
     model: str
@@ -126,7 +126,7 @@ class MergeStage:
 
     name: str
     """names the stage and its run directory"""
-    models: tuple[MergedModel, ...]
+    models: tuple[MergeInput, ...]
     """the inputs; config, tokenizer and template come from the first one"""
     kind: Literal["merge"] = "merge"
     """what the stage does"""
@@ -155,41 +155,41 @@ class MergeStage:
         return [(self._field(key), why) for key, why in merge_problems(self.merge())]
 
     def merge(self) -> Merge:
-        """The stage in the form that is planned."""
-        shared = dict(self.parameters)
+        """Return the stage in the form that is planned."""
+        parameters = dict(self.parameters)
         if self.normalize is not None:
-            shared["normalize"] = self.normalize
+            parameters["normalize"] = self.normalize
         sources = tuple(
-            Source(model=one.model, parameters=self._level(i)) for i, one in enumerate(self.models)
+            MergeSource(model=model.model, parameters=self._model_level(i))
+            for i, model in enumerate(self.models)
+        )
+        whole = MergeSlice(
+            key=(), sources=sources, parameters=Level((), {}), base_model=self.base_model
         )
         return Merge(
             file=self.name,
             method=self.method,
-            slices=(
-                Slice(
-                    key=(), sources=sources, parameters=Level((), {}), base_model=self.base_model
-                ),
-            ),
-            parameters=Level(("parameters",), shared),
+            slices=(whole,),
+            parameters=Level(("parameters",), parameters),
             base_model=self.base_model,
             dtype=self.dtype,
             config_from=self.config_from,
             tokenizer_from=self.tokenizer_from,
         )
 
-    def _level(self, place: int) -> Level:
-        """The parameters of one model; a weight that isn't given is 1."""
-        one = self.models[place]
-        values = dict(one.parameters)
-        weighs = "weight" in METHODS[self.method].each and one.model != self.base_model
-        if one.weight is not None:
-            values["weight"] = one.weight
-        elif weighs and "weight" not in values and "weight" not in self.parameters:
+    def _model_level(self, index: int) -> Level:
+        """Return the parameters of one model; its weight is 1 if it isn't given."""
+        model = self.models[index]
+        values = dict(model.parameters)
+        weighted = "weight" in METHODS[self.method].per_model and model.model != self.base_model
+        if model.weight is not None:
+            values["weight"] = model.weight
+        elif weighted and "weight" not in values and "weight" not in self.parameters:
             values["weight"] = 1.0
-        return Level(("models", place, "parameters"), values)
+        return Level(("models", index, "parameters"), values)
 
     def _field(self, key: Key) -> str:
-        """Where the stage says what the key of the merge says."""
+        """Map a key of the merge to the stage's field: models.0.parameters.weight -> models.0.weight."""
         if (
             key[2:4] == ("parameters", "weight")
             and "weight" not in self.models[int(key[1])].parameters
@@ -201,106 +201,100 @@ class MergeStage:
 
 
 def merge_problems(merge: Merge) -> list[tuple[Key, str]]:
-    """What can be seen to be wrong before a model is opened, by key."""
-    found = [
-        ((*merge.parameters.key, *key), why)
-        for key, why in problems(merge.method, merge.parameters.values, of_model=False)
-    ]
-    for one in merge.slices:
-        found += [
-            ((*one.parameters.key, *key), why)
-            for key, why in problems(merge.method, one.parameters.values, of_model=False)
-        ]
-        found += _slice_problems(merge, one)
+    """Check a merge without opening a model; return (key, problem)."""
+    issues = _level_problems(merge, merge.parameters)
+    for slice_ in merge.slices:
+        issues += _level_problems(merge, slice_.parameters)
+        issues += _slice_problems(merge, slice_)
     names = merge.models()
-    for key, value in _named_models(merge):
+    for key, value in _model_references(merge):
         if value is not None and value not in names:
-            found.append((key, f"expected one of {', '.join(names)}, found {value!r}"))
+            issues.append((key, f"expected one of {', '.join(names)}, found {value!r}"))
     if merge.arithmetic is not None and merge.method not in COMPATIBLE:
-        found.append(
+        issues.append(
             (
                 ("merge_method",),
                 f"--compat mergekit is there for {', '.join(COMPATIBLE)}, not for {merge.method}",
             )
         )
-    return found or _weight_problems(merge)
+    return issues or _weight_problems(merge)
 
 
-def _named_models(merge: Merge) -> list[tuple[Key, str | None]]:
-    """Where the config names a model that has to be one of those that are merged."""
+def _level_problems(merge: Merge, level: Level, *, of_model: bool = False) -> list[tuple[Key, str]]:
+    issues = parameter_problems(merge.method, level.values, of_model=of_model)
+    return [((*level.key, *key), why) for key, why in issues]
+
+
+def _model_references(merge: Merge) -> list[tuple[Key, str | None]]:
+    """List the keys that name a model, which must be one of those that are merged."""
     rows = merge.tokens.rows if merge.tokens else ()
     return [
         (("config_from",), merge.config_from),
         (("tokenizer_from",), merge.tokenizer_from),
-        *((("tokenizer", "tokens", one.token, "source"), one.model) for one in rows),
+        *((("tokenizer", "tokens", row.token, "source"), row.model) for row in rows),
     ]
 
 
-def _slice_problems(merge: Merge, one: Slice) -> list[tuple[Key, str]]:
-    method, place = METHODS[merge.method], one.key or ("models",)
-    found: list[tuple[Key, str]] = []
-    names = [source.model for source in one.sources]
-    for source in one.sources:
-        wrong = problems(merge.method, source.parameters.values, of_model=True)
-        found += [((*source.parameters.key, *key), why) for key, why in wrong]
-        if is_base(merge, one, source) and source.parameters.values:
+def _slice_problems(merge: Merge, slice_: MergeSlice) -> list[tuple[Key, str]]:
+    method, key = METHODS[merge.method], slice_.key or ("models",)
+    issues: list[tuple[Key, str]] = []
+    names = [source.model for source in slice_.sources]
+    for source in slice_.sources:
+        issues += _level_problems(merge, source.parameters, of_model=True)
+        if is_base(merge, slice_, source) and source.parameters.values:
             message = "has no effect: it is the base model, which isn't weighed"
-            found.append((source.parameters.key, message))
-    found += [
-        (place, f"{name!r} is listed more than once: list it once with its whole weight")
+            issues.append((source.parameters.key, message))
+    issues += [
+        (key, f"{name!r} is listed more than once: list it once with its whole weight")
         for name in sorted({name for name in names if names.count(name) > 1})
-        if one.sources[0].layer_range is None
+        if slice_.sources[0].layer_range is None
     ]
-    if method.base == "required" and one.base_model is None:
-        found.append((("base_model",), f"{merge.method} needs a base_model"))
-    if method.base == "none" and one.base_model is not None and one.base_model not in names:
-        found.append(
+    if method.base == "required" and slice_.base_model is None:
+        issues.append((("base_model",), f"{merge.method} needs a base_model"))
+    if method.base == "none" and slice_.base_model is not None and slice_.base_model not in names:
+        issues.append(
             (("base_model",), f"{merge.method} has no base: name one of the models, or remove it")
         )
-    count = sum(not is_base(merge, one, source) for source in one.sources)
-    if count < method.fewest or (method.most is not None and count > method.most):
-        wanted = str(method.fewest) if method.most == method.fewest else _range(method)
-        besides = " besides the base model" if one.base_model and method.base != "none" else ""
-        found.append((place, f"{merge.method} takes {wanted}{besides}, found {count}"))
-    return found
+    count = sum(not is_base(merge, slice_, source) for source in slice_.sources)
+    low, high = method.min_models, method.max_models
+    if count < low or (high is not None and count > high):
+        expected = str(low) if low == high else f"{low} to {high}"
+        if high is None:
+            expected = f"at least {low} model{'s' if low > 1 else ''}"
+        besides = " besides the base model" if slice_.base_model and method.base != "none" else ""
+        issues.append((key, f"{merge.method} takes {expected}{besides}, found {count}"))
+    return issues
 
 
-def _range(method: Any) -> str:
-    if method.most is None:
-        return f"at least {method.fewest} model{'s' if method.fewest > 1 else ''}"
-    return f"{method.fewest} model{'s' if method.fewest > 1 else ''}"
-
-
-def is_base(merge: Merge, one: Slice, source: Source) -> bool:
-    """Whether a source is the base model, listed among the others."""
-    return METHODS[merge.method].base != "none" and source.model == one.base_model
+def is_base(merge: Merge, slice_: MergeSlice, source: MergeSource) -> bool:
+    """Return whether a source is the base model, listed among the others."""
+    return METHODS[merge.method].base != "none" and source.model == slice_.base_model
 
 
 def _weight_problems(merge: Merge) -> list[tuple[Key, str]]:
-    """Plain weights that can't be normalised; others are seen when they are known."""
-    method = METHODS[merge.method]
-    if "weight" not in method.each:
+    """Check weights that are plain numbers; gradients and filters are checked for each tensor."""
+    if "weight" not in METHODS[merge.method].per_model:
         return []
-    for one in merge.slices:
+    for slice_ in merge.slices:
         weights = [
             source.parameters.values.get("weight")
-            for source in one.sources
-            if not is_base(merge, one, source)
+            for source in slice_.sources
+            if not is_base(merge, slice_, source)
         ]
         if not all(isinstance(weight, int | float) for weight in weights):
             continue
-        why = unusable([float(weight) for weight in weights if weight is not None])
-        sums = merge.method == "linear" and merge.parameters.values.get("normalize", True)
-        if why and (sums or not any(weights)):
-            return [(one.key or ("models",), why)]
+        why = weight_problem([float(weight) for weight in weights if weight is not None])
+        normalized = merge.method == "linear" and merge.parameters.values.get("normalize", True)
+        if why and (normalized or not any(weights)):
+            return [(slice_.key or ("models",), why)]
     return []
 
 
-def unusable(weights: list[float]) -> str | None:
-    """Why weights can't be divided by their sum, or can't be used at all."""
+def weight_problem(weights: list[float]) -> str | None:
+    """Say why weights can't be divided by their sum, or can't be used at all; None if they can."""
     if not any(weights):
         return f"expected a weight other than 0, found {weights}"
-    # Beside the weights' own size, so that 0.1 + 0.2 - 0.3 counts as the 0 that was meant.
+    # Relative to the weights' own size, so that 0.1 + 0.2 - 0.3 counts as 0.
     if abs(math.fsum(weights)) <= 1e-9 * max(map(abs, weights)):
-        return f"weights {weights} add up to 0, so they can't be normalised: set normalize: false"
+        return f"weights {weights} add up to 0, so they can't be normalized: set normalize: false"
     return None

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dualign.checkpoints.checkpoint import Weights
-from dualign.merging.layers import stack_of
+from dualign.merging.layers import find_stack
 
 # Keys of config.json that don't change what the model computes when it is evaluated.
 NEUTRAL = frozenset({
@@ -29,7 +29,7 @@ def config_differences(first: Weights, other: Weights, *, slices: bool) -> dict[
     ours, theirs = _settled(first.config), _settled(other.config)
     found = _compare(ours, theirs)
     if slices:
-        layers = {stack_of(one.entries).count for one in (first, other)}
+        layers = {find_stack(one.entries).count for one in (first, other)}
         found = {
             key: values
             for key, values in found.items()

@@ -10,7 +10,7 @@ import numpy as np
 from dualign.checkpoints.checkpoint import Weights
 from dualign.checkpoints.shards import PIECE, processors, progress
 from dualign.errors import MergeError
-from dualign.merging.layers import stack_of
+from dualign.merging.layers import find_stack
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,7 +58,7 @@ def distances(a: Weights, b: Weights, *, by_layer: bool = False) -> list[Distanc
         found = dict(zip(a.entries, parts, strict=True))
     if not by_layer:
         return [_distance(name, [sums]) for name, sums in found.items()]
-    stack = stack_of(a.entries)
+    stack = find_stack(a.entries)
     groups: dict[str, list[_Sums]] = {}
     for name, sums in found.items():
         layer = stack.layer(name)

@@ -9,10 +9,10 @@ from dualign.checkpoints.allocator import keep_freed_blocks
 from dualign.checkpoints.dtypes import narrow, widen
 from dualign.checkpoints.shards import SHARD_BYTES, plan, processors, shard_names, split
 from dualign.merging.merge import Prepared
-from dualign.merging.merged import combined
-from dualign.merging.method_specs import METHODS
-from dualign.merging.methods.tensors import BLOCK, in_memory, whole
-from dualign.merging.plan import Job
+from dualign.merging.merged import apply_method
+from dualign.merging.methods import METHODS
+from dualign.merging.methods.tensors import BLOCK, in_memory, materialize
+from dualign.merging.plan import TensorPlan
 
 _SAMPLE = 4  # blocks of made numbers that the method is timed on
 _HASHED = 1.5e9  # bytes a second and thread
@@ -25,7 +25,7 @@ def estimate(prepared: Prepared, *, threads: int | None = None) -> str:
     read = sum(file.stat().st_size for file in weights.files)
     written = sum(one.nbytes for one in planned)
     files = shard_names(len(split(planned, SHARD_BYTES)))
-    memory = threads * BLOCK * max(map(_bytes_each, weights.jobs.values())) / 1e6
+    memory = threads * BLOCK * max(map(_bytes_each, weights.plans.values())) / 1e6
     seconds = sum(one.size for one in planned) * seconds_each(prepared) / threads
     seconds += (read + written) / _HASHED / threads
     return "\n".join(
@@ -43,11 +43,11 @@ def estimate(prepared: Prepared, *, threads: int | None = None) -> str:
     )
 
 
-def _bytes_each(job: Job) -> int:
+def _bytes_each(job: TensorPlan) -> int:
     """Of one element while it is made: its sum in float64, and what is read and written; with methods
     that look first, the changes of all models in float64 too.
     """
-    return 30 if METHODS[job.method].by_element else 70 + 15 * len(job.inputs)
+    return 30 if METHODS[job.method].elementwise else 70 + 15 * len(job.inputs)
 
 
 def _decisions(prepared: Prepared) -> list[str]:
@@ -68,7 +68,7 @@ def _short(value: object) -> str:
 def seconds_each(prepared: Prepared) -> float:
     """For one element, by the method of a large tensor on made numbers."""
     keep_freed_blocks()
-    job = max(prepared.weights.jobs.values(), key=lambda one: one.entry.size)
+    job = max(prepared.weights.plans.values(), key=lambda one: one.entry.size)
     shape = (BLOCK * _SAMPLE // 1024, 1024)
     made = np.random.default_rng(0).normal(0, 0.02, shape).astype(np.float32)
     stored = [narrow(made + i * 1e-3, "BF16") for i in range(len(job.inputs) + 1)]
@@ -79,6 +79,6 @@ def seconds_each(prepared: Prepared) -> float:
         tensors = in_memory(
             arrays[:-1], arrays[-1] if job.base else None, streams=range(len(arrays))
         )
-        narrow(whole(combined(job, tensors), shape), "BF16")
+        narrow(materialize(apply_method(job, tensors), shape), "BF16")
         best = min(best, time.perf_counter() - clock)
     return best / made.size

@@ -29,9 +29,9 @@ from dualign.checkpoints.shards import (
 from dualign.checkpoints.weights import open_weights
 from dualign.errors import MergeError
 from dualign.merging.config import Merge, MergeStage, merge_problems
-from dualign.merging.merged import Merged
-from dualign.merging.method_specs import METHODS
-from dualign.merging.plan import Models, config_of, plan
+from dualign.merging.merged import MergedWeights
+from dualign.merging.methods import METHODS
+from dualign.merging.plan import Models, merged_config, plan_tensors
 from dualign.merging.provenance import hashing, remembered, weights_applied, write_merge_json
 from dualign.merging.serialization import to_json
 from dualign.merging.tokenizer.alignment import Alignment, align, described, recorded
@@ -57,7 +57,7 @@ class Prepared:
     """how the models were brought to one vocabulary; None: they had one"""
     template: str | None
     """the chat template's text, where it isn't that of the tokenizer"""
-    weights: Merged
+    weights: MergedWeights
     decided: Mapping[str, Any]
     """what differs between the inputs, and whose value was taken"""
 
@@ -89,7 +89,9 @@ def prepare(merge: Merge, *, seed: int) -> Prepared:
     """
     problems = merge_problems(merge)
     if problems:
-        raise MergeError("\n".join(f"{merge.where(key)}: {message}" for key, message in problems))
+        raise MergeError(
+            "\n".join(f"{merge.location(key)}: {message}" for key, message in problems)
+        )
     opened = {name: _open(merge, name, seed=seed) for name in merge.models()}
     donor = merge.config_from or _default_donor(merge)
     tokenizers = find_tokenizers(list(opened.values()))
@@ -108,10 +110,10 @@ def prepare(merge: Merge, *, seed: int) -> Prepared:
     )
     if merge.chat_template is not None and "chat_template" in decided:
         decided["chat_template"]["taken_from"] = "chat_template"
-    jobs = plan(merge, models, donor)
-    config = config_of(merge, models, donor)
+    plans = plan_tensors(merge, models, donor)
+    config = merged_config(merge, models, donor)
     require_ids(config, models[donor].folders[0] / "config.json")
-    weights = Merged(models, jobs, donor=models[donor], config=config, seed=seed)
+    weights = MergedWeights(models, plans, config_source=models[donor], config=config, seed=seed)
     return Prepared(
         merge=merge,
         models=models,
@@ -185,7 +187,7 @@ def write(
             }
             for name, model in prepared.models.items()
         ],
-        "parameters": weights_applied(weights.jobs),
+        "parameters": weights_applied(weights.plans),
         "config_donor": str(prepared.models[prepared.donor].folders[0]),
         "tokenizer_donor": str(prepared.models[prepared.tokenizer_donor].folders[0]),
         "decided": dict(prepared.decided),

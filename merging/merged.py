@@ -13,90 +13,85 @@ import numpy as np
 from dualign.checkpoints.checkpoint import Reader, Weights
 from dualign.checkpoints.header import Entry
 from dualign.errors import MergeError
-from dualign.merging.method_specs import METHODS
-from dualign.merging.methods import FUNCTIONS, compat
+from dualign.merging.methods import METHODS, compat
 from dualign.merging.methods.random import stream
 from dualign.merging.methods.tensors import BLOCK, Array, Combine, Tensors, row_step
-from dualign.merging.plan import Job, Models
+from dualign.merging.plan import Models, TensorPlan
 
 
-class Merged:
-    """The result of a merge, not written anywhere."""
+class MergedWeights:
+    """The result of a merge, computed on read."""
 
     def __init__(
         self,
         models: Models,
-        jobs: Mapping[str, Job],
+        plans: Mapping[str, TensorPlan],
         *,
-        donor: Weights,
+        config_source: Weights,
         config: Mapping[str, Any],
         seed: int,
     ) -> None:
         self.models = models
-        self.jobs = jobs
+        self.plans = plans
         self.seed = seed
-        self.folders: tuple[Path, ...] = donor.folders
+        self.folders: tuple[Path, ...] = config_source.folders
         self.config = config
-        self.entries: Mapping[str, Entry] = {name: job.entry for name, job in jobs.items()}
+        self.entries: Mapping[str, Entry] = {name: plan.entry for name, plan in plans.items()}
         self.files = tuple(
             dict.fromkeys(file for weights in models.values() for file in weights.files)
         )
 
     def reader(self, name: str) -> Reader:
-        """The merged tensor. Elementwise methods start at any place; the others look first."""
-        job = self.jobs[name]
-        readers = [self.models[model].reader(tensor) for model, tensor in job.inputs]
-        base = self.models[job.base[0]].reader(job.base[1]) if job.base else None
+        """Return a reader of the merged tensor.
+
+        Elementwise methods start at any element. Others read the whole inputs first, when a range of
+        the result is first read.
+        """
+        plan = self.plans[name]
+        readers = [self.models[model].reader(tensor) for model, tensor in plan.inputs]
+        base = self.models[plan.base[0]].reader(plan.base[1]) if plan.base else None
         tensors = Tensors(
-            shape=job.entry.shape,
-            inputs=tuple(one.read for one in readers),
+            shape=plan.entry.shape,
+            inputs=tuple(reader.read for reader in readers),
             base=base.read if base else None,
             streams=tuple(stream(self.seed, i, name) for i in range(len(readers))),
         )
-        if METHODS[job.method].by_element:
-            in_parts = all(one.in_parts for one in [*readers, *([base] if base else [])])
-            return Reader(combined(job, tensors), step=None, in_parts=in_parts)
-        step = row_step(job.entry.shape, BLOCK)
-        return Reader(_looking_first(job, tensors, step), step=step, in_parts=False)
+        if METHODS[plan.method].elementwise:
+            in_parts = all(reader.in_parts for reader in [*readers, *([base] if base else [])])
+            return Reader(apply_method(plan, tensors), step=None, in_parts=in_parts)
+        step = row_step(plan.entry.shape, BLOCK)
+        return Reader(_lazy_read(plan, tensors, step), step=step, in_parts=False)
 
 
-def combined(job: Job, tensors: Tensors) -> Combine:
-    """The method, with the job's parameters, on the job's tensors."""
-    method = METHODS[job.method]
-    arguments = {**job.each, **job.shared}
-    specs = {**method.each, **method.shared}
-    named = {
-        specs[name].argument or name: value
-        for name, value in arguments.items()
-        if specs[name].argument != "-"
-    }
+def apply_method(plan: TensorPlan, tensors: Tensors) -> Combine:
+    """Run the plan's method on its tensors, with its parameters."""
+    method = METHODS[plan.method]
+    arguments = method.arguments({**plan.per_model, **plan.global_}, len(plan.inputs))
     try:
-        if job.arithmetic is not None:
-            return compat.FUNCTIONS[job.method](tensors, compat.rounding(job.arithmetic), **named)
-        return FUNCTIONS[job.method](tensors, **named)
+        if plan.arithmetic is not None:
+            cast = compat.rounding(plan.arithmetic)
+            return compat.FUNCTIONS[plan.method](tensors, cast, **arguments)
+        combine: Combine = method.function(tensors, **arguments)
+        return combine
     except MergeError as error:
-        raise MergeError(f"{job.name}: {error}") from None
+        raise MergeError(f"{plan.name}: {error}") from None
 
 
-def _looking_first(job: Job, tensors: Tensors, step: int) -> Combine:
-    """The method looks at its inputs when it is first asked, and is asked for whole steps."""
-    made: list[Combine] = []
+def _lazy_read(plan: TensorPlan, tensors: Tensors, step: int) -> Combine:
+    """Run the method on the first read; compute whole steps, and cut the range out of them."""
+    combines: list[Combine] = []
     lock = Lock()
 
     def read(start: int, stop: int) -> Array:
         with lock:
-            if not made:
-                made.append(combined(job, tensors))
-        combine = made[0]
-        if (
-            start % step == 0
-            and (stop % step == 0 or stop == tensors.size)
-            and stop - start <= step
-        ):
+            if not combines:
+                combines.append(apply_method(plan, tensors))
+        combine = combines[0]
+        at_end = stop % step == 0 or stop == tensors.size
+        if start % step == 0 and at_end and stop - start <= step:
             return combine(start, stop)
         first = start // step * step
         parts = [combine(at, min(at + step, tensors.size)) for at in range(first, stop, step)]
-
         return np.concatenate(parts)[start - first : stop - first]
 
     return read

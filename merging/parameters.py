@@ -1,11 +1,12 @@
-"""A method's parameters, as configs give them: numbers, gradients over layers, filters by tensor.
+"""Method parameters in a config: numbers, gradients over the layers, filters by tensor name.
 
     weight: 0.5                                    for every tensor
-    weight: [0, 0.5, 1]                            from the first layer to the last, in straight lines
+    weight: [0, 0.5, 1]                            linear from the first layer to the last
     weight: [{filter: mlp, value: 0.3}, {value: 0.5}]    the first entry whose filter fits
 
-A filter is a part of the tensor's name; `*`, or none, fits every tensor. The value of an entry may
-be a gradient. What no entry fits is looked up at the next level: model, slice, whole config.
+A filter is a part of the tensor's name; `*`, or no filter, fits every tensor. The value of an entry may
+be a gradient. If no entry fits, the parameter is looked up at the next level: model, slice, whole
+config.
 """
 
 import math
@@ -15,14 +16,14 @@ from typing import Any
 
 from dualign.config import Key, dotted, nearest
 from dualign.errors import MergeError
-from dualign.merging.method_specs import METHODS, Parameter
+from dualign.merging.methods import METHODS, Parameter
 
 Value = float | bool
 
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """The parameters given at one place of a config."""
+    """The parameters at one place of a config: a model, a slice, or the whole config."""
 
     key: Key
     values: Mapping[str, Any]
@@ -30,48 +31,48 @@ class Level:
 
 @dataclass(slots=True)
 class Resolver:
-    """Looks parameters up, and remembers which of those given were of use."""
+    """Looks parameters up, and records the entries that had an effect."""
 
     used: set[Key] = field(default_factory=set)
 
     def value(
-        self, name: str, spec: Parameter, levels: Sequence[Level], *, tensor: str, place: float
+        self, name: str, spec: Parameter, levels: Sequence[Level], *, tensor: str, position: float
     ) -> Value:
-        """The parameter for a tensor whose layer lies at `place`, 0 first to 1 last.
+        """Return the parameter for a tensor; `position` of its layer is 0 in the first, 1 in the last.
 
         Raises:
-            MergeError: it isn't given anywhere, and has no default.
+            MergeError: no level has it, and it has no default.
         """
         for level in levels:
             if name in level.values:
-                found = _fitting(level.values[name], tensor)
-                if found is not None:
-                    entry, setting = found
+                match = _first_fit(level.values[name], tensor)
+                if match is not None:
+                    entry, setting = match
                     self.used.add((*level.key, name, *entry))
-                    return at(setting, place)
+                    return _interpolated(setting, position)
         if spec.default is None:
-            where = " or ".join(dotted(level.key) for level in levels if level.key)
-            raise MergeError(f"{tensor}: no {name} is given for it; set {name} in {where}")
+            keys = " or ".join(dotted(level.key) for level in levels if level.key)
+            raise MergeError(f"{tensor}: no {name} is given for it; set {name} in {keys}")
         return spec.default
 
     def unused(self, levels: Sequence[Level]) -> list[Key]:
-        """Parameters that no tensor got."""
-        given = [key for level in levels for key in _entries(level)]
-        return [key for key in dict.fromkeys(given) if key not in self.used]
+        """Return the keys of entries that no tensor used."""
+        keys = dict.fromkeys(key for level in levels for key in _entries(level))
+        return [key for key in keys if key not in self.used]
 
 
-def at(setting: Any, place: float) -> Value:
-    """A number, or a gradient's value at `place`."""
+def _interpolated(setting: Any, position: float) -> Value:
+    """Return a number, or a gradient's value: [0, 0.5, 1] at position 0.25 is 0.25."""
     if not isinstance(setting, list):
-        return setting  # type: ignore[no-any-return]  # checked by `problems`
-    scaled = place * (len(setting) - 1)
+        return setting  # type: ignore[no-any-return]  # checked by `parameter_problems`
+    scaled = position * (len(setting) - 1)
     low = min(math.floor(scaled), len(setting) - 1)
     high = min(low + 1, len(setting) - 1)
     return float(setting[low] + (setting[high] - setting[low]) * (scaled - low))
 
 
-def _fitting(setting: Any, tensor: str) -> tuple[Key, Any] | None:
-    """The entry that fits the tensor, and its number or gradient."""
+def _first_fit(setting: Any, tensor: str) -> tuple[Key, Any] | None:
+    """Return the key of the entry that fits the tensor, and its number or gradient."""
     if not _has_filters(setting):
         return (), setting
     for i, entry in enumerate(setting):
@@ -82,7 +83,7 @@ def _fitting(setting: Any, tensor: str) -> tuple[Key, Any] | None:
 
 
 def _has_filters(setting: Any) -> bool:
-    return isinstance(setting, list) and any(isinstance(one, dict) for one in setting)
+    return isinstance(setting, list) and any(isinstance(entry, dict) for entry in setting)
 
 
 def _entries(level: Level) -> Iterator[Key]:
@@ -93,59 +94,63 @@ def _entries(level: Level) -> Iterator[Key]:
             yield (*level.key, name)
 
 
-def problems(method: str, values: Mapping[str, Any], *, of_model: bool) -> list[tuple[Key, str]]:
-    """What is wrong with the parameters at one place, by key."""
-    known = METHODS[method]
-    fitting = known.each if of_model else {**known.each, **known.shared}
-    found: list[tuple[Key, str]] = []
+def parameter_problems(
+    method: str, values: Mapping[str, Any], *, of_model: bool
+) -> list[tuple[Key, str]]:
+    """Check the parameters at one level; return (key, problem). `of_model`: the level is a model's."""
+    spec = METHODS[method]
+    fitting = spec.per_model if of_model else spec.parameters
+    issues: list[tuple[Key, str]] = []
     for name, setting in values.items():
         if name in fitting:
-            found += [((name, *key), why) for key, why in _wrong(setting, fitting[name])]
-        elif name in known.shared:
-            found.append(
+            issues += [
+                ((name, *key), why) for key, why in _setting_problems(setting, fitting[name])
+            ]
+        elif name in spec.global_:
+            issues.append(
                 ((name,), f"{name} has one value for all models: set it in the outer parameters")
             )
         else:
             hint = nearest(name, list(fitting)) if fitting else " (it takes none)"
-            found.append(((name,), f"{method} has no such parameter{hint}"))
-    return found
+            issues.append(((name,), f"{method} has no such parameter{hint}"))
+    return issues
 
 
-def _wrong(setting: Any, spec: Parameter) -> list[tuple[Key, str]]:
+def _setting_problems(setting: Any, spec: Parameter) -> list[tuple[Key, str]]:
     if isinstance(setting, dict):
         return [((), "an entry with a filter has to be in a list: [{filter: ..., value: ...}]")]
     if not _has_filters(setting):
-        return [((), why) for why in _wrong_setting(setting, spec)]
-    found: list[tuple[Key, str]] = []
+        return [((), why) for why in _gradient_problems(setting, spec)]
+    issues: list[tuple[Key, str]] = []
     for i, entry in enumerate(setting):
         if not isinstance(entry, dict) or "value" not in entry:
-            found.append(((i,), "expected {filter: part of a name, value: ...}"))
+            issues.append(((i,), "expected {filter: part of a name, value: ...}"))
             continue
-        found += [
+        issues += [
             ((i, key), f"unknown key{nearest(key, ['filter', 'value'])}")
             for key in entry
             if key not in ("filter", "value")
         ]
         if not isinstance(entry.get("filter", ""), str | None):
-            found.append(((i, "filter"), "expected a part of a tensor's name"))
-        found += [((i, "value"), why) for why in _wrong_setting(entry["value"], spec)]
+            issues.append(((i, "filter"), "expected a part of a tensor's name"))
+        issues += [((i, "value"), why) for why in _gradient_problems(entry["value"], spec)]
         if entry.get("filter") in (None, "*") and i + 1 < len(setting):
-            found.append(((i + 1,), "has no effect: the entry before it fits every tensor"))
+            issues.append(((i + 1,), "has no effect: the entry before it fits every tensor"))
             break
-    return found
+    return issues
 
 
-def _wrong_setting(setting: Any, spec: Parameter) -> list[str]:
-    if isinstance(setting, list):
-        if spec.kind != "number":
-            return ["a gradient needs a parameter that is a number"]
-        if not setting:
-            return ["expected a number or a list of numbers, found an empty list"]
-        return [why for one in setting for why in _wrong_value(one, spec)]
-    return _wrong_value(setting, spec)
+def _gradient_problems(setting: Any, spec: Parameter) -> list[str]:
+    if not isinstance(setting, list):
+        return _value_problems(setting, spec)
+    if spec.kind != "number":
+        return ["a gradient needs a parameter that is a number"]
+    if not setting:
+        return ["expected a number or a list of numbers, found an empty list"]
+    return [why for value in setting for why in _value_problems(value, spec)]
 
 
-def _wrong_value(value: Any, spec: Parameter) -> list[str]:
+def _value_problems(value: Any, spec: Parameter) -> list[str]:
     if spec.kind == "switch":
         fits = isinstance(value, bool) or value in (0, 1)
         return [] if fits else [f"expected true or false, found {value!r}"]
@@ -155,8 +160,8 @@ def _wrong_value(value: Any, spec: Parameter) -> list[str]:
         return [f"expected a finite number, found {value}"]
     if spec.kind == "whole" and not isinstance(value, int):
         return [f"expected a whole number, found {value}"]
-    if spec.least is not None and value < spec.least:
-        return [f"expected {spec.least:g} or more, found {value}"]
-    if spec.most is not None and value > spec.most:
-        return [f"expected {spec.most:g} or less, found {value}"]
+    if spec.min is not None and value < spec.min:
+        return [f"expected {spec.min:g} or more, found {value}"]
+    if spec.max is not None and value > spec.max:
+        return [f"expected {spec.max:g} or less, found {value}"]
     return []

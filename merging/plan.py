@@ -1,6 +1,6 @@
-"""From a config and the headers of its models to what makes each tensor of the merged model."""
+"""Plan a merge: from a config and the headers of its models to the sources of each merged tensor."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,189 +8,215 @@ from dualign.checkpoints.checkpoint import Weights
 from dualign.checkpoints.dtypes import CODES
 from dualign.checkpoints.header import Entry
 from dualign.errors import MergeError
-from dualign.merging.config import Merge, Slice, Source, is_base, unusable
-from dualign.merging.layers import Stack, place_of, stack_of
-from dualign.merging.method_specs import METHODS, Parameter
+from dualign.merging.config import Merge, MergeSlice, MergeSource, is_base, weight_problem
+from dualign.merging.layers import Stack, find_stack, layer_position
+from dualign.merging.methods import METHODS, Parameter
 from dualign.merging.parameters import Level, Resolver, Value
 
 Models = Mapping[str, Weights]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Job:
-    """One tensor of the merged model: the method, what it reads, and its parameters."""
+class TensorPlan:
+    """One tensor of the merged model: the method, its inputs and its parameters."""
 
     name: str
     method: str
     entry: Entry
     """shape and stored type"""
     inputs: tuple[tuple[str, str], ...]
-    """model and tensor, in the order of the config"""
+    """(model, tensor) in the order of the config"""
     base: tuple[str, str] | None
-    each: Mapping[str, tuple[Value, ...]]
-    shared: Mapping[str, Value]
+    per_model: Mapping[str, tuple[Value, ...]]
+    global_: Mapping[str, Value]
     arithmetic: str | None = None
-    """the stored type that mergekit would compute in; None: ours, float64"""
+    """the stored type in which mergekit would compute; None: float64"""
 
 
 @dataclass(frozen=True, slots=True)
-class _Piece:
+class _TensorSources:
     """A tensor of the merged model before its parameters are looked up."""
 
     name: str
-    slice: Slice
-    sources: tuple[tuple[Source, str], ...]
+    slice: MergeSlice
+    sources: tuple[tuple[MergeSource, str], ...]
     """each with the name of its tensor"""
     base: tuple[str, str] | None
-    place: float
+    position: float
+    """of the layer: 0 first, 1 last"""
 
 
-def plan(merge: Merge, models: Models, donor: str) -> dict[str, Job]:
-    """Every tensor of the merged model, by name.
+def plan_tensors(merge: Merge, models: Models, config_source: str) -> dict[str, TensorPlan]:
+    """Plan every tensor of the merged model, by name.
 
     Raises:
-        MergeError: a tensor is missing or has another shape, a parameter is missing, or one that is
-            given has no effect.
+        MergeError: a tensor is missing or has another shape, or a parameter is missing or has no
+            effect.
     """
     resolver = Resolver()
-    sliced = merge.slices[0].sources[0].layer_range is not None
-    pieces = _from_slices(merge, models) if sliced else _from_models(merge, models, donor)
-    jobs = {one.name: _job(merge, one, models, resolver) for one in pieces}
+    if _has_ranges(merge):
+        tensors = _from_slices(merge, models)
+    else:
+        tensors = _from_models(merge, models, config_source)
+    plans = {tensor.name: _plan(merge, tensor, models, resolver) for tensor in tensors}
     _require_use(merge, resolver)
-    return jobs
+    return plans
 
 
-def _from_models(merge: Merge, models: Models, donor: str) -> list[_Piece]:
-    (one,) = merge.slices
-    stack = stack_of(models[donor].entries)
+def _has_ranges(merge: Merge) -> bool:
+    return merge.slices[0].sources[0].layer_range is not None
+
+
+def _from_models(merge: Merge, models: Models, config_source: str) -> list[_TensorSources]:
+    (slice_,) = merge.slices
+    stack = find_stack(models[config_source].entries)
     return [
-        _Piece(
+        _TensorSources(
             name,
-            one,
-            tuple((source, name) for source in one.sources),
-            (one.base_model, name) if one.base_model else None,
-            stack.place(name),
+            slice_,
+            tuple((source, name) for source in slice_.sources),
+            (slice_.base_model, name) if slice_.base_model else None,
+            stack.position(name),
         )
-        for name in models[donor].entries
+        for name in models[config_source].entries
     ]
 
 
-def _from_slices(merge: Merge, models: Models) -> list[_Piece]:
-    """Layers one after the other; what comes before them from the first slice, after from the last."""
-    stacks = {name: stack_of(weights.entries) for name, weights in models.items()}
-    pieces = _outside(merge, models, stacks)
+def _from_slices(merge: Merge, models: Models) -> list[_TensorSources]:
+    """Stack the layers of the slices, and add the tensors outside of the layers."""
+    stacks = {name: find_stack(weights.entries) for name, weights in models.items()}
+    tensors = _outside_layers(merge, models, stacks)
     layer = 0
-    for one in merge.slices:
-        first = _ranges(merge, one, stacks)
-        count = first[1] - first[0]
-        for step in range(count):
-            pieces += _layer(one, models, stacks, layer, step, place_of(step, count))
+    for slice_ in merge.slices:
+        first, last = _layer_range(merge, slice_, stacks)
+        for step in range(last - first):
+            position = layer_position(step, last - first)
+            tensors += _layer(slice_, models, stacks, layer, step, position)
             layer += 1
-    return pieces
+    return tensors
 
 
-def _ranges(merge: Merge, one: Slice, stacks: Mapping[str, Stack]) -> tuple[int, int]:
-    """The range of the first source; all of a slice have one length."""
+def _layer_range(merge: Merge, slice_: MergeSlice, stacks: Mapping[str, Stack]) -> tuple[int, int]:
+    """Return the range of the first source; check that all sources have as many layers."""
     ranges = []
-    for source in one.sources:
+    for source in slice_.sources:
         first, last = source.layer_range or (0, 0)
         count = stacks[source.model].count
         if not 0 <= first < last <= count:
             raise MergeError(
-                f"{merge.where((*source.parameters.key[:-1], 'layer_range'))}: [{first}, {last}]: "
+                f"{merge.location((*source.parameters.key[:-1], 'layer_range'))}: [{first}, {last}]: "
                 f"{source.model} has the layers [0, {count}]"
             )
         ranges.append((first, last))
     lengths = {last - first for first, last in ranges}
     if len(lengths) > 1:
         raise MergeError(
-            f"{merge.where(one.key)}: its sources have {sorted(lengths)} layers; expected as many "
-            "of each"
+            f"{merge.location(slice_.key)}: its sources have {sorted(lengths)} layers; expected as "
+            "many of each"
         )
     return ranges[0]
 
 
 def _layer(
-    one: Slice,
+    slice_: MergeSlice,
     models: Models,
     stacks: Mapping[str, Stack],
     layer: int,
     step: int,
-    place: float,
-) -> list[_Piece]:
-    lead = one.sources[0]
-    stack = stacks[lead.model]
-    number = (lead.layer_range or (0, 0))[0] + step
-    found = []
-    for name in models[lead.model].entries:
-        if stack.layer(name) != number:
+    position: float,
+) -> Iterator[_TensorSources]:
+    """Yield the tensors of the merged model's `layer`: layer `step` of each source's range.
+
+    With the sources a: [4, 8] and b: [0, 4], step 1 makes layer 9 of the merged model so:
+    `layers.9.mlp.weight` from a's `layers.5.mlp.weight` and b's `layers.1.mlp.weight`.
+    """
+
+    def name_in(model: str, source: MergeSource, name: str) -> str:
+        return stacks[model].renamed(name, (source.layer_range or (0, 0))[0] + step)
+
+    first = slice_.sources[0]
+    # The base's layers are those of its own range if it is listed, else those of the first source.
+    listed = [source for source in slice_.sources if source.model == slice_.base_model]
+    stack = stacks[first.model]
+    for name in models[first.model].entries:
+        if stack.layer(name) != (first.layer_range or (0, 0))[0] + step:
             continue
-        sources = tuple((source, _named(source, stacks, name, step)) for source in one.sources)
-        base = (one.base_model, _base_name(one, stacks, name, step)) if one.base_model else None
-        found.append(_Piece(stack.renamed(name, layer), one, sources, base, place))
-    return found
+        base = slice_.base_model
+        yield _TensorSources(
+            stack.renamed(name, layer),
+            slice_,
+            tuple((source, name_in(source.model, source, name)) for source in slice_.sources),
+            (base, name_in(base, (listed or [first])[0], name)) if base else None,
+            position,
+        )
 
 
-def _named(source: Source, stacks: Mapping[str, Stack], name: str, step: int) -> str:
-    return stacks[source.model].renamed(name, (source.layer_range or (0, 0))[0] + step)
+def _outside_layers(
+    merge: Merge, models: Models, stacks: Mapping[str, Stack]
+) -> list[_TensorSources]:
+    """Take tensors below the layers from the first slice's sources, the rest from the last slice's.
 
+    For slices of a: [0, 12] and b: [8, 16]:
 
-def _base_name(one: Slice, stacks: Mapping[str, Stack], name: str, step: int) -> str:
-    """The base's layers are those that it is listed with, else those of the first source."""
-    listed = [source for source in one.sources if source.model == one.base_model]
-    source = listed[0] if listed else one.sources[0]
-    return stacks[one.base_model or ""].renamed(name, (source.layer_range or (0, 0))[0] + step)
+        embed_tokens.weight            a, slice 0
+        layers.0 ... layers.11         a's layers 0 ... 11, slice 0
+        layers.12 ... layers.19        b's layers 8 ... 15, slice 1
+        norm.weight, lm_head.weight    b, slice 1
 
-
-def _outside(merge: Merge, models: Models, stacks: Mapping[str, Stack]) -> list[_Piece]:
-    """Tensors outside of the layers: up to the first layer of the first slice, the rest of the last."""
-    found = []
+    Their names are those of the first slice's first source; their position is 0, as in mergekit.
+    """
     first, last = merge.slices[0], merge.slices[-1]
-    lead = first.sources[0].model
-    for name in models[lead].entries:
-        if stacks[lead].layer(name) is not None:
-            continue
-        one = first if "embed" in name or "wte" in name or "wpe" in name else last
-        sources = tuple((source, name) for source in one.sources)
-        base = (one.base_model, name) if one.base_model else None
-        found.append(_Piece(name, one, sources, base, 0.0))
-    return found
+    model = first.sources[0].model
+    tensors = []
+    for name in models[model].entries:
+        if stacks[model].layer(name) is None:
+            slice_ = first if "embed" in name or "wte" in name or "wpe" in name else last
+            sources = tuple((source, name) for source in slice_.sources)
+            base = (slice_.base_model, name) if slice_.base_model else None
+            tensors.append(_TensorSources(name, slice_, sources, base, 0.0))
+    return tensors
 
 
-def _job(merge: Merge, piece: _Piece, models: Models, resolver: Resolver) -> Job:
-    method = METHODS[merge.method]
-    read = [
-        (source, name) for source, name in piece.sources if not is_base(merge, piece.slice, source)
+def _plan(merge: Merge, tensor: _TensorSources, models: Models, resolver: Resolver) -> TensorPlan:
+    """Look up the parameters of one tensor."""
+    method, slice_ = METHODS[merge.method], tensor.slice
+    inputs = [
+        (source, name) for source, name in tensor.sources if not is_base(merge, slice_, source)
     ]
-    base = piece.base if method.base != "none" else None
-    entry = _entry(
-        piece, [*((one.model, name) for one, name in read), *([base] if base else [])], models
-    )
-    outer = [piece.slice.parameters, merge.parameters]
+    base = tensor.base if method.base != "none" else None
+    parts = [*((source.model, name) for source, name in inputs), *([base] if base else [])]
+    entry = _common_entry(tensor.name, parts, models)
+    outer = [slice_.parameters, merge.parameters]
 
-    def look(name: str, spec: Parameter, levels: Sequence[Level], tensor: str) -> Value:
+    def look_up(parameter: str, spec: Parameter, levels: Sequence[Level], name: str) -> Value:
         try:
-            return resolver.value(name, spec, levels, tensor=tensor, place=piece.place)
+            return resolver.value(parameter, spec, levels, tensor=name, position=tensor.position)
         except MergeError as error:
             raise MergeError(f"{merge.file}: {error}") from None
 
     # As in mergekit: filters of a model's parameters see the tensor's name in that model.
-    each = {
-        name: tuple(
-            look(name, spec, [source.parameters, *outer], tensor) for source, tensor in read
+    per_model = {
+        parameter: tuple(
+            look_up(parameter, spec, [source.parameters, *outer], name) for source, name in inputs
         )
-        for name, spec in method.each.items()
+        for parameter, spec in method.per_model.items()
     }
-    shared = {name: look(name, spec, outer, piece.name) for name, spec in method.shared.items()}
-    _require_usable(merge, piece.name, each, shared)
-    return Job(
-        name=piece.name,
+    global_ = {
+        parameter: look_up(parameter, spec, outer, tensor.name)
+        for parameter, spec in method.global_.items()
+    }
+    if merge.method == "linear" and global_["normalize"]:
+        why = weight_problem([float(weight) for weight in per_model["weight"]])
+        if why:  # from a gradient or a filter; plain weights are checked with the config
+            raise MergeError(f"{merge.file}: {tensor.name}: {why}")
+    return TensorPlan(
+        name=tensor.name,
         method=merge.method,
         entry=entry,
-        inputs=tuple((source.model, name) for source, name in read),
+        inputs=tuple((source.model, name) for source, name in inputs),
         base=base,
-        each=each,
-        shared=shared,
+        per_model=per_model,
+        global_=global_,
         arithmetic=_arithmetic(merge, entry),
     )
 
@@ -201,30 +227,20 @@ def _arithmetic(merge: Merge, entry: Entry) -> str | None:
     return entry.dtype if merge.arithmetic == "input" else CODES[merge.arithmetic]
 
 
-def _require_usable(
-    merge: Merge, name: str, each: Mapping[str, tuple[Value, ...]], shared: Mapping[str, Value]
-) -> None:
-    """Weights that a gradient or filter makes unusable for one tensor."""
-    if merge.method == "linear" and shared["normalize"]:
-        why = unusable([float(weight) for weight in each["weight"]])
-        if why:
-            raise MergeError(f"{merge.file}: {name}: {why}")
-
-
-def _entry(piece: _Piece, parts: Sequence[tuple[str, str]], models: Models) -> Entry:
-    """Shape and type of the first part, which all must have."""
+def _common_entry(tensor: str, parts: Sequence[tuple[str, str]], models: Models) -> Entry:
+    """Return shape and type of the first part; check that all have this shape."""
     entries: list[tuple[str, Entry]] = []
     for model, name in parts:
         if name not in models[model].entries:
             raise MergeError(
-                f"{models[model].folders[0]}: has no tensor {name}, which {piece.name} needs"
+                f"{models[model].folders[0]}: has no tensor {name}, which {tensor} needs"
             )
         entries.append((model, models[model].entries[name]))
     first = entries[0]
     for model, entry in entries[1:]:
         if entry.shape != first[1].shape:
             raise MergeError(
-                f"{models[first[0]].folders[0]} and {models[model].folders[0]}: {piece.name} is "
+                f"{models[first[0]].folders[0]} and {models[model].folders[0]}: {tensor} is "
                 f"{first[1].shape} and {entry.shape}; shapes must agree"
             )
     return first[1]
@@ -232,48 +248,50 @@ def _entry(piece: _Piece, parts: Sequence[tuple[str, str]], models: Models) -> E
 
 def _require_use(merge: Merge, resolver: Resolver) -> None:
     levels = [merge.parameters]
-    for one in merge.slices:
-        levels += [one.parameters, *(source.parameters for source in one.sources)]
+    for slice_ in merge.slices:
+        levels += [slice_.parameters, *(source.parameters for source in slice_.sources)]
     unused = resolver.unused(levels)
     if unused:
         raise MergeError(
             "\n".join(
-                f"{merge.where(key)}: has no effect: no tensor gets it (a filter that fits none, or "
-                "all get theirs from a nearer place)"
+                f"{merge.location(key)}: has no effect: no tensor gets it (a filter that fits none, "
+                "or all get theirs from a nearer place)"
                 for key in unused
             )
         )
 
 
-def config_of(merge: Merge, models: Models, donor: str) -> dict[str, Any]:
-    """The donor's config.json; with slices, as many layers as there are now."""
-    config = dict(models[donor].config)
-    if merge.slices[0].sources[0].layer_range is None:
+def merged_config(merge: Merge, models: Models, config_source: str) -> dict[str, Any]:
+    """Return the config.json of `config_source`; with slices, for as many layers as there are now."""
+    config = dict(models[config_source].config)
+    if not _has_ranges(merge):
         return config
-    stacks = {name: stack_of(weights.entries) for name, weights in models.items()}
-    count = stacks[donor].count
+    stacks = {name: find_stack(weights.entries) for name, weights in models.items()}
+    count = stacks[config_source].count
     config["num_hidden_layers"] = sum(
-        last - first for one in merge.slices for first, last in [_ranges(merge, one, stacks)]
+        last - first
+        for slice_ in merge.slices
+        for first, last in [_layer_range(merge, slice_, stacks)]
     )
-    for key, value in models[donor].config.items():
+    for key, value in models[config_source].config.items():
         if isinstance(value, list) and len(value) == count and count > 1:
             config[key] = _per_layer(merge, models, key)
     return config
 
 
 def _per_layer(merge: Merge, models: Models, key: str) -> list[Any]:
-    """A setting with one value for each layer (layer_types, no_rope_layers), as the layers went."""
-    found = []
-    for one in merge.slices:
-        first, last = one.sources[0].layer_range or (0, 0)
+    """Stack a setting with a value for each layer (layer_types, no_rope_layers) like the layers."""
+    stacked = []
+    for slice_ in merge.slices:
+        first, last = slice_.sources[0].layer_range or (0, 0)
         values = {
             str(models[source.model].config.get(key, [])[slice(*(source.layer_range or (0, 0)))])
-            for source in one.sources
+            for source in slice_.sources
         }
         if len(values) > 1:
             raise MergeError(
-                f"{merge.where(one.key)}: {key} differs between its sources: "
+                f"{merge.location(slice_.key)}: {key} differs between its sources: "
                 f"{' and '.join(sorted(values))}; such layers can't be merged"
             )
-        found += models[one.sources[0].model].config[key][first:last]
-    return found
+        stacked += models[slice_.sources[0].model].config[key][first:last]
+    return stacked

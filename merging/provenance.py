@@ -15,7 +15,7 @@ from dualign.checkpoints.embedded import cache_folder
 from dualign.checkpoints.shards import processors, progress
 from dualign.fingerprint import Digests
 from dualign.merging.config import Merge
-from dualign.merging.plan import Job
+from dualign.merging.plan import TensorPlan
 from dualign.rundir import write_json
 
 MERGE_JSON = "merge.json"
@@ -79,20 +79,20 @@ def hashing(
             raise
 
 
-def weights_applied(jobs: Mapping[str, Job]) -> list[dict[str, Any]]:
+def weights_applied(jobs: Mapping[str, TensorPlan]) -> list[dict[str, Any]]:
     """The parameters as they were used, each set of them once, with the tensors that got it."""
     groups: dict[str, dict[str, Any]] = {}
     for name, job in jobs.items():
         used = {
             "models": [model for model, _ in job.inputs],
             "base_model": job.base[0] if job.base else None,
-            **{key: list(values) for key, values in job.each.items()},
-            **job.shared,
+            **{key: list(values) for key, values in job.per_model.items()},
+            **job.global_,
         }
-        if job.method == "linear" and job.shared["normalize"]:
+        if job.method == "linear" and job.global_["normalize"]:
             from dualign.merging.methods.linear import normalized
 
-            used["applied"] = normalized([float(weight) for weight in job.each["weight"]])
+            used["applied"] = normalized([float(weight) for weight in job.per_model["weight"]])
         groups.setdefault(repr(used), {**used, "tensors": []})["tensors"].append(name)
     return list(groups.values())
 

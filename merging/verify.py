@@ -37,7 +37,7 @@ def verify_folder(out: Path, *, tensors: int = 3, seed: int = 0) -> Verdict:
         inputs = {
             Path(name): digest for one in record["models"] for name, digest in one["sha256"].items()
         }
-        merge, drawn = from_json(record["merge"]), int(record["seed"])
+        merge, drawn = from_json(record["merge"], file=str(out / MERGE_JSON)), int(record["seed"])
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{out / MERGE_JSON}: isn't whole ({error!r})") from None
     require_hashes(shards, "was changed after it was written")

@@ -24,7 +24,7 @@ from dualign.merging.adapters.kl_gap import (
     token_ids,
 )
 from dualign.merging.adapters.output import new_folder
-from dualign.merging.config import Dtype, Merge, MergedModel, MergeStage
+from dualign.merging.config import Dtype, Merge, MergeInput, MergeStage
 from dualign.merging.merge import prepare, write
 from dualign.merging.provenance import MERGE_JSON
 from dualign.rundir import read_run, write_json
@@ -107,7 +107,7 @@ def _name(meant: Fold, base: Base, dtype: str | None) -> str:
 
 
 def _merge(meant: Fold, base: Base, dtype: str) -> Merge:
-    models = (MergedModel(model=_name(meant, base, dtype)),)
+    models = (MergeInput(model=_name(meant, base, dtype)),)
     stage = MergeStage(name="fold", models=models, method="passthrough", dtype=meant.dtype)
     return stage.merge()
 

@@ -27,10 +27,10 @@ from dualign.merging.adapters.output import (
     new_folder,
     write_record,
 )
-from dualign.merging.adapters.parameters import LINEAR, arguments_of
-from dualign.merging.methods import FUNCTIONS
+from dualign.merging.adapters.parameters import LINEAR, method_arguments
+from dualign.merging.methods import METHODS
 from dualign.merging.methods.random import stream
-from dualign.merging.methods.tensors import Array, Read, Tensors, whole
+from dualign.merging.methods.tensors import Array, Read, Tensors, materialize
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,7 +86,7 @@ def _merger(meant: Soup) -> tuple[Merger, Sequence[float]]:
                 f"linear: takes weights and nothing else, not {next(iter(meant.parameters))}"
             )
         return (lambda total, _adapters, _path: _linear(total, cut)), weights
-    arguments = arguments_of(meant.method, meant.parameters, weights=meant.weights, count=count)
+    arguments = method_arguments(meant.method, meant.parameters, weights=meant.weights, count=count)
     if cut is None:
         raise ConfigError(
             f"{meant.method}: the result has all ranks, so it isn't an adapter as it is; say where "
@@ -95,7 +95,7 @@ def _merger(meant: Soup) -> tuple[Merger, Sequence[float]]:
 
     def merge(total: LoraModule, adapters: Sequence[Adapter], path: str) -> tuple[LoraModule, Kept]:
         tensors = changes(adapters, path, total.shape, seed=meant.seed)
-        merged = whole(FUNCTIONS[meant.method](tensors, **arguments), total.shape)
+        merged = materialize(METHODS[meant.method].function(tensors, **arguments), total.shape)
         turned = merged.T if total.embedding else merged
         found = approximate(turned, cut, key=stream(meant.seed, count, path))
         return low_rank_module(found, embedding=total.embedding), kept_of(found)

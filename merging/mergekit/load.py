@@ -18,7 +18,15 @@ from pathlib import Path
 
 from dualign.config import Document, Key, parse, read_documents
 from dualign.errors import ConfigError
-from dualign.merging.config import Dtype, Merge, Slice, Source, TokenRow, Tokens, merge_problems
+from dualign.merging.config import (
+    Dtype,
+    Merge,
+    MergeSlice,
+    MergeSource,
+    TokenRow,
+    VocabularyConfig,
+    merge_problems,
+)
 from dualign.merging.mergekit.schema import (
     FilePath,
     FileReference,
@@ -133,10 +141,10 @@ def _merge(file: MergeFile, document: Document, folder: Path, named: Mapping[str
     return replace(merge, tokenizer_from=tokenizer, tokens=tokens, inner=inner)
 
 
-def _tokens(file: MergeFile, folder: Path, named: Mapping[str, Merge]) -> Tokens:
+def _tokens(file: MergeFile, folder: Path, named: Mapping[str, Merge]) -> VocabularyConfig:
     if file.tokenizer is None:
-        return Tokens(union=file.tokenizer_source == "union")
-    return Tokens(
+        return VocabularyConfig(union=file.tokenizer_source == "union")
+    return VocabularyConfig(
         union=file.tokenizer.source == "union",
         rows=tuple(
             _token_row(token, one, folder, named) for token, one in file.tokenizer.tokens.items()
@@ -164,18 +172,18 @@ def _dtype(file: MergeFile) -> Dtype:
 
 def _slices(
     file: MergeFile, folder: Path, named: Mapping[str, Merge], base: str | None
-) -> tuple[Slice, ...]:
+) -> tuple[MergeSlice, ...]:
     if file.models is not None:
         sources = tuple(
-            Source(
+            MergeSource(
                 model=_reference(one.model, folder, named),
                 parameters=Level(("models", i, "parameters"), one.parameters),
             )
             for i, one in enumerate(file.models)
         )
-        return (Slice(key=(), sources=sources, parameters=Level((), {}), base_model=base),)
+        return (MergeSlice(key=(), sources=sources, parameters=Level((), {}), base_model=base),)
     return tuple(
-        Slice(
+        MergeSlice(
             key=("slices", i),
             sources=_sources(one, ("slices", i, "sources"), folder, named),
             parameters=Level(("slices", i, "parameters"), one.parameters),
@@ -189,9 +197,9 @@ def _slices(
 
 def _sources(
     one: FileSlice, key: Key, folder: Path, named: Mapping[str, Merge]
-) -> tuple[Source, ...]:
+) -> tuple[MergeSource, ...]:
     return tuple(
-        Source(
+        MergeSource(
             model=_reference(source.model, folder, named),
             parameters=Level((*key, j, "parameters"), source.parameters),
             layer_range=(source.layer_range[0], source.layer_range[1])

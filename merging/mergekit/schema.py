@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dualign.config import nearest
-from dualign.merging.method_specs import METHODS
+from dualign.merging.methods import METHODS
 from dualign.merging.tokenizer import chat_template as templates
 
 FloatType = Literal["float32", "bfloat16", "float16"]

@@ -1,68 +1,34 @@
-"""breadcrumbs, breadcrumbs_ties: drop the smallest changes and the outliers (arXiv 2312.06795)."""
+"""breadcrumbs, breadcrumbs_ties: drop the smallest changes and the outliers (arXiv 2312.06795).
+
+`y = b + scale * sum(w_i m_i d_i)`. m_i drops the share `gamma` with the largest magnitudes, keeps the
+share `density` below it, and drops the rest. breadcrumbs_ties adds TIES' vote on the sign.
+"""
 
 from collections.abc import Sequence
+from functools import partial
 
 from dualign.merging.methods.select import Mask, keep_ranks
-from dualign.merging.methods.task import Sparsify, ranked_sizes, task_sum
-from dualign.merging.methods.tensors import Combine, Tensors
+from dualign.merging.methods.task_arithmetic import Sparsify, magnitudes, task_sum
+from dualign.merging.methods.tensors import Tensors
 
 
-def breadcrumbs(
-    tensors: Tensors,
-    *,
-    weight: Sequence[float],
-    density: Sequence[float],
-    gamma: Sequence[float],
-    normalize: bool = False,
-    rescale: bool = False,
-    scale: float = 1.0,
-) -> Combine:
-    """`y = b + scale * sum(w_i m_i d_i)`; m_i drops the share `gamma` with the largest sizes.
+def mask_tails(density: Sequence[float], gamma: Sequence[float]) -> Sparsify:
+    """Keep the changes below the outliers and above the small ones.
 
-    It keeps the share `density` below them, and drops the rest. With too few elements left for
-    that, fewer outliers are dropped. Any shape.
+    Of 10 elements with density 0.6 and gamma 0.1 the ranks [1, 7) stay. With density 0.9 and gamma 0.3
+    too few would be left, so fewer outliers go: ranks [1, 10) stay.
     """
-    return task_sum(
-        tensors,
-        weight=weight,
-        sparsify=between(density, gamma),
-        normalize=normalize,
-        rescale=rescale,
-        scale=scale,
-    )
 
-
-def breadcrumbs_ties(
-    tensors: Tensors,
-    *,
-    weight: Sequence[float],
-    density: Sequence[float],
-    gamma: Sequence[float],
-    normalize: bool = False,
-    rescale: bool = False,
-    scale: float = 1.0,
-) -> Combine:
-    """As breadcrumbs, with TIES' vote on the sign of each element."""
-    return task_sum(
-        tensors,
-        weight=weight,
-        sparsify=between(density, gamma),
-        vote=True,
-        normalize=normalize,
-        rescale=rescale,
-        scale=scale,
-    )
-
-
-def between(densities: Sequence[float], gammas: Sequence[float]) -> Sparsify:
-    """Keep the sizes below the outliers and above the small ones."""
-
-    def sparsify(tensors: Tensors, which: int) -> Mask | None:
-        if densities[which] >= 1:
+    def sparsify(tensors: Tensors, index: int) -> Mask | None:
+        if density[index] >= 1:
             return None
-        kept = int(densities[which] * tensors.size)
-        smallest = max(0, tensors.size - kept - int(gammas[which] * tensors.size))
-        first = tensors.size - smallest - kept
-        return keep_ranks(tensors, ranked_sizes(tensors, which), first, first + kept)
+        count = int(density[index] * tensors.size)
+        smallest = max(0, tensors.size - count - int(gamma[index] * tensors.size))
+        first = tensors.size - smallest - count
+        return keep_ranks(tensors, magnitudes(tensors, index), first, first + count)
 
     return sparsify
+
+
+breadcrumbs = partial(task_sum, sparsifier=mask_tails)
+breadcrumbs_ties = partial(task_sum, sparsifier=mask_tails, vote=True)

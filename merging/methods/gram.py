@@ -1,8 +1,8 @@
-"""Inner products of tensors, blockwise: what the methods on spheres need to know of them.
+"""Inner products of tensors, block by block, for the methods on spheres.
 
-slerp, multislerp, karcher and model_stock give linear combinations of their inputs whose
-coefficients depend on the inputs only through their inner products. Those take one pass; the
-coefficients are then a small computation in float64.
+slerp, multislerp, karcher and model_stock are linear combinations of their inputs whose coefficients
+depend on the inputs only through their inner products. Those take one pass; the coefficients are then a
+small computation in float64.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from dualign.merging.methods.tensors import Array, Tensors
 
 
 def gram(tensors: Tensors) -> Array:
-    """`G[i, j] = sum(d_i * d_j)` over the whole tensor, K x K; d is x without a base."""
+    """`G[i, j] = sum(d_i * d_j)` over the whole tensor, [K, K]; d is x without a base."""
     total = np.zeros((len(tensors.inputs),) * 2)
     for start, stop in tensors.ranges():
         total += _block_gram(tensors.deltas(start, stop))
@@ -21,29 +21,29 @@ def gram(tensors: Tensors) -> Array:
 
 
 def gram_by_row(deltas: Sequence[Array], columns: int) -> Array:
-    """`G[i, j, row]` of the rows in a block: K x K x rows."""
+    """`G[i, j, row]` of the rows in a block, [K, K, rows]."""
     rows = [delta.reshape(-1, columns) for delta in deltas]
-    return np.array([[(one * other).sum(axis=-1) for other in rows] for one in rows])
+    return np.array([[(a * b).sum(axis=-1) for b in rows] for a in rows])
 
 
 def gram_by_column(tensors: Tensors) -> Array:
-    """`G[i, j, column]` over the first dimension: K x K x the other dimensions, flat."""
+    """`G[i, j, column]` over the first dimension, [K, K, product of the other dimensions]."""
     width = tensors.size // tensors.shape[0]
     count = len(tensors.inputs)
     total = np.zeros((count, count, width))
     for start, stop in tensors.ranges():
-        place = np.arange(start, stop) % width
+        columns = np.arange(start, stop) % width
         deltas = tensors.deltas(start, stop)
         for i in range(count):
             for j in range(count):
-                total[i, j] += np.bincount(place, deltas[i] * deltas[j], minlength=width)
+                total[i, j] += np.bincount(columns, deltas[i] * deltas[j], minlength=width)
     return total
 
 
 def _block_gram(deltas: Sequence[Array]) -> Array:
     # Not a matrix product: the order of BLAS's sums depends on its number of threads.
-    found = np.zeros((len(deltas),) * 2)
-    for i, one in enumerate(deltas):
-        for j, other in enumerate(deltas[: i + 1]):
-            found[i, j] = found[j, i] = np.multiply(one, other).sum()
-    return found
+    products = np.zeros((len(deltas),) * 2)
+    for i, a in enumerate(deltas):
+        for j, b in enumerate(deltas[: i + 1]):
+            products[i, j] = products[j, i] = np.multiply(a, b).sum()
+    return products

@@ -7,25 +7,25 @@ import numpy as np
 from dualign.merging.methods.gram import gram
 from dualign.merging.methods.tensors import Array, Combine, Tensors, combination
 
-LEAST_NORM = 1e-7
+MIN_NORM = 1e-7
 
 
-def karcher(tensors: Tensors, *, max_iter: int = 10, tol: float = 1e-5) -> Combine:
+def karcher(tensors: Tensors, *, max_iter: int, tol: float) -> Combine:
     """`y = u * mean(|x_i|)`, u the Karcher mean of `x_i / |x_i|`; all inputs weigh the same.
 
-    From the normalised mean on, `T = mean(theta_i / sin(theta_i) (u_i - cos(theta_i) u))` and
-    `u <- cos|T| u + sin|T| T/|T|`, until `|T| < tol` or `max_iter` steps. Any shape, flattened. An
-    input of length zero has no direction and is left out.
+    Starts at the normalized mean and iterates `T = mean(theta_i / sin(theta_i) (u_i - cos(theta_i) u))`,
+    `u <- cos|T| u + sin|T| T/|T|`, until `|T| < tol` or for `max_iter` steps. Any shape, flattened.
+    Inputs of length zero have no direction and are left out.
     """
     if len(tensors.inputs) == 1:
         return combination(tensors, [1.0])
-    return combination(tensors, coefficients(gram(tensors), max_iter, tol).tolist())
+    return combination(tensors, _coefficients(gram(tensors), max_iter, tol).tolist())
 
 
-def coefficients(products: Array, max_iter: int, tol: float) -> Array:
-    """The factor of each input, from their inner products."""
+def _coefficients(products: Array, max_iter: int, tol: float) -> Array:
+    """Return the factor of each input, from their inner products [K, K]."""
     norms = np.sqrt(np.diag(products).clip(min=0))
-    used = norms >= LEAST_NORM
+    used = norms >= MIN_NORM
     factors = np.zeros(len(norms))
     if not used.any():
         return factors
@@ -37,11 +37,11 @@ def coefficients(products: Array, max_iter: int, tol: float) -> Array:
 
 
 def _mean_direction(cosines: Array, max_iter: int, tol: float) -> Array:
-    """u in terms of the u_i, whose inner products are `cosines`."""
+    """Return u as coefficients of the u_i, whose inner products are `cosines` [K, K]."""
     count = len(cosines)
     mean = np.full(count, 1 / count)
     length = _length(mean, cosines)
-    mean = mean / length if length >= LEAST_NORM else np.eye(count)[0]
+    mean = mean / length if length >= MIN_NORM else np.eye(count)[0]
     for _ in range(max_iter):
         towards = np.clip(cosines @ mean, -1, 1)
         theta = np.arccos(towards)
@@ -56,5 +56,5 @@ def _mean_direction(cosines: Array, max_iter: int, tol: float) -> Array:
     return mean
 
 
-def _length(of: Array, cosines: Array) -> float:
-    return math.sqrt(max(float(of @ cosines @ of), 0.0))
+def _length(vector: Array, cosines: Array) -> float:
+    return math.sqrt(max(float(vector @ cosines @ vector), 0.0))

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from dualign.merging.methods.tensors import Array, Combine, Tensors, combination
 
 
-def linear(tensors: Tensors, *, weight: Sequence[float], normalize: bool = True) -> Combine:
-    """`y = sum(w_i * x_i)`, the weights divided by their sum with `normalize`. Any shape.
+def linear(tensors: Tensors, *, weight: Sequence[float], normalize: bool) -> Combine:
+    """`y = sum(w_i * x_i)`, divided by the sum of the weights with `normalize`. Any shape.
 
-    Summed in float64: bfloat16 values lie on a coarse grid, so weights such as 0.9 and 0.1 put one
-    sum in ten exactly between two of them, where the error of a float32 sum would round it the
-    wrong way.
+    Summed in float64: bfloat16 values lie on a coarse grid, so weights such as 0.9 and 0.1 put one sum
+    in ten exactly between two of them, where the error of a float32 sum would round it the wrong way.
     """
     if normalize and len(set(weight)) == 1:
         weight = [1.0] * len(weight)
@@ -20,7 +19,7 @@ def linear(tensors: Tensors, *, weight: Sequence[float], normalize: bool = True)
     if total == 1:
         return combine
 
-    # Divided at the end: with weights 1, 1, 1 what cancels is 0, and not what 1/3 leaves of it.
+    # Divided at the end: with weights 1, 1, 1 inputs that cancel give 0, not a remainder of 1/3.
     def divided(start: int, stop: int) -> Array:
         mean = combine(start, stop)
         mean /= total
@@ -30,6 +29,6 @@ def linear(tensors: Tensors, *, weight: Sequence[float], normalize: bool = True)
 
 
 def normalized(weights: Sequence[float]) -> list[float]:
-    """The weights divided by their sum: `[3, 1]` -> `[0.75, 0.25]`."""
+    """Divide the weights by their sum: `[3, 1]` -> `[0.75, 0.25]`."""
     total = math.fsum(weights)
     return [weight / total for weight in weights]

@@ -18,25 +18,25 @@ def multislerp(
     tensors: Tensors,
     *,
     weight: Sequence[float],
-    normalize_weights: bool = True,
-    eps: float = 1e-8,
+    normalize_weights: bool,
+    eps: float,
 ) -> Combine:
-    """`y = (m cos a + T sin(a) / a) * sum(w_i |x_i|)`, with a base of `x - b`, and b is added.
+    """`y = (m cos a + T sin(a) / a) * sum(w_i |x_i|)`; with a base the same of `x_i - b`, plus b.
 
-    `u_i = x_i / |x_i|`, m their weighted mean at length 1, `T = sum(w_i (u_i - (u_i . m) m))` the
-    step from m in the tangent space, a its length. Any shape, flattened; any number of inputs.
+    `u_i = x_i / |x_i|`, m their weighted mean scaled to length 1, `T = sum(w_i (u_i - (u_i . m) m))`
+    the step from m in the tangent space, a its length. Any shape, flattened; any number of inputs.
     """
     if len(tensors.inputs) == 1:
         return combination(tensors, [1.0])
     weights = np.array(normalized(weight) if normalize_weights else weight)
-    factors = coefficients(gram(tensors), weights, eps)
+    factors = _coefficients(gram(tensors), weights, eps)
     if tensors.base is None:
         return combination(tensors, factors.tolist())
     return combination(tensors, factors.tolist(), base=1 - float(factors.sum()))
 
 
-def coefficients(products: Array, weights: Array, eps: float) -> Array:
-    """The factor of each input, from their inner products."""
+def _coefficients(products: Array, weights: Array, eps: float) -> Array:
+    """Return the factor of each input, from their inner products [K, K]."""
     norms = np.sqrt(np.diag(products).clip(min=0))
     cosines = products / np.outer(norms + eps, norms + eps)
     mean_norm = math.sqrt(max(float(weights @ cosines @ weights), 0.0))
@@ -47,7 +47,7 @@ def coefficients(products: Array, weights: Array, eps: float) -> Array:
             "multislerp: the weighted directions of the inputs add up to zero, so they have no "
             "mean; choose other weights"
         )
-    mean = weights / mean_norm  # in terms of the u_i, as all that follows
+    mean = weights / mean_norm  # coefficients of the u_i, here and below
     tangent = weights - (weights @ cosines @ mean) * mean
     length = math.sqrt(max(float(tangent @ cosines @ tangent), 0.0)) + eps
     result = mean * np.cos(length) + tangent * (np.sin(length) / length)

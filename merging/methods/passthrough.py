@@ -5,6 +5,6 @@ from collections.abc import Sequence
 from dualign.merging.methods.tensors import Combine, Tensors, combination
 
 
-def passthrough(tensors: Tensors, *, scale: Sequence[float] = (1.0,)) -> Combine:
+def passthrough(tensors: Tensors, *, scale: Sequence[float]) -> Combine:
     """`y = scale * x`. One input, any shape."""
     return combination(tensors, scale)

@@ -1,4 +1,4 @@
-"""Random numbers by place: the same for an element however the tensor is cut and whoever draws.
+"""Random numbers by position: an element gets the same one however the tensor is cut into blocks.
 
 Philox (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") turns a key and a counter
 into random bits. The key is that of seed, model and tensor; the counter is the element.
@@ -10,20 +10,20 @@ import numpy as np
 
 from dualign.merging.methods.tensors import Array
 
-_WORDS = 4  # 64-bit words of one Philox counter: one for each element
+_WORDS = 4  # 64-bit words of one Philox counter; an element takes one word
 
 
 def stream(seed: int, model: int, tensor: str) -> int:
-    """The 128-bit key of a tensor of a model. Models are counted, so that a folder may move."""
+    """Return the 128-bit key of a tensor of a model. Models are numbered, so that a folder may move."""
     text = f"{seed}:{model}:{tensor}".encode()
     return int.from_bytes(hashlib.sha256(text).digest()[:16], "little")
 
 
 def uniform(key: int, start: int, stop: int) -> Array:
-    """For each element in [start, stop) a number in [0, 1), float64."""
+    """Return a number in [0, 1) for each element in [start, stop), float64."""
     before = start % _WORDS
     bits = np.random.Philox(key=key, counter=start // _WORDS)
     words = bits.random_raw(stop - start + before)[before:]
-    drawn: Array = (words >> np.uint64(11)).astype(np.float64)
-    drawn *= 2.0**-53
-    return drawn
+    numbers: Array = (words >> np.uint64(11)).astype(np.float64)
+    numbers *= 2.0**-53
+    return numbers

@@ -1,4 +1,4 @@
-"""sce: select, calculate, erase: where models differ most, weighed by their energy (arXiv 2408.07990)."""
+"""sce: select, calculate, erase: merge where models differ most (arXiv 2408.07990)."""
 
 from collections.abc import Sequence
 
@@ -7,21 +7,21 @@ import numpy as np
 from dualign.merging.methods.select import Mask, keep_ranks
 from dualign.merging.methods.tensors import Array, Combine, Tensors
 
-LEAST_ENERGY = 1e-6
+_MIN_ENERGY = 1e-6
 
 
-def sce(tensors: Tensors, *, select_topk: float = 1.0) -> Combine:
+def sce(tensors: Tensors, *, select_topk: float) -> Combine:
     """`y = b + sum(w_i m_i d_i) / sum(w_i m_i)`, `d_i = x_i - b`. Any shape.
 
-    Select: the share `select_topk` of the elements whose variance between the d_i isn't zero, those
-    with the largest. Calculate: w_i is the share of d_i in the squares of all. Erase: m_i drops
+    Select: the share `select_topk` of the elements with a variance between the d_i above 0, the largest
+    variances first. Calculate: w_i is the share of d_i in the sum of all squares. Erase: m_i drops
     elements whose sign isn't that of the sum.
     """
-    mask = _selected(tensors, select_topk)
+    mask = _select(tensors, select_topk)
     weights = _energies(tensors, mask)
 
     def combine(start: int, stop: int) -> Array:
-        deltas = _masked(tensors, mask, start, stop)
+        deltas = _masked_deltas(tensors, mask, start, stop)
         positive = np.sum(deltas, axis=0) >= 0
         total, divisor = np.zeros(stop - start), np.zeros(stop - start)
         for delta, weight in zip(deltas, weights, strict=True):
@@ -29,7 +29,7 @@ def sce(tensors: Tensors, *, select_topk: float = 1.0) -> Combine:
             total += weight * delta * agrees
             divisor += weight * agrees
         assert tensors.base is not None
-        return tensors.base(start, stop) + total / np.maximum(divisor, LEAST_ENERGY)
+        return tensors.base(start, stop) + total / np.maximum(divisor, _MIN_ENERGY)
 
     return combine
 
@@ -39,7 +39,7 @@ def _variance(deltas: Sequence[Array]) -> Array:
     return variance
 
 
-def _selected(tensors: Tensors, share: float) -> Mask | None:
+def _select(tensors: Tensors, share: float) -> Mask | None:
     if share >= 1:
         return None
     nonzero = sum(
@@ -54,20 +54,21 @@ def _selected(tensors: Tensors, share: float) -> Mask | None:
     )
 
 
-def _masked(tensors: Tensors, mask: Mask | None, start: int, stop: int) -> list[Array]:
+def _masked_deltas(tensors: Tensors, mask: Mask | None, start: int, stop: int) -> list[Array]:
     deltas = tensors.deltas(start, stop)
     if mask is None:
         return deltas
-    kept = mask(start, stop, _variance(deltas))
-    return [delta * kept for delta in deltas]
+    keep = mask(start, stop, _variance(deltas))
+    return [delta * keep for delta in deltas]
 
 
 def _energies(tensors: Tensors, mask: Mask | None) -> list[float]:
     squares = np.zeros(len(tensors.inputs))
     for start, stop in tensors.ranges():
-        squares += [float((one * one).sum()) for one in _masked(tensors, mask, start, stop)]
+        deltas = _masked_deltas(tensors, mask, start, stop)
+        squares += [float((delta * delta).sum()) for delta in deltas]
     means = squares / max(tensors.size, 1)
     total = float(means.sum())
-    if total < LEAST_ENERGY:
+    if total < _MIN_ENERGY:
         return [1 / len(means)] * len(means)
     return list(means / total)

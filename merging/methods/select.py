@@ -1,8 +1,13 @@
 """Ranks in a tensor that is never whole in memory: exact, in two or three passes.
 
-Values are ranked as float32, the largest first and, where they are equal, the first element first.
-A histogram of the upper halves of their bits finds the place of a rank, one of the lower halves its
-value. Equal values are common: differences of bfloat16 weights lie on a coarse grid.
+Values are ranked as float32, the largest first; of equal values the first element first. A histogram of
+the upper halves of their bits finds the bin of a rank, one of the lower halves its value. Equal values
+are common: differences of bfloat16 weights lie on a coarse grid. So masks count them:
+
+    values  0.3  0.1  0.3 | 0.2  0.3        two blocks; keep the ranks [0, 2)
+    rank      0    4    1 |   3    2        the edge is the value of rank 1: 0.3
+    equals    0         1 |        2        of them 2 are before the second block, and none is larger
+    mask      1    0    1 |   0    0        an equal's rank is `above + equal_before + its number`
 """
 
 from collections.abc import Callable, Sequence
@@ -13,99 +18,96 @@ import numpy as np
 from dualign.merging.methods.tensors import Array, Tensors
 
 Values = Callable[[int, int], Array]
-"""the values [start, stop) that are ranked"""
+"""(start, stop) -> the values to rank"""
 Mask = Callable[[int, int, Array], Array]
-"""which of the elements [start, stop), whose values are given, are kept"""
+"""(start, stop, their values) -> the elements to keep, as booleans"""
 
 _HALF = 1 << 16
 
 
 def values_at(tensors: Tensors, values: Values, ranks: Sequence[int]) -> list[float]:
-    """The values at `ranks`, counted from the largest, which is 0."""
+    """Return the values at `ranks`; rank 0 is the largest."""
     upper = np.zeros(_HALF, np.int64)
     for start, stop in tensors.ranges():
-        upper += np.bincount(_ordered(values(start, stop)) >> 16, minlength=_HALF)
+        upper += np.bincount(_sortable(values(start, stop)) >> 16, minlength=_HALF)
     from_top = np.cumsum(upper[::-1])
     bins = [_HALF - 1 - int(np.searchsorted(from_top, rank, side="right")) for rank in ranks]
-    lower = {one: np.zeros(_HALF, np.int64) for one in set(bins)}
+    lower = {half: np.zeros(_HALF, np.int64) for half in set(bins)}
     for start, stop in tensors.ranges():
-        bits = _ordered(values(start, stop))
+        bits = _sortable(values(start, stop))
         high = bits >> 16
-        for one, counts in lower.items():
-            counts += np.bincount(bits[high == one] & (_HALF - 1), minlength=_HALF)
-    found = []
-    for rank, one in zip(ranks, bins, strict=True):
-        within = rank - (int(from_top[_HALF - 2 - one]) if one < _HALF - 1 else 0)
-        low = _HALF - 1 - int(np.searchsorted(np.cumsum(lower[one][::-1]), within, side="right"))
-        found.append(_value(one << 16 | low))
-    return found
+        for half, counts in lower.items():
+            counts += np.bincount(bits[high == half] & (_HALF - 1), minlength=_HALF)
+    result = []
+    for rank, half in zip(ranks, bins, strict=True):
+        within = rank - (int(from_top[_HALF - 2 - half]) if half < _HALF - 1 else 0)
+        low = _HALF - 1 - int(np.searchsorted(np.cumsum(lower[half][::-1]), within, side="right"))
+        result.append(_from_sortable(half << 16 | low))
+    return result
 
 
 def keep_ranks(tensors: Tensors, values: Values, first: int, last: int) -> Mask:
-    """A mask of the elements whose rank is in [first, last)."""
+    """Return a mask of the elements whose rank is in [first, last)."""
     first, last = max(first, 0), min(last, tensors.size)
     if first >= last:
-        return lambda start, stop, given: np.zeros(stop - start, bool)
+        return lambda start, stop, _values: np.zeros(stop - start, bool)
     if first == 0 and last == tensors.size:
-        return lambda start, stop, given: np.ones(stop - start, bool)
-    edges: list[tuple[_Edge, Callable[[Array], Array]]] = []
+        return lambda start, stop, _values: np.ones(stop - start, bool)
+    top, bottom = np.float32(np.inf), np.float32(-np.inf)
+    edges: list[_Edge] = []
     if first > 0:
-        highest = _edge(tensors, values, values_at(tensors, values, [first])[0])
-        edges.append((highest, lambda tie: highest.above + tie < first))
+        top = np.float32(values_at(tensors, values, [first])[0])
+        edges.append(_edge(tensors, values, top))
     if last < tensors.size:
-        lowest = _edge(tensors, values, values_at(tensors, values, [last - 1])[0])
-        edges.append((lowest, lambda tie: lowest.above + tie >= last))
-    top = edges[0][0].value if first > 0 else np.float32(np.inf)
-    bottom = edges[-1][0].value if last < tensors.size else np.float32(-np.inf)
+        bottom = np.float32(values_at(tensors, values, [last - 1])[0])
+        edges.append(_edge(tensors, values, bottom))
 
-    def mask(start: int, stop: int, given: Array) -> Array:
-        given = given.astype(np.float32)
-        kept: Array = given >= bottom
+    def mask(start: int, stop: int, block: Array) -> Array:
+        block = block.astype(np.float32)
+        keep: Array = block >= bottom
         if first > 0:
-            kept &= given <= top
-        for edge, beyond in edges:
-            _drop(kept, given, edge, start, beyond)
-        return kept
+            keep &= block <= top
+        for edge in edges:
+            equals = np.flatnonzero(block == edge.value)
+            ranks = edge.ranks(start, equals.size)
+            keep[equals[(ranks < first) | (ranks >= last)]] = False
+        return keep
 
     return mask
 
 
 @dataclass(frozen=True, slots=True)
 class _Edge:
-    """One value: how many are larger, and how many are equal before each block."""
+    """A value at an end of the kept ranks, and the numbers of larger and equal elements."""
 
     value: np.float32
     above: int
+    """elements that are larger"""
     starts: Array
+    """the first element of each block"""
     equal_before: Array
+    """elements before each block that have this value"""
+
+    def ranks(self, start: int, count: int) -> Array:
+        """Ranks of the `count` elements with this value in the block at `start`."""
+        block = int(np.searchsorted(self.starts, start))
+        assert self.starts[block] == start, "masks are made for the blocks of Tensors.ranges"
+        first = self.above + self.equal_before[block]
+        return np.arange(first, first + count)
 
 
-def _edge(tensors: Tensors, values: Values, value: float) -> _Edge:
-    single = np.float32(value)
+def _edge(tensors: Tensors, values: Values, value: np.float32) -> _Edge:
     starts, equal, above = [], [0], 0
     for start, stop in tensors.ranges():
-        given = values(start, stop).astype(np.float32)
+        block = values(start, stop).astype(np.float32)
         starts.append(start)
-        equal.append(equal[-1] + int(np.count_nonzero(given == single)))
-        above += int(np.count_nonzero(given > single))
-    return _Edge(single, above, np.array(starts), np.array(equal[:-1]))
+        equal.append(equal[-1] + int(np.count_nonzero(block == value)))
+        above += int(np.count_nonzero(block > value))
+    return _Edge(value, above, np.array(starts), np.array(equal[:-1]))
 
 
-def _drop(
-    kept: Array, given: Array, edge: _Edge, start: int, beyond: Callable[[Array], Array]
-) -> None:
-    """Unset the elements at an edge whose place among their equals is `beyond` the rank."""
-    places = np.flatnonzero(given == edge.value)
-    if not places.size:
-        return
-    block = int(np.searchsorted(edge.starts, start))
-    assert edge.starts[block] == start, "masks are made for the blocks of Tensors.ranges"
-    ties = edge.equal_before[block] + np.arange(places.size)
-    kept[places[beyond(ties)]] = False
-
-
-def _ordered(values: Array) -> Array:
-    """float32 as uint32 in the same order."""
+def _sortable(values: Array) -> Array:
+    """Map float32 to uint32 in the same order."""
     single = np.ascontiguousarray(values, np.float32)
     bits, sign = single.view(np.uint32), np.uint32(1 << 31)
     if not single.size or single.min() >= 0:
@@ -113,6 +115,6 @@ def _ordered(values: Array) -> Array:
     return np.where(bits >= sign, ~bits, bits | sign)
 
 
-def _value(ordered: int) -> float:
+def _from_sortable(ordered: int) -> float:
     bits = ordered & 0x7FFFFFFF if ordered >> 31 else ~ordered & 0xFFFFFFFF
     return float(np.array([bits], np.uint32).view(np.float32)[0])

@@ -1,8 +1,8 @@
-"""One tensor of every input, read block by block: what every method works on.
+"""One tensor of every input, read block by block: the input of every method.
 
-A method looks at the blocks as often as it must (norms, thresholds) and returns a `Combine`, which
-makes any stretch of the merged tensor. So memory holds blocks, never whole tensors, and the methods
-know nothing of files. Elements are counted in row-major order.
+A method reads the blocks as often as it must (norms, thresholds) and returns a `Combine`, which computes
+any range of the merged tensor. So memory holds blocks, never whole tensors, and the methods know nothing
+of files. Elements are counted in row-major order.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 Read = Callable[[int, int], Array]
-"""the elements [start, stop) of an input, in float32 or float64"""
+"""(start, stop) -> these elements of an input, in float32 or float64"""
 Combine = Callable[[int, int], Array]
-"""the elements [start, stop) of the merged tensor, in float64"""
+"""(start, stop) -> these elements of the merged tensor, in float64"""
 
-# Elements made at once: in float64 2 MiB. Between two steps of numpy a thread asks for Python's lock,
-# and with smaller blocks two of them wait for it longer than they compute.
+# Elements computed at once: 2 MiB in float64. Between two steps of numpy a thread takes Python's lock,
+# and with smaller blocks two threads wait for it longer than they compute.
 BLOCK = 1 << 18
 
 
@@ -41,34 +41,34 @@ class Tensors:
 
     @property
     def columns(self) -> int:
-        """The length of a row: the last dimension; a vector is one row."""
+        """Length of a row: the last dimension; a vector is one row."""
         return self.shape[-1] if self.shape else 1
 
     def ranges(self) -> Iterator[tuple[int, int]]:
-        """Whole rows, about `block` elements at a time."""
+        """Yield (start, stop) of whole rows, about `block` elements at a time."""
         step = row_step(self.shape, self.block)
         for start in range(0, self.size, step):
             yield start, min(start + step, self.size)
 
     def deltas(self, start: int, stop: int) -> list[Array]:
-        """Each input minus the base, float64; without a base the inputs themselves."""
-        found = [read(start, stop).astype(np.float64) for read in self.inputs]
+        """Return each input minus the base, float64; without a base the inputs themselves."""
+        blocks = [read(start, stop).astype(np.float64) for read in self.inputs]
         if self.base is not None:
             base = self.base(start, stop).astype(np.float64)
-            for one in found:
-                one -= base
-        return found
+            for block in blocks:
+                block -= base
+        return blocks
 
-    def delta(self, which: int, start: int, stop: int) -> Array:
-        """One input minus the base, float64."""
+    def delta(self, index: int, start: int, stop: int) -> Array:
+        """Return one input minus the base, float64."""
         assert self.base is not None
-        found = self.inputs[which](start, stop).astype(np.float64)
-        found -= self.base(start, stop).astype(np.float64)
-        return found
+        block = self.inputs[index](start, stop).astype(np.float64)
+        block -= self.base(start, stop).astype(np.float64)
+        return block
 
 
 def row_step(shape: Sequence[int], block: int) -> int:
-    """The elements in as many whole rows as fit into `block`; at least one row."""
+    """Return the elements in as many whole rows as fit into `block`; at least one row."""
     columns = max(shape[-1] if shape else 1, 1)
     return max(block // columns, 1) * columns
 
@@ -78,7 +78,7 @@ def combination(
 ) -> Combine:
     """`sum(c_i * x_i) + base * b`, in float64 and in this order; without `base` the base isn't read.
 
-    One input is read after the other, so that memory doesn't grow with their number.
+    Inputs are read one after the other, so memory doesn't grow with their number.
     """
     terms = list(zip(tensors.inputs, coefficients, strict=True))
     if base is not None and tensors.base is not None:
@@ -95,8 +95,8 @@ def combination(
     return combine
 
 
-def whole(combine: Combine, shape: tuple[int, ...], *, block: int = BLOCK) -> Array:
-    """The merged tensor in one piece."""
+def materialize(combine: Combine, shape: tuple[int, ...], *, block: int = BLOCK) -> Array:
+    """Compute the whole merged tensor."""
     step = row_step(shape, block)
     size = prod(shape)
     parts = [combine(start, min(start + step, size)) for start in range(0, size, step)]
@@ -110,7 +110,7 @@ def in_memory(
     streams: Sequence[int] = (),
     block: int = BLOCK,
 ) -> Tensors:
-    """Arrays as the methods want them."""
+    """Wrap arrays as `Tensors`."""
 
     def reader(array: Array) -> Read:
         flat = array.reshape(-1)

@@ -1,31 +1,26 @@
-"""ties: keep the largest changes, elect a sign, merge those that agree (arXiv 2306.01708)."""
+"""ties: keep the largest changes, elect a sign, merge the changes that agree (arXiv 2306.01708).
+
+Trim: of each change the share `density` with the largest magnitudes. Elect: the sign of the weighted
+sum. Merge: the weighted mean of the changes with that sign (their sum without `normalize`).
+"""
 
 from collections.abc import Sequence
+from functools import partial
 
-from dualign.merging.methods.task import densest, task_sum
-from dualign.merging.methods.tensors import Combine, Tensors
+from dualign.merging.methods.select import Mask, keep_ranks
+from dualign.merging.methods.task_arithmetic import Sparsify, magnitudes, task_sum
+from dualign.merging.methods.tensors import Tensors
 
 
-def ties(
-    tensors: Tensors,
-    *,
-    weight: Sequence[float],
-    density: Sequence[float],
-    normalize: bool = True,
-    rescale: bool = False,
-    scale: float = 1.0,
-) -> Combine:
-    """Trim, elect, merge. Any number of inputs and a base; any shape.
+def trim(density: Sequence[float]) -> Sparsify:
+    """Keep the `int(density * n)` largest changes of each input, and at least one."""
 
-    Trim: of each change the share `density` with the largest sizes. Elect: the sign of the weighted
-    sum. Merge: the weighted mean of the changes with that sign (the sum without `normalize`).
-    """
-    return task_sum(
-        tensors,
-        weight=weight,
-        sparsify=densest(density),
-        vote=True,
-        normalize=normalize,
-        rescale=rescale,
-        scale=scale,
-    )
+    def sparsify(tensors: Tensors, index: int) -> Mask | None:
+        share = density[index]
+        count = max(1, int(share * tensors.size)) if share > 0 else 0
+        return None if share >= 1 else keep_ranks(tensors, magnitudes(tensors, index), 0, count)
+
+    return sparsify
+
+
+ties = partial(task_sum, sparsifier=trim, vote=True)

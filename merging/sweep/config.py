@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from dualign.config import nearest
 from dualign.evaluation.config import EvalConfig
-from dualign.merging.config import MergedModel
+from dualign.merging.config import MergeInput
 from dualign.merging.sweep.points import Point, Problem, names_in, read_merge, wrong_expressions
 
 Kind = Literal["grid", "golden", "greedy_soup", "cma"]
@@ -83,10 +83,10 @@ class SweepStage:
     """of a command's numbers"""
 
     @property
-    def models(self) -> tuple[MergedModel, ...]:
+    def models(self) -> tuple[MergeInput, ...]:
         """What is merged; the first one tells others what the merged model is like."""
         merge, _ = read_merge(self.merge, self.first_point(), self.name)
-        return tuple(MergedModel(model=name) for name in merge.models()) if merge else ()
+        return tuple(MergeInput(model=name) for name in merge.models()) if merge else ()
 
     def first_point(self) -> Point:
         """Some candidate."""

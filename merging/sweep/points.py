@@ -8,7 +8,7 @@ from typing import Any
 
 from dualign.config import Document, Key, parse
 from dualign.errors import ConfigError
-from dualign.merging.config import Merge, MergeStage, Source
+from dualign.merging.config import Merge, MergeSource, MergeStage
 from dualign.merging.mergekit.load import merged
 
 Point = Mapping[str, Any]
@@ -81,7 +81,7 @@ def _with_soup(merge: Merge, point: Point) -> Merge:
     return replace(merge, slices=(replace(one, sources=sources),))
 
 
-def _without_weight(source: Source) -> Source:
+def _without_weight(source: MergeSource) -> MergeSource:
     level = source.parameters
     return replace(source, parameters=replace(level, values={**level.values, "weight": 0.0}))
 

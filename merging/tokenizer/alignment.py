@@ -14,7 +14,7 @@ import numpy as np
 from dualign.checkpoints.checkpoint import Weights
 from dualign.checkpoints.dtypes import Array
 from dualign.errors import MergeError
-from dualign.merging.config import Merge, TokenRow, Tokens
+from dualign.merging.config import Merge, TokenRow, VocabularyConfig
 from dualign.merging.tokenizer.vocabulary import (
     Tokenizer,
     Vocabulary,
@@ -54,9 +54,12 @@ def align(
     Raises:
         MergeError: there is no honest one, or a token has no row.
     """
-    wanted = merge.tokens or Tokens()
+    wanted = merge.tokens or VocabularyConfig()
     chosen = merge.tokens is not None or merge.tokenizer_from is not None
-    if not chosen or (_all_same(models, tokenizers) and wanted in (Tokens(), Tokens(union=True))):
+    if not chosen or (
+        _all_same(models, tokenizers)
+        and wanted in (VocabularyConfig(), VocabularyConfig(union=True))
+    ):
         return None
     known = _vocabularies(models, tokenizers, donor)
     _require_one_way_to_cut(known)
@@ -141,7 +144,7 @@ def _lead(known: Mapping[str, Vocabulary], merge: Merge, donor: str) -> str:
 
 
 def _new_tokens(
-    known: Mapping[str, Vocabulary], lead: str, wanted: Tokens
+    known: Mapping[str, Vocabulary], lead: str, wanted: VocabularyConfig
 ) -> list[Mapping[str, Any]]:
     """What is added to the lead's tokens: those of the others, and those that the config lists."""
     ids = known[lead].ids

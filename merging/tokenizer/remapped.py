@@ -17,7 +17,7 @@ from dualign.checkpoints.dtypes import Array
 from dualign.checkpoints.header import Entry
 from dualign.checkpoints.shards import nearest_file
 from dualign.errors import MergeError
-from dualign.merging.layers import stack_of
+from dualign.merging.layers import find_stack
 from dualign.merging.tokenizer.alignment import Alignment, Source
 from dualign.merging.tokenizer.token_id_fields import Move, lost_in, move_ids
 from dualign.merging.tokenizer.vocabulary import write_tokenizer
@@ -118,7 +118,7 @@ def by_token(weights: Weights) -> set[str]:
     """
     embedding = embedding_name(weights.entries)
     assert embedding is not None, "checked when the vocabulary was read"
-    rows, stack = weights.entries[embedding].shape[0], stack_of(weights.entries)
+    rows, stack = weights.entries[embedding].shape[0], find_stack(weights.entries)
     found = {embedding}
     for name, entry in weights.entries.items():
         if entry.shape[:1] != (rows,) or name == embedding or stack.layer(name) is not None:

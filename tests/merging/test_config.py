@@ -5,12 +5,12 @@ import re
 
 import pytest
 
-from dualign.merging.config import MergedModel, MergeStage
+from dualign.merging.config import MergeInput, MergeStage
 
 
 def stage(*weights: float, **settings: object) -> MergeStage:
     models = tuple(
-        MergedModel(model=f"m{place}", weight=weight) for place, weight in enumerate(weights)
+        MergeInput(model=f"m{place}", weight=weight) for place, weight in enumerate(weights)
     )
     return MergeStage(name="merged", models=models, **settings)  # type: ignore[arg-type]
 
@@ -20,8 +20,8 @@ def stage(*weights: float, **settings: object) -> MergeStage:
     [
         (stage(), "models", "at least one model, found none"),
         (stage(0.0, 0.0), "models", r"a weight other than 0, found \[0.0, 0.0\]"),
-        (stage(1.0, -1.0), "models", "add up to 0, so they can't be normalised"),
-        (stage(0.1, 0.2, -0.3), "models", "add up to 0, so they can't be normalised"),
+        (stage(1.0, -1.0), "models", "add up to 0, so they can't be normalized"),
+        (stage(0.1, 0.2, -0.3), "models", "add up to 0, so they can't be normalized"),
         (stage(1.0, math.nan), "models.1.weight", "expected a finite number, found nan"),
         (stage(1.0, config_from="x"), "config_from", "expected one of m0, found 'x'"),
     ],
@@ -35,7 +35,7 @@ def test_impossible_weights_and_donors_are_problems(
 
 
 def test_a_model_listed_twice_is_a_problem() -> None:
-    models = (MergedModel(model="a", weight=0.5), MergedModel(model="a", weight=0.2))
+    models = (MergeInput(model="a", weight=0.5), MergeInput(model="a", weight=0.2))
     ((key, message),) = MergeStage(name="merged", models=models).problems()
     assert (key, message) == (
         "models",

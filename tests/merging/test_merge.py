@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from dualign.checkpoints.shards import write_weights
 from dualign.errors import CheckpointError, MergeError
 from dualign.merging import merge
-from dualign.merging.config import MergedModel, MergeStage
+from dualign.merging.config import MergeInput, MergeStage
 from dualign.merging.mergekit.load import load
 from dualign.merging.output import merge_into
 from dualign.rundir import Outcome
@@ -23,7 +23,7 @@ from .conftest import WORDS, MakeModel
 
 def run(out: Path, weights: dict[Path, float], **settings: object) -> Outcome:
     out.mkdir(exist_ok=True)
-    models = tuple(MergedModel(model=str(path), weight=weight) for path, weight in weights.items())
+    models = tuple(MergeInput(model=str(path), weight=weight) for path, weight in weights.items())
     stage = MergeStage(name="merged", models=models, **settings)  # type: ignore[arg-type]
     return merge.run(stage, out, seed=0)
 
@@ -289,7 +289,7 @@ def test_a_tensor_that_was_changed_on_disk_is_found_by_verification(
     a, b = make_model("a", seed=1), make_model("b", seed=2)
     run(tmp_path / "out", {a: 1.0, b: 1.0})
     tensors = load_file(tmp_path / "out" / "model.safetensors")
-    models = (MergedModel(model=str(a)), MergedModel(model=str(b)))
+    models = (MergeInput(model=str(a)), MergeInput(model=str(b)))
     prepared = merge.prepare(MergeStage(name="merged", models=models).merge(), seed=0)
     nearly = {name: tensor * (1 + 1e-5) for name, tensor in tensors.items()}
     save_file(nearly, tmp_path / "out" / "model.safetensors")

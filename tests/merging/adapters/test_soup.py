@@ -21,7 +21,7 @@ from dualign.cli.main import main
 from dualign.errors import CheckpointError, ConfigError, DualignError, MergeError
 from dualign.merging.adapters.lowrank import Cut
 from dualign.merging.adapters.soup import Soup, soup
-from dualign.merging.config import MergedModel, MergeStage
+from dualign.merging.config import MergeInput, MergeStage
 from dualign.merging.merge import prepare
 from tests.checkpoints.test_adapters import (
     ATTENTION,
@@ -184,7 +184,7 @@ def test_a_method_on_adapters_is_the_method_on_the_folded_models(
     soup(meant, tmp_path / "out")
     each = {"density", "epsilon", "gamma"}
     models = tuple(
-        MergedModel(
+        MergeInput(
             model=str(one),
             weight=weights[i] if weights else None,
             parameters={k: v[i % len(v)] for k, v in METHODS[method].items() if k in each},

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dualign.merging.methods import compat
-from dualign.merging.methods.tensors import in_memory, whole
+from dualign.merging.methods.tensors import in_memory, materialize
 
 WEIGHTS = [0.5, 0.3, 0.4]
 
@@ -18,7 +18,7 @@ def merged(method: str, tensors: list[torch.Tensor], base: torch.Tensor | None, 
     arrays = [one.float().numpy() for one in tensors]
     group = in_memory(arrays, None if base is None else base.float().numpy(), block=700)
     combine = compat.FUNCTIONS[method](group, compat.rounding("BF16"), **parameters)
-    return torch.from_numpy(whole(combine, (64, 100), block=700)).bfloat16()
+    return torch.from_numpy(materialize(combine, (64, 100), block=700)).bfloat16()
 
 
 @pytest.mark.parametrize("normalize", [True, False])
@@ -68,4 +68,4 @@ def test_slerp_is_torchs_float32_in_chunks_of_a_million(apart: float) -> None:
     arrays = [one.float().numpy() for one in (other, base)]
     group = in_memory(arrays[:1], arrays[1], block=700)
     combine = compat.FUNCTIONS["slerp"](group, compat.rounding("BF16"), t=0.3)
-    assert torch.equal(torch.from_numpy(whole(combine, base.shape)).bfloat16(), expected)
+    assert torch.equal(torch.from_numpy(materialize(combine, base.shape)).bfloat16(), expected)

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from dualign.errors import MergeError
-from dualign.merging.methods import FUNCTIONS
+from dualign.merging.methods import METHODS
 from dualign.merging.methods.random import stream, uniform
-from dualign.merging.methods.tensors import in_memory, whole
+from dualign.merging.methods.tensors import in_memory, materialize
 
 from . import slow
 
@@ -27,7 +27,9 @@ def make(shape=SHAPE, *, seed=0, coarse=False):
 
 def merged(method, inputs, base=None, *, block=20, **parameters):
     tensors = in_memory(inputs, base, streams=KEYS, block=block)
-    return whole(FUNCTIONS[method](tensors, **parameters), inputs[0].shape, block=block)
+    arguments = METHODS[method].arguments(parameters, len(inputs))
+    combine = METHODS[method].function(tensors, **arguments)
+    return materialize(combine, inputs[0].shape, block=block)
 
 
 def exact(*arrays):
@@ -61,7 +63,7 @@ CASES = {
         lambda: merged("linear", TUNED, weight=W),
         lambda: sum(w * x for w, x in zip(W, X, strict=True)) / sum(W),
     ),
-    "linear, not normalised": (
+    "linear, not normalized": (
         lambda: merged("linear", TUNED, weight=W, normalize=False),
         lambda: sum(w * x for w, x in zip(W, X, strict=True)),
     ),
@@ -110,10 +112,10 @@ CASES = {
         lambda: slow.karcher([*X[:2], -X[2]], max_iter=1),
     ),
     "task_arithmetic": (
-        lambda: merged("task_arithmetic", TUNED, BASE, weight=W, scale=0.7),
+        lambda: merged("task_arithmetic", TUNED, BASE, weight=W, **{"lambda": 0.7}),
         lambda: slow.task(B, X, W, scale=0.7),
     ),
-    "task_arithmetic, normalised": (
+    "task_arithmetic, normalized": (
         lambda: merged("task_arithmetic", TUNED, BASE, weight=W, normalize=True),
         lambda: slow.task(B, X, W, normalize=True),
     ),
@@ -122,7 +124,7 @@ CASES = {
         lambda: slow.task(B, X, W, masks=masks(X, B, D), vote=True, normalize=True),
     ),
     "ties where many changes are equal": (
-        lambda: merged("ties", COARSE, COARSE_BASE, weight=W, density=D, scale=0.5),
+        lambda: merged("ties", COARSE, COARSE_BASE, weight=W, density=D, **{"lambda": 0.5}),
         lambda: slow.task(CB, CX, W, masks=masks(CX, CB, D), vote=True, normalize=True, scale=0.5),
     ),
     "ties, rescaled, not normalised, a weight below zero": (
@@ -229,7 +231,7 @@ WITHOUT_BASE = ("linear", "karcher", "passthrough")
 
 
 def test_every_method_is_here():
-    assert set(PARAMETERS) == set(FUNCTIONS)
+    assert set(PARAMETERS) == set(METHODS)
 
 
 @pytest.mark.parametrize("method", PARAMETERS)

@@ -17,7 +17,7 @@ from dualign.cli.main import main
 from dualign.errors import ConfigError, MergeError
 from dualign.merging.merge import prepare
 from dualign.merging.mergekit.load import load
-from dualign.merging.method_specs import METHODS
+from dualign.merging.methods import METHODS
 from dualign.merging.output import fingerprint, merge_into
 from dualign.merging.verify import verify_folder
 from tests.checkpoints.folders import change_json, read, write_json
@@ -225,12 +225,12 @@ def test_every_method_sees_models_of_one_vocabulary(
     To the bit when the result has the order of the base; else sums over a tensor have another order.
     """
     known = METHODS[method]
-    weight = ", parameters: {weight: 0.7}" if "weight" in known.each else ""
+    weight = ", parameters: {weight: 0.7}" if "weight" in known.per_model else ""
     base = f"base_model: {orders}/base\n" if known.base == "required" else ""
     more = f"parameters: {GIVEN[method]}\n" if method in GIVEN else ""
 
     def merged(names: str, extra: str) -> Path:
-        names = names[: known.most] if known.most else names
+        names = names[: known.max_models] if known.max_models else names
         entries = "".join(f"  - {{model: {orders}/{one}{weight}}}\n" for one in names)
         text = f"merge_method: {method}\n{base}{more}models:\n{entries}{extra}"
         return merge(tmp_path, text, f"out-{names}")
