@@ -1,8 +1,8 @@
-"""What llama.cpp makes of a model, and whether that is what transformers makes of it.
+"""Settings of a model as llama.cpp needs them; refuses those that llama.cpp would ignore.
 
-llama.cpp has written into its code what transformers reads from config.json: the activation, which
-layers of SmolLM3 have no positions, how YaRN is bounded. A setting it wouldn't see is refused here,
-so that no file is another model than the one it was made from.
+llama.cpp hardcodes what transformers reads from config.json: the activation, the SmolLM3 layers
+without positions, the bounds of YaRN. Other values are refused here, because llama.cpp would run a
+different model without a warning.
 """
 
 import math
@@ -12,9 +12,8 @@ from typing import Any
 
 from dualign.errors import CheckpointError
 
-# transformers' name -> llama.cpp's name, whether the rows of q and k are stored in pairs, and
-# which modules may have a bias.
-_KINDS: dict[str, tuple[str, bool, frozenset[str]]] = {
+# transformers' name -> (llama.cpp's name, rows of q and k are interleaved, modules with a bias)
+_ARCHITECTURES: dict[str, tuple[str, bool, frozenset[str]]] = {
     "LlamaForCausalLM": (
         "llama",
         True,
@@ -24,8 +23,8 @@ _KINDS: dict[str, tuple[str, bool, frozenset[str]]] = {
     "Qwen2ForCausalLM": ("qwen2", False, frozenset({"q_proj", "k_proj", "v_proj"})),
     "Qwen3ForCausalLM": ("qwen3", False, frozenset()),
 }
-KNOWN = tuple(_KINDS)
-NOPE_STEP = 4  # llama.cpp: layers 3, 7, 11, ... of smollm3 have no positions
+SUPPORTED = tuple(_ARCHITECTURES)
+_NOPE_STEP = 4  # llama.cpp: layers 3, 7, 11, ... of smollm3 have no positions
 _ROPE_KEYS = {
     "default": set[str](),
     "linear": {"factor"},
@@ -37,18 +36,18 @@ _ROPE_KEYS = {
         "high_freq_factor",
     },
 }
-# What these say of YaRN llama.cpp 0.3 doesn't read for these architectures; this is what it does.
+# llama.cpp 0.3 ignores these YaRN settings for these architectures and uses the values below.
 _YARN_FIXED = {"beta_fast": 32, "beta_slow": 1, "truncate": True}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Architecture:
-    """The shape and settings of a model as llama.cpp needs them."""
+    """Shape and settings of a model as llama.cpp needs them."""
 
     name: str
-    """llama.cpp's: llama, smollm3, qwen2 or qwen3"""
-    paired: bool
-    """q and k are stored with the two halves of a head interleaved"""
+    """llama.cpp's name: llama, smollm3, qwen2 or qwen3"""
+    interleaved: bool
+    """q and k are stored with the two halves of each head interleaved"""
     biased: frozenset[str]
     """modules that may have a bias"""
     blocks: int
@@ -61,31 +60,33 @@ class Architecture:
     vocab_size: int
     epsilon: float
     rope: Mapping[str, Any]
-    """rope_type, rope_theta and what the type needs"""
+    """rope_type, rope_theta and the settings of the type"""
 
 
 def architecture_of(config: Mapping[str, Any], place: str) -> Architecture:
-    """The architecture of a config.json, with transformers' defaults for what it leaves out.
+    """Return the architecture of a config.json, filled up with transformers' defaults.
 
     Raises:
         CheckpointError: llama.cpp can't run this model as transformers does.
     """
     from transformers import CONFIG_MAPPING
 
-    found = (config.get("architectures") or ["none"])[0]
-    if found not in _KINDS:
+    model_class = (config.get("architectures") or ["none"])[0]
+    if model_class not in _ARCHITECTURES:
         raise CheckpointError(
-            f"{place}: architecture {found}: dualign writes {', '.join(KNOWN)}; for another, set "
-            "LLAMA_CPP_DIR to a checkout of llama.cpp, whose converter is then used"
+            f"{place}: architecture {model_class}: dualign writes {', '.join(SUPPORTED)}; for others, "
+            "set LLAMA_CPP_DIR to a checkout of llama.cpp, whose converter is then used"
         )
     full = CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
-    name, paired, biased = _KINDS[found]
-    faults = [*_faults(full, name), *_rope_faults(full.rope_parameters, name)]
-    if faults:
-        raise CheckpointError(f"{place}: llama.cpp would run another model: {'; '.join(faults)}")
+    name, interleaved, biased = _ARCHITECTURES[model_class]
+    differences = [*_differences(full, name), *_rope_differences(full.rope_parameters, name)]
+    if differences:
+        raise CheckpointError(
+            f"{place}: llama.cpp would run another model: {'; '.join(differences)}"
+        )
     return Architecture(
         name=name,
-        paired=paired,
+        interleaved=interleaved,
         biased=biased,
         blocks=full.num_hidden_layers,
         hidden=full.hidden_size,
@@ -100,55 +101,54 @@ def architecture_of(config: Mapping[str, Any], place: str) -> Architecture:
     )
 
 
-def _faults(config: Any, name: str) -> list[str]:
-    """What it would not see in a config."""
-    found = []
+def _differences(config: Any, name: str) -> list[str]:
+    """List the settings that llama.cpp ignores and that aren't what it uses."""
+    differences = []
     if config.hidden_act != "silu":
-        found.append(f"hidden_act is {config.hidden_act!r}, it uses silu")
+        differences.append(f"hidden_act is {config.hidden_act!r}, it uses silu")
     layers = getattr(config, "layer_types", None) or []
     if getattr(config, "use_sliding_window", False) or "sliding_attention" in layers:
-        found.append("layers with a sliding window, it lets each see all")
+        differences.append("layers with a sliding window, it lets each see all")
     if name == "smollm3":
-        found += _nope_faults(list(config.no_rope_layers))
-    return found
+        differences += _nope_differences(list(config.no_rope_layers))
+    return differences
 
 
-def _nope_faults(rotated: list[int]) -> list[str]:
-    """transformers' 1 means that a layer has positions."""
-    without = [i for i, one in enumerate(rotated) if not one]
-    expected = list(range(NOPE_STEP - 1, len(rotated), NOPE_STEP))
+def _nope_differences(has_positions: list[int]) -> list[str]:
+    without = [i for i, flag in enumerate(has_positions) if not flag]
+    expected = list(range(_NOPE_STEP - 1, len(has_positions), _NOPE_STEP))
     if without == expected:
         return []
     return [
         f"no_rope_layers: layers {without or 'none'} have no positions, "
-        f"it takes each {NOPE_STEP}th ({expected or 'none'})"
+        f"it takes each {_NOPE_STEP}th ({expected or 'none'})"
     ]
 
 
-def _rope_faults(rope: Mapping[str, Any], name: str) -> list[str]:
+def _rope_differences(rope: Mapping[str, Any], name: str) -> list[str]:
     kind = rope.get("rope_type", "default")
     if kind not in _ROPE_KEYS or (kind == "llama3" and name != "llama"):
         return [f"rope_type {kind!r}, it knows {', '.join(_ROPE_KEYS)} for {name}"]
-    found = [f"rope_parameters: {key} is missing" for key in _ROPE_KEYS[kind] if not rope.get(key)]
+    missing = [key for key in _ROPE_KEYS[kind] if not rope.get(key)]
+    differences = [f"rope_parameters: {key} is missing" for key in missing]
     if rope.get("partial_rotary_factor", 1.0) != 1.0:
-        found.append(f"partial_rotary_factor {rope['partial_rotary_factor']}, it rotates all")
-    if kind == "yarn" and not found:
-        found += _yarn_faults(rope)
-    return found
+        differences.append(f"partial_rotary_factor {rope['partial_rotary_factor']}, it rotates all")
+    if kind == "yarn" and not differences:
+        differences += _yarn_differences(rope)
+    return differences
 
 
-def _yarn_faults(rope: Mapping[str, Any]) -> list[str]:
+def _yarn_differences(rope: Mapping[str, Any]) -> list[str]:
     """llama.cpp scales attention by 0.1 ln(factor) + 1 (YaRN, eq. 22), with betas 32 and 1."""
-    wanted = {key: rope.get(key) for key in _YARN_FIXED}
-    found = [
-        f"YaRN's {key} is {value}, it takes {_YARN_FIXED[key]}"
-        for key, value in wanted.items()
-        if value is not None and value != _YARN_FIXED[key]
+    differences = [
+        f"YaRN's {key} is {rope[key]}, it takes {fixed}"
+        for key, fixed in _YARN_FIXED.items()
+        if rope.get(key) is not None and rope[key] != fixed
     ]
     natural = 0.1 * math.log(rope["factor"]) + 1
-    given = rope.get("attention_factor")
-    if given is not None and not math.isclose(given, natural, rel_tol=1e-5):
-        found.append(f"YaRN's attention_factor is {given}, it takes {natural:.6f}")
+    factor = rope.get("attention_factor")
+    if factor is not None and not math.isclose(factor, natural, rel_tol=1e-5):
+        differences.append(f"YaRN's attention_factor is {factor}, it takes {natural:.6f}")
     if rope.get("mscale") and rope.get("mscale_all_dim"):
-        found.append("YaRN's mscale and mscale_all_dim, which it doesn't read")
-    return found
+        differences.append("YaRN's mscale and mscale_all_dim, which it doesn't read")
+    return differences

@@ -1,4 +1,4 @@
-"""Which of dualign's chat formats a checkpoint speaks."""
+"""Detect which of dualign's chat formats a checkpoint uses."""
 
 import json
 import re
@@ -6,28 +6,28 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-NAMES = ("dualign", "smollm3", "chatml")
+_NAMES = ("dualign", "smollm3", "chatml")
 _DEFAULT = re.compile(r"\{%- set (\w+) = \1 if \1 is defined else (.*) %\}\n")
 
 
 @dataclass(frozen=True, slots=True)
-class Dialect:
-    """A chat format of ours, and the values that a recipe gave its template."""
+class ChatFormat:
+    """One of dualign's chat formats, with the recipe's values for its template."""
 
     name: str
     values: Mapping[str, Any]
 
 
-def dialect_of(chat_template: str) -> Dialect | None:
-    """The format of a template's text; None if it isn't one of ours."""
+def detect_chat_format(chat_template: str) -> ChatFormat | None:
+    """Return the format of a template's text; None if it isn't one of dualign's."""
     from dualign.data.text.template import load_template
 
     values: dict[str, Any] = {}
     text = chat_template
-    while found := _DEFAULT.match(text):
-        values[found[1]] = json.loads(found[2])
-        text = text[found.end() :]
-    for name in NAMES:
+    while match := _DEFAULT.match(text):
+        values[match[1]] = json.loads(match[2])
+        text = text[match.end() :]
+    for name in _NAMES:
         if text == load_template(name).text:
-            return Dialect(name, values)
+            return ChatFormat(name, values)
     return None

@@ -1,9 +1,9 @@
-"""Whether llama.cpp, loaded with an exported file, reads and answers as transformers does.
+"""Check an exported file: llama.cpp has to read and answer as transformers does.
 
-Conversations go through the embedded template and llama.cpp's tokenizer, and have to come out as
-the same tokens. Then both answer in both modes, greedily. Where the file is exact (f32, f16) they
-have to agree, token by token, up to where llama.cpp's two best are too near to tell: it multiplies
-in float16, so a lead of less than `NEAR_TIE` is chance.
+Conversations are rendered by the embedded template and tokenized by llama.cpp; the tokens have to be
+the same. Then both answer greedily in both modes. For an exact file (f32, f16) the answers have to
+agree token by token, up to a near tie of llama.cpp's two best tokens: it multiplies in float16, so a
+lead of less than `_NEAR_TIE` nats is chance.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,20 +12,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dualign.data.conversation import MODES, Mode
-from dualign.export.llama_runtime import Choice, Runtime, load
+from dualign.export.llama_runtime import GreedyToken, LlamaRuntime, load
 from dualign.generation.thinking import split
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-EXACT = frozenset({"f32", "f16"})
-NEAR_TIE = 0.1  # nats
+_EXACT = frozenset({"f32", "f16"})
+_NEAR_TIE = 0.1  # nats
 QUESTIONS = (
     "What is the capital of France?",
     "Write one short sentence about the sea.",
     "What is 7 + 5?",
 )
-NEW_TOKENS = 24
+_NEW_TOKENS = 24
 _CONTEXT = 4096
 _HI = {"role": "user", "content": "Hi"}
 _TALK = [
@@ -46,8 +46,8 @@ _CONVERSATIONS: tuple[tuple[str, list[dict[str, str]], dict[str, Any]], ...] = (
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Asked:
-    """A question in a mode, and what transformers answers."""
+class ReferenceAnswer:
+    """transformers' answer to a question in a mode."""
 
     question: str
     mode: Mode
@@ -58,64 +58,64 @@ class Asked:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Answer:
-    """The same question, answered by llama.cpp next to transformers."""
+class AnswerComparison:
+    """llama.cpp's answer next to transformers'."""
 
     question: str
     mode: Mode
     expected: str
-    found: str
+    actual: str
     tokens: int
-    """transformers' tokens, the end of turn included"""
+    """number of transformers' tokens, the end of turn included"""
     agreed: int
-    """the first of them that are the same"""
+    """number of leading tokens that agree"""
     margin: float | None
-    """llama.cpp's lead at the first that isn't, in nats; None where all are, or it isn't known"""
+    """llama.cpp's lead in nats at the first that differs; None if none does, or it isn't known"""
     thought: bool
     leaked: bool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Verdict:
-    """What the check of one file found."""
+class CheckResult:
+    """Result of the check of one file."""
 
     runtime: str
     conversations: int
-    """rendered and compared"""
-    answers: tuple[Answer, ...]
+    """number of conversations that were rendered and compared"""
+    answers: tuple[AnswerComparison, ...]
     faults: tuple[str, ...]
 
 
-def ask_transformers(model: str, tokenizer: "PreTrainedTokenizerBase") -> list[Asked]:
-    """The questions in both modes, answered greedily in float32."""
+def ask_transformers(model: str, tokenizer: "PreTrainedTokenizerBase") -> list[ReferenceAnswer]:
+    """Answer the questions in both modes with transformers, greedily and in float32."""
     from dualign.generation.generate import generate, tokenize
     from dualign.generation.sampling import Sampling
     from dualign.models.inference import load_model
 
-    asked = [(question, mode) for question in QUESTIONS for mode in MODES]
+    questions = [(question, mode) for question in QUESTIONS for mode in MODES]
     prompts = [
         _render(tokenizer, [{"role": "user", "content": question}], enable_thinking=mode == "think")
-        for question, mode in asked
+        for question, mode in questions
     ]
     weights = load_model(model, dtype="float32")
-    made = generate(
+    answers = generate(
         weights,
         tokenizer,
         prompts,
-        Sampling(max_new_tokens=NEW_TOKENS),
+        Sampling(max_new_tokens=_NEW_TOKENS),
         progress="transformers answers",
     )
     return [
-        Asked(
+        ReferenceAnswer(
             question=question,
             mode=mode,
             prompt=prompt,
             prompt_ids=tuple(ids),
-            answer_ids=one.token_ids,
-            finished=one.finished,
+            answer_ids=answer.token_ids,
+            finished=answer.finished,
         )
-        for (question, mode), prompt, ids, one in zip(
-            asked, prompts, tokenize(tokenizer, prompts), made, strict=True
+        for (question, mode), prompt, ids, answer in zip(
+            questions, prompts, tokenize(tokenizer, prompts), answers, strict=True
         )
     ]
 
@@ -125,114 +125,106 @@ def check(
     type: str,
     runtime: str,
     tokenizer: "PreTrainedTokenizerBase",
-    asked: Sequence[Asked],
-    ends: frozenset[int],
-) -> Verdict:
-    """Load the file and compare; `ends` are the tokens that end a turn."""
+    references: Sequence[ReferenceAnswer],
+    eos_ids: frozenset[int],
+) -> CheckResult:
+    """Load the file and compare; `eos_ids` are the tokens that end a turn."""
     loaded = load(file, runtime, context=_CONTEXT)
     try:
-        compared, faults = _conversations(loaded, tokenizer)
+        conversations, faults = _check_prompts(loaded, tokenizer)
         answers = []
-        for one in asked:
-            made = loaded.greedy(one.prompt_ids, NEW_TOKENS)
-            answers.append(_answer(one, made, tokenizer, ends))
+        for reference in references:
+            tokens = loaded.greedy(reference.prompt_ids, _NEW_TOKENS)
+            answers.append(_compare(reference, tokens, tokenizer, eos_ids))
     finally:
         loaded.close()
-    if type in EXACT:
-        faults += [_disagreement(one) for one in answers if not _agrees(one)]
-    return Verdict(
-        runtime=runtime, conversations=compared, answers=tuple(answers), faults=tuple(faults)
+    if type in _EXACT:
+        faults += [_disagreement(answer) for answer in answers if not _agrees(answer)]
+    return CheckResult(
+        runtime=runtime, conversations=conversations, answers=tuple(answers), faults=tuple(faults)
     )
 
 
-def _conversations(loaded: Runtime, tokenizer: "PreTrainedTokenizerBase") -> tuple[int, list[str]]:
+def _check_prompts(
+    loaded: LlamaRuntime, tokenizer: "PreTrainedTokenizerBase"
+) -> tuple[int, list[str]]:
+    """Render and tokenize all conversations on both sides; return their number and the faults."""
     compared, faults = 0, []
-    for name, messages, given in _CONVERSATIONS:
+    for name, messages, kwargs in _CONVERSATIONS:
         try:
-            expected = _render(tokenizer, messages, **given)
-        except Exception:  # jinja2 raises what a template makes it raise: it takes no such thing
+            expected = _render(tokenizer, messages, **kwargs)
+        except Exception:  # a template may refuse such a conversation, with any exception
             continue
         compared += 1
-        found = loaded.prompt(messages, **given)
-        ids = tokenizer(expected, add_special_tokens=False)["input_ids"]
-        if (got := loaded.tokens(found)) != ids:
-            faults.append(_difference(name, expected, found, ids, got, tokenizer))
+        actual = loaded.prompt(messages, **kwargs)
+        expected_ids = tokenizer(expected, add_special_tokens=False)["input_ids"]
+        actual_ids = loaded.tokens(actual)
+        if actual_ids != expected_ids:
+            what = "other tokens" if expected == actual else "another text"
+            place = _common(expected_ids, actual_ids)
+            theirs, ours = (
+                tokenizer.convert_ids_to_tokens(list(ids[max(place - 2, 0) : place + 4]))
+                for ids in (expected_ids, actual_ids)
+            )
+            faults.append(
+                f"{name} becomes {what} in llama.cpp, from token {place} on: transformers has "
+                f"{theirs}, llama.cpp {ours}"
+            )
     return compared, faults
 
 
 def _render(
-    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Mapping[str, str]], **given: Any
+    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Mapping[str, str]], **kwargs: Any
 ) -> str:
     return str(
         tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=True, **given
+            list(messages), tokenize=False, add_generation_prompt=True, **kwargs
         )
     )
 
 
-def _difference(
-    name: str,
-    expected: str,
-    found: str,
-    expected_ids: Sequence[int],
-    found_ids: Sequence[int],
+def _compare(
+    reference: ReferenceAnswer,
+    tokens: Sequence[GreedyToken],
     tokenizer: "PreTrainedTokenizerBase",
-) -> str:
-    place = _common(expected_ids, found_ids)
-    around = [
-        tokenizer.convert_ids_to_tokens(list(ids[max(place - 2, 0) : place + 4]))
-        for ids in (expected_ids, found_ids)
-    ]
-    what = "other tokens" if expected == found else "another text"
-    return (
-        f"{name} becomes {what} in llama.cpp, from token {place} on: transformers has {around[0]}, "
-        f"llama.cpp {around[1]}"
-    )
-
-
-def _answer(
-    asked: Asked,
-    made: Sequence[Choice],
-    tokenizer: "PreTrainedTokenizerBase",
-    ends: frozenset[int],
-) -> Answer:
-    stop = next((i for i, one in enumerate(made) if one.token in ends), None)
-    ids = [one.token for one in made[:stop]]
-    expected = [*asked.answer_ids, *([-1] if asked.finished else [])]
+    eos_ids: frozenset[int],
+) -> AnswerComparison:
+    stop = next((i for i, entry in enumerate(tokens) if entry.token in eos_ids), None)
+    ids = [entry.token for entry in tokens[:stop]]
+    # -1 stands for the end of turn, whichever token it is.
+    expected = [*reference.answer_ids, *([-1] if reference.finished else [])]
     agreed = _common(expected, [*ids, *([-1] if stop is not None else [])])
     differs = agreed < len(expected)
     text = str(tokenizer.decode(ids))
-    parsed = split(asked.prompt, text, mode=asked.mode, finished=stop is not None)
-    return Answer(
-        question=asked.question,
-        mode=asked.mode,
-        expected=str(tokenizer.decode(list(asked.answer_ids))),
-        found=text,
+    reply = split(reference.prompt, text, mode=reference.mode, finished=stop is not None)
+    return AnswerComparison(
+        question=reference.question,
+        mode=reference.mode,
+        expected=str(tokenizer.decode(list(reference.answer_ids))),
+        actual=text,
         tokens=len(expected),
         agreed=agreed,
-        margin=made[agreed].margin if differs and agreed < len(made) else None,
-        thought=bool(parsed.thinking),
-        leaked=parsed.leaked,
+        margin=tokens[agreed].margin if differs and agreed < len(tokens) else None,
+        thought=bool(reply.thinking),
+        leaked=reply.leaked,
     )
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many are the same at the start."""
-    pairs = zip(first, second, strict=False)
-    return next(
-        (i for i, (one, other) in enumerate(pairs) if one != other), min(len(first), len(second))
-    )
+    """Return the length of the common prefix."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
-def _agrees(answer: Answer) -> bool:
-    tie = answer.margin is not None and answer.margin <= NEAR_TIE
+def _agrees(answer: AnswerComparison) -> bool:
+    tie = answer.margin is not None and answer.margin <= _NEAR_TIE
     return answer.agreed == answer.tokens or tie
 
 
-def _disagreement(answer: Answer) -> str:
+def _disagreement(answer: AnswerComparison) -> str:
     lead = "an unknown lead" if answer.margin is None else f"a lead of {answer.margin:.2f} nats"
     return (
-        f"{answer.question!r} in {answer.mode} mode: the answers part at token {answer.agreed} of "
-        f"{answer.tokens}, with {lead} (a tie would be below {NEAR_TIE}): "
-        f"transformers {answer.expected!r}, llama.cpp {answer.found!r}"
+        f"{answer.question!r} in {answer.mode} mode: the answers differ from token {answer.agreed} of "
+        f"{answer.tokens} on, with {lead} (a tie would be below {_NEAR_TIE}): "
+        f"transformers {answer.expected!r}, llama.cpp {answer.actual!r}"
     )

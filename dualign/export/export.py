@@ -1,32 +1,36 @@
-"""The main path: checkpoint -> f16 GGUF -> smaller files -> Modelfile -> check -> a finished folder.
+"""The main path: checkpoint -> f16 GGUF -> smaller files -> Modelfile -> check -> finished folder.
 
 dualign export runs/quickstart/merged gguf --types f16,q8_0,q4_k_m
 """
 
 import math
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from dualign import __version__
 from dualign.errors import CheckpointError, ConfigError
-from dualign.export import llama_runtime as runtimes
-from dualign.export.check import Verdict, ask_transformers, check
-from dualign.export.convert import write_exact
-from dualign.export.model_source import Source, open_source
+from dualign.export import llama_runtime
+from dualign.export.check import CheckResult, ask_transformers, check
+from dualign.export.convert import SCRIPTS, find_converter, write_exact
+from dualign.export.model_source import ExportSource, open_source
 from dualign.export.modelfile import modelfile
 from dualign.export.quantize import quantize, types_of
 from dualign.hashing import sha256
 from dualign.rundir import publish, work_folder, write_json
 
-EXACT = ("f32", "f16")
-TYPES = (*EXACT, "q8_0", "q4_k_m")
-RECORD = "export.json"
+_EXACT = ("f32", "f16")
+TYPES = (*_EXACT, "q8_0", "q4_k_m")
+_RECORD = "export.json"
+_RECORD_KEYS = {"fixed_fields": "mended", "actual": "found"}
+"""Fields that export.json has under other names."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class File:
+class ExportFile:
     """One file of an export."""
 
     file: str
@@ -35,21 +39,21 @@ class File:
     bits_per_weight: float
     sha256: str
     tensors: Mapping[str, int]
-    """how many there are of each type"""
+    """number of tensors of each type"""
     error: float | None
-    """relative change of the weights by packing; None for f32 and f16"""
-    check: Verdict | None
+    """relative change of the weights by quantization; None for f32 and f16"""
+    check: CheckResult | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Export:
-    """What was written; export.json holds the same."""
+class ExportResult:
+    """Content of export.json."""
 
     model: str
     converter: str
-    mended: tuple[str, ...]
-    """what was set right in the file of llama.cpp's converter"""
-    files: tuple[File, ...]
+    fixed_fields: tuple[str, ...]
+    """settings of llama.cpp's converter that were corrected"""
+    files: tuple[ExportFile, ...]
 
 
 def export(
@@ -61,15 +65,15 @@ def export(
     converter: str = "auto",
     runtime: str | None = "auto",
     force: bool = False,
-) -> Export:
+) -> ExportResult:
     """Write NAME-TYPE.gguf for each type, a Modelfile and export.json into `out`.
 
-    `out` is there when all is written and checked, and not before.
+    `out` appears once everything is written and checked.
 
     Args:
-        converter: `llama.cpp`, `dualign`, or `auto`: llama.cpp's where it is installed.
-        runtime: what loads the files and answers: a name of `runtime.RUNTIMES`, `auto`: the first
-            that is installed, or None: nothing is checked.
+        converter: `llama.cpp`, `dualign`, or `auto`: llama.cpp's if it is installed.
+        runtime: the one that loads the files and answers: a name of `llama_runtime.RUNTIMES`,
+            `auto`: the first that is installed, or None: check nothing.
 
     Raises:
         DualignError: the model can't be exported as it is, or llama.cpp answers otherwise.
@@ -80,23 +84,28 @@ def export(
     source = open_source(model, name=name, foreign=command is not None)
     require_types(source, types)
     _require_room(out, source, types)
-    chosen = choose_runtime(runtime)
+    runtime = choose_runtime(runtime)
     work = work_folder(out)
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     try:
-        made = _write(source, work, types, command, chosen)
-        write_json(work / RECORD, {"schema": 1, "dualign": __version__, **asdict(made)})
+        result = _write(source, work, types, command, runtime)
+        write_json(work / _RECORD, {"schema": 1, "dualign": __version__, **_record(result)})
         publish(work, out)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    return made
+    return result
+
+
+def _record(result: ExportResult) -> dict[str, Any]:
+    def renamed(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        return {_RECORD_KEYS.get(key, key): value for key, value in items}
+
+    return asdict(result, dict_factory=renamed)
 
 
 def choose_converter(converter: str) -> list[str] | None:
-    """The command of llama.cpp's converter; None: ours."""
-    from dualign.export.llamacpp import SCRIPTS, find_converter
-
+    """Return the command of llama.cpp's converter; None for dualign's."""
     if converter == "dualign":
         return None
     command = find_converter()
@@ -108,23 +117,21 @@ def choose_converter(converter: str) -> list[str] | None:
 
 
 def choose_runtime(runtime: str | None) -> str | None:
-    """The runtime that checks; None if nothing is to be checked, or `auto` finds none."""
-    if runtime != "auto":
-        return runtime
-    return next(iter(runtimes.installed()), None)
+    """Return the runtime for the check; None for no check, or if `auto` finds none."""
+    return runtime if runtime != "auto" else next(iter(llama_runtime.installed()), None)
 
 
-def require_types(source: Source, types: Sequence[str]) -> None:
-    """Refuse types that don't exist, or that nobody here can make of this model."""
-    if unknown := [one for one in types if one not in TYPES]:
+def require_types(source: ExportSource, types: Sequence[str]) -> None:
+    """Refuse types that don't exist, or that can't be made of this model here."""
+    if unknown := [type for type in types if type not in TYPES]:
         raise ConfigError(f"--types: unknown type {unknown[0]!r}; there are {', '.join(TYPES)}")
     if not types:
         raise ConfigError(f"--types: expected some of {', '.join(TYPES)}")
-    packed = [one for one in types if one not in EXACT]
-    if source.layout is None and packed:
+    quantized = [type for type in types if type not in _EXACT]
+    if source.layout is None and quantized:
         raise ConfigError(
-            f"--types: {packed[0]} of {source.weights.config['architectures'][0]} is for llama.cpp's "
-            "llama-quantize, on the f16 file"
+            f"--types: for {quantized[0]} of {source.weights.config['architectures'][0]}, run "
+            "llama.cpp's llama-quantize on the f16 file"
         )
     if "q4_k_m" in types:
         from dualign.export import ggml
@@ -132,50 +139,51 @@ def require_types(source: Source, types: Sequence[str]) -> None:
         ggml.library()
 
 
-def sizes(source: Source, types: Sequence[str]) -> dict[str, int]:
-    """Bytes of the tensors of each type's file; the vocabulary adds some megabytes."""
+def sizes(source: ExportSource, types: Sequence[str]) -> dict[str, int]:
+    """Return the bytes of the tensors of each type's file; the vocabulary adds some megabytes."""
     return {type: _size(source, type) for type in types}
 
 
 def _write(
-    source: Source,
+    source: ExportSource,
     work: Path,
     types: Sequence[str],
     command: Sequence[str] | None,
     runtime: str | None,
-) -> Export:
+) -> ExportResult:
     types = list(dict.fromkeys(types))
-    exact = [one for one in types if one in EXACT]
-    base = "f16" if set(types) - set(EXACT) or not exact else exact[0]
-    mended: dict[str, None] = {}
+    exact = [type for type in types if type in _EXACT]
+    quantized = [type for type in types if type not in _EXACT]
+    base = "f16" if quantized else exact[0]
+    fixed_fields: dict[str, None] = {}
     details: dict[str, tuple[Mapping[str, int] | None, float | None]] = {}
     for type in dict.fromkeys([*exact, base]):
-        mended |= dict.fromkeys(write_exact(source, _file(source, work, type), type, command))
+        fixed_fields |= dict.fromkeys(write_exact(source, _file(source, work, type), type, command))
         details[type] = None, None
-    for type in [one for one in types if one not in EXACT]:
+    for type in quantized:
         packed = quantize(_file(source, work, base), _file(source, work, type), type=type)
         details[type] = packed.types, packed.error
     if base not in types:
         _file(source, work, base).unlink()
     _write_modelfile(source, work, types)
-    verdicts = _check(source, work, types, runtime) if runtime else {}
-    return Export(
+    results = _check(source, work, types, runtime) if runtime else {}
+    return ExportResult(
         model=source.model,
         converter=command[-1] if command else "dualign",
-        mended=tuple(mended),
+        fixed_fields=tuple(fixed_fields),
         files=tuple(
-            _described(_file(source, work, type), type, *details[type], verdicts.get(type))
+            _export_file(_file(source, work, type), type, *details[type], results.get(type))
             for type in types
         ),
     )
 
 
-def _file(source: Source, work: Path, type: str) -> Path:
+def _file(source: ExportSource, work: Path, type: str) -> Path:
     return work / f"{source.name}-{type.upper()}.gguf"
 
 
-def _write_modelfile(source: Source, work: Path, types: Sequence[str]) -> None:
-    """For the smallest file: whoever runs Ollama wants that one."""
+def _write_modelfile(source: ExportSource, work: Path, types: Sequence[str]) -> None:
+    """Write the Modelfile for the smallest file, which suits Ollama's users best."""
     smallest = min(types, key=lambda type: _file(source, work, type).stat().st_size)
     text = modelfile(
         _file(source, work, smallest).name,
@@ -187,55 +195,56 @@ def _write_modelfile(source: Source, work: Path, types: Sequence[str]) -> None:
     (work / "Modelfile").write_text(text, encoding="utf-8")
 
 
-def _check(source: Source, work: Path, types: Sequence[str], runtime: str) -> dict[str, Verdict]:
-    asked = ask_transformers(source.model, source.tokenizer)
-    verdicts = {
-        type: check(_file(source, work, type), type, runtime, source.tokenizer, asked, source.ends)
+def _check(
+    source: ExportSource, work: Path, types: Sequence[str], runtime: str
+) -> dict[str, CheckResult]:
+    references = ask_transformers(source.model, source.tokenizer)
+    results = {
+        type: check(
+            _file(source, work, type), type, runtime, source.tokenizer, references, source.ends
+        )
         for type in types
     }
-    faults = [f"{type}: {fault}" for type, one in verdicts.items() for fault in one.faults]
+    faults = [f"{type}: {fault}" for type, result in results.items() for fault in result.faults]
     if faults:
         raise CheckpointError(
             f"{runtime} doesn't read or answer as transformers does; nothing was written "
             "(--no-check writes all the same):\n  " + "\n  ".join(faults)
         )
-    return verdicts
+    return results
 
 
-def _described(
+def _export_file(
     file: Path,
     type: str,
-    packed: Mapping[str, int] | None,
+    types: Mapping[str, int] | None,
     error: float | None,
-    verdict: Verdict | None,
-) -> File:
-    from collections import Counter
-
+    result: CheckResult | None,
+) -> ExportFile:
     from gguf import GGUFReader
 
     tensors = GGUFReader(file).tensors
-    return File(
+    bits = 8 * sum(int(tensor.n_bytes) for tensor in tensors)
+    return ExportFile(
         file=file.name,
         type=type,
         bytes=file.stat().st_size,
-        bits_per_weight=8
-        * sum(int(one.n_bytes) for one in tensors)
-        / sum(int(one.n_elements) for one in tensors),
+        bits_per_weight=bits / sum(int(tensor.n_elements) for tensor in tensors),
         sha256=sha256(file),
-        tensors=packed or dict(Counter(one.tensor_type.name for one in tensors)),
+        tensors=types or dict(Counter(tensor.tensor_type.name for tensor in tensors)),
         error=error,
-        check=verdict,
+        check=result,
     )
 
 
-def _size(source: Source, type: str) -> int:
+def _size(source: ExportSource, type: str) -> int:
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     if source.layout is None:
         width = {"f32": 4, "f16": 2}[type]
-        return sum(one.size * width for one in source.weights.entries.values())
-    shapes = {one.name: one.shape for one in source.layout.tensors}
-    if type in EXACT:
+        return sum(entry.size * width for entry in source.weights.entries.values())
+    shapes = {tensor.name: tensor.shape for tensor in source.layout.tensors}
+    if type in _EXACT:
         kinds = {name: type.upper() for name, shape in shapes.items() if len(shape) > 1}
     else:
         kinds = types_of(shapes, type)
@@ -246,11 +255,11 @@ def _size(source: Source, type: str) -> int:
     return total
 
 
-def _require_room(out: Path, source: Source, types: Sequence[str]) -> None:
-    base = [] if set(types) & set(EXACT) else ["f16"]
+def _require_room(out: Path, source: ExportSource, types: Sequence[str]) -> None:
+    base = [] if set(types) & set(_EXACT) else ["f16"]
     needed = sum(sizes(source, [*types, *base]).values())
-    place = next(one for one in (out, *out.absolute().parents) if one.is_dir())
-    free = shutil.disk_usage(place).free
+    folder = next(folder for folder in (out, *out.absolute().parents) if folder.is_dir())
+    free = shutil.disk_usage(folder).free
     if free < needed:
         raise CheckpointError(
             f"{out}: {needed / 1e9:.2f} GB to write, {free / 1e9:.2f} GB free; make room first"

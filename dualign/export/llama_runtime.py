@@ -1,8 +1,8 @@
-"""llama.cpp itself, loaded with an exported file: its tokenizer, its template engine, its numbers.
+"""llama.cpp with an exported file loaded: its tokenizer, template engine and numbers.
 
-xllamacpp has llama.cpp's server inside, with the template engine that llama-server, LM Studio and
-Ollama use; its calls go over the loopback. llama-cpp-python renders the embedded template with
-jinja2, as its own chat handler does.
+xllamacpp contains llama.cpp's server, with the template engine of llama-server, LM Studio and
+Ollama; it is called over the loopback. llama-cpp-python renders the embedded template with jinja2,
+as its own chat handler does.
 """
 
 import json
@@ -23,42 +23,43 @@ from dualign.errors import CheckpointError
 from dualign.export.ggml import INSTALL
 
 RUNTIMES = {"xllamacpp": "xllamacpp", "llama-cpp-python": "llama_cpp"}
-"""what it's called -> the module"""
+"""Name -> module."""
 _TIMEOUT = 600  # seconds for one answer
-_F32 = 0  # ggml's number for float32: the cache adds no rounding of its own to what is compared
+_F32 = 0  # ggml's type float32: a rounded KV cache would change the numbers that are compared
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """A greedy token, and by how many nats it beat the next; None inside a character, where
-    llama.cpp's server keeps that to itself.
+class GreedyToken:
+    """A greedy token and its lead over the second best in nats.
+
+    The lead is None for a token inside a character, for which llama.cpp's server lists none.
     """
 
     token: int
     margin: float | None
 
 
-class Runtime(Protocol):
+class LlamaRuntime(Protocol):
     """A loaded file."""
 
-    def prompt(self, messages: Sequence[Mapping[str, str]], **given: Any) -> str:
-        """The conversation through the embedded template, ready for an answer."""
+    def prompt(self, messages: Sequence[Mapping[str, str]], **kwargs: Any) -> str:
+        """Render the conversation with the embedded template, up to the answer."""
 
     def tokens(self, prompt: str) -> list[int]:
-        """A rendered prompt's tokens, as a chat's are made."""
+        """Tokenize a rendered prompt, as in a chat."""
 
-    def greedy(self, tokens: Sequence[int], count: int) -> list[Choice]:
-        """At most `count` tokens that follow; the last may be an end of turn."""
+    def greedy(self, tokens: Sequence[int], count: int) -> list[GreedyToken]:
+        """Return the next tokens, at most `count`; the last may be an end of turn."""
 
     def close(self) -> None: ...
 
 
 def installed() -> list[str]:
-    """Names of the runtimes that are here."""
+    """Return the names of the installed runtimes."""
     return [name for name, module in RUNTIMES.items() if find_spec(module)]
 
 
-def load(file: Path, runtime: str, *, context: int) -> Runtime:
+def load(file: Path, runtime: str, *, context: int) -> LlamaRuntime:
     """Load a GGUF file.
 
     Raises:
@@ -72,7 +73,7 @@ def load(file: Path, runtime: str, *, context: int) -> Runtime:
 
 
 def _threads() -> int:
-    """llama.cpp's threads spin while they wait, so one too many costs more than one too few."""
+    """llama.cpp's threads spin while they wait: one too many costs more than one too few."""
     return int(os.environ.get("OMP_NUM_THREADS") or processors())
 
 
@@ -82,37 +83,37 @@ class _Server:
     def __init__(self, file: Path, context: int) -> None:
         import xllamacpp
 
-        given = xllamacpp.CommonParams()
-        given.model.path = str(file)
-        given.n_ctx = context
-        given.n_parallel = 1
-        given.n_gpu_layers = 0  # the CPU's sums are the ones that are compared
-        given.cache_type_k = given.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
-        given.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        given.warmup = False
-        given.verbosity = 0
-        given.cpuparams.n_threads = given.cpuparams_batch.n_threads = _threads()
-        given.hostnames = ["127.0.0.1"]
+        params = xllamacpp.CommonParams()
+        params.model.path = str(file)
+        params.n_ctx = context
+        params.n_parallel = 1
+        params.n_gpu_layers = 0  # the comparison is made on the CPU
+        params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+        params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        params.warmup = False
+        params.verbosity = 0
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = _threads()
+        params.hostnames = ["127.0.0.1"]
         try:
-            self._server: Any = xllamacpp.Server(given)
+            self._server: Any = xllamacpp.Server(params)
         except RuntimeError as error:
             raise CheckpointError(f"{file}: llama.cpp can't load it: {error}") from error
         self._address = str(self._server.listening_address)
 
-    def prompt(self, messages: Sequence[Mapping[str, str]], **given: Any) -> str:
+    def prompt(self, messages: Sequence[Mapping[str, str]], **kwargs: Any) -> str:
         body: dict[str, Any] = {"messages": list(messages)}
-        if given:
-            body["chat_template_kwargs"] = given
+        if kwargs:
+            body["chat_template_kwargs"] = kwargs
         return str(self._post("/apply-template", body)["prompt"])
 
     def tokens(self, prompt: str) -> list[int]:
         body = {"content": prompt, "add_special": True, "parse_special": True}
-        return [int(one) for one in self._post("/tokenize", body)["tokens"]]
+        return [int(token) for token in self._post("/tokenize", body)["tokens"]]
 
-    def greedy(self, tokens: Sequence[int], count: int) -> list[Choice]:
+    def greedy(self, tokens: Sequence[int], count: int) -> list[GreedyToken]:
         body = {"prompt": list(tokens), "n_predict": count, "temperature": 0, "n_probs": 2}
-        made = self._post("/completion", {**body, "cache_prompt": False, "return_tokens": True})
-        return choices(made["tokens"], made["completion_probabilities"])
+        reply = self._post("/completion", {**body, "cache_prompt": False, "return_tokens": True})
+        return greedy_tokens(reply["tokens"], reply["completion_probabilities"])
 
     def close(self) -> None:
         self._server = None
@@ -123,29 +124,29 @@ class _Server:
             data=json.dumps(body).encode(),
             headers={"Content-Type": "application/json"},
         )
-        # Not through a proxy that the environment names: it is this process that answers.
+        # No proxy: the server runs in this process.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
-            with opener.open(request, timeout=_TIMEOUT) as answer:
-                found: dict[str, Any] = json.loads(answer.read())
-                return found
+            with opener.open(request, timeout=_TIMEOUT) as response:
+                reply: dict[str, Any] = json.loads(response.read())
+                return reply
         except urllib.error.HTTPError as error:
-            said = error.read().decode("utf-8", "replace")[:500]
-            raise CheckpointError(f"llama.cpp, {path}: {said}") from error
+            text = error.read().decode("utf-8", "replace")[:500]
+            raise CheckpointError(f"llama.cpp, {path}: {text}") from error
 
 
-def choices(tokens: Sequence[int], listed: Sequence[Mapping[str, Any]]) -> list[Choice]:
-    """All tokens; only those that end a character are listed with their probabilities."""
+def greedy_tokens(tokens: Sequence[int], listed: Sequence[Mapping[str, Any]]) -> list[GreedyToken]:
+    """Join tokens with their leads; `listed` has only those that end a character."""
     rest = list(listed)
-    found = []
+    joined = []
     for token in tokens:
         entry = rest.pop(0) if rest and rest[0]["id"] == token else None
-        found.append(Choice(int(token), None if entry is None else _margin(entry)))
-    return found
+        joined.append(GreedyToken(int(token), None if entry is None else _margin(entry)))
+    return joined
 
 
 def _margin(entry: Mapping[str, Any]) -> float:
-    best, *rest = sorted((one["logprob"] for one in entry["top_logprobs"]), reverse=True)
+    best, *rest = sorted((top["logprob"] for top in entry["top_logprobs"]), reverse=True)
     return float(best - rest[0]) if rest else math.inf
 
 
@@ -169,7 +170,7 @@ class _Bindings:
         except (ValueError, RuntimeError) as error:
             raise CheckpointError(f"{file}: llama-cpp-python can't load it: {error}") from error
 
-    def prompt(self, messages: Sequence[Mapping[str, str]], **given: Any) -> str:
+    def prompt(self, messages: Sequence[Mapping[str, str]], **kwargs: Any) -> str:
         from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
         formatter = Jinja2ChatFormatter(
@@ -177,35 +178,34 @@ class _Bindings:
             eos_token=self._text(self._model.token_eos()),
             bos_token=self._text(self._model.token_bos()),
         )
-        return str(formatter(messages=list(messages), **given).prompt)
+        return str(formatter(messages=list(messages), **kwargs).prompt)
 
     def tokens(self, prompt: str) -> list[int]:
-        return [int(one) for one in self._model.tokenize(prompt.encode(), False, True)]
+        return [int(token) for token in self._model.tokenize(prompt.encode(), False, True)]
 
-    def greedy(self, tokens: Sequence[int], count: int) -> list[Choice]:
+    def greedy(self, tokens: Sequence[int], count: int) -> list[GreedyToken]:
         self._model.reset()
-        made: list[Choice] = []
+        answer: list[GreedyToken] = []
         pending = list(tokens)
-        while len(made) < count and not (made and self._ends(made[-1].token)):
+        while len(answer) < count and not (answer and self._ends_turn(answer[-1].token)):
             self._model.eval(pending)
-            best, second = self._best_two()
-            made.append(Choice(best, second))
-            pending = [best]
-        return made
+            answer.append(self._best())
+            pending = [answer[-1].token]
+        return answer
 
     def close(self) -> None:
         self._model.close()
 
-    def _best_two(self) -> tuple[int, float]:
+    def _best(self) -> GreedyToken:
         import llama_cpp
 
         pointer = llama_cpp.llama_get_logits_ith(self._model.ctx, -1)
         logits = np.ctypeslib.as_array(pointer, (self._model.n_vocab(),))
         second, best = np.argpartition(logits, -2)[-2:]
-        second, best = sorted((int(second), int(best)), key=lambda one: logits[one])
-        return best, float(logits[best] - logits[second])
+        second, best = sorted((int(second), int(best)), key=lambda token: logits[token])
+        return GreedyToken(best, float(logits[best] - logits[second]))
 
-    def _ends(self, token: int) -> bool:
+    def _ends_turn(self, token: int) -> bool:
         import llama_cpp
 
         vocabulary = llama_cpp.llama_model_get_vocab(self._model.model)

@@ -1,8 +1,8 @@
-"""The Modelfile that makes an Ollama model of an exported file.
+"""Modelfile: turns an exported file into an Ollama model.
 
-Ollama's TEMPLATE is a Go template. Those of our chat formats are written by hand, beside this file;
-for another format TEMPLATE is left out: Ollama since 0.20 then renders the file's own template, by
-llama.cpp's engine, and an older one looks for the nearest it knows.
+Ollama's TEMPLATE is a Go template. Those of dualign's chat formats are written by hand, in
+templates/. For other formats TEMPLATE is left out: Ollama from 0.20 on renders the file's own
+template with llama.cpp's engine, and older versions choose the most similar one they know.
 """
 
 import json
@@ -11,14 +11,14 @@ from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
-from dualign.export.chat_format import Dialect, dialect_of
+from dualign.export.chat_format import ChatFormat, detect_chat_format
 
-LONGEST_CONTEXT = 8192
-"""num_ctx at most: a whole 64k window would take gigabytes, and Ollama's default cuts thinking short"""
-_DEFAULTED = ("default_think_instructions", "default_no_think_instructions")
-_KNOWN = {
+_MAX_CONTEXT = 8192
+"""Upper bound of num_ctx: a 64k window would take gigabytes; Ollama's default cuts thinking short."""
+_INSTRUCTIONS = ("default_think_instructions", "default_no_think_instructions")
+_KWARGS = {
     "dualign": frozenset({"date", "custom_instructions"}),
-    "smollm3": frozenset({"today", *_DEFAULTED}),
+    "smollm3": frozenset({"today", *_INSTRUCTIONS}),
     "chatml": frozenset[str](),
 }
 
@@ -31,9 +31,9 @@ def modelfile(
     context: int,
     generation: Mapping[str, Any],
 ) -> str:
-    """The text of the Modelfile for `file`, a name beside it.
+    """Return the Modelfile for `file`, the name of a file in the same folder.
 
-    `chat_template` is the checkpoint's; `generation` its generation_config.json.
+    `chat_template` is the checkpoint's, `generation` its generation_config.json.
     """
     template = go_template(chat_template)
     lines = [
@@ -47,7 +47,7 @@ def modelfile(
     else:
         lines.append(f'TEMPLATE """{template}"""')
     lines.append(f"PARAMETER stop {json.dumps(end_of_turn, ensure_ascii=False)}")
-    lines.append(f"PARAMETER num_ctx {min(context, LONGEST_CONTEXT)}")
+    lines.append(f"PARAMETER num_ctx {min(context, _MAX_CONTEXT)}")
     if generation.get("do_sample"):
         lines += [
             f"PARAMETER {key} {generation[key]}"
@@ -58,40 +58,42 @@ def modelfile(
 
 
 def go_template(chat_template: str) -> str | None:
-    """The Go template of a chat format of ours, with the recipe's values in it; None for another."""
-    dialect = dialect_of(chat_template)
-    if dialect is None or set(dialect.values) - _KNOWN[dialect.name]:
+    """Return the Go template of one of dualign's chat formats, with the recipe's values; else None."""
+    chat_format = detect_chat_format(chat_template)
+    if chat_format is None or set(chat_format.values) - _KWARGS[chat_format.name]:
         return None
-    text = (files("dualign.export") / "templates" / f"{dialect.name}.tmpl").read_text("utf-8")
-    for marker, value in _markers(dialect).items():
+    text = (files("dualign.export") / "templates" / f"{chat_format.name}.tmpl").read_text("utf-8")
+    for marker, value in _markers(chat_format).items():
         text = text.replace(f"@{marker}@", value)
     return text
 
 
-def _markers(dialect: Dialect) -> dict[str, str]:
-    values = dialect.values
-    if dialect.name == "dualign":
+def _markers(chat_format: ChatFormat) -> dict[str, str]:
+    values = chat_format.values
+    if chat_format.name == "dualign":
         instructions, date = values.get("custom_instructions"), values.get("date")
         return {
             "custom_instructions": f"{_literal(instructions)}\n\n" if instructions else "",
             "date": f"Today: {_literal(date)}\n\n" if date else "",
         }
-    if dialect.name == "smollm3":
+    if chat_format.name == "smollm3":
         today = values.get("today")
-        # Ollama has the day only as 2025-07-01.
+        # Ollama formats the day as 2025-07-01 only.
         shown = {"today": _literal(today) if today else "{{ currentDate }}"}
-        return shown | {name: _literal(values.get(name) or _default(name)) for name in _DEFAULTED}
+        return shown | {
+            name: _literal(values.get(name) or _default(name)) for name in _INSTRUCTIONS
+        }
     return {}
 
 
 def _literal(text: str) -> str:
-    """Text that Go prints as it is, whatever is in it."""
+    """Quote text so that Go prints it unchanged."""
     return "{{ " + json.dumps(text, ensure_ascii=False) + " }}"
 
 
 def _default(name: str) -> str:
     from dualign.data.text.template import load_template
 
-    found = re.search(rf'set {name} = (".*") -%}}', load_template("smollm3").text)
-    assert found is not None
-    return str(json.loads(found[1]))
+    match = re.search(rf'set {name} = (".*") -%}}', load_template("smollm3").text)
+    assert match is not None
+    return str(json.loads(match[1]))

@@ -1,8 +1,8 @@
-"""From a float16 GGUF file to a smaller one: Q8_0, or the mixture that llama.cpp calls Q4_K_M.
+"""Quantize a float16 GGUF file: to Q8_0, or to llama.cpp's mixture Q4_K_M.
 
-Q4_K_M keeps what hurts most in six bits: the output matrix, and the value and down projections of
-the first and last eighth of the layers and of each third between. Rows that aren't a multiple of 256
-wide can't be Q4_K or Q6_K; llama.cpp takes Q5_0 and Q8_0 for them, and so does this.
+Q4_K_M uses six bits for the most sensitive tensors: the output matrix, and the value and down
+projections of the first and last eighth of the layers and of every third layer between. Rows whose
+width isn't a multiple of 256 can't be Q4_K or Q6_K; they become Q5_0 or Q8_0, as in llama.cpp.
 """
 
 import math
@@ -20,33 +20,33 @@ from dualign.checkpoints.dtypes import Array
 from dualign.checkpoints.shards import processors
 from dualign.errors import CheckpointError
 from dualign.export import ggml
-from dualign.export.writer import FILE_TYPES, Stored, write_tensors
+from dualign.export.writer import FILE_TYPES, FileTensor, write_tensors
 
 if TYPE_CHECKING:
     from gguf import GGUFReader, GGUFWriter
 
-_NARROW = {"Q4_K": "Q5_0", "Q6_K": "Q8_0"}  # for rows that no block of 256 divides
-_PIECE = 1 << 22  # numbers that a thread packs at once
-_SAMPLE = 1 << 20  # numbers of a tensor that are unpacked again and compared
-_WORST = 0.15  # relative error of a packed tensor; Q4_K has about 0.07 on normal numbers
+_NARROW = {"Q4_K": "Q5_0", "Q6_K": "Q8_0"}  # for rows that blocks of 256 don't divide
+_PIECE = 1 << 22  # elements that a thread packs at once
+_SAMPLE = 1 << 20  # elements of a tensor that are dequantized and compared
+_MAX_ERROR = 0.15  # relative error of a tensor; Q4_K has about 0.07 on normal numbers
 _REWRITTEN = frozenset({"general.architecture", "general.file_type"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Quantized:
-    """What became of the tensors."""
+class QuantizationResult:
+    """Types and error of the tensors."""
 
     types: Mapping[str, int]
-    """tensors of each type"""
+    """number of tensors of each type"""
     error: float
-    """root mean square of the change, relative to the weights; over a sample of each tensor"""
+    """root mean square of the change relative to the weights, over a sample of each tensor"""
 
 
-def quantize(source: Path, out: Path, *, type: str) -> Quantized:
-    """Write `source` (f16 or f32) to `out` as `q8_0` or `q4_k_m`, its settings as they are.
+def quantize(source: Path, out: Path, *, type: str) -> QuantizationResult:
+    """Write `source` (f16 or f32) to `out` as `q8_0` or `q4_k_m`, with the same settings.
 
     Raises:
-        CheckpointError: what packs is not installed, or a tensor didn't survive it.
+        CheckpointError: the quantizer isn't installed, or changes a tensor by more than 15 %.
     """
     from gguf import GGUFReader, GGUFWriter
 
@@ -56,52 +56,53 @@ def quantize(source: Path, out: Path, *, type: str) -> Quantized:
     writer = GGUFWriter(str(out), str(reader.fields["general.architecture"].contents()))
     _copy_settings(reader, writer)
     writer.add_file_type(FILE_TYPES[type])
-    names = {one.name: tuple(int(n) for n in reversed(one.shape)) for one in reader.tensors}
-    types = types_of(names, type)
+    shapes = {t.name: tuple(int(n) for n in reversed(t.shape)) for t in reader.tensors}
+    types = types_of(shapes, type)
     errors: list[tuple[float, float]] = []
     with ThreadPoolExecutor(processors()) as pool:
-        stored = [
-            _stored(one.name, one.data, names[one.name], types.get(one.name), pool, errors)
-            for one in reader.tensors
+        tensors = [
+            _file_tensor(t.name, t.data, shapes[t.name], types.get(t.name), pool, errors)
+            for t in reader.tensors
         ]
-        write_tensors(writer, stored, label=f"packing {type}")
-    changed, whole = (math.fsum(column) for column in zip(*errors, strict=True))
-    return Quantized(
-        types=dict(Counter(one.type for one in stored)), error=math.sqrt(changed / whole)
+        write_tensors(writer, tensors, label=f"quantizing to {type}")
+    change, total = (math.fsum(column) for column in zip(*errors, strict=True))
+    return QuantizationResult(
+        types=dict(Counter(tensor.type for tensor in tensors)), error=math.sqrt(change / total)
     )
 
 
 def types_of(shapes: Mapping[str, tuple[int, ...]], type: str) -> dict[str, str]:
-    """The packed type of each tensor that is packed, by its name in GGUF."""
+    """Return the type of each tensor that is quantized, by its GGUF name."""
     matrices = {name: shape for name, shape in shapes.items() if len(shape) == 2}
     if type == "q8_0":
-        return {name: _fitting("Q8_0", shape[1]) for name, shape in matrices.items()}
+        return {name: _type_for("Q8_0", shape[1]) for name, shape in matrices.items()}
     blocks = 1 + max(_block(name) for name in shapes)
     head = "output.weight" if "output.weight" in shapes else "token_embd.weight"
-    found = {}
+    types = {}
     for name, shape in matrices.items():
-        kept = name == head or (
+        six_bits = name == head or (
             name.endswith(("attn_v.weight", "ffn_down.weight")) and _more_bits(_block(name), blocks)
         )
-        found[name] = _fitting("Q6_K" if kept else "Q4_K", shape[1])
-    return found
+        types[name] = _type_for("Q6_K" if six_bits else "Q4_K", shape[1])
+    return types
 
 
 def _more_bits(block: int, blocks: int) -> bool:
-    """llama.cpp's use_more_bits."""
+    """llama.cpp's use_more_bits: of 16 blocks, 0, 1, 4, 7, 10, 13, 14 and 15."""
     eighth = blocks // 8
     return block < eighth or block >= 7 * blocks // 8 or (block - eighth) % 3 == 2
 
 
-def _fitting(type: str, width: int) -> str:
+def _type_for(type: str, width: int) -> str:
+    """Return `type`, or the nearest type that rows of this width can have."""
     if type in _NARROW and width % ggml.BLOCK:
         type = _NARROW[type]
     return type if width % 32 == 0 else "F16"
 
 
 def _block(name: str) -> int:
-    found = re.match(r"blk\.(\d+)\.", name)
-    return int(found[1]) if found else -1
+    match = re.match(r"blk\.(\d+)\.", name)
+    return int(match[1]) if match else -1
 
 
 def _copy_settings(reader: "GGUFReader", writer: "GGUFWriter") -> None:
@@ -115,27 +116,27 @@ def _copy_settings(reader: "GGUFReader", writer: "GGUFWriter") -> None:
         writer.add_key_value(key, field.contents(), kind, part)
 
 
-def _stored(
+def _file_tensor(
     name: str,
     data: Array,
     shape: tuple[int, ...],
     type: str | None,
     pool: ThreadPoolExecutor,
     errors: list[tuple[float, float]],
-) -> Stored:
+) -> FileTensor:
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     if type is None:
-        kept = {"float16": "F16", "float32": "F32"}[str(data.dtype)]
-        return Stored(name, shape, kept, data.nbytes, lambda: data)
+        kind = {"float16": "F16", "float32": "F32"}[str(data.dtype)]
+        return FileTensor(name, shape, kind, data.nbytes, lambda: data)
     block, width = GGML_QUANT_SIZES[GGMLQuantizationType[type]]
 
     def make() -> Array:
         packed = np.concatenate(list(pool.map(lambda rows: _pack(rows, type), _pieces(data))))
-        errors.append(_error(name, data, packed, type))
+        errors.append(_squared_error(name, data, packed, type))
         return packed
 
-    return Stored(name, shape, type, math.prod(shape) // block * width, make)
+    return FileTensor(name, shape, type, math.prod(shape) // block * width, make)
 
 
 def _pieces(data: Array) -> Iterator[Array]:
@@ -145,7 +146,7 @@ def _pieces(data: Array) -> Iterator[Array]:
 
 
 def _pack(rows: Array, type: str) -> Array:
-    """Rows of packed blocks, uint8."""
+    """Quantize rows; returns uint8 rows of blocks."""
     from gguf import GGMLQuantizationType, quants
 
     values = rows.astype(np.float32)
@@ -155,18 +156,18 @@ def _pack(rows: Array, type: str) -> Array:
     return packed.view(np.uint8).reshape(len(rows), -1)
 
 
-def _error(name: str, data: Array, packed: Array, type: str) -> tuple[float, float]:
-    """The squares of what packing changed and of what was there, in the tensor's first rows."""
+def _squared_error(name: str, data: Array, packed: Array, type: str) -> tuple[float, float]:
+    """Return the sums of squares of change and values, over the tensor's first rows."""
     from gguf import GGMLQuantizationType, quants
 
     rows = max(_SAMPLE // data.shape[1], 1)
     before = data[:rows].astype(np.float64)
     sample = packed[:rows].view(np.float16) if type == "F16" else packed[:rows]
     after = quants.dequantize(sample, GGMLQuantizationType[type])
-    changed, whole = float(np.square(after - before).sum()), float(np.square(before).sum())
-    if not changed <= _WORST**2 * whole:
+    change, total = float(np.square(after - before).sum()), float(np.square(before).sum())
+    if not change <= _MAX_ERROR**2 * total:
         raise CheckpointError(
-            f"{name}: packing as {type} changes it by {math.sqrt(changed / whole):.0%}, more than "
-            f"{_WORST:.0%}; export as f16 or q8_0"
+            f"{name}: quantizing to {type} changes it by {math.sqrt(change / total):.0%}, more than "
+            f"{_MAX_ERROR:.0%}; export as f16 or q8_0"
         )
-    return changed, whole
+    return change, total

@@ -1,4 +1,4 @@
-"""What an export made, for the terminal: the files, and the answers next to each other."""
+"""Result of an export for the terminal: the files, and the answers next to each other."""
 
 from collections.abc import Iterable
 
@@ -7,25 +7,25 @@ from rich.table import Table
 from rich.text import Text
 
 from dualign.data.conversation import Mode
-from dualign.export.check import Answer
-from dualign.export.export import Export, File
+from dualign.export.check import AnswerComparison, CheckResult
+from dualign.export.export import ExportResult
 
 
-def files_table(made: Export) -> Table:
-    """A row for each file: size, how much packing changed, and how the check went."""
-    table = Table(title=f"{made.model}, written by {made.converter}", title_justify="left")
+def _files_table(result: ExportResult) -> Table:
+    """Build the table of files: size, change by quantization, agreement in the check."""
+    table = Table(title=f"{result.model}, written by {result.converter}", title_justify="left")
     for column in ("file", "size", "bits", "change", "prompts", "think", "no_think"):
         table.add_column(column, justify="left" if column == "file" else "right")
-    for one in made.files:
-        change = "-" if one.error is None else f"{one.error:.2%}"
-        cells = [one.file, _megabytes(one.bytes), f"{one.bits_per_weight:.1f}", change]
-        table.add_row(*(Text(cell) for cell in (*cells, *_checked(one))))
+    for file in result.files:
+        change = "-" if file.error is None else f"{file.error:.2%}"
+        cells = [file.file, _megabytes(file.bytes), f"{file.bits_per_weight:.1f}", change]
+        table.add_row(*(Text(cell) for cell in (*cells, *_agreements(file.check))))
     return table
 
 
-def answers_table(made: Export) -> Table | None:
-    """Each question in both modes: transformers' answer, and that of each file where it differs."""
-    checked = [(one, one.check) for one in made.files if one.check is not None]
+def _answers_table(result: ExportResult) -> Table | None:
+    """Build the table of answers: transformers', and each file's if it differs."""
+    checked = [(file, file.check) for file in result.files if file.check is not None]
     if not checked:
         return None
     table = Table(title="greedy answers", title_justify="left")
@@ -42,49 +42,46 @@ def answers_table(made: Export) -> Table | None:
         cells: list[tuple[str, ...]] = [
             (first.question, first.mode, "transformers", _line(first.expected))
         ]
-        for file, verdict in checked:
-            answer = verdict.answers[index]
-            text = "the same" if _same(answer) else _line(answer.found)
+        for file, check in checked:
+            answer = check.answers[index]
+            text = "the same" if answer.agreed == answer.tokens else _line(answer.actual)
             cells.append(("", "", file.type, text))
         for row in cells:
             table.add_row(*(Text(cell) for cell in row), end_section=row is cells[-1])
     return table
 
 
-def summary(made: Export) -> Group:
-    """Both tables and the notes."""
-    parts: list[Table | Text] = [files_table(made)]
-    if (answers := answers_table(made)) is not None:
+def summary(result: ExportResult) -> Group:
+    """Return both tables and the notes."""
+    parts: list[Table | Text] = [_files_table(result)]
+    if (answers := _answers_table(result)) is not None:
         parts.append(answers)
     else:
-        parts.append(Text("not checked: nothing that runs llama.cpp was loaded"))
-    parts += [Text(f"mended: {one}") for one in made.mended]
+        parts.append(Text("not checked: the files weren't loaded in llama.cpp"))
+    parts += [Text(f"corrected: {field}") for field in result.fixed_fields]
     return Group(*parts)
 
 
-def _checked(file: File) -> tuple[str, str, str]:
-    verdict = file.check
-    if verdict is None:
+def _agreements(check: CheckResult | None) -> tuple[str, str, str]:
+    """Return the cells of prompts, think and no_think."""
+    if check is None:
         return "-", "-", "-"
     return (
-        f"{verdict.conversations}/{verdict.conversations}",
-        _agreement(verdict.answers, "think"),
-        _agreement(verdict.answers, "no_think"),
+        f"{check.conversations}/{check.conversations}",
+        _agreement(check.answers, "think"),
+        _agreement(check.answers, "no_think"),
     )
 
 
-def _agreement(answers: Iterable[Answer], mode: Mode) -> str:
-    """Tokens up to the first that differs, of all, over the questions."""
-    ours = [one for one in answers if one.mode == mode]
-    return f"{sum(one.agreed for one in ours)}/{sum(one.tokens for one in ours)}"
-
-
-def _same(answer: Answer) -> bool:
-    return answer.agreed == answer.tokens
+def _agreement(answers: Iterable[AnswerComparison], mode: Mode) -> str:
+    """Return leading tokens that agree / all tokens, over the questions in a mode."""
+    of_mode = [answer for answer in answers if answer.mode == mode]
+    agreed = sum(answer.agreed for answer in of_mode)
+    return f"{agreed}/{sum(answer.tokens for answer in of_mode)}"
 
 
 def _line(text: str) -> str:
-    """In one line, so that rows stay beside each other."""
+    """Join lines, so that rows of the table stay aligned."""
     return " ".join(text.split())
 
 

@@ -1,8 +1,8 @@
-"""The tensors of a GGUF file: which of the checkpoint's each is made from, and in what type.
+"""Tensors of a GGUF file, read from those of the checkpoint.
 
 transformers rotates the first half of a head against the second; llama.cpp, for llama and smollm3,
-each number against the next. So the rows of q and k are interleaved: (head, half, i) becomes
-(head, i, half).
+rotates each number against the next. So the rows of q and k are interleaved: (head, half, i)
+becomes (head, i, half). A head of four rows 0 1 2 3 becomes 0 2 1 3.
 """
 
 import math
@@ -24,21 +24,21 @@ _HEAD_NORMS = ("self_attn.q_norm", "self_attn.k_norm")
 
 
 @dataclass(frozen=True, slots=True)
-class Tensor:
+class GGUFTensor:
     """One tensor of the file."""
 
     name: str
-    """in GGUF, such as blk.0.attn_q.weight"""
+    """GGUF name, such as blk.0.attn_q.weight"""
     shape: tuple[int, ...]
     read: Callable[[], Array]
-    """the whole of it, float32"""
+    """return the whole tensor in float32"""
 
 
-def tensors_of(weights: Weights, architecture: Architecture) -> list[Tensor]:
-    """Every tensor, in the order of the file.
+def tensors_of(weights: Weights, architecture: Architecture) -> list[GGUFTensor]:
+    """Return all tensors, in the order of the file.
 
     Raises:
-        CheckpointError: one is missing, or there is one that llama.cpp has no place for.
+        CheckpointError: a tensor is missing, or llama.cpp has no place for one.
     """
     import gguf
 
@@ -46,48 +46,50 @@ def tensors_of(weights: Weights, architecture: Architecture) -> list[Tensor]:
     names = gguf.get_tensor_name_map(kind, architecture.blocks)
     expected = _expected(architecture)
     _require_all(weights, expected, architecture)
-    found = []
+    tensors = []
     for name in sorted(weights.entries, key=_order):
-        place = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        if place is None:
+        gguf_name = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        if gguf_name is None:
             raise CheckpointError(f"{weights.folders[0]}: {name}: {architecture.name} has no place")
-        found.append(_tensor(weights, name, place, architecture))
+        tensors.append(_tensor(weights, name, gguf_name, architecture))
     if architecture.rope.get("rope_type") == "llama3":
         factors = llama3_factors(architecture)
-        found.append(Tensor("rope_freqs.weight", factors.shape, lambda: factors))
-    return found
+        tensors.append(GGUFTensor("rope_freqs.weight", factors.shape, lambda: factors))
+    return tensors
 
 
-def interleaved(rows: Array, heads: int) -> Array:
-    """Rows (head, half, i, ...) as (head, i, half, ...)."""
+def interleave(rows: Array, heads: int) -> Array:
+    """Reorder rows (head, half, i, ...) to (head, i, half, ...)."""
     parts = rows.reshape(heads, 2, rows.shape[0] // heads // 2, *rows.shape[1:])
     return np.ascontiguousarray(parts.swapaxes(1, 2)).reshape(rows.shape)
 
 
 def llama3_factors(architecture: Architecture) -> Array:
-    """What Llama 3.1 divides each frequency by, float32 of head_dim / 2: 1 for short wavelengths,
-    `factor` for long ones, and between them what a line between the frequencies gives.
+    """Return the divisor of each rotary frequency in Llama 3.1, float32 of head_dim / 2.
+
+    It is 1 for short wavelengths and `factor` for long ones; in between, the frequency itself is
+    interpolated.
     """
     rope, dim = architecture.rope, architecture.head_dim
     frequencies = rope["rope_theta"] ** -(np.arange(0, dim, 2, dtype=np.float64) / dim)
     turns = rope["original_max_position_embeddings"] * frequencies / (2 * math.pi)
     low, high = rope["low_freq_factor"], rope["high_freq_factor"]
-    kept = np.clip((turns - low) / (high - low), 0, 1)
-    factors: Array = (1 / ((1 - kept) / rope["factor"] + kept)).astype(np.float32)
+    share = np.clip((turns - low) / (high - low), 0, 1)
+    factors: Array = (1 / ((1 - share) / rope["factor"] + share)).astype(np.float32)
     return factors
 
 
-def _tensor(weights: Weights, name: str, place: str, architecture: Architecture) -> Tensor:
+def _tensor(weights: Weights, name: str, gguf_name: str, architecture: Architecture) -> GGUFTensor:
     heads = {"q_proj": architecture.heads, "k_proj": architecture.kv_heads}
     module = name.split(".")[-2]
 
     def read() -> Array:
         values = read_whole(weights, name)
-        if architecture.paired and module in heads:
-            return interleaved(values, heads[module])
+        if architecture.interleaved and module in heads:
+            return interleave(values, heads[module])
         return values
 
-    return Tensor(place, weights.entries[name].shape, read)
+    return GGUFTensor(gguf_name, weights.entries[name].shape, read)
 
 
 def _expected(architecture: Architecture) -> set[str]:
@@ -101,29 +103,29 @@ def _expected(architecture: Architecture) -> set[str]:
 
 
 def _require_all(weights: Weights, expected: set[str], architecture: Architecture) -> None:
-    place = weights.folders[0]
+    folder = weights.folders[0]
     missing = sorted(expected - set(weights.entries))
     if missing:
         raise CheckpointError(
-            f"{place}: {missing[0]} is missing; {len(missing)} tensors in all are"
+            f"{folder}: {missing[0]} is missing ({len(missing)} missing tensors in all)"
         )
     for name in sorted(set(weights.entries) - expected - {HEAD}):
         module = name.removesuffix(".bias").rsplit(".", 1)[-1]
         if not name.endswith(".bias") or module not in architecture.biased:
             raise CheckpointError(
-                f"{place}: {name}: llama.cpp's {architecture.name} has no such tensor, so the file "
+                f"{folder}: {name}: llama.cpp's {architecture.name} has no such tensor, so the file "
                 "would be another model"
             )
     embedding = weights.entries[embedding_name(weights.entries) or ""]
-    wanted = (architecture.vocab_size, architecture.hidden)
-    if embedding.shape != wanted:
+    shape = (architecture.vocab_size, architecture.hidden)
+    if embedding.shape != shape:
         raise CheckpointError(
-            f"{place}: the embedding is {embedding.shape}, config.json says {wanted}"
+            f"{folder}: the embedding is {embedding.shape}, config.json says {shape}"
         )
 
 
 def _order(name: str) -> tuple[int, str]:
-    """Embedding, blocks by number, then norm and head."""
+    """Sort key: embedding, blocks by number, then norm and head."""
     parts = name.split(".")
     block = next((int(part) for part in parts if part.isdecimal()), None)
     if block is not None:

@@ -1,8 +1,8 @@
-"""A tokenizer as GGUF holds it: tokens, their kinds, merges, special ids, and how text is cut first.
+"""A tokenizer as GGUF holds it: tokens, their types, merges, special ids and the pre-tokenizer.
 
-Only byte-level BPE is written. llama.cpp doesn't read the rule that cuts text into words, it has
-some by name; the name is found by comparing the rule itself, so a tokenizer with another rule is
-refused instead of being cut by the wrong one.
+Only byte-level BPE is written. llama.cpp doesn't read the rule that splits text into words; it has
+some rules built in, by name. The name is looked up by the rule itself, so a tokenizer with an
+unknown rule is refused instead of being split by a wrong one.
 """
 
 import json
@@ -27,27 +27,27 @@ _IDS = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Vocabulary:
-    """What the tokenizer's part of a GGUF file says."""
+class GGUFVocabulary:
+    """Tokenizer section of a GGUF file."""
 
     pre: str
-    """llama.cpp's name for how text is cut into words"""
+    """llama.cpp's name of the pre-tokenizer, the rule that splits text into words"""
     tokens: list[str]
     types: list[int]
     merges: list[str]
     ids: Mapping[str, int]
     """special tokens: bos, eos, eot (end of turn), unknown, padding"""
     add_bos: bool
-    """whether a prompt gets the beginning-of-text token: as the chat template has it, not as the
-    tokenizer adds it to plain text"""
+    """prepend the bos token to a prompt: as the chat template does, not as the tokenizer does for
+    plain text"""
     chat_template: str
 
 
-def vocabulary_of(tokenizer: "PreTrainedTokenizerBase", size: int, place: str) -> Vocabulary:
-    """The vocabulary of `size` rows of the embedding; rows without a token become unused ones.
+def vocabulary_of(tokenizer: "PreTrainedTokenizerBase", size: int, place: str) -> GGUFVocabulary:
+    """Return the vocabulary for `size` embedding rows; rows without a token become unused tokens.
 
     Raises:
-        CheckpointError: llama.cpp would cut text in another way, or the tokenizer is of another kind.
+        CheckpointError: the tokenizer isn't byte-level BPE, or llama.cpp would split text otherwise.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
@@ -60,8 +60,8 @@ def vocabulary_of(tokenizer: "PreTrainedTokenizerBase", size: int, place: str) -
         )
     pre = _pre(rules, place)
     tokens, types = _tokens(tokenizer, size, place)
-    merges = [one if isinstance(one, str) else " ".join(one) for one in model["merges"]]
-    return Vocabulary(
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    return GGUFVocabulary(
         pre=pre,
         tokens=tokens,
         types=types,
@@ -73,7 +73,7 @@ def vocabulary_of(tokenizer: "PreTrainedTokenizerBase", size: int, place: str) -
 
 
 def _pre(rules: Mapping[str, Any], place: str) -> str:
-    """llama.cpp's name of the rule that cuts text."""
+    """Return llama.cpp's name of the pre-tokenizer."""
     normalizer = rules.get("normalizer") or {}
     steps = _steps(rules.get("pre_tokenizer"))
     kinds = [step["type"] for step in steps]
@@ -91,9 +91,8 @@ def _pre(rules: Mapping[str, Any], place: str) -> str:
     if name is None or normalizer.get("type", "NFC") != "NFC":
         shown = json.dumps([normalizer or None, rules.get("pre_tokenizer")])
         raise CheckpointError(
-            f"{place}: tokenizer.json cuts text by {shown[:300]}; llama.cpp has no such rule that "
-            "dualign knows (there: GPT-2's, SmolLM's, Llama 3's, Qwen2's); set LLAMA_CPP_DIR to use "
-            "llama.cpp's own converter"
+            f"{place}: tokenizer.json splits text by {shown[:300]}; dualign knows llama.cpp's rules "
+            "for GPT-2, SmolLM, Llama 3 and Qwen2; set LLAMA_CPP_DIR to use llama.cpp's own converter"
         )
     return name
 
@@ -134,21 +133,22 @@ def _special_ids(tokenizer: "PreTrainedTokenizerBase") -> dict[str, int]:
     from dualign.errors import TemplateError
     from dualign.models.loading import end_of_turn
 
-    ids = {name: getattr(tokenizer, f"{ours}_token_id") for name, ours in _IDS.items()}
+    ids = {name: getattr(tokenizer, f"{attribute}_token_id") for name, attribute in _IDS.items()}
     try:
         end = end_of_turn(load_template("tokenizer", tokenizer=tokenizer), tokenizer)
         ids["eot"] = tokenizer.convert_tokens_to_ids(end)
-    except TemplateError:  # turns that end in plain text: there is no token to name
+    except TemplateError:  # turns end in plain text, so there is no token
         pass
     return {name: int(number) for name, number in ids.items() if number is not None}
 
 
 def _chat_adds_bos(tokenizer: "PreTrainedTokenizerBase") -> bool:
-    """llama.cpp puts the token before each prompt, a chat's too: right only where the template
-    starts with it as well (then it isn't doubled).
+    """Return whether both tokenizer and chat template begin a prompt with the bos token.
+
+    llama.cpp prepends it to every prompt, also to a chat's, but doesn't double it.
     """
     if tokenizer.bos_token is None or tokenizer("Hi")["input_ids"][0] != tokenizer.bos_token_id:
         return False
-    asked = [{"role": "user", "content": "Hi"}]
-    prompt = str(tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True))
+    chat = [{"role": "user", "content": "Hi"}]
+    prompt = str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
     return prompt.startswith(tokenizer.bos_token)

@@ -1,4 +1,4 @@
-"""Writes a GGUF file: settings, vocabulary, then one tensor after the other."""
+"""Write a GGUF file: settings, vocabulary, then the tensors one by one."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -12,19 +12,31 @@ from tqdm import tqdm
 from dualign.checkpoints.dtypes import Array, NotFinite, narrow
 from dualign.errors import CheckpointError
 from dualign.export.architecture import Architecture
-from dualign.export.tensors import Tensor
-from dualign.export.vocabulary import Vocabulary
+from dualign.export.tensors import GGUFTensor
+from dualign.export.vocabulary import GGUFVocabulary
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
 FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7, "q4_k_m": 15}
-"""general.file_type, llama.cpp's llama_ftype"""
+"""Values of general.file_type: llama.cpp's llama_ftype."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GGUFLayout:
+    """A model as GGUF holds it."""
+
+    name: str
+    architecture: Architecture
+    vocabulary: GGUFVocabulary
+    tensors: list[GGUFTensor]
+    generation: Mapping[str, Any]
+    """generation_config.json: the default sampling of inference apps"""
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
-    """A tensor as it will lie in the file."""
+class FileTensor:
+    """A tensor in the form that is written."""
 
     name: str
     shape: tuple[int, ...]
@@ -34,83 +46,57 @@ class Stored:
     make: Callable[[], Array]
 
 
-def write_model(
-    out: Path,
-    architecture: Architecture,
-    vocabulary: Vocabulary,
-    tensors: Sequence[Tensor],
-    *,
-    type: str,
-    name: str,
-    generation: Mapping[str, Any],
-) -> None:
-    """Write a model as `f32` or `f16`; vectors (norms, biases) are float32 in both, as llama.cpp
-    wants them. `generation` is generation_config.json, for the sampling that players default to.
+def write_model(out: Path, layout: GGUFLayout, type: str) -> None:
+    """Write a model as `f32` or `f16`; vectors (norms, biases) are float32 in both.
 
     Raises:
-        CheckpointError: a weight is beyond what float16 holds (65504).
+        CheckpointError: a weight exceeds float16's maximum (65504).
     """
-    writer = _writer(out, architecture, vocabulary, tensors, type, name, generation)
-    write_tensors(writer, [_stored(one, type) for one in tensors], label=f"writing {name} {type}")
+    tensors = [_file_tensor(tensor, type) for tensor in layout.tensors]
+    write_tensors(_writer(out, layout, type), tensors, label=f"writing {layout.name} {type}")
 
 
-def settings(
-    architecture: Architecture,
-    vocabulary: Vocabulary,
-    tensors: Sequence[Tensor],
-    *,
-    type: str,
-    name: str,
-    generation: Mapping[str, Any],
-) -> dict[str, Any]:
-    """The settings that `write_model` writes, by key."""
-    writer = _writer(Path("unwritten"), architecture, vocabulary, tensors, type, name, generation)
-    return {key: one.value for key, one in writer.kv_data[0].items()}
+def settings(layout: GGUFLayout, type: str) -> dict[str, Any]:
+    """Return the key-value settings that `write_model` writes."""
+    writer = _writer(Path("unwritten"), layout, type)
+    return {key: field.value for key, field in writer.kv_data[0].items()}
 
 
-def _writer(
-    out: Path,
-    architecture: Architecture,
-    vocabulary: Vocabulary,
-    tensors: Sequence[Tensor],
-    type: str,
-    name: str,
-    generation: Mapping[str, Any],
-) -> "GGUFWriter":
+def _writer(out: Path, layout: GGUFLayout, type: str) -> "GGUFWriter":
     from gguf import GGUFWriter
 
-    writer = GGUFWriter(str(out), architecture.name)
+    writer = GGUFWriter(str(out), layout.architecture.name)
     writer.add_type("model")
-    writer.add_name(name)
-    writer.add_size_label(_size_label(sum(math.prod(one.shape) for one in tensors)))
+    writer.add_name(layout.name)
+    writer.add_size_label(_size_label(sum(math.prod(tensor.shape) for tensor in layout.tensors)))
     writer.add_file_type(FILE_TYPES[type])
     writer.add_quantization_version(2)
-    _add_sampling(writer, generation)
-    _add_architecture(writer, architecture)
-    _add_vocabulary(writer, vocabulary)
+    _add_sampling(writer, layout.generation)
+    _add_architecture(writer, layout.architecture)
+    _add_vocabulary(writer, layout.vocabulary)
     return writer
 
 
-def write_tensors(writer: "GGUFWriter", tensors: Sequence[Stored], *, label: str) -> None:
-    """Write the file of a writer that has its settings; one tensor is in memory at a time."""
+def write_tensors(writer: "GGUFWriter", tensors: Sequence[FileTensor], *, label: str) -> None:
+    """Write settings and tensors to the file; one tensor is in memory at a time."""
     from gguf import GGMLQuantizationType
 
-    for one in tensors:
-        kind = GGMLQuantizationType[one.type]
-        # The writer takes its shapes in numpy's order, and float32 to mean "not packed".
-        writer.add_tensor_info(one.name, one.shape, np.dtype(np.float32), one.nbytes, kind)
+    for tensor in tensors:
+        kind = GGMLQuantizationType[tensor.type]
+        # The writer takes shapes in numpy's order, and reads float32 as "not packed".
+        writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), tensor.nbytes, kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    total = sum(one.nbytes for one in tensors)
+    total = sum(tensor.nbytes for tensor in tensors)
     with tqdm(total=total, unit="B", unit_scale=True, desc=label, disable=None) as progress:
-        for one in tensors:
-            writer.write_tensor_data(one.make())
-            progress.update(one.nbytes)
+        for tensor in tensors:
+            writer.write_tensor_data(tensor.make())
+            progress.update(tensor.nbytes)
     writer.close()
 
 
-def _stored(tensor: Tensor, type: str) -> Stored:
+def _file_tensor(tensor: GGUFTensor, type: str) -> FileTensor:
     kind = "F16" if type == "f16" and len(tensor.shape) > 1 else "F32"
     width = {"F16": 2, "F32": 4}[kind]
 
@@ -119,11 +105,11 @@ def _stored(tensor: Tensor, type: str) -> Stored:
             return narrow(tensor.read(), kind)
         except NotFinite as error:
             raise CheckpointError(
-                f"{tensor.name}: element {error.place} is beyond what {kind} holds; "
+                f"{tensor.name}: element {error.place} exceeds what {kind} holds; "
                 "export as f32, or scale the weights"
             ) from None
 
-    return Stored(tensor.name, tensor.shape, kind, math.prod(tensor.shape) * width, make)
+    return FileTensor(tensor.name, tensor.shape, kind, math.prod(tensor.shape) * width, make)
 
 
 def _add_architecture(writer: "GGUFWriter", architecture: Architecture) -> None:
@@ -153,7 +139,7 @@ def _add_rope_scaling(writer: "GGUFWriter", rope: Mapping[str, Any]) -> None:
         writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
 
 
-def _add_vocabulary(writer: "GGUFWriter", vocabulary: Vocabulary) -> None:
+def _add_vocabulary(writer: "GGUFWriter", vocabulary: GGUFVocabulary) -> None:
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(vocabulary.pre)
     writer.add_token_list(vocabulary.tokens)

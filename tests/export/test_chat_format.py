@@ -3,7 +3,7 @@
 import pytest
 
 from dualign.data.text.template import load_template
-from dualign.export.chat_format import dialect_of
+from dualign.export.chat_format import detect_chat_format
 from dualign.models.loading import with_defaults
 
 TEXT = load_template("dualign").text
@@ -12,10 +12,10 @@ TEXT = load_template("dualign").text
 @pytest.mark.parametrize("name", ["dualign", "smollm3", "chatml"])
 def test_our_formats_are_known_with_what_a_recipe_gave_them(name: str) -> None:
     text = with_defaults(load_template(name).text, {"date": "2025-07-01", "n": [1, None]})
-    found = dialect_of(text)
+    found = detect_chat_format(text)
     assert found is not None
     assert (found.name, found.values) == (name, {"date": "2025-07-01", "n": [1, None]})
 
 
 def test_a_template_that_was_changed_is_foreign() -> None:
-    assert dialect_of(TEXT + " ") is None
+    assert detect_chat_format(TEXT + " ") is None

@@ -17,11 +17,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from dualign.checkpoints.adapters import fold
 from dualign.cli.main import main
 from dualign.errors import CheckpointError
-from dualign.export.check import QUESTIONS, Answer, Verdict
-from dualign.export.convert import write_exact
-from dualign.export.export import Export, File, export
+from dualign.export.check import QUESTIONS, AnswerComparison, CheckResult
+from dualign.export.convert import find_converter, write_exact
+from dualign.export.export import ExportFile, ExportResult, export
 from dualign.export.llama_runtime import installed
-from dualign.export.llamacpp import find_converter
 from dualign.export.model_source import open_source
 from dualign.export.show import summary
 
@@ -147,19 +146,19 @@ def test_without_the_gguf_package_the_message_says_what_to_install(
 
 
 def test_answers_fit_eighty_columns() -> None:
-    answer = Answer(
+    answer = AnswerComparison(
         question=QUESTIONS[1],
         mode="no_think",
         expected="The sea is [wide] " * 9,
-        found="The sea\nis deep",
+        actual="The sea\nis deep",
         tokens=20,
         agreed=3,
         margin=0.5,
         thought=False,
         leaked=False,
     )
-    verdict = Verdict(runtime="xllamacpp", conversations=7, answers=(answer,), faults=())
-    file = File(
+    verdict = CheckResult(runtime="xllamacpp", conversations=7, answers=(answer,), faults=())
+    file = ExportFile(
         file="x-Q4_K_M.gguf",
         type="q4_k_m",
         bytes=2_500_000_000,
@@ -170,11 +169,13 @@ def test_answers_fit_eighty_columns() -> None:
         check=verdict,
     )
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(summary(Export(model="m", converter="dualign", mended=("one",), files=(file,))))
+    console.print(
+        summary(ExportResult(model="m", converter="dualign", fixed_fields=("one",), files=(file,)))
+    )
     shown = console.export_text()
     assert "2.50 GB" in shown and "3.87%" in shown and "0/0" in shown and "3/20" in shown
     assert "The sea is [wide]" in shown and "\u2026" in shown and "The sea is deep" in shown
-    assert "mended: one" in shown
+    assert "corrected: one" in shown
     assert max(map(len, shown.splitlines())) <= 80
 
 
@@ -194,7 +195,7 @@ def test_a_weight_that_float16_can_not_hold_is_named(make: Make, tmp_path: Path)
     weights["model.embed_tokens.weight"][7, 0] = 65520
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(
-        CheckpointError, match=r"token_embd.weight: element 448 is beyond what F16 holds"
+        CheckpointError, match=r"token_embd.weight: element 448 exceeds what F16 holds"
     ):
         export(str(folder), tmp_path / "out", types=["f16"], runtime=None)
     assert not list(tmp_path.iterdir())

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from dualign.errors import CheckpointError
 from dualign.export.convert import write_exact
-from dualign.export.llama_runtime import RUNTIMES, Choice, choices, installed, load
+from dualign.export.llama_runtime import RUNTIMES, GreedyToken, greedy_tokens, installed, load
 from dualign.export.model_source import open_source
 
 from .conftest import YARN, Make
@@ -33,7 +33,7 @@ def prompts() -> list[list[int]]:
     return [torch.randint(20, 1000, (length,), generator=made).tolist() for length in LENGTHS]
 
 
-def by_transformers(folder: Path) -> list[list[Choice]]:
+def by_transformers(folder: Path) -> list[list[GreedyToken]]:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     found = []
     for ids in prompts():
@@ -42,7 +42,7 @@ def by_transformers(folder: Path) -> list[list[Choice]]:
         for _ in range(NEW):
             with torch.inference_mode():
                 top = model(torch.tensor([rows])).logits[0, -1].topk(2)
-            made.append(Choice(int(top.indices[0]), float(top.values[0] - top.values[1])))
+            made.append(GreedyToken(int(top.indices[0]), float(top.values[0] - top.values[1])))
             rows.append(made[-1].token)
             if made[-1].token in ENDS:
                 break
@@ -50,7 +50,7 @@ def by_transformers(folder: Path) -> list[list[Choice]]:
     return found
 
 
-def by_llama_cpp(file: Path, runtime: str) -> list[list[Choice]]:
+def by_llama_cpp(file: Path, runtime: str) -> list[list[GreedyToken]]:
     loaded = load(file, runtime, context=256)
     try:
         return [loaded.greedy(ids, NEW) for ids in prompts()]
@@ -63,7 +63,7 @@ def written(folder: Path, out: Path) -> Path:
     return out
 
 
-def furthest(one: list[list[Choice]], other: list[list[Choice]]) -> float:
+def furthest(one: list[list[GreedyToken]], other: list[list[GreedyToken]]) -> float:
     """The largest difference of a lead, infinite where the tokens differ; `one` is llama.cpp's."""
     if [[c.token for c in row] for row in one] != [[c.token for c in row] for row in other]:
         return float("inf")
@@ -132,7 +132,11 @@ def test_the_settings_are_in_the_file(tiny_smollm3: Path, tmp_path: Path) -> Non
 def test_tokens_inside_a_character_are_kept_without_a_lead() -> None:
     """The server lists only tokens that end one."""
     listed = [{"id": 5, "top_logprobs": [{"logprob": -2.0}, {"logprob": -0.5}]}]
-    assert choices([7, 5, 7], listed) == [Choice(7, None), Choice(5, 1.5), Choice(7, None)]
+    assert greedy_tokens([7, 5, 7], listed) == [
+        GreedyToken(7, None),
+        GreedyToken(5, 1.5),
+        GreedyToken(7, None),
+    ]
 
 
 def test_a_file_that_llama_cpp_can_not_read_is_named(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_llama_cpp_packs_rows_that_unpack_near_where_they_were(type: str, worst:
     assert 0.001 < error < worst
 
 
-def test_without_llama_cpps_quantiser_the_message_says_what_to_install(
+def test_without_llama_cpps_quantizer_the_message_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(ggml, "_candidates", lambda: iter([Path("/none.so")]))
@@ -75,7 +75,9 @@ def test_a_tensor_that_packing_would_ruin_is_refused(tiny_llama: Path, tmp_path:
     rows.data[:, ::32] = 1e4 * np.random.default_rng(0).normal(size=rows.data[:, ::32].shape)
     rows.data[:, 1::32] = np.nan
     reader.data.flush()
-    with pytest.raises(CheckpointError, match=r"blk.1.ffn_up.weight: packing as Q8_0 changes it"):
+    with pytest.raises(
+        CheckpointError, match=r"blk.1.ffn_up.weight: quantizing to Q8_0 changes it"
+    ):
         quantize(tmp_path / "a.gguf", tmp_path / "b.gguf", type="q8_0")
 
 
@@ -84,7 +86,7 @@ def test_a_packed_file_is_llama_cpps_to_the_byte(
     make: "object", tmp_path: Path, type: str, code: int
 ) -> None:
     bindings = pytest.importorskip(
-        "llama_cpp", reason="needs llama-cpp-python, which has llama.cpp's quantiser of files"
+        "llama_cpp", reason="needs llama-cpp-python, which has llama.cpp's quantizer of files"
     )
     folder = make("llama", hidden_size=256, intermediate_size=512, num_hidden_layers=9)  # type: ignore[operator]
     source = open_source(str(folder), name="x", foreign=False)

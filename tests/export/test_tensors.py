@@ -13,7 +13,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from dualign.checkpoints.weights import open_weights
 from dualign.errors import CheckpointError
 from dualign.export.architecture import architecture_of
-from dualign.export.tensors import interleaved, llama3_factors, tensors_of
+from dualign.export.tensors import interleave, llama3_factors, tensors_of
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -25,10 +25,10 @@ LLAMA3 = {
 }
 
 
-def test_the_halves_of_each_head_are_interleaved() -> None:
+def test_the_halves_of_each_head_are_interleave() -> None:
     rows = np.arange(8)  # two heads of four: (0 1 | 2 3) and (4 5 | 6 7)
-    assert interleaved(rows, 2).tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
-    assert interleaved(rows[:, None] * [1, 10], 2)[1].tolist() == [2, 20]
+    assert interleave(rows, 2).tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
+    assert interleave(rows[:, None] * [1, 10], 2)[1].tolist() == [2, 20]
 
 
 def test_llama_3s_factors_give_transformers_frequencies() -> None:
@@ -53,7 +53,10 @@ def test_a_missing_tensor_and_one_without_a_place_are_refused(
             tensors_of(weights, architecture_of(weights.config, "m"))
 
     lost = "model.layers.2.mlp.up_proj.weight"
-    refused({k: v for k, v in stored.items() if k != lost}, f"{lost} is missing; 1 tensors in all")
+    refused(
+        {k: v for k, v in stored.items() if k != lost},
+        f"{lost} is missing .1 missing tensors in all",
+    )
     extra = {"model.layers.0.self_attn.sinks": np.zeros(4, np.float32)}
     refused(stored | extra, "self_attn.sinks: llama.cpp's llama has no such tensor")
 

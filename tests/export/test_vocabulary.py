@@ -76,7 +76,7 @@ def test_the_rule_that_cuts_text_has_llama_cpps_name(
     ],
 )
 def test_another_rule_is_refused(rules: list[Any], options: dict[str, Any]) -> None:
-    with pytest.raises(CheckpointError, match=r"m: tokenizer.json cuts text by .*LLAMA_CPP_DIR"):
+    with pytest.raises(CheckpointError, match=r"m: tokenizer.json splits text by .*LLAMA_CPP_DIR"):
         vocabulary_of(tokenizer(*rules, **options), 300, "m")
 
 
