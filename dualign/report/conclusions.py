@@ -15,6 +15,7 @@ from dualign.evaluation.scores import (
     task_names,
 )
 from dualign.evaluation.table import rise_text
+from dualign.recipe import stage_of
 from dualign.report.runs import Evaluated, Row, StageRun, is_preference, is_training, series
 
 
@@ -70,7 +71,7 @@ def steps(models: Sequence[Evaluated], stages: Sequence[StageRun]) -> tuple[Step
 def _before(model: Evaluated, above: Sequence[Evaluated], stages: Sequence[StageRun]) -> Evaluated:
     name = short_label(model.scores.model)
     parents = {
-        parent
+        stage_of(parent) or parent
         for stage in stages
         if stage.name == name
         for parent in stage.record.get("parents") or {}
