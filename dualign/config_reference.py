@@ -37,7 +37,7 @@ def _lines(cls: type, kind: str, listed: dict[type, str], indent: str = "") -> I
 
 
 def _inner(expected: Any) -> type | None:
-    """The dataclass in a type such as `tuple[SourceConfig, ...]` or `LoraSettings | None`."""
+    """The dataclass in a type such as `tuple[SourceConfig, ...]` or `AdapterConfig | None`."""
     if is_dataclass(expected) and isinstance(expected, type):
         return expected
     return next((found for one in get_args(expected) if (found := _inner(one))), None)

@@ -21,7 +21,8 @@ from dualign.evaluation.samples import AnswerRecord, SampleFile
 from dualign.generation.generate import generate_batches
 from dualign.generation.sampling import Sampling
 from dualign.generation.thinking import Reply, split
-from dualign.models.inference import identity, load_chat_tokenizer, load_model
+from dualign.models.loading import identity, load_model
+from dualign.models.tokenizer import load_chat_tokenizer
 from dualign.preference.config import PairsStage
 from dualign.rundir import Outcome
 from dualign.tasks import Problem, Task, load_problems, load_tasks

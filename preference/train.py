@@ -11,11 +11,12 @@ from trl import DPOConfig
 from dualign.data.prepare import PreparedPairs, prepare_pairs
 from dualign.data.tokens.collate import PairCollator
 from dualign.distributed import on_first
-from dualign.models.loading import load_tokenizer, policy
 from dualign.models.source import ModelSource, resolve_model
+from dualign.models.tokenizer import load_tokenizer
 from dualign.preference.config import PreferenceStage
 from dualign.preference.trainer import DualModeDPOTrainer
 from dualign.rundir import CHECKPOINTS, Outcome
+from dualign.training.policy import load_policy
 from dualign.training.trainer import (
     last_checkpoint,
     prepare_trainer,
@@ -29,7 +30,7 @@ from dualign.training.trainer import (
 def run(stage: PreferenceStage, work: Path, *, seed: int) -> Outcome:
     """Train on pairs of both modes, resuming from what `work` holds; leave a model or an adapter there."""
     start = resolve_model(stage.model, revision=stage.revision)
-    tokenizer, template = load_tokenizer(stage, start)
+    tokenizer, template = load_tokenizer(start, stage.template, stage.template_kwargs)
     data = prepare_pairs(
         stage.data, tokenizer, template, seed=seed, template_kwargs=stage.template_kwargs
     )
@@ -80,7 +81,7 @@ def build_trainer(
     given = {"loss_type": "apo_zero"} | trainer_arguments(stage, stage.train, work, seed)
     # Before the model: under ZeRO-3 its weights are then sharded as they load.
     arguments = DPOConfig(**given, precompute_ref_log_probs=stage.reference == "cached")
-    model, new_adapter = policy(stage, start, seed=seed)
+    model, new_adapter = load_policy(stage, start, seed=seed)
     trainer = DualModeDPOTrainer(
         model=model,
         args=arguments,

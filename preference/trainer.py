@@ -9,8 +9,12 @@ from peft import PeftModel
 from torch import Tensor
 from trl import DPOTrainer
 
-from dualign.models.loading import PARENT, use_both, use_parent
 from dualign.training.per_group_metrics import GroupTotals, capture_outputs
+from dualign.training.policy import (
+    REFERENCE_ADAPTER,
+    activate_policy_adapters,
+    activate_reference_adapter,
+)
 
 
 class DualModeDPOTrainer(DPOTrainer):
@@ -35,7 +39,7 @@ class DualModeDPOTrainer(DPOTrainer):
     ) -> tuple[Tensor, Tensor]:
         inputs = {key: value for key, value in inputs.items() if key != "group_ids"}
         unwrapped = self.accelerator.unwrap_model(self.model)
-        if isinstance(unwrapped, PeftModel) and PARENT in unwrapped.peft_config:
+        if isinstance(unwrapped, PeftModel) and REFERENCE_ADAPTER in unwrapped.peft_config:
             return self._parent_logps(unwrapped, model, inputs)
         chosen_P, rejected_P = super().compute_ref_log_probs(self.ref_model or model, inputs)
         return chosen_P, rejected_P
@@ -45,7 +49,7 @@ class DualModeDPOTrainer(DPOTrainer):
     ) -> tuple[Tensor, Tensor]:
         """Summed log-probabilities of chosen and rejected [P] with the new adapter off and the parent's on."""
         labels_BT = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
-        use_parent(unwrapped)
+        activate_reference_adapter(unwrapped)
         try:
             with torch.no_grad(), self.accelerator.autocast():
                 output = model(
@@ -56,7 +60,7 @@ class DualModeDPOTrainer(DPOTrainer):
                     fused_lm_head=True,
                 )
         finally:
-            use_both(unwrapped)
+            activate_policy_adapters(unwrapped)
         chosen_P, rejected_P = output.log_probs.sum(dim=1).chunk(2, dim=0)
         return chosen_P, rejected_P
 

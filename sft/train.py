@@ -7,12 +7,13 @@ from trl import SFTConfig
 
 from dualign.data.prepare import Prepared, prepare_sft
 from dualign.data.tokens.collate import PackedCollator
-from dualign.models.loading import load_tokenizer, policy
 from dualign.models.source import ModelSource, resolve_model
+from dualign.models.tokenizer import load_tokenizer
 from dualign.rundir import Outcome
 from dualign.sft.config import SFTStage
 from dualign.sft.trainer import DualModeSFTTrainer
 from dualign.training.isolation import check_isolation
+from dualign.training.policy import load_policy
 from dualign.training.trainer import (
     last_checkpoint,
     prepare_trainer,
@@ -26,7 +27,7 @@ from dualign.training.trainer import (
 def run(stage: SFTStage, work: Path, *, seed: int) -> Outcome:
     """Train on packed rows of both modes, resuming from what `work` holds; leave a model or an adapter there."""
     start = resolve_model(stage.model, revision=stage.revision)
-    tokenizer, template = load_tokenizer(stage, start)
+    tokenizer, template = load_tokenizer(start, stage.template, stage.template_kwargs)
     data = prepare_sft(
         stage.data, tokenizer, template, seed=seed, template_kwargs=stage.template_kwargs
     )
@@ -52,7 +53,7 @@ def build_trainer(
     given = trainer_arguments(stage, stage.train, work, seed)
     # Before the model: under ZeRO-3 its weights are then sharded as they load.
     arguments = SFTConfig(**given, dataset_kwargs={"skip_prepare_dataset": True})
-    model, new_adapter = policy(stage, start, seed=seed)
+    model, new_adapter = load_policy(stage, start, seed=seed)
     if stage.data.packing != "none" or arguments.per_device_train_batch_size > 1:
         check_isolation(model.config, start.base)
     trainer = DualModeSFTTrainer(

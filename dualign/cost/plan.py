@@ -249,11 +249,13 @@ def _data_is_here(config: Any) -> bool:
 
 def _prepared(config: Any, seed: int) -> tuple[Prepared | PreparedPairs, Any]:
     from dualign.data.prepare import prepare_pairs, prepare_sft
-    from dualign.models.loading import load_tokenizer
     from dualign.models.source import resolve_model
+    from dualign.models.tokenizer import load_tokenizer
 
     tokenizer, template = load_tokenizer(
-        config, resolve_model(config.model, revision=config.revision)
+        resolve_model(config.model, revision=config.revision),
+        config.template,
+        config.template_kwargs,
     )
     prepare = prepare_pairs if stage_kind(config.kind).takes_pairs else prepare_sft
     return prepare(

@@ -11,7 +11,7 @@ from dualign.data.text.template import load_template
 from dualign.doctor.findings import Fault
 from dualign.errors import CheckpointError, MergeError, TemplateError
 from dualign.model_ref import adapter_base
-from dualign.models.loading import with_defaults
+from dualign.models.tokenizer import with_defaults
 from dualign.rundir import read_run
 from dualign.stages import stage_kind
 

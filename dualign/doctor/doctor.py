@@ -30,8 +30,8 @@ from dualign.doctor.tokens import tokenizer_faults
 from dualign.engine import statuses
 from dualign.errors import ConfigError, DataError, DualignError, TemplateError
 from dualign.model_ref import ModelRef
-from dualign.models.loading import load_tokenizer
 from dualign.models.source import ModelSource, resolve_model
+from dualign.models.tokenizer import load_tokenizer
 from dualign.recipe import Recipe
 from dualign.stages import stage_kind, training_kinds
 from dualign.training.config import TrainingStage
@@ -158,7 +158,7 @@ def _load_tokenizer(
         TemplateError: no template has that name.
     """
     try:
-        return load_tokenizer(stage, start)
+        return load_tokenizer(start, stage.template, stage.template_kwargs)
     except TemplateError as error:
         if not stage.template.endswith(".jinja") and stage.template != "tokenizer":
             load_template(stage.template)

@@ -13,7 +13,7 @@ from dualign.data.tokens.encoding import Encoded
 from dualign.data.tokens.labels import Example
 from dualign.doctor.findings import Fault
 from dualign.errors import TemplateError
-from dualign.models.loading import end_of_turn
+from dualign.models.tokenizer import end_of_turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -27,7 +27,7 @@ from dualign.evaluation.table import markdown_table, terminal_pairs, terminal_ta
 from dualign.generation.generate import GenerateBatches, generate_batches
 from dualign.generation.sampling import Sampling
 from dualign.generation.thinking import split
-from dualign.models.inference import Subject, open_model
+from dualign.models.loading import EvalModel, open_model
 from dualign.models.source import resolve_model
 from dualign.rundir import Outcome, write_json
 from dualign.tasks import Task, load_problems, load_tasks
@@ -74,7 +74,7 @@ def run(stage: EvalStage, work: Path, *, seed: int) -> Outcome:
 
 
 def evaluate_model(
-    subject: Subject,
+    subject: EvalModel,
     tasks: TaskSet,
     config: EvalConfig,
     file: SampleFile,
@@ -98,7 +98,7 @@ def evaluate_model(
 
 
 def _answer_all(
-    subject: Subject, requests: Sequence[EvalRequest], config: EvalConfig, file: SampleFile
+    subject: EvalModel, requests: Sequence[EvalRequest], config: EvalConfig, file: SampleFile
 ) -> None:
     """Generate the missing answers. The weights are loaded only if there are any."""
     missing = {request.key: request for request in requests if request.key not in file.answered}
@@ -120,7 +120,7 @@ def _answer_all(
             )
 
 
-def _backend(subject: Subject, config: EvalConfig) -> GenerateBatches:
+def _backend(subject: EvalModel, config: EvalConfig) -> GenerateBatches:
     label = short_label(subject.model)
     if config.backend == "vllm":
         from dualign.generation.vllm import vllm_batches
@@ -142,7 +142,7 @@ def _backend(subject: Subject, config: EvalConfig) -> GenerateBatches:
     )
 
 
-def _sample(subject: Subject, request: EvalRequest, answer: AnswerRecord) -> dict[str, Any]:
+def _sample(subject: EvalModel, request: EvalRequest, answer: AnswerRecord) -> dict[str, Any]:
     """Judge an answer: the line of samples.jsonl."""
     tokenizer = subject.tokenizer
     reply = split(request.prompt, answer.generated, mode=request.mode, finished=answer.finished)

@@ -22,7 +22,7 @@ from dualign.data.conversation import MODES, Mode
 from dualign.data.prepare import PreparedPairs, prepare_pairs
 from dualign.data.text.template import load_template
 from dualign.evaluation.scores import Z_95, Change, short_label, wilson
-from dualign.models.inference import Subject
+from dualign.models.loading import EvalModel
 
 Margins = Mapping[Mode, tuple[float, ...]]
 
@@ -30,7 +30,7 @@ _BATCH_ROWS = 8  # sorted by length, so few tokens of a batch are padding
 _ANY_LENGTH = 1 << 30
 
 
-def pair_margins(subject: Subject, files: Sequence[str]) -> dict[str, Margins]:
+def pair_margins(subject: EvalModel, files: Sequence[str]) -> dict[str, Margins]:
     """Return each file's margins by mode, in the same order for every model.
 
     Raises:

@@ -90,7 +90,7 @@ def ask_transformers(model: str, tokenizer: "PreTrainedTokenizerBase") -> list[R
     """Answer the questions in both modes with transformers, greedily and in float32."""
     from dualign.generation.generate import generate, tokenize
     from dualign.generation.sampling import Sampling
-    from dualign.models.inference import load_model
+    from dualign.models.loading import load_model
 
     questions = [(question, mode) for question in QUESTIONS for mode in MODES]
     prompts = [

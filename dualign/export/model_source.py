@@ -39,9 +39,9 @@ class ExportSource:
     @property
     def ends(self) -> frozenset[int]:
         """Ids of the tokens that end a turn."""
-        named = self.generation.get("eos_token_id")
-        ids = {*(named if isinstance(named, list) else [named]), self.tokenizer.eos_token_id}
-        return frozenset(int(token) for token in ids if token is not None)
+        from dualign.models.tokenizer import eos_token_ids
+
+        return frozenset(eos_token_ids(self.generation.get("eos_token_id"), self.tokenizer))
 
 
 def open_source(model: str, *, name: str | None, foreign: bool) -> ExportSource:
@@ -56,7 +56,7 @@ def open_source(model: str, *, name: str | None, foreign: bool) -> ExportSource:
     """
     from dualign.checkpoints.weights import open_weights
     from dualign.export.ggml import INSTALL
-    from dualign.models.inference import load_chat_tokenizer
+    from dualign.models.tokenizer import load_chat_tokenizer
 
     if find_spec("gguf") is None:
         raise CheckpointError(f"writing GGUF files needs the package gguf: {INSTALL}")

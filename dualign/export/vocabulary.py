@@ -131,7 +131,7 @@ def _type(added: Any, token: str) -> int:
 def _special_ids(tokenizer: "PreTrainedTokenizerBase") -> dict[str, int]:
     from dualign.data.text.template import load_template
     from dualign.errors import TemplateError
-    from dualign.models.loading import end_of_turn
+    from dualign.models.tokenizer import end_of_turn
 
     ids = {name: getattr(tokenizer, f"{attribute}_token_id") for name, attribute in _IDS.items()}
     try:

@@ -19,7 +19,8 @@ from dualign.errors import EvaluationError
 from dualign.generation.generate import end_ids, generation_settings, tokenize
 from dualign.generation.sampling import Sampling, sampler, uniforms
 from dualign.generation.thinking import prompt_opens_block, split
-from dualign.models.inference import load_chat_tokenizer, load_model
+from dualign.models.loading import load_model
+from dualign.models.tokenizer import load_chat_tokenizer
 
 _HELP = (
     "/think and /no_think switch the mode (a question may follow). "

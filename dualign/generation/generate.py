@@ -26,6 +26,7 @@ from transformers import (
 
 from dualign.errors import EvaluationError
 from dualign.generation.sampling import Sampling, sampler, uniforms
+from dualign.models.tokenizer import eos_token_ids
 
 _BATCH_TOKENS = 32768
 _MAX_ROWS = 256
@@ -149,15 +150,19 @@ def generation_settings(
 
 
 def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Tokens that end a turn: those of generation_config.json, and the tokenizer's."""
-    named = model.generation_config.eos_token_id if model.generation_config is not None else None
-    found = {*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id} - {None}
-    if not found:
+    """Return the tokens that end a turn.
+
+    Raises:
+        EvaluationError: there are none.
+    """
+    generation = model.generation_config
+    ends = eos_token_ids(generation.eos_token_id if generation else None, tokenizer)
+    if not ends:
         raise EvaluationError(
             "neither generation_config.json nor the tokenizer names an end-of-turn token, so no answer would end; "
             "set eos_token_id in generation_config.json"
         )
-    return sorted(int(i) for i in found if i is not None)
+    return ends
 
 
 class _QuarterEnded(StoppingCriteria):

@@ -11,6 +11,7 @@ from transformers import GenerationConfig
 from dualign.errors import EvaluationError
 from dualign.generation.generate import GenerateBatches, Generation, tokenize
 from dualign.generation.sampling import Sampling
+from dualign.models.tokenizer import eos_token_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,7 +45,11 @@ def vllm_batches(
     lora = {"enable_lora": True, "max_lora_rank": _served_rank(Path(adapter))} if adapter else {}
     engine = LLM(model=base, dtype=dtype, **lora)
     request = LoRARequest("adapter", 1, adapter) if adapter else None
-    ends = _end_ids(base, tokenizer)
+    try:
+        configured = GenerationConfig.from_pretrained(base).eos_token_id
+    except OSError:  # no generation_config.json
+        configured = None
+    ends = eos_token_ids(configured, tokenizer)
 
     def params(sampling: Sampling, seed: int) -> SamplingParams:
         return SamplingParams(
@@ -92,15 +97,6 @@ def _served_rank(adapter: Path) -> int:
             "into its base, or choose backend: transformers"
         )
     return served
-
-
-def _end_ids(base: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    try:
-        named = GenerationConfig.from_pretrained(base).eos_token_id
-    except OSError:  # no generation_config.json
-        named = None
-    found = {*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id}
-    return sorted(int(i) for i in found if i is not None)
 
 
 def _generation(

@@ -8,7 +8,7 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LoraSettings:
+class AdapterConfig:
     """A low-rank adapter, by PEFT's own names."""
 
     r: int = 16
@@ -60,7 +60,7 @@ class TrainingStage:
     """dualign, chatml, smollm3, smollm3-training, tokenizer (the model's own), or a .jinja file"""
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     """given to the template for every row, e.g. date"""
-    lora: LoraSettings | None = None
+    lora: AdapterConfig | None = None
     """train an adapter; absent: every weight"""
     save: Literal["adapter", "merged"] | None = None
     """with lora: publish the adapter (default) or the weights with the adapter folded in"""

@@ -25,11 +25,19 @@ from transformers import (
 from dualign.checkpoints.adapters import concatenate, fold
 from dualign.checkpoints.weights import from_hub
 from dualign.errors import CheckpointError
-from dualign.models.loading import PARENT, use_both
-from dualign.models.logits import logits_of, saved_logits
+from dualign.models.logits import (
+    FLOAT32_BOUND,
+    FLOOR,
+    ROUNDED_BOUND,
+    compare_logits,
+    logits_of,
+    saved_logits,
+)
 from dualign.models.source import ModelSource
+from dualign.models.tokenizer import sync_special_tokens
 from dualign.rundir import CHECKPOINTS
 from dualign.training.config import TrainingStage
+from dualign.training.policy import REFERENCE_ADAPTER, activate_policy_adapters
 
 logger = logging.getLogger(__name__)
 _TRL_COPY = (
@@ -37,14 +45,6 @@ _TRL_COPY = (
 )
 _COMPLETE = "complete"  # a file in a checkpoint whose writing has ended
 PROBE_TOKENS = 256
-# Largest difference of a logit between the live model and what was saved, as a share of the largest logit. float32 sums
-# in another order differ by about 3e-6 of it.
-FLOAT32_BOUND = 1e-5
-# Where something is rounded to 16 bits or less, the root mean square of the difference, as a share of that of the logits;
-# the largest of millions of rounding errors says less. Measured on a 135M model: rounding 0.4 to 1.2 %, an adapter that
-# isn't there 2.5 % after four steps and more after more.
-ROUNDED_BOUND = 2.5e-2
-FLOOR = 1e-4
 
 
 def trainer_arguments(
@@ -86,13 +86,13 @@ class CompleteCheckpoints(TrainerCallback):
             (checkpoint / _COMPLETE).touch()
 
 
-class KeepParentInForce(TrainerCallback):
+class RestoreAdaptersOnResume(TrainerCallback):
     """Resuming leaves only the new adapter active; this puts the parent's back before the first step."""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        use_both(kwargs["model"])
+        activate_policy_adapters(kwargs["model"])
 
 
 class LogLines(TrainerCallback):
@@ -173,8 +173,8 @@ def prepare_trainer(trainer: Trainer, *, with_parent: bool) -> None:
     if with_parent:
         if _TRL_COPY in trainer.model.peft_config:
             trainer.model.delete_adapter(_TRL_COPY)
-        use_both(trainer.model)
-        trainer.add_callback(KeepParentInForce())
+        activate_policy_adapters(trainer.model)
+        trainer.add_callback(RestoreAdaptersOnResume())
 
 
 def last_checkpoint(work: Path) -> str | None:
@@ -210,7 +210,7 @@ def save_result(
     Raises:
         CheckpointError: the logits of what was saved differ from the live model's.
     """
-    agree_on_ends(trainer.model, tokenizer)
+    sync_special_tokens(trainer.model, tokenizer)
     if stage.lora is None:
         _save_weights(trainer, work)
     else:
@@ -236,22 +236,11 @@ def _save_weights(trainer: Trainer, work: Path) -> None:
     model.save_pretrained(work, state_dict=weights)
 
 
-def agree_on_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """End-of-turn and pad ids: the same in tokenizer, config and generation_config."""
-    model.config.eos_token_id = tokenizer.eos_token_id
-    model.config.pad_token_id = tokenizer.pad_token_id
-    settings = model.generation_config
-    before = settings.eos_token_id
-    known = before if isinstance(before, list) else [before] if before is not None else []
-    settings.eos_token_id = list(dict.fromkeys([tokenizer.eos_token_id, *known]))
-    settings.pad_token_id = tokenizer.pad_token_id
-
-
 def _publish_adapter(
     model: PreTrainedModel, trained: Path, stage: TrainingStage, start: ModelSource, work: Path
 ) -> None:
     """One adapter on the original base (ranks concatenated with the parent's), or the weights with it folded in."""
-    shutil.rmtree(trained / PARENT, ignore_errors=True)
+    shutil.rmtree(trained / REFERENCE_ADAPTER, ignore_errors=True)
     whole = trained
     if start.adapter is not None:
         whole = trained.with_name("concatenated")
@@ -303,16 +292,6 @@ def _verify(trainer: Trainer, stage: TrainingStage, work: Path) -> dict[str, Any
             f"{checks[name]:.3g}, bound {bound:.3g}, largest logit {checks['largest_logit']:.3g}; nothing was published"
         )
     return checks
-
-
-def compare_logits(live_BTV: Tensor, saved_BTV: Tensor) -> dict[str, float]:
-    """The largest difference, the largest logit, and the root mean square of the difference over that of the logits."""
-    difference_BTV = live_BTV - saved_BTV
-    return {
-        "reload_max_logit_difference": float(difference_BTV.abs().max()),
-        "largest_logit": float(live_BTV.abs().max()),
-        "reload_rms_share": float(difference_BTV.norm() / live_BTV.norm()),
-    }
 
 
 def _widen_adapters(model: PreTrainedModel) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dualign.errors import CheckpointError
+from dualign.models.source import ModelSource
 
 # Questions of several kinds; what is compared is the next-token distribution at every place of them.
 PROMPTS = (
@@ -78,27 +79,22 @@ def token_ids(folder: Path, prompts: Sequence[str]) -> list[Tensor]:
 
 def live_logits(base: Path, adapter: Path, ids: Sequence[Tensor], *, dtype: str) -> list[Tensor]:
     """Logits [T, V] of the adapter on its base in NF4, as it was trained, on the CPU."""
-    from peft import PeftModel
+    from dualign.models.loading import nf4_options
 
-    from dualign.models.loading import nf4_settings
-
-    options = {"quantization_config": nf4_settings(dtype), "device_map": {"": "cpu"}}
-    model = _load(base, dtype, **options)
-    return _logits(PeftModel.from_pretrained(model, str(adapter)), ids)
+    source = ModelSource(base=str(base), adapter=adapter)
+    return _logits(source, ids, dtype=dtype, **nf4_options(dtype, "cpu"))
 
 
 def folded_logits(folder: Path, ids: Sequence[Tensor], *, dtype: str) -> list[Tensor]:
     """Logits [T, V] of a model folder, on the CPU."""
-    return _logits(_load(folder, dtype), ids)
+    return _logits(ModelSource(base=str(folder)), ids, dtype=dtype)
 
 
-def _load(folder: Path, dtype: str, **options: Any) -> Any:
-    from transformers import AutoModelForCausalLM
+def _logits(
+    source: ModelSource, ids: Sequence[Tensor], *, dtype: str, **options: Any
+) -> list[Tensor]:
+    from dualign.models.loading import load_checkpoint
+    from dualign.models.logits import logits_of
 
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), **options)
-
-
-def _logits(model: Any, ids: Sequence[Tensor]) -> list[Tensor]:
-    model.eval()
-    with torch.no_grad():
-        return [model(input_ids=one, use_cache=False).logits[0].float() for one in ids]
+    model = load_checkpoint(source, dtype=getattr(torch, dtype), **options)
+    return [logits_of(model, text_ids)[0] for text_ids in ids]

@@ -19,7 +19,7 @@ from dualign.checkpoints.checkpoint import Reader, Weights
 from dualign.checkpoints.dtypes import CODES, NAMES, Array, NotFinite, narrow, widen
 from dualign.checkpoints.shards import PIECE, processors
 from dualign.errors import MergeError
-from dualign.models.inference import empty_model
+from dualign.models.loading import empty_model
 
 _SHARE = 1 << 20  # elements that one thread sets before it looks for more work
 _TYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}

@@ -28,7 +28,8 @@ from dualign.merging.sweep.config import SweepStage
 from dualign.merging.sweep.live import LiveModel
 from dualign.merging.sweep.score_cache import Memory
 from dualign.merging.sweep.scored import Scored, scored_from
-from dualign.models.inference import Subject, load_chat_tokenizer
+from dualign.models.loading import EvalModel
+from dualign.models.tokenizer import load_chat_tokenizer
 from dualign.tasks import load_problems, load_tasks
 
 _NUMBER = re.compile(r"(?<![\w.-])[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?(?!\w)")
@@ -111,7 +112,7 @@ class LiveScoring:
             self._live.apply(prepared.weights, dtype=prepared.merge.dtype)
             return self._live.model
 
-        subject = Subject(
+        subject = EvalModel(
             model=label, identity=identity, tokenizer=self._tokenizer, weights=weights
         )
         found = evaluate_model(subject, self.asked, self.settings, self.file, seed=self.seed)

@@ -10,8 +10,8 @@ import pytest
 from dualign.data.config import DataConfig, SourceConfig
 from dualign.doctor.findings import Findings
 from dualign.doctor.survey import Subject, survey
-from dualign.models.loading import load_tokenizer
 from dualign.models.source import ModelSource
+from dualign.models.tokenizer import load_tokenizer
 from dualign.training.config import TrainingStage
 
 Rows = dict[str, list[dict[str, Any]]]
@@ -35,7 +35,7 @@ def formats(embedded: Path) -> Callable[[str], Any]:
     def load(template: str) -> Any:
         if template not in made:
             stage = TrainingStage(name="made", model=str(embedded), template=template)
-            made[template] = load_tokenizer(stage, start)
+            made[template] = load_tokenizer(start, stage.template, stage.template_kwargs)
         return made[template]
 
     return load

@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from dualign.doctor.doctor import examine_directory
-from dualign.training.trainer import agree_on_ends
+from dualign.models.tokenizer import sync_special_tokens
 from tests.doctor.defective_directories import PLANTED, Planted
 
 RUN = {
@@ -32,7 +32,7 @@ def saved(formats: Callable[[str], Any], tmp_path_factory: pytest.TempPathFactor
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
     heads = {"num_attention_heads": 1, "num_key_value_heads": 1, "tie_word_embeddings": True}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes, **heads))
-    agree_on_ends(model, tokenizer)
+    sync_special_tokens(model, tokenizer)
     for name in ("model", "adapter"):
         tokenizer.save_pretrained(root / name)
         model.generation_config.save_pretrained(root / name)

@@ -12,7 +12,8 @@ import dualign.evaluation.evaluate as evaluate
 from dualign.data.text.template import load_template
 from dualign.errors import CheckpointError, EvaluationError
 from dualign.evaluation.config import EvalStage
-from dualign.models.inference import identity, load_chat_tokenizer, load_model
+from dualign.models.loading import identity, load_model
+from dualign.models.tokenizer import load_chat_tokenizer
 from tests.chat_model import LEARNT
 
 CHATML = (

@@ -11,8 +11,8 @@ from dualign.errors import DataError
 from dualign.evaluation import evaluate
 from dualign.evaluation.config import EvalStage
 from dualign.evaluation.pairs import margin_change, pair_margins, summarize_margins
-from dualign.models import inference as loading
-from dualign.models.inference import open_model
+from dualign.models import loading
+from dualign.models.loading import open_model
 from tests.chat_model import LEARNT, make_model, prompt
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from dualign.data.text.template import load_template
 from dualign.export.chat_format import detect_chat_format
-from dualign.models.loading import with_defaults
+from dualign.models.tokenizer import with_defaults
 
 TEXT = load_template("dualign").text
 

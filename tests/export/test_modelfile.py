@@ -12,7 +12,7 @@ import pytest
 from dualign.data.text import sandbox
 from dualign.data.text.template import load_template
 from dualign.export.modelfile import go_template, modelfile
-from dualign.models.loading import with_defaults
+from dualign.models.tokenizer import with_defaults
 
 USER = {"role": "user", "content": 'Is 3 < "4" & {{ so }}?\n\nSay é.'}
 SYSTEM = {"role": "system", "content": "Be brief.\nNo jokes."}

@@ -13,14 +13,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from dualign.data.config import DataConfig, SourceConfig
 from dualign.data.prepare import prepare_pairs
 from dualign.errors import CheckpointError
-from dualign.models.loading import load_checkpoint, load_tokenizer
+from dualign.models.loading import load_checkpoint
 from dualign.models.source import resolve_model
+from dualign.models.tokenizer import load_tokenizer
 from dualign.preference.config import PreferenceStage
 from dualign.preference.train import build_trainer
 from dualign.preference.train import run as run_preference
 from dualign.sft.config import SFTStage
 from dualign.sft.train import run as run_sft
-from dualign.training.config import LoraSettings
+from dualign.training.config import AdapterConfig
 from tests.training.conftest import save_model
 
 TRAIN = {
@@ -35,7 +36,7 @@ TRAIN = {
 def sft(model: Path, rows: Path, work: Path, **changes: object) -> Path:
     work.mkdir()
     data = DataConfig(sources=(SourceConfig(path=str(rows / "train.jsonl")),), max_tokens=128)
-    settings = {"lora": LoraSettings(r=4), "train": TRAIN} | changes
+    settings = {"lora": AdapterConfig(r=4), "train": TRAIN} | changes
     run_sft(SFTStage(name="sft", model=str(model), data=data, **settings), work, seed=1)
     return work
 
@@ -44,7 +45,7 @@ def preference(model: Path, rows: Path, **changes: object) -> PreferenceStage:
     data = DataConfig(
         sources=(SourceConfig(path=str(rows / "pairs.jsonl")),), max_tokens=128, packing="none"
     )
-    settings = {"lora": LoraSettings(r=2, lora_alpha=8), "train": TRAIN} | changes
+    settings = {"lora": AdapterConfig(r=2, lora_alpha=8), "train": TRAIN} | changes
     return PreferenceStage(name="apo", model=str(model), data=data, **settings)
 
 
@@ -76,7 +77,7 @@ def test_the_reference_is_the_sft_model(
     base, adapter = trained
     stage = preference(adapter, rows)
     start = resolve_model(stage.model)
-    tokenizer, template = load_tokenizer(stage, start)
+    tokenizer, template = load_tokenizer(start, stage.template, stage.template_kwargs)
     data = prepare_pairs(stage.data, tokenizer, template, seed=1)
     trainer = build_trainer(stage, start, data, tokenizer, tmp_path, seed=1)
     trainer.train()  # so that the policy has left its start
@@ -127,11 +128,11 @@ def test_the_published_adapter_is_one_of_both_ranks(
 
 @pytest.mark.parametrize(
     "lora",
-    [LoraSettings(r=4), LoraSettings(r=4, use_rslora=True), LoraSettings(r=4, use_dora=True)],
+    [AdapterConfig(r=4), AdapterConfig(r=4, use_rslora=True), AdapterConfig(r=4, use_dora=True)],
     ids=["lora", "rslora", "dora"],
 )
 def test_merged_weights_equal_the_live_model(
-    trained: tuple[Path, Path], rows: Path, tmp_path: Path, lora: LoraSettings
+    trained: tuple[Path, Path], rows: Path, tmp_path: Path, lora: AdapterConfig
 ) -> None:
     """The stage compares by itself, and the figure is what a user gets by loading the folder."""
     base, _ = trained
@@ -160,7 +161,7 @@ def test_a_dora_parent_is_refused_with_the_way_out(
     trained: tuple[Path, Path], rows: Path, tmp_path: Path
 ) -> None:
     base, _ = trained
-    parent = sft(base, rows, tmp_path / "dora", lora=LoraSettings(r=4, use_dora=True))
+    parent = sft(base, rows, tmp_path / "dora", lora=AdapterConfig(r=4, use_dora=True))
     with pytest.raises(CheckpointError, match="set save: merged in the stage that trained it"):
         run_preference(preference(parent, rows), tmp_path, seed=1)
 

@@ -11,13 +11,13 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from dualign.data.config import DataConfig, SourceConfig
 from dualign.data.prepare import prepare_pairs, prepare_sft
-from dualign.models.loading import load_tokenizer
 from dualign.models.source import resolve_model
+from dualign.models.tokenizer import load_tokenizer
 from dualign.preference.config import PreferenceStage
 from dualign.preference.train import run as run_preference
 from dualign.sft.config import SFTStage
 from dualign.sft.train import run as run_sft
-from dualign.training.config import LoraSettings
+from dualign.training.config import AdapterConfig
 
 COMMON = {
     "max_steps": 4,
@@ -56,7 +56,7 @@ def sft_stage(tiny: Path, rows: Path) -> SFTStage:
 def test_sft_losses_equal_trls(tiny: Path, rows: Path, tmp_path: Path) -> None:
     stage = sft_stage(tiny, rows)
     run_sft(stage, tmp_path, seed=5)
-    tokenizer, template = load_tokenizer(stage, resolve_model(stage.model))
+    tokenizer, template = load_tokenizer(resolve_model(stage.model), stage.template, {})
     packed = prepare_sft(stage.data, tokenizer, template, seed=5).train
     trainer = SFTTrainer(
         model=AutoModelForCausalLM.from_pretrained(tiny),
@@ -97,13 +97,13 @@ def test_preference_losses_equal_trls_from_text_on(
         name="apo",
         model=str(tiny),
         data=data,
-        lora=LoraSettings(r=4),
+        lora=AdapterConfig(r=4),
         train=train,
         reference=reference,
     )
     outcome = run_preference(stage, tmp_path, seed=5)
     assert outcome.rows is not None and outcome.rows["kept"] == 40
-    own, _ = load_tokenizer(stage, resolve_model(stage.model))
+    own, _ = load_tokenizer(resolve_model(stage.model), stage.template, {})
     trainer = DPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(tiny),
         args=DPOConfig(**direct(tmp_path), loss_type=loss, beta=0.3, max_length=None),
@@ -122,7 +122,7 @@ def test_preference_losses_equal_trls_from_text_on(
 
 def in_our_order(stage: PreferenceStage, tokenizer: PreTrainedTokenizerFast) -> Dataset:
     """The pairs as text for TRL, in the order that our mixture gives them; the prompts are the template's."""
-    _, template = load_tokenizer(stage, resolve_model(stage.model))
+    _, template = load_tokenizer(resolve_model(stage.model), stage.template, {})
     ours = prepare_pairs(stage.data, tokenizer, template, seed=5).train
     names = {"prompt": "prompt_ids", "chosen": "chosen_ids", "rejected": "rejected_ids"}
     rows = [{name: tokenizer.decode(row[ids]) for name, ids in names.items()} for row in ours]
@@ -131,9 +131,9 @@ def in_our_order(stage: PreferenceStage, tokenizer: PreTrainedTokenizerFast) -> 
 
 
 @pytest.mark.parametrize("loss", ["apo_zero", "apo_down"])
-@pytest.mark.parametrize("lora", [LoraSettings(r=4), None], ids=["lora", "full"])
+@pytest.mark.parametrize("lora", [AdapterConfig(r=4), None], ids=["lora", "full"])
 def test_an_apo_loss_is_one_before_the_first_step(
-    tiny: Path, rows: Path, tmp_path: Path, loss: str, lora: LoraSettings | None
+    tiny: Path, rows: Path, tmp_path: Path, loss: str, lora: AdapterConfig | None
 ) -> None:
     data = DataConfig(
         sources=(SourceConfig(path=str(rows / "pairs.jsonl")),), max_tokens=256, packing="none"

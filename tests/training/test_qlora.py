@@ -10,7 +10,7 @@ from dualign.preference.config import PreferenceStage
 from dualign.preference.train import run as run_preference
 from dualign.sft.config import SFTStage
 from dualign.sft.train import run as run_sft
-from dualign.training.config import LoraSettings
+from dualign.training.config import AdapterConfig
 
 pytest.importorskip("bitsandbytes")
 
@@ -24,7 +24,7 @@ def road(model: Path, rows: Path, folder: Path, *, steps: int, rate: float) -> l
         "per_device_train_batch_size": 2,
         "gradient_checkpointing": False,
     }
-    common = {"lora": LoraSettings(r=8), "quantization": "nf4", "train": train}
+    common = {"lora": AdapterConfig(r=8), "quantization": "nf4", "train": train}
     sft, apo = folder / "sft", folder / "apo"
     sft.mkdir(), apo.mkdir()
     data = DataConfig(sources=(SourceConfig(path=str(rows / "train.jsonl")),), max_tokens=128)

@@ -20,12 +20,17 @@ from dualign.data.conversation import MODES
 from dualign.errors import DualignError
 from dualign.generation.thinking import split
 from dualign.models.loading import load_checkpoint
-from dualign.models.logits import logits_of
+from dualign.models.logits import (
+    FLOAT32_BOUND,
+    FLOOR,
+    ROUNDED_BOUND,
+    compare_logits,
+    logits_of,
+)
 from dualign.publish.base import Base
 from dualign.publish.checks import isolated_loader
 from dualign.publish.checks.checks import Check, check
 from dualign.publish.lineage import Lineage
-from dualign.training.trainer import FLOAT32_BOUND, FLOOR, ROUNDED_BOUND, compare_logits
 
 QUESTIONS = ("What is 7 + 5?", "Which is larger, 8 or 13?")
 """Asked where no evaluation stage has problems of its own."""

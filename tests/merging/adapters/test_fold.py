@@ -19,7 +19,7 @@ from dualign.errors import CheckpointError, MergeError
 from dualign.merging.adapters.fold import Fold, fold_adapter
 from dualign.merging.adapters.kl_gap import gap_between
 from dualign.merging.verify import verify_folder
-from dualign.models.loading import nf4_settings
+from dualign.models.loading import nf4_options
 from tests.checkpoints.test_adapters import ATTENTION, live, logits_of, make_adapter, make_base
 
 WIDE = {"hidden_size": 192, "intermediate_size": 320, "num_attention_heads": 4}
@@ -56,7 +56,7 @@ def test_the_nf4_base_is_that_of_the_live_model_to_the_bit(
     import bitsandbytes as bnb
 
     base = wide_base(tmp_path / "base", embedded, dtype=torch.float32)
-    settings = {"quantization_config": nf4_settings(dtype), "device_map": {"": "cpu"}}
+    settings = nf4_options(dtype, "cpu")
     model = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype), **settings)
     weights = open_weights(f"nf4-{dtype}:{base}")
     quantised = 0

@@ -12,7 +12,7 @@ from dualign.checkpoints.adapters import fold
 from dualign.data.config import DataConfig, SourceConfig
 from dualign.sft.config import SFTStage
 from dualign.sft.train import run as run_sft
-from dualign.training.config import LoraSettings
+from dualign.training.config import AdapterConfig
 from tests.publish.hub.client import environment
 from tests.publish.hub.conftest import CARD, REPO, Machine
 from tests.publish.hub.server import Hub
@@ -74,7 +74,7 @@ def run_dirs(
         "per_device_train_batch_size": 2,
         "gradient_checkpointing": False,
     }
-    stage = SFTStage(name="sft", model=str(base), data=data, lora=LoraSettings(r=4), train=train)
+    stage = SFTStage(name="sft", model=str(base), data=data, lora=AdapterConfig(r=4), train=train)
     run_sft(stage, adapter, seed=1)
     fold(base, adapter, folder / "merged")
     return {"base": base, "adapter": adapter, "merged": folder / "merged"}

@@ -1,0 +1,135 @@
+"""The tokenizer of a model: its template, its end of turn, its pad token, its end ids."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from dualign.data.text.template import ChatTemplate, load_template
+from dualign.errors import CheckpointError, TemplateError
+from dualign.models.source import ModelSource, resolve_model
+
+_PAD_NAMES = (
+    "<|pad|>",
+    "<pad>",
+    "[PAD]",
+    "<|finetune_right_pad_id|>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+)
+
+
+def load_tokenizer(
+    source: ModelSource, template: str, template_kwargs: Mapping[str, Any]
+) -> tuple[PreTrainedTokenizerBase, ChatTemplate]:
+    """Load a tokenizer for training, as it will be saved.
+
+    The template is set, the end of turn is the eos token, and the pad token is another one: labels
+    mask padding, and a masked end of turn would never be learned.
+
+    Args:
+        template: a name that ships, `tokenizer` or a .jinja file.
+        template_kwargs: variables of the template, which become defaults of the saved one.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(source.tokenizer, revision=source.revision)
+    chat = load_template(template, tokenizer=tokenizer)
+    tokenizer.chat_template = with_defaults(chat.text, template_kwargs)
+    end = end_of_turn(chat, tokenizer)
+    if tokenizer.eos_token != end:
+        tokenizer.eos_token = end
+        chat = load_template(template, tokenizer=tokenizer)  # it may write eos_token out
+    if tokenizer.pad_token is None or tokenizer.pad_token == end:
+        tokenizer.pad_token = _pad_token(tokenizer, end)
+    return tokenizer, chat
+
+
+def load_chat_tokenizer(reference: str) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a finished model, with its chat template.
+
+    Raises:
+        CheckpointError: there is no chat template, so the model can't be asked anything.
+    """
+    source = resolve_model(reference)
+    tokenizer = AutoTokenizer.from_pretrained(source.tokenizer, revision=source.revision)
+    if tokenizer.chat_template is None:
+        raise CheckpointError(
+            f"{reference}: the tokenizer has no chat template, so there is no way to ask; "
+            "add a chat_template.jinja to the folder"
+        )
+    return tokenizer
+
+
+def with_defaults(text: str, kwargs: Mapping[str, Any]) -> str:
+    """Return a template with `kwargs` as defaults, so that it renders everywhere as in training.
+
+    `{"date": "2025-07-01"}` puts `{%- set date = date if date is defined else "2025-07-01" %}` on top.
+    """
+    lines = [
+        f"{{%- set {name} = {name} if {name} is defined else {json.dumps(value)} %}}\n"
+        for name, value in kwargs.items()
+    ]
+    # A template of an earlier stage has them already.
+    return "".join(line for line in lines if line not in text) + text
+
+
+def end_of_turn(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the special token that closes an assistant turn, as the template writes it.
+
+    Raises:
+        TemplateError: no token of the vocabulary closes it, so the model couldn't learn to stop.
+    """
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    text = tokenizer.apply_chat_template(
+        turns, tokenize=False, chat_template=template.text, enable_thinking=False
+    )
+    ending = text[text.rindex("b") + 1 :]
+    special = set(tokenizer.get_added_vocab().values()) | set(tokenizer.all_special_ids)
+    ids = tokenizer(ending, add_special_tokens=False)["input_ids"]
+    closing = [token for token in ids if token in special]
+    if not closing:
+        raise TemplateError(
+            f"template {template.name}: an assistant turn ends in {ending!r}, which holds no special "
+            f"token of this tokenizer; choose a template whose end-of-turn token it has"
+        )
+    return str(tokenizer.convert_ids_to_tokens(closing[0]))
+
+
+def _pad_token(tokenizer: PreTrainedTokenizerBase, end: str) -> str:
+    vocabulary = tokenizer.get_vocab()
+    for name in (*_PAD_NAMES, tokenizer.unk_token):
+        if name and name in vocabulary and name != end:
+            return str(name)
+    raise CheckpointError(
+        "the tokenizer has no pad token besides its end-of-turn token: add one to it before training"
+    )
+
+
+def eos_token_ids(
+    configured: int | Sequence[int] | None, tokenizer: PreTrainedTokenizerBase
+) -> list[int]:
+    """Return the tokens that end a turn, sorted: the tokenizer's, and `configured`, which is
+    eos_token_id of generation_config.json.
+    """
+    return sorted(
+        {int(token) for token in (*_listed(configured), *_listed(tokenizer.eos_token_id))}
+    )
+
+
+def sync_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Copy the tokenizer's eos and pad ids into config and generation_config.
+
+    generation_config keeps further ids that end a turn.
+    """
+    model.config.eos_token_id = tokenizer.eos_token_id
+    model.config.pad_token_id = tokenizer.pad_token_id
+    generation = model.generation_config
+    ends = [tokenizer.eos_token_id, *_listed(generation.eos_token_id)]
+    generation.eos_token_id = list(dict.fromkeys(ends))
+    generation.pad_token_id = tokenizer.pad_token_id
+
+
+def _listed(ids: int | Sequence[int] | None) -> list[int]:
+    if ids is None:
+        return []
+    return [ids] if isinstance(ids, int) else list(ids)
