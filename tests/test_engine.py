@@ -78,14 +78,13 @@ def test_stages_run_in_order_and_leave_run_directories(tmp_path: Path) -> None:
     assert not list((tmp_path / "out").glob(".*.partial"))
 
 
-def test_a_second_run_skips_everything_quickly(tmp_path: Path) -> None:
+def test_a_second_run_skips_everything(tmp_path: Path) -> None:
     made = recipe(tmp_path)
     run(made)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("text.txt")}
-    clock = time.monotonic()
-    said = run(made)
-    assert time.monotonic() - clock < 2
-    assert all("skipped" in line for line in said)
+    lines: list[str] = []
+    engine.run(made, {}, say=lines.append)  # no kind can be run
+    assert all("skipped" in line for line in lines)
     assert before == {
         path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("text.txt")
     }
@@ -150,12 +149,11 @@ def test_a_failed_stage_leaves_no_run_directory_and_keeps_the_old_one(tmp_path: 
 
 
 def test_kill_9_leaves_the_directory_absent_and_the_next_run_finishes(tmp_path: Path) -> None:
-    made = recipe(tmp_path, "second.args.seconds=30")
+    made = recipe(tmp_path, "second.args.seconds=900")
     command = [sys.executable, "-m", "dualign", "run", str(made.file), *made.overrides]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     half = tmp_path / "out" / ".second.partial" / "half.txt"
-    deadline = time.monotonic() + 30
-    while not half.exists() and time.monotonic() < deadline:
+    while not half.exists() and process.poll() is None:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -184,11 +182,14 @@ def test_work_that_was_finished_but_not_published_is_published(tmp_path: Path) -
 def test_two_runs_into_one_directory_are_refused(tmp_path: Path) -> None:
     made = recipe(tmp_path)
     code = (
-        "import sys, time; from pathlib import Path; from dualign.rundir import locked\n"
-        "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(30)"
+        "import sys; from pathlib import Path; from dualign.rundir import locked\n"
+        "with locked(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     )
     holder = subprocess.Popen(
-        [sys.executable, "-c", code, str(made.output_dir)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", code, str(made.output_dir)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert holder.stdout is not None and holder.stdout.readline().strip() == "held"
     try:

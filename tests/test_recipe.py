@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -181,17 +180,20 @@ def test_what_is_no_recipe_is_refused(tmp_path: Path, text: str) -> None:
         load_recipe(write(tmp_path, text), [])
 
 
-def test_a_refusal_takes_under_a_second_and_no_torch(tmp_path: Path) -> None:
+def test_a_refusal_imports_nothing_heavy(tmp_path: Path) -> None:
+    """It takes 0.2 s; torch alone would take ten times as long."""
     path = write(tmp_path, changed("stages.1.train.learning_rat", 1))
-    code = "import sys; from dualign.cli.main import main; c = main(sys.argv[1:]); print('torch' in sys.modules); sys.exit(c)"
-    clock = time.monotonic()
+    heavy = ("torch", "transformers", "datasets", "trl", "peft", "accelerate")
+    code = (
+        "import sys; from dualign.cli.main import main; status = main(sys.argv[1:])\n"
+        f"print([name for name in {heavy} if name in sys.modules]); sys.exit(status)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code, "run", str(path)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
-    assert done.stdout.strip() == "False"
+    assert done.stdout.strip() == "[]"
     assert "Traceback" not in done.stderr
-    assert time.monotonic() - clock < 5  # 0.2 s alone; the suite may share the machine
 
 
 def test_overrides_reach_stages_lists_and_the_recipe(tmp_path: Path) -> None:

@@ -158,15 +158,17 @@ def test_a_half_written_folder_is_not_taken_for_a_whole_one(folder: Path) -> Non
 
 
 TAKES_TURNS = """
-import sys, time
+import sys
 from pathlib import Path
 import datasets
 from dualign.data.cache import kept
 def make():
     with Path(sys.argv[1]).open("a") as out:
         out.write("made\\n")
-    time.sleep(1)
+    print("makes it", flush=True)
+    sys.stdin.readline()
     return {"train": datasets.Dataset.from_dict({"a": [1, 2]})}, {"fill": 0.5}
+print("asks", flush=True)
 tables, about = kept("key", make)
 print(tables["train"]["a"][:], about["fill"])
 """
@@ -175,6 +177,10 @@ print(tables["train"]["a"][:], about["fill"])
 def test_of_two_processes_at_once_one_prepares_and_both_read(folder: Path, tmp_path: Path) -> None:
     log = tmp_path / "made.txt"
     command = [sys.executable, "-c", TAKES_TURNS, str(log)]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    assert [one.communicate()[0] for one in both] == ["[1, 2] 0.5\n"] * 2
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    first = subprocess.Popen(command, **pipes)
+    assert [first.stdout.readline(), first.stdout.readline()] == ["asks\n", "makes it\n"]
+    second = subprocess.Popen(command, **pipes)
+    assert second.stdout.readline() == "asks\n"
+    assert first.communicate("\n")[0] == second.communicate("\n")[0] == "[1, 2] 0.5\n"
     assert log.read_text() == "made\n"

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -192,13 +191,27 @@ def test_the_report_holds_every_stage_and_is_one_file(road: Path) -> None:
     assert (road / "out" / "report.md").is_file()
 
 
-def test_running_again_skips_everything_in_two_seconds(road: Path) -> None:
-    clock = time.monotonic()
-    done = dualign(road, "run", "recipe.yaml")
-    seconds = time.monotonic() - clock
-    assert done.returncode == 0
+SKIPPING = """
+import sys
+from dualign.cli.main import main
+opened = []
+sys.addaudithook(lambda event, about: opened.append(str(about[0])) if event == "open" else None)
+status = main(["run", "recipe.yaml"])
+heavy = ("torch", "transformers", "datasets", "trl", "peft")
+print("imported:", [name for name in heavy if name in sys.modules])
+print("read:", [name for name in opened if name.endswith(".safetensors")])
+sys.exit(status)
+"""
+
+
+def test_running_again_skips_everything_and_reads_no_weights(road: Path) -> None:
+    """It takes two seconds, of which the report is most."""
+    done = subprocess.run(
+        [sys.executable, "-c", SKIPPING], cwd=road, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
     assert done.stdout.count("skipped") == 8
-    assert seconds < 20, "2 s on a free machine, the report included; the suite may share it"
+    assert "imported: []\nread: []" in done.stdout
 
 
 def test_plan_says_what_is_done_and_what_a_change_would_redo(road: Path) -> None:
@@ -244,7 +257,7 @@ def test_eval_and_chat_take_a_run_directory(road: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=600,
     )
     assert talk.returncode == 0, talk.stderr
     assert "9" in talk.stdout

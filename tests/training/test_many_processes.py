@@ -19,7 +19,7 @@ from dualign.training.trainer import require_all_processes
 from tests.training.conftest import pair_rows, save_model, sum_rows, tokenizer, write_rows  # noqa: F401 - a fixture
 
 HERE = Path(__file__).parent
-SECONDS = 240  # a launch that takes longer hangs
+SECONDS = 600  # a launch that takes longer hangs
 TRAIN = {
     "max_steps": 4,
     "learning_rate": 1e-2,

@@ -7,7 +7,6 @@ import shutil
 import socket
 import struct
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -31,7 +30,7 @@ class Fault:
     say: str = "planned by the test"
     cut_after: int | None = None  # bytes of the body that are read before the connection breaks
     lose_answer: bool = False  # all is done, and the connection breaks before the answer
-    wait: float = 0
+    hold: bool = False  # no answer comes until the test lets go, and then the connection breaks
     before: Callable[[], None] | None = None
 
 
@@ -54,6 +53,7 @@ class Hub:
     url: str = ""
     seen: list[Seen] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
+    released: threading.Event = field(default_factory=threading.Event)
 
     @property
     def store(self) -> Store:
@@ -64,9 +64,16 @@ class Hub:
         self.api.store = Store(root=root)
         self.api.xet = False
         self.seen, self.faults = [], []
+        self.release()
 
     def plan(self, on: str, **what: Any) -> None:
         self.faults.append(Fault(on=on, **what))
+
+    def release(self) -> None:
+        """Break the connections of requests that are held; faults that were planned are off."""
+        self.faults.clear()
+        self.released.set()
+        self.released = threading.Event()
 
     def due(self, method: str, path: str) -> Fault | None:
         with self.store.lock:
@@ -103,8 +110,10 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(url.path)
         fault = self.hub.due(self.command, path)
         try:
-            if fault and fault.wait:
-                time.sleep(fault.wait)
+            if fault and fault.hold:
+                self.hub.released.wait()
+                self.close_connection = True
+                return
             if fault and fault.cut_after is not None:
                 announced = int(self.headers.get("Content-Length", 0))
                 self._break_off(path, len(self.rfile.read(min(fault.cut_after, announced))))
