@@ -19,6 +19,7 @@ SOURCE = ("dualign", "sft", "preference", "merging")
 # the longest entry that its name starts with, so `dualign.data` below stands for what isn't listed by itself.
 FLOORS = [
     "dualign.errors",
+    "dualign.terminal",
     "dualign.distributed",
     "dualign.hashing",
     "dualign.model_ref",
@@ -54,7 +55,12 @@ FLOORS = [
     "dualign.doctor",
     "dualign.export",
     "dualign.publish.hub",
-    "dualign.publish.licence",
+    "dualign.publish.checklist",
+    "dualign.publish.license",
+    "dualign.publish.lineage",
+    "dualign.publish.manifest",
+    "dualign.publish.base",
+    "dualign.publish.sources",
     "dualign.publish.release",
     "dualign.publish.redaction",
     "dualign.publish.card",

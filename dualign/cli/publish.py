@@ -2,16 +2,15 @@
 
 from argparse import Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dualign.cli.parsers import Sub, command
 from dualign.errors import ConfigError
+from dualign.publish.checklist import MAY_FAIL
 
 if TYPE_CHECKING:
-    from dualign.publish.publish import Prepared, Request
+    from dualign.publish.release import PublishRequest
 
-# As dualign.publish.checks.checks has them, without importing it.
-_MAY_FAIL = ("base", "base_weights", "modes", "doctor", "lineage")
 _ABOUT = """\
 RUN_DIR is the run directory of a stage that `dualign run` finished, such as runs/quickstart/merged,
 REPO_ID a repository on the hub, owner/name. Without --yes nothing leaves: the files, the card as it
@@ -20,7 +19,7 @@ leaves the repository as it was.
 
 Weights are loaded in a fresh process by plain transformers and peft and have to give the run's
 logits; both modes are asked; nothing with a token, a path of this machine or a pickle goes. The
-licence is computed from those of the base and of the data. docs/publishing.md has every check and
+license is computed from those of the base and of the data. docs/publishing.md has every check and
 what to do where it fails.
 
 Log in with `hf auth login`, or set HF_TOKEN.
@@ -75,7 +74,7 @@ def add(sub: Sub) -> None:
         "--allow",
         action="append",
         default=[],
-        choices=_MAY_FAIL,
+        choices=MAY_FAIL,
         help="publish although this check fails; the card will say it",
     )
     parser.add_argument("--message", metavar="TEXT", help="of the commit")
@@ -83,92 +82,73 @@ def add(sub: Sub) -> None:
     parser.set_defaults(action=publish)
 
 
-def publish(given: Namespace) -> int:
+def publish(args: Namespace) -> int:
     """`dualign publish RUN_DIR REPO_ID`: 1 if a check failed."""
     from dualign.cli.commands import say
-    from dualign.publish.checks.repository import look
-    from dualign.publish.publish import leave_copy, prepare, require_new, staging_folder
+    from dualign.publish.publish import leave_copy, prepare, require_new, upload_release
     from dualign.publish.show import show
+    from dualign.publish.staging import staging_folder
 
-    request = _request(given)
-    if given.out:
-        require_new(Path(given.out))
-    remote, looked = look(request.repo_id, private=not given.public, needed=given.yes)
+    request = _request(args)
+    if args.out:
+        require_new(Path(args.out))
     with staging_folder(request.run_dir) as folder:
-        prepared = prepare(request, folder, card_before=remote.card if remote else None)
-        prepared = prepared.with_check(looked)
-        show(prepared)
-        if given.out:
-            leave_copy(prepared, Path(given.out))
-            say(f"a copy of the files: {given.out}")
-        if prepared.failed:
-            say(
-                f"not published: {len(prepared.failed)} checks failed: {', '.join(prepared.failed)}"
-            )
+        staged = prepare(request, folder)
+        show(staged)
+        if args.out:
+            leave_copy(staged, Path(args.out))
+            say(f"a copy of the files: {args.out}")
+        if staged.failed:
+            say(f"not published: {len(staged.failed)} checks failed: {', '.join(staged.failed)}")
             return 1
-        if not given.yes:
-            say(_next(given))
+        if not args.yes:
+            say(_next(args))
             return 0
-        _upload(prepared, remote, given)
+        publication = upload_release(staged, message=args.message)
+        say(f"published: {publication.url} at {publication.commit}")
     return 0
 
 
-def _request(given: Namespace) -> "Request":
-    from dualign.publish.publish import Request
+def _request(args: Namespace) -> "PublishRequest":
+    from dualign.publish.release import PublishRequest
 
-    licence_of = {}
-    for text in given.license_of:
-        source, equals, licence = text.rpartition("=")
-        if not (equals and source and licence):
+    license_of = {}
+    for text in args.license_of:
+        source, equals, license = text.rpartition("=")
+        if not (equals and source and license):
             raise ConfigError(
                 f"--license-of {text}: expected SOURCE=ID, such as problems=apache-2.0"
             )
-        licence_of[source] = licence
-    return Request(
-        run_dir=Path(given.run_dir),
-        repo_id=given.repo_id,
-        what=given.what,
-        bases=tuple(given.base),
-        licence=given.license,
-        licence_of=licence_of,
-        languages=tuple(given.language),
-        allow=frozenset(given.allow),
-        ask_hub=given.yes,
+        license_of[source] = license
+    return PublishRequest(
+        run_dir=Path(args.run_dir),
+        repo_id=args.repo_id,
+        contents=args.what,
+        bases=tuple(args.base),
+        license=args.license,
+        license_of=license_of,
+        languages=tuple(args.language),
+        allow=frozenset(args.allow),
+        private=not args.public,
+        upload=args.yes,
     )
 
 
-def _next(given: Namespace) -> str:
-    """The same command again, and --yes."""
+def _next(args: Namespace) -> str:
+    """Return the same command with --yes."""
     import shlex
 
-    words = ["dualign", "publish", given.run_dir, given.repo_id]
+    words = ["dualign", "publish", args.run_dir, args.repo_id]
     for option, values in (
-        ("--what", [given.what]),
-        ("--base", given.base),
-        ("--license", [given.license]),
-        ("--license-of", given.license_of),
-        ("--language", given.language),
-        ("--allow", given.allow),
-        ("--message", [given.message]),
+        ("--what", [args.what]),
+        ("--base", args.base),
+        ("--license", [args.license]),
+        ("--license-of", args.license_of),
+        ("--language", args.language),
+        ("--allow", args.allow),
+        ("--message", [args.message]),
     ):
         words += [word for value in values if value for word in (option, value)]
-    words += ["--public"] if given.public else []
-    seen = "for everyone to see" if given.public else "private; --public makes it public"
+    words += ["--public"] if args.public else []
+    seen = "for everyone to see" if args.public else "private; --public makes it public"
     return f"nothing has left. To publish ({seen}):\n  {shlex.join([*words, '--yes'])}"
-
-
-def _upload(prepared: "Prepared", remote: Any, given: Namespace) -> None:
-    from dualign.cli.commands import say
-    from dualign.publish.hub.upload import upload
-    from dualign.publish.publish import stale
-
-    run = prepared.subject.lineage.run
-    done = upload(
-        prepared.folder,
-        given.repo_id,
-        private=not given.public,
-        message=given.message or f"Publish {run.name} ({str(run.record.get('fingerprint'))[:12]})",
-        delete=stale(tuple(remote.files), tuple(prepared.files)),
-        head=remote.head,
-    )
-    say(f"published: {done.url} at {done.commit}")

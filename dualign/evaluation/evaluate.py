@@ -12,7 +12,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from dualign.data.conversation import MODES, Mode
@@ -31,6 +30,7 @@ from dualign.models.loading import EvalModel, open_model
 from dualign.models.source import resolve_model
 from dualign.rundir import Outcome, write_json
 from dualign.tasks import Task, load_problems, load_tasks
+from dualign.terminal import wide_console
 from dualign.verifiers import verify
 
 
@@ -60,9 +60,7 @@ def run(stage: EvalStage, work: Path, *, seed: int) -> Outcome:
     metrics = _metrics(results, tasks)
     write_json(work / "metrics.json", metrics)
     (work / "table.md").write_text(markdown_table(metrics), encoding="utf-8")
-    console = Console()
-    # A pipe has no width, and rich would wrap the table at 80 columns.
-    console = console if console.is_terminal else Console(width=160)
+    console = wide_console()
     console.print(terminal_table(metrics))
     if stage.pairs:
         console.print(terminal_pairs(metrics))

@@ -1,4 +1,4 @@
-"""What a run directory was made from: the stages above it, the models it started from, how it was measured."""
+"""The lineage of a run directory: its parent stages, the models they started from, its evaluations."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +13,11 @@ from dualign.report.runs import StageRun, read_stage
 from dualign.rundir import RUN_JSON
 from dualign.stages import stage_kind
 
+QUESTIONS = ("What is 7 + 5?", "Which is larger, 8 or 13?")
+"""Asked if no evaluation stage has problems of its own."""
+MAX_QUESTIONS = 3
+_ANSWER_TOKENS = 256  # unless the evaluation allowed fewer or more
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Root:
@@ -21,10 +26,10 @@ class Root:
     reference: str
     revision: str | None
     output: Path | None = None
-    """where the stages are, if it is one of them"""
+    """the pipeline's output directory, if the model is one of its stages"""
 
     def folder(self) -> Path | None:
-        """Where its weights lie on this machine; None for a hub id."""
+        """Return the folder of its weights on this machine; None for a hub id."""
         if self.ref.kind == "embedded":
             return embedded_model(self.reference)
         if self.ref.stage and self.output:
@@ -37,23 +42,23 @@ class Root:
 
     @property
     def is_local(self) -> bool:
-        """Whether it can't be found by that name anywhere else."""
+        """True if nobody else can find it by that name."""
         return self.ref.is_local
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Lineage:
-    """A run directory and all that it came from."""
+    """A run directory and the stages that it came from."""
 
     run: StageRun
     stages: tuple[StageRun, ...]
-    """the stages above the run in the order they ran, and the run itself last"""
+    """its ancestors in the order they ran, and the run itself last"""
     evaluations: tuple[StageRun, ...]
-    """the evaluation stages beside it that measured it"""
+    """the evaluation stages of the pipeline that measured it"""
     problems: tuple[StageRun, ...] = ()
-    """the evaluation stages beside it, of whatever model: those of it first"""
+    """all evaluation stages of the pipeline, those that measured it first"""
     faults: tuple[str, ...] = ()
-    """stages that are no longer there, or are no longer what the run was made from"""
+    """ancestors that are gone or were run again, evaluations that are outdated"""
 
     @property
     def output(self) -> Path:
@@ -65,32 +70,53 @@ class Lineage:
         return tuple(stage for stage in self.stages if stage_kind(stage.kind).trains)
 
     @property
+    def adapter_folder(self) -> Path | None:
+        """The run's adapter: at the top, or in adapter/ next to folded weights."""
+        for folder in (self.run.path, self.run.path / "adapter"):
+            if (folder / "adapter_config.json").is_file():
+                return folder
+        return None
+
+    @property
     def is_adapter(self) -> bool:
         return (self.run.path / "adapter_config.json").is_file()
 
     @property
-    def quantised(self) -> bool:
-        """Whether an adapter was trained on a base in 4 bits."""
+    def quantized(self) -> bool:
+        """True if an adapter was trained on a base in 4 bits."""
         return any(stage.record["config"].get("quantization") for stage in self.training)
 
     def roots(self) -> tuple[Root, ...]:
-        """Every model that the run started from, each once."""
-        found: dict[str, Root] = {}
+        """Return every model that the run started from, each once."""
+        roots: dict[str, Root] = {}
         for stage in self.stages:
             for reference, revision in _models_of(stage):
                 if reference and not StageRef.parse(reference):
-                    found.setdefault(reference, Root(reference=reference, revision=revision))
-        return tuple(found.values())
+                    roots.setdefault(reference, Root(reference=reference, revision=revision))
+        return tuple(roots.values())
+
+    def questions(self) -> tuple[list[str], int]:
+        """Return the first problem of each task of the evaluations, and the tokens of an answer."""
+        for stage in self.problems:
+            prompts: dict[str, str] = {}
+            for sample in stage.samples:
+                prompts.setdefault(str(sample.get("task")), str(sample.get("prompt") or ""))
+            questions = [prompt for prompt in prompts.values() if prompt][:MAX_QUESTIONS]
+            if questions:
+                config: Mapping[str, Any] = stage.record.get("config") or {}
+                return questions, int(config.get("max_new_tokens") or _ANSWER_TOKENS)
+        return list(QUESTIONS), _ANSWER_TOKENS
 
 
-def adapter_root(lineage: Lineage, adapter: Path) -> Root:
-    """The base of an adapter of the run, as the lineage knows it; it may be a stage's weights.
+def adapter_root(lineage: Lineage) -> Root:
+    """Return the base of the run's adapter as the lineage names it; it may be a stage's weights.
 
-    A base that isn't on this machine any more is taken for the model that the recipe starts from.
+    A base that is gone from this machine is taken for the model that the recipe starts from.
 
     Raises:
         PublishError: the adapter doesn't name its base.
     """
+    adapter = lineage.adapter_folder or lineage.run.path
     try:
         base = adapter_base(adapter, read_json(adapter / "adapter_config.json"))
     except CheckpointError as error:
@@ -101,7 +127,7 @@ def adapter_root(lineage: Lineage, adapter: Path) -> Root:
     for root in roots:
         if base.text == root.reference or (path.is_dir() and root.folder() == path.resolve()):
             return root
-    is_adapter = (path / "adapter_config.json").is_file()  # a fault, which the checks tell
+    is_adapter = (path / "adapter_config.json").is_file()  # a fault that the checks report
     if path.is_dir() and path.resolve().parent == lineage.output and not is_adapter:
         return Root(reference=f"stage:{path.name}", revision=None, output=lineage.output)
     gone = Root(reference=base.name, revision=base.revision)
@@ -109,7 +135,7 @@ def adapter_root(lineage: Lineage, adapter: Path) -> Root:
 
 
 def read_lineage(run_dir: Path) -> Lineage:
-    """The lineage of a finished stage of a pipeline.
+    """Read the lineage of a finished stage of a pipeline.
 
     Raises:
         PublishError: the folder isn't a stage's run directory, or holds no model.
@@ -118,26 +144,23 @@ def read_lineage(run_dir: Path) -> Lineage:
     run_dir = run_dir.resolve()
     if not (run_dir / RUN_JSON).is_file():
         raise PublishError(_no_run(run_dir))
-    run = _recorded(run_dir)
+    run = _read_run(run_dir)
     if not stage_kind(run.kind).makes_model:
-        beside = ", ".join(
-            one.name for one in _siblings(run_dir) if stage_kind(one.kind).makes_model
-        )
+        publishable = [s.name for s in _siblings(run_dir) if stage_kind(s.kind).makes_model]
         raise PublishError(
-            f"{run_dir}: a stage of kind {run.kind} leaves no model; publish one of: {beside or 'none'}"
+            f"{run_dir}: a stage of kind {run.kind} leaves no model; publish one of: {', '.join(publishable) or 'none'}"
         )
     stages: dict[str, StageRun] = {}
     faults: list[str] = []
     _collect(run, stages, faults)
-    measured = [one for one in _siblings(run_dir) if stage_kind(one.kind).evaluates]
-    evaluations = [one for one in measured if run.name in (one.record.get("parents") or {})]
+    measured = [s for s in _siblings(run_dir) if stage_kind(s.kind).evaluates]
+    evaluations = [s for s in measured if run.name in (s.record.get("parents") or {})]
     faults += _outdated(run, evaluations)
-    others = [one for one in measured if one not in evaluations]
     return Lineage(
         run=run,
         stages=tuple(stages.values()),
         evaluations=tuple(evaluations),
-        problems=(*evaluations, *others),
+        problems=(*evaluations, *(s for s in measured if s not in evaluations)),
         faults=tuple(faults),
     )
 
@@ -145,7 +168,7 @@ def read_lineage(run_dir: Path) -> Lineage:
 def _no_run(folder: Path) -> str:
     if not folder.is_dir():
         return f"{folder}: no such folder; expected a stage's run directory, such as runs/quickstart/merged"
-    inside = sorted(one.parent.name for one in folder.glob(f"*/{RUN_JSON}"))
+    inside = sorted(file.parent.name for file in folder.glob(f"*/{RUN_JSON}"))
     hint = f"; its stages are {', '.join(inside)}: name one of them" if inside else ""
     return (
         f"{folder}: has no {RUN_JSON}, so nothing is known of how it was made; expected the run "
@@ -153,21 +176,24 @@ def _no_run(folder: Path) -> str:
     )
 
 
-def _collect(stage: StageRun, found: dict[str, StageRun], faults: list[str]) -> None:
+def _collect(stage: StageRun, stages: dict[str, StageRun], faults: list[str]) -> None:
+    """Add the stage's ancestors to `stages` in the order they ran, then the stage."""
     for name, fingerprint in (stage.record.get("parents") or {}).items():
-        if name in found:
+        if name in stages:
             continue
-        parent = _read(stage.path.parent / name, stage, str(fingerprint), faults)
+        parent = _read_parent(stage.path.parent / name, stage, str(fingerprint), faults)
         if parent:
-            _collect(parent, found, faults)
-    found[stage.name] = stage
+            _collect(parent, stages, faults)
+    stages[stage.name] = stage
 
 
-def _read(path: Path, child: StageRun, fingerprint: str, faults: list[str]) -> StageRun | None:
+def _read_parent(
+    path: Path, child: StageRun, fingerprint: str, faults: list[str]
+) -> StageRun | None:
     if not (path / RUN_JSON).is_file():
         faults.append(f"{child.name} was made from {path.name}, and {path} isn't there any more")
         return None
-    parent = _recorded(path)
+    parent = _read_run(path)
     if parent.record.get("fingerprint") != fingerprint:
         faults.append(
             f"{path.name} was run again after {child.name} was made from it; run the pipeline again"
@@ -178,11 +204,11 @@ def _read(path: Path, child: StageRun, fingerprint: str, faults: list[str]) -> S
 def _siblings(run_dir: Path) -> Iterator[StageRun]:
     for path in sorted(run_dir.parent.iterdir()):
         if path != run_dir and not path.name.startswith(".") and (path / RUN_JSON).is_file():
-            yield _recorded(path)
+            yield _read_run(path)
 
 
-def _recorded(path: Path) -> StageRun:
-    """A stage whose run.json has what is read from it here."""
+def _read_run(path: Path) -> StageRun:
+    """Read a stage, and refuse a run.json without the keys that are read from it."""
     stage = read_stage(path)
     kinds = {"config": dict, "parents": dict, "fingerprint": str}
     wrong = [key for key, kind in kinds.items() if not isinstance(stage.record.get(key), kind)]
@@ -194,10 +220,10 @@ def _recorded(path: Path) -> StageRun:
 
 
 def _outdated(run: StageRun, evaluations: Sequence[StageRun]) -> Iterator[str]:
-    for one in evaluations:
-        if one.record["parents"][run.name] != run.record.get("fingerprint"):
+    for evaluation in evaluations:
+        if evaluation.record["parents"][run.name] != run.record.get("fingerprint"):
             yield (
-                f"{one.name} measured an earlier {run.name}: its figures aren't of these weights; "
+                f"{evaluation.name} measured an earlier {run.name}: its figures aren't of these weights; "
                 "run the pipeline again"
             )
 
@@ -211,19 +237,19 @@ def _models_of(stage: StageRun) -> Iterator[tuple[str, str | None]]:
 
 
 def _named_in(value: Any) -> Iterator[str]:
-    """Every model that a merge names, at whatever depth."""
+    """Yield every model that a merge names, at whatever depth."""
     if isinstance(value, Mapping):
-        for key, one in value.items():
-            if key in ("model", "base_model") and isinstance(one, str):
-                yield one
+        for key, entry in value.items():
+            if key in ("model", "base_model") and isinstance(entry, str):
+                yield entry
             else:
-                yield from _named_in(one)
+                yield from _named_in(entry)
     elif isinstance(value, list):
-        for one in value:
-            yield from _named_in(one)
+        for entry in value:
+            yield from _named_in(entry)
 
 
 def _split(reference: str, revision: str | None = None) -> tuple[str, str | None]:
-    """The reference without the revision that it may name itself (ID@REVISION), and the revision."""
+    """Split a revision off a reference that may name one itself (ID@REVISION)."""
     ref = ModelRef.parse(reference, revision=revision)
     return (ref.name, ref.revision) if ref.kind == "hub" and ref.is_plain else (reference, revision)

@@ -1,4 +1,4 @@
-"""The data that a run was trained on: each source of each stage, with its revision, rows, share and licence."""
+"""The data that a run was trained on: each source of each stage, and its license."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,27 +11,27 @@ from dualign.data.rows.sources import source_label
 from dualign.errors import PublishError
 from dualign.model_ref import StageRef
 from dualign.publish.base import Base
-from dualign.publish.hub.metadata import Hub
+from dualign.publish.hub.metadata import HubClient
 from dualign.publish.lineage import Lineage
 from dualign.report.runs import StageRun
 from dualign.stages import stage_kind
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Source:
-    """One source of one stage. `modes`: mode -> (rows kept, tokens, share of the stage's tokens)."""
+class DataSource:
+    """A source of a stage. `modes`: mode -> (rows kept, tokens, share of the stage's tokens)."""
 
     stage: str
     label: str
     hub_id: str | None
-    """None for a file of the user's, or of the pipeline's"""
+    """None for a file of the user's or of the pipeline's"""
     configuration: str | None
     split: str
     revision: str | None
     made_by: str | None
     """the stage of the pipeline that made it"""
     sampled: bool
-    """made by a model of this pipeline: it brings no licence of its own"""
+    """written by a model of this pipeline: it has no license of its own"""
     sha256: str | None
     rows: int
     kept: int
@@ -39,40 +39,36 @@ class Source:
 
     @property
     def name(self) -> str:
-        """What it is called in the card and in --license-of."""
+        """Its name in the card and in --license-of."""
         return self.hub_id or self.label
 
 
-def sources_of(lineage: Lineage) -> list[Source]:
-    """Every source of every training stage, in the order of training."""
+def data_sources(lineage: Lineage) -> list[DataSource]:
+    """List every source of every training stage, in the order of training."""
     kinds = {stage.name: stage.kind for stage in lineage.stages}
-    return [one for stage in lineage.training for one in _of_stage(stage, kinds)]
+    return [source for stage in lineage.training for source in _of_stage(stage, kinds)]
 
 
-def _of_stage(stage: StageRun, kinds: Mapping[str, str]) -> Iterator[Source]:
+def _of_stage(stage: StageRun, kinds: Mapping[str, str]) -> Iterator[DataSource]:
     record = stage.record
-    given = (record.get("config") or {}).get("data", {}).get("sources") or ()
-    hashed = list(record.get("data") or ())
-    for number, config in enumerate(given):
-        about = hashed[number] if len(hashed) == len(given) else {}
-        yield _source(stage, SourceConfig(**_known(config)), about, kinds)
-
-
-def _known(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Only the keys of this version: a run of another one may have more."""
-    names = SourceConfig.__dataclass_fields__
-    return {key: value for key, value in config.items() if key in names}
+    configs = (record.get("config") or {}).get("data", {}).get("sources") or ()
+    files = list(record.get("data") or ())
+    for number, config in enumerate(configs):
+        file = files[number] if len(files) == len(configs) else {}
+        # A run of another version may have more keys.
+        keys = {key: config[key] for key in SourceConfig.__dataclass_fields__ if key in config}
+        yield _source(stage, SourceConfig(**keys), file, kinds)
 
 
 def _source(
-    stage: StageRun, config: SourceConfig, about: Mapping[str, Any], kinds: Mapping[str, str]
-) -> Source:
+    stage: StageRun, config: SourceConfig, file: Mapping[str, Any], kinds: Mapping[str, str]
+) -> DataSource:
     label = source_label(config)
     rows = stage.record.get("rows") or {}
-    entries = [one for one in rows.get("by") or () if one.get("source") == label]
+    entries = [entry for entry in rows.get("by") or () if entry.get("source") == label]
     ref = StageRef.parse(config.path)
     maker = ref.name if ref else None
-    return Source(
+    return DataSource(
         stage=stage.name,
         label=label,
         hub_id=config.path if is_hub_id(config.path) else None,
@@ -81,46 +77,49 @@ def _source(
         revision=config.revision,
         made_by=maker,
         sampled=stage_kind(kinds.get(maker or "", "")).generates_rows,
-        sha256=about.get("sha256"),
-        rows=sum(one.get("in") or 0 for one in entries),
-        kept=sum(one.get("kept") or 0 for one in entries),
+        sha256=file.get("sha256"),
+        rows=sum(entry.get("in") or 0 for entry in entries),
+        kept=sum(entry.get("kept") or 0 for entry in entries),
         modes={
-            str(one.get("mode")): (
-                int(one.get("kept") or 0), int(one.get("tokens") or 0), float(one.get("share") or 0)
+            str(entry.get("mode")): (
+                int(entry.get("kept") or 0), int(entry.get("tokens") or 0), float(entry.get("share") or 0)
             )
-            for one in entries
+            for entry in entries
         },
     )  # fmt: skip
 
 
 def is_hub_id(path: str) -> bool:
-    """Whether a source's path is a dataset of the hub: owner/name, and no file."""
+    """True if a source's path is a dataset of the hub: owner/name, and no file."""
     return "/" in path and may_be_hub_id(path) and not Path(path).exists()
 
 
-def licences(
-    bases: Sequence[Base], sources: Sequence[Source], said: Mapping[str, str], hub: Hub
+def licenses(
+    bases: Sequence[Base],
+    sources: Sequence[DataSource],
+    options: Mapping[str, str],
+    hub: HubClient,
 ) -> dict[str, str | None]:
-    """What each base and source is licensed under, by its name; None where nothing is known.
+    """Return the license of each base and source by its name; None if it is unknown.
+
+    Args:
+        options: the values of --license-of by name; they win over the hub's.
 
     Raises:
-        PublishError: the user named a source that the run doesn't have.
+        PublishError: the run has no source of a name in `options`.
     """
-    found: dict[str, str | None] = {base.label: base.licence for base in bases}
+    license_of: dict[str, str | None] = {base.label: base.license for base in bases}
     for source in sources:
         if source.sampled:
             continue
-        facts = (
-            hub.facts(source.hub_id, kind="dataset", revision=source.revision)
-            if source.hub_id
-            else None
-        )
-        found[source.name] = facts.licence if facts else found.get(source.name)
-    for name, licence in said.items():
-        if name not in found:
+        id, revision = source.hub_id, source.revision
+        metadata = hub.metadata(id, kind="dataset", revision=revision) if id else None
+        license_of[source.name] = metadata.license if metadata else license_of.get(source.name)
+    for name, license in options.items():
+        if name not in license_of:
             raise PublishError(
-                f"--license-of {name}={licence}: the run has no source of that name; it has "
-                f"{', '.join(found) or 'none'}"
+                f"--license-of {name}={license}: the run has no source of that name; it has "
+                f"{', '.join(license_of) or 'none'}"
             )
-        found[name] = licence.lower()
-    return found
+        license_of[name] = license.lower()
+    return license_of

@@ -16,15 +16,15 @@ from dualign.evaluation.scores import (
 )
 from dualign.evaluation.table import rise_text
 from dualign.recipe import stage_of
-from dualign.report.runs import Evaluated, Row, StageRun, is_preference, is_training, series
+from dualign.report.runs import ModelEvaluation, Row, StageRun, is_preference, is_training, series
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Step:
     """A model and the one it came from; where that wasn't evaluated, the one above it."""
 
-    after: Evaluated
-    before: Evaluated
+    after: ModelEvaluation
+    before: ModelEvaluation
 
     @property
     def title(self) -> str:
@@ -48,7 +48,7 @@ class Step:
         return change(*scores)
 
 
-def _right(model: Evaluated, task: str, mode: str) -> dict[str, bool]:
+def _right(model: ModelEvaluation, task: str, mode: str) -> dict[str, bool]:
     """Which problems were right, by id. Empty where the samples aren't all there."""
     found = {
         str(row.get("id")): bool(row.get("correct"))
@@ -59,7 +59,7 @@ def _right(model: Evaluated, task: str, mode: str) -> dict[str, bool]:
     return found if score is not None and len(found) == score.n else {}
 
 
-def steps(models: Sequence[Evaluated], stages: Sequence[StageRun]) -> tuple[Step, ...]:
+def steps(models: Sequence[ModelEvaluation], stages: Sequence[StageRun]) -> tuple[Step, ...]:
     """Each model but the first, compared with its nearest evaluated parent above it."""
     return tuple(
         Step(after=model, before=_before(model, models[:index], stages))
@@ -68,7 +68,9 @@ def steps(models: Sequence[Evaluated], stages: Sequence[StageRun]) -> tuple[Step
     )
 
 
-def _before(model: Evaluated, above: Sequence[Evaluated], stages: Sequence[StageRun]) -> Evaluated:
+def _before(
+    model: ModelEvaluation, above: Sequence[ModelEvaluation], stages: Sequence[StageRun]
+) -> ModelEvaluation:
     name = short_label(model.scores.model)
     parents = {
         stage_of(parent) or parent

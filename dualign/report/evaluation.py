@@ -29,7 +29,7 @@ from dualign.report.conclusions import (
     training_findings,
 )
 from dualign.report.plots import accuracy_plot, difficulty_plot, lengths_plot
-from dualign.report.runs import Evaluated, Row, StageRun
+from dualign.report.runs import ModelEvaluation, Row, StageRun
 from dualign.report.samples import choose
 
 TASKS_PER_TABLE = 3  # more columns than that don't fit on paper
@@ -43,7 +43,7 @@ RATES = (
 
 
 def evaluation_sections(
-    stages: Sequence[StageRun], models: Sequence[Evaluated]
+    stages: Sequence[StageRun], models: Sequence[ModelEvaluation]
 ) -> Iterator[Section]:
     """All that the evaluation stages allow; nothing where there is none."""
     scores = [model.scores for model in models]
@@ -194,7 +194,7 @@ def _format_cells(cell: Mapping[str, Any]) -> Iterator[str]:
         yield from ("-" if counts.get(p) is None else f"{counts[p]:.0f}" for p in ("p50", "p90"))
 
 
-def _lengths_section(models: Sequence[Evaluated]) -> Iterator[Section]:
+def _lengths_section(models: Sequence[ModelEvaluation]) -> Iterator[Section]:
     recent = models[-2:]
     pictures = []
     for i, task in enumerate(task_names([model.scores for model in recent])):
@@ -220,7 +220,7 @@ def _lengths(samples: Sequence[Row], task: str) -> list[int]:
     ]
 
 
-def _difficulty_section(model: Evaluated) -> Iterator[Section]:
+def _difficulty_section(model: ModelEvaluation) -> Iterator[Section]:
     pictures: list[Picture] = []
     for i, task in enumerate(task_names((model.scores,))):
         by_mode: dict[str, dict[str, Score]] = {
@@ -250,7 +250,7 @@ def _share(correct: Sequence[bool]) -> Score:
     return Score(accuracy=share, low=low, high=high, n=len(correct))
 
 
-def _samples_section(stages: Sequence[StageRun], model: Evaluated) -> Iterator[Section]:
+def _samples_section(stages: Sequence[StageRun], model: ModelEvaluation) -> Iterator[Section]:
     seed = next(
         (int(s.record.get("seed") or 0) for s in reversed(stages) if s.metrics is not None), 0
     )

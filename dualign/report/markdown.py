@@ -2,7 +2,10 @@
 
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from dualign.report.blocks import (
     Answer,
@@ -42,6 +45,24 @@ def fenced(text: str) -> str:
     return f"{fence}text\n{text}\n{fence}"
 
 
+def row(cells: Iterable[str]) -> str:
+    """A line of a table."""
+    return f"| {' | '.join(inline(cell) for cell in cells)} |"
+
+
+def markdown_environment(folder: Path) -> Environment:
+    """Templates of a folder, with the filters inline, row and fenced for foreign text."""
+    templates = Environment(
+        loader=FileSystemLoader(folder),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    templates.filters |= {"inline": inline, "row": row, "fenced": fenced}
+    return templates
+
+
 def _section(section: Section, folder: str) -> str:
     body = "\n\n".join(_block(block, folder) for block in section.blocks)
     return f"## {inline(section.title)}\n\n{body}"
@@ -76,13 +97,7 @@ def table(grid: Grid) -> str:
     numbers = range(grid.labels, len(names) - grid.notes)
     rules = ["---:" if i in numbers else "---" for i in range(len(names))]
     caption = f"**{inline(grid.caption)}**\n\n" if grid.caption else ""
-    return caption + "\n".join(
-        [_row(names), f"| {' | '.join(rules)} |", *(_row(row) for row in grid.rows)]
-    )
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(inline(cell) for cell in cells)} |"
+    return caption + "\n".join([row(names), f"| {' | '.join(rules)} |", *map(row, grid.rows)])
 
 
 def _side_by_side(pair: SideBySide) -> str:

@@ -13,7 +13,7 @@ from dualign.report.blocks import Gallery, Report
 from dualign.report.evaluation import evaluation_sections
 from dualign.report.html import render_html
 from dualign.report.markdown import render_markdown
-from dualign.report.runs import StageRun, evaluated, read_stage
+from dualign.report.runs import StageRun, evaluations_of, read_stage
 from dualign.report.stages import facts, provenance_sections, training_sections
 from dualign.report.sweep import sweep_sections
 
@@ -41,12 +41,12 @@ def write_report(output_dir: Path, stages: Sequence[Path], *, title: str) -> Non
 
 def read_models(stages: Sequence[Path]) -> tuple[ModelScores, ...]:
     """The evaluated models of a pipeline, for `dualign.report.tables.summary_table`."""
-    return tuple(model.scores for model in evaluated([read_stage(path) for path in stages]))
+    return tuple(model.scores for model in evaluations_of([read_stage(path) for path in stages]))
 
 
 def build_report(stages: Sequence[StageRun], *, title: str) -> Report:
     """The report before it is HTML or Markdown."""
-    models = evaluated(stages)
+    models = evaluations_of(stages)
     return Report(
         title=title,
         facts=facts(stages, models),

@@ -30,7 +30,7 @@ class StageRun:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Evaluated:
+class ModelEvaluation:
     """A model that was evaluated: its scores, and each of its generations."""
 
     scores: ModelScores
@@ -106,15 +106,15 @@ def series(log: Sequence[Row], key: str) -> Series:
     return tuple(sorted(values.items()))
 
 
-def evaluated(stages: Sequence[StageRun]) -> tuple[Evaluated, ...]:
+def evaluations_of(stages: Sequence[StageRun]) -> tuple[ModelEvaluation, ...]:
     """The models of all evaluation stages, in order; a model's tasks are joined over stages."""
-    found: dict[str, Evaluated] = {}
+    found: dict[str, ModelEvaluation] = {}
     for stage in stages:
         if stage.metrics is None:
             continue
         for scores in read_scores(stage.metrics, where=str(stage.path / "metrics.json")):
             samples = tuple(_samples_of(stage, stage.metrics, scores.model))
-            new = Evaluated(scores=scores, samples=samples)
+            new = ModelEvaluation(scores=scores, samples=samples)
             known = found.get(scores.model)
             if known is None:
                 found[scores.model] = new
@@ -127,9 +127,9 @@ def evaluated(stages: Sequence[StageRun]) -> tuple[Evaluated, ...]:
     return tuple(found.values())
 
 
-def _joined(first: Evaluated, second: Evaluated) -> Evaluated:
+def _joined(first: ModelEvaluation, second: ModelEvaluation) -> ModelEvaluation:
     scores = replace(first.scores, tasks={**first.scores.tasks, **second.scores.tasks})
-    return Evaluated(scores=scores, samples=first.samples + second.samples)
+    return ModelEvaluation(scores=scores, samples=first.samples + second.samples)
 
 
 def _samples_of(stage: StageRun, metrics: Row, model: str) -> Iterator[Row]:

@@ -10,14 +10,16 @@ from dualign.model_ref import StageRef
 from dualign.report.blocks import Block, Folded, Gallery, Grid, Picture, Section, Text
 from dualign.report.conclusions import ends_text
 from dualign.report.plots import cost_plot, loss_plot, reward_plot
-from dualign.report.runs import Evaluated, StageRun, is_preference, is_training
+from dualign.report.runs import ModelEvaluation, StageRun, is_preference, is_training
 from dualign.report.samples import plain
 
 MB_PER_GB = 1024
 OPTIONAL_COUNTS = ("validation", "repeats", "examples")
 
 
-def facts(stages: Sequence[StageRun], models: Sequence[Evaluated]) -> tuple[tuple[str, str], ...]:
+def facts(
+    stages: Sequence[StageRun], models: Sequence[ModelEvaluation]
+) -> tuple[tuple[str, str], ...]:
     """What stands at the head: base model, date, what ran, what it took."""
     started = sorted(
         str(stage.record["started"]) for stage in stages if stage.record.get("started")

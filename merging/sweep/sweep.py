@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from tqdm import tqdm
 
 from dualign.errors import MergeError
@@ -27,6 +26,7 @@ from dualign.merging.sweep.scoring import LiveScoring, Scoring, scoring_of
 from dualign.merging.sweep.search import UNUSABLE, Found, most, start
 from dualign.report.sweep import pictures, sweep_markdown, terminal_table
 from dualign.rundir import Outcome, write_json
+from dualign.terminal import wide_console
 
 SWEEP_JSON = "sweep.json"
 
@@ -133,9 +133,7 @@ def _leave(work: Path, summary: dict[str, Any], scoring: Scoring, best: Candidat
         rows = scoring.samples[best.key]
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         (work / "samples.jsonl").write_text(text, encoding="utf-8")
-    console = Console()
-    # A pipe has no width; without one rich would break the table at 80 columns.
-    console = console if console.is_terminal else Console(width=160)
+    console = wide_console()
     console.print(terminal_table(summary))
     for sentence in summary["says"]:
         console.print(sentence, highlight=False, soft_wrap=True, markup=False)

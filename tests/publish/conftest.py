@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from dualign import engine
-from dualign.publish.publish import Request
+from dualign.publish.release import PublishRequest
 from dualign.recipe import load_recipe
 from tests.chat_model import learn, make_model, make_tokenizer
 from tests.pipeline.test_tiny_road import SCRIPT
@@ -88,12 +88,12 @@ def copied(road: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def asked() -> Callable[..., Request]:
+def asked() -> Callable[..., PublishRequest]:
     """A request that lacks nothing, unless the test says otherwise."""
 
-    def ask(run_dir: Path, **more: object) -> Request:
-        defaults = {"bases": (f"acme/base@{COMMIT}",), "licence": "apache-2.0"}
-        return Request(run_dir=run_dir, repo_id="someone/tiny", **{**defaults, **more})
+    def ask(run_dir: Path, **more: object) -> PublishRequest:
+        defaults = {"bases": (f"acme/base@{COMMIT}",), "license": "apache-2.0"}
+        return PublishRequest(run_dir=run_dir, repo_id="someone/tiny", **{**defaults, **more})
 
     return ask
 

@@ -22,7 +22,7 @@ from tests.publish.hub.server import Hub, running_hub
 
 (KNOWN,) = EMBEDDED_ON_THE_HUB.values()
 BASE_CARD = "---\nlicense: apache-2.0\nlanguage:\n- en\n---\n"
-LICENCES = ("--license", "apache-2.0")
+LICENSES = ("--license", "apache-2.0")
 
 
 def put_base(hub: Hub, home: Path) -> None:
@@ -48,7 +48,7 @@ def main(runs: Path, stages: list[str]) -> None:
             repo_id = f"ada/{stage}"
             hub.seen.clear()
             started = time.monotonic()
-            repo = published(hub, place, runs / stage, repo_id, *LICENCES)
+            repo = published(hub, place, runs / stage, repo_id, *LICENSES)
             sent = hub.bytes_to_storage()
             print(
                 f"{repo_id}: {len(repo.head.files)} files, {sent / 1e6:.1f} MB sent, {time.monotonic() - started:.0f} s"

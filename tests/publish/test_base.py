@@ -8,24 +8,25 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
-from dualign.publish.base import Base, difference, find_bases
-from dualign.publish.hub.metadata import Facts, Hub
+from dualign.publish.base import Base, find_bases
+from dualign.publish.checks.provenance import weights_difference
+from dualign.publish.hub.metadata import HubClient, RepoMetadata
 from dualign.publish.lineage import Root
-from dualign.publish.sources import Source, is_hub_id, licences
+from dualign.publish.sources import DataSource, is_hub_id, licenses
 
 COMMIT = "b" * 40
 
 
-def facts(**changes: object) -> Facts:
-    whole = {"commit": COMMIT, "licence": "mit", "languages": ("en",), "sha256": {}}
-    return Facts(**{**whole, **changes})
+def facts(**changes: object) -> RepoMetadata:
+    whole = {"commit": COMMIT, "license": "mit", "languages": ("en",), "sha256": {}}
+    return RepoMetadata(**{**whole, **changes})
 
 
 def knowing(
-    name: str, about: Facts | None, revision: str | None = None, kind: str = "model"
-) -> Hub:
+    name: str, about: RepoMetadata | None, revision: str | None = None, kind: str = "model"
+) -> HubClient:
     """A hub that says this of one repository, and can't be asked for more."""
-    return Hub(reachable=False, known={(kind, name, revision): about})
+    return HubClient(reachable=False, answers={(kind, name, revision): about})
 
 
 def base_at(folder: Path, revision: str = COMMIT) -> Base:
@@ -50,7 +51,7 @@ def snapshot(cache: Path, road: Path) -> Path:
 def test_a_hub_id_gets_the_commit_that_it_stands_for() -> None:
     root = Root(reference="acme/base", revision=None)
     (found,) = find_bases([root], [], knowing("acme/base", facts()))
-    assert (found.id, found.revision, found.licence) == ("acme/base", COMMIT, "mit")
+    assert (found.id, found.revision, found.license) == ("acme/base", COMMIT, "mit")
 
 
 def test_the_commit_that_was_trained_on_is_the_caches_not_todays(cache: Path) -> None:
@@ -63,15 +64,15 @@ def test_the_commit_that_was_trained_on_is_the_caches_not_todays(cache: Path) ->
 
 def test_the_embedded_model_is_known_without_the_hub() -> None:
     root = Root(reference="embedded:smollm2-135m-instruct", revision=None)
-    (found,) = find_bases([root], [], Hub(reachable=False))
+    (found,) = find_bases([root], [], HubClient(reachable=False))
     assert found.id == "HuggingFaceTB/SmolLM2-135M-Instruct" and len(found.revision or "") == 40
-    assert (found.licence, found.languages) == ("apache-2.0", ("en",))
+    assert (found.license, found.languages) == ("apache-2.0", ("en",))
 
 
 def test_of_several_bases_each_gets_the_name_that_was_said_for_it(tmp_path: Path) -> None:
     roots = [Root(reference=str(tmp_path / name), revision=None) for name in ("a", "b")]
     said = [f"{tmp_path}/b=acme/b@{COMMIT}", f"{tmp_path}/a=acme/a@{COMMIT}"]
-    found = find_bases(roots, said, Hub(reachable=False))
+    found = find_bases(roots, said, HubClient(reachable=False))
     assert [base.id for base in found] == ["acme/a", "acme/b"]
 
 
@@ -80,9 +81,9 @@ def test_weights_are_the_same_when_the_hub_tells_their_hash(road: Path) -> None:
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     base = base_at(road.parent / "base")
     same = facts(sha256={"model.safetensors": digest})
-    assert difference(base, knowing("acme/base", same, COMMIT)) is None
+    assert weights_difference(base, knowing("acme/base", same, COMMIT)) is None
     other = facts(sha256={"model.safetensors": "0" * 64})
-    said = difference(base, knowing("acme/base", other, COMMIT))
+    said = weights_difference(base, knowing("acme/base", other, COMMIT))
     assert said and "its weight files have other hashes than acme/base's" in said
 
 
@@ -91,36 +92,45 @@ def test_weights_in_the_cache_are_compared_number_by_number(cache: Path, road: P
     weights = load_file(road.parent / "base" / "model.safetensors")
     save_file(weights, folder / "model.safetensors", {"note": "another file, the same numbers"})
     base = base_at(road.parent / "base")
-    assert difference(base, Hub(reachable=False)) is None
+    assert weights_difference(base, HubClient(reachable=False)) is None
     weights["model.norm.weight"] = weights["model.norm.weight"] + 1e-6
     save_file(weights, folder / "model.safetensors")
-    assert difference(base, Hub(reachable=False)) == "model.norm.weight holds other numbers"
+    assert (
+        weights_difference(base, HubClient(reachable=False))
+        == "model.norm.weight holds other numbers"
+    )
     weights["model.norm.weight"] = torch.ones(7)
     save_file(weights, folder / "model.safetensors")
-    assert difference(base, Hub(reachable=False)) == "model.norm.weight has another shape"
+    assert (
+        weights_difference(base, HubClient(reachable=False))
+        == "model.norm.weight has another shape"
+    )
     del weights["model.norm.weight"]
     save_file(weights, folder / "model.safetensors")
-    assert difference(base, Hub(reachable=False)) == "only one of them has model.norm.weight"
+    assert (
+        weights_difference(base, HubClient(reachable=False))
+        == "only one of them has model.norm.weight"
+    )
 
 
 def test_a_base_from_the_hub_is_itself() -> None:
     base = Base(root=Root(reference="acme/base", revision=None), id="acme/base", revision=COMMIT)
-    assert difference(base, Hub(reachable=False)) is None
+    assert weights_difference(base, HubClient(reachable=False)) is None
 
 
-def source(name: str, *, hub_id: str | None = None, sampled: bool = False) -> Source:
-    return Source(
+def source(name: str, *, hub_id: str | None = None, sampled: bool = False) -> DataSource:
+    return DataSource(
         stage="sft", label=name, hub_id=hub_id, configuration=None, split="train", revision=None,
         made_by=None, sampled=sampled, sha256=None, rows=1, kept=1, modes={},
     )  # fmt: skip
 
 
-def test_licences_come_from_the_hub_then_from_what_is_said() -> None:
-    hub = knowing("acme/rows", facts(licence="cc-by-4.0"), kind="dataset")
+def test_licenses_come_from_the_hub_then_from_what_is_said() -> None:
+    hub = knowing("acme/rows", facts(license="cc-by-4.0"), kind="dataset")
     sources = [source("rows", hub_id="acme/rows"), source("mine"), source("made", sampled=True)]
-    assert licences([], sources, {}, hub) == {"acme/rows": "cc-by-4.0", "mine": None}
+    assert licenses([], sources, {}, hub) == {"acme/rows": "cc-by-4.0", "mine": None}
     said = {"mine": "MIT", "acme/rows": "cc0-1.0"}
-    assert licences([], sources, said, hub) == {"acme/rows": "cc0-1.0", "mine": "mit"}
+    assert licenses([], sources, said, hub) == {"acme/rows": "cc0-1.0", "mine": "mit"}
 
 
 @pytest.mark.parametrize(

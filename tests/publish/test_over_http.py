@@ -1,4 +1,4 @@
-"""Published again by the command, to a hub on loopback: what an earlier publication left, and what the user wrote."""
+"""Publishing again by the command, to a hub on loopback: what an earlier publication left, and what the user wrote."""
 
 import shutil
 import subprocess

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dualign.errors import PublishError
-from dualign.publish.checks.load_test import Tried
-from dualign.publish.hub.metadata import Hub
-from dualign.publish.publish import Request, examine, finish, stage_and_look
+from dualign.publish.hub.metadata import HubClient
+from dualign.publish.publish import examine, finish, stage_and_check
+from dualign.publish.release import PublishRequest
 from tests.publish.conftest import COMMIT, edit_json
 
 Plant = Callable[[Path], None]
@@ -22,15 +22,17 @@ WHOLE = ("secrets", "paths", "card")
 """Checks on all that goes, card and run.json included; drawing the figures takes a second."""
 
 
-def looked_at(request: Request, folder: Path, *, whole: bool = True) -> dict[str, tuple[str, str]]:
+def looked_at(
+    request: PublishRequest, folder: Path, *, whole: bool = True
+) -> dict[str, tuple[str, str]]:
     """Every check that needs no model: name -> (state, found). `whole`: those of WHOLE too."""
     folder.mkdir()
-    hub = Hub(reachable=False)
+    hub = HubClient(reachable=False)
     subject = examine(request, hub)
-    found = stage_and_look(subject, folder, hub)
+    found = stage_and_check(subject, folder, hub)
     if whole:
-        found = list(finish(subject, folder, found, Tried(checks=(), answers=())).checks)
-    return {one.name: (one.state, one.found) for one in found}
+        found = list(finish(subject, folder, found).checks)
+    return {one.name: (one.state, one.message) for one in found}
 
 
 def tensor_nan(name: str) -> Plant:
@@ -174,8 +176,8 @@ FAULTS = [
     ("merged", nothing, {"bases": ()}, "base", "which exists on this machine only: say what it is on the hub, --base ID@REVISION"),
     ("merged", nothing, {"bases": ("acme/base",)}, "base", "acme/base: the commit it was trained on isn't known"),
     ("apo", nothing, {}, "base_weights", "acme/base can't be reached, so it isn't known whether its weights are those trained on"),
-    ("merged", nothing, {"licence": None}, "licence", "nothing is known of acme/base, pairs, train: --license-of acme/base=ID"),
-    ("merged", nothing, {"licence": "apache2"}, "licence", "'apache2' isn't a licence id that the hub knows (did you mean 'apache-2.0'?)"),
+    ("merged", nothing, {"license": None}, "licence", "nothing is known of acme/base, pairs, train: --license-of acme/base=ID"),
+    ("merged", nothing, {"license": "apache2"}, "licence", "'apache2' isn't a license id that the hub knows (did you mean 'apache-2.0'?)"),
     ("merged", nothing, {"languages": ("English",)}, "card", "language: 'English' isn't an ISO 639 code such as en"),
 ]  # fmt: skip
 
@@ -187,7 +189,7 @@ FAULTS = [
 )
 def test_a_planted_fault_is_found(
     copied: Path,
-    asked: Callable[..., Request],
+    asked: Callable[..., PublishRequest],
     tmp_path: Path,
     stage: str,
     plant: Plant,
@@ -206,7 +208,7 @@ def test_a_planted_fault_is_found(
 
 @pytest.mark.parametrize("stage", ["sft", "apo", "folded", "merged"])
 def test_a_sound_run_passes_every_check_but_that_on_a_base_out_of_reach(
-    copied: Path, asked: Callable[..., Request], tmp_path: Path, stage: str
+    copied: Path, asked: Callable[..., PublishRequest], tmp_path: Path, stage: str
 ) -> None:
     found = looked_at(asked(copied / stage), tmp_path / "staged", whole=stage == "merged")
     failed = [name for name, (state, _) in found.items() if state == "failed"]
@@ -214,17 +216,17 @@ def test_a_sound_run_passes_every_check_but_that_on_a_base_out_of_reach(
 
 
 def test_all_faults_are_told_at_once(
-    copied: Path, asked: Callable[..., Request], tmp_path: Path
+    copied: Path, asked: Callable[..., PublishRequest], tmp_path: Path
 ) -> None:
     for plant in (tensor_nan("model.safetensors"), token_in_recipe, parent_redone, own_code):
         plant(copied / "merged")
-    found = looked_at(asked(copied / "merged", licence=None), tmp_path / "staged")
+    found = looked_at(asked(copied / "merged", license=None), tmp_path / "staged")
     failed = {name for name, (state, _) in found.items() if state == "failed"}
     assert {"weights", "secrets", "lineage", "code", "licence"} <= failed
 
 
 def test_what_the_user_accepts_is_published_and_told(
-    copied: Path, asked: Callable[..., Request], tmp_path: Path
+    copied: Path, asked: Callable[..., PublishRequest], tmp_path: Path
 ) -> None:
     found = looked_at(asked(copied / "apo", allow=frozenset({"base_weights"})), tmp_path / "staged")
     assert found["base_weights"][0] == "allowed"
@@ -237,11 +239,13 @@ def test_a_record_that_lacks_what_is_needed_is_refused(copied: Path) -> None:
     with pytest.raises(
         PublishError, match=r"run.json: config isn't there as `dualign run` writes it"
     ):
-        examine(Request(run_dir=copied / "merged", repo_id="a/b"), Hub(reachable=False))
+        examine(
+            PublishRequest(run_dir=copied / "merged", repo_id="a/b"), HubClient(reachable=False)
+        )
 
 
 def test_no_token_can_be_accepted(
-    copied: Path, asked: Callable[..., Request], tmp_path: Path
+    copied: Path, asked: Callable[..., PublishRequest], tmp_path: Path
 ) -> None:
     token_in_recipe(copied / "merged")
     request = asked(copied / "merged", allow=frozenset({"secrets"}))
@@ -254,10 +258,10 @@ def test_no_token_can_be_accepted(
         ("eval", {}, "a stage of kind eval leaves no model; publish one of: apo, folded, merged, sft"),
         ("", {}, "has no run.json, so nothing is known of how it was made"),
         ("nowhere", {}, "no such folder; expected a stage's run directory"),
-        ("merged", {"what": "adapter"}, "holds weights and no adapter, so --what adapter can't be met"),
+        ("merged", {"contents": "adapter"}, "holds weights and no adapter, so --what adapter can't be met"),
         ("merged", {"bases": ("stage:x=acme/base",)}, "--base stage:x=acme/base: the run starts from"),
         ("merged", {"bases": ("base",)}, "expected a hub id such as owner/name"),
-        ("merged", {"licence_of": {"tarin": "mit"}}, "--license-of tarin=mit: the run has no source of that name; it has acme/base, train, pairs"),
+        ("merged", {"license_of": {"tarin": "mit"}}, "--license-of tarin=mit: the run has no source of that name; it has acme/base, train, pairs"),
         ("merged", {"repo_id": "nobody"}, "nobody: expected owner/name"),
         ("merged", {"repo_id": "a b/c"}, "a b/c: not a hub id"),
     ],
@@ -267,5 +271,5 @@ def test_what_cannot_be_is_refused_at_once(
 ) -> None:
     given = {"bases": (f"acme/base@{COMMIT}",), "repo_id": "someone/tiny", **asked_for}
     with pytest.raises(PublishError) as caught:
-        examine(Request(run_dir=road / stage, **given), Hub(reachable=False))
+        examine(PublishRequest(run_dir=road / stage, **given), HubClient(reachable=False))
     assert message in str(caught.value)

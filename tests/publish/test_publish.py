@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -14,17 +16,19 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dualign.models.loading import load_checkpoint
 from dualign.models.logits import logits_of
-from dualign.publish.card.snippets import Use, snippets
-from dualign.publish.publish import Prepared, Request, leave_copy, prepare, staging_folder, stale
-from dualign.publish.show import human
+from dualign.publish.card.body import Usage, render_usage
+from dualign.publish.publish import leave_copy, prepare, stale
+from dualign.publish.release import PublishRequest, StagedRelease
+from dualign.publish.show import format_bytes
+from dualign.publish.staging import staging_folder
 
 ACCEPT = frozenset({"base_weights"})
 
 
 @pytest.fixture(scope="module")
 def both(
-    road: Path, asked: Callable[..., Request], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Prepared, Path]]:
+    road: Path, asked: Callable[..., PublishRequest], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[StagedRelease, Path]]:
     """The stage that has weights and an adapter, with a copy of what was staged."""
     out = tmp_path_factory.mktemp("both") / "copy"
     with staging_folder(road / "folded") as folder:
@@ -34,7 +38,9 @@ def both(
     yield prepared, out
 
 
-def test_nothing_but_the_checkpoint_and_what_tells_of_it_goes(both: tuple[Prepared, Path]) -> None:
+def test_nothing_but_the_checkpoint_and_what_tells_of_it_goes(
+    both: tuple[StagedRelease, Path],
+) -> None:
     prepared, out = both
     assert not prepared.failed
     assert sorted(prepared.files) == [
@@ -46,7 +52,7 @@ def test_nothing_but_the_checkpoint_and_what_tells_of_it_goes(both: tuple[Prepar
 
 
 def test_weights_and_adapter_load_by_the_folder_alone(
-    both: tuple[Prepared, Path], road: Path
+    both: tuple[StagedRelease, Path], road: Path
 ) -> None:
     _, out = both
     ids = torch.arange(3, 40)[None]
@@ -58,13 +64,13 @@ def test_weights_and_adapter_load_by_the_folder_alone(
     assert torch.allclose(logits_of(adapted, ids), expected, atol=1e-4)
 
 
-def test_the_adapter_names_its_base_by_id_and_commit(both: tuple[Prepared, Path]) -> None:
+def test_the_adapter_names_its_base_by_id_and_commit(both: tuple[StagedRelease, Path]) -> None:
     config = json.loads((both[1] / "adapter" / "adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["revision"]) == ("acme/base", "a" * 40)
 
 
 def test_run_json_has_the_hash_of_every_file_and_no_place_of_this_machine(
-    both: tuple[Prepared, Path], road: Path
+    both: tuple[StagedRelease, Path], road: Path
 ) -> None:
     _, out = both
     record = json.loads((out / "run.json").read_text())
@@ -79,7 +85,9 @@ def test_run_json_has_the_hash_of_every_file_and_no_place_of_this_machine(
     assert {one["name"] for one in record["published"]["checks"]} >= {"loads", "logits", "modes", "composition"}  # fmt: skip
 
 
-def test_the_card_says_how_it_was_made_and_what_it_answered(both: tuple[Prepared, Path]) -> None:
+def test_the_card_says_how_it_was_made_and_what_it_answered(
+    both: tuple[StagedRelease, Path],
+) -> None:
     card = ModelCard(both[0].card)
     assert card.data.license == "apache-2.0" and card.data.language == ["en"]
     assert card.data.base_model_relation == "finetune"
@@ -91,7 +99,9 @@ def test_the_card_says_how_it_was_made_and_what_it_answered(both: tuple[Prepared
         assert words in card.text, words
 
 
-def test_the_model_answers_in_both_modes_in_the_fresh_process(both: tuple[Prepared, Path]) -> None:
+def test_the_model_answers_in_both_modes_in_the_fresh_process(
+    both: tuple[StagedRelease, Path],
+) -> None:
     record = json.loads((both[1] / "run.json").read_text())
     think, quick = record["published"]["answers"]
     assert (think["mode"], think["closed"], think["answer"]) == ("think", True, "3")
@@ -99,16 +109,15 @@ def test_the_model_answers_in_both_modes_in_the_fresh_process(both: tuple[Prepar
 
 
 def test_the_results_of_an_evaluated_model_are_in_the_card(
-    road: Path, asked: Callable[..., Request], tmp_path: Path
+    road: Path, asked: Callable[..., PublishRequest], tmp_path: Path
 ) -> None:
-    from dualign.publish.checks.load_test import Tried
-    from dualign.publish.hub.metadata import Hub
-    from dualign.publish.publish import examine, finish, stage_and_look
+    from dualign.publish.hub.metadata import HubClient
+    from dualign.publish.publish import examine, finish, stage_and_check
 
-    hub = Hub(reachable=False)
+    hub = HubClient(reachable=False)
     subject = examine(asked(road / "merged"), hub)
-    found = stage_and_look(subject, tmp_path, hub)
-    prepared = finish(subject, tmp_path, found, Tried(checks=(), answers=()))
+    found = stage_and_check(subject, tmp_path, hub)
+    prepared = finish(subject, tmp_path, found)
     card = ModelCard(prepared.card)
     assert [(one.dataset_config, one.metric_value) for one in card.data.eval_results] == [
         ("think", 100.0),
@@ -121,14 +130,26 @@ def test_the_results_of_an_evaluated_model_are_in_the_card(
     assert json.loads((tmp_path / "metrics.json").read_text())["model"] == "stage:merged"
 
 
+class Snippet(NamedTuple):
+    title: str
+    language: str
+    code: str
+
+
+def snippets(usage: Usage) -> list[Snippet]:
+    """The code under each heading of the card."""
+    blocks = re.findall(r"### (.*?)\n\n```(\w+)\n(.*?)\n```", render_usage(usage), re.DOTALL)
+    return [Snippet(*block) for block in blocks]
+
+
 def test_the_python_of_the_card_runs_as_it_stands(
-    both: tuple[Prepared, Path], road: Path, capsys: pytest.CaptureFixture[str]
+    both: tuple[StagedRelease, Path], road: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, out = both
-    use = Use(
-        repo_id=str(out), what="both", base=str(road.parent / "base"), revision="main", rank=6, question="What is 1+2?",
+    usage = Usage(
+        repo_id=str(out), contents="both", base=str(road.parent / "base"), revision="main", rank=6, question="What is 1+2?",
     )  # fmt: skip
-    python = [one for one in snippets(use) if one.language == "python"]
+    python = [one for one in snippets(usage) if one.language == "python"]
     assert [one.title for one in python] == ["transformers", "peft"]
     for one in python:
         exec(compile(one.code, one.title, "exec"), {})
@@ -138,7 +159,9 @@ def test_the_python_of_the_card_runs_as_it_stands(
 
 @pytest.mark.parametrize("what", ["adapter", "weights", "both"])
 def test_every_snippet_parses_and_names_the_repository(what: str) -> None:
-    found = snippets(Use(repo_id="me/it", what=what, base="acme/base", revision="main", rank=6))
+    found = snippets(
+        Usage(repo_id="me/it", contents=what, base="acme/base", revision="main", rank=6)
+    )
     titles = [one.title for one in found]
     assert ("transformers" in titles) == (what != "adapter")
     assert ("peft" in titles) == (what != "weights") and titles[-2:] == ["vLLM", "llama.cpp"]
@@ -160,11 +183,11 @@ def test_an_adapter_never_leaves_its_top_level_config_beside_weights() -> None:
 
 
 def test_sizes_are_for_people() -> None:
-    assert [human(n) for n in (0, 999, 1000, 538_090_408, 6_150_000_000)] == [
+    assert [format_bytes(n) for n in (0, 999, 1000, 538_090_408, 6_150_000_000)] == [
         "0 B", "999 B", "1.0 kB", "538.1 MB", "6.2 GB",
     ]  # fmt: skip
 
 
-def test_the_tokenizer_staged_is_the_runs(both: tuple[Prepared, Path], road: Path) -> None:
+def test_the_tokenizer_staged_is_the_runs(both: tuple[StagedRelease, Path], road: Path) -> None:
     ours, runs = (AutoTokenizer.from_pretrained(str(one)) for one in (both[1], road / "folded"))
     assert ours.chat_template == runs.chat_template and ours.eos_token_id == runs.eos_token_id

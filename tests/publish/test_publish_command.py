@@ -76,10 +76,3 @@ def test_the_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
         "hf auth login",
     ):
         assert text in out
-
-
-def test_the_checks_that_may_fail_are_those_of_the_checks() -> None:
-    from dualign.cli.publish import _MAY_FAIL
-    from dualign.publish.checks.checks import ALLOWED
-
-    assert set(_MAY_FAIL) == set(ALLOWED)

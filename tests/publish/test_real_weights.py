@@ -1,4 +1,4 @@
-"""The embedded 135M model, trained for two steps and made ready: its licence, its base, both modes asked."""
+"""The embedded 135M model, trained for two steps and made ready: its license, its base, both modes asked."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,8 @@ import pytest
 
 from dualign import engine
 from dualign.checkpoints.embedded import EMBEDDED
-from dualign.publish.publish import Request, prepare
+from dualign.publish.publish import prepare
+from dualign.publish.release import PublishRequest
 from dualign.recipe import load_recipe
 
 RECIPE = """
@@ -36,10 +37,10 @@ def test_the_embedded_model_is_made_ready_with_its_adapter(tmp_path: Path) -> No
     engine.run(recipe, say=lambda text: None)
     folder = tmp_path / "staged"
     folder.mkdir()
-    request = Request(
+    request = PublishRequest(
         run_dir=tmp_path / "out" / "sft",
         repo_id="someone/real",
-        licence_of={"rows": "cc-by-4.0"},
+        license_of={"rows": "cc-by-4.0"},
         allow=frozenset({"base_weights", "modes"}),
     )
     prepared = prepare(request, folder)

@@ -25,15 +25,15 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
 
 @pytest.fixture(scope="module")
 def said(hub: Hub, road: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """What the records don't say: the base on the hub, and the licences of the rows."""
+    """What the records don't say: the base on the hub, and the licenses of the rows."""
     folder = tmp_path_factory.mktemp("hub-base") / "base"
     shutil.copytree(road.parent / "base", folder)
     (folder / "README.md").write_text(BASE_CARD)
     env = environment(hub.url, tmp_path_factory.mktemp("home"), TOKEN)
     asked = {"repo_id": "ada/base", "private": False, "message": "Base"}
     done = call(env, "upload", folder=folder, **asked)
-    licences = [f"--license-of={name}=apache-2.0" for name in ("train", "pairs")]
-    return ["--base", f"ada/base@{done.told['commit']}", *licences]
+    licenses = [f"--license-of={name}=apache-2.0" for name in ("train", "pairs")]
+    return ["--base", f"ada/base@{done.told['commit']}", *licenses]
 
 
 @pytest.fixture(scope="module")

@@ -13,14 +13,14 @@ from dualign.report.conclusions import (
     thinking_finding,
     training_findings,
 )
-from dualign.report.runs import Evaluated, read_stage
+from dualign.report.runs import ModelEvaluation, read_stage
 
 from .conftest import cell, write_stage
 
 
-def _model(name: str, **tasks: tuple[int, int]) -> Evaluated:
+def _model(name: str, **tasks: tuple[int, int]) -> ModelEvaluation:
     """Tasks as (right with thinking, right without) of 100; no samples, so that nothing is paired."""
-    return Evaluated(scores=_scores(name, **tasks), samples=())
+    return ModelEvaluation(scores=_scores(name, **tasks), samples=())
 
 
 def _scores(name: str, **tasks: tuple[int, int]) -> ModelScores:
@@ -36,14 +36,14 @@ def test_change_within_the_interval_bought_nothing_measurable() -> None:
     )
 
 
-def _answered(name: str, right: str) -> Evaluated:
+def _answered(name: str, right: str) -> ModelEvaluation:
     """One task in think mode: a letter for each problem, r where it was right."""
     rows = [
         {"task": "sums", "mode": "think", "id": i, "correct": letter == "r"}
         for i, letter in enumerate(right)
     ]
     cells = {"sums": {"think": cell(right.count("r"), len(right))}}
-    return Evaluated(scores=ModelScores(model=name, tasks=cells), samples=tuple(rows))
+    return ModelEvaluation(scores=ModelScores(model=name, tasks=cells), samples=tuple(rows))
 
 
 def test_same_problems_are_compared_one_by_one() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dualign.errors import CheckpointError
-from dualign.report.runs import evaluated, is_preference, is_training, read_stage, series
+from dualign.report.runs import evaluations_of, is_preference, is_training, read_stage, series
 
 from .conftest import Record, cell, write_evaluation, write_rows, write_stage
 
@@ -58,7 +58,7 @@ def test_kinds_of_stages_are_told_from_what_they_logged(pipeline: list[Path]) ->
 
 
 def test_models_come_in_order_with_their_own_samples(pipeline: list[Path]) -> None:
-    models = evaluated([read_stage(path) for path in pipeline])
+    models = evaluations_of([read_stage(path) for path in pipeline])
     assert [model.scores.model for model in models] == ["base", "sft", "apo", "merged"]
     assert [len(model.samples) for model in models] == [720] * 4
     assert {sample["model"] for sample in models[1].samples} == {"sft"}
@@ -76,7 +76,7 @@ def test_tasks_of_a_model_are_joined_over_stages_and_a_repeated_task_stays_apart
         write_evaluation(tmp_path, "second", [_one("sft", "cups", 2)], [{"task": "cups", "id": 2}]),
         write_evaluation(tmp_path, "third", [_one("sft", "sums", 3)], [{"task": "sums", "id": 3}]),
     ]
-    models = evaluated([read_stage(path) for path in paths])
+    models = evaluations_of([read_stage(path) for path in paths])
     assert [model.scores.model for model in models] == ["sft", "sft (third)"]
     assert list(models[0].scores.tasks) == ["sums", "cups"]
     assert [[sample["id"] for sample in model.samples] for model in models] == [[1, 2], [3]]
@@ -85,4 +85,4 @@ def test_tasks_of_a_model_are_joined_over_stages_and_a_repeated_task_stays_apart
 def test_samples_without_a_model_belong_to_the_only_one(tmp_path: Path) -> None:
     path = write_evaluation(tmp_path, "test", [_one("sft", "sums", 1)])
     write_rows(path / "samples.jsonl", [{"task": "sums", "id": 1}])
-    assert len(evaluated([read_stage(path)])[0].samples) == 1
+    assert len(evaluations_of([read_stage(path)])[0].samples) == 1

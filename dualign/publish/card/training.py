@@ -1,4 +1,4 @@
-"""How each stage trained, in a line; and what it bought, in the report's own sentences."""
+"""The settings of each stage in a line, and what it gained in the sentences of the report."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -6,9 +6,9 @@ from typing import Any
 from dualign.evaluation.scores import short_label
 from dualign.model_ref import StageRef
 from dualign.publish.lineage import Lineage
-from dualign.publish.redaction import cleaned
+from dualign.publish.redaction import redact
 from dualign.report.conclusions import margin_findings, step_finding, steps, training_findings
-from dualign.report.runs import Evaluated
+from dualign.report.runs import ModelEvaluation
 
 _TRAIN = (
     "loss_type", "beta", "learning_rate", "lr_scheduler_type", "warmup_steps", "warmup_ratio",
@@ -18,9 +18,10 @@ _TRAIN = (
 
 
 def hyper_parameters(record: Mapping[str, Any]) -> str:
-    """Return what a card says about how a stage works, in a line; nothing for a stage with none of these keys.
+    """Return the settings of a stage that the card shows; "" for a stage with none of these keys.
 
-    `LoRA r 16, alpha 32; learning_rate 0.001, ...; 96 steps; template dualign`; a merge's method and weights.
+    `LoRA r 16, alpha 32; learning_rate 0.001, ...; 96 steps; template dualign`; for a merge
+    `linear: 0.9 x apo + 0.1 x sft`.
     """
     config: Mapping[str, Any] = record.get("config") or {}
     if "search" in config:
@@ -58,10 +59,10 @@ def _adapter(config: Mapping[str, Any]) -> str:
 
 def _merge(config: Mapping[str, Any]) -> str:
     parts = []
-    for one in config.get("models") or ():
-        stage = StageRef.parse(str(one.get("model")))
-        name = stage.label if stage else str(one.get("model"))
-        weight = one.get("weight")
+    for model in config.get("models") or ():
+        stage = StageRef.parse(str(model.get("model")))
+        name = stage.label if stage else str(model.get("model"))
+        weight = model.get("weight")
         parts.append(f"{weight:g} x {name}" if weight is not None else name)
     return f"{config.get('method')}: {' + '.join(parts)}"
 
@@ -74,20 +75,21 @@ def _plain(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def bought(
-    lineage: Lineage, models: Sequence[Evaluated], names: Mapping[str, str]
+def stage_findings(
+    lineage: Lineage, models: Sequence[ModelEvaluation], names: Mapping[str, str]
 ) -> Iterator[str]:
-    """What each stage bought in accuracy, in loss and in margins, as the report says it; of other stages nothing.
+    """Yield what each stage gained in accuracy, loss and margins, in the sentences of the report.
 
-    `names`: what places on this machine are called.
+    Args:
+        names: path on this machine -> its public name.
     """
-    ours = {stage.name for stage in lineage.stages}
-    found = {short_label(one.after.scores.model): one for one in steps(models, lineage.stages)}
+    stage_names = {stage.name for stage in lineage.stages}
+    step_of = {short_label(s.after.scores.model): s for s in steps(models, lineage.stages)}
     for stage in lineage.stages:
-        if stage.name in found:
-            yield step_finding(found[stage.name])
+        if stage.name in step_of:
+            yield step_finding(step_of[stage.name])
         yield from training_findings(stage)
     for evaluation in lineage.evaluations:
-        for text in margin_findings(cleaned(evaluation.metrics or {}, names)):
-            if text.split(" against ")[0] in ours:
+        for text in margin_findings(redact(evaluation.metrics or {}, names)):
+            if text.split(" against ")[0] in stage_names:
                 yield text

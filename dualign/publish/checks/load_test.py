@@ -1,11 +1,14 @@
-"""What is to be published, tried in a fresh process, against what the run directory gives here."""
+"""The load test: staged files in a fresh process without dualign, compared with the run directory.
+
+`run_load_test` loads and asks the model; the three checks look at its result.
+"""
 
 import gc
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from dualign.checkpoints.weights import open_weights
 from dualign.data.conversation import MODES
 from dualign.errors import DualignError
 from dualign.generation.thinking import split
@@ -28,51 +32,58 @@ from dualign.models.logits import (
     logits_of,
 )
 from dualign.publish.base import Base
+from dualign.publish.checklist import CheckOutcome, judge
 from dualign.publish.checks import isolated_loader
-from dualign.publish.checks.checks import Check, check
 from dualign.publish.lineage import Lineage
+from dualign.publish.release import LoadTestAnswer
 
-QUESTIONS = ("What is 7 + 5?", "Which is larger, 8 or 13?")
-"""Asked where no evaluation stage has problems of its own."""
-ASKED = 3  # questions, each in both modes
-_LIMIT = 256  # tokens of an answer, unless the evaluation allowed fewer or more
-_SMALL = 4_000_000_000  # bytes of weights up to which all is computed in float32
-_KEPT = ("PATH", "HOME", "LANG", "TMPDIR", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "SYSTEMROOT")
+_FLOAT32_BYTES = 4_000_000_000  # of weights, up to which all is computed in float32
+_ENVIRONMENT = (
+    "PATH", "HOME", "LANG", "TMPDIR", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "SYSTEMROOT",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Answer:
-    """What was said in the fresh process."""
+class Prompt:
+    """A prompt as the fresh process tokenized it, with its logits."""
 
-    question: str
+    text: str
     mode: str
-    thinking: str | None
-    answer: str
-    closed: bool
-    leaked: bool
-    finished: bool
+    ids: tuple[int, ...]
+    logits_BTV: Tensor
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Tried:
-    """The checks that need the model, and the answers that they saw."""
+class LoadTestResult:
+    """What came out of the fresh process. Without `error` and `skipped` the model was loaded."""
 
-    checks: tuple[Check, ...]
-    answers: tuple[Answer, ...]
+    run_dir: Path
+    name: str = ""
+    """appended to the names of the checks, where several things are loaded"""
+    skipped: str = ""
+    """why nothing was tried"""
+    error: str = ""
+    """why the staged files don't load"""
+    faults: tuple[str, ...] = ()
+    """weights that were missing or left over"""
+    dtype: str = "auto"
+    prompts: tuple[Prompt, ...] = ()
+    answers: tuple[LoadTestAnswer, ...] = ()
 
 
-def try_out(
+def run_load_test(
     lineage: Lineage, folder: Path, *, adapter: Path | None, base: Base | None, name: str = ""
-) -> Tried:
-    """Load `folder` (or `adapter` on `base`) in a fresh process, ask it, and compare with the run.
+) -> LoadTestResult:
+    """Load `folder` (or `adapter` on `base`) in a fresh process, and ask it in both modes.
 
     Args:
         folder: the staged files; tokenizer and template are read from here.
-        name: put after the names of the checks, where several things are tried.
+        name: appended to the names of the checks, where several things are loaded.
     """
-    questions, limit = questions_of(lineage)
-    dtype = "float32" if _bytes(folder, base) <= _SMALL else "auto"
-    with TemporaryDirectory(prefix="dualign-try-") as work:
+    run_dir = lineage.run.path
+    questions, limit = lineage.questions()
+    dtype = "float32" if _weight_bytes(folder, base) <= _FLOAT32_BYTES else "auto"
+    with TemporaryDirectory(prefix="dualign-load-test-") as work:
         request = {
             "folder": str(folder.resolve()),
             "adapter": str(adapter.resolve()) if adapter else None,
@@ -83,169 +94,156 @@ def try_out(
             "limit": limit,
             "out": f"{work}/out",
         }
-        error = _run(request, Path(work))
-        if error:
-            return Tried(checks=_failed(error, name), answers=())
-        found = json.loads(Path(work, "out.json").read_text(encoding="utf-8"))
+        if error := _run_loader(request, Path(work)):
+            return LoadTestResult(run_dir=run_dir, name=name, error=error)
+        output = json.loads(Path(work, "out.json").read_text(encoding="utf-8"))
         logits = load_file(Path(work, "out.safetensors"))
-    answers = tuple(_answer(one) for one in found["answers"])
-    checks = (
-        check(
-            f"loads{name}",
-            found["faults"],
-            "in plain transformers and peft, from the staged files alone",
+    numbers = {question: number for number, question in enumerate(questions)}
+    return LoadTestResult(
+        run_dir=run_dir,
+        name=name,
+        faults=tuple(output["faults"]),
+        dtype=dtype,
+        prompts=tuple(
+            Prompt(
+                text=entry["prompt"],
+                mode=entry["mode"],
+                ids=tuple(entry["ids"]),
+                logits_BTV=logits[f"{numbers[entry['question']]}/{entry['mode']}"],
+            )
+            for entry in output["answers"]
         ),
-        _logits_check(lineage, found["answers"], logits, dtype=dtype, name=name),
-        modes_check(answers, name=name),
+        answers=tuple(_answer(entry) for entry in output["answers"]),
     )
-    return Tried(checks=checks, answers=answers)
 
 
-def _failed(error: str, name: str) -> tuple[Check, ...]:
-    rest = [
-        Check(name=f"{one}{name}", state="skipped", found="nothing was loaded")
-        for one in ("logits", "modes")
-    ]
-    return Check(name=f"loads{name}", state="failed", found=error), *rest
-
-
-def questions_of(lineage: Lineage) -> tuple[list[str], int]:
-    """The first problem of each task that it, or a model beside it, was measured on; and the tokens of an answer."""
-    for stage in lineage.problems:
-        first: dict[str, str] = {}
-        for sample in stage.samples:
-            first.setdefault(str(sample.get("task")), str(sample.get("prompt") or ""))
-        asked = [text for text in first.values() if text][:ASKED]
-        if asked:
-            config: Mapping[str, Any] = stage.record.get("config") or {}
-            return asked, int(config.get("max_new_tokens") or _LIMIT)
-    return list(QUESTIONS), _LIMIT
-
-
-def _bytes(folder: Path, base: Base | None) -> int:
+def _weight_bytes(folder: Path, base: Base | None) -> int:
     place = Path(base.where) if base and base.root.is_local else folder
-    return sum(one.stat().st_size for one in place.glob("*.safetensors"))
+    return sum(file.stat().st_size for file in place.glob("*.safetensors"))
 
 
-def _run(request: Mapping[str, Any], work: Path) -> str | None:
-    """The error of the fresh process, or None. It sees neither our modules nor a token; hub ids come from the cache."""
-    asked = work / "request.json"
-    asked.write_text(json.dumps(request), encoding="utf-8")
-    kept = {key: os.environ[key] for key in _KEPT if key in os.environ}
-    kept |= {key: os.environ[key] for key in os.environ if key.endswith("_NUM_THREADS")}
-    if request["adapter"] and request["revision"] is not None:
-        hub = {key: value for key, value in os.environ.items() if key.startswith("HF_")}
-        kept |= hub  # the base may have to be fetched
+def _run_loader(request: Mapping[str, Any], work: Path) -> str:
+    """Run isolated_loader.py; return its error, or "".
+
+    The process sees neither our modules nor a token; hub ids come from the cache.
+    """
+    request_file = work / "request.json"
+    request_file.write_text(json.dumps(request), encoding="utf-8")
+    environment = {key: os.environ[key] for key in _ENVIRONMENT if key in os.environ}
+    environment |= {key: os.environ[key] for key in os.environ if key.endswith("_NUM_THREADS")}
+    if request["adapter"] and request["revision"] is not None:  # the base may have to be fetched
+        environment |= {key: value for key, value in os.environ.items() if key.startswith("HF_")}
     else:
-        kept["HF_HUB_OFFLINE"] = "1"
-    done = subprocess.run(
-        [sys.executable, "-I", str(isolated_loader.__file__), str(asked)],
+        environment["HF_HUB_OFFLINE"] = "1"
+    process = subprocess.run(
+        [sys.executable, "-I", str(isolated_loader.__file__), str(request_file)],
         cwd=work,
-        env=kept,
+        env=environment,
         capture_output=True,
         text=True,
         check=False,
     )
-    if done.returncode == 0:
-        return None
-    lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
-    last = lines[-1] if lines else f"exit status {done.returncode}"
+    if process.returncode == 0:
+        return ""
+    lines = [line for line in process.stderr.strip().splitlines() if line.strip()]
+    last = lines[-1] if lines else f"exit status {process.returncode}"
     return f"the staged files don't load in a fresh process: {last}"
 
 
-def _answer(one: Mapping[str, Any]) -> Answer:
-    parsed = split(one["prompt"], one["generated"], mode=one["mode"], finished=one["finished"])
-    return Answer(
-        question=one["question"],
-        mode=one["mode"],
+def _answer(entry: Mapping[str, Any]) -> LoadTestAnswer:
+    mode, finished = entry["mode"], entry["finished"]
+    parsed = split(entry["prompt"], entry["generated"], mode=mode, finished=finished)
+    return LoadTestAnswer(
+        question=entry["question"],
+        mode=mode,
         thinking=parsed.thinking,
         answer=parsed.answer,
         closed=parsed.closed,
         leaked=parsed.leaked,
-        finished=one["finished"],
+        finished=finished,
     )
 
 
-def _logits_check(
-    lineage: Lineage,
-    answers: Sequence[Mapping[str, Any]],
-    logits: Mapping[str, Tensor],
-    *,
-    dtype: str,
-    name: str,
-) -> Check:
-    """Whether the run directory, loaded here, gives the same logits for the same prompts."""
-    run = lineage.run.path
+def check_loads(test: LoadTestResult) -> CheckOutcome:
+    """Plain transformers (and peft) load the staged files: nothing missing, nothing left over."""
+    if test.skipped:
+        return CheckOutcome(state="skipped", message=test.skipped)
+    faults = [test.error] if test.error else test.faults
+    return judge(faults, "in plain transformers and peft, from the staged files alone")
+
+
+def check_logits(test: LoadTestResult) -> CheckOutcome:
+    """The run directory, loaded in this process, gives the same logits for the same prompts."""
+    if not test.prompts:
+        return CheckOutcome(state="skipped", message=test.skipped or "nothing was loaded")
+    run = test.run_dir
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(run))
-        exact = dtype == "float32" and _stored_in_float32(run)
-        model = load_checkpoint(run, dtype=dtype if dtype == "auto" else getattr(torch, dtype))
+        exact = test.dtype == "float32" and _stored_in_float32(run)
+        model = load_checkpoint(
+            run, dtype=test.dtype if test.dtype == "auto" else getattr(torch, test.dtype)
+        )
     except (DualignError, OSError, ValueError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0]
-        return check(f"logits{name}", [f"{run.name} itself can't be loaded: {first}"], "")
-    faults, worst = [], 0.0
-    for one, saved_BTV in zip(answers, logits_in_order(answers, logits), strict=True):
-        own = tokenizer(one["prompt"], add_special_tokens=False)["input_ids"]
-        if own != one["ids"]:
+        return judge([f"{run.name} itself can't be loaded: {first}"], "")
+    faults, largest = [], 0.0
+    for prompt in test.prompts:
+        ids = tokenizer(prompt.text, add_special_tokens=False)["input_ids"]
+        if tuple(ids) != prompt.ids:
             faults.append(
-                f"the staged tokenizer reads the {one['mode']} prompt in other tokens than the run's"
+                f"the staged tokenizer reads the {prompt.mode} prompt in other tokens than the run's"
             )
             continue
-        live_BTV = logits_of(model, torch.tensor([own], device=model.device))
-        difference = compare_logits(live_BTV, saved_BTV)
-        worst = max(worst, difference["reload_max_logit_difference"])
+        run_logits_BTV = logits_of(model, torch.tensor([ids], device=model.device))
+        difference = compare_logits(run_logits_BTV, prompt.logits_BTV)
+        largest = max(largest, difference["reload_max_logit_difference"])
         faults += _beyond(difference, exact=exact)
     del model
     gc.collect()
-    told = f"those of {run.name}: largest difference {worst:.1e} on {len(answers)} prompts"
-    return check(f"logits{name}", dict.fromkeys(faults), told)
-
-
-def logits_in_order(
-    answers: Sequence[Mapping[str, Any]], logits: Mapping[str, Tensor]
-) -> list[Tensor]:
-    """The logits of each answer's prompt; questions are numbered in their order, modes named."""
-    numbers = {text: n for n, text in enumerate(dict.fromkeys(one["question"] for one in answers))}
-    return [logits[f"{numbers[one['question']]}/{one['mode']}"] for one in answers]
+    summary = (
+        f"those of {run.name}: largest difference {largest:.1e} on {len(test.prompts)} prompts"
+    )
+    return judge(dict.fromkeys(faults), summary)
 
 
 def _beyond(difference: Mapping[str, float], *, exact: bool) -> list[str]:
     largest, share = difference["reload_max_logit_difference"], difference["reload_rms_share"]
     if exact:
         bound = max(FLOOR, FLOAT32_BOUND * difference["largest_logit"])
-        said = f"a logit differs by {largest:.3g}, bound {bound:.3g}"
+        text = f"a logit differs by {largest:.3g}, bound {bound:.3g}"
         passed = largest <= bound
     else:
-        said = f"logits differ by {100 * share:.3g} % (root mean square), bound {100 * ROUNDED_BOUND:.3g} %"
+        text = f"logits differ by {100 * share:.3g} % (root mean square), bound {100 * ROUNDED_BOUND:.3g} %"
         passed = share <= ROUNDED_BOUND
-    return [] if passed else [f"the staged files give other logits than the run: {said}"]
+    return [] if passed else [f"the staged files give other logits than the run: {text}"]
 
 
 def _stored_in_float32(folder: Path) -> bool:
-    from dualign.checkpoints.weights import open_weights
-
     return {entry.dtype for entry in open_weights(folder).entries.values()} == {"F32"}
 
 
-def modes_check(answers: Sequence[Answer], *, name: str = "") -> Check:
-    """Whether think answers close their block and answer, and no_think answers have none."""
-    by_mode = {mode: [one for one in answers if one.mode == mode] for mode in MODES}
-    think, quick = by_mode["think"], by_mode["no_think"]
-    closed = [one for one in think if one.closed and one.answer]
-    leaks = [one for one in quick if one.leaked]
-    silent = [one for one in quick if not one.answer]
+def check_modes(test: LoadTestResult) -> CheckOutcome:
+    """At least half of the think answers close their block and answer; no_think answers have none."""
+    if not test.answers:
+        return CheckOutcome(state="skipped", message=test.skipped or "nothing was loaded")
+    think, no_think = ([a for a in test.answers if a.mode == mode] for mode in MODES)
+    closed = [answer for answer in think if answer.closed and answer.answer]
+    leaks = [answer for answer in no_think if answer.leaked]
+    silent = [answer for answer in no_think if not answer.answer]
     faults = []
     if 2 * len(closed) < len(think):
         faults.append(
             f"in think mode {len(think) - len(closed)} of {len(think)} answers don't close their think block and answer"
         )
     if leaks:
-        faults.append(f"in no_think mode {len(leaks)} of {len(quick)} answers hold a think block")
+        faults.append(
+            f"in no_think mode {len(leaks)} of {len(no_think)} answers hold a think block"
+        )
     if silent:
-        faults.append(f"in no_think mode {len(silent)} of {len(quick)} answers are empty")
+        faults.append(f"in no_think mode {len(silent)} of {len(no_think)} answers are empty")
     if faults:
         faults.append(
             "the switch doesn't work as the card would say; train longer, or --allow modes"
         )
-    told = f"{len(closed)} of {len(think)} think blocks closed, {len(quick)} answers without one in no_think"
-    return check(f"modes{name}", faults, told)
+    summary = f"{len(closed)} of {len(think)} think blocks closed, {len(no_think)} answers without one in no_think"
+    return judge(faults, summary)

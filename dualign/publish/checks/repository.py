@@ -1,36 +1,29 @@
-"""What the repository is now: whether we may write to it, and what stands in it."""
+"""Check on the repository as it is on the hub now."""
 
-from typing import TYPE_CHECKING
-
-from dualign.errors import PublishError
-from dualign.publish.checks.checks import Check, check
-
-if TYPE_CHECKING:
-    from dualign.publish.hub.upload import RemoteState
+from dualign.publish.checklist import CheckOutcome, judge
+from dualign.publish.hub.repository import RemoteState
+from dualign.publish.release import PublishRequest
 
 
-def look(repo_id: str, *, private: bool, needed: bool) -> "tuple[RemoteState | None, Check]":
-    """The repository's state, and the check on it. A dry run goes on without a hub or a token; `needed`: it doesn't."""
-    from dualign.publish.hub.upload import remote_state
+def check_repository(request: PublishRequest, repository: RemoteState | str) -> CheckOutcome:
+    """The repository may be written to and is as private as requested.
 
-    try:
-        state = remote_state(repo_id)
-    except PublishError as error:
-        return None, Check(name="hub", state="failed" if needed else "skipped", found=str(error))
+    Args:
+        repository: its state, or why that isn't known, which only stops an upload.
+    """
+    if isinstance(repository, str):
+        return CheckOutcome(state="failed" if request.upload else "skipped", message=repository)
+    name, user = repository.repo_id, repository.user
     faults = []
-    if not state.writable:
+    if not repository.writable:
+        faults.append(f"{user}'s token may not write to {name}; publish under {user}/")
+    if repository.exists and repository.private != request.private:
+        now, requested = ("private", "public") if repository.private else ("public", "private")
         faults.append(
-            f"{state.user}'s token may not write to {repo_id}; publish under {state.user}/"
+            f"{name} is {now} and would be {requested}: change it in its settings, or "
+            f"{'leave out' if requested == 'public' else 'add'} --public"
         )
-    if state.exists and state.private != private:
-        now, wanted = ("private", "public") if state.private else ("public", "private")
-        faults.append(
-            f"{repo_id} is {now} and would be {wanted}: change it in its settings, or "
-            f"{'leave out' if wanted == 'public' else 'add'} --public"
-        )
-    told = (
-        f"{repo_id} is there with {len(state.files)} files"
-        if state.exists
-        else f"{repo_id} will be made"
+    summary = (
+        f"is there with {len(repository.files)} files" if repository.exists else "will be made"
     )
-    return state, check("hub", faults, f"{told}; {state.user} may write")
+    return judge(faults, f"{name} {summary}; {user} may write")

@@ -1,9 +1,11 @@
-"""Tokens, keys and paths of this machine in what is to be published: where they are, never what they are."""
+"""Search for tokens, keys and paths of this machine. Leaks name the place, never the text."""
 
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from dualign.publish.redaction import MACHINE_PATH
 
 _PATTERNS = {
     "a Hugging Face token": r"\bhf_[A-Za-z0-9]{30,}",
@@ -21,54 +23,50 @@ _PATTERNS = {
     "a password in an address": r"\bhttps?://[^/\s:@\"']+:[^/\s@\"']+@[^/\s]+",
 }
 _SECRETS = {kind: re.compile(pattern) for kind, pattern in _PATTERNS.items()}
-_ROOTS = "home|Users|root|mnt|data|tmp|var|scratch|work|workspace|opt|srv|media|nfs|gpfs|lustre"
-MACHINE_PATH = re.compile(
-    rf"(?<![\w./:-])(?:/(?:{_ROOTS})(?:/[^\s\"'<>|`)]+)+|~/[^\s\"'<>|`)]+|[A-Za-z]:\\+[^\s\"'<>|]+)"
-)
 _BINARY = (".safetensors", ".png", ".model", ".gguf")
 _VOCABULARY = ("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "added_tokens.json")
-_HEADER = 1 << 20  # bytes of a binary file that are looked at: the header has the free text
+_HEADER = 1 << 20  # bytes of a binary file that are searched: the header has the free text
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Leak:
-    """Something that must not leave. The text of it isn't kept."""
+    """A line that must not leave. Its text isn't kept."""
 
     file: str
     line: int
-    what: str
+    kind: str
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line} holds {self.what}"
+        return f"{self.file}:{self.line} holds {self.kind}"
 
 
 def secrets_in(folder: Path, files: Sequence[str], *, token: str | None = None) -> Iterator[Leak]:
-    """Every line of the files that looks like a token or a key; `token`: the user's own, sought as it is."""
+    """Yield every line that looks like a token or a key; `token`: the user's own, searched as it is."""
     for name in files:
         for number, line in enumerate(_lines(folder / name), start=1):
             for kind in secret_kinds(line, token=token):
-                yield Leak(file=name, line=number, what=kind)
+                yield Leak(file=name, line=number, kind=kind)
 
 
 def secret_kinds(text: str, *, token: str | None = None) -> list[str]:
-    """What kinds of secret a text holds."""
-    found = [kind for kind, pattern in _SECRETS.items() if pattern.search(text)]
+    """Return the kinds of secret that a text holds."""
+    kinds = [kind for kind, pattern in _SECRETS.items() if pattern.search(text)]
     if token and token in text:
-        found.append("the token that you are logged in with")
-    return found
+        kinds.append("the token that you are logged in with")
+    return kinds
 
 
-def paths_in(folder: Path, files: Sequence[str], *, own: Sequence[str] = ()) -> Iterator[Leak]:
-    """Every line that names a place on this machine; `own`: folders that are certainly such places.
+def paths_in(folder: Path, files: Sequence[str], *, known: Sequence[str] = ()) -> Iterator[Leak]:
+    """Yield every line with a path of this machine; `known`: folders that certainly are.
 
-    Vocabularies are passed over: `/tmp/` is a token of many of them.
+    Vocabularies are skipped: `/tmp/` is a token of many of them.
     """
     for name in files:
         if name.endswith(_BINARY) or Path(name).name in _VOCABULARY:
             continue
         for number, line in enumerate(_lines(folder / name), start=1):
-            if any(place in line for place in own) or MACHINE_PATH.search(line):
-                yield Leak(file=name, line=number, what="a path of this machine")
+            if any(place in line for place in known) or MACHINE_PATH.search(line):
+                yield Leak(file=name, line=number, kind="a path of this machine")
 
 
 def _lines(file: Path) -> Iterator[str]:

@@ -45,13 +45,13 @@ def hub_api() -> HfApi:
     return HfApi(library_name="dualign", library_version=__version__)
 
 
-def patiently(call: Callable[[], T], pauses: Sequence[int] = (1, 2, 4, 8)) -> T:
+def with_retries(call: Callable[[], T], pauses: Sequence[int] = (1, 2, 4, 8)) -> T:
     """What `call` returns; tried again after each pause (seconds) while the Hub or the network fails for now."""
     for pause in pauses:
         try:
             return call()
         except HTTPError as error:
-            if not passes(error):
+            if not is_transient(error):
                 raise
             told = _told_to_wait(error)
             wait = pause if told is None else told
@@ -60,7 +60,7 @@ def patiently(call: Callable[[], T], pauses: Sequence[int] = (1, 2, 4, 8)) -> T:
     return call()
 
 
-def passes(error: BaseException) -> bool:
+def is_transient(error: BaseException) -> bool:
     """Whether the same call may go well later: the network, or a server in trouble."""
     error = _innermost(error)
     status = status_of(error)

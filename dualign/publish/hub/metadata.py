@@ -1,39 +1,40 @@
-"""What the hub says of models and datasets: commit, licence, languages, hashes. Asked once; nothing is downloaded."""
+"""Metadata of models and datasets on the hub: commit, license, languages, hashes. Nothing is downloaded."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 _SECONDS = 10.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Facts:
-    """One repository at one commit. `sha256` is by file, of those that the hub keeps as LFS."""
+class RepoMetadata:
+    """A repository at a commit. `sha256` is by file, for those that the hub keeps as LFS."""
 
-    commit: str | None
-    licence: str | None
-    languages: tuple[str, ...]
-    sha256: Mapping[str, str]
+    commit: str | None = None
+    license: str | None = None
+    languages: tuple[str, ...] = ()
+    sha256: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(kw_only=True, slots=True)
-class Hub:
-    """The hub, as far as it can be reached. After one failed connection nothing more is asked."""
+class HubClient:
+    """The hub, with an answer kept for each repository. After a failed connection it isn't asked again."""
 
     reachable: bool = True
-    known: dict[tuple[str, str, str | None], Facts | None] = field(default_factory=dict)
+    answers: dict[tuple[str, str, str | None], RepoMetadata | None] = field(default_factory=dict)
 
-    def facts(
+    def metadata(
         self, name: str, *, kind: Literal["model", "dataset"] = "model", revision: str | None = None
-    ) -> Facts | None:
-        """What the hub says; None where it can't be reached, or has no such repository for this user."""
+    ) -> RepoMetadata | None:
+        """Return the metadata; None if the hub can't be reached, or has no such repository for this user."""
         key = (kind, name, revision)
-        if key not in self.known:
-            self.known[key] = self._ask(name, kind, revision)
-        return self.known[key]
+        if key not in self.answers:
+            self.answers[key] = self._ask(name, kind, revision)
+        return self.answers[key]
 
-    def _ask(self, name: str, kind: str, revision: str | None) -> Facts | None:
+    def _ask(self, name: str, kind: str, revision: str | None) -> RepoMetadata | None:
         from huggingface_hub import HfApi, constants
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
@@ -54,40 +55,35 @@ class Hub:
                 raise
             self.reachable = False
             return None
-        return _facts(info)
+        return _parsed(info)
 
 
-def _facts(info: Any) -> Facts:
+def _parsed(info: Any) -> RepoMetadata:
     card = info.card_data.to_dict() if info.card_data else {}
-    licence, languages = card.get("license"), card.get("language") or ()
-    files = {one.rfilename: one.lfs.sha256 for one in info.siblings or () if one.lfs}
-    return Facts(
+    license, languages = card.get("license"), card.get("language") or ()
+    files = {file.rfilename: file.lfs.sha256 for file in info.siblings or () if file.lfs}
+    return RepoMetadata(
         commit=info.sha,
-        licence=str(licence).lower() if isinstance(licence, str) else None,
+        license=str(license).lower() if isinstance(license, str) else None,
         languages=(languages,) if isinstance(languages, str) else tuple(map(str, languages)),
         sha256=files,
     )
 
 
 def cached_commit(name: str, revision: str | None) -> str | None:
-    """The commit that a branch or tag stood for when the hub's cache was filled, without asking the hub."""
-    from pathlib import Path
-
-    from huggingface_hub import constants
-    from huggingface_hub.file_download import repo_folder_name
-
-    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model")
-    ref = folder / "refs" / (revision or "main")
+    """Return the commit of a branch or tag when the hub's cache was filled, without asking the hub."""
+    ref = _cache_folder(name) / "refs" / (revision or "main")
     return ref.read_text(encoding="utf-8").strip() if ref.is_file() else None
 
 
-def cached_snapshot(name: str, commit: str) -> str | None:
-    """The folder of a commit in the hub's cache, if its weights are there."""
-    from pathlib import Path
+def cached_snapshot(name: str, commit: str) -> Path | None:
+    """Return the folder of a commit in the hub's cache, if its weights are there."""
+    snapshot = _cache_folder(name) / "snapshots" / commit
+    return snapshot if any(snapshot.glob("*.safetensors")) else None
 
+
+def _cache_folder(name: str) -> Path:
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
-    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model")
-    snapshot = folder / "snapshots" / commit
-    return str(snapshot) if any(snapshot.glob("*.safetensors")) else None
+    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model")

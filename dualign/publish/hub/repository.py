@@ -12,7 +12,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from dualign.errors import PublishError
 from dualign.hashing import sha256
-from dualign.publish.hub.client import HUB_ERRORS, hub_api, patiently, refusal, status_of
+from dualign.publish.hub.client import HUB_ERRORS, hub_api, refusal, status_of, with_retries
 
 CARD = "README.md"
 
@@ -60,9 +60,9 @@ def remote_state(repo_id: str) -> RemoteState:
     api = hub_api()
     try:
         _check_token()
-        who = patiently(lambda: api.whoami(cache=True), pauses=(1, 2))
+        who = with_retries(lambda: api.whoami(cache=True), pauses=(1, 2))
         try:
-            info = patiently(lambda: api.model_info(repo_id))
+            info = with_retries(lambda: api.model_info(repo_id))
         except RepositoryNotFoundError:
             mine = (who["name"], *(org["name"] for org in who.get("orgs", ())))
             writable = repo_id.split("/")[0] in mine and _role(who) != "read"
@@ -120,7 +120,7 @@ def _role(who: Mapping[str, object]) -> object:
 
 def _may_write(api: HfApi, repo_id: str) -> bool:
     try:
-        patiently(lambda: api.auth_check(repo_id, write=True))
+        with_retries(lambda: api.auth_check(repo_id, write=True))
     except HUB_ERRORS as error:
         if status_of(error) in (401, 403, 404):
             return False

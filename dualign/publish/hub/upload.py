@@ -13,17 +13,24 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, constants
 
 from dualign.errors import PublishError
-from dualign.publish.hub.client import HUB_ERRORS, HTTPError, hub_api, passes, patiently, refusal
+from dualign.publish.hub.client import (
+    HUB_ERRORS,
+    HTTPError,
+    hub_api,
+    is_transient,
+    refusal,
+    with_retries,
+)
 from dualign.publish.hub.repository import CARD, RemoteFile, RemoteState, files_at, remote_state
 
-__all__ = ["Published", "RemoteFile", "RemoteState", "remote_state", "upload"]
+__all__ = ["Publication", "RemoteFile", "RemoteState", "remote_state", "upload"]
 
 logger = logging.getLogger(__name__)
 _MOVED = (409, 412)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Published:
+class Publication:
     """Where it is now. `commit` is the head that has the files; an older one when nothing had changed."""
 
     url: str
@@ -49,7 +56,7 @@ def upload(
     message: str,
     delete: tuple[str, ...] = (),
     head: str | None = None,
-) -> Published:
+) -> Publication:
     """Make the repository hold every file under `folder`, and none of `delete`, by one commit.
 
     A repository that isn't there is made. `head`: the commit that the caller has looked at; another one by now is an
@@ -87,13 +94,13 @@ def upload(
     except HUB_ERRORS as error:
         told = refusal(error, repo_id, doing)
         raise (
-            told if target is None else PublishError(f"{told}. {_put_back(target, error)}")
+            told if target is None else PublishError(f"{told}. {_roll_back(target, error)}")
         ) from None
     except BaseException as error:
         if target is not None:
-            logger.warning("%s: %s", repo_id, _put_back(target, error))
+            logger.warning("%s: %s", repo_id, _roll_back(target, error))
         raise
-    return Published(url=f"{constants.ENDPOINT}/{repo_id}", commit=commit)
+    return Publication(url=f"{constants.ENDPOINT}/{repo_id}", commit=commit)
 
 
 def _check(state: RemoteState, *, private: bool, head: str | None) -> None:
@@ -122,7 +129,7 @@ def _validate_card(staged: dict[str, Path], repo_id: str) -> None:
         return
     card = ModelCard(staged[CARD].read_text(encoding="utf-8"), ignore_metadata_errors=True)
     try:
-        patiently(lambda: card.validate())
+        with_retries(lambda: card.validate())
     except ValueError as error:
         if isinstance(error, HTTPError):
             raise
@@ -135,8 +142,8 @@ def _target(state: RemoteState, *, private: bool) -> _Target:
     api = hub_api()
     if not state.exists:
         # exist_ok: the answer to a first try may have been lost.
-        patiently(lambda: api.create_repo(state.repo_id, private=private, exist_ok=True))
-    found = patiently(lambda: api.model_info(state.repo_id)) if not state.exists else None
+        with_retries(lambda: api.create_repo(state.repo_id, private=private, exist_ok=True))
+    found = with_retries(lambda: api.model_info(state.repo_id)) if not state.exists else None
     return _Target(
         api=api,
         repo_id=state.repo_id,
@@ -156,7 +163,7 @@ def _commit(
     """The id of the commit, after its files were compared with ours."""
     operations: list[CommitOperationAdd | CommitOperationDelete] = [*additions, *gone]
     try:
-        commit = patiently(
+        commit = with_retries(
             lambda: target.api.create_commit(
                 target.repo_id, operations, commit_message=message, parent_commit=target.head
             )
@@ -176,7 +183,7 @@ def _commit(
 
 
 def _head(target: _Target) -> str:
-    return str(patiently(lambda: target.api.model_info(target.repo_id)).sha)
+    return str(with_retries(lambda: target.api.model_info(target.repo_id)).sha)
 
 
 def _differing(target: _Target, commit: str, staged: dict[str, Path]) -> list[str]:
@@ -188,17 +195,17 @@ def _differing(target: _Target, commit: str, staged: dict[str, Path]) -> list[st
     ]
 
 
-def _put_back(target: _Target, error: BaseException) -> str:
+def _roll_back(target: _Target, error: BaseException) -> str:
     """Leave the Hub as it was, and say what it is like. What was made for this goes, unless a second call gains by it."""
     if not target.made:
         return "The repository is as it was"
     where = f"{constants.ENDPOINT}/{target.repo_id}"
-    if passes(error) or isinstance(error, KeyboardInterrupt):
+    if is_transient(error) or isinstance(error, KeyboardInterrupt):
         return f"{where} was made and is empty; the same command goes on from what has arrived"
     try:
         if _head(target) != target.head:
             return f"{where} was made for this and someone has committed to it since: it was left"
-        patiently(lambda: target.api.delete_repo(target.repo_id))
+        with_retries(lambda: target.api.delete_repo(target.repo_id))
     except HUB_ERRORS:
         return f"{where} was made for this and is empty, and couldn't be deleted again: delete it at {where}/settings"
     return "The repository that was made for this was deleted again"

@@ -8,33 +8,41 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from dualign.publish.checklist import run_checks
 from dualign.publish.checks import isolated_loader
-from dualign.publish.checks.load_test import Answer, modes_check, questions_of, try_out
+from dualign.publish.checks.load_test import LoadTestResult, check_modes, run_load_test
 from dualign.publish.lineage import read_lineage
+from dualign.publish.release import LoadTestAnswer
 
 
-def answer(mode: str, *, closed: bool = True, leaked: bool = False, text: str = "3") -> Answer:
-    return Answer(
+def answer(
+    mode: str, *, closed: bool = True, leaked: bool = False, text: str = "3"
+) -> LoadTestAnswer:
+    return LoadTestAnswer(
         question="1+2", mode=mode, thinking=None, answer=text, closed=closed, leaked=leaked, finished=True
     )  # fmt: skip
 
 
+def asked(answers: list[LoadTestAnswer]) -> LoadTestResult:
+    return LoadTestResult(run_dir=Path(), answers=tuple(answers))
+
+
 def test_both_modes_have_to_answer() -> None:
     good = [answer("think"), answer("think", closed=False), answer("no_think"), answer("no_think")]
-    assert modes_check(good).state == "ok", "one of two think blocks may stay open"
+    assert check_modes(asked(good)).state == "ok", "one of two think blocks may stay open"
     for bad, message in (
         ([answer("think", closed=False), answer("no_think")], "1 of 1 answers don't close their think block"),
         ([answer("think", text=""), answer("no_think")], "1 of 1 answers don't close their think block and answer"),
         ([answer("think"), answer("no_think", leaked=True)], "in no_think mode 1 of 1 answers hold a think block"),
         ([answer("think"), answer("no_think", text="")], "in no_think mode 1 of 1 answers are empty"),
     ):  # fmt: skip
-        found = modes_check(bad)
-        assert found.state == "failed" and message in found.found
+        found = check_modes(asked(bad))
+        assert found.state == "failed" and message in found.message
 
 
 def test_questions_are_those_of_the_evaluation(road: Path) -> None:
     for stage in ("merged", "folded"):  # folded wasn't measured; those beside it were
-        questions, limit = questions_of(read_lineage(road / stage))
+        questions, limit = read_lineage(road / stage).questions()
         assert questions == ["What is 1+2?"] and limit == 30
 
 
@@ -63,12 +71,13 @@ def test_other_weights_than_the_runs_are_found(road: Path, tmp_path: Path) -> No
     weights = load_file(staged / "model.safetensors")
     weights["model.layers.0.mlp.down_proj.weight"] *= 1.01
     save_file(weights, staged / "model.safetensors", {"format": "pt"})
-    found = {one.name: one for one in try_out(read_lineage(road / "merged"), staged, adapter=None, base=None).checks}  # fmt: skip
+    test = run_load_test(read_lineage(road / "merged"), staged, adapter=None, base=None)
+    found = {one.name: one for one in run_checks("load", test)}
     assert found["loads"].state == "ok"
     assert found["logits"].state == "failed"
     assert (
         "the staged files give other logits than the run: a logit differs by"
-        in found["logits"].found
+        in found["logits"].message
     )
 
 
@@ -77,10 +86,11 @@ def test_what_does_not_load_is_told_in_one_line(road: Path, tmp_path: Path) -> N
     staged = tmp_path / "staged"
     shutil.copytree(road / "merged", staged)
     (staged / "config.json").write_text("{}")
-    checks = try_out(read_lineage(road / "merged"), staged, adapter=None, base=None).checks
+    test = run_load_test(read_lineage(road / "merged"), staged, adapter=None, base=None)
+    checks = run_checks("load", test)
     assert [one.state for one in checks] == ["failed", "skipped", "skipped"]
-    assert checks[0].found.startswith("the staged files don't load in a fresh process: ")
-    assert "\n" not in checks[0].found
+    assert checks[0].message.startswith("the staged files don't load in a fresh process: ")
+    assert "\n" not in checks[0].message
 
 
 @pytest.mark.slow
@@ -90,5 +100,6 @@ def test_a_missing_tensor_is_told(road: Path, tmp_path: Path) -> None:
     weights = load_file(staged / "model.safetensors")
     del weights["model.norm.weight"]
     save_file(weights, staged / "model.safetensors", {"format": "pt"})
-    checks = try_out(read_lineage(road / "merged"), staged, adapter=None, base=None).checks
-    assert checks[0].state == "failed" and "missing keys: model.norm.weight" in checks[0].found
+    test = run_load_test(read_lineage(road / "merged"), staged, adapter=None, base=None)
+    checks = run_checks("load", test)
+    assert checks[0].state == "failed" and "missing keys: model.norm.weight" in checks[0].message

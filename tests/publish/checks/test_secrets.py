@@ -51,7 +51,7 @@ def test_the_token_of_the_user_is_found_whatever_it_looks_like() -> None:
 def test_the_header_of_a_binary_file_is_looked_at(tmp_path: Path) -> None:
     text = b'{"__metadata__": {"note": "hf_' + b"q" * 34 + b'"}}'
     (tmp_path / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
-    assert [leak.what for leak in secrets_in(tmp_path, ["model.safetensors"])] == [
+    assert [leak.kind for leak in secrets_in(tmp_path, ["model.safetensors"])] == [
         "a Hugging Face token"
     ]
 

@@ -7,8 +7,13 @@ import pytest
 
 from dualign.publish.card.training import hyper_parameters
 from dualign.publish.lineage import read_lineage
-from dualign.publish.plan import make_plan
-from dualign.publish.redaction import adapter_config, clean_text, record_of, settings
+from dualign.publish.manifest import make_manifest
+from dualign.publish.redaction import (
+    redact_adapter_config,
+    redact_record,
+    redact_settings,
+    redact_text,
+)
 
 STAYS = {
     "optimizer.pt": "training state",
@@ -32,18 +37,18 @@ STAYS = {
 def test_what_is_no_part_of_a_checkpoint_stays_and_is_named(copied: Path) -> None:
     for name in STAYS:
         (copied / "merged" / name).write_text("")
-    plan = make_plan(read_lineage(copied / "merged"), None)
+    plan = make_manifest(read_lineage(copied / "merged"), None)
     assert dict(plan.left_out) == STAYS
     assert not set(STAYS) & set(plan.files)
 
 
 def test_the_default_is_what_the_run_directory_holds(road: Path) -> None:
     found = {
-        name: make_plan(read_lineage(road / name), None).what
+        name: make_manifest(read_lineage(road / name), None).contents
         for name in ("sft", "apo", "folded", "merged")
     }
     assert found == {"sft": "adapter", "apo": "adapter", "folded": "both", "merged": "weights"}
-    assert make_plan(read_lineage(road / "apo"), "weights").fold
+    assert make_manifest(read_lineage(road / "apo"), "weights").fold
 
 
 @pytest.mark.parametrize(
@@ -61,24 +66,24 @@ def test_the_default_is_what_the_run_directory_holds(road: Path) -> None:
 )
 def test_places_of_this_machine_get_the_names_that_others_know(text: str, clean: str) -> None:
     names = {"/x/out/sft": "stage:sft", "/x/out/data": "stage:data", "/x/base": "acme/base"}
-    assert clean_text(text, names) == clean
+    assert redact_text(text, names) == clean
 
 
 def test_rows_that_were_screened_out_do_not_leave() -> None:
     record = {"name": "sft", "rows": {"in": 2, "removed": [{"text": "private"}]}, "secret": 1}
-    assert record_of(record, {}) == {"name": "sft", "rows": {"in": 2}}
+    assert redact_record(record, {}) == {"name": "sft", "rows": {"in": 2}}
 
 
 def test_settings_lose_the_place_they_were_loaded_from_and_nothing_else() -> None:
     text = json.dumps({"_name_or_path": "/x/base", "vocab_size": 5})
-    assert json.loads(settings(text, {})) == {"vocab_size": 5}
-    assert settings('{"vocab_size": 5}', {}) == '{"vocab_size": 5}', "to the byte"
-    assert settings("not JSON", {}) == "not JSON"
+    assert json.loads(redact_settings(text, {})) == {"vocab_size": 5}
+    assert redact_settings('{"vocab_size": 5}', {}) == '{"vocab_size": 5}', "to the byte"
+    assert redact_settings("not JSON", {}) == "not JSON"
 
 
 def test_an_adapter_without_a_known_base_names_no_place() -> None:
     text = json.dumps({"base_model_name_or_path": "/home/ada/base", "r": 4})
-    made = json.loads(adapter_config(text, base=None, revision=None, names={}))
+    made = json.loads(redact_adapter_config(text, base=None, revision=None, names={}))
     assert made == {"base_model_name_or_path": "base", "r": 4}
 
 

@@ -1,4 +1,4 @@
-"""Which files of a run directory are a checkpoint and go, and which stay here, and why."""
+"""The manifest: files of a run directory that are published, and why the others stay."""
 
 import re
 from collections.abc import Iterator
@@ -10,17 +10,19 @@ from dualign.checkpoints.checkpoint import require_inside
 from dualign.errors import CheckpointError, PublishError
 from dualign.publish.lineage import Lineage
 
-What = Literal["adapter", "weights", "both"]
+Contents = Literal["adapter", "weights", "both"]
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 _WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
-_BESIDE = (
+_TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "chat_template.jinja",
     "generation_config.json",
 )  # fmt: skip
 SETTINGS = ("config.json", "tokenizer_config.json", "generation_config.json", "merge.json")
-_WHY = (
-    (r"optimizer|scheduler|rng_state|trainer_state|training_args|checkpoint-\d+|checkpoints", "training state"),
+_REASONS = (
+    (r"README\.md", "the card is made anew"),
+    (r"log\.jsonl", "the training log"),
+    (r"(optimizer|scheduler|rng_state|trainer_state|training_args|checkpoint-\d+|checkpoints)(\..*)?", "training state"),
     (r".*\.(bin|pt|pth|ckpt|pkl|pickle|joblib|npy|npz)", "may be a pickle, which runs code when it is read"),
     (r"\.env.*|\.netrc|.*\.(pem|key|p12)|id_(rsa|ed25519).*|.*credentials.*|.*secret.*|.*token", "may hold secrets"),
     (r"\.cache|__pycache__|.*\.lock|\..*", "a cache or hidden file"),
@@ -30,76 +32,64 @@ _WHY = (
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Plan:
-    """What is published. `files`: name in the repository -> file of the run directory."""
+class Manifest:
+    """The files of a publication. `files`: name in the repository -> file of the run directory."""
 
-    what: What
+    contents: Contents
     files: dict[str, Path]
     fold: bool
     """the weights are made by folding the adapter into its base"""
     left_out: tuple[tuple[str, str], ...]
     faults: tuple[str, ...]
 
-    @property
-    def adapter(self) -> str | None:
-        """The folder of the adapter in the repository; "" is its top; None without one."""
-        return {"adapter": "", "both": "adapter", "weights": None}[self.what]
-
 
 def is_published(name: str) -> bool:
-    """Whether a file of a repository is one that a publication writes, or weights that would be loaded."""
-    own = {*_BESIDE, *ADAPTER, *SETTINGS, *(f"adapter/{one}" for one in ADAPTER), "metrics.json"}
+    """True for files that a publication writes, and for weights that would be loaded."""
+    written = {
+        *_TOKENIZER_FILES,
+        *ADAPTER,
+        *SETTINGS,
+        *(f"adapter/{file}" for file in ADAPTER),
+        "metrics.json",
+    }
     figure = name.startswith("figures/") and name.endswith(".png")
     pickle = re.fullmatch(r"(pytorch_model|adapter_model).*\.bin(\.index\.json)?", name)
-    return name in own or figure or bool(pickle) or bool(_WEIGHTS.fullmatch(name))
+    return name in written or figure or bool(pickle) or bool(_WEIGHTS.fullmatch(name))
 
 
-def adapter_folder(lineage: Lineage) -> Path | None:
-    """Where the run directory has an adapter: at its top, or in adapter/ beside folded weights."""
-    for folder in (lineage.run.path, lineage.run.path / "adapter"):
-        if (folder / "adapter_config.json").is_file():
-            return folder
-    return None
-
-
-def make_plan(lineage: Lineage, what: What | None) -> Plan:
-    """The files that go. Without `what`: all that the run directory holds, and nothing made from it.
+def make_manifest(lineage: Lineage, contents: Contents | None) -> Manifest:
+    """List the files that go. Without `contents`: all that the run directory holds, nothing derived.
 
     Raises:
-        PublishError: an adapter is wanted and there is none.
+        PublishError: an adapter is requested and there is none.
     """
-    run, adapter = lineage.run.path, adapter_folder(lineage)
-    what = what or _default(lineage, adapter)
-    if what != "weights" and adapter is None:
+    run, adapter = lineage.run.path, lineage.adapter_folder
+    if contents is None:
+        contents = "adapter" if lineage.is_adapter else "both" if adapter else "weights"
+    if contents != "weights" and adapter is None:
         raise PublishError(
-            f"{run}: holds weights and no adapter, so --what {what} can't be met; use --what weights, "
+            f"{run}: holds weights and no adapter, so --what {contents} can't be met; use --what weights, "
             "or name the stage that trained the adapter"
         )
-    fold = what != "adapter" and lineage.is_adapter
-    names = [name for name in _BESIDE if _there(run / name)]
-    if what != "adapter" and not fold:
+    fold = contents != "adapter" and lineage.is_adapter
+    names = list(_TOKENIZER_FILES)
+    if contents != "adapter" and not fold:
         names += ["config.json", "merge.json"]
         names += [file.name for file in sorted(run.iterdir()) if _WEIGHTS.fullmatch(file.name)]
-    files = {name: run / name for name in names if _there(run / name)}
-    if adapter and what != "weights":
-        prefix = "adapter/" if what == "both" else ""
-        files |= {prefix + name: adapter / name for name in ADAPTER if _there(adapter / name)}
-    return Plan(
-        what=what,
+    files = {name: run / name for name in names if _exists(run / name)}
+    if adapter and contents != "weights":
+        prefix = "adapter/" if contents == "both" else ""
+        files |= {prefix + name: adapter / name for name in ADAPTER if _exists(adapter / name)}
+    return Manifest(
+        contents=contents,
         files=files,
         fold=fold,
         left_out=tuple(_left_out(run, files)),
-        faults=tuple(_faults(run, files, what, fold=fold)),
+        faults=tuple(_faults(run, files, contents, fold=fold)),
     )
 
 
-def _default(lineage: Lineage, adapter: Path | None) -> What:
-    if lineage.is_adapter:
-        return "adapter"
-    return "both" if adapter else "weights"
-
-
-def _there(file: Path) -> bool:
+def _exists(file: Path) -> bool:
     return file.is_file() or file.is_symlink()
 
 
@@ -111,30 +101,19 @@ def _left_out(run: Path, files: dict[str, Path]) -> Iterator[tuple[str, str]]:
         if file.name in ADAPTER or _WEIGHTS.fullmatch(file.name):
             yield file.name, "not asked for"
         else:
-            yield file.name, _why(file.name)
+            reasons = (reason for pattern, reason in _REASONS if re.fullmatch(pattern, file.name))
+            yield file.name, next(reasons, "not part of a checkpoint")
 
 
-def _why(name: str) -> str:
-    known = {"README.md": "the card is made anew", "log.jsonl": "the training log"}
-    if name in known:
-        return known[name]
-    for pattern, why in _WHY:
-        if re.match(
-            rf"(?:{pattern})$", name.partition(".")[0] if why == "training state" else name
-        ):
-            return why
-    return "not part of a checkpoint"
-
-
-def _faults(run: Path, files: dict[str, Path], what: What, *, fold: bool) -> Iterator[str]:
-    wanted = list(ADAPTER) if what == "adapter" else []
-    if what == "both":
-        wanted += [f"adapter/{name}" for name in ADAPTER]
-    if what != "adapter" and not fold:
-        wanted.append("config.json")
+def _faults(run: Path, files: dict[str, Path], contents: Contents, *, fold: bool) -> Iterator[str]:
+    required = list(ADAPTER) if contents == "adapter" else []
+    if contents == "both":
+        required += [f"adapter/{name}" for name in ADAPTER]
+    if contents != "adapter" and not fold:
+        required.append("config.json")
         if not any(_WEIGHTS.fullmatch(name) for name in files):
             yield _no_weights(run)
-    for name in wanted:
+    for name in required:
         if name not in files:
             yield f"{name} is missing{_pickled(run, name)}"
     for name in ("tokenizer_config.json", "tokenizer.json"):
@@ -148,7 +127,7 @@ def _faults(run: Path, files: dict[str, Path], what: What, *, fold: bool) -> Ite
 
 
 def _no_weights(run: Path) -> str:
-    pickles = sorted(one.name for one in run.glob("*.bin"))
+    pickles = sorted(file.name for file in run.glob("*.bin"))
     if pickles:
         return f"the weights are a pickle ({pickles[0]}), which runs code when it is read: save them as safetensors"
     return "model.safetensors is missing"

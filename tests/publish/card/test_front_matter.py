@@ -5,25 +5,25 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from dualign.evaluation.scores import ModelScores
 from dualign.publish.base import Base
-from dualign.publish.card.metadata import (
+from dualign.publish.card.front_matter import (
     BEGIN,
     END,
     Metadata,
     front_matter,
     make_card,
-    metadata_faults,
     relation_of,
 )
+from dualign.publish.checks.documents import metadata_faults
 from dualign.publish.lineage import Root
-from dualign.publish.sources import Source
+from dualign.publish.sources import DataSource
 
 
 def base(name: str | None = "acme/base") -> Base:
     return Base(root=Root(reference=name or "/x/y", revision=None), id=name, revision="a" * 40)
 
 
-def source(hub_id: str | None) -> Source:
-    return Source(
+def source(hub_id: str | None) -> DataSource:
+    return DataSource(
         stage="sft", label="rows", hub_id=hub_id, configuration=None, split="train", revision=None,
         made_by=None, sampled=False, sha256=None, rows=10, kept=9, modes={"think": (9, 90, 1.0)},
     )  # fmt: skip
@@ -33,13 +33,13 @@ def metadata(**changes: object) -> Metadata:
     cell = {"accuracy": 0.8, "accuracy_ci": [0.65, 0.9], "n": 40}
     scores = ModelScores(model="m", tasks={"adding up": {"think": cell, "no_think": {**cell, "accuracy": 0.1, "accuracy_ci": [0.04, 0.23]}}})  # fmt: skip
     whole = {
-        "repo_id": "someone/tiny", "relation": "finetune", "bases": (base(),), "licence": "mit", "languages": ("en",),
+        "repo_id": "someone/tiny", "relation": "finetune", "bases": (base(),), "license": "mit", "languages": ("en",),
         "sources": (source("acme/rows"), source(None), source("acme/rows")), "scores": scores, "adapter": False, "merged": True, "data_names": {},
     }  # fmt: skip
     return Metadata(**{**whole, **changes})
 
 
-def test_the_metadata_names_licence_base_data_and_library() -> None:
+def test_the_metadata_names_license_base_data_and_library() -> None:
     found = front_matter(metadata()).to_dict()
     assert found["license"] == "mit"
     assert (found["base_model"], found["base_model_relation"]) == ("acme/base", "finetune")
@@ -77,14 +77,14 @@ def test_what_the_user_wrote_outlives_a_second_publication() -> None:
     first = str(make_card(front_matter(metadata()), "# tiny\n\nours", before=None))
     edited = first.replace(BEGIN, f"Words above.\n\n{BEGIN}") + "\n## My notes\n\nkeep `this`\n"
     edited = edited.replace("license: mit", "license: mit\nthumbnail: x.png")
-    second = make_card(front_matter(metadata(licence="apache-2.0")), "# tiny\n\nnew", before=edited)
+    second = make_card(front_matter(metadata(license="apache-2.0")), "# tiny\n\nnew", before=edited)
     assert (
         second.text.index("Words above.") < second.text.index("new") < second.text.index("My notes")
     )
     assert "ours" not in second.text and "keep `this`" in second.text
     assert second.data.license == "apache-2.0" and second.data.thumbnail == "x.png"
     third = str(
-        make_card(front_matter(metadata(licence="apache-2.0")), "# tiny\n\nnew", before=str(second))
+        make_card(front_matter(metadata(license="apache-2.0")), "# tiny\n\nnew", before=str(second))
     )
     assert third == str(second), "publishing again changes nothing"
 

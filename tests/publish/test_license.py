@@ -1,8 +1,8 @@
-"""The licence of a whole: by what each part asks, with the combinations worked out by hand."""
+"""The license of a whole: by what each part asks, with the combinations worked out by hand."""
 
 import pytest
 
-from dualign.publish.licence import KNOWN, combine
+from dualign.publish.license import KNOWN, combine
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ from dualign.publish.licence import KNOWN, combine
         (["cc-by-sa-3.0", "cc-by-sa-4.0"], "cc-by-sa-4.0"),
     ],
 )  # fmt: skip
-def test_the_whole_has_the_most_restrictive_licence_of_its_parts(
+def test_the_whole_has_the_most_restrictive_license_of_its_parts(
     parts: list[str], whole: str
 ) -> None:
     of = {f"part{n}": one for n, one in enumerate(parts)}
@@ -41,7 +41,7 @@ def test_the_whole_has_the_most_restrictive_licence_of_its_parts(
         (["other", "mit"], "part0 (other): what it asks isn't known"),
         (["unknown"], "part0 (unknown): what it asks isn't known"),
         ([None, "mit"], "nothing is known of part0: --license-of part0=ID, or --license ID for the whole"),
-        (["mit licence"], "'mit licence' isn't a licence id that the hub knows"),
+        (["mit license"], "'mit license' isn't a license id that the hub knows"),
         ([], "there is no source"),
     ],
 )  # fmt: skip
@@ -52,4 +52,4 @@ def test_where_no_part_keeps_all_that_is_asked_the_user_has_to_say(
     found = combine(of)
     assert found.id is None and why in found.why
     if all(one is None or one in KNOWN for one in parts):
-        assert combine(of, said="cc-by-4.0").id == "cc-by-4.0", "what is said comes first"
+        assert combine(of, chosen="cc-by-4.0").id == "cc-by-4.0", "what is said comes first"

@@ -1,0 +1,149 @@
+"""README.md: the front matter by huggingface_hub's classes, and the text of users that is kept.
+
+Our text stands between two marks, BEGIN and END; all other text and keys of an earlier card stay.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from huggingface_hub import CardData, EvalResult, ModelCard, ModelCardData
+
+from dualign.data.conversation import MODES
+from dualign.evaluation.scores import ModelScores
+from dualign.publish.base import Base
+from dualign.publish.sources import DataSource
+
+BEGIN = "<!-- dualign: what stands between these marks is made anew by every `dualign publish`; write outside of them -->"
+END = "<!-- dualign: end -->"
+RELATIONS = ("adapter", "finetune", "merge", "quantized")
+_COMPUTED = ("license_name", "license_link", "base_model_relation", "model-index", "datasets")
+"""Keys that are ours even if this card lacks them."""
+_FRONT = re.compile(r"(?s)^\s*---.*?\n---")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Metadata:
+    """The facts of the front matter."""
+
+    repo_id: str
+    relation: str
+    bases: tuple[Base, ...]
+    license: str | None
+    languages: tuple[str, ...]
+    sources: tuple[DataSource, ...]
+    scores: ModelScores | None
+    adapter: bool
+    merged: bool
+    data_names: Mapping[str, str]
+    """task -> hub id of its problems, where they are from the hub"""
+
+
+def relation_of(bases: Sequence[Base], config: Mapping[str, Any], *, adapter: bool) -> str:
+    """Return the relation of the model to its bases, by which the hub draws its model tree.
+
+    A merge of checkpoints that all came from one model of the hub is its `finetune`; a `merge` is of
+    several models of the hub.
+    """
+    if adapter:
+        return "adapter"
+    if config.get("quantization_config"):
+        return "quantized"
+    return "merge" if len({base.id for base in bases if base.id}) > 1 else "finetune"
+
+
+def front_matter(facts: Metadata) -> ModelCardData:
+    """Return the front matter, in the order of the hub's own cards."""
+    base_ids = [base.id for base in facts.bases if base.id]
+    datasets = list(dict.fromkeys(source.hub_id for source in facts.sources if source.hub_id))
+    tags = ["dualign", "dual-mode", "reasoning", *(["lora"] if facts.adapter else [])]
+    tags += ["merge"] if facts.merged else []
+    results = list(eval_results(facts)) if facts.scores else []
+    return ModelCardData(
+        license=facts.license,
+        language=list(facts.languages) or None,
+        base_model=base_ids[0] if len(base_ids) == 1 else base_ids or None,
+        base_model_relation=facts.relation if base_ids else None,
+        datasets=datasets or None,
+        library_name="peft" if facts.adapter else "transformers",
+        pipeline_tag="text-generation",
+        tags=tags,
+        model_name=facts.repo_id.split("/")[-1],
+        eval_results=results or None,
+    )
+
+
+def eval_results(facts: Metadata) -> Iterator[EvalResult]:
+    """Yield the accuracy of each task in each mode, with its 95 % interval and number of problems."""
+    scores = facts.scores
+    if scores is None:
+        return
+    for task in scores.tasks:
+        for mode in MODES:
+            score = scores.score(task, mode)
+            if score is None:
+                continue
+            low, high = round(100 * score.low, 1), round(100 * score.high, 1)
+            yield EvalResult(
+                task_type="text-generation",
+                task_name=f"{task} ({mode})",
+                dataset_type=facts.data_names.get(task, slug(task)),
+                dataset_name=task,
+                dataset_config=mode,
+                metric_type="accuracy",
+                metric_name=f"accuracy, {mode} (95 % interval {low} to {high}, n = {score.n})",
+                metric_value=round(100 * score.accuracy, 1),
+                metric_args={"mode": mode, "confidence_interval_95": [low, high], "n": score.n},
+            )
+
+
+def slug(text: str) -> str:
+    """Return the text as a valid file name and dataset type."""
+    return re.sub(r"[^\w.-]+", "-", text).strip("-") or "task"
+
+
+def make_card(data: ModelCardData, body: str, *, before: str | None) -> ModelCard:
+    """Return the card with our text, and everything of the earlier card that isn't ours.
+
+    Keys and tags of its front matter that we don't set are kept. A card without our marks was
+    written by someone else: its text is kept whole, below ours.
+    """
+    text = f"{BEGIN}\n\n{body.strip()}\n\n{END}"
+    earlier = _read(before)
+    if earlier is None:
+        return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}\n")
+    keys, earlier_keys = keys_of(data), keys_of(earlier.data)
+    tags = list(dict.fromkeys([*keys.get("tags", ()), *as_list(earlier_keys.get("tags"))]))
+    kept = {k: v for k, v in earlier_keys.items() if k not in keys and k not in _COMPUTED}
+    merged = ModelCardData(**{**keys, "tags": tags, **kept}, ignore_metadata_errors=True)
+    return ModelCard(f"---\n{merged.to_yaml()}\n---\n\n{_replaced(earlier.text, text)}\n")
+
+
+def keys_of(data: CardData) -> dict[str, Any]:
+    """Return the keys of a front matter."""
+    keys: dict[str, Any] = data.to_dict()  # type: ignore[no-untyped-call]
+    return keys
+
+
+def _read(text: str | None) -> ModelCard | None:
+    if not text or not text.strip():
+        return None
+    try:
+        return ModelCard(text, ignore_metadata_errors=True)
+    # PyYAML and the hub's class raise several kinds for a front matter that isn't one.
+    except Exception:
+        return ModelCard(f"---\n{{}}\n---\n{_FRONT.sub('', text, count=1)}")
+
+
+def _replaced(card: str, text: str) -> str:
+    """Put our text between its marks, or above a card that has none."""
+    begin, end = card.find(BEGIN[:14]), card.find(END)
+    if begin < 0 or end < begin:
+        return f"{text}\n\n{card.strip()}".strip()
+    return f"{card[:begin].lstrip()}{text}{card[end + len(END) :].rstrip()}"
+
+
+def as_list(value: Any) -> list[str]:
+    """Return a key that may be a text or a list as a list."""
+    return [value] if isinstance(value, str) else [str(item) for item in value or ()]

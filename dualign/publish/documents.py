@@ -1,0 +1,170 @@
+"""The files that document a checkpoint: figures, metrics.json, the card, and run.json with hashes."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from dualign import __version__
+from dualign.evaluation.scores import short_label
+from dualign.hashing import sha256
+from dualign.publish.card.body import render_body
+from dualign.publish.card.front_matter import Metadata, front_matter, make_card, relation_of, slug
+from dualign.publish.checklist import CheckResult
+from dualign.publish.redaction import redact, redact_record
+from dualign.publish.release import LoadTestAnswer, Release, staged_files
+from dualign.publish.sources import is_hub_id
+from dualign.report.plots import accuracy_plot, loss_plot, reward_plot
+from dualign.report.runs import (
+    ModelEvaluation,
+    StageRun,
+    evaluations_of,
+    is_preference,
+    is_training,
+    series,
+)
+from dualign.rundir import write_json
+from dualign.stages import stage_kind
+
+FIGURES = "figures"
+
+
+def write_documents(
+    release: Release,
+    folder: Path,
+    checks: Sequence[CheckResult],
+    answers: Sequence[LoadTestAnswer],
+    card_before: str | None,
+) -> str:
+    """Write all documents into `folder`, and return the text of the card.
+
+    run.json is written last, as it has the hashes of the other files.
+    """
+    models = _models(release)
+    figures = _draw_figures(release, models, folder / FIGURES)
+    _write_metrics(release, folder)
+    body = render_body(release, models, figures, _hashes(folder), checks, answers)
+    card = str(make_card(front_matter(_metadata(release, models)), body, before=card_before))
+    (folder / "README.md").write_text(card, encoding="utf-8", errors="replace")
+    write_json(folder / "run.json", _record(release, checks, answers, _hashes(folder)))
+    return card
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    return {name: sha256(folder / name) for name in staged_files(folder)}
+
+
+def _models(release: Release) -> list[ModelEvaluation]:
+    """Return the evaluated models of the lineage under public names, the published one last."""
+    lineage = release.lineage
+    bases = [*release.bases, *filter(None, [release.adapter_base])]
+    ancestors = {stage.name for stage in lineage.stages} | {base.label for base in bases}
+    models = []
+    for model in evaluations_of(lineage.evaluations):
+        label = short_label(str(redact(model.scores.model, release.names)))
+        if label in ancestors:
+            models.append(replace(model, scores=replace(model.scores, model=label)))
+    return sorted(models, key=lambda model: model.scores.model == lineage.run.name)
+
+
+def _draw_figures(
+    release: Release, models: Sequence[ModelEvaluation], folder: Path
+) -> dict[str, str]:
+    """Write the report's plots as PNG files; return file in the repository -> caption."""
+    scores = [model.scores for model in models]
+    tasks = dict.fromkeys(task for model in scores for task in model.tasks)
+    pictures = [
+        accuracy_plot(f"accuracy-{task}", task, [model for model in scores if task in model.tasks])
+        for task in tasks
+    ]
+    for stage in release.lineage.training:
+        if is_training(stage):
+            pictures.append(loss_plot(f"loss-{stage.name}", stage.name, stage.log))
+        if is_preference(stage):
+            # Margins of held-out pairs if they make a line, else those of training pairs.
+            keys = {
+                key for row in stage.log for key in row if key.startswith("eval_rewards/margins/")
+            }
+            held_out = any(len(series(stage.log, key)) > 1 for key in keys)
+            prefix = "eval_" if held_out else ""
+            name = f"margins-{stage.name}"
+            pictures.append(reward_plot(name, stage.name, stage.log, "margins", prefix))
+    folder.mkdir(exist_ok=True)
+    by_file = {f"{slug(picture.name)}.png": picture for picture in pictures}
+    for file, picture in by_file.items():
+        (folder / file).write_bytes(picture.png)
+    return {f"{FIGURES}/{file}": picture.alt for file, picture in by_file.items()}
+
+
+def _write_metrics(release: Release, folder: Path) -> None:
+    """Write metrics.json of the evaluation; by stage if several measured it."""
+    metrics = {
+        stage.name: redact(stage.metrics, release.names)
+        for stage in release.lineage.evaluations
+        if stage.metrics
+    }
+    if metrics:
+        only = next(iter(metrics.values()))
+        write_json(folder / "metrics.json", only if len(metrics) == 1 else metrics)
+
+
+def _metadata(release: Release, models: Sequence[ModelEvaluation]) -> Metadata:
+    lineage = release.lineage
+    scores = [model.scores for model in models if model.scores.model == lineage.run.name]
+    adapter = release.manifest.contents == "adapter"
+    languages = dict.fromkeys(code for base in release.bases for code in base.languages)
+    return Metadata(
+        repo_id=release.request.repo_id,
+        relation=relation_of(release.bases, {}, adapter=adapter),
+        bases=release.bases,
+        license=release.license.id,
+        languages=release.request.languages or tuple(languages),
+        sources=release.sources,
+        scores=scores[0] if scores else None,
+        adapter=adapter,
+        merged=stage_kind(lineage.run.kind).merges,
+        data_names=_task_data(lineage.evaluations),
+    )
+
+
+def _task_data(evaluations: Sequence[StageRun]) -> dict[str, str]:
+    """Map tasks to the dataset of the hub that their problems are from."""
+    datasets: dict[str, str] = {}
+    for stage in evaluations:
+        # The record has the tasks' data first, in their order, then the files of pairs.
+        tasks, data = (stage.metrics or {}).get("tasks", ()), stage.record.get("data") or ()
+        for task, entry in zip(tasks, data, strict=False):
+            if is_hub_id(str(entry.get("source"))):
+                datasets[task] = entry["source"]
+    return datasets
+
+
+def _record(
+    release: Release,
+    checks: Sequence[CheckResult],
+    answers: Sequence[LoadTestAnswer],
+    hashes: Mapping[str, str],
+) -> dict[str, Any]:
+    """Return the public run.json: the stage's record, its ancestors', checks, and every file's hash."""
+    lineage, names = release.lineage, release.names
+    ancestors = {stage.name: redact_record(stage.record, names) for stage in lineage.stages[:-1]}
+    evaluations = {stage.name: redact_record(stage.record, names) for stage in lineage.evaluations}
+    for record in evaluations.values():
+        record.pop("metrics", None)  # metrics.json has them
+    results = [{"name": c.name, "state": c.state, "found": c.message} for c in checks]
+    return {
+        "schema": 1,
+        **redact_record(lineage.run.record, names),
+        "published": {
+            "by": f"dualign {__version__}",
+            "repository": release.request.repo_id,
+            "what": release.manifest.contents,
+            "bases": [{"id": base.id, "revision": base.revision} for base in release.bases],
+            "licence": redact(asdict(release.license), names),
+            "checks": redact(results, names),
+            "answers": [asdict(answer) for answer in answers],
+            "stages": ancestors,
+            "evaluations": evaluations,
+        },
+        "files": dict(hashes),
+    }
