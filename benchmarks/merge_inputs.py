@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dualign.checkpoints.dtypes import NAMES, narrow
-from dualign.checkpoints.header import Planned, write_header
+from dualign.checkpoints.dtypes import DTYPE_NAMES, from_float
+from dualign.checkpoints.header import TensorSpec, write_header
 
 CONFIG = {
     "architectures": ["SmolLM3ForCausalLM"],
@@ -35,7 +35,7 @@ def make_inputs(folder: Path, count: int, *, stored: str = "BF16", **sizes: int)
 
     `sizes` replaces keys of CONFIG.
     """
-    config = {**CONFIG, **sizes, "dtype": NAMES[stored]}
+    config = {**CONFIG, **sizes, "dtype": DTYPE_NAMES[stored]}
     names = ["base", *(f"m{i}" for i in range(1, count + 1))]
     made = [folder / name for name in names]
 
@@ -51,7 +51,7 @@ def make_inputs(folder: Path, count: int, *, stored: str = "BF16", **sizes: int)
     return made
 
 
-def _tensors(config: dict[str, object], stored: str) -> list[Planned]:
+def _tensors(config: dict[str, object], stored: str) -> list[TensorSpec]:
     hidden, inner, vocab = (
         int(str(config[key])) for key in ("hidden_size", "intermediate_size", "vocab_size")
     )
@@ -64,10 +64,10 @@ def _tensors(config: dict[str, object], stored: str) -> list[Planned]:
     found = [("model.embed_tokens", (vocab, hidden)), ("model.norm", (hidden,))]
     for layer in range(int(str(config["num_hidden_layers"]))):
         found += [(f"model.layers.{layer}.{name}", shape) for name, shape in shapes.items()]
-    return [Planned(f"{name}.weight", shape, stored) for name, shape in found]
+    return [TensorSpec(f"{name}.weight", shape, stored) for name, shape in found]
 
 
-def _write(file: Path, tensors: list[Planned], number: int) -> None:
+def _write(file: Path, tensors: list[TensorSpec], number: int) -> None:
     with file.open("wb") as stream:
         stream.write(write_header(tensors))
         for place, one in enumerate(tensors):
@@ -78,4 +78,4 @@ def _write(file: Path, tensors: list[Planned], number: int) -> None:
             if number:
                 change = np.random.Generator(np.random.Philox(key=(number << 32) + place))
                 base += change.standard_normal(one.size, np.float32) * np.float32(1e-3)
-            stream.write(narrow(base, one.dtype).tobytes())
+            stream.write(from_float(base, one.dtype).tobytes())

@@ -20,9 +20,9 @@ import numpy as np
 from benchmarks.merge import MERGEKIT, install_mergekit
 from benchmarks.merge_inputs import make_inputs
 from dualign.checkpoints.checkpoint import Checkpoint, read_whole
-from dualign.checkpoints.dtypes import narrow
+from dualign.checkpoints.dtypes import from_float
 from dualign.checkpoints.embedded import embedded_model
-from dualign.checkpoints.header import Planned, write_header
+from dualign.checkpoints.header import TensorSpec, write_header
 from dualign.merging.mergekit.load import load
 from dualign.merging.output import merge_into
 
@@ -145,8 +145,8 @@ def make_real(folder: Path, count: int) -> list[Path]:
             values = values[:8192] if "embed" in name else values
             change = generator.standard_normal(values.shape, np.float32) * values.std() * 0.02
             tensors[name] = values + change if number else values
-        planned = [Planned(name, one.shape, "BF16") for name, one in tensors.items()]
-        data = b"".join(narrow(one, "BF16").tobytes() for one in tensors.values())
+        planned = [TensorSpec(name, one.shape, "BF16") for name, one in tensors.items()]
+        data = b"".join(from_float(one, "BF16").tobytes() for one in tensors.values())
         (path / "model.safetensors").write_bytes(write_header(planned) + data)
         (path / "config.json").write_text(json.dumps(config))
     return made

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from dualign.checkpoints.embedded import embedded_model
-from dualign.checkpoints.header import Planned, write_header
+from dualign.checkpoints.header import TensorSpec, write_header
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 1024,
@@ -46,7 +46,7 @@ def write_model(folder: Path, tokenizer: Path, added: list[str]) -> None:
     shapes = {"model.embed_tokens.weight": (rows, 1024), "model.norm.weight": (1024,)}
     for layer in range(18):
         shapes |= {f"model.layers.{layer}.{name}.weight": one for name, one in LAYER.items()}
-    planned = [Planned(name, shape, "BF16") for name, shape in shapes.items()]
+    planned = [TensorSpec(name, shape, "BF16") for name, shape in shapes.items()]
     header = write_header(planned)
     with (folder / "model.safetensors").open("wb") as file:
         file.write(header)

@@ -18,7 +18,7 @@ import numpy as np
 from benchmarks.merge import FAIR, install_mergekit
 from dualign.checkpoints.checkpoint import Checkpoint, read_whole
 from dualign.checkpoints.embedded import embedded_model
-from dualign.checkpoints.header import Planned, write_header
+from dualign.checkpoints.header import TensorSpec, write_header
 from dualign.merging.mergekit.load import load
 from dualign.merging.output import merge_into
 
@@ -65,7 +65,7 @@ def write_model(folder: Path, seed: int, added: list[str]) -> None:
     shapes |= {f"model.layers.0.{name}.weight": shape for name, shape in LAYER.items()}
     draw = np.random.default_rng(seed)
     values = {name: draw.normal(0, 0.1, shape).astype(np.float32) for name, shape in shapes.items()}
-    header = write_header([Planned(name, shape, "F32") for name, shape in shapes.items()])
+    header = write_header([TensorSpec(name, shape, "F32") for name, shape in shapes.items()])
     data = b"".join(one.tobytes() for one in values.values())
     (folder / "model.safetensors").write_bytes(header + data)
     (folder / "config.json").write_text(json.dumps({**CONFIG, "vocab_size": rows}))

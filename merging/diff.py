@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dualign.checkpoints.checkpoint import Weights
-from dualign.checkpoints.shards import PIECE, processors, progress
+from dualign.checkpoints.shards import PIECE, cpu_count, progress
 from dualign.errors import MergeError
 from dualign.merging.layers import find_stack
 
@@ -53,7 +53,7 @@ def distances(a: Weights, b: Weights, *, by_layer: bool = False) -> list[Distanc
         if entry.shape != b.entries[name].shape:
             raise MergeError(f"{name} is {entry.shape} and {b.entries[name].shape}")
     total = sum(entry.nbytes for entry in a.entries.values())
-    with ThreadPoolExecutor(processors()) as pool, progress(total, "comparing") as bar:
+    with ThreadPoolExecutor(cpu_count()) as pool, progress(total, "comparing") as bar:
         parts = pool.map(lambda name: _sums(a, b, name, bar.update), a.entries)
         found = dict(zip(a.entries, parts, strict=True))
     if not by_layer:

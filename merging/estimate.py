@@ -5,9 +5,15 @@ from math import ceil
 
 import numpy as np
 
-from dualign.checkpoints.allocator import keep_freed_blocks
-from dualign.checkpoints.dtypes import narrow, widen
-from dualign.checkpoints.shards import SHARD_BYTES, plan, processors, shard_names, split
+from dualign.checkpoints.dtypes import from_float, to_float32
+from dualign.checkpoints.shards import (
+    SHARD_BYTES,
+    cpu_count,
+    keep_freed_blocks,
+    shard_names,
+    split,
+    tensor_specs,
+)
 from dualign.merging.merge import Prepared
 from dualign.merging.merged import apply_method
 from dualign.merging.methods import METHODS
@@ -20,8 +26,8 @@ _HASHED = 1.5e9  # bytes a second and thread
 
 def estimate(prepared: Prepared, *, threads: int | None = None) -> str:
     """A table of bytes, files, memory and seconds; the seconds from a sample, on warm files."""
-    weights, threads = prepared.weights, threads or processors()
-    planned = plan(weights, prepared.merge.dtype)
+    weights, threads = prepared.weights, threads or cpu_count()
+    planned = tensor_specs(weights, prepared.merge.dtype)
     read = sum(file.stat().st_size for file in weights.files)
     written = sum(one.nbytes for one in planned)
     files = shard_names(len(split(planned, SHARD_BYTES)))
@@ -71,14 +77,14 @@ def seconds_each(prepared: Prepared) -> float:
     job = max(prepared.weights.plans.values(), key=lambda one: one.entry.size)
     shape = (BLOCK * _SAMPLE // 1024, 1024)
     made = np.random.default_rng(0).normal(0, 0.02, shape).astype(np.float32)
-    stored = [narrow(made + i * 1e-3, "BF16") for i in range(len(job.inputs) + 1)]
+    stored = [from_float(made + i * 1e-3, "BF16") for i in range(len(job.inputs) + 1)]
     best = float("inf")
     for _ in range(2):
         clock = time.perf_counter()
-        arrays = [widen(one, "BF16") for one in stored]
+        arrays = [to_float32(one, "BF16") for one in stored]
         tensors = in_memory(
             arrays[:-1], arrays[-1] if job.base else None, streams=range(len(arrays))
         )
-        narrow(materialize(apply_method(job, tensors), shape), "BF16")
+        from_float(materialize(apply_method(job, tensors), shape), "BF16")
         best = min(best, time.perf_counter() - clock)
     return best / made.size

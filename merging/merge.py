@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from dualign.checkpoints.checkpoint import Checkpoint, Weights
-from dualign.checkpoints.dtypes import narrow, widen
+from dualign.checkpoints.dtypes import from_float, to_float32
 from dualign.checkpoints.shards import (
     PIECE,
-    processors,
+    cpu_count,
     progress,
     write_side_files,
     write_weights,
@@ -238,7 +238,7 @@ def recompute(
     drawn = tuple(random.Random(seed).sample(names, min(count, len(names))))
     total = sum(written.entries[name].nbytes for name in drawn)
     with (
-        ThreadPoolExecutor(threads or processors()) as pool,
+        ThreadPoolExecutor(threads or cpu_count()) as pool,
         progress(total, "computing again") as bar,
     ):
         for _ in pool.map(lambda name: _require_same(written, weights, name, bar.update), drawn):
@@ -254,7 +254,7 @@ def _require_same(
     step = again.step or PIECE
     for start in range(0, entry.size, step):
         stop = min(start + step, entry.size)
-        expected = widen(narrow(again.read(start, stop), entry.dtype), entry.dtype)
+        expected = to_float32(from_float(again.read(start, stop), entry.dtype), entry.dtype)
         if not np.array_equal(expected, there.read(start, stop)):
             raise MergeError(
                 f"{written.folder}: {name} reads back differently from what the inputs give, from "

@@ -57,10 +57,12 @@ class MergedWeights:
             streams=tuple(stream(self.seed, i, name) for i in range(len(readers))),
         )
         if METHODS[plan.method].elementwise:
-            in_parts = all(reader.in_parts for reader in [*readers, *([base] if base else [])])
-            return Reader(apply_method(plan, tensors), step=None, in_parts=in_parts)
+            random_access = all(
+                reader.random_access for reader in [*readers, *([base] if base else [])]
+            )
+            return Reader(apply_method(plan, tensors), step=None, random_access=random_access)
         step = row_step(plan.entry.shape, BLOCK)
-        return Reader(_lazy_read(plan, tensors, step), step=step, in_parts=False)
+        return Reader(_lazy_read(plan, tensors, step), step=step, random_access=False)
 
 
 def apply_method(plan: TensorPlan, tensors: Tensors) -> Combine:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dualign.checkpoints.checkpoint import Weights
-from dualign.checkpoints.dtypes import CODES
+from dualign.checkpoints.dtypes import DTYPE_CODES
 from dualign.checkpoints.header import Entry
 from dualign.errors import MergeError
 from dualign.merging.config import Merge, MergeSlice, MergeSource, is_base, weight_problem
@@ -224,7 +224,7 @@ def _plan(merge: Merge, tensor: _TensorSources, models: Models, resolver: Resolv
 def _arithmetic(merge: Merge, entry: Entry) -> str | None:
     if merge.arithmetic is None:
         return None
-    return entry.dtype if merge.arithmetic == "input" else CODES[merge.arithmetic]
+    return entry.dtype if merge.arithmetic == "input" else DTYPE_CODES[merge.arithmetic]
 
 
 def _common_entry(tensor: str, parts: Sequence[tuple[str, str]], models: Models) -> Entry:

@@ -12,7 +12,7 @@ from threading import Event
 from typing import Any
 
 from dualign.checkpoints.embedded import cache_folder
-from dualign.checkpoints.shards import processors, progress
+from dualign.checkpoints.shards import cpu_count, progress
 from dualign.fingerprint import Digests
 from dualign.merging.config import Merge
 from dualign.merging.plan import TensorPlan
@@ -62,7 +62,7 @@ def hashing(
 
         return digests.file(file, advance)
 
-    with ThreadPoolExecutor(threads or processors()) as pool:
+    with ThreadPoolExecutor(threads or cpu_count()) as pool:
         ordered = sorted(sizes, key=lambda file: -sizes[file])
         work = {file: pool.submit(digest, file) for file in ordered}
 

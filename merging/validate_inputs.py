@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import Any
 
 from dualign.checkpoints.checkpoint import Weights, embedding_name, read_json
-from dualign.checkpoints.dtypes import NAMES
+from dualign.checkpoints.dtypes import DTYPE_NAMES
 from dualign.checkpoints.shards import chat_template, nearest_file, tokenizer_files
 from dualign.errors import MergeError
 from dualign.merging.config_diff import FATAL, config_differences
@@ -137,8 +137,8 @@ def check_dtypes(models: Sequence[Weights]) -> Iterator[str]:
         for name, entry in first.entries.items():
             if name in other.entries and entry.dtype != other.entries[name].dtype:
                 yield (
-                    f"{name} is {NAMES[entry.dtype]} in {first.folders[0]} and "
-                    f"{NAMES[other.entries[name].dtype]} in {other.folders[0]}: there is no one "
+                    f"{name} is {DTYPE_NAMES[entry.dtype]} in {first.folders[0]} and "
+                    f"{DTYPE_NAMES[other.entries[name].dtype]} in {other.folders[0]}: there is no one "
                     "type to keep; set dtype to float32, bfloat16 or float16"
                 )
                 break

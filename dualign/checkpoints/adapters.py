@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dualign.checkpoints.checkpoint import HEAD
-from dualign.checkpoints.folding import Adapted
+from dualign.checkpoints.folding import AdaptedWeights
 from dualign.checkpoints.lora import PREFIX, TOKENS, Adapter, LoraModule, read_adapter
 from dualign.checkpoints.shards import write_side_files, write_weights
 from dualign.checkpoints.weights import open_weights
@@ -30,7 +30,7 @@ _NAMES = {False: ("lora_A.weight", "lora_B.weight"), True: ("lora_embedding_A", 
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Concatenated:
+class AdapterSize:
     """How large the adapter is that was written."""
 
     modules: int
@@ -41,7 +41,7 @@ class Concatenated:
 
 def concatenate(
     folders: Sequence[Path], out: Path, *, weights: Sequence[float] | None = None
-) -> Concatenated:
+) -> AdapterSize:
     """Write to `out` the one adapter that equals all of them active on their base, each times its weight.
 
     Ranks add up, so nothing is lost; factors are float32 and every scaling is exactly 1. A module
@@ -135,7 +135,7 @@ def stack(adapters: Sequence[Adapter], weights: Sequence[float], path: str) -> L
 
 def write_adapter(
     out: Path, modules: Mapping[str, LoraModule], adapters: Sequence[Adapter]
-) -> Concatenated:
+) -> AdapterSize:
     """Write the two files of an adapter that is made of others: these modules, whose scaling is 1."""
     if any(map(_ties_head, adapters)):
         modules = with_tied_head(modules)
@@ -149,7 +149,7 @@ def save_adapter(
     config: Mapping[str, Any],
     *,
     others: Mapping[str, Tensor],
-) -> Concatenated:
+) -> AdapterSize:
     """Write adapter_model.safetensors, in float32, and adapter_config.json.
 
     `others` are whole tensors, by their names in the file.
@@ -168,7 +168,7 @@ def save_adapter(
     (out / "adapter_config.json").write_text(
         json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8"
     )
-    return Concatenated(
+    return AdapterSize(
         modules=len(modules),
         rank=int(config["r"]),
         parameters=sum(m.A.numel() + m.B.numel() for m in modules.values()),
@@ -207,7 +207,7 @@ def fold(
     Raises:
         MergeError: the adapter can't be folded exactly, or doesn't fit the base.
     """
-    weights = Adapted(open_weights(base), read_adapter(adapter))
+    weights = AdaptedWeights(open_weights(base), read_adapter(adapter))
     out.mkdir(parents=True, exist_ok=True)
     write_weights(weights, out, dtype=dtype)
     write_side_files(weights, out, dtype=dtype)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from dualign.checkpoints.dtypes import NAMES, STORED, Array, is_finite, widen
+from dualign.checkpoints.dtypes import DTYPE_NAMES, STORED, Array, is_finite, to_float32
 from dualign.checkpoints.header import BITS, Entry, read_header
 from dualign.errors import CheckpointError, MergeError
 
@@ -34,7 +34,7 @@ class Reader:
     """the elements [start, stop) in row-major order, float32 or float64"""
     step: int | None = None
     """it is best read in stretches that start and end on multiples of this; None: any"""
-    in_parts: bool = True
+    random_access: bool = True
     """whether opening it costs nothing, so that several can share the tensor"""
 
 
@@ -82,8 +82,8 @@ class Checkpoint:
         def read(start: int, stop: int) -> Array:
             piece = stored(start, stop)
             if not is_finite(piece, entry.dtype):
-                raise not_finite(entry, name, widen(piece, entry.dtype), start)
-            return widen(piece, entry.dtype)
+                raise not_finite(entry, name, to_float32(piece, entry.dtype), start)
+            return to_float32(piece, entry.dtype)
 
         return Reader(read)
 
@@ -217,9 +217,9 @@ def require_inside(file: Path, folder: Path) -> None:
 
 
 def _require_floats(name: str, entry: Entry) -> None:
-    if entry.dtype not in NAMES:
+    if entry.dtype not in DTYPE_NAMES:
         raise MergeError(
-            f"{entry.file}: {name} is stored as {entry.dtype}; expected {', '.join(NAMES)}: "
+            f"{entry.file}: {name} is stored as {entry.dtype}; expected {', '.join(DTYPE_NAMES)}: "
             "quantised weights can't be summed, use the checkpoint they were made from"
         )
 

@@ -10,8 +10,8 @@ from dualign.errors import MergeError
 
 Array = NDArray[Any]
 
-NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-CODES = {name: code for code, name in NAMES.items()}
+DTYPE_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+DTYPE_CODES = {name: code for code, name in DTYPE_NAMES.items()}
 STORED: dict[str, type[np.generic]] = {"F32": np.float32, "BF16": np.uint16, "F16": np.float16}
 # The bits of an infinity: what isn't finite has these or larger ones, besides its sign.
 _INFINITY = {"F32": 0x7F800000, "BF16": 0x7F80, "F16": 0x7C00}
@@ -29,13 +29,13 @@ def is_finite(stored: Array, dtype: str) -> bool:
     return int(above) < infinity and int(below) < infinity + (1 << (8 * width - 1))
 
 
-def widen(stored: Array, dtype: str) -> Array:
+def to_float32(stored: Array, dtype: str) -> Array:
     """Stored numbers as float32; exact."""
     numbers = stored.view(bfloat16) if dtype == "BF16" else stored
     return numbers.astype(np.float32, copy=False)
 
 
-def narrow(values: Array, dtype: str) -> Array:
+def from_float(values: Array, dtype: str) -> Array:
     """Numbers in the stored form of `dtype`, rounded to nearest, ties to even.
 
     float64 is rounded to float32 first: sums such as 0.9 a + 0.1 b of bfloat16 values lie exactly
@@ -49,13 +49,13 @@ def narrow(values: Array, dtype: str) -> Array:
     limit = _TOO_LARGE[dtype]
     if single.size and not (single.max() < limit and single.min() > -limit):  # a NaN is neither
         bad = ~np.isfinite(values)
-        raise NotFinite(int(np.argmax(bad if bad.any() else np.abs(values))))
+        raise NotFiniteError(int(np.argmax(bad if bad.any() else np.abs(values))))
     if dtype == "BF16":
         return single.astype(bfloat16).view(np.uint16)
     return single.astype(STORED[dtype], copy=False)
 
 
-class NotFinite(MergeError):
+class NotFiniteError(MergeError):
     """A number that can't be stored. `place` is its index in what was given."""
 
     def __init__(self, place: int) -> None:

@@ -30,7 +30,7 @@ from dualign.errors import MergeError
 _PIECE = 1 << 15
 
 
-class Adapted:
+class AdaptedWeights:
     """The weights of a base with one adapter folded in.
 
     Changed tensors come as float64, the others as they are stored.
@@ -72,7 +72,9 @@ class Adapted:
 
         rows = max(_PIECE // columns, 1)
         return Reader(
-            read, step=rows * columns, in_parts=stored.in_parts and not self._looks_first(name)
+            read,
+            step=rows * columns,
+            random_access=stored.random_access and not self._looks_first(name),
         )
 
     def _rows(self, name: str, stored: Reader) -> Rows:

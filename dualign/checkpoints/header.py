@@ -42,7 +42,7 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Planned:
+class TensorSpec:
     """A tensor that will be written."""
 
     name: str
@@ -79,7 +79,7 @@ def read_header(file: Path) -> dict[str, Entry]:
     return _entries(file, _parsed(file, text), 8 + length, size)
 
 
-def write_header(tensors: Sequence[Planned]) -> bytes:
+def write_header(tensors: Sequence[TensorSpec]) -> bytes:
     """The header of a file with these tensors in this order, padded to a multiple of 8 bytes."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     ends = list(accumulate(one.nbytes for one in tensors))

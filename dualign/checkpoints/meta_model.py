@@ -9,7 +9,7 @@ from torch import nn
 from dualign.errors import CheckpointError
 
 
-def skeleton(config: Mapping[str, Any]) -> nn.Module:
+def build_meta_model(config: Mapping[str, Any]) -> nn.Module:
     """The causal language model of a config.json, on the meta device: shapes and types, no memory.
 
     Raises:
@@ -35,7 +35,7 @@ def linear_modules(model: nn.Module) -> list[str]:
     return [path for path, module in model.named_modules() if type(module) is nn.Linear]
 
 
-def quantised_modules(model: nn.Module) -> list[str]:
+def quantized_modules(model: nn.Module) -> list[str]:
     """The paths of the linear layers that transformers quantises as it loads: all but the head."""
     from transformers.quantizers.base import get_keys_to_not_convert
     from transformers.quantizers.quantizers_utils import should_convert_module

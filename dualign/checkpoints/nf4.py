@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 
 from dualign.checkpoints.checkpoint import Reader, Weights
-from dualign.checkpoints.dtypes import CODES, NAMES, Array, narrow, widen
+from dualign.checkpoints.dtypes import DTYPE_CODES, DTYPE_NAMES, Array, from_float, to_float32
 from dualign.checkpoints.header import Entry
-from dualign.checkpoints.meta_model import quantised_modules, skeleton
+from dualign.checkpoints.meta_model import build_meta_model, quantized_modules
 from dualign.errors import CheckpointError
 
 BLOCK, SCALES = 64, 256
 _CHUNK = 1 << 18  # numbers at once; a multiple of BLOCK
 
 
-class RoundTripped:
+class NF4Weights:
     """The weights of a base after NF4 and back, in the type that they were loaded in for training."""
 
     def __init__(self, base: Weights, *, dtype: str | None = None) -> None:
@@ -34,19 +34,21 @@ class RoundTripped:
         self.files: tuple[Path, ...] = base.files
         self.config: Mapping[str, Any] = base.config
         self.entries: Mapping[str, Entry] = base.entries
-        quantised = {f"{path}.weight" for path in quantised_modules(skeleton(base.config))}
+        quantised = {f"{path}.weight" for path in quantized_modules(build_meta_model(base.config))}
         self.quantised = quantised & set(base.entries)
 
     def reader(self, name: str) -> Reader:
         """The tensor as training saw it; a linear weight is quantised when it is first read."""
         entry, stored = self.entries[name], self.base.reader(name)
-        dtype = self.dtype or NAMES[entry.dtype]
+        dtype = self.dtype or DTYPE_NAMES[entry.dtype]
 
         def rounded(start: int, stop: int) -> Array:
-            return widen(narrow(stored.read(start, stop), CODES[dtype]), CODES[dtype])
+            return to_float32(
+                from_float(stored.read(start, stop), DTYPE_CODES[dtype]), DTYPE_CODES[dtype]
+            )
 
         if name not in self.quantised:
-            return Reader(rounded, step=stored.step, in_parts=stored.in_parts)
+            return Reader(rounded, step=stored.step, random_access=stored.random_access)
         made: list[_Quantised] = []
 
         def read(start: int, stop: int) -> Array:
@@ -54,7 +56,7 @@ class RoundTripped:
                 made.append(_Quantised(rounded, entry.size, getattr(torch, dtype)))
             return made[0].read(start, stop)
 
-        return Reader(read, in_parts=False)
+        return Reader(read, random_access=False)
 
 
 class _Quantised:

@@ -6,9 +6,11 @@ it. What is written is hashed and sent to the disk meanwhile. A shard gets its n
 and on the disk.
 """
 
+import ctypes
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,10 +19,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dualign.checkpoints.allocator import keep_freed_blocks
 from dualign.checkpoints.checkpoint import Weights, read_json
-from dualign.checkpoints.dtypes import CODES, NAMES, NotFinite, narrow
-from dualign.checkpoints.header import Planned, write_header
+from dualign.checkpoints.dtypes import DTYPE_CODES, DTYPE_NAMES, NotFiniteError, from_float
+from dualign.checkpoints.header import TensorSpec, write_header
 from dualign.errors import CheckpointError, MergeError
 from dualign.hashing import StreamingSha256, sha256
 
@@ -34,10 +35,10 @@ _SHARE = 1 << 20  # elements that one thread makes before it looks for more work
 _SENT = 64 << 20  # bytes after which the disk is asked to start
 
 
-def plan(weights: Weights, dtype: str) -> list[Planned]:
+def tensor_specs(weights: Weights, dtype: str) -> list[TensorSpec]:
     """Every tensor of `weights` in the type asked for; `input` keeps the stored types."""
     return [
-        Planned(name, entry.shape, entry.dtype if dtype == "input" else CODES[dtype])
+        TensorSpec(name, entry.shape, entry.dtype if dtype == "input" else DTYPE_CODES[dtype])
         for name, entry in weights.entries.items()
     ]
 
@@ -61,7 +62,7 @@ def write_weights(
         CheckpointError: the disk hasn't enough room, or an input can't be read.
     """
     keep_freed_blocks()
-    planned = plan(weights, dtype)
+    planned = tensor_specs(weights, dtype)
     # Wide types first, so that every tensor starts on a multiple of its item size.
     shards = split(sorted(planned, key=lambda one: -one.nbytes // max(one.size, 1)), shard_bytes)
     names = shard_names(len(shards))
@@ -71,7 +72,7 @@ def write_weights(
     _require_room(out, left)
     total = _bytes(planned)
     with (
-        ThreadPoolExecutor(threads or processors()) as pool,
+        ThreadPoolExecutor(threads or cpu_count()) as pool,
         progress(total, "writing", done=total - left) as bar,
     ):
         digests = {
@@ -98,13 +99,28 @@ def progress(total: int, what: str, *, done: int = 0) -> "tqdm[Any]":
     )
 
 
-def _bytes(tensors: Sequence[Planned]) -> int:
+def _bytes(tensors: Sequence[TensorSpec]) -> int:
     return sum(one.nbytes for one in tensors)
 
 
-def processors() -> int:
-    """The processors that this process may use."""
+def cpu_count() -> int:
+    """Return the number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def keep_freed_blocks() -> None:
+    """Let malloc reuse up to 64 MB of freed blocks instead of returning each to the kernel.
+
+    Tensors are made in blocks of some hundred kilobytes. By default glibc returns every one and
+    requests it again, and the kernel clears it each time: that took half of a merge's time.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mmap_threshold, trim_threshold = -3, -1  # malloc.h
+        mallopt(mmap_threshold, 32 << 20)
+        mallopt(trim_threshold, 64 << 20)
 
 
 def write_side_files(
@@ -161,9 +177,9 @@ def chat_template(weights: Weights) -> str | None:
     return None
 
 
-def split(tensors: Sequence[Planned], shard_bytes: int) -> list[list[Planned]]:
+def split(tensors: Sequence[TensorSpec], shard_bytes: int) -> list[list[TensorSpec]]:
     """In order, a new shard when the next tensor wouldn't fit; a larger tensor has its own."""
-    shards: list[list[Planned]] = [[]]
+    shards: list[list[TensorSpec]] = [[]]
     size = 0
     for one in tensors:
         if shards[-1] and size + one.nbytes > shard_bytes:
@@ -185,7 +201,7 @@ def shard_names(count: int) -> list[str]:
 class _Share:
     """The elements [start, stop) of a tensor, for one thread, and the file's byte of element 0."""
 
-    tensor: Planned
+    tensor: TensorSpec
     offset: int
     start: int
     stop: int
@@ -200,7 +216,7 @@ class _Share:
 
 def _write_shard(
     file: Path,
-    shard: Sequence[Planned],
+    shard: Sequence[TensorSpec],
     weights: Weights,
     pool: ThreadPoolExecutor,
     advance: Callable[[int], object],
@@ -259,7 +275,7 @@ def _written(
         sending.result()
 
 
-def _shares(shard: Sequence[Planned], weights: Weights, offset: int) -> list[_Share]:
+def _shares(shard: Sequence[TensorSpec], weights: Weights, offset: int) -> list[_Share]:
     """In the file's order. Tensors that one thread makes whole: the largest first, so that none is
     left with one at the end.
     """
@@ -268,8 +284,8 @@ def _shares(shard: Sequence[Planned], weights: Weights, offset: int) -> list[_Sh
     for one in shard:
         reader = weights.reader(one.name)
         step = reader.step or PIECE
-        length = max(_SHARE // step, 1) * step if reader.in_parts else max(one.size, 1)
-        found = in_order if reader.in_parts else whole
+        length = max(_SHARE // step, 1) * step if reader.random_access else max(one.size, 1)
+        found = in_order if reader.random_access else whole
         found += [
             _Share(one, offset, start, min(start + length, one.size), step)
             for start in range(0, one.size, length)
@@ -284,11 +300,11 @@ def _write_share(handle: int, share: _Share, weights: Weights, shard: str) -> No
     for start in range(share.start, share.stop, share.step):
         values = reader.read(start, min(start + share.step, share.stop))
         try:
-            stored = narrow(values, one.dtype)
-        except NotFinite as error:
+            stored = from_float(values, one.dtype)
+        except NotFiniteError as error:
             raise MergeError(
                 f"{shard}: {one.name} would hold {values[error.place]} at element "
-                f"{start + error.place}, written as {NAMES[one.dtype]}; choose a wider dtype or "
+                f"{start + error.place}, written as {DTYPE_NAMES[one.dtype]}; choose a wider dtype or "
                 "smaller weights"
             ) from None
         _write_all(handle, stored.view("u1").data, share.offset + start * width)

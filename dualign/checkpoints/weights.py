@@ -30,21 +30,19 @@ def open_weights(model: Path | str, *, allow_pickle: bool = False) -> Weights:
     open_base = _base_opener(ref, pickles=allow_pickle)
     weights = _open(find_folder(ref, pickles=allow_pickle), (), open_base)
     for adapter in ref.adapters:
-        from dualign.checkpoints.folding import Adapted
+        from dualign.checkpoints.folding import AdaptedWeights
         from dualign.checkpoints.lora import read_adapter
 
-        weights = Adapted(weights, read_adapter(_require_folder(find_folder(adapter))))
+        weights = AdaptedWeights(weights, read_adapter(_require_folder(find_folder(adapter))))
     return weights
 
 
 def _base_opener(ref: ModelRef, *, pickles: bool) -> OpenBase:
     if not ref.nf4:
         return lambda folder: Checkpoint(folder, allow_pickle=pickles)
-    from dualign.checkpoints.nf4 import RoundTripped
+    from dualign.checkpoints.nf4 import NF4Weights
 
-    return lambda folder: RoundTripped(
-        Checkpoint(folder, allow_pickle=pickles), dtype=ref.nf4_dtype
-    )
+    return lambda folder: NF4Weights(Checkpoint(folder, allow_pickle=pickles), dtype=ref.nf4_dtype)
 
 
 def find_folder(model: ModelRef | str, *, pickles: bool = False) -> Path:
@@ -68,12 +66,12 @@ def _open(folder: Path, outer: tuple[Path, ...], open_base: OpenBase) -> Weights
     if not (folder / "adapter_config.json").is_file():
         return open_base(folder)
     # Only adapters need torch.
-    from dualign.checkpoints.folding import Adapted
+    from dualign.checkpoints.folding import AdaptedWeights
     from dualign.checkpoints.lora import read_adapter
 
     adapter = read_adapter(folder)
     base = find_base(folder, adapter.config)
-    return Adapted(_open(base, (*outer, folder.resolve()), open_base), adapter)
+    return AdaptedWeights(_open(base, (*outer, folder.resolve()), open_base), adapter)
 
 
 def find_base(folder: Path, config: Mapping[str, Any]) -> Path:

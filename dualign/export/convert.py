@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from dualign.checkpoints.dtypes import narrow
+from dualign.checkpoints.dtypes import from_float
 from dualign.checkpoints.shards import write_side_files, write_weights
 from dualign.errors import CheckpointError
 from dualign.export.model_source import ExportSource
@@ -136,7 +136,7 @@ def _require_same(tensor: GGUFTensor, data: Any) -> None:
     kind = {"float16": "F16", "float32": "F32"}.get(str(data.dtype), "")
     if not kind or data.shape != tensor.shape:
         raise CheckpointError(f"llama.cpp's converter: {tensor.name} is {data.dtype} {data.shape}")
-    if not np.array_equal(narrow(tensor.read(), kind), data):
+    if not np.array_equal(from_float(tensor.read(), kind), data):
         raise CheckpointError(
             f"llama.cpp's converter wrote other numbers for {tensor.name}; use --converter dualign"
         )

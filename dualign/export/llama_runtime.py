@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from dualign.checkpoints.shards import processors
+from dualign.checkpoints.shards import cpu_count
 from dualign.errors import CheckpointError
 from dualign.export.ggml import INSTALL
 
@@ -74,7 +74,7 @@ def load(file: Path, runtime: str, *, context: int) -> LlamaRuntime:
 
 def _threads() -> int:
     """llama.cpp's threads spin while they wait: one too many costs more than one too few."""
-    return int(os.environ.get("OMP_NUM_THREADS") or processors())
+    return int(os.environ.get("OMP_NUM_THREADS") or cpu_count())
 
 
 class _Server:

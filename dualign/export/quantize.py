@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dualign.checkpoints.dtypes import Array
-from dualign.checkpoints.shards import processors
+from dualign.checkpoints.shards import cpu_count
 from dualign.errors import CheckpointError
 from dualign.export import ggml
 from dualign.export.writer import FILE_TYPES, FileTensor, write_tensors
@@ -59,7 +59,7 @@ def quantize(source: Path, out: Path, *, type: str) -> QuantizationResult:
     shapes = {t.name: tuple(int(n) for n in reversed(t.shape)) for t in reader.tensors}
     types = types_of(shapes, type)
     errors: list[tuple[float, float]] = []
-    with ThreadPoolExecutor(processors()) as pool:
+    with ThreadPoolExecutor(cpu_count()) as pool:
         tensors = [
             _file_tensor(t.name, t.data, shapes[t.name], types.get(t.name), pool, errors)
             for t in reader.tensors

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from dualign.checkpoints.dtypes import Array, NotFinite, narrow
+from dualign.checkpoints.dtypes import Array, NotFiniteError, from_float
 from dualign.errors import CheckpointError
 from dualign.export.architecture import Architecture
 from dualign.export.tensors import GGUFTensor
@@ -102,8 +102,8 @@ def _file_tensor(tensor: GGUFTensor, type: str) -> FileTensor:
 
     def make() -> Array:
         try:
-            return narrow(tensor.read(), kind)
-        except NotFinite as error:
+            return from_float(tensor.read(), kind)
+        except NotFiniteError as error:
             raise CheckpointError(
                 f"{tensor.name}: element {error.place} exceeds what {kind} holds; "
                 "export as f32, or scale the weights"

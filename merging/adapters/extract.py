@@ -17,7 +17,7 @@ from tqdm import tqdm
 from dualign.checkpoints.adapters import ranks_in_config, save_adapter, with_tied_head
 from dualign.checkpoints.checkpoint import HEAD, Weights, embedding_name, is_tied, read_whole
 from dualign.checkpoints.lora import LoraModule
-from dualign.checkpoints.meta_model import linear_modules, skeleton
+from dualign.checkpoints.meta_model import build_meta_model, linear_modules
 from dualign.checkpoints.shards import PIECE, nearest_file, tokenizer_files
 from dualign.checkpoints.weights import find_folder, open_weights
 from dualign.errors import MergeError
@@ -64,7 +64,7 @@ def extract(meant: Extraction, out: Path, *, force: bool = False) -> dict[str, A
     """
     base, tuned = open_weights(meant.base), open_weights(meant.tuned)
     _require_same_tensors(base, tuned)
-    model = skeleton(base.config)
+    model = build_meta_model(base.config)
     changed = _sort(model, base, tuned, meant.embedding)
     with new_folder(out, force=force) as work:
         modules: dict[str, LoraModule] = {}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dualign.checkpoints.checkpoint import read_json
-from dualign.checkpoints.dtypes import NAMES
+from dualign.checkpoints.dtypes import DTYPE_NAMES
 from dualign.checkpoints.weights import find_base, find_folder, open_weights
 from dualign.errors import CheckpointError
 from dualign.merging.adapters.kl_gap import (
@@ -88,7 +88,7 @@ def _training_of(folder: Path) -> Mapping[str, Any]:
 
 def _stored_dtype(meant: Fold) -> str:
     entries = open_weights(_name(meant, "16bit", None)).entries.values()
-    return NAMES[max(entries, key=lambda entry: entry.size).dtype]
+    return DTYPE_NAMES[max(entries, key=lambda entry: entry.size).dtype]
 
 
 def _without_measuring(meant: Fold, qlora: bool) -> Base:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from dualign.checkpoints.dtypes import narrow, widen
+from dualign.checkpoints.dtypes import from_float, to_float32
 from dualign.merging.methods.slerp import MIN_NORM, NEARLY_PARALLEL
 from dualign.merging.methods.tensors import Array, Combine, Read, Tensors
 
@@ -20,7 +20,7 @@ _CHUNK = 1 << 20  # elements that mergekit's slerp sums at once
 
 def rounding(dtype: str) -> Round:
     """Return the rounding to a stored type: F32, BF16 or F16."""
-    return lambda values: widen(narrow(np.asarray(values), dtype), dtype)
+    return lambda values: to_float32(from_float(np.asarray(values), dtype), dtype)
 
 
 def linear(tensors: Tensors, cast: Round, *, weight: Sequence[float], normalize: bool) -> Combine:

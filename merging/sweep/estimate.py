@@ -4,7 +4,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from dualign.checkpoints.shards import plan, processors
+from dualign.checkpoints.shards import cpu_count, tensor_specs
 from dualign.errors import MergeError
 from dualign.evaluation.requests import limit_of
 from dualign.merging.estimate import seconds_each
@@ -64,9 +64,9 @@ def _key(stage: SweepStage, point: Any, scoring: Scoring, seed: int) -> str:
 def _merge_lines(prepared: Prepared) -> list[str]:
     weights = prepared.weights
     read = sum(file.stat().st_size for file in weights.files)
-    written = sum(one.nbytes for one in plan(weights, prepared.merge.dtype))
+    written = sum(one.nbytes for one in tensor_specs(weights, prepared.merge.dtype))
     elements = sum(one.size for one in weights.entries.values())
-    seconds = elements * seconds_each(prepared) / processors()
+    seconds = elements * seconds_each(prepared) / cpu_count()
     return [
         f"each        {prepared.merge.method} of {', '.join(prepared.models)}",
         f"            reads {read / 1e9:.2f} GB, about {max(seconds, 0.1):.1f} s to compute on warm files",

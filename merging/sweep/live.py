@@ -14,10 +14,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dualign.checkpoints.allocator import keep_freed_blocks
 from dualign.checkpoints.checkpoint import Reader, Weights
-from dualign.checkpoints.dtypes import CODES, NAMES, Array, NotFinite, narrow, widen
-from dualign.checkpoints.shards import PIECE, processors
+from dualign.checkpoints.dtypes import (
+    DTYPE_CODES,
+    DTYPE_NAMES,
+    Array,
+    NotFiniteError,
+    from_float,
+    to_float32,
+)
+from dualign.checkpoints.shards import PIECE, cpu_count, keep_freed_blocks
 from dualign.errors import MergeError
 from dualign.models.loading import empty_model
 
@@ -44,7 +50,7 @@ class LiveModel:
     def __init__(self, folder: Path, *, dtype: str) -> None:
         """`folder` has the config and generation settings of the merged model."""
         self.model: PreTrainedModel = empty_model(folder, dtype=dtype)
-        self.threads = processors()
+        self.threads = cpu_count()
 
     def apply(self, weights: Weights, *, dtype: str = "input") -> None:
         """Set every parameter to what `write_weights(weights, dtype=dtype)` would write.
@@ -58,7 +64,9 @@ class LiveModel:
         try:
             waiting: list[Future[None]] = []
             for target in self._targets(weights):
-                written = weights.entries[target.name].dtype if dtype == "input" else CODES[dtype]
+                written = (
+                    weights.entries[target.name].dtype if dtype == "input" else DTYPE_CODES[dtype]
+                )
                 shares = _shares(weights.reader(target.name), len(target.elements))
                 work = [pool.submit(_set, weights, target, written, *one) for one in shares]
                 if target.shared:
@@ -123,7 +131,7 @@ def _put(target: _Target) -> None:
 def _shares(reader: Reader, size: int) -> Iterator[tuple[int, int]]:
     """Stretches for the threads: whole tensors where opening one costs something."""
     step = reader.step or PIECE
-    length = max(_SHARE // step, 1) * step if reader.in_parts else max(size, 1)
+    length = max(_SHARE // step, 1) * step if reader.random_access else max(size, 1)
     for start in range(0, size, length):
         yield start, min(start + length, size)
 
@@ -136,11 +144,11 @@ def _set(weights: Weights, target: _Target, written: str, first: int, last: int)
         stop = min(start + step, last)
         values = reader.read(start, stop)
         try:
-            made = narrow(values, written)
-        except NotFinite as error:
+            made = from_float(values, written)
+        except NotFiniteError as error:
             place, value = start + error.place, values[error.place]
             raise MergeError(
-                f"{target.name} would hold {value} at element {place}, as {NAMES[written]}; choose a wider dtype or "
+                f"{target.name} would hold {value} at element {place}, as {DTYPE_NAMES[written]}; choose a wider dtype or "
                 "smaller weights"
             ) from None
         target.elements[start:stop] = _as(made, written, target.stored)
@@ -150,5 +158,5 @@ def _as(made: Array, written: str, stored: str) -> Array:
     """What was rounded to the written type, in the type of the model."""
     if stored == written:
         return made
-    wide = widen(made, written)
-    return wide if stored == "F32" else narrow(wide, stored)
+    wide = to_float32(made, written)
+    return wide if stored == "F32" else from_float(wide, stored)

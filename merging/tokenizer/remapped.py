@@ -70,8 +70,8 @@ class Realigned:
             found = parts[0] if len(parts) == 1 else np.concatenate(parts)
             return found[start - first * columns : stop - first * columns]
 
-        in_parts = mine.in_parts and all(one.in_parts for one in others.values())
-        return Reader(read, in_parts=in_parts)
+        random_access = mine.random_access and all(one.random_access for one in others.values())
+        return Reader(read, random_access=random_access)
 
     def _rows(
         self, mine: Reader, others: Mapping[str, Reader], columns: int, row: int, count: int

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from dualign.checkpoints.checkpoint import Checkpoint, read_whole
-from dualign.checkpoints.dtypes import narrow
-from dualign.checkpoints.header import Planned, write_header
+from dualign.checkpoints.dtypes import from_float
+from dualign.checkpoints.header import TensorSpec, write_header
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -70,8 +70,8 @@ def write_model(
 
 
 def write_file(file: Path, values: dict[str, np.ndarray], dtype: str = "F32") -> None:
-    planned = [Planned(name, one.shape, dtype) for name, one in values.items()]
-    data = b"".join(narrow(one, dtype).tobytes() for one in values.values())
+    planned = [TensorSpec(name, one.shape, dtype) for name, one in values.items()]
+    data = b"".join(from_float(one, dtype).tobytes() for one in values.values())
     file.write_bytes(write_header(planned) + data)
 
 

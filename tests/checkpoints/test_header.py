@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 
-from dualign.checkpoints.header import Planned, read_header, write_header
+from dualign.checkpoints.header import TensorSpec, read_header, write_header
 from dualign.errors import CheckpointError
 
 entries = st.dictionaries(
@@ -64,7 +64,7 @@ def test_what_is_accepted_is_accepted_by_safetensors_too(
 @settings(deadline=None, max_examples=100)
 @given(st.data())
 def test_a_changed_byte_never_reads_outside_of_the_file(tmp_path_factory, data) -> None:
-    planned = [Planned("a", (2, 3), "F32"), Planned("b", (5,), "BF16")]
+    planned = [TensorSpec("a", (2, 3), "F32"), TensorSpec("b", (5,), "BF16")]
     whole = bytearray(write_header(planned) + bytes(34))
     place = data.draw(st.integers(0, len(whole) - 1))
     whole[place] = data.draw(st.integers(0, 255))

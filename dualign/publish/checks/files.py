@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from dualign.checkpoints.checkpoint import read_json
-from dualign.checkpoints.dtypes import STORED, is_finite, widen
+from dualign.checkpoints.dtypes import STORED, is_finite, to_float32
 from dualign.checkpoints.header import Entry, read_header
 from dualign.doctor.doctor import examine_directory
 from dualign.errors import DualignError
@@ -57,7 +57,7 @@ def _not_finite(name: str, entry: Entry) -> str | None:
     for start in range(0, entry.size, _PIECE):
         piece = np.ascontiguousarray(values[start : start + _PIECE])
         if not is_finite(piece, entry.dtype):
-            index = start + int(np.flatnonzero(~np.isfinite(widen(piece, entry.dtype)))[0])
+            index = start + int(np.flatnonzero(~np.isfinite(to_float32(piece, entry.dtype)))[0])
             return f"{name} holds NaN or infinite values, first at element {index:,}: the model answers nothing"
     return None
 

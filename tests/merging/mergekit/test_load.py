@@ -147,9 +147,9 @@ models:
 """
     found = merge(models, text)
     base, a, b = (one[UP.format(0)].astype(np.float64) for one in map(tensors, (0, 1, 2)))
-    from dualign.checkpoints.dtypes import narrow, widen
+    from dualign.checkpoints.dtypes import from_float, to_float32
 
-    exact = widen(narrow(0.9 * (a + b) / 2 + 0.1 * base, "BF16"), "BF16")
+    exact = to_float32(from_float(0.9 * (a + b) / 2 + 0.1 * base, "BF16"), "BF16")
     assert np.array_equal(found[UP.format(0)], exact)
 
 
