@@ -18,9 +18,9 @@ from dualign.recipe import Recipe, StageEntry, references, replaced
 from dualign.rundir import (
     LAUNCHED,
     Outcome,
+    finalize,
     locked,
     open_work,
-    publish,
     read_run,
     work_folder,
     write_json,
@@ -161,7 +161,7 @@ def _run_stage(recipe: Recipe, status: StageStatus, found: list[StageStatus]) ->
         record |= {"started": started.isoformat(timespec="seconds"), "resumed": resumed}
         record |= {"seconds": round(time.monotonic() - clock, 1), "peak_rss_mb": _peak_mb()}
         on_first(lambda: write_json(work / "run.json", record))
-    on_first(lambda: publish(work, status.run_dir))
+    on_first(lambda: finalize(work, status.run_dir))
     return time.monotonic() - clock
 
 

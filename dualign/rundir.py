@@ -1,7 +1,12 @@
-"""The run directory: what a stage leaves behind, and what the next one may rely on.
+"""Run directories and other output folders: complete, or not there.
 
-A run directory is complete or it isn't there: a stage works in a hidden folder beside it, and `publish` renames that
-folder when run.json is in it and everything has reached the disk.
+Work happens in a hidden folder next to the output. `finalize` renames it once everything is on the disk, so whoever
+sees the output sees all of it, even after kill -9:
+
+    out/.sft.partial/    the stage works here (`work_folder`)
+    out/sft/             the same folder, renamed; what was there before is deleted afterwards
+
+One lock, `locked`, keeps two processes from writing the same output.
 """
 
 import contextlib
@@ -14,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dualign.errors import CheckpointError
+from dualign.errors import CheckpointError, DualignError
 
 RUN_JSON = "run.json"
 CHECKPOINTS = "checkpoints"
@@ -24,7 +29,7 @@ _STATE = "stage.json"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """What a stage reports about its work; the engine writes it into run.json."""
+    """A stage's report about its work; the engine writes it into run.json."""
 
     metrics: Mapping[str, Any] = field(default_factory=dict)
     rows: Mapping[str, Any] | None = None
@@ -33,10 +38,10 @@ class Outcome:
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """run.json of a run directory; {} when there is none.
+    """Return run.json of a run directory; {} if there is none.
 
     Raises:
-        CheckpointError: run.json can't be read.
+        CheckpointError: run.json isn't JSON.
     """
     path = folder / RUN_JSON
     if not path.is_file():
@@ -51,56 +56,55 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that a reader sees the old file or the new one, never half of it."""
-    aside = path.with_name(f".{path.name}.new")
-    aside.write_text(
-        json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8"
-    )
-    aside.replace(path)
+    """Write JSON atomically: a reader sees the old file or the new one, never half of it."""
+    temporary = path.with_name(f".{path.name}.new")
+    text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
+    temporary.write_text(text + "\n", encoding="utf-8")
+    temporary.replace(path)
 
 
-def work_folder(run_dir: Path) -> Path:
-    """Where a stage works until its run directory is complete."""
-    return run_dir.with_name(f".{run_dir.name}.partial")
+def work_folder(out: Path) -> Path:
+    """Return the hidden folder next to `out` that is written before `out` is there."""
+    return out.with_name(f".{out.name}.partial")
 
 
-def open_work(run_dir: Path, fingerprint: str) -> tuple[Path, int]:
-    """The work folder for this fingerprint, and how often the stage was started before.
+def open_work(out: Path, fingerprint: str) -> tuple[Path, int]:
+    """Return the work folder for a fingerprint, and how many times the work was started before.
 
-    Work of another fingerprint is of no use, and is deleted.
+    Work of another fingerprint is deleted.
     """
-    work = work_folder(run_dir)
+    work = work_folder(out)
     state = _read_state(work)
     if state.get("fingerprint") != fingerprint:
         shutil.rmtree(work, ignore_errors=True)
         state = {"fingerprint": fingerprint, "starts": 0}
     work.mkdir(parents=True, exist_ok=True)
-    resumed = int(state["starts"])
-    write_json(work / _STATE, {**state, "starts": resumed + 1})
-    return work, resumed
+    starts = int(state["starts"])
+    write_json(work / _STATE, {**state, "starts": starts + 1})
+    return work, starts
 
 
 def _read_state(work: Path) -> dict[str, Any]:
     try:
-        loaded = json.loads((work / _STATE).read_text(encoding="utf-8"))
+        state = json.loads((work / _STATE).read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError):
         return {}
-    return loaded if isinstance(loaded, dict) else {}
+    return state if isinstance(state, dict) else {}
 
 
-def publish(work: Path, run_dir: Path) -> None:
-    """Turn a finished work folder (run.json is in it) into the run directory, replacing an older one."""
+def finalize(work: Path, out: Path) -> None:
+    """Give a finished work folder its name, in place of an older `out`, once it is on the disk."""
     shutil.rmtree(work / CHECKPOINTS, ignore_errors=True)
     (work / _STATE).unlink(missing_ok=True)
     for path in work.rglob("*"):
         if path.is_file():
             _sync(path)
-    old = run_dir.with_name(f".{run_dir.name}.old")
+    old = out.with_name(f".{out.name}.old")
     shutil.rmtree(old, ignore_errors=True)
-    if run_dir.exists():
-        run_dir.rename(old)
-    work.rename(run_dir)
-    _sync(run_dir.parent)
+    if out.exists():
+        out.rename(old)
+    work.rename(out)
+    _sync(out.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -112,25 +116,86 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-@contextlib.contextmanager
-def locked(folder: Path, name: str = "running", *, wait: float = 0) -> Iterator[None]:
-    """Hold the folder for this run; the kernel lets go when the process ends, however it ends.
+def require_new(out: Path, *, force: bool | None = None) -> None:
+    """Refuse an output folder that holds something; `force` None: the command has no --force.
 
     Raises:
-        CheckpointError: another run holds it, and still does after `wait` seconds.
+        CheckpointError: it does, and `force` isn't true.
+    """
+    if not force and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        remedy = "choose another folder" + ("" if force is None else ", or use --force")
+        raise CheckpointError(f"{out}: is there already; {remedy}")
+
+
+@contextlib.contextmanager
+def complete_folder(out: Path, work: Path) -> Iterator[Path]:
+    """Yield the new, empty folder `work`; it becomes `out` when the block ends, and goes if it fails."""
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    try:
+        yield work
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    finalize(work, out)
+
+
+@contextlib.contextmanager
+def new_folder(
+    out: Path, *, force: bool | None = None, fingerprint: str | None = None
+) -> Iterator[Path]:
+    """Yield a work folder that becomes `out` when the block ends; other processes are kept out.
+
+    With a `fingerprint`, work that was interrupted (Ctrl-C, kill -9) is kept, and continued by the
+    next call with the same one.
+
+    Raises:
+        CheckpointError: `out` holds something and `force` isn't true, or another process writes it.
+    """
+    with locked(out.parent, out.name, remedy="choose another folder"):
+        try:
+            require_new(out, force=force)
+            if fingerprint is None:
+                with complete_folder(out, work_folder(out)) as work:
+                    yield work
+            else:
+                work, _ = open_work(out, fingerprint)
+                try:
+                    yield work
+                except DualignError:
+                    shutil.rmtree(work, ignore_errors=True)
+                    raise
+                finalize(work, out)
+        finally:
+            _lock_file(out.parent, out.name).unlink(missing_ok=True)
+
+
+def _lock_file(folder: Path, name: str) -> Path:
+    return folder / (".lock" if name == "running" else f".{name}.lock")
+
+
+@contextlib.contextmanager
+def locked(
+    folder: Path, name: str = "running", *, wait: float = 0, remedy: str = "set another output_dir"
+) -> Iterator[None]:
+    """Hold a folder, or the output `name` in it; the kernel releases it however the process ends.
+
+    Raises:
+        CheckpointError: another process holds it, and still does after `wait` seconds.
     """
     from filelock import FileLock, Timeout
 
     folder.mkdir(parents=True, exist_ok=True)
     owner = folder / f".{name}.json"
-    lock = FileLock(folder / (".lock" if name == "running" else f".{name}.lock"), timeout=wait)
+    lock = FileLock(_lock_file(folder, name), timeout=wait)
     try:
         lock.acquire()
     except Timeout:
-        held = json.loads(owner.read_text(encoding="utf-8")) if owner.is_file() else {}
+        holder = json.loads(owner.read_text(encoding="utf-8")) if owner.is_file() else {}
+        output = folder if name in ("running", LAUNCHED) else folder / name
         raise CheckpointError(
-            f"{folder}: another run is writing here (process {held.get('pid', '?')} on {held.get('host', '?')}); "
-            "wait for it, stop it, or set another output_dir"
+            f"{output}: another run is writing here (process {holder.get('pid', '?')} on "
+            f"{holder.get('host', '?')}); wait for it, stop it, or {remedy}"
         ) from None
     try:
         write_json(owner, {"pid": os.getpid(), "host": socket.gethostname()})

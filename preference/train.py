@@ -1,6 +1,5 @@
 """The preference stage: `dualign prefer RECIPE`, or `accelerate launch ... -m dualign prefer RECIPE`."""
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from dualign.models.source import ModelSource, resolve_model
 from dualign.models.tokenizer import load_tokenizer
 from dualign.preference.config import PreferenceStage
 from dualign.preference.trainer import DualModeDPOTrainer
-from dualign.rundir import CHECKPOINTS, Outcome
+from dualign.rundir import CHECKPOINTS, Outcome, complete_folder
 from dualign.training.policy import load_policy
 from dualign.training.trainer import (
     last_checkpoint,
@@ -56,10 +55,8 @@ def on_disk(data: PreparedPairs, folder: Path) -> PreparedPairs:
 
 def _from_disk(pairs: Dataset, folder: Path) -> Dataset:
     def write() -> None:
-        aside = folder.with_name(f"{folder.name}.new")
-        shutil.rmtree(aside, ignore_errors=True)
-        pairs.save_to_disk(aside)
-        aside.rename(folder)
+        with complete_folder(folder, folder.with_name(f"{folder.name}.new")) as aside:
+            pairs.save_to_disk(aside)
 
     on_first(lambda: None if folder.exists() else write())
     return Dataset.load_from_disk(str(folder))

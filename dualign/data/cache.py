@@ -11,7 +11,6 @@ pruning.py deletes what was used longest ago.
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from hashlib import sha256
@@ -30,6 +29,7 @@ from dualign.data.rows.source_files import combined_sha256, fingerprint_files, l
 from dualign.data.rows.sources import source_label
 from dualign.data.text.template import ChatTemplate
 from dualign.fingerprint import Digests, file_digests
+from dualign.rundir import complete_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -96,13 +96,10 @@ def kept(key: str, make: Callable[[], tuple[Tables, About]]) -> tuple[Tables, Ab
 
 
 def _keep(folder: Path, tables: Tables, about: About) -> None:
-    half = folder.with_suffix(".half")
-    shutil.rmtree(half, ignore_errors=True)
-    half.mkdir()
-    for name, table in tables.items():
-        table.save_to_disk(str(half / name))
-    (half / _ABOUT).write_text(json.dumps(about), encoding="utf-8")
-    half.rename(folder)
+    with complete_folder(folder, folder.with_suffix(".half")) as half:
+        for name, table in tables.items():
+            table.save_to_disk(str(half / name))
+        (half / _ABOUT).write_text(json.dumps(about), encoding="utf-8")
 
 
 def _is_hub_stream(source: SourceConfig, base: Path | None) -> bool:

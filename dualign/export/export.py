@@ -20,7 +20,7 @@ from dualign.export.model_source import ExportSource, open_source
 from dualign.export.modelfile import modelfile
 from dualign.export.quantize import quantize, types_of
 from dualign.hashing import sha256
-from dualign.rundir import publish, work_folder, write_json
+from dualign.rundir import new_folder, require_new, write_json
 
 _EXACT = ("f32", "f16")
 TYPES = (*_EXACT, "q8_0", "q4_k_m")
@@ -78,22 +78,15 @@ def export(
     Raises:
         DualignError: the model can't be exported as it is, or llama.cpp answers otherwise.
     """
-    if out.exists() and not force and (not out.is_dir() or any(out.iterdir())):
-        raise CheckpointError(f"{out}: is there already; choose another folder, or use --force")
+    require_new(out, force=force)
     command = choose_converter(converter)
     source = open_source(model, name=name, foreign=command is not None)
     require_types(source, types)
     _require_room(out, source, types)
     runtime = choose_runtime(runtime)
-    work = work_folder(out)
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    try:
+    with new_folder(out, force=force) as work:
         result = _write(source, work, types, command, runtime)
         write_json(work / _RECORD, {"schema": 1, "dualign": __version__, **_record(result)})
-        publish(work, out)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     return result
 
 

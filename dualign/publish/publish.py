@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from dualign.errors import CheckpointError, DualignError, PublishError
+from dualign.errors import DualignError, PublishError
 from dualign.publish.base import find_bases, names_of
 from dualign.publish.checklist import CHECKS, CheckResult, run_checks
 from dualign.publish.checks.load_test import LoadTestResult, run_load_test
@@ -31,6 +31,7 @@ from dualign.publish.release import (
 )
 from dualign.publish.sources import data_sources, licenses
 from dualign.publish.staging import stage_files
+from dualign.rundir import new_folder
 
 logger = logging.getLogger(__name__)
 
@@ -182,21 +183,11 @@ def upload_release(staged: StagedRelease, *, message: str | None = None) -> Publ
     )
 
 
-def require_new(out: Path) -> None:
-    """Refuse a folder that holds something.
-
-    Raises:
-        CheckpointError: it does.
-    """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise CheckpointError(f"{out}: is there already; name a folder that isn't")
-
-
 def leave_copy(staged: StagedRelease, out: Path) -> None:
     """Copy the staged files into the new folder `out`.
 
     Raises:
         CheckpointError: `out` is there and not empty.
     """
-    require_new(out)
-    shutil.copytree(staged.folder, out, dirs_exist_ok=True)
+    with new_folder(out) as work:
+        shutil.copytree(staged.folder, work, dirs_exist_ok=True)

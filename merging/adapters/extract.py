@@ -22,11 +22,12 @@ from dualign.checkpoints.shards import PIECE, nearest_file, tokenizer_files
 from dualign.checkpoints.weights import find_folder, open_weights
 from dualign.errors import MergeError
 from dualign.merging.adapters.lowrank import Cut, LowRank, approximate
-from dualign.merging.adapters.output import Kept, kept_of, new_folder, write_record
+from dualign.merging.adapters.output import Kept, kept_of, write_record
 from dualign.merging.adapters.soup import low_rank_module
 from dualign.merging.methods.random import stream
 from dualign.merging.methods.tensors import Array
 from dualign.model_ref import ModelRef
+from dualign.rundir import new_folder
 
 Embedding = Literal["save", "lora"]
 

@@ -23,11 +23,10 @@ from dualign.merging.adapters.kl_gap import (
     live_logits,
     token_ids,
 )
-from dualign.merging.adapters.output import new_folder
 from dualign.merging.config import Dtype, Merge, MergeInput, MergeStage
 from dualign.merging.merge import prepare, write
 from dualign.merging.provenance import MERGE_JSON
-from dualign.rundir import read_run, write_json
+from dualign.rundir import new_folder, read_run, write_json
 
 Base = Literal["16bit", "nf4"]
 BASES: tuple[Base, ...] = ("16bit", "nf4")

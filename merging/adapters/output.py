@@ -1,8 +1,7 @@
 """The folder of a new adapter: complete or not there, with a record of what it was made of."""
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from math import fsum, sqrt
@@ -17,7 +16,7 @@ from dualign.fingerprint import Digests
 from dualign.merging.adapters.lowrank import LowRank
 from dualign.merging.provenance import hashes
 from dualign.merging.verify import require_hashes
-from dualign.rundir import publish, work_folder, write_json
+from dualign.rundir import write_json
 
 ADAPTER_JSON = "adapter.json"
 SCHEMA = 1
@@ -74,26 +73,6 @@ def by_rank(kept: Mapping[str, Kept]) -> dict[int, float]:
         held = fsum(value**2 for one in kept.values() for value in one.values[:rank])
         found[rank] = sqrt(max(1 - held / square, 0))
     return found
-
-
-@contextmanager
-def new_folder(out: Path, *, force: bool) -> Iterator[Path]:
-    """A folder to write into, which becomes `out` when all went well, and is gone otherwise.
-
-    Raises:
-        CheckpointError: `out` is there, and `force` is false.
-    """
-    if out.exists() and not force and (not out.is_dir() or any(out.iterdir())):
-        raise CheckpointError(f"{out}: is there already; choose another folder, or use --force")
-    work = work_folder(out)
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    try:
-        yield work
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
-    publish(work, out)
 
 
 def copy_tokenizer(folders: Sequence[Path], work: Path, *, chosen: Path | None = None) -> None:

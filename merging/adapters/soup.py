@@ -24,13 +24,13 @@ from dualign.merging.adapters.output import (
     Kept,
     copy_tokenizer,
     kept_of,
-    new_folder,
     write_record,
 )
 from dualign.merging.adapters.parameters import LINEAR, method_arguments
 from dualign.merging.methods import METHODS
 from dualign.merging.methods.random import stream
 from dualign.merging.methods.tensors import Array, Read, Tensors, materialize
+from dualign.rundir import new_folder
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

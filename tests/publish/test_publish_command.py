@@ -60,7 +60,7 @@ def test_what_cannot_be_is_one_line_and_status_2(
         and "its stages are apo, data, eval, folded, merged, sft" in error
     )
     assert main(["publish", str(road / "sft"), "x/y", "--out", str(road)]) == 2
-    assert "is there already; name a folder that isn't" in capsys.readouterr().err
+    assert "is there already; choose another folder" in capsys.readouterr().err
     assert main(["publish", str(road / "sft"), "x/y", "--license-of", "train"]) == 2
     assert "expected SOURCE=ID, such as problems=apache-2.0" in capsys.readouterr().err
 
