@@ -29,7 +29,7 @@ types: $(VENV)/.ready-dev links
 
 # The site is written to site/; a dead link or a page that the navigation lacks is an error.
 docs: $(VENV)/.ready-docs links
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Folder X/ at the top is imported as dualign.X. Type checkers, editors and mkdocstrings don't see that
 # mapping, so they get a tree of links that has the form of the package.

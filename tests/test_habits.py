@@ -71,7 +71,7 @@ def test_ci_runs_the_checks_and_the_tests() -> None:
     assert (ROOT / ".ci" / "run").read_text().splitlines()[-2:] == ["make check", "make test"]
     jobs = read_yaml(ROOT / ".github" / "workflows" / "ci.yml")["jobs"]
     commands = [step.get("run", "") for job in jobs.values() for step in job["steps"]]
-    for command in ("make check", "make test"):
+    for command in ("make check", "make test", "make docs"):
         assert command in commands
     assert "make test CONSTRAINTS=constraints-oldest.txt" in commands
 
@@ -113,3 +113,29 @@ def test_no_link_of_a_page_is_dead(path: Path) -> None:
         assert linked.exists(), target
         if anchor:
             assert anchor in anchors(linked), target
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_file_that_a_page_names_is_there(path: Path) -> None:
+    folders = "dualign|sft|preference|merging|tests|docs|recipes|benchmarks"
+    for name in re.findall(rf"`((?:{folders})/[\w./-]+)`", path.read_text()):
+        assert (ROOT / name).exists(), name
+
+
+def test_the_site_has_every_page_once() -> None:
+    def files(entry: Any) -> list[str]:
+        if isinstance(entry, str):
+            return [entry]
+        return [
+            file
+            for part in (entry if isinstance(entry, list) else entry.values())
+            for file in files(part)
+        ]
+
+    class Loader(yaml.SafeLoader):
+        """Reads the names of Python functions in mkdocs.yml as text."""
+
+    Loader.add_multi_constructor("tag:yaml.org,2002:python/name:", lambda _, suffix, __: suffix)
+    listed = files(yaml.load((ROOT / "mkdocs.yml").read_text(), Loader)["nav"])
+    pages = [str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")]
+    assert sorted(listed) == sorted(pages)
