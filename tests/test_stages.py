@@ -14,7 +14,7 @@ from rich.console import Console
 
 from dualign import engine, stages
 from dualign.cli.main import main
-from dualign.cost.plan import show_plan
+from dualign.cost.show import show_plan
 from dualign.doctor.doctor import examine_recipe
 from dualign.errors import ConfigError, PublishError
 from dualign.publish.lineage import read_lineage

@@ -26,7 +26,7 @@ def run(given: Namespace) -> int:
 
 def plan(given: Namespace) -> int:
     """`dualign plan RECIPE`."""
-    from dualign.cost.plan import show_plan
+    from dualign.cost.show import show_plan
 
     show_plan(_load(given))
     return 0
@@ -95,7 +95,7 @@ def report(given: Namespace) -> int:
 
 def inspect(given: Namespace) -> int:
     """`dualign inspect RECIPE --stage NAME --html FILE`."""
-    from dualign.cost.plan import show_rows
+    from dualign.cost.show import show_rows
 
     recipe = _load(given)
     training = [entry for entry in recipe.stages if stage_kind(entry.kind).trains]

@@ -1,19 +1,17 @@
-"""What a recipe would do and what it would cost: `dualign plan`, and the rows as the model gets them: `dualign inspect`.
+"""What a recipe would do and what it would cost, stage by stage.
 
-Nothing is trained and nothing is written. What hangs on a stage that hasn't run yet is said to be unknown.
+Nothing is trained and nothing is written. What depends on a stage that hasn't run yet is None.
 """
 
 import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import yaml
-from rich.console import Console
-from rich.table import Table
 
 from dualign.checkpoints.checkpoint import read_json
 from dualign.checkpoints.embedded import embedded_model
@@ -22,8 +20,8 @@ from dualign.cost.model_shape import ModelShape
 from dualign.cost.speed import cpu_throughput, device_throughput, estimate_seconds, training_flops
 from dualign.cost.training_shape import LoraShape, TrainingShape
 from dualign.data.prepare import Prepared, PreparedPairs
-from dualign.engine import StageStatus, statuses
-from dualign.errors import CheckpointError, ConfigError, DualignError
+from dualign.engine import StageStatus
+from dualign.errors import CheckpointError, DualignError
 from dualign.model_ref import ModelRef, adapter_base
 from dualign.recipe import Recipe, StageEntry, references, replaced, stage_of
 from dualign.stages import stage_kind
@@ -52,89 +50,55 @@ class Cost:
     notes: tuple[str, ...]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StagePlan:
+    """A stage of a recipe: where it stands, and what it costs if it trains."""
+
+    name: str
+    kind: str
+    state: str
+    """done, cut off (resumes), changed (runs again) or new"""
+    parents: tuple[str, ...]
+    """the stages that it starts from"""
+    waits_for: tuple[str, ...] = ()
+    """those of a training stage that haven't run, so that its rows aren't known"""
+    rows: Mapping[str, Any] | None = None
+    """ROWS of docs/architecture.md; None for a stage that doesn't train, and where its data isn't here"""
+    cost: Cost | None = None
+    details: str = ""
+    """what a stage of another kind says about itself"""
+
+
 @runtime_checkable
 class _Described(Protocol):
-    """A stage that has more to say in the plan than its references."""
+    """A stage's dataclass with more to say in the plan than its references."""
 
     def in_words(self) -> str: ...
 
 
-def show_plan(recipe: Recipe, *, console: Console | None = None) -> None:
-    """Print the stages, then rows, tokens, steps, memory and time of each training stage."""
-    console = console or Console()
-    found = statuses(recipe, remember=False)
-    console.print(_stage_table(recipe, found))
-    for status in found:
-        if isinstance(status.entry.config, TrainingStage):
-            _show_training(recipe, status, found, console)
-        elif isinstance(status.entry.config, _Described):
-            console.rule(f"{status.entry.name} ({status.entry.kind})", align="left")
-            console.print(status.entry.config.in_words(), highlight=False, soft_wrap=True)
-
-
-def show_rows(recipe: Recipe, entry: StageEntry, *, count: int, html: Path | None = None) -> None:
-    """Print `count` rows per source and mode of a training stage, as the model gets them; or write
-    them as a page.
-    """
-    from dualign.inspect.html import write_page
-    from dualign.inspect.terminal import show
-
-    found = statuses(recipe, remember=False)
-    config, missing = resolved(entry, found)
-    if missing:
-        raise ConfigError(
-            f"{recipe.file}: stage {entry.name} reads from {', '.join(missing)}, which hasn't run yet"
-        )
-    data, tokenizer = _prepared(config, entry.seed)
-    if html is None:
-        show(data, tokenizer, samples=count)
-        return
-    facts = (
-        ("recipe", str(recipe.file)),
-        ("stage", f"{entry.name} ({entry.kind})"),
-        ("model", entry.config.model),
-        ("template", config.template),
-        ("max_tokens", f"{config.data.max_tokens:,}"),
-        ("packing", config.data.packing),
-    )
-    title = f"Rows of {entry.name}, as the model gets them"
-    write_page(html, data, tokenizer, title=title, facts=facts, samples=count)
-
-
-def _stage_table(recipe: Recipe, found: list[StageStatus]) -> Table:
-    table = Table(title=f"{recipe.name} -> {recipe.output_dir}", title_justify="left")
-    for name in ("stage", "kind", "state", "starts from"):
-        table.add_column(name, overflow="fold")
-    for status in found:
-        parents = dict.fromkeys(ref.name for ref in references(status.entry.config).values())
-        start = ", ".join(parents)
-        table.add_row(status.entry.name, status.entry.kind, status.state, start or "-")
-    return table
-
-
-def _show_training(
-    recipe: Recipe, status: StageStatus, found: list[StageStatus], console: Console
-) -> None:
+def plan_stage(recipe: Recipe, status: StageStatus, statuses: list[StageStatus]) -> StagePlan:
+    """Return what a stage would do. For a training stage the data is prepared, if it is here."""
     entry = status.entry
-    console.rule(f"{entry.name} ({entry.kind})", align="left")
-    config, missing = resolved(entry, found)
-    data: Prepared | PreparedPairs | None = None
+    stage = StagePlan(
+        name=entry.name,
+        kind=entry.kind,
+        state=status.state,
+        parents=tuple(dict.fromkeys(ref.name for ref in references(entry.config).values())),
+        details=entry.config.in_words() if isinstance(entry.config, _Described) else "",
+    )
+    if not isinstance(entry.config, TrainingStage):
+        return stage
+    config, missing = resolved(entry, statuses)
+    data = None
     if not missing and _data_is_here(config):
-        data, _ = _prepared(config, entry.seed)
-        from dualign.inspect.terminal import rows_table
-
-        console.print(rows_table(data.rows))
-    else:
-        waits = f"stage {', '.join(missing)} has run" if missing else "its data is downloaded"
-        console.print(f"rows and tokens: known when {waits}")
-    base = base_model(entry, {one.entry.name: one.entry for one in found})
-    cost = training_cost(config, data, base=base, folder=recipe.file.parent)
-    console.print(_cost_table(cost))
-    if cost.memory:
-        lines = "\n  ".join(cost.memory.formula())
-        console.print(f"memory of one process:\n  {lines}", highlight=False, soft_wrap=True)
-    for note in cost.notes:
-        console.print(f"note: {note}", highlight=False, soft_wrap=True)
+        data, _ = prepare_data(config, entry.seed)
+    base = base_model(entry, {status.entry.name: status.entry for status in statuses})
+    return replace(
+        stage,
+        waits_for=tuple(missing),
+        rows=data.rows if data else None,
+        cost=training_cost(config, data, base=base, folder=recipe.file.parent),
+    )
 
 
 def base_model(entry: StageEntry, stages: Mapping[str, StageEntry]) -> str:
@@ -204,33 +168,6 @@ def _steps(train: Mapping[str, Any], rows: int | None, world: int) -> int | None
     return math.ceil(per_epoch * epochs)
 
 
-def _cost_table(cost: Cost) -> Table:
-    table = Table(show_header=False, box=None)
-    table.add_column(justify="right")
-    table.add_column()
-    unknown = "unknown"
-    for name, value in (
-        ("training rows", f"{cost.rows:,}" if cost.rows is not None else unknown),
-        ("tokens in an epoch", f"{cost.tokens:,}" if cost.tokens is not None else unknown),
-        ("steps", f"{cost.steps:,}" if cost.steps else unknown),
-        ("rows in a step", f"{cost.rows_per_step:,}"),
-        ("tokens in a step", f"about {cost.tokens_per_step:,}"),
-        (
-            "peak memory",
-            f"{cost.memory.total / 1e9:.2f} GB per process" if cost.memory else unknown,
-        ),
-        ("training time", _duration(cost.seconds) if cost.seconds else unknown),
-    ):
-        table.add_row(name, value)
-    return table
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"about {seconds:.0f} s"
-    return f"about {seconds / 60:.0f} min" if seconds < 7200 else f"about {seconds / 3600:.1f} h"
-
-
 def resolved(entry: StageEntry, found: list[StageStatus]) -> tuple[Any, list[str]]:
     """The stage with the references to finished stages replaced by paths, and the stages that aren't finished."""
     done = {one.entry.name: one for one in found if one.state == "done"}
@@ -247,7 +184,8 @@ def _data_is_here(config: Any) -> bool:
     return all(Path(source.path).exists() or "*" in source.path for source in config.data.sources)
 
 
-def _prepared(config: Any, seed: int) -> tuple[Prepared | PreparedPairs, Any]:
+def prepare_data(config: Any, seed: int) -> tuple[Prepared | PreparedPairs, Any]:
+    """Return a training stage's rows as training gets them, and the tokenizer."""
     from dualign.data.prepare import prepare_pairs, prepare_sft
     from dualign.models.source import resolve_model
     from dualign.models.tokenizer import load_tokenizer

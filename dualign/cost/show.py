@@ -1,0 +1,110 @@
+"""`dualign plan` and `dualign inspect` in the terminal: tables of stages, rows and costs."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from dualign.cost.plan import Cost, StagePlan, plan_stage, prepare_data, resolved
+from dualign.engine import StageStatus, statuses
+from dualign.errors import ConfigError
+from dualign.recipe import Recipe, StageEntry, references
+
+
+def show_plan(recipe: Recipe, *, console: Console | None = None) -> None:
+    """Print the stages, then rows, tokens, steps, memory and time of each training stage."""
+    console = console or Console()
+    found = statuses(recipe, remember=False)
+    console.print(_stage_table(recipe, found))
+    for status in found:
+        stage = plan_stage(recipe, status, found)
+        if stage.cost or stage.details:
+            console.rule(f"{stage.name} ({stage.kind})", align="left")
+        if stage.cost:
+            _show_training(stage, stage.cost, console)
+        if stage.details:
+            console.print(stage.details, highlight=False, soft_wrap=True)
+
+
+def show_rows(recipe: Recipe, entry: StageEntry, *, count: int, html: Path | None = None) -> None:
+    """Print `count` rows per source and mode of a training stage, as the model gets them; or write
+    them as a page.
+    """
+    from dualign.inspect.html import write_page
+    from dualign.inspect.terminal import show
+
+    found = statuses(recipe, remember=False)
+    config, missing = resolved(entry, found)
+    if missing:
+        raise ConfigError(
+            f"{recipe.file}: stage {entry.name} reads from {', '.join(missing)}, which hasn't run yet"
+        )
+    data, tokenizer = prepare_data(config, entry.seed)
+    if html is None:
+        show(data, tokenizer, samples=count)
+        return
+    facts = (
+        ("recipe", str(recipe.file)),
+        ("stage", f"{entry.name} ({entry.kind})"),
+        ("model", entry.config.model),
+        ("template", config.template),
+        ("max_tokens", f"{config.data.max_tokens:,}"),
+        ("packing", config.data.packing),
+    )
+    title = f"Rows of {entry.name}, as the model gets them"
+    write_page(html, data, tokenizer, title=title, facts=facts, samples=count)
+
+
+def _stage_table(recipe: Recipe, found: list[StageStatus]) -> Table:
+    table = Table(title=f"{recipe.name} -> {recipe.output_dir}", title_justify="left")
+    for name in ("stage", "kind", "state", "starts from"):
+        table.add_column(name, overflow="fold")
+    for status in found:
+        parents = dict.fromkeys(ref.name for ref in references(status.entry.config).values())
+        start = ", ".join(parents)
+        table.add_row(status.entry.name, status.entry.kind, status.state, start or "-")
+    return table
+
+
+def _show_training(stage: StagePlan, cost: Cost, console: Console) -> None:
+    from dualign.inspect.terminal import rows_table
+
+    if stage.rows:
+        console.print(rows_table(stage.rows))
+    else:
+        names = ", ".join(stage.waits_for)
+        event = f"stage {names} has run" if names else "its data is downloaded"
+        console.print(f"rows and tokens: known when {event}")
+    console.print(_cost_table(cost))
+    if cost.memory:
+        lines = "\n  ".join(cost.memory.formula())
+        console.print(f"memory of one process:\n  {lines}", highlight=False, soft_wrap=True)
+    for note in cost.notes:
+        console.print(f"note: {note}", highlight=False, soft_wrap=True)
+
+
+def _cost_table(cost: Cost) -> Table:
+    table = Table(show_header=False, box=None)
+    table.add_column(justify="right")
+    table.add_column()
+    unknown = "unknown"
+    for name, value in (
+        ("training rows", f"{cost.rows:,}" if cost.rows is not None else unknown),
+        ("tokens in an epoch", f"{cost.tokens:,}" if cost.tokens is not None else unknown),
+        ("steps", f"{cost.steps:,}" if cost.steps else unknown),
+        ("rows in a step", f"{cost.rows_per_step:,}"),
+        ("tokens in a step", f"about {cost.tokens_per_step:,}"),
+        (
+            "peak memory",
+            f"{cost.memory.total / 1e9:.2f} GB per process" if cost.memory else unknown,
+        ),
+        ("training time", _duration(cost.seconds) if cost.seconds else unknown),
+    ):
+        table.add_row(name, value)
+    return table
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"about {seconds:.0f} s"
+    return f"about {seconds / 60:.0f} min" if seconds < 7200 else f"about {seconds / 3600:.1f} h"
