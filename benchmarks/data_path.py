@@ -64,9 +64,9 @@ def compare(plan: Sequence[tuple[str, int]]) -> None:
             found.setdefault((side, rows), []).append(made)
             print(side, json.dumps(made), flush=True)
     for (side, rows), runs in found.items():
-        rate = statistics.median(one["rows_per_second"] for one in runs)
-        peak = statistics.median(one["own_memory_mb"] for one in runs)
-        used = statistics.median(one["cpu_us_per_row"] for one in runs)
+        rate = statistics.median(run["rows_per_second"] for run in runs)
+        peak = statistics.median(run["own_memory_mb"] for run in runs)
+        used = statistics.median(run["cpu_us_per_row"] for run in runs)
         print(
             f"{side}: {rows:,} rows, median {rate:,.0f} rows/s, {used:,.0f} us of CPU a row, "
             f"{peak:,.0f} MB of its own"

@@ -83,8 +83,8 @@ def make(base: Path, adapter: Path, layers: int) -> None:
     for path, (outputs, inputs) in paths.items():
         factors[f"{path}.lora_A.weight"] = noise(RANK, inputs, scale=0.02, dtype=torch.float32)
         factors[f"{path}.lora_B.weight"] = noise(outputs, RANK, scale=0.02, dtype=torch.float32)
-    for one, shape in (("A", (RANK, VOCABULARY)), ("B", (HIDDEN, RANK))):
-        name = f"model.embed_tokens.lora_embedding_{one}"
+    for item, shape in (("A", (RANK, VOCABULARY)), ("B", (HIDDEN, RANK))):
+        name = f"model.embed_tokens.lora_embedding_{item}"
         factors[name] = noise(*shape, scale=0.02, dtype=torch.float32)
     named = {f"base_model.model.{name}": tensor for name, tensor in factors.items()}
     save_file(named, adapter / "adapter_model.safetensors", {"format": "pt"})
@@ -119,7 +119,7 @@ def anonymous_mb() -> float:
 
 def compare(base: Path, adapter: Path, out: Path, layers: int) -> None:
     """The largest distance from the float64 sum, in steps of bfloat16, over some tensors."""
-    names = [f"model.layers.{layers - 1}.{one}" for one in ("self_attn.q_proj", "mlp.down_proj")]
+    names = [f"model.layers.{layers - 1}.{item}" for item in ("self_attn.q_proj", "mlp.down_proj")]
     worst, total, differ = 0.0, 0, 0
     with (
         safe_open(base / "model.safetensors", "pt") as old,
@@ -128,8 +128,8 @@ def compare(base: Path, adapter: Path, out: Path, layers: int) -> None:
     ):
         for name in names:
             A, B = (
-                change.get_tensor(f"base_model.model.{name}.lora_{one}.weight").double()
-                for one in "AB"
+                change.get_tensor(f"base_model.model.{name}.lora_{item}.weight").double()
+                for item in "AB"
             )
             exact = old.get_tensor(f"{name}.weight").double() + 2 * B @ A
             found = new.get_tensor(f"{name}.weight")

@@ -117,7 +117,7 @@ def make_cases(work: Path, models: Sequence[Path], theirs: Path) -> dict[str, Ca
 
 def write_configs(work: Path, base: Path, tuned: Sequence[Path]) -> dict[str, str]:
     """mergekit's YAML, read by both."""
-    each = "".join(f"  - {{model: {one}, parameters: {{weight: 1}}}}\n" for one in tuned)
+    each = "".join(f"  - {{model: {item}, parameters: {{weight: 1}}}}\n" for item in tuned)
     dense = each.replace("weight: 1", "weight: 1, density: 0.5")
     linear = f"merge_method: linear\ndtype: bfloat16\nmodels:\n{each}"
     second = (
@@ -148,10 +148,10 @@ def table(work: Path, theirs: Path, runs: int, only: str) -> str:
     for name, case in cases.items():
         both = {"dualign": case.ours, case.other[0]: case.other[1]}
         found = interleaved(both, runs, work, remembers=case.remembers)
-        mine, other = (summary(one, idle) for one in found.values())
+        mine, other = (summary(entry, idle) for entry in found.values())
         ratios = f"**{mine[0] / other[0]:.2f}** | {mine[1] / other[1]:.2f} | {case.bar}"
-        for tool, one, end in ((f"{name} | dualign", mine, ratios), (f"| {case.other[0]}", other, "| |")):  # fmt: skip
-            lines.append(f"| {tool} | {one[0]:.2f} | {one[1]:.2f} | {one[2]:.0f} | {end} |")
+        for tool, item, end in ((f"{name} | dualign", mine, ratios), (f"| {case.other[0]}", other, "| |")):  # fmt: skip
+            lines.append(f"| {tool} | {item[0]:.2f} | {item[1]:.2f} | {item[2]:.0f} | {end} |")
     return "\n".join(lines) + "\n"
 
 
@@ -169,10 +169,10 @@ def interleaved(
             if not remembers:
                 known.unlink(missing_ok=True)
             command = [part.replace("OUT", str(out)) for part in command]
-            one = measure(command, DUALIGN_DIGESTS=str(known))
+            run = measure(command, DUALIGN_DIGESTS=str(known))
             if number or runs == 1:
-                found[name].append(one)
-            print(f"{name:20} {one}", file=sys.stderr)
+                found[name].append(run)
+            print(f"{name:20} {run}", file=sys.stderr)
     return found
 
 
@@ -183,9 +183,9 @@ def summary(runs: Sequence[Run], idle: float) -> tuple[float, float, float]:
         return statistics.median(map(value, runs))
 
     return (
-        middle(lambda one: one.wall if one.inside is None else one.inside),
-        middle(lambda one: one.cpu),
-        middle(lambda one: one.anonymous_mb) - idle,
+        middle(lambda run: run.wall if run.inside is None else run.inside),
+        middle(lambda run: run.cpu),
+        middle(lambda run: run.anonymous_mb) - idle,
     )
 
 
@@ -195,7 +195,7 @@ def heading(theirs: Path, runs: int) -> str:
         [str(theirs), "-m", "pip", "freeze"], capture_output=True, text=True, check=True
     ).stdout.split()
     named = ("mergekit", "torch", "safetensors", "transformers")
-    pinned = [one for one in freeze if one.split("==")[0] in named]
+    pinned = [line for line in freeze if line.split("==")[0] in named]
     return "\n".join(
         [
             "# Merging, measured",
@@ -216,7 +216,7 @@ def heading(theirs: Path, runs: int) -> str:
 def cpu_model() -> str:
     """As Linux calls it."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((one.split(":")[1].strip() for one in lines if one.startswith("model name")), "")
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
 
 
 if __name__ == "__main__":

@@ -70,12 +70,12 @@ def _tensors(config: dict[str, object], stored: str) -> list[TensorSpec]:
 def _write(file: Path, tensors: list[TensorSpec], number: int) -> None:
     with file.open("wb") as stream:
         stream.write(write_header(tensors))
-        for place, one in enumerate(tensors):
+        for place, tensor in enumerate(tensors):
             base = np.random.Generator(np.random.Philox(key=place)).standard_normal(
-                one.size, np.float32
+                tensor.size, np.float32
             )
             base *= np.float32(0.02)
             if number:
                 change = np.random.Generator(np.random.Philox(key=(number << 32) + place))
-                base += change.standard_normal(one.size, np.float32) * np.float32(1e-3)
-            stream.write(from_float(base, one.dtype).tobytes())
+                base += change.standard_normal(tensor.size, np.float32) * np.float32(1e-3)
+            stream.write(from_float(base, tensor.dtype).tobytes())

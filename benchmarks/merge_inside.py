@@ -71,7 +71,7 @@ def with_floor(config: Path, out: Path) -> float:
 
 if __name__ == "__main__":
     tools = {"dualign": with_dualign, "mergekit": with_mergekit, "floor": with_floor}
-    paths = [Path(one) for one in sys.argv[2:]]
+    paths = [Path(item) for item in sys.argv[2:]]
     for config, out in zip(paths[::2], paths[1::2], strict=True):
         try:
             print("seconds", tools[sys.argv[1]](config, out))

@@ -102,7 +102,11 @@ def main() -> None:
 def rows(found: dict[str, str]) -> list[str]:
     """A table of what `compare` found."""
     lines = ["| method | identical | largest distance, bfloat16 steps | beyond one step |"]
-    return [*lines, "|---|---|---|---|", *(f"| {name} | {one} |" for name, one in found.items())]
+    return [
+        *lines,
+        "|---|---|---|---|",
+        *(f"| {name} | {entry} |" for name, entry in found.items()),
+    ]
 
 
 def compare(
@@ -145,8 +149,8 @@ def make_real(folder: Path, count: int) -> list[Path]:
             values = values[:8192] if "embed" in name else values
             change = generator.standard_normal(values.shape, np.float32) * values.std() * 0.02
             tensors[name] = values + change if number else values
-        planned = [TensorSpec(name, one.shape, "BF16") for name, one in tensors.items()]
-        data = b"".join(from_float(one, "BF16").tobytes() for one in tensors.values())
+        planned = [TensorSpec(name, tensor.shape, "BF16") for name, tensor in tensors.items()]
+        data = b"".join(from_float(tensor, "BF16").tobytes() for tensor in tensors.values())
         (path / "model.safetensors").write_bytes(write_header(planned) + data)
         (path / "config.json").write_text(json.dumps(config))
     return made
@@ -177,7 +181,7 @@ def compared(ours: Path, theirs: Path) -> str:
     a, b = Checkpoint(ours), Checkpoint(theirs)
     same = beyond = total = largest = 0
     for name in a.entries:
-        x, y = (read_whole(one, name).reshape(-1) for one in (a, b))
+        x, y = (read_whole(item, name).reshape(-1) for item in (a, b))
         apart = np.abs(steps(x) - steps(y))
         # What cancels leaves the noise of a float32 sum, which is many steps of nearly nothing.
         apart[np.abs(x - y) < 2.0**-23 * np.abs(x).max()] = 0

@@ -45,12 +45,12 @@ def write_model(folder: Path, tokenizer: Path, added: list[str]) -> None:
     rows = 49152 + len(added)
     shapes = {"model.embed_tokens.weight": (rows, 1024), "model.norm.weight": (1024,)}
     for layer in range(18):
-        shapes |= {f"model.layers.{layer}.{name}.weight": one for name, one in LAYER.items()}
+        shapes |= {f"model.layers.{layer}.{name}.weight": item for name, item in LAYER.items()}
     planned = [TensorSpec(name, shape, "BF16") for name, shape in shapes.items()]
     header = write_header(planned)
     with (folder / "model.safetensors").open("wb") as file:
         file.write(header)
-        file.truncate(len(header) + sum(one.nbytes for one in planned))
+        file.truncate(len(header) + sum(item.nbytes for item in planned))
     (folder / "config.json").write_text(json.dumps({**CONFIG, "vocab_size": rows}))
     for name in ("tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
         shutil.copy(tokenizer / name, folder)
@@ -73,7 +73,7 @@ def main(root: Path) -> None:
         ("three tokenizers, union", "ade", "tokenizer_source: union\n"),
     ):
         models = "".join(
-            f"  - {{model: {root / one}, parameters: {{weight: 1}}}}\n" for one in names
+            f"  - {{model: {root / item}, parameters: {{weight: 1}}}}\n" for item in names
         )
         file = root / "merge.yml"
         file.write_text(f"merge_method: linear\nmodels:\n{models}{more}")

@@ -67,9 +67,9 @@ def scale(work: Path, mergekit: Path, flags: Sequence[str], picture: Path) -> st
             "| | | tool | seconds | CPU seconds | peak, MB |",
             "|---|---|---|---|---|---|",
             *(
-                f"| {one.axis} | {one.x:g} | {one.tool} | {one.run.wall:.1f} | {one.run.cpu:.1f} | "
-                f"{one.run.anonymous_mb - idle:.0f} |"
-                for one in found
+                f"| {entry.axis} | {entry.x:g} | {entry.tool} | {entry.run.wall:.1f} | {entry.run.cpu:.1f} | "
+                f"{entry.run.anonymous_mb - idle:.0f} |"
+                for entry in found
             ),
             "",
         ]
@@ -80,7 +80,7 @@ def commands(
     work: Path, mergekit: Path, flags: Sequence[str], base: Path, models: Sequence[Path]
 ) -> dict[str, list[str]]:
     """By tool; linear for both, and ties for ours."""
-    each = "".join(f"  - {{model: {one}, parameters: {{weight: 1}}}}\n" for one in models)
+    each = "".join(f"  - {{model: {model}, parameters: {{weight: 1}}}}\n" for model in models)
     linear, ties = work / "scale.yml", work / "scale-ties.yml"
     linear.write_text(f"merge_method: linear\ndtype: bfloat16\nmodels:\n{each}")
     ties.write_text(
@@ -102,10 +102,10 @@ def plot(found: Sequence[Measured], idle: float, picture: Path) -> None:
     rows = figure.subplots(2, len(AXES), sharex="col")
     for column, axis in enumerate(AXES):
         for tool, mark in (("dualign", "o-"), ("mergekit", "s--")):
-            runs = [one for one in found if one.axis == axis and one.tool == tool]
-            places = [one.x for one in runs]
-            rows[0][column].plot(places, [one.run.wall for one in runs], mark, label=tool)
-            memory = [one.run.anonymous_mb - idle for one in runs]
+            runs = [entry for entry in found if entry.axis == axis and entry.tool == tool]
+            places = [entry.x for entry in runs]
+            rows[0][column].plot(places, [entry.run.wall for entry in runs], mark, label=tool)
+            memory = [entry.run.anonymous_mb - idle for entry in runs]
             rows[1][column].plot(places, memory, mark, label=tool)
         rows[0][column].set_ylim(bottom=0)
         rows[1][column].set_yscale("log")

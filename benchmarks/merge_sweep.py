@@ -66,9 +66,9 @@ def live_sweep(models: Sequence[Path], folder: Path, dtype: str) -> None:
     write_beside(merges[0], folder)
     live = LiveModel(folder, dtype=dtype)
     print(f"model in memory: {time.perf_counter() - clock:.2f} s")
-    for number, one in enumerate(merges):
+    for number, merge in enumerate(merges):
         clock = time.perf_counter()
-        live.apply(one.weights, dtype=one.merge.dtype)
+        live.apply(merge.weights, dtype=merge.merge.dtype)
         print(f"{POINTS[number]}: {time.perf_counter() - clock:.2f} s")
 
 
@@ -79,8 +79,8 @@ def recipe(models: Sequence[Path], half: object, rest: object) -> dict[str, obje
         "merge_method": "linear",
         "dtype": "bfloat16",
         "models": [
-            {"model": str(one), "parameters": {"weight": weight}}
-            for one, weight in zip(models, weights, strict=True)
+            {"model": str(model), "parameters": {"weight": weight}}
+            for model, weight in zip(models, weights, strict=True)
         ],
     }
 
@@ -114,8 +114,8 @@ def _in_turn(tool: Sequence[str], files: Sequence[Path], flags: Sequence[str]) -
 
 def report(measured: dict[str, list[Run]], runs: int) -> str:
     """The table, with what it was measured on."""
-    theirs = _middle(measured["mergekit"], lambda one: one.wall)
-    theirs_cpu = _middle(measured["mergekit"], lambda one: one.cpu)
+    theirs = _middle(measured["mergekit"], lambda run: run.wall)
+    theirs_cpu = _middle(measured["mergekit"], lambda run: run.cpu)
     lines = [
         "# A sweep of 8 weights, measured",
         "",
@@ -136,7 +136,7 @@ def report(measured: dict[str, list[Run]], runs: int) -> str:
         "mergekit": "mergekit, 8 folders written",
     }
     for tool, found in measured.items():
-        wall, cpu = _middle(found, lambda one: one.wall), _middle(found, lambda one: one.cpu)
+        wall, cpu = _middle(found, lambda run: run.wall), _middle(found, lambda run: run.cpu)
         lines.append(
             f"| {words[tool]} | {wall:.1f} | {cpu:.1f} | {wall / theirs:.2f} | {cpu / theirs_cpu:.2f} |"
         )

@@ -66,7 +66,7 @@ def write_model(folder: Path, seed: int, added: list[str]) -> None:
     draw = np.random.default_rng(seed)
     values = {name: draw.normal(0, 0.1, shape).astype(np.float32) for name, shape in shapes.items()}
     header = write_header([TensorSpec(name, shape, "F32") for name, shape in shapes.items()])
-    data = b"".join(one.tobytes() for one in values.values())
+    data = b"".join(value.tobytes() for value in values.values())
     (folder / "model.safetensors").write_bytes(header + data)
     (folder / "config.json").write_text(json.dumps({**CONFIG, "vocab_size": rows}))
     tokenizer = embedded_model()
@@ -98,7 +98,7 @@ def main() -> None:
             shutil.rmtree(out, ignore_errors=True)
         merge_into(load(file), outs[0])
         command = [str(theirs.parent / "mergekit-yaml"), str(file), "theirs", *FAIR]
-        command = [one for one in command if "copy-tokenizer" not in one]
+        command = [item for item in command if "copy-tokenizer" not in item]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         told = compared(*outs) if done.returncode == 0 else done.stderr.splitlines()[-1]
         print(f"{name}: {told}", flush=True)
@@ -114,9 +114,9 @@ def compared(ours: Path, theirs: Path) -> str:
         for token in tokens
     ]
     only = [sorted(set(vocabularies[0]) ^ set(vocabularies[1]))][0]
-    far = [token for token, one in zip(tokens, apart, strict=True) if one > 1e-6]
+    far = [token for token, item in zip(tokens, apart, strict=True) if item > 1e-6]
     return (
-        f"{len(tokens)} tokens in both, {only[:5]} in one, rows {[len(one) for one in rows]}, "
+        f"{len(tokens)} tokens in both, {only[:5]} in one, rows {[len(row) for row in rows]}, "
         f"at most {max(apart):.1e} apart, {len(far)} by more than 1e-6 {far[:5]}"
     )
 

@@ -26,7 +26,7 @@ def test_the_example_is_a_recipe(tmp_path: Path) -> None:
     for file in ("rows.jsonl", "task.yaml"):
         (tmp_path / file).touch()
     (tmp_path / "mine.yaml").write_text(example[1])
-    assert [one.kind for one in load_recipe(tmp_path / "mine.yaml", []).stages] == [
+    assert [stage.kind for stage in load_recipe(tmp_path / "mine.yaml", []).stages] == [
         "sft",
         "eval",
     ]

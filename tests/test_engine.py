@@ -130,9 +130,11 @@ def test_a_folder_named_like_a_template_that_ships_is_no_part_of_a_stage(
 
 
 def test_a_moved_output_folder_or_recipe_changes_nothing(tmp_path: Path) -> None:
-    one, two = tmp_path / "one", tmp_path / "two"
-    one.mkdir(), two.mkdir()
-    prints = [[s.fingerprint for s in engine.statuses(recipe(folder))] for folder in (one, two)]
+    first, second = tmp_path / "one", tmp_path / "two"
+    first.mkdir(), second.mkdir()
+    prints = [
+        [s.fingerprint for s in engine.statuses(recipe(folder))] for folder in (first, second)
+    ]
     assert prints[0] == prints[1]
 
 

@@ -115,7 +115,7 @@ def test_stages_of_new_kinds_are_planned_examined_run_reported_and_published(
     recipe: Recipe,
 ) -> None:
     assert "rows and tokens: known when stage data has run" in planned(recipe)
-    assert "waits_for_stage" in {one.code for one in examine_recipe(recipe).findings.all()}
+    assert "waits_for_stage" in {finding.code for finding in examine_recipe(recipe).findings.all()}
 
     out = recipe.output_dir
     folders = engine.run(recipe, say=lambda text: None)
@@ -165,7 +165,7 @@ def test_every_launched_kind_starts_its_own_command(
     overrides = [text.replace("zero.yaml", str(tmp_path / "zero.yaml")) for text in launch]
     launched = load_recipe(recipe.file, overrides)
     for name in ("data", "middle"):
-        status = next(one for one in engine.statuses(launched) if one.entry.name == name)
+        status = next(item for item in engine.statuses(launched) if item.entry.name == name)
         engine._run_stage(launched, status, engine.statuses(launched))
     config = str(tmp_path / "zero.yaml")
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config]

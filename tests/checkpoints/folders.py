@@ -60,7 +60,9 @@ def write_model(
     values = tensors(seed, layers) if values is None else values
     write_file(folder / "model.safetensors", values, dtype)
     whole = {**CONFIG, "num_hidden_layers": layers, **config}
-    write_json(folder / "config.json", {key: one for key, one in whole.items() if one is not None})
+    write_json(
+        folder / "config.json", {key: item for key, item in whole.items() if item is not None}
+    )
     if tokenizer is not None:
         write_json(folder / "tokenizer.json", {"model": {"vocab": tokenizer}, "added_tokens": []})
         write_json(folder / "tokenizer_config.json", {"eos_token": "</s>"})
@@ -70,8 +72,8 @@ def write_model(
 
 
 def write_file(file: Path, values: dict[str, np.ndarray], dtype: str = "F32") -> None:
-    planned = [TensorSpec(name, one.shape, dtype) for name, one in values.items()]
-    data = b"".join(from_float(one, dtype).tobytes() for one in values.values())
+    planned = [TensorSpec(name, value.shape, dtype) for name, value in values.items()]
+    data = b"".join(from_float(value, dtype).tobytes() for value in values.values())
     file.write_bytes(write_header(planned) + data)
 
 

@@ -165,7 +165,7 @@ def test_a_fold_that_overflows_is_refused(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base")
     adapter = make_adapter(base, tmp_path / "adapter", target_modules=["q_proj"])
     file = adapter / "adapter_model.safetensors"
-    huge = {name: one * 1e30 for name, one in load_file(file).items()}
+    huge = {name: item * 1e30 for name, item in load_file(file).items()}
     save_file(huge, file)
     with pytest.raises(MergeError, match=r"q_proj.weight would hold .* choose a wider dtype"):
         fold(base, adapter, tmp_path / "folded")
@@ -178,7 +178,7 @@ def test_folding_rounds_once(tmp_path: Path) -> None:
     name = "model.layers.1.self_attn.q_proj.weight"
     factors = load_file(adapter / "adapter_model.safetensors")
     path = f"base_model.model.{name.removesuffix('.weight')}"
-    A, B = (factors[f"{path}.lora_{one}.weight"].double() for one in "AB")
+    A, B = (factors[f"{path}.lora_{item}.weight"].double() for item in "AB")
     exact = load_file(base / "model.safetensors")[name].double() + 2 * B @ A  # alpha / r = 8 / 4
     found = load_file(tmp_path / "folded" / "model.safetensors")[name]
     assert torch.equal(found, exact.to(torch.bfloat16))
@@ -273,7 +273,7 @@ def test_no_tensor_is_missing_when_the_concatenated_adapter_loads(
     concatenate([first, second], tmp_path / "both")
     recwarn.clear()
     live(base, tmp_path / "both")
-    assert not [one for one in recwarn if "missing" in str(one.message)]
+    assert not [item for item in recwarn if "missing" in str(item.message)]
 
 
 @pytest.mark.parametrize(
@@ -351,11 +351,14 @@ def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
     adapter = make_adapter(base, tmp_path / "adapter", target_modules=["q_proj"])
     file = adapter / "adapter_model.safetensors"
     tensors = load_file(file)
-    save_file({name.replace("layers.2", "layers.9"): one for name, one in tensors.items()}, file)
+    save_file(
+        {name.replace("layers.2", "layers.9"): tensor for name, tensor in tensors.items()}, file
+    )
     with pytest.raises(MergeError, match=r"changes model.layers.9.* doesn't have"):
         open_weights(adapter)
     wide = {
-        name: torch.cat([one, one], 1) if "lora_A" in name else one for name, one in tensors.items()
+        name: torch.cat([tensor, tensor], 1) if "lora_A" in name else tensor
+        for name, tensor in tensors.items()
     }
     save_file(wide, file)
     with pytest.raises(
@@ -369,7 +372,7 @@ def test_a_nan_in_an_adapter_is_named(tmp_path: Path) -> None:
     adapter = make_adapter(base, tmp_path / "adapter", target_modules=["q_proj"])
     file = adapter / "adapter_model.safetensors"
     tensors = load_file(file)
-    name = next(one for one in tensors if "layers.1" in one and "lora_B" in one)
+    name = next(key for key in tensors if "layers.1" in key and "lora_B" in key)
     tensors[name][0, 0] = torch.nan
     save_file(tensors, file)
     with pytest.raises(MergeError, match=f"{file}.*{name} holds 1 NaN"):

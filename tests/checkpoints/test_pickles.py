@@ -27,9 +27,9 @@ ALLOWED = TEXT + "allow_pickle: true\n"
 def pickled(folder: Path, seed: int, *, dtype: torch.dtype = torch.float32, **save: bool) -> Path:
     """The model of `write_model` as pytorch_model.bin."""
     write_model(folder, seed)
-    values = {name: torch.from_numpy(one).to(dtype) for name, one in tensors(seed).items()}
+    values = {name: torch.from_numpy(tensor).to(dtype) for name, tensor in tensors(seed).items()}
     torch.save(
-        values, folder / "pytorch_model.bin", **{f"_{key}": one for key, one in save.items()}
+        values, folder / "pytorch_model.bin", **{f"_{key}": item for key, item in save.items()}
     )  # type: ignore[arg-type]
     (folder / "model.safetensors").unlink()
     return folder
@@ -54,7 +54,7 @@ def test_a_pickle_is_read_when_it_is_asked_for(tmp_path: Path) -> None:
         np.testing.assert_allclose(found, (a[name] + b[name]) / 2, atol=1e-7)
     assert verify_folder(out, tensors=20).tensors
     record = json.loads((out / "merge.json").read_text())
-    assert [Path(one).name for one in record["models"][1]["sha256"]] == ["pytorch_model.bin"]
+    assert [Path(item).name for item in record["models"][1]["sha256"]] == ["pytorch_model.bin"]
     (tmp_path / "merge.yml").write_text(TEXT)
     config, out = str(tmp_path / "merge.yml"), tmp_path / "again"
     assert main(["merge", config, str(out)]) == 2

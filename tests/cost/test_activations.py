@@ -113,7 +113,7 @@ def weight_copies(shape: ModelShape, training: TrainingShape) -> int:
 def test_a_layer_keeps_what_the_formula_says(case: str, kind: str, masked: bool) -> None:
     given = {"gradient_checkpointing": False, **CASES[case]}
     training = TrainingShape(micro_batch=ROWS, max_tokens=TOKENS, masked=masked, **given)
-    one, three = (kept_bytes(build(kind, layers, training), training) for layers in (1, 3))
+    single, three = (kept_bytes(build(kind, layers, training), training) for layers in (1, 3))
     shape = ModelShape.from_config({"model_type": kind, **SIZES, "num_hidden_layers": 1})
     sizes = activations(shape, training)
     layer = (
@@ -121,7 +121,7 @@ def test_a_layer_keeps_what_the_formula_says(case: str, kind: str, masked: bool)
         if training.gradient_checkpointing
         else sizes.layer + weight_copies(shape, training)
     )
-    assert (three - one) / 2 == layer
+    assert (three - single) / 2 == layer
 
 
 def test_the_ends_of_the_model_are_close() -> None:

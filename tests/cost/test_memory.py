@@ -135,13 +135,13 @@ def test_nf4_bytes_are_those_of_bitsandbytes() -> None:
     ],
 )
 def test_sharding_divides_what_it_shards(sharding: Any, divided: set[str]) -> None:
-    one, eight = (
+    single, eight = (
         estimate(SMOLLM3, replace(FULL, master_weights=True, sharding=sharding, world_size=world))
         for world in (1, 8)
     )
     for name in divided:
-        assert getattr(eight, name) == pytest.approx(getattr(one, name) / 8, abs=1)
-    assert eight.activations == one.activations
+        assert getattr(eight, name) == pytest.approx(getattr(single, name) / 8, abs=1)
+    assert eight.activations == single.activations
     gathered = 2 * 128256 * 2048 * 2
     expected = 2 * PARAMETERS if sharding == "zero2" else 2 * PARAMETERS / 8 + gathered
     assert eight.weights == pytest.approx(expected, abs=1)

@@ -79,7 +79,7 @@ def test_packed_rows_hold_what_the_account_says(
     assert (made.rows["in"], made.rows["kept"], made.rows["validation"]) == (100, 70, 6)
     found = documents(made)
     for entry in made.rows["by"]:
-        mine = [one for one in found if one[0] == (entry["mode"], entry["source"])]
+        mine = [item for item in found if item[0] == (entry["mode"], entry["source"])]
         assert len(mine) == entry["examples"]
         assert sum(len(ids) for _, ids, _ in mine) == entry["tokens"]
         assert sum(counted for _, _, counted in mine) == entry["supervised_tokens"]
@@ -330,11 +330,11 @@ def test_rows_tokenised_beside_rendering_come_out_as_one_by_one(
     )
     together = encoder.encode(batch, list(range(600)))
     alone = [
-        encoder.encode({"messages": [one]}, [number])[0]
-        for number, one in enumerate(batch["messages"])
+        encoder.encode({"messages": [message]}, [number])[0]
+        for number, message in enumerate(batch["messages"])
     ]
-    assert [one.entry for one in together] == [one.entry for one in alone]
-    refused = [one.row for one in together if one.fault]
+    assert [row.entry for row in together] == [row.entry for row in alone]
+    refused = [row.row for row in together if row.fault]
     assert refused == list(range(3, 600, 7))
     assert together[4].conversations[0].messages[1].content == "4 apples"
     assert together[3].conversations == together[3].rendered == ()
@@ -354,8 +354,10 @@ def test_weights_draw_and_repeat_as_often_as_they_say(count: int, weight: float,
 
 
 def test_draws_are_independent_of_each_other() -> None:
-    one, again, other = (generator(1, name, 0).random(4) for name in ("weight", "weight", "order"))
-    assert (one == again).all() and not (one == other).any()
+    first, again, other = (
+        generator(1, name, 0).random(4) for name in ("weight", "weight", "order")
+    )
+    assert (first == again).all() and not (first == other).any()
     held = held_out(10, 3, generator(1, "validation"))
     assert len(set(held.tolist())) == 3 and sorted(held) == held.tolist()
 

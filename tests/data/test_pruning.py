@@ -35,7 +35,7 @@ def test_what_was_used_longest_ago_goes_and_is_told(
 ) -> None:
     with caplog.at_level(logging.WARNING):
         assert make_room(bounded, spare=bounded / "new") == [bounded / "older"]
-    assert sorted(one.name for one in bounded.iterdir() if one.is_dir()) == ["new", "old"]
+    assert sorted(path.name for path in bounded.iterdir() if path.is_dir()) == ["new", "old"]
     assert "deleted older (0.0 GB), used longest ago" in caplog.text
     assert make_room(bounded, spare=bounded / "new") == []
 
@@ -71,7 +71,7 @@ def test_keeping_something_new_makes_room_and_reading_counts_as_use(
     size = sum(file.stat().st_size for file in (tmp_path / "first").rglob("*") if file.is_file())
     monkeypatch.setenv("DUALIGN_TOKENS_GB", str(2.5 * size / 1e9))
     kept("third", make)
-    assert sorted(one.name for one in tmp_path.iterdir() if one.is_dir()) == ["first", "third"]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["first", "third"]
 
 
 @pytest.mark.parametrize("given", ["lots", "-1", "nan"])

@@ -49,7 +49,7 @@ def examine(formats: Callable[[str], Any], tmp_path: Path) -> Examine:
         rows: Rows, *, template: str = "dualign", pairs: bool = False, max_tokens: int = 512
     ) -> tuple[Findings, dict[str, Any]]:
         tokenizer, chat = formats(template)
-        sources = tuple(SourceConfig(path=str(write(tmp_path, *one))) for one in rows.items())
+        sources = tuple(SourceConfig(path=str(write(tmp_path, *row))) for row in rows.items())
         data = DataConfig(sources=sources, max_tokens=max_tokens)
         subject = Subject(pairs=pairs, data=data, tokenizer=tokenizer, template=chat)
         findings = Findings()

@@ -51,7 +51,7 @@ def test_what_a_stage_leaves_has_no_fault(name: str, saved: Path) -> None:
     assert found.rows["kept"] == 7
 
 
-@pytest.mark.parametrize("planted", PLANTED, ids=lambda one: one.make.__name__)
+@pytest.mark.parametrize("planted", PLANTED, ids=lambda item: item.make.__name__)
 def test_a_planted_defect_of_a_directory_is_found(
     planted: Planted, saved: Path, tmp_path: Path
 ) -> None:
@@ -60,9 +60,11 @@ def test_a_planted_defect_of_a_directory_is_found(
     folder = tmp_path / ("adapter" if planted.adapter else "model")
     planted.make(folder)
     findings = examine_directory(str(folder)).findings
-    assert planted.code in {one.code for one in findings.all()}
+    assert planted.code in {finding.code for finding in findings.all()}
 
 
 def test_the_embedded_model_pads_with_its_end_of_turn() -> None:
     findings = examine_directory("embedded:smollm2-135m-instruct").findings
-    assert [one.code for one in findings.all() if one.severity == "error"] == ["pad_is_end_of_turn"]
+    assert [finding.code for finding in findings.all() if finding.severity == "error"] == [
+        "pad_is_end_of_turn"
+    ]

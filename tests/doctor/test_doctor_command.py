@@ -38,12 +38,17 @@ def test_json_has_every_finding_with_its_row_and_the_account(
         "kept": 4,
         "dropped": {"control_token": 1, "unclosed_think": 1},
     }
-    found = [(one["code"], one["severity"], one["source"], one["row"]) for one in said["findings"]]
+    found = [
+        (finding["code"], finding["severity"], finding["source"], finding["row"])
+        for finding in said["findings"]
+    ]
     assert found == [
         ("control_token", "error", "rows", 5),
         ("unclosed_think", "error", "rows", 4),
     ]
-    assert all(one["message"] and one["means"] and one["fix"] for one in said["findings"])
+    assert all(
+        finding["message"] and finding["means"] and finding["fix"] for finding in said["findings"]
+    )
 
 
 def test_clean_rows_exit_with_0_and_a_line_that_adds_up(
@@ -82,7 +87,7 @@ def test_bad_usage_exits_with_2(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = write(tmp_path, "rows", ROWS)
-    assert main(["doctor", *(one.format(rows=rows) for one in arguments)]) == 2
+    assert main(["doctor", *(argument.format(rows=rows) for argument in arguments)]) == 2
     assert capsys.readouterr().err.startswith("error: ")
 
 
@@ -94,7 +99,7 @@ def test_a_template_of_ones_own_that_is_broken_is_a_finding(
     arguments = ["doctor", str(rows), "--template", str(tmp_path / "mine.jinja"), "--json"]
     assert main(arguments) == 1
     said = json.loads(capsys.readouterr().out)
-    assert [one["code"] for one in said["findings"]] == ["template_unusable"]
+    assert [finding["code"] for finding in said["findings"]] == ["template_unusable"]
 
 
 def test_a_file_that_cant_be_read_is_a_finding(
@@ -103,7 +108,7 @@ def test_a_file_that_cant_be_read_is_a_finding(
     (tmp_path / "rows.jsonl").write_text('{"messages": [}\n', encoding="utf-8")
     assert main(["doctor", str(tmp_path / "rows.jsonl"), "--json"]) == 1
     said = json.loads(capsys.readouterr().out)
-    assert [one["code"] for one in said["findings"]] == ["source_unreadable"]
+    assert [finding["code"] for finding in said["findings"]] == ["source_unreadable"]
     assert said["rows"] == {"in": 0, "kept": 0, "dropped": {}}
 
 
@@ -168,7 +173,7 @@ def test_a_fault_is_as_bad_as_what_the_recipe_does_about_it(
         source = SourceConfig(path=path, on_fault={"no_think_with_trace": action})
         data, findings = DataConfig(sources=(source,)), Findings()
         survey(Subject(data=data, tokenizer=tokenizer, template=template), findings)
-        told[action] = [(one.code, one.severity, one.row) for one in findings.all()]
+        told[action] = [(finding.code, finding.severity, finding.row) for finding in findings.all()]
     assert told == {
         "error": [("no_think_with_trace", "error", 4)],
         "drop": [("no_think_with_trace", "warning", 4)],

@@ -30,7 +30,8 @@ def test_the_page_lists_every_code_with_what_it_means_and_the_fix() -> None:
     rows = re.findall(r"^\| `(\w+)` \| (\w+) \| (.*) \| (.*) \| (.*) \|$", page, flags=re.MULTILINE)
     listed = {code: (severity, *rest) for code, severity, *rest in rows}
     told = {
-        code: (one.severity, one.found, one.means, one.fix) for code, one in explanations().items()
+        code: (finding.severity, finding.found, finding.means, finding.fix)
+        for code, finding in explanations().items()
     }
     assert listed == told
     assert re.findall(r"^## (\w+)$", page, flags=re.MULTILINE) == [
@@ -44,7 +45,7 @@ def test_all_findings_are_counted_and_the_first_are_kept() -> None:
         findings.add(Fault("broken_text", "made"), source="rows", row=row)
     (group,) = findings.groups()
     assert findings.counts[group] == MOST_KEPT + 5
-    assert [one.row for one in findings.all()] == list(range(MOST_KEPT))
+    assert [finding.row for finding in findings.all()] == list(range(MOST_KEPT))
 
 
 def test_errors_come_first_and_a_place_may_be_worse_than_its_code() -> None:
@@ -52,5 +53,5 @@ def test_errors_come_first_and_a_place_may_be_worse_than_its_code() -> None:
     findings.add(Fault("think_tag_in_prompt", "made"), source="rows")
     findings.add(Fault("date_leak", "made", "error"), source="template")
     findings.add(Fault("broken_text", "made"), source="rows")
-    assert [one.severity for one in findings.groups()] == ["error", "warning", "info"]
+    assert [finding.severity for finding in findings.groups()] == ["error", "warning", "info"]
     assert findings.errors == 1

@@ -17,7 +17,7 @@ from tests.doctor.defective_rows import (
 PLACE = 2
 
 
-@pytest.mark.parametrize("planted", PLANTED, ids=lambda one: one.make.__name__)
+@pytest.mark.parametrize("planted", PLANTED, ids=lambda item: item.make.__name__)
 def test_a_planted_defect_is_found_at_its_row_and_nothing_else_is(
     planted: Planted, examine: Examine
 ) -> None:
@@ -26,7 +26,7 @@ def test_a_planted_defect_is_found_at_its_row_and_nothing_else_is(
         rows = [no_think_row(3), no_think_row(4)]
     rows.append(planted.make(rows[0]))
     findings, account = examine({"rows": rows}, pairs=planted.pairs, template=planted.template)
-    found = [(one.code, one.row) for one in findings.all() if one.row is not None]
+    found = [(finding.code, finding.row) for finding in findings.all() if finding.row is not None]
     assert (planted.code, PLACE) in found
     assert {row for _, row in found} == {PLACE}, "the clean rows are clean"
     assert account["in"] == 3 == account["kept"] + sum(account["dropped"].values())
@@ -35,10 +35,12 @@ def test_a_planted_defect_is_found_at_its_row_and_nothing_else_is(
 def test_a_flag_in_a_word_is_an_error_where_the_template_takes_it_for_the_switch(
     examine: Examine,
 ) -> None:
-    row = next(one for one in PLANTED if one.code == "flag_in_word").make({})
+    row = next(planted for planted in PLANTED if planted.code == "flag_in_word").make({})
     for template, severity in (("dualign", "warning"), ("smollm3-training", "error")):
         findings, _ = examine({"rows": [row]}, template=template)
-        assert [one.severity for one in findings.all() if one.code == "flag_in_word"] == [severity]
+        assert [
+            finding.severity for finding in findings.all() if finding.code == "flag_in_word"
+        ] == [severity]
 
 
 def test_rows_that_only_look_odd_are_clean(examine: Examine) -> None:
@@ -62,5 +64,5 @@ def test_ten_thousand_clean_rows_of_every_kind_raise_no_alarm(examine: Examine) 
 
 
 def _alarms(findings: Findings) -> int:
-    about_rows = [one for one in findings.all() if one.row is not None]
-    return sum(one.severity != "info" for one in about_rows)
+    about_rows = [finding for finding in findings.all() if finding.row is not None]
+    return sum(finding.severity != "info" for finding in about_rows)

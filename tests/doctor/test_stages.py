@@ -163,11 +163,11 @@ def test_a_clean_recipe_has_no_fault_and_every_row_is_accounted_for(tmp_path: Pa
     assert (found.rows["in"], found.rows["kept"], found.rows["dropped"]) == (14, 14, {})
 
 
-@pytest.mark.parametrize("planted", PLANTED, ids=lambda one: one.make.__name__)
+@pytest.mark.parametrize("planted", PLANTED, ids=lambda item: item.make.__name__)
 def test_a_planted_defect_of_a_recipe_is_found(planted: Planted, tmp_path: Path) -> None:
     recipe = clean_recipe(tmp_path)
     planted.make(recipe)
-    assert planted.code in {one.code for one in examined(recipe, tmp_path).findings.all()}
+    assert planted.code in {finding.code for finding in examined(recipe, tmp_path).findings.all()}
 
 
 def test_packing_is_refused_for_layers_whose_state_runs_on(tmp_path: Path) -> None:

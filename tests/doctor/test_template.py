@@ -18,7 +18,7 @@ def codes(template: ChatTemplate, **given: Any) -> dict[str, str | None]:
     return {fault.code: fault.severity for fault in template_faults(template, **given)}
 
 
-@pytest.mark.parametrize("planted", made.PLANTED, ids=lambda one: one.make.__name__)
+@pytest.mark.parametrize("planted", made.PLANTED, ids=lambda item: item.make.__name__)
 def test_a_planted_defect_of_a_template_is_found(planted: made.Planted, tmp_path: Path) -> None:
     file = tmp_path / "made.jinja"
     file.write_text(planted.make(), encoding="utf-8")
@@ -72,7 +72,7 @@ def test_an_empty_block_that_the_prompt_does_not_hold_is_seen_among_the_supervis
     block = "('' if enable_thinking else '<think>\n\n</think>\n') + "
     text = made.shipped("chatml").replace(old, old.replace("{{- ", "{{- " + block))
     findings, _ = examine({"rows": [no_think_row()]}, template=_planted_file(tmp_path, text))
-    assert "empty_think_supervised" in {one.code for one in findings.all()}
+    assert "empty_think_supervised" in {finding.code for finding in findings.all()}
 
 
 def test_a_second_block_before_the_trace_is_seen(examine: Examine, tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_a_second_block_before_the_trace_is_seen(examine: Examine, tmp_path: Pat
     )
     text = text.replace("{%- generation %}", "{{- '<think>\n' }}{%- generation %}")
     findings, _ = examine({"rows": [think_row()]}, template=_planted_file(tmp_path, text))
-    assert "thinking_doubled" in {one.code for one in findings.all()}
+    assert "thinking_doubled" in {finding.code for finding in findings.all()}
 
 
 def test_a_trace_that_is_printed_twice_is_seen(examine: Examine, tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_a_trace_that_is_printed_twice_is_seen(examine: Examine, tmp_path: Path)
     row = think_row()
     row["messages"][1]["reasoning_content"] = "One and one are two, as everyone knows."
     findings, _ = examine({"rows": [row]}, template=_planted_file(tmp_path, text))
-    assert "thinking_doubled" in {one.code for one in findings.all()}
+    assert "thinking_doubled" in {finding.code for finding in findings.all()}
 
 
 def test_a_template_that_leaves_out_a_tools_result_is_seen(
@@ -104,4 +104,4 @@ def test_a_template_that_leaves_out_a_tools_result_is_seen(
         "{%- elif not (loop.first", "{%- elif message.role != 'tool' and not (loop.first"
     )
     findings, _ = examine({"rows": [tool_row()]}, template=_planted_file(tmp_path, text))
-    assert "message_lost" in {one.code for one in findings.all()}
+    assert "message_lost" in {finding.code for finding in findings.all()}

@@ -72,7 +72,7 @@ def test_a_prompt_that_the_saved_tokenizer_gives_otherwise_is_found(
         findings[saved] = Findings()
         survey(subject, findings[saved])
     assert findings["dualign"].all() == []
-    found = [(one.code, one.row) for one in findings["smollm3-training"].all()]
+    found = [(finding.code, finding.row) for finding in findings["smollm3-training"].all()]
     assert found == [("served_prompt_differs", 0), ("served_prompt_differs", 1)]
 
 
@@ -86,5 +86,5 @@ def test_two_newlines_that_become_one_token_are_a_boundary(
     findings, account = examine(
         {"rows": [think_row(), no_think_row()]}, template=str(tmp_path / "two.jinja")
     )
-    assert ("boundary", 1) in [(one.code, one.row) for one in findings.all()]
+    assert ("boundary", 1) in [(finding.code, finding.row) for finding in findings.all()]
     assert account["dropped"] == {"boundary": 1}

@@ -86,7 +86,7 @@ def test_an_evaluation_says_how_much_a_model_gained_in_ranking(
     cell = metrics["pairs"]["heldout"]["think"]
     assert (cell["n"], cell["accuracy"]) == (4, 1.0)
     assert cell["margin_ci"][0] < cell["margin"] < cell["margin_ci"][1]
-    rises = {one["mode"]: one for one in metrics["pair_changes"]}
+    rises = {change["mode"]: change for change in metrics["pair_changes"]}
     before = metrics["all"][0]["pairs"]["heldout"]["think"]["margin"]
     assert rises["think"]["value"] == pytest.approx(cell["margin"] - before)
     assert "chosen preferred" in capsys.readouterr().out

@@ -91,9 +91,9 @@ def test_recorded_gain_is_used() -> None:
 
 
 def test_metrics_of_one_and_of_several_models_are_read() -> None:
-    one = {"model": "sft", "tasks": {}}
-    assert [m.model for m in read_scores(one, where="metrics.json")] == ["sft"]
-    several = {**one, "all": [{"model": "base", "tasks": {}}, one]}
+    alone = {"model": "sft", "tasks": {}}
+    assert [m.model for m in read_scores(alone, where="metrics.json")] == ["sft"]
+    several = {**alone, "all": [{"model": "base", "tasks": {}}, alone]}
     assert [m.model for m in read_scores(several, where="metrics.json")] == ["base", "sft"]
 
 

@@ -38,18 +38,18 @@ def test_the_command_writes_checked_files_a_modelfile_and_a_record(
     out = tmp_path / "gguf"
     assert main(["export", str(tiny_llama), str(out), "--name", "mine"]) == 0
     names = ["Modelfile", "export.json", "mine-F16.gguf", "mine-Q4_K_M.gguf", "mine-Q8_0.gguf"]
-    assert sorted(one.name for one in out.iterdir()) == names
+    assert sorted(path.name for path in out.iterdir()) == names
     assert "FROM ./mine-Q4_K_M.gguf" in (out / "Modelfile").read_text()
     shown = capsys.readouterr().out
     assert "greedy answers" in shown and "7/7" in shown
     record = json.loads((out / "export.json").read_text())
-    assert [one["type"] for one in record["files"]] == ["f16", "q8_0", "q4_k_m"]
-    for one in record["files"]:
-        assert one["sha256"] == hashlib.sha256((out / one["file"]).read_bytes()).hexdigest()
-        assert one["check"]["conversations"] == 7
-        assert {answer["mode"] for answer in one["check"]["answers"]} == {"think", "no_think"}
+    assert [item["type"] for item in record["files"]] == ["f16", "q8_0", "q4_k_m"]
+    for file in record["files"]:
+        assert file["sha256"] == hashlib.sha256((out / file["file"]).read_bytes()).hexdigest()
+        assert file["check"]["conversations"] == 7
+        assert {answer["mode"] for answer in file["check"]["answers"]} == {"think", "no_think"}
     exact = record["files"][0]["check"]["answers"]
-    assert all(one["agreed"] == one["tokens"] or one["margin"] < 0.1 for one in exact)
+    assert all(item["agreed"] == item["tokens"] or item["margin"] < 0.1 for item in exact)
     fields = GGUFReader(out / "mine-Q4_K_M.gguf").fields
     assert fields["general.file_type"].contents() == 15
     assert "enable_thinking" in fields["tokenizer.chat_template"].contents()
@@ -231,5 +231,5 @@ def test_the_real_model_answers_alike_in_float16(embedded: Path, tmp_path: Path)
     made = export(str(embedded), tmp_path / "out", types=["f16"])
     verdict = made.files[0].check
     assert verdict is not None and len(verdict.answers) == 6
-    assert sum(one.tokens for one in verdict.answers) > 40
-    assert all(one.agreed == one.tokens for one in verdict.answers)
+    assert sum(answer.tokens for answer in verdict.answers) > 40
+    assert all(answer.agreed == answer.tokens for answer in verdict.answers)

@@ -63,11 +63,11 @@ def written(folder: Path, out: Path) -> Path:
     return out
 
 
-def furthest(one: list[list[GreedyToken]], other: list[list[GreedyToken]]) -> float:
-    """The largest difference of a lead, infinite where the tokens differ; `one` is llama.cpp's."""
-    if [[c.token for c in row] for row in one] != [[c.token for c in row] for row in other]:
+def furthest(ours: list[list[GreedyToken]], other: list[list[GreedyToken]]) -> float:
+    """The largest difference of a lead, infinite where the tokens differ; `ours` is llama.cpp's."""
+    if [[c.token for c in row] for row in ours] != [[c.token for c in row] for row in other]:
         return float("inf")
-    pairs = [p for a, b in zip(one, other, strict=True) for p in zip(a, b, strict=True)]
+    pairs = [p for a, b in zip(ours, other, strict=True) for p in zip(a, b, strict=True)]
     return max(abs(a.margin - b.margin) for a, b in pairs if a.margin is not None)
 
 

@@ -57,15 +57,15 @@ def by_go(tmp_path_factory: pytest.TempPathFactory) -> Render:
 def for_go(talk: list[dict[str, Any]], think: bool | None, *, tools: bool) -> dict[str, Any]:
     messages = [
         {
-            "Role": one["role"],
-            "Content": one["content"],
-            "Thinking": one.get("thinking", ""),
+            "Role": item["role"],
+            "Content": item["content"],
+            "Thinking": item.get("thinking", ""),
             "ToolCalls": [
                 {"Function": {"Name": name, "Arguments": arguments}}
-                for name, arguments in one.get("calls", [])
+                for name, arguments in item.get("calls", [])
             ],
         }
-        for one in talk
+        for item in talk
     ]
     given = {"Think": bool(think), "IsThinkSet": think is not None}
     return {"Messages": messages, "Tools": [TOOL] if tools else None, **given}
@@ -74,16 +74,16 @@ def for_go(talk: list[dict[str, Any]], think: bool | None, *, tools: bool) -> di
 def for_jinja(talk: list[dict[str, Any]], *, as_field: bool) -> list[dict[str, Any]]:
     """Tool arguments as Go writes them: without spaces."""
     made = []
-    for one in talk:
-        message = {"role": one["role"], "content": one["content"]}
-        if "thinking" in one and as_field:
-            message["reasoning_content"] = one["thinking"]
-        elif "thinking" in one:
-            message["content"] = f"<think>\n{one['thinking']}\n</think>\n\n{one['content']}"
-        if "calls" in one:
+    for item in talk:
+        message = {"role": item["role"], "content": item["content"]}
+        if "thinking" in item and as_field:
+            message["reasoning_content"] = item["thinking"]
+        elif "thinking" in item:
+            message["content"] = f"<think>\n{item['thinking']}\n</think>\n\n{item['content']}"
+        if "calls" in item:
             message["tool_calls"] = [
                 {"function": {"name": name, "arguments": json.dumps(value, separators=(",", ":"))}}
-                for name, value in one["calls"]
+                for name, value in item["calls"]
             ]
         made.append(message)
     return made

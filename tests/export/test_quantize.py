@@ -70,7 +70,7 @@ def test_a_tensor_that_packing_would_ruin_is_refused(tiny_llama: Path, tmp_path:
     source = open_source(str(tiny_llama), name=None, foreign=False)
     write_exact(source, tmp_path / "a.gguf", "f32", None)
     reader = GGUFReader(tmp_path / "a.gguf", "r+")
-    rows = next(one for one in reader.tensors if one.name == "blk.1.ffn_up.weight")
+    rows = next(tensor for tensor in reader.tensors if tensor.name == "blk.1.ffn_up.weight")
     rows.data[:] = 0.001
     rows.data[:, ::32] = 1e4 * np.random.default_rng(0).normal(size=rows.data[:, ::32].shape)
     rows.data[:, 1::32] = np.nan
@@ -97,8 +97,10 @@ def test_a_packed_file_is_llama_cpps_to_the_byte(
     given.ftype, given.nthread = code, 1
     names = str(exact).encode(), str(theirs).encode()
     assert bindings.llama_model_quantize(*names, ctypes.byref(given)) == 0
-    stored = [{one.name: one for one in GGUFReader(file).tensors} for file in (ours, theirs)]
-    for name, one in stored[0].items():
-        assert one.tensor_type == stored[1][name].tensor_type, name
+    stored = [
+        {tensor.name: tensor for tensor in GGUFReader(file).tensors} for file in (ours, theirs)
+    ]
+    for name, item in stored[0].items():
+        assert item.tensor_type == stored[1][name].tensor_type, name
         digests = [hashlib.sha256(file[name].data.tobytes()).digest() for file in stored]
         assert digests[0] == digests[1], name

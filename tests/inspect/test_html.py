@@ -57,7 +57,9 @@ def test_a_pair_shows_both_sides(write_rows: Write, tokenizer: PreTrainedTokeniz
     source = SourceConfig(path=str(write_rows(pairs, "pairs.jsonl")))
     made = prepare_pairs(DataConfig(sources=(source,)), tokenizer, load_template("dualign"), seed=1)
     page = inspect_page(made, tokenizer, title="Pairs", samples=1)
-    titles = [one.title for part in page.sections for one in part.blocks if isinstance(one, Tokens)]
+    titles = [
+        block.title for part in page.sections for block in part.blocks if isinstance(block, Tokens)
+    ]
     assert titles == ["pairs (no_think) chosen", "pairs (no_think) rejected"]
 
 
@@ -67,7 +69,7 @@ def test_of_a_long_row_head_and_end_are_shown(
     rows = [{"prompt": "Count", "completion": " ".join(map(str, range(6000)))}]
     made = prepared(write_rows, tokenizer, rows, max_tokens=60_000)
     page = inspect_page(made, tokenizer, title="Long")
-    (block,) = [one for part in page.sections for one in part.blocks if isinstance(one, Tokens)]
+    (block,) = [item for part in page.sections for item in part.blocks if isinstance(item, Tokens)]
     text = "".join(run.text for run in block.runs)
     over = made.rows["tokens"] - MOST_TOKENS
     assert f"[{over:,} tokens are left out here]" in text
@@ -86,10 +88,10 @@ def test_rows_that_were_screened_out_are_shown_with_what_they_repeat(
 ) -> None:
     made = prepared(write_rows, tokenizer, [*ROWS, ROWS[0]], dedup=DedupConfig())
     grids = [
-        one
+        block
         for part in inspect_page(made, tokenizer, title="Rows").sections
-        for one in part.blocks
-        if isinstance(one, Grid) and one.caption
+        for block in part.blocks
+        if isinstance(block, Grid) and block.caption
     ]
     ((source, row, code, same_as, _text),) = grids[0].rows
     assert (source, row, code, same_as) == ("sft", "2", "duplicate", "source sft, row 0")

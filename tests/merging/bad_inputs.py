@@ -33,7 +33,7 @@ models: [{model: a}, {model: b}]
 
 
 def without(name: str) -> dict[str, np.ndarray]:
-    return {key: one for key, one in tensors(2).items() if key != name}
+    return {key: tensor for key, tensor in tensors(2).items() if key != name}
 
 
 def reshaped(b: Path) -> None:
@@ -44,7 +44,7 @@ def spoiled(value: float) -> Callable[[Path], None]:
     def spoil(b: Path) -> None:
         values = tensors(2)
         values[UP][3, 4] = value
-        data = b"".join(one.tobytes() for one in values.values())
+        data = b"".join(array.tobytes() for array in values.values())
         whole = (b / "model.safetensors").read_bytes()
         (b / "model.safetensors").write_bytes(whole[: -len(data)] + data)
 
@@ -209,7 +209,7 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     "untied": (untied, "tie_word_embeddings: True in .*False in .*; tied and untied models"),
     "more rows": (more_rows, "vocab_size: 12 in .*16 in .*set tokenizer_source to the model"),
     "rows and config disagree": (rewrite(vocab_size=13), "config.json says vocab_size: 13, and model.embed_tokens.weight has 12 rows"),
-    "other end id for generation": (lambda b: [write_json(one / "generation_config.json", {"eos_token_id": [2, place]}) for place, one in enumerate((b.parent / "a", b))], r"generation_config.eos_token_id: \[2, 0\] in .*\[2, 1\] in .*set config_from"),
+    "other end id for generation": (lambda b: [write_json(item / "generation_config.json", {"eos_token_id": [2, place]}) for place, item in enumerate((b.parent / "a", b))], r"generation_config.eos_token_id: \[2, 0\] in .*\[2, 1\] in .*set config_from"),
     "other normalizer": (lambda b: change_json(b / "tokenizer.json", normalizer={"type": "NFC"}), "the normalizer' is None in"),
     "other post-processor": (lambda b: change_json(b / "tokenizer.json", post_processor={"type": "ByteLevel"}), "post_processor: None in .*set config_from or tokenizer_from"),
     "other flags of an added token": (other_flags, r"added token '<pad>': \['special'\] in .*a, \['special', 'lstrip'\] in .*b; .*set config_from or tokenizer_from"),

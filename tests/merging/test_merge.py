@@ -31,15 +31,17 @@ def run(out: Path, weights: dict[Path, float], **settings: object) -> Outcome:
 def test_merged_weights_are_the_normalised_sum(tmp_path: Path, make_model: MakeModel) -> None:
     a, b = make_model("a", seed=1), make_model("b", seed=2)
     outcome = run(tmp_path / "out", {a: 3.0, b: 1.0})
-    merged, one, two = (
+    merged, first, second = (
         load_file(folder / "model.safetensors") for folder in (tmp_path / "out", a, b)
     )
-    assert set(merged) == set(one)
+    assert set(merged) == set(first)
     for name, tensor in merged.items():
-        torch.testing.assert_close(tensor, 0.75 * one[name] + 0.25 * two[name], atol=1e-7, rtol=0)
+        torch.testing.assert_close(
+            tensor, 0.75 * first[name] + 0.25 * second[name], atol=1e-7, rtol=0
+        )
     record = json.loads((tmp_path / "out" / "merge.json").read_text())
     assert [used["applied"] for used in record["parameters"]] == [[0.75, 0.25]]
-    assert outcome.metrics["tensors"] == len(one)
+    assert outcome.metrics["tensors"] == len(first)
     assert len(outcome.checks["verified"]["tensors"]) == 3
 
 
@@ -48,7 +50,7 @@ def test_a_model_merged_with_itself_is_the_same_model(
 ) -> None:
     a, copy = make_model("a", seed=1, dtype=torch.bfloat16), make_model("copy", seed=1)
     run(tmp_path / "out", {a: 0.9, copy: 0.1}, dtype="bfloat16")
-    found, expected = (load_file(one / "model.safetensors") for one in (tmp_path / "out", a))
+    found, expected = (load_file(item / "model.safetensors") for item in (tmp_path / "out", a))
     assert {name: tensor.dtype for name, tensor in found.items()} == dict.fromkeys(
         expected, torch.bfloat16
     )
@@ -58,8 +60,8 @@ def test_merging_is_deterministic(tmp_path: Path, make_model: MakeModel) -> None
     a, b = make_model("a", seed=1), make_model("b", seed=2)
     for name in ("once", "again"):
         run(tmp_path / name, {a: 0.9, b: 0.1})
-    files = sorted(one.name for one in (tmp_path / "once").iterdir())
-    assert files == sorted(one.name for one in (tmp_path / "again").iterdir())
+    files = sorted(path.name for path in (tmp_path / "once").iterdir())
+    assert files == sorted(path.name for path in (tmp_path / "again").iterdir())
     for name in files:
         assert (tmp_path / "once" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 
@@ -134,7 +136,7 @@ def test_files_of_an_interrupted_merge_do_not_survive(
     (out / "model-00001-of-00002.safetensors").write_bytes(b"half")
     (out / "model.safetensors.index.json").write_text("{}")
     run(out, {make_model("a", seed=1): 1.0})
-    assert sorted(one.name for one in out.glob("model*")) == ["model.safetensors"]
+    assert sorted(path.name for path in out.glob("model*")) == ["model.safetensors"]
 
 
 @pytest.mark.parametrize(
@@ -156,7 +158,7 @@ def test_config_differences_are_refused_until_one_is_chosen(
     outcome = run(tmp_path / "out", {a: 1.0, b: 1.0}, config_from=str(b))
     key = message.split(":")[0]
     chosen, theirs = (
-        json.loads((one / "config.json").read_text())[key] for one in (tmp_path / "out", b)
+        json.loads((item / "config.json").read_text())[key] for item in (tmp_path / "out", b)
     )
     assert chosen == theirs
     assert key in outcome.checks["decided"]
@@ -170,7 +172,7 @@ def test_a_config_that_leaves_out_a_default_is_no_difference(
     theta = config.pop("rope_parameters")[
         "rope_theta"
     ]  # as older releases of transformers write it
-    config = {key: one for key, one in config.items() if key not in ("hidden_act", "mlp_bias")}
+    config = {key: item for key, item in config.items() if key not in ("hidden_act", "mlp_bias")}
     (b / "config.json").write_text(json.dumps({**config, "rope_theta": theta}))
     run(tmp_path / "out", {a: 1.0, b: 1.0})
 
@@ -220,9 +222,11 @@ def test_a_stage_takes_the_vocabulary_of_the_model_it_names(
     b = make_model("b", seed=2, words=("<pad>", "<end>", "<unk>", "two", "one", "four"))
     outcome = run(tmp_path / "out", {a: 1.0, b: 1.0}, tokenizer_from=str(a))
     name = "model.embed_tokens.weight"
-    found, one, two = (load_file(x / "model.safetensors")[name] for x in (tmp_path / "out", a, b))
-    torch.testing.assert_close(found[3], (one[3] + two[4]) / 2)  # "one"
-    torch.testing.assert_close(found[5], one[5])  # "three", which b doesn't have
+    found, first, second = (
+        load_file(x / "model.safetensors")[name] for x in (tmp_path / "out", a, b)
+    )
+    torch.testing.assert_close(found[3], (first[3] + second[4]) / 2)  # "one"
+    torch.testing.assert_close(found[5], first[5])  # "three", which b doesn't have
     assert outcome.checks["decided"][f"tokens of {b} left out"]["tokens"] == ["four"]
 
 

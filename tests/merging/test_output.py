@@ -134,7 +134,7 @@ def kill_often(folder: Path, times: int) -> None:
     """Kill at random moments; the folder is never half there, and the end is always the same."""
     big = np.random.default_rng(0).normal(0, 0.5, (12, 40, 1000)).astype(np.float32)
     for place, name in enumerate(("base", "a", "b")):
-        values = {f"w{i}": one + np.float32(place) for i, one in enumerate(big)}
+        values = {f"w{i}": item + np.float32(place) for i, item in enumerate(big)}
         write_model(folder / name, values=values, dtype="BF16")
     (folder / "m.yml").write_text(TIES.format(method="ties"))
     drawn, killed = random.Random(0), 0

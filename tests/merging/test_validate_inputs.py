@@ -50,7 +50,7 @@ def test_a_union_imports_neither_torch_nor_transformers(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
     tokens = json.loads((tmp_path / "out" / "tokenizer.json").read_text())["added_tokens"]
-    assert [one["content"] for one in tokens] == ["<new>"]
+    assert [token["content"] for token in tokens] == ["<new>"]
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,9 @@ def test_a_decision_names_every_model_and_its_value(tmp_path: Path) -> None:
     (tmp_path / "merge.yml").write_text(text + "config_from: b\n")
     found = prepare(load(tmp_path / "merge.yml"), seed=0).decided["rope_parameters"]
     values = {
-        Path(name).name: one["rope_theta"] for name, one in found.items() if name != "taken_from"
+        Path(name).name: entry["rope_theta"]
+        for name, entry in found.items()
+        if name != "taken_from"
     }
     assert values == {"a": 1e4, "b": 5e5, "c": 1e6}
     assert Path(found["taken_from"]).name == "b"

@@ -1,14 +1,17 @@
 """The whole road on a tiny model, by the command line: data -> SFT -> pairs -> APO -> merge -> evaluation -> report."""
 
+import io
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 from transformers import PreTrainedTokenizerFast
 
+from dualign.cli.main import main
 from tests.chat_model import learn, make_model, make_tokenizer
 
 SCRIPT = """
@@ -125,13 +128,6 @@ def recipe(model: Path) -> dict:
     }
 
 
-def dualign(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "dualign", *arguments]
-    return subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, check=False, timeout=600
-    )
-
-
 @pytest.fixture(scope="module")
 def road(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the recipe has run."""
@@ -144,7 +140,8 @@ def road(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.save_pretrained(folder / "base")
     (folder / "make.py").write_text(SCRIPT)
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe(folder / "base"), sort_keys=False))
-    done = dualign(folder, "run", "recipe.yaml")
+    run = [sys.executable, "-m", "dualign", "run", "recipe.yaml"]
+    done = subprocess.run(run, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
@@ -214,50 +211,48 @@ def test_running_again_skips_everything_and_reads_no_weights(road: Path) -> None
     assert "imported: []\nread: []" in done.stdout
 
 
-def test_plan_says_what_is_done_and_what_a_change_would_redo(road: Path) -> None:
+@pytest.fixture
+def command(
+    road: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """`command("plan", "recipe.yaml")` -> what it prints, run where the recipe is."""
+    monkeypatch.chdir(road)
+
+    def run(*arguments: str, typed: str = "") -> str:
+        monkeypatch.setattr("sys.stdin", io.StringIO(typed))
+        capsys.readouterr()
+        status = main([*arguments])
+        printed = capsys.readouterr()
+        assert status == 0, printed.err
+        return printed.out
+
+    return run
+
+
+def test_plan_says_what_is_done_and_what_a_change_would_redo(
+    road: Path, command: Callable[..., str]
+) -> None:
     before = sorted(path for path in (road / "out").rglob("*"))
-    done = dualign(road, "plan", "recipe.yaml", "apo-2.train.beta=0.5")
-    assert done.returncode == 0, done.stderr
+    printed = command("plan", "recipe.yaml", "apo-2.train.beta=0.5")
     states = {
         line.split("│")[1].strip(): line.split("│")[3].strip()
-        for line in done.stdout.splitlines()
+        for line in printed.splitlines()
         if line.startswith("│")
     }
     assert states["sft"] == states["apo-1"] == "done"
     assert states["apo-2"] == states["soup"] == states["merged"] == states["eval"] == "changed"
-    assert "tokens in a step" in done.stdout and "peak memory" in done.stdout
+    assert "tokens in a step" in printed and "peak memory" in printed
     assert before == sorted(path for path in (road / "out").rglob("*")), "plan writes nothing"
 
 
-def test_inspect_shows_rows_of_both_modes(road: Path) -> None:
-    done = dualign(road, "inspect", "recipe.yaml", "--stage", "sft", "--rows", "1")
-    assert done.returncode == 0, done.stderr
-    assert "/no_think" in done.stdout and "it is" in done.stdout
+def test_inspect_shows_rows_of_both_modes(command: Callable[..., str]) -> None:
+    printed = command("inspect", "recipe.yaml", "--stage", "sft", "--rows", "1")
+    assert "/no_think" in printed and "it is" in printed
 
 
-def test_eval_and_chat_take_a_run_directory(road: Path) -> None:
-    done = dualign(road, "eval", "out/merged", "--task", "out/data/sums.yaml", "--out", "again")
-    assert done.returncode == 0, done.stderr
+def test_eval_and_chat_take_a_run_directory(road: Path, command: Callable[..., str]) -> None:
+    command("eval", "out/merged", "--task", "out/data/sums.yaml", "--out", "again")
     assert (road / "again" / "metrics.json").is_file()
-    command = [
-        sys.executable,
-        "-m",
-        "dualign",
-        "chat",
-        "out/merged",
-        "--temperature",
-        "0",
-        "--max-new-tokens",
-        "30",
-    ]
-    talk = subprocess.run(
-        command,
-        cwd=road,
-        input="What is 4+5?\n/no_think\nWhat is 1+2?\n/quit\n",
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-    )
-    assert talk.returncode == 0, talk.stderr
-    assert "9" in talk.stdout
+    greedy = ("--temperature", "0", "--max-new-tokens", "30")
+    talk = "What is 4+5?\n/no_think\nWhat is 1+2?\n/quit\n"
+    assert "9" in command("chat", "out/merged", *greedy, typed=talk)

@@ -24,9 +24,9 @@ def needed(names: tuple[str, ...]) -> set[str]:
         found.add(name)
         wanted = [Requirement(text) for text in requires]
         left += [
-            canonicalize_name(one.name)
-            for one in wanted
-            if one.marker is None or one.marker.evaluate({"extra": ""})
+            canonicalize_name(entry.name)
+            for entry in wanted
+            if entry.marker is None or entry.marker.evaluate({"extra": ""})
         ]
     return found
 

@@ -25,7 +25,7 @@ from dualign.publish.license import KNOWN, combine
 def test_the_whole_has_the_most_restrictive_license_of_its_parts(
     parts: list[str], whole: str
 ) -> None:
-    of = {f"part{n}": one for n, one in enumerate(parts)}
+    of = {f"part{n}": part for n, part in enumerate(parts)}
     assert combine(of).id == whole
     assert combine(dict(reversed(of.items()))).id == whole, "in whatever order they come"
 
@@ -48,8 +48,8 @@ def test_the_whole_has_the_most_restrictive_license_of_its_parts(
 def test_where_no_part_keeps_all_that_is_asked_the_user_has_to_say(
     parts: list[str | None], why: str
 ) -> None:
-    of = {f"part{n}": one for n, one in enumerate(parts)}
+    of = {f"part{n}": part for n, part in enumerate(parts)}
     found = combine(of)
     assert found.id is None and why in found.why
-    if all(one is None or one in KNOWN for one in parts):
+    if all(part is None or part in KNOWN for part in parts):
         assert combine(of, chosen="cc-by-4.0").id == "cc-by-4.0", "what is said comes first"

@@ -97,7 +97,7 @@ def test_a_sweep_starts_from_every_model_that_its_merge_names(copied: Path) -> N
     }
     (copied / "merged" / "run.json").write_text(json.dumps(record))
     lineage = read_lineage(copied / "merged")
-    assert [(one.reference.rsplit("/", 1)[-1], one.revision) for one in lineage.roots()] == [
+    assert [(root.reference.rsplit("/", 1)[-1], root.revision) for root in lineage.roots()] == [
         ("base", None),
         ("other", "v2"),
     ]

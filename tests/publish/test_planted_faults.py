@@ -32,7 +32,7 @@ def looked_at(
     found = stage_and_check(subject, folder, hub)
     if whole:
         found = list(finish(subject, folder, found).checks)
-    return {one.name: (one.state, one.message) for one in found}
+    return {entry.name: (entry.state, entry.message) for entry in found}
 
 
 def tensor_nan(name: str) -> Plant:

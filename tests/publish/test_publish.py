@@ -74,7 +74,7 @@ def test_run_json_has_the_hash_of_every_file_and_no_place_of_this_machine(
 ) -> None:
     _, out = both
     record = json.loads((out / "run.json").read_text())
-    there = {str(one.relative_to(out)) for one in out.rglob("*") if one.is_file()} - {"run.json"}
+    there = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()} - {"run.json"}
     assert record["files"].keys() == there
     for name, digest in record["files"].items():
         assert hashlib.sha256((out / name).read_bytes()).hexdigest() == digest
@@ -82,7 +82,7 @@ def test_run_json_has_the_hash_of_every_file_and_no_place_of_this_machine(
     assert str(road.parent) not in text
     assert record["published"]["stages"]["sft"]["config"]["model"] == "acme/base"
     assert record["published"]["stages"]["sft"]["data"][0]["source"] == "stage:data/train.jsonl"
-    assert {one["name"] for one in record["published"]["checks"]} >= {"loads", "logits", "modes", "composition"}  # fmt: skip
+    assert {check["name"] for check in record["published"]["checks"]} >= {"loads", "logits", "modes", "composition"}  # fmt: skip
 
 
 def test_the_card_says_how_it_was_made_and_what_it_answered(
@@ -119,7 +119,7 @@ def test_the_results_of_an_evaluated_model_are_in_the_card(
     found = stage_and_check(subject, tmp_path, hub)
     prepared = finish(subject, tmp_path, found)
     card = ModelCard(prepared.card)
-    assert [(one.dataset_config, one.metric_value) for one in card.data.eval_results] == [
+    assert [(result.dataset_config, result.metric_value) for result in card.data.eval_results] == [
         ("think", 100.0),
         ("no_think", 25.0),
     ]
@@ -149,10 +149,10 @@ def test_the_python_of_the_card_runs_as_it_stands(
     usage = Usage(
         repo_id=str(out), contents="both", base=str(road.parent / "base"), revision="main", rank=6, question="What is 1+2?",
     )  # fmt: skip
-    python = [one for one in snippets(usage) if one.language == "python"]
-    assert [one.title for one in python] == ["transformers", "peft"]
-    for one in python:
-        exec(compile(one.code, one.title, "exec"), {})
+    python = [snippet for snippet in snippets(usage) if snippet.language == "python"]
+    assert [entry.title for entry in python] == ["transformers", "peft"]
+    for item in python:
+        exec(compile(item.code, item.title, "exec"), {})
         think, quick = capsys.readouterr().out.strip().split("</think>")
         assert "one and two" in think and quick.strip().split() == ["3", "3"]
 
@@ -162,15 +162,15 @@ def test_every_snippet_parses_and_names_the_repository(what: str) -> None:
     found = snippets(
         Usage(repo_id="me/it", contents=what, base="acme/base", revision="main", rank=6)
     )
-    titles = [one.title for one in found]
+    titles = [item.title for item in found]
     assert ("transformers" in titles) == (what != "adapter")
     assert ("peft" in titles) == (what != "weights") and titles[-2:] == ["vLLM", "llama.cpp"]
-    for one in found:
-        assert "me/it" in one.code
-        if one.language == "python":
-            compile(one.code, one.title, "exec")
+    for entry in found:
+        assert "me/it" in entry.code
+        if entry.language == "python":
+            compile(entry.code, entry.title, "exec")
         else:
-            done = subprocess.run(["bash", "-n"], input=one.code, text=True, capture_output=True, check=False)  # fmt: skip
+            done = subprocess.run(["bash", "-n"], input=entry.code, text=True, capture_output=True, check=False)  # fmt: skip
             assert done.returncode == 0, done.stderr
 
 
@@ -189,5 +189,5 @@ def test_sizes_are_for_people() -> None:
 
 
 def test_the_tokenizer_staged_is_the_runs(both: tuple[StagedRelease, Path], road: Path) -> None:
-    ours, runs = (AutoTokenizer.from_pretrained(str(one)) for one in (both[1], road / "folded"))
+    ours, runs = (AutoTokenizer.from_pretrained(str(item)) for item in (both[1], road / "folded"))
     assert ours.chat_template == runs.chat_template and ours.eos_token_id == runs.eos_token_id

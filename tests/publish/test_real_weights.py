@@ -44,8 +44,8 @@ def test_the_embedded_model_is_made_ready_with_its_adapter(tmp_path: Path) -> No
         allow=frozenset({"base_weights", "modes"}),
     )
     prepared = prepare(request, folder)
-    assert not prepared.failed, [one for one in prepared.checks if one.state == "failed"]
-    states = {one.name: one.state for one in prepared.checks}
+    assert not prepared.failed, [check for check in prepared.checks if check.state == "failed"]
+    states = {check.name: check.state for check in prepared.checks}
     assert states["base_weights"] == "allowed", "the package's weights were through 4 bits"
     assert states["logits"] == states["logits (adapter)"] == "ok"
     card = (folder / "README.md").read_text()

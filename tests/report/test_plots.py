@@ -62,9 +62,9 @@ def test_any_name_can_be_a_label(name: str) -> None:
 
 
 def test_curves_are_drawn_from_one_step_from_one_mode_and_without_modes() -> None:
-    one = loss_plot("p", "sft", [{"step": 1, "loss": 1.0, "loss/think": 1.0}])
-    assert COLOURS["think"].lower() in one.svg.lower()
-    assert COLOURS["no_think"].lower() not in one.svg.lower()
+    plot = loss_plot("p", "sft", [{"step": 1, "loss": 1.0, "loss/think": 1.0}])
+    assert COLOURS["think"].lower() in plot.svg.lower()
+    assert COLOURS["no_think"].lower() not in plot.svg.lower()
     total = loss_plot("p", "sft", [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}])
     assert COLOURS[""].lower() in total.svg.lower()
 

@@ -74,17 +74,17 @@ def test_plots_show_the_front_the_winner_and_the_scores_along_the_parameter() ->
 
 @pytest.mark.parametrize("point", [{"a": "ties"}, {"a": True}, {"a": "$x"}])
 def test_values_that_are_no_numbers_have_no_axis(point: dict[str, Any]) -> None:
-    one = entry(
+    candidate = entry(
         0.5, 0.5, point=point, label=f"a = {point['a']}", front=True, best=True, against=None
     )
-    assert [picture.name for picture in pictures(sweep_of(one))] == ["pareto"]
+    assert [picture.name for picture in pictures(sweep_of(candidate))] == ["pareto"]
 
 
 def test_a_soup_is_named_by_its_models_and_a_command_has_one_score() -> None:
-    one = entry(
+    candidate = entry(
         0.5, 0.5, point={"soup": [0]}, label="apo | sft", front=True, best=True, against=None
     )
-    soup = sweep_of(one, vary=[])
+    soup = sweep_of(candidate, vary=[])
     assert next(rows(soup))[0] == "apo | sft"
     assert "apo \\| sft" in sweep_markdown(soup)
     bare = {**along(0.5, 0, 0, best=True, against=None), "modes": {}, "value": 12.5}
@@ -97,7 +97,7 @@ def test_the_report_has_a_section_for_it_with_foreign_text_escaped(tmp_path) -> 
     stage = StageRun(path=tmp_path, name="mix", kind="sweep", record={}, sweep=LINE)
     other = StageRun(path=tmp_path, name="sft", kind="sft", record={})
     sections = tuple(sweep_sections([other, stage]))
-    assert [one.name for one in sections] == ["sweep-mix"]
+    assert [section.name for section in sections] == ["sweep-mix"]
     report = Report(title="t", facts=(), sections=sections)
     assert "Best: &lt;b&gt;a&lt;/b&gt;." in render_html(report)
     assert "(report/mix-pareto.png)" in render_markdown(report, picture_folder="report")
@@ -105,6 +105,6 @@ def test_the_report_has_a_section_for_it_with_foreign_text_escaped(tmp_path) -> 
 
 def test_each_task_has_its_accuracies_where_there_are_several() -> None:
     cell = {mode: {"accuracy": 0.5} for mode in ("think", "no_think")}
-    one = along(0.5, 0.5, 0.5, tasks={"sums": cell, "routes": cell}, best=True, against=None)
-    text = sweep_markdown(sweep_of(one))
+    candidate = along(0.5, 0.5, 0.5, tasks={"sums": cell, "routes": cell}, best=True, against=None)
+    text = sweep_markdown(sweep_of(candidate))
     assert "| candidate | sums, think | sums, no_think | routes, think | routes, no_think |" in text

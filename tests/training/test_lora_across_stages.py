@@ -149,12 +149,12 @@ def test_apo_on_both_adapters_merged_equals_the_adapter(
     trained: tuple[Path, Path], rows: Path, tmp_path: Path
 ) -> None:
     _, adapter = trained
-    one, other = tmp_path / "adapter", tmp_path / "merged"
-    one.mkdir(), other.mkdir()
-    run_preference(preference(adapter, rows), one, seed=1)
-    run_preference(preference(adapter, rows, save="merged"), other, seed=1)
-    tokenizer = AutoTokenizer.from_pretrained(one)
-    assert (logits(one, tokenizer) - logits(other, tokenizer)).abs().max() <= 1e-4
+    unmerged, merged = tmp_path / "adapter", tmp_path / "merged"
+    unmerged.mkdir(), merged.mkdir()
+    run_preference(preference(adapter, rows), unmerged, seed=1)
+    run_preference(preference(adapter, rows, save="merged"), merged, seed=1)
+    tokenizer = AutoTokenizer.from_pretrained(unmerged)
+    assert (logits(unmerged, tokenizer) - logits(merged, tokenizer)).abs().max() <= 1e-4
 
 
 def test_a_dora_parent_is_refused_with_the_way_out(

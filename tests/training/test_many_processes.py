@@ -133,7 +133,8 @@ def test_losses_are_those_of_one_process_and_the_result_loads(
     ids = torch.tensor([[5, 6, 7, 8]])
     with torch.no_grad():
         sharded, whole = (
-            load_checkpoint(ground / one / "apo")(input_ids=ids).logits for one in (name, reference)
+            load_checkpoint(ground / item / "apo")(input_ids=ids).logits
+            for item in (name, reference)
         )
     torch.testing.assert_close(sharded, whole, rtol=0, atol=5e-3)
 

@@ -41,8 +41,8 @@ def road(model: Path, rows: Path, folder: Path, *, steps: int, rate: float) -> l
     assert first.checks["reload_max_logit_difference"] <= 1e-5 * first.checks["largest_logit"]
     assert json.loads((apo / "adapter_config.json").read_text())["r"] == 16
     return [
-        [json.loads(line) for line in (one / "log.jsonl").read_text().splitlines()]
-        for one in (sft, apo)
+        [json.loads(line) for line in (item / "log.jsonl").read_text().splitlines()]
+        for item in (sft, apo)
     ]
 
 

@@ -108,7 +108,7 @@ def check(
     for number, (kinds, keys) in enumerate(given_sources):
         rows = [made(kind, place) for place, kind in enumerate(kinds)]
         path = folder / f"s{number}.jsonl"
-        path.write_text("".join(json.dumps(one) + "\n" for one in rows))
+        path.write_text("".join(json.dumps(item) + "\n" for item in rows))
         configs.append(SourceConfig(path=str(path), **keys))
     data = DataConfig(sources=tuple(configs), max_tokens=128, conflicts="drop", **options)
     if data.problems():
@@ -184,7 +184,7 @@ def test_each_kind_of_row_has_the_fault_of_its_name(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast, kind: str
 ) -> None:
     path = tmp_path / "a.jsonl"
-    path.write_text("".join(json.dumps(made(one, 1)) + "\n" for one in (kind, "think")))
+    path.write_text("".join(json.dumps(made(item, 1)) + "\n" for item in (kind, "think")))
     data = DataConfig(sources=(SourceConfig(path=str(path)),), max_tokens=128, conflicts="drop")
     rows = prepare_sft(data, tokenizer, load_template("dualign"), seed=1).rows
     assert (rows["kept"], rows["dropped"]) == (1, {kind: 1})

@@ -55,8 +55,8 @@ def test_ngrams_are_those_of_a_slow_loop() -> None:
     words = words_of(text)
     slow = [tuple(words[at : at + 3]) for at in range(len(words) - 2)]
     fast = ngram_hashes(word_hashes(text), 3).tolist()
-    assert [[one == other for other in fast] for one in fast] == [
-        [one == other for other in slow] for one in slow
+    assert [[row == other for other in fast] for row in fast] == [
+        [row == other for other in slow] for row in slow
     ]
     assert len(ngram_hashes(word_hashes("a b"), 3)) == 0
     assert len(shingles(word_hashes("a b"), 3)) == 1
@@ -75,7 +75,7 @@ def test_the_first_of_the_same_rows_stays_over_all_sources(
     assert by["b", "no_think"]["dropped"] == {"duplicate": 1}
     assert by["b", "think"]["dropped"] == {"duplicate": 1} and by["b", "think"]["kept"] == 1
     assert (made["in"], made["kept"], made["dropped"]) == (8, 4, {"duplicate": 4})
-    same = {(one["source"], one["row"]): one["same_as"] for one in made["removed"]}
+    same = {(entry["source"], entry["row"]): entry["same_as"] for entry in made["removed"]}
     assert same == {
         ("a", 2): {"source": "a", "row": 0},
         ("a", 3): {"source": "a", "row": 0},
@@ -151,7 +151,7 @@ def test_what_is_found_agrees_with_comparing_all_pairs(seed: int, rate: float) -
     sets = [shingles(word_hashes(text), 5) for text in texts]
     minima = np.frombuffer(b"".join(signatures(sets)), dtype=np.uint32).reshape(len(texts), -1)
     found = first_alike(band_hashes(minima, 0.7), lambda rows: minima[rows], threshold=0.7)
-    plain = [set(one.tolist()) for one in sets]
+    plain = [set(hashes.tolist()) for hashes in sets]
     for row, of in enumerate(found.tolist()):
         overlaps = [
             len(plain[row] & plain[other]) / len(plain[row] | plain[other])
@@ -194,11 +194,11 @@ def test_rows_of_one_phrase_take_time_in_proportion() -> None:
 
 
 def write_task(folder: Path, name: str, questions: list[str], **more: Any) -> str:
-    rows = [{"question": one, "answer": "1"} for one in questions]
+    rows = [{"question": question, "answer": "1"} for question in questions]
     (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     path = folder / f"{name}.yaml"
     about = {"name": name, "rows": f"{name}.jsonl", "prompt": "{question}", "verifier": "integer"}
-    path.write_text("".join(f"{key}: {json.dumps(one)}\n" for key, one in (about | more).items()))
+    path.write_text("".join(f"{key}: {json.dumps(item)}\n" for key, item in (about | more).items()))
     return str(path)
 
 
@@ -227,7 +227,7 @@ def test_rows_that_hold_a_problem_go_and_are_counted_for_each_task(
     }
     by = {entry["mode"]: entry["dropped"] for entry in made["by"]}
     assert by == {"no_think": {"contaminated": 3}, "think": {"contaminated": 1}}
-    assert [one["same_as"] for one in made["removed"][:2]] == [
+    assert [entry["same_as"] for entry in made["removed"][:2]] == [
         {"task": "farm", "problem": "1"},
         {"task": "sums", "problem": "1"},
     ]

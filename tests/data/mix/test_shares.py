@@ -71,7 +71,7 @@ LENGTHS = st.lists(st.tuples(st.integers(1, 400), st.booleans()), min_size=1, ma
 
 
 def as_rows(sources: list[list[tuple[int, bool]]]) -> Rows:
-    flat = [(number, *one) for number, rows in enumerate(sources) for one in rows]
+    flat = [(number, *row) for number, rows in enumerate(sources) for row in rows]
     return Rows(
         owner=np.array([number for number, _, _ in flat]),
         tokens=np.array([tokens for _, tokens, _ in flat]),
@@ -94,7 +94,7 @@ def test_shares_of_sources_are_reached_to_half_a_row(
     ]
     assume(any(share is None for share in shares))
     rows = as_rows(sources)
-    have = [sum(tokens for tokens, _ in one) for one in sources]
+    have = [sum(tokens for tokens, _ in source) for source in sources]
     free = sum(n for n, share in zip(have, shares, strict=True) if share is None)
     total = free / (1 - sum(share or 0 for share in shares))
     try:

@@ -89,7 +89,7 @@ def test_kinds_of_values_make_the_columns(tmp_path: Path) -> None:
     ]
     found = json_features([written(tmp_path / "a.jsonl", rows)])
     assert found is not None
-    kinds = {name: getattr(one, "dtype", None) for name, one in found.items()}
+    kinds = {name: getattr(entry, "dtype", None) for name, entry in found.items()}
     assert [kinds[name] for name in "abcdf"] == ["string", "bool", "int64", "float64", "string"]
     assert {type(found[name]).__name__ for name in "eg"} == {"Json"}
 

@@ -113,8 +113,8 @@ def test_streamed_rows_are_arrow_on_disk_in_shards(
 
 def test_streamed_objects_of_different_keys_keep_their_own(tmp_path: Path) -> None:
     rows = [
-        {"messages": [{"role": "user", "content": "Hi", "x": one}]}
-        for one in ({"a": 1}, {"b": "c"})
+        {"messages": [{"role": "user", "content": "Hi", "x": item}]}
+        for item in ({"a": 1}, {"b": "c"})
     ]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     table = load_source(SourceConfig(path="a.jsonl", streaming=True), base=tmp_path)

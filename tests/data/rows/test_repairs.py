@@ -40,7 +40,7 @@ WHY = ("assistant", "<think>\nwhy\n</think>\n\nyes")
 
 
 def told(made: Conversation) -> list[tuple[str, str | None, str]]:
-    return [(one.role, one.thinking, one.content) for one in made.messages]
+    return [(message.role, message.thinking, message.content) for message in made.messages]
 
 
 def test_a_trace_is_stripped_or_decides_the_mode() -> None:
@@ -59,7 +59,7 @@ def test_a_think_row_without_traces_becomes_no_think_or_loses_the_turn_that_has_
     half = row(HI, YES, HI, WHY)
     assert code_of(half) == "think_without_trace"
     skipped = read(half, think_without_trace="skip_turn")
-    assert [one.train for one in skipped.messages] == [True, False, True, True]
+    assert [message.train for message in skipped.messages] == [True, False, True, True]
     assert skipped.mode == "think"
     none_left = row(HI, YES, mode="think")
     assert code_of(none_left, think_without_trace="skip_turn") == "no_answer"
@@ -71,7 +71,7 @@ def test_a_repair_that_leads_to_another_fault_is_followed_by_that_ones_repair() 
     both = {"think_without_trace": "as_no_think", "no_think_with_trace": "strip_thinking"}
     made = read(half, **both)
     assert (made.mode, made.repairs) == ("no_think", ("as_no_think", "strip_thinking"))
-    assert all(one.thinking is None for one in made.messages)
+    assert all(message.thinking is None for message in made.messages)
 
 
 def test_repairs_that_undo_each_other_end_and_leave_the_fault() -> None:
@@ -87,7 +87,7 @@ def test_a_mode_that_is_said_twice_is_settled_and_the_other_flag_goes() -> None:
     assert (made.mode, made.messages[0].content) == ("think", "Be brief.")
     only_flag = row(("system", "/think"), HI, YES, mode="no_think")
     made = read(only_flag, mode_contradiction="as_no_think")
-    assert [one.role for one in made.messages] == ["user", "assistant"]
+    assert [message.role for message in made.messages] == ["user", "assistant"]
 
 
 def test_a_flag_of_the_last_user_turn_has_to_agree() -> None:
@@ -122,19 +122,19 @@ def test_turns_are_joined_or_left_out_to_come_by_turns() -> None:
     raw = row(("system", "A"), ("system", "B"), HI, ("user", "there"), YES, ("assistant", "sir"))
     assert code_of(raw) == "same_role_twice"
     made = read(raw, same_role_twice="join_turns")
-    texts = [one.content for one in made.messages]
+    texts = [message.content for message in made.messages]
     assert texts == ["A\n\nB", "Hi\n\nthere", "yes\n\nsir"]
     two_traces = row(HI, WHY, WHY)
     assert code_of(two_traces, same_role_twice="join_turns") == "same_role_twice"
     greeting = row(("system", "A"), ("assistant", "Hello!"), HI, YES)
     assert code_of(greeting) == "assistant_first"
     made = read(greeting, assistant_first="drop_first_turns")
-    assert [one.content for one in made.messages] == ["A", "Hi", "yes"]
+    assert [message.content for message in made.messages] == ["A", "Hi", "yes"]
 
 
 def test_an_empty_answer_stays_in_the_history_unlearnt() -> None:
     made = read(row(HI, ("assistant", ""), HI, YES), empty_answer="skip_turn")
-    assert [one.train for one in made.messages] == [True, False, True, True]
+    assert [message.train for message in made.messages] == [True, False, True, True]
 
 
 def test_control_tokens_at_the_ends_are_trimmed_and_others_refused(
@@ -158,7 +158,7 @@ def test_pairs_are_mended_on_both_sides() -> None:
     source = SourceConfig(path="r", on_fault={"pair_modes_differ": "strip_thinking"})
     made = to_pair(pair, source=source, index=0)
     assert (made.mode, made.repairs) == ("no_think", ("strip_thinking",))
-    assert [one.content for one in (*made.chosen, *made.rejected)] == ["yes", "no"]
+    assert [message.content for message in (*made.chosen, *made.rejected)] == ["yes", "no"]
     assert made.chosen[0].thinking is None
 
 

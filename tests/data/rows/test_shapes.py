@@ -110,7 +110,7 @@ def test_the_columns_of_published_sets_give_one_conversation(name: str) -> None:
     table = datasets.Dataset.from_list([PUBLISHED[name]] * 3)
     assert len(shapes_in(table, pairs=False)) == 1
     made = to_conversation(table[1], source=SOURCE, index=0)
-    assert [(one.role, one.content) for one in made.messages] == [
+    assert [(message.role, message.content) for message in made.messages] == [
         ("user", "Hi"),
         ("assistant", "yes"),
     ]
@@ -123,7 +123,7 @@ def test_the_columns_of_published_sets_give_one_pair(name: str) -> None:
     assert len(shapes_in(table, pairs=True)) == 1
     made = to_pair(table[1], source=SOURCE, index=0)
     parts = (made.prompt, made.chosen, made.rejected)
-    assert [[one.content for one in part] for part in parts] == [["Hi"], ["yes"], ["no"]]
+    assert [[message.content for message in part] for part in parts] == [["Hi"], ["yes"], ["no"]]
 
 
 def test_hermes_function_calling_keeps_tools_and_calls_as_text() -> None:
@@ -141,7 +141,7 @@ def test_hermes_function_calling_keeps_tools_and_calls_as_text() -> None:
         "category": "x",
     }
     made = to_conversation(datasets.Dataset.from_list([row])[0], source=SOURCE, index=0)
-    assert [one.role for one in made.messages] == [
+    assert [message.role for message in made.messages] == [
         "system",
         "user",
         "assistant",
@@ -161,7 +161,7 @@ def test_calls_of_each_kind_are_one_kind() -> None:
         to_conversation({"messages": [HI, old]}, source=SOURCE, index=0),
         to_conversation({"conversations": [FROM_HI, gpt]}, source=SOURCE, index=0),
     ]
-    calls = {json.dumps([dict(call) for call in one.messages[1].tool_calls]) for one in made}
+    calls = {json.dumps([dict(call) for call in entry.messages[1].tool_calls]) for entry in made}
     assert calls == {'[{"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}]'}
 
 
@@ -254,10 +254,10 @@ def test_a_conversation_is_the_same_in_every_shape(
     if not all(trace for _, _, trace in turns):
         turns = [(asked, answer, None) for asked, answer, _ in turns]
     made = [to_conversation(row, source=SOURCE, index=0) for row in spelt(turns, system)]
-    assert all(one == made[0] for one in made[1:])
-    spoken = [one.content for one in made[0].messages if one.role != "system"]
+    assert all(entry == made[0] for entry in made[1:])
+    spoken = [message.content for message in made[0].messages if message.role != "system"]
     assert spoken == [text for asked, answer, _ in turns for text in (asked, answer)]
-    assert [one.thinking for one in made[0].messages if one.role == "assistant"] == [
+    assert [message.thinking for message in made[0].messages if message.role == "assistant"] == [
         trace for _, _, trace in turns
     ]
     assert made[0].mode == ("think" if turns[0][2] else "no_think")
@@ -279,7 +279,7 @@ def spelt(turns: list[tuple[str, str, str | None]], system: str | None) -> list[
         sharegpt += [{"from": "human", "value": asked}, {"from": "gpt", "value": text}]
     head = [{"role": "system", "content": system}] if system else []
     *past, (asked, answer, trace) = turns
-    history = [[one, inline(other, thought)] for one, other, thought in past]
+    history = [[turn, inline(other, thought)] for turn, other, thought in past]
     alpaca = {"instruction": asked, "output": inline(answer, trace), "history": history}
     return [
         {"messages": head + openai},
@@ -302,8 +302,8 @@ def test_a_pair_is_the_same_in_every_shape(
     if better == worse or trace in (better, worse):
         return
     user = {"role": "user", "content": asked}
-    chosen, rejected = ({"role": "assistant", "content": said(one)} for one in (better, worse))
-    field = [{"role": "assistant", "content": one, "thinking": trace} for one in (better, worse)]
+    chosen, rejected = ({"role": "assistant", "content": said(item)} for item in (better, worse))
+    field = [{"role": "assistant", "content": item, "thinking": trace} for item in (better, worse)]
     gpt = {"from": "gpt", "value": said(worse)}
     rows: list[dict[str, Any]] = [
         {"prompt": asked, "chosen": said(better), "rejected": said(worse)},
@@ -315,6 +315,6 @@ def test_a_pair_is_the_same_in_every_shape(
         {"question": asked, "system": "", "chosen": said(better), "rejected": said(worse)},
     ]
     made = [to_pair(row, source=SOURCE, index=0) for row in rows]
-    assert all(one == made[0] for one in made[1:])
+    assert all(entry == made[0] for entry in made[1:])
     assert (made[0].prompt[0].content, made[0].chosen[0].content) == (asked, better)
     assert made[0].rejected[0] == Message(role="assistant", content=worse, thinking=trace)

@@ -135,13 +135,13 @@ def test_objects_of_different_keys_keep_their_own_keys(tmp_path: Path) -> None:
         return {"messages": [OPENAI[0], {"role": "assistant", "content": "", "tool_calls": [call]}]}
 
     path = tmp_path / "calls.jsonl"
-    path.write_text("\n".join(json.dumps(row(one)) for one in ({"a": 1}, {"b": "x"})))
+    path.write_text("\n".join(json.dumps(row(item)) for item in ({"a": 1}, {"b": "x"})))
     source = SourceConfig(path=str(path))
     calls = [
-        to_conversation(one, source=source, index=0)
+        to_conversation(item, source=source, index=0)
         .messages[1]
         .tool_calls[0]["function"]["arguments"]
-        for one in read_rows(source)
+        for item in read_rows(source)
     ]
     assert calls == [{"a": 1}, {"b": "x"}]
 

@@ -114,7 +114,9 @@ def test_only_the_last_turn_needs_a_trace_when_only_it_is_supervised() -> None:
 def test_an_untrained_turn_may_lack_a_trace() -> None:
     row = {"messages": [*chat("yes")["messages"], *chat(TRACE)["messages"]], "mode": "think"}
     row["messages"][1]["train"] = False
-    assert [one.train for one in to_conversation(row, source=ROWS, index=0).messages][1] is False
+    assert [message.train for message in to_conversation(row, source=ROWS, index=0).messages][
+        1
+    ] is False
 
 
 def test_mid_training_keeps_contents_as_they_are() -> None:

@@ -66,12 +66,12 @@ def test_a_second_engine_renders_the_same(
         messages.append({"role": "system", "content": system})
     for question, trace, answer, calls in turns:
         messages.append({"role": "user", "content": question})
-        one: dict[str, Any] = {"role": "assistant", "content": answer}
+        turn: dict[str, Any] = {"role": "assistant", "content": answer}
         if trace:
-            one["reasoning_content"] = trace
+            turn["reasoning_content"] = trace
         if calls:
-            one["tool_calls"] = [{"function": {"name": "look", "arguments": {"at": answer}}}]
-        messages.append(one)
+            turn["tool_calls"] = [{"function": {"name": "look", "arguments": {"at": answer}}}]
+        messages.append(turn)
         if calls:
             messages.append({"role": "tool", "content": "a tree"})
     assert second(messages, given) == sandbox.render(TEXT, messages, given)
@@ -85,8 +85,8 @@ def test_it_uses_only_what_every_engine_knows() -> None:
         call.node.attr for call in tree.find_all(nodes.Call) if isinstance(call.node, nodes.Getattr)
     }
     assert called <= {"split"}
-    assert {one.name for one in tree.find_all(nodes.Filter)} <= {"trim", "join", "tojson"}
-    assert {one.name for one in tree.find_all(nodes.Test)} <= {"defined", "none", "string"}
+    assert {node.name for node in tree.find_all(nodes.Filter)} <= {"trim", "join", "tojson"}
+    assert {node.name for node in tree.find_all(nodes.Test)} <= {"defined", "none", "string"}
     functions = {
         call.node.name for call in tree.find_all(nodes.Call) if isinstance(call.node, nodes.Name)
     }

@@ -112,7 +112,7 @@ def check(
 ) -> None:
     expected = [plain.emitted(turn, policy) for turn in turns]
     found = [(row.text[:start], row.text[start:stop]) for row in rows for start, stop in row.spans]
-    assert found == [one for one in expected if one[1]]
+    assert found == [item for item in expected if item[1]]
     for row in rows:
         if not row.spans:
             continue
@@ -164,8 +164,8 @@ def test_a_template_that_drops_old_thoughts_makes_a_row_for_each_turn(
         f"<think>\nwhy {turn}\n\nbecause\n</think>\n\nanswer {turn}<|im_end|>" for turn in range(3)
     ]
     trained = [[message.train for message in row.conversation.messages] for row in rows]  # type: ignore[union-attr]
-    assert [len(one) for one in trained] == [3, 5, 7]
-    assert [one[2:] for one in trained] == [
+    assert [len(row) for row in trained] == [3, 5, 7]
+    assert [row[2:] for row in trained] == [
         [True],
         [False, True, True],
         [False, True, False, True, True],
@@ -190,7 +190,7 @@ def test_turns_that_still_look_alike_share_a_row(
     row = Conversation(messages=messages, mode="think", source="rows", row=0, tools=(TOOL,))
     template = template_of("qwen3", llama_tokenizer, tmp_path)
     rows = render_rows(template, row, "assistant")
-    assert [len(one.spans) for one in rows] == [1, 2]
+    assert [len(item.spans) for item in rows] == [1, 2]
 
 
 def test_mistrals_calls_are_learnt_and_their_results_are_not(

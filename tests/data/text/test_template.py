@@ -35,10 +35,10 @@ def plain(messages: tuple[Message, ...]) -> list[dict[str, Any]]:
     made = []
     for message in messages:
         trace = f"<think>\n{message.thinking}\n</think>\n\n" if message.thinking else ""
-        one: dict[str, Any] = {"role": message.role, "content": trace + message.content}
+        turn: dict[str, Any] = {"role": message.role, "content": trace + message.content}
         if message.tool_calls:
-            one["tool_calls"] = [dict(call) for call in message.tool_calls]
-        made.append(one)
+            turn["tool_calls"] = [dict(call) for call in message.tool_calls]
+        made.append(turn)
     return made
 
 
@@ -132,8 +132,8 @@ def test_a_trace_is_never_rendered_twice() -> None:
     template = load_template("dualign")
     as_field = render_row(template, conversation("think", 2), "assistant").text
     messages = tuple(
-        Message(role=one["role"], content=one["content"])
-        for one in plain(conversation("think", 2).messages)
+        Message(role=item["role"], content=item["content"])
+        for item in plain(conversation("think", 2).messages)
     )
     inside = Conversation(messages=messages, mode="think", source="rows", row=0)
     assert render_row(template, inside, "all").text == as_field

@@ -51,7 +51,7 @@ def test_cut_history_drops_whole_turns_from_the_front_and_keeps_the_system_text(
     row = chat(("a " * 40, "long ago"), ("b " * 40, "later"), ("now?", "yes"))
     path = write_rows([row, chat(("hi", "ho"))], "a.jsonl")
     made = prepared(path, tokenizer, max_tokens=70, too_long="cut_history")
-    long, short = sorted(texts(made, tokenizer), key=lambda one: -len(one[0]))
+    long, short = sorted(texts(made, tokenizer), key=lambda item: -len(item[0]))
     assert long[0].startswith("<|im_start|>system\nBe brief.\n\n/no_think<|im_end|>\n")
     assert "now?" in long[0] and "long ago" not in long[0]
     assert long[1] in ("yes<|im_end|>", "later<|im_end|>yes<|im_end|>")

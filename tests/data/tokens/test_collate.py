@@ -69,7 +69,9 @@ def documents() -> list[torch.Tensor]:
 
 
 def alone(model: PreTrainedModel) -> torch.Tensor:
-    return torch.cat([model(input_ids=one[None], use_cache=False).logits[0] for one in documents()])
+    return torch.cat(
+        [model(input_ids=document[None], use_cache=False).logits[0] for document in documents()]
+    )
 
 
 def test_the_batch_is_one_flat_row_without_a_mask() -> None:
@@ -133,12 +135,18 @@ def test_gradients_of_a_packed_batch_are_those_of_its_documents(family: str) -> 
     def gradient(losses: list[torch.Tensor]) -> torch.Tensor:
         model.zero_grad()
         torch.stack(losses).sum().backward()
-        return torch.cat([one.grad.flatten() for one in model.parameters() if one.grad is not None])
+        return torch.cat(
+            [
+                parameter.grad.flatten()
+                for parameter in model.parameters()
+                if parameter.grad is not None
+            ]
+        )
 
     count = {"num_items_in_batch": torch.tensor(supervised), "use_cache": False}
     packed = gradient([model(**batch, **count).loss])
-    singles = [one[None] for one in documents() if len(one) > 1]
-    separate = gradient([model(input_ids=one, labels=one, **count).loss for one in singles])
+    singles = [document[None] for document in documents() if len(document) > 1]
+    separate = gradient([model(input_ids=ids, labels=ids, **count).loss for ids in singles])
     assert torch.cosine_similarity(packed, separate, dim=0) > 0.99999
     assert (packed.norm() / separate.norm() - 1).abs() < 1e-4
 

@@ -29,7 +29,7 @@ def packed(
     given = np.array(lengths, dtype=np.int64)
     made = pack(given, max_tokens=max_tokens, strategy=strategy, random=draw)
     columns = (made.document.tolist(), made.start.tolist(), made.stop.tolist())
-    pieces = [Piece(*one) for one in zip(*columns, strict=True)]
+    pieces = [Piece(*item) for item in zip(*columns, strict=True)]
     return [pieces[first:last] for first, last in pairwise(made.ends.tolist())]
 
 

@@ -80,7 +80,7 @@ def test_a_fault_leaves_the_other_rows_of_a_batch_alone(tokenizer: PreTrainedTok
     good = rendered(text, (text.index("Hello"), len(text)))
     bad = rendered(text, (text.index("llo"), len(text)))
     made = encode_batch([good, bad, good], tokenizer, max_tokens=None)
-    assert [isinstance(one, RowError) for one in made] == [False, True, False]
+    assert [isinstance(entry, RowError) for entry in made] == [False, True, False]
     assert encode_batch([], tokenizer, max_tokens=None) == []
 
 
@@ -167,10 +167,12 @@ def test_landmarks_and_offsets_label_the_same_tokens(
             rows.append(render_row(template, row, "assistant"))
         quick = encode_batch(rows, used, max_tokens=200)
         slow = _by_offsets(rows, used, 200, "error")
-        assert [(str(one) if isinstance(one, RowError) else one) for one in quick] == [
-            (str(one) if isinstance(one, RowError) else one) for one in slow
+        assert [(str(item) if isinstance(item, RowError) else item) for item in quick] == [
+            (str(item) if isinstance(item, RowError) else item) for item in slow
         ]
         found = landmarks(used)
         assert found is not None
-        told = [found.labelled(one.text, one.spans, used(one.text)["input_ids"]) for one in rows]
-        assert sum(one is not None for one in told) > len(rows) / 2, "offsets did the work"
+        told = [
+            found.labelled(item.text, item.spans, used(item.text)["input_ids"]) for item in rows
+        ]
+        assert sum(entry is not None for entry in told) > len(rows) / 2, "offsets did the work"

@@ -110,7 +110,7 @@ def test_the_reported_errors_are_those_of_numpy(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base")
     tuned = tune(base, tmp_path / "tuned")
     record = taken(base, tuned, tmp_path / "out", cut=Cut(rank=5))
-    before, after = (load_file(one / "model.safetensors") for one in (base, tuned))
+    before, after = (load_file(item / "model.safetensors") for item in (base, tuned))
     lost = total = 0.0
     for path, reported in record["modules"].items():
         change = (after[f"{path}.weight"].double() - before[f"{path}.weight"].double()).numpy()
@@ -124,8 +124,8 @@ def test_the_reported_errors_are_those_of_numpy(tmp_path: Path) -> None:
 def test_energy_keeps_the_share_in_every_module(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base")
     record = taken(base, tune(base, tmp_path / "t"), tmp_path / "out", cut=Cut(energy=0.8))
-    ranks = {path: one["rank"] for path, one in record["modules"].items()}
-    assert all(one["error"] <= 0.2**0.5 for one in record["modules"].values())
+    ranks = {path: module["rank"] for path, module in record["modules"].items()}
+    assert all(module["error"] <= 0.2**0.5 for module in record["modules"].values())
     assert len(set(ranks.values())) > 1
     live(base, tmp_path / "out")  # rank_pattern loads
     written = load_file(tmp_path / "out" / "adapter_model.safetensors")
@@ -174,7 +174,7 @@ def test_checkpoints_without_a_linear_difference_are_refused(tmp_path: Path) -> 
     tuned = tune(base, tmp_path / "norms", which=lambda name: "norm" in name)
     with pytest.raises(MergeError, match=r"no linear layer differs.*copy model.layers.0.input_lay"):
         taken(base, tuned, tmp_path / "out")
-    assert not [one for one in tmp_path.iterdir() if "out" in one.name]
+    assert not [path for path in tmp_path.iterdir() if "out" in path.name]
 
 
 def test_a_nan_and_an_unknown_kind_of_model_are_named(tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def test_a_qlora_adapter_goes_into_the_nearer_base_and_both_gaps_are_kept(
         assert torch.equal(written[name], expected)
     assert verify_folder(tmp_path / "out").tensors
     assert (tmp_path / "out" / "tokenizer.json").is_file()
-    assert sorted(one.name for one in (tmp_path / "out").iterdir() if one.is_dir()) == []
+    assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.is_dir()) == []
 
 
 def test_the_base_that_is_asked_for_is_taken_and_the_other_recommended(
@@ -123,8 +123,8 @@ def test_the_base_that_is_asked_for_is_taken_and_the_other_recommended(
     trained_over_nf4(adapter, "bfloat16")
     record = fold_adapter(edit, tmp_path / "out")["fold"]
     assert (record["base"], record["recommended"]) == ("16bit", "nf4")
-    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("plain", "out"))
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    plain, other = (load_file(tmp_path / name / "model.safetensors") for name in ("plain", "out"))
+    assert all(torch.equal(plain[name], other[name]) for name in plain)
 
 
 def test_a_plain_adapter_is_folded_without_asking(tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_what_cannot_be_measured_or_folded_is_refused(tmp_path: Path) -> None:
     head = make_adapter(base, tmp_path / "head", target_modules=["lm_head"])
     with pytest.raises(MergeError, match=r"lm_head.weight is \(64, 32\) in the adapter and \(70,"):
         fold_adapter(Fold(adapter=str(head), model=str(tmp_path / "large")), tmp_path / "out")
-    assert not [one for one in tmp_path.iterdir() if "out" in one.name]
+    assert not [path for path in tmp_path.iterdir() if "out" in path.name]
 
 
 def main_prompts(folder: Path) -> None:
@@ -182,7 +182,7 @@ def test_pefts_own_merge_is_met_in_float32_and_rounded_better_in_bfloat16(
         theirs = model.merge_and_unload(safe_merge=True).state_dict()
         ours = load_file(tmp_path / folder / "model.safetensors")
         off = {"ours": 0, "theirs": 0}
-        for name in (one for one in exact.entries if any(part in one for part in ATTENTION)):
+        for name in (entry for entry in exact.entries if any(part in entry for part in ATTENTION)):
             reference = torch.from_numpy(read_whole(exact, name)).float().to(dtype)
             off["ours"] += int((ours[name] != reference).sum())
             off["theirs"] += int((theirs[name] != reference).sum())

@@ -82,7 +82,7 @@ def two(tmp_path: Path, kind: str = "same modules", **base: Any) -> tuple[Path, 
 def test_the_sum_is_exact_and_loads_in_peft(tmp_path: Path, kind: str, tied: bool) -> None:
     _, *pair = two(tmp_path, kind, tied=tied)
     record = soup(Soup(adapters=tuple(pair), weights=(0.75, -0.5)), tmp_path / "out")
-    expected = weighted([true_changes(one) for one in pair], [0.75, -0.5])
+    expected = weighted([true_changes(item) for item in pair], [0.75, -0.5])
     found = true_changes(tmp_path / "out")
     assert found.keys() == expected.keys() == record["modules"].keys()
     for path, change in expected.items():
@@ -109,7 +109,7 @@ def test_the_mean_is_the_default_and_a_weight_of_zero_leaves_the_other(tmp_path:
 def test_cut_to_a_rank_the_error_reported_is_the_error(tmp_path: Path, kind: str) -> None:
     _, *pair = two(tmp_path, kind)
     record = soup(Soup(adapters=tuple(pair), weights=(1, 1), cut=Cut(rank=2)), tmp_path / "out")
-    expected = weighted([true_changes(one) for one in pair], [1, 1])
+    expected = weighted([true_changes(item) for item in pair], [1, 1])
     found = true_changes(tmp_path / "out")
     missing = {path: np.linalg.norm(change - found[path]) for path, change in expected.items()}
     for path, change in expected.items():
@@ -131,7 +131,7 @@ def test_a_tied_embedding_stays_tied(tmp_path: Path) -> None:
     settings = {"target_modules": ["q_proj", "embed_tokens"], "ensure_weight_tying": True}
     pair = [make_adapter(base, tmp_path / str(i), seed=i, **settings) for i in (1, 2)]
     model = AutoModelForCausalLM.from_pretrained(base)
-    for path, change in weighted([true_changes(one) for one in pair], [1, 1]).items():
+    for path, change in weighted([true_changes(item) for item in pair], [1, 1]).items():
         if path != "lm_head":
             model.get_submodule(path).weight.data += torch.from_numpy(change).float()
     for name, cut in (("all", None), ("cut", Cut(rank=8))):
@@ -146,7 +146,7 @@ def test_a_tied_embedding_stays_tied(tmp_path: Path) -> None:
 def test_energy_gives_each_module_the_ranks_it_needs(tmp_path: Path) -> None:
     _, *pair = two(tmp_path)
     record = soup(Soup(adapters=tuple(pair), cut=Cut(energy=0.9)), tmp_path / "out")
-    for path, change in weighted([true_changes(one) for one in pair], [0.5, 0.5]).items():
+    for path, change in weighted([true_changes(item) for item in pair], [0.5, 0.5]).items():
         squares = np.square(np.linalg.svd(change, compute_uv=False))
         needed = int(np.searchsorted(np.cumsum(squares), 0.9 * squares.sum())) + 1
         assert record["modules"][path]["rank"] == needed
@@ -185,11 +185,11 @@ def test_a_method_on_adapters_is_the_method_on_the_folded_models(
     each = {"density", "epsilon", "gamma"}
     models = tuple(
         MergeInput(
-            model=str(one),
+            model=str(item),
             weight=weights[i] if weights else None,
             parameters={k: v[i % len(v)] for k, v in METHODS[method].items() if k in each},
         )
-        for i, one in enumerate(pair)
+        for i, item in enumerate(pair)
     )
     shared = {name: values[0] for name, values in METHODS[method].items() if name not in each}
     stage = MergeStage(
@@ -223,7 +223,9 @@ def test_ties_of_two_opposite_changes_keeps_the_stronger(tmp_path: Path) -> None
     shutil.copytree(first, second)
     file = second / "adapter_model.safetensors"
     tensors = load_file(file)
-    flipped = {name: -0.5 * one if "lora_B" in name else one for name, one in tensors.items()}
+    flipped = {
+        name: -0.5 * tensor if "lora_B" in name else tensor for name, tensor in tensors.items()
+    }
     save_file(flipped, file)
     soup(Soup(adapters=(first, second), method="ties", cut=Cut(rank=4)), tmp_path / "out")
     expected, found = true_changes(first), true_changes(tmp_path / "out")
@@ -246,20 +248,20 @@ def peft_changes(
     return found
 
 
-def distance(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> float:
-    apart = math.hypot(*(np.linalg.norm(one[path] - other[path]) for path in one))
-    return apart / math.hypot(*map(np.linalg.norm, one.values()))
+def distance(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> float:
+    apart = math.hypot(*(np.linalg.norm(ours[path] - theirs[path]) for path in ours))
+    return apart / math.hypot(*map(np.linalg.norm, ours.values()))
 
 
 def test_peft_is_met_where_it_is_exact_and_left_where_it_is_not(tmp_path: Path) -> None:
     """cat and svd of plain LoRA are the true sum; linear has cross terms."""
     base, *pair = two(tmp_path, "patterns")
-    for one in pair:
-        edit_config(one, rank_pattern={}, alpha_pattern={})
+    for item in pair:
+        edit_config(item, rank_pattern={}, alpha_pattern={})
     settings = {"target_modules": ATTENTION, "r": 4}
     pair = [make_adapter(base, tmp_path / f"p{i}", seed=i, **settings) for i in (1, 2)]
     weights = [0.6, 0.5]
-    exact = weighted([true_changes(one) for one in pair], weights)
+    exact = weighted([true_changes(entry) for entry in pair], weights)
     soup(Soup(adapters=tuple(pair), weights=tuple(weights)), tmp_path / "all")
     soup(Soup(adapters=tuple(pair), weights=tuple(weights), cut=Cut(rank=4)), tmp_path / "cut")
     ours, cut = true_changes(tmp_path / "all"), true_changes(tmp_path / "cut")
@@ -275,7 +277,7 @@ def test_peft_scales_rslora_twice_and_ours_does_not(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base")
     settings = {"target_modules": ATTENTION, "use_rslora": True}
     pair = [make_adapter(base, tmp_path / f"p{i}", seed=i, **settings) for i in (1, 2)]
-    exact = weighted([true_changes(one) for one in pair], [0.5, 0.5])
+    exact = weighted([true_changes(item) for item in pair], [0.5, 0.5])
     soup(Soup(adapters=tuple(pair)), tmp_path / "out")
     assert distance(exact, true_changes(tmp_path / "out")) < 1e-6
     theirs = peft_changes(base, pair, [0.5, 0.5], combination_type="cat")
@@ -300,10 +302,10 @@ def test_compressing_keeps_what_is_not_low_rank(tmp_path: Path, kind: str) -> No
     torch.testing.assert_close(live(base, tmp_path / "same"), expected, atol=1e-5, rtol=0)
     soup(Soup(adapters=(adapter,), cut=Cut(rank=1)), tmp_path / "less")
     before, after = (
-        load_file(one / "adapter_model.safetensors") for one in (adapter, tmp_path / "less")
+        load_file(item / "adapter_model.safetensors") for item in (adapter, tmp_path / "less")
     )
-    others = {name: one for name, one in before.items() if "lora_" not in name}
-    assert others and all(torch.equal(after[name], one) for name, one in others.items())
+    others = {name: item for name, item in before.items() if "lora_" not in name}
+    assert others and all(torch.equal(after[name], other) for name, other in others.items())
 
 
 def test_the_record_has_the_hashes_of_what_went_in_and_came_out(tmp_path: Path) -> None:
@@ -314,12 +316,12 @@ def test_the_record_has_the_hashes_of_what_went_in_and_came_out(tmp_path: Path) 
     def digest(file: Path) -> str:
         return hashlib.sha256(file.read_bytes()).hexdigest()
 
-    assert [one["model"] for one in record["inputs"]] == list(map(str, pair))
-    for one in record["inputs"]:
-        assert {Path(file).name for file in one["sha256"]} == {
+    assert [item["model"] for item in record["inputs"]] == list(map(str, pair))
+    for source in record["inputs"]:
+        assert {Path(file).name for file in source["sha256"]} == {
             "adapter_config.json", "adapter_model.safetensors"
         }  # fmt: skip
-        assert all(digest(Path(file)) == sha for file, sha in one["sha256"].items())
+        assert all(digest(Path(file)) == sha for file, sha in source["sha256"].items())
     for name, sha in record["outputs"].items():
         assert digest(tmp_path / "out" / name) == sha
     assert (record["method"], record["weights"], record["rank"]) == ("linear", [0.5, 0.5], 3)
@@ -350,14 +352,14 @@ def test_the_same_soup_is_the_same_bytes(tmp_path: Path) -> None:
             adapters=tuple(pair), method="dare_ties", parameters={"density": [0.5]}, cut=Cut(rank=4)
         )
         soup(meant, tmp_path / name)
-    one, other = ((tmp_path / name / "adapter_model.safetensors") for name in ("one", "two"))
-    assert one.read_bytes() == other.read_bytes()
+    first, second = ((tmp_path / name / "adapter_model.safetensors") for name in ("one", "two"))
+    assert first.read_bytes() == second.read_bytes()
 
 
 def test_a_relative_base_is_still_found_from_the_new_folder(tmp_path: Path) -> None:
     base, *pair = two(tmp_path)
-    for one in pair:
-        edit_config(one, base_model_name_or_path="../base")
+    for item in pair:
+        edit_config(item, base_model_name_or_path="../base")
     soup(Soup(adapters=tuple(pair)), tmp_path / "deeper" / "out")
     written = json.loads((tmp_path / "deeper" / "out" / "adapter_config.json").read_text())
     assert Path(written["base_model_name_or_path"]) == base.resolve()
@@ -381,7 +383,7 @@ def test_what_does_not_add_up_is_refused(tmp_path: Path, kind: str) -> None:
     second = make_adapter(base, tmp_path / "second", target_modules=ATTENTION, **settings)
     with pytest.raises(MergeError, match=message):
         soup(Soup(adapters=(first, second)), tmp_path / "out")
-    assert not [one for one in tmp_path.iterdir() if "out" in one.name]
+    assert not [path for path in tmp_path.iterdir() if "out" in path.name]
 
 
 def test_adapters_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
@@ -454,8 +456,8 @@ def test_a_soup_that_cannot_be_says_why(tmp_path: Path, kind: str) -> None:
 
 def test_tokenizers_that_differ_have_to_be_chosen(tmp_path: Path) -> None:
     _, *pair = two(tmp_path)
-    for i, one in enumerate(pair):
-        (one / "chat_template.jinja").write_text(f"template {i}")
+    for i, item in enumerate(pair):
+        (item / "chat_template.jinja").write_text(f"template {i}")
     with pytest.raises(MergeError, match=r"chat_template.jinja differs from .*--tokenizer-from"):
         soup(Soup(adapters=tuple(pair)), tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -146,7 +146,7 @@ models:
   - {model: base, parameters: {weight: 0.1}}
 """
     found = merge(models, text)
-    base, a, b = (one[UP.format(0)].astype(np.float64) for one in map(tensors, (0, 1, 2)))
+    base, a, b = (item[UP.format(0)].astype(np.float64) for item in map(tensors, (0, 1, 2)))
     from dualign.checkpoints.dtypes import from_float, to_float32
 
     exact = to_float32(from_float(0.9 * (a + b) / 2 + 0.1 * base, "BF16"), "BF16")

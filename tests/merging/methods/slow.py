@@ -22,7 +22,7 @@ def nuslerp(x0, x1, w0, w1, axis=None, base=None):
     if axis is None:
         return _exact_slerp(x0.reshape(-1), x1.reshape(-1), t).reshape(x0.shape)
     out = np.empty_like(x0)
-    a, b, o = (np.moveaxis(one, axis, -1) for one in (x0, x1, out))
+    a, b, o = (np.moveaxis(item, axis, -1) for item in (x0, x1, out))
     for place in np.ndindex(a.shape[:-1]):
         o[place] = _exact_slerp(a[place], b[place], t)
     return out
@@ -35,42 +35,42 @@ def _exact_slerp(a, b, t):
 
 def multislerp(tensors, weights, base=None, eps=1e-8):
     if base is not None:
-        return base + multislerp([one - base for one in tensors], weights, None, eps)
-    w = [one / sum(weights) for one in weights]
-    flat = [one.reshape(-1) for one in tensors]
-    units = [one / (np.linalg.norm(one) + eps) for one in flat]
+        return base + multislerp([tensor - base for tensor in tensors], weights, None, eps)
+    w = [weight / sum(weights) for weight in weights]
+    flat = [tensor.reshape(-1) for tensor in tensors]
+    units = [vector / (np.linalg.norm(vector) + eps) for vector in flat]
     mean = sum(a * u for a, u in zip(w, units, strict=True))
     mean = mean / np.linalg.norm(mean)
     tangent = sum(a * (u - (u @ mean) * mean) for a, u in zip(w, units, strict=True))
     length = np.linalg.norm(tangent) + eps
     point = mean * math.cos(length) + tangent * math.sin(length) / length
-    size = sum(a * np.linalg.norm(one) for a, one in zip(w, flat, strict=True))
+    size = sum(a * np.linalg.norm(item) for a, item in zip(w, flat, strict=True))
     return (point * size).reshape(tensors[0].shape)
 
 
 def karcher(tensors, max_iter=10, tol=1e-5):
-    flat = [one.reshape(-1) for one in tensors]
-    units = [one / np.linalg.norm(one) for one in flat]
+    flat = [tensor.reshape(-1) for tensor in tensors]
+    units = [vector / np.linalg.norm(vector) for vector in flat]
     u = sum(units)
     u = u / np.linalg.norm(u)
     for _ in range(max_iter):
         tangent = np.zeros_like(u)
-        for one in units:
-            theta = math.acos(min(1, max(-1, one @ u)))
-            tangent += (theta / math.sin(theta)) * (one - math.cos(theta) * u) / len(units)
+        for unit in units:
+            theta = math.acos(min(1, max(-1, unit @ u)))
+            tangent += (theta / math.sin(theta)) * (unit - math.cos(theta) * u) / len(units)
         length = np.linalg.norm(tangent)
         if length < tol:
             break
         u = math.cos(length) * u + math.sin(length) * tangent / length
         u = u / np.linalg.norm(u)
-    return (u * np.mean([np.linalg.norm(one) for one in flat])).reshape(tensors[0].shape)
+    return (u * np.mean([np.linalg.norm(vector) for vector in flat])).reshape(tensors[0].shape)
 
 
 def task(
     base, changed, weights, *, masks=None, vote=False, normalize=False, rescale=False, scale=1.0
 ):
     """One element at a time. `masks`: for each model the elements it keeps."""
-    deltas = [one - base for one in changed]
+    deltas = [item - base for item in changed]
     if masks is not None:
         for i, mask in enumerate(masks):
             thinned = deltas[i] * mask
@@ -83,8 +83,8 @@ def task(
         if vote:
             sign = 1 if sum(parts) >= 0 else -1
             agree = [np.sign(part) == sign for part in parts]
-            parts = [part for part, one in zip(parts, agree, strict=True) if one]
-            counted = [w for w, one in zip(weights, agree, strict=True) if one]
+            parts = [part for part, item in zip(parts, agree, strict=True) if item]
+            counted = [w for w, weight in zip(weights, agree, strict=True) if weight]
         total = sum(parts)
         if normalize and sum(counted) != 0:
             total /= sum(counted)
@@ -105,7 +105,7 @@ def model_stock(base, tensors, filter_wise=False):
     if filter_wise:
         rows = zip(base, *tensors, strict=True)
         return np.stack([model_stock(row[0], row[1:]) for row in rows])
-    deltas = [(one - base).reshape(-1) for one in tensors]
+    deltas = [(tensor - base).reshape(-1) for tensor in tensors]
     n = len(deltas)
     cosines = [
         deltas[i] @ deltas[j] / (np.linalg.norm(deltas[i]) * np.linalg.norm(deltas[j]))
@@ -118,7 +118,7 @@ def model_stock(base, tensors, filter_wise=False):
 
 
 def sce(base, tensors, share=1.0):
-    deltas = np.stack([one - base for one in tensors])
+    deltas = np.stack([tensor - base for tensor in tensors])
     variance = deltas.var(axis=0)
     if share < 1:
         deltas = deltas * top(variance, 0, int(np.count_nonzero(variance) * share))
@@ -140,9 +140,9 @@ def arcee_fusion(base, x):
 
     rows_b, rows_x = base.reshape(-1, base.shape[-1]), x.reshape(-1, x.shape[-1])
     importance = []
-    for b, one in zip(rows_b, rows_x, strict=True):
-        p, q = softmax(one) + 1e-8, softmax(b) + 1e-8
-        importance.append(np.abs(one - b) * (p * np.log(p / q)).sum())
+    for b, item in zip(rows_b, rows_x, strict=True):
+        p, q = softmax(item) + 1e-8, softmax(b) + 1e-8
+        importance.append(np.abs(item - b) * (p * np.log(p / q)).sum())
     importance = np.array(importance).astype(np.float32)
     ranked = sorted(importance.reshape(-1).tolist())
     low, middle, high = (ranked[int(q * (len(ranked) - 1))] for q in (0.25, 0.5, 0.75))

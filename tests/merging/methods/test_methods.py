@@ -21,8 +21,8 @@ def make(shape=SHAPE, *, seed=0, coarse=False):
     base = generator.normal(0, 1, shape)
     changes = [generator.normal(0, 0.3, shape) for _ in range(3)]
     if coarse:
-        base, changes = np.round(base, 1), [np.round(one * 4) / 4 for one in changes]
-    return base.astype(np.float32), [(base + one).astype(np.float32) for one in changes]
+        base, changes = np.round(base, 1), [np.round(change * 4) / 4 for change in changes]
+    return base.astype(np.float32), [(base + change).astype(np.float32) for change in changes]
 
 
 def merged(method, inputs, base=None, *, block=20, **parameters):
@@ -33,7 +33,7 @@ def merged(method, inputs, base=None, *, block=20, **parameters):
 
 
 def exact(*arrays):
-    return [one.astype(np.float64) for one in arrays]
+    return [array.astype(np.float64) for array in arrays]
 
 
 BASE, TUNED = make()

@@ -17,7 +17,7 @@ GOOD = {"name": "s", "merge": PAIR, "vary": {"a": [0.5, 0.9]}, "score": SCORE}
 
 
 def problems(**changes: Any) -> str:
-    value = {key: one for key, one in {**GOOD, **changes}.items() if one is not None}
+    value = {key: item for key, item in {**GOOD, **changes}.items() if item is not None}
     document = Document(file="s.yaml")
     parse(SweepStage, value, document)
     return "\n".join(document.problems)
@@ -30,8 +30,8 @@ def stage(**changes: Any) -> SweepStage:
     return made
 
 
-def weights(one: SweepStage, **point: Any) -> list[Any]:
-    merge = merge_at(one.merge, point, "s")
+def weights(sweep: SweepStage, **point: Any) -> list[Any]:
+    merge = merge_at(sweep.merge, point, "s")
     return [source.parameters.values.get("weight") for source in merge.slices[0].sources]
 
 
@@ -47,8 +47,8 @@ def test_mergekits_form_is_read_and_its_parameters_can_vary() -> None:
         "models": [{"model": "b", "parameters": {"weight": 1, "density": ["$d", 1]}}],
         "parameters": {"lambda": "$l"},
     }
-    one = stage(merge=merge, vary={"d": [0.2, 0.5], "l": [1.0, 0.5]})
-    made = merge_at(one.merge, {"d": 0.2, "l": 0.5}, "s")
+    sweep = stage(merge=merge, vary={"d": [0.2, 0.5], "l": [1.0, 0.5]})
+    made = merge_at(sweep.merge, {"d": 0.2, "l": 0.5}, "s")
     assert made.slices[0].sources[0].parameters.values["density"] == [0.2, 1]
     assert made.parameters.values["lambda"] == 0.5
 
@@ -59,8 +59,8 @@ def test_the_method_itself_can_vary() -> None:
         "base_model": "a",
         "models": [{"model": "b", "weight": 1.0}],
     }
-    one = stage(merge=merge, vary={"m": ["ties", "task_arithmetic"]})
-    assert merge_at(one.merge, {"m": "ties"}, "s").method == "ties"
+    sweep = stage(merge=merge, vary={"m": ["ties", "task_arithmetic"]})
+    assert merge_at(sweep.merge, {"m": "ties"}, "s").method == "ties"
 
 
 def test_a_list_of_merges_is_a_merge_of_merges() -> None:
@@ -84,7 +84,7 @@ def test_a_list_of_merges_is_a_merge_of_merges() -> None:
 
 
 def test_the_first_model_tells_others_what_the_result_is_like() -> None:
-    assert [one.model for one in stage().models] == ["a", "b"]
+    assert [model.model for model in stage().models] == ["a", "b"]
 
 
 def test_a_range_is_a_grid_of_round_numbers() -> None:
@@ -170,10 +170,10 @@ def test_a_soup_is_of_several_models_averaged(merge: dict[str, Any], message: st
 
 
 def test_models_left_out_of_a_soup_weigh_nothing() -> None:
-    one = stage(
+    sweep = stage(
         merge={"models": [{"model": name} for name in "abc"]}, vary={}, search="greedy_soup"
     )
-    merge = merge_at(one.merge, {"soup": (0, 2)}, "s")
+    merge = merge_at(sweep.merge, {"soup": (0, 2)}, "s")
     assert [s.parameters.values["weight"] for s in merge.slices[0].sources] == [1.0, 0.0, 1.0]
 
 

@@ -35,10 +35,10 @@ def prepared(a: Path, b: Path, how: dict[str, Any], **settings: Any) -> Prepared
     return prepare(merge_at(merge, {}, "s"), seed=7)
 
 
-def write(one: Prepared, folder: Path) -> Path:
+def write(ready: Prepared, folder: Path) -> Path:
     folder.mkdir()
-    write_weights(one.weights, folder, dtype=one.merge.dtype)
-    write_beside(one, folder)
+    write_weights(ready.weights, folder, dtype=ready.merge.dtype)
+    write_beside(ready, folder)
     return folder
 
 
@@ -64,11 +64,11 @@ def test_live_weights_are_those_of_the_written_merge(
 ) -> None:
     options: dict[str, Any] = {"dtype": torch.bfloat16, "tie_word_embeddings": tied}
     a, b = make_model("a", seed=1, **options), make_model("b", seed=2, **options)
-    one = prepared(a, b, METHODS[method])
-    folder = write(one, tmp_path / "written")
+    ready = prepared(a, b, METHODS[method])
+    folder = write(ready, tmp_path / "written")
     for name, kind in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
         live = LiveModel(folder, dtype=name)
-        live.apply(one.weights, dtype=one.merge.dtype)
+        live.apply(ready.weights, dtype=ready.merge.dtype)
         assert same(live, folder, kind)
         embedding = live.model.get_input_embeddings().weight
         head = live.model.get_output_embeddings().weight
@@ -96,10 +96,10 @@ def test_the_written_type_rounds_the_live_numbers_too(
     tmp_path: Path,
 ) -> None:
     a, b = make_model("a", seed=1), make_model("b", seed=2)
-    one = prepared(a, b, METHODS["linear"], dtype="bfloat16")
-    folder = write(one, tmp_path / "written")
+    ready = prepared(a, b, METHODS["linear"], dtype="bfloat16")
+    folder = write(ready, tmp_path / "written")
     live = LiveModel(folder, dtype="float32")
-    live.apply(one.weights, dtype="bfloat16")
+    live.apply(ready.weights, dtype="bfloat16")
     assert same(live, folder, torch.float32)
     weight = live.model.get_input_embeddings().weight
     assert torch.equal(weight, weight.bfloat16().float())
@@ -110,13 +110,13 @@ def test_a_number_that_does_not_fit_is_told_with_its_tensor(
     tmp_path: Path,
 ) -> None:
     a, b = make_model("a", seed=1), make_model("b", seed=2)
-    one = prepared(
+    ready = prepared(
         a, b, {"method": "linear", "weights": [1e39, -1e39]}, dtype="float16", normalize=False
     )
     fine = prepared(a, b, METHODS["linear"])
     live = LiveModel(write(fine, tmp_path / "written"), dtype="float32")
     with pytest.raises(MergeError, match=r"weight would hold .* as float16; choose a wider dtype"):
-        live.apply(one.weights, dtype="float16")
+        live.apply(ready.weights, dtype="float16")
 
 
 def test_weights_of_another_shape_are_refused(
@@ -127,10 +127,10 @@ def test_weights_of_another_shape_are_refused(
     live = LiveModel(write(prepared(a, b, METHODS["linear"]), tmp_path / "w"), dtype="float32")
     for name, settings in (("wide", {"intermediate_size": 32}), ("deep", {"num_hidden_layers": 3})):
         other = make_model(name, seed=3, **settings)
-        one = prepare(merge_at({"models": [{"model": str(other)}]}, {}, "s"), seed=0)
+        ready = prepare(merge_at({"models": [{"model": str(other)}]}, {}, "s"), seed=0)
         with pytest.raises(MergeError, match="the model in memory has"):
-            live.apply(one.weights)
+            live.apply(ready.weights)
     shallow = make_model("shallow", seed=3, num_hidden_layers=1)
-    one = prepare(merge_at({"models": [{"model": str(shallow)}]}, {}, "s"), seed=0)
+    ready = prepare(merge_at({"models": [{"model": str(shallow)}]}, {}, "s"), seed=0)
     with pytest.raises(MergeError, match=r"has a parameter model\.layers\.1"):
-        live.apply(one.weights)
+        live.apply(ready.weights)

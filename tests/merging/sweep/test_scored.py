@@ -53,8 +53,8 @@ def test_each_task_counts_alike_whatever_its_length() -> None:
 
 
 def test_the_interval_of_one_task_is_wilsons_and_of_two_that_of_their_mean() -> None:
-    one = scored_from(samples([1, 1, 1, 0], [0] * 4), "think")
-    found = objective_of(one, "think")
+    scored = scored_from(samples([1, 1, 1, 0], [0] * 4), "think")
+    found = objective_of(scored, "think")
     assert (found.low, found.high) == pytest.approx(wilson(0.75, 4))
     mean = mean_of([Change(value=0.6, low=0.3, high=0.7), Change(value=0.4, low=0.0, high=0.4)])
     assert mean.value == 0.5
@@ -93,5 +93,5 @@ def test_ties_go_to_the_better_weak_mode_then_to_fewer_leaks_then_to_the_first()
 
 def test_the_front_is_what_no_other_beats() -> None:
     grid = [([1, 1], [0, 0]), ([1, 0], [1, 0]), ([0, 0], [1, 1]), ([1, 0], [0, 0])]
-    tried = [candidate(scored_from(samples(*one), "mean")) for one in grid]
+    tried = [candidate(scored_from(samples(*point), "mean")) for point in grid]
     assert front([*tried, candidate(None)]) == {0, 1, 2}

@@ -36,7 +36,7 @@ def write_sweep(learnt: Path, untaught: Path, task_file: Path, tmp_path: Path) -
             "vary": {"a": [0.0, 1.0]},
             "score": {"tasks": [str(task_file)], "max_new_tokens": 20},
         }
-        whole = {key: one for key, one in {**stage, **changes}.items() if one is not None}
+        whole = {key: item for key, item in {**stage, **changes}.items() if item is not None}
         file = tmp_path / "sweep.yaml"
         file.write_text(yaml.safe_dump(whole), encoding="utf-8")
         return file
@@ -68,7 +68,7 @@ def test_the_best_point_is_written_as_a_model_that_can_be_verified(
     out = tmp_path / "best"
     assert main(["sweep", str(write_sweep()), str(out)]) == 0
     found = found_in(out)
-    assert [one["point"] for one in found["candidates"]] == [{"a": 0.0}, {"a": 1.0}]
+    assert [candidate["point"] for candidate in found["candidates"]] == [{"a": 0.0}, {"a": 1.0}]
     best = found["candidates"][found["best"]]
     assert (best["point"], best["value"]) == ({"a": 1.0}, 0.625)
     assert (best["modes"]["think"]["accuracy"], best["modes"]["no_think"]["accuracy"]) == (
@@ -89,8 +89,8 @@ def test_the_best_point_is_written_as_a_model_that_can_be_verified(
     assert (out / "pareto.png").read_bytes().startswith(b"\x89PNG")
     assert (out / "scores.png").is_file()
     samples = [json.loads(line) for line in (out / "samples.jsonl").open(encoding="utf-8")]
-    assert sum(one["correct"] for one in samples) == 5
-    assert not [one.name for one in out.iterdir() if one.name.startswith(".")]
+    assert sum(sample["correct"] for sample in samples) == 5
+    assert not [path.name for path in out.iterdir() if path.name.startswith(".")]
 
 
 def test_a_difference_within_the_noise_is_said_to_be_one(
@@ -118,7 +118,11 @@ def test_a_wider_grid_asks_only_what_is_new_and_nothing_twice(
     assert "sums (4), in both modes" in shown and "8 answers a candidate" in shown
     assert main(["sweep", str(wider), out]) == 0
     assert asked == [8, 8, 8]
-    assert [one["cached"] for one in found_in(Path(out))["candidates"]] == [True, False, True]
+    assert [candidate["cached"] for candidate in found_in(Path(out))["candidates"]] == [
+        True,
+        False,
+        True,
+    ]
 
 
 def test_a_sweep_that_was_cut_off_goes_on_where_it_stopped(
@@ -145,8 +149,8 @@ def test_two_runs_give_the_same_bytes(write_sweep: WriteSweep, tmp_path: Path) -
     file = write_sweep(vary={"a": [0.9]}, score=None, command="wc -c < {model}/model.safetensors")
     for name in ("one", "two"):
         assert main(["sweep", str(file), str(tmp_path / name)]) == 0
-    one, two = (tmp_path / name / "model.safetensors" for name in ("one", "two"))
-    assert one.read_bytes() == two.read_bytes()
+    first, second = (tmp_path / name / "model.safetensors" for name in ("one", "two"))
+    assert first.read_bytes() == second.read_bytes()
 
 
 def test_golden_section_finds_its_peak_on_a_live_model(
@@ -216,12 +220,12 @@ def test_a_command_scores_written_candidates_which_go_afterwards(
     assert main(["sweep", str(file), str(out)]) == 0
     ends = [float(read_whole(Checkpoint(tmp_path / name), "model.norm.weight")[0]) for name in "ab"]
     found = found_in(out)
-    values = [one["value"] for one in found["candidates"]]
+    values = [candidate["value"] for candidate in found["candidates"]]
     expected = [a * ends[0] + (1 - a) * ends[1] for a in (0.25, 0.5)]
     assert values == pytest.approx(expected, rel=1e-6)
     assert found["best"] == values.index(min(values))
     folders = log.read_text().split()
-    assert len(folders) == 2 and not any(Path(one).exists() for one in folders)
+    assert len(folders) == 2 and not any(Path(folder).exists() for folder in folders)
     assert not (out / "pareto.png").exists() and (out / "scores.png").is_file()
     assert "One number has no interval." in capsys.readouterr().out
     wider = command_sweep(
@@ -256,19 +260,19 @@ def test_cma_tries_as_many_candidates_as_its_budget(
         ({"search": "cma", "budget": 7, "vary": RANGE}, "cma: at most 7 candidates"),
         ({"search": "greedy_soup", "vary": {}}, "greedy_soup: at most 3 candidates"),
     ],
-    ids=lambda one: one["search"] if isinstance(one, dict) else "",
+    ids=lambda item: item["search"] if isinstance(item, dict) else "",
 )
 def test_a_dry_run_says_how_many_candidates_a_search_may_ask_for(
     changes: dict[str, Any], shown: str, two_models: dict[str, Any], tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     if changes["search"] == "greedy_soup":
-        two_models = {"models": [{"model": one["model"]} for one in two_models["models"]]}
+        two_models = {"models": [{"model": model["model"]} for model in two_models["models"]]}
     file = command_sweep(tmp_path, two_models, "echo 1 # {model}", **changes)
     assert main(["sweep", str(file), str(tmp_path / "best"), "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert shown in said and "by the command, on each candidate's folder: echo 1" in said
-    assert {one.name for one in tmp_path.iterdir()} == {"a", "b", "sweep.yaml"}
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "b", "sweep.yaml"}
 
 
 @pytest.mark.parametrize(

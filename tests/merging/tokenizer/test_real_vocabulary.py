@@ -45,18 +45,20 @@ def test_texts_are_cut_as_before_and_rows_are_at_their_tokens(
     b = tiny(tmp_path / "b", embedded, 2, NEW)
     c = tiny(tmp_path / "c", embedded, 3, NEW[::-1])
     out = merge(tmp_path, soup("a", "b", "c", more="tokenizer_source: union\nconfig_from: a"))
-    merged, mine, theirs, others = (AutoTokenizer.from_pretrained(one) for one in (out, a, b, c))
+    merged, mine, theirs, others = (AutoTokenizer.from_pretrained(item) for item in (out, a, b, c))
     for text in TEXTS:
         ids = merged(text)["input_ids"]
         assert merged.convert_ids_to_tokens(ids) == theirs.tokenize(text)
         assert merged.decode(ids) == text
         if not any(token in text for token in NEW):
             assert ids == mine(text)["input_ids"]
-    rows, A, B, C = (read(one)[EMBED].astype(np.float64) for one in (out, a, b, c))
+    rows, A, B, C = (read(item)[EMBED].astype(np.float64) for item in (out, a, b, c))
     assert rows.shape[0] == 49152 + 3
     np.testing.assert_allclose(rows[:49152], (A + B[:49152] + C[:49152]) / 3, atol=1e-7)
     for token in NEW:
-        here, there, other = (one.convert_tokens_to_ids(token) for one in (merged, theirs, others))
+        here, there, other = (
+            item.convert_tokens_to_ids(token) for item in (merged, theirs, others)
+        )
         # a has no row for it, and gets the mean of the two that do.
         np.testing.assert_allclose(rows[here], (B[there] + C[other]) / 2, atol=1e-7)
 

@@ -52,9 +52,9 @@ def moved(tokenizer: Tokenizer, order: Sequence[int]) -> Tokenizer:
     content = json.loads(tokenizer.to_str())
     vocab = content["model"]["vocab"]
     content["model"]["vocab"] = {token: order[place] for token, place in vocab.items()}
-    for one in content["added_tokens"]:
-        one["id"] = order[one["id"]]
-    content["added_tokens"].sort(key=lambda one: one["id"])
+    for token in content["added_tokens"]:
+        token["id"] = order[token["id"]]
+    content["added_tokens"].sort(key=lambda item: item["id"])
     return Tokenizer.from_str(json.dumps(content))
 
 
@@ -117,7 +117,7 @@ def test_a_model_merged_with_itself_in_another_order_is_the_same_model(
     # Pieces in any order, and the two added tokens, which come after them, in the other one.
     order = [*np.random.default_rng(0).permutation(size - 2).tolist(), size - 1, size - 2]
     b = model_of(tmp_path / "b", moved(tokenizer, order), 1, tie_word_embeddings=tied)
-    model, other = (AutoModelForCausalLM.from_pretrained(one) for one in (a, b))
+    model, other = (AutoModelForCausalLM.from_pretrained(item) for item in (a, b))
     other.load_state_dict(model.state_dict())
     with torch.no_grad():
         for name in ("embed_tokens", "lm_head"):
@@ -145,7 +145,7 @@ def test_a_union_takes_each_row_from_where_the_token_is(tmp_path: Path) -> None:
     b = model_of(tmp_path / "b", trained(CORPUS, 300, [new, "<think>"]), 2)
     c = model_of(tmp_path / "c", same, 3)
     out = merge(tmp_path, soup("a", "b", "c", more="tokenizer_source: union"))
-    A, B, C, found = (read(one)[EMBED].astype(np.float64) for one in (a, b, c, out))
+    A, B, C, found = (read(item)[EMBED].astype(np.float64) for item in (a, b, c, out))
     size = same.get_vocab_size()
     assert found.shape[0] == size + 2
     np.testing.assert_allclose(found[:size], (A[:size] + B[:size] + C[:size]) / 3, atol=1e-7)
@@ -162,9 +162,11 @@ def test_a_union_takes_each_row_from_where_the_token_is(tmp_path: Path) -> None:
         assert tokens(out, text) == tokens(a, text)
     record = json.loads((out / "merge.json").read_text())
     assert record["vocabulary"]["added"] == ["<new>"]
-    filled = {Path(name).name: one["from"] for name, one in record["vocabulary"]["filled"].items()}
+    filled = {
+        Path(name).name: item["from"] for name, item in record["vocabulary"]["filled"].items()
+    }
     assert filled["b"] == {}
-    assert [one["rows"] for one in record["vocabulary"]["filled"].values()] == [1, 0, 2]
+    assert [value["rows"] for value in record["vocabulary"]["filled"].values()] == [1, 0, 2]
     assert [*filled["a"].values()] == [["<new>"]]
     assert sorted(filled["c"].values()) == [["<new>"], ["<think>"]]
     assert "the mean of row" in next(iter(filled["c"]))
@@ -179,7 +181,7 @@ def test_the_base_models_row_comes_before_the_others(tmp_path: Path) -> None:
     a = model_of(tmp_path / "a", added, 2)
     model_of(tmp_path / "b", trained(CORPUS, 300), 3)
     text = "merge_method: task_arithmetic\nbase_model: base\ntokenizer_source: base\nmodels:\n"
-    text += "".join(f"  - {{model: {one}, parameters: {{weight: 0.5}}}}\n" for one in "ab")
+    text += "".join(f"  - {{model: {item}, parameters: {{weight: 0.5}}}}\n" for item in "ab")
     out = merge(tmp_path, text)
     row = ids_of(base)["<think>"]
     base_row, a_row = read(base)[EMBED][row], read(a)[EMBED][row]
@@ -231,14 +233,16 @@ def test_every_method_sees_models_of_one_vocabulary(
 
     def merged(names: str, extra: str) -> Path:
         names = names[: known.max_models] if known.max_models else names
-        entries = "".join(f"  - {{model: {orders}/{one}{weight}}}\n" for one in names)
+        entries = "".join(f"  - {{model: {orders}/{name}{weight}}}\n" for name in names)
         text = f"merge_method: {method}\n{base}{more}models:\n{entries}{extra}"
         return merge(tmp_path, text, f"out-{names}")
 
     plain = merged("ab", "")
     donor = f"tokenizer_from: {orders}/base\n" if base else ""
     aligned = merged("AB", f"tokenizer: {{source: union}}\n{donor}")
-    ours, theirs = (one.get_vocab() for one in map(AutoTokenizer.from_pretrained, (plain, aligned)))
+    ours, theirs = (
+        item.get_vocab() for item in map(AutoTokenizer.from_pretrained, (plain, aligned))
+    )
     place = [theirs[token] for token in sorted(ours, key=lambda token: ours[token])]
     for name, tensor in read(plain).items():
         found = read(aligned)[name]
@@ -256,12 +260,12 @@ def test_an_adapter_on_a_larger_vocabulary_merges_as_its_folded_model(tmp_path: 
     )
     fold(b, tmp_path / "adapter", tmp_path / "folded")
     union = "tokenizer_source: union"
-    one, other = (
+    wide, other = (
         read(merge(tmp_path, soup("a", name, more=union), f"out-{name}"))
         for name in ("b+adapter", "folded")
     )
-    assert one[EMBED].shape[0] == 291
-    for name, tensor in one.items():  # folded on the way it isn't rounded in between
+    assert wide[EMBED].shape[0] == 291
+    for name, tensor in wide.items():  # folded on the way it isn't rounded in between
         np.testing.assert_allclose(tensor, other[name], atol=1e-6, rtol=0)
 
 
@@ -354,7 +358,7 @@ def test_a_larger_tokenizer_of_the_same_text_is_the_union(tmp_path: Path) -> Non
     # By name the smaller one can be kept; what is left out is said.
     out = merge(tmp_path, soup("a", "b", more="tokenizer_source: a"))
     record = json.loads((out / "merge.json").read_text())
-    (left,) = [one for key, one in record["decided"].items() if "left out" in key]
+    (left,) = [item for key, item in record["decided"].items() if "left out" in key]
     assert len(left["tokens"]) == len(ids_of(b)) - 280
 
 

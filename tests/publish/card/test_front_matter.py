@@ -53,7 +53,7 @@ def test_results_are_listed_by_mode_with_their_intervals() -> None:
     found = front_matter(metadata()).to_dict()
     name, results = model_index_to_eval_results(found["model-index"])
     assert name == "tiny"
-    assert [(one.dataset_config, one.metric_value) for one in results] == [
+    assert [(result.dataset_config, result.metric_value) for result in results] == [
         ("think", 80.0),
         ("no_think", 10.0),
     ]

@@ -72,7 +72,7 @@ def test_other_weights_than_the_runs_are_found(road: Path, tmp_path: Path) -> No
     weights["model.layers.0.mlp.down_proj.weight"] *= 1.01
     save_file(weights, staged / "model.safetensors", {"format": "pt"})
     test = run_load_test(read_lineage(road / "merged"), staged, adapter=None, base=None)
-    found = {one.name: one for one in run_checks("load", test)}
+    found = {check.name: check for check in run_checks("load", test)}
     assert found["loads"].state == "ok"
     assert found["logits"].state == "failed"
     assert (
@@ -88,7 +88,7 @@ def test_what_does_not_load_is_told_in_one_line(road: Path, tmp_path: Path) -> N
     (staged / "config.json").write_text("{}")
     test = run_load_test(read_lineage(road / "merged"), staged, adapter=None, base=None)
     checks = run_checks("load", test)
-    assert [one.state for one in checks] == ["failed", "skipped", "skipped"]
+    assert [check.state for check in checks] == ["failed", "skipped", "skipped"]
     assert checks[0].message.startswith("the staged files don't load in a fresh process: ")
     assert "\n" not in checks[0].message
 

@@ -215,7 +215,7 @@ class Api:
     def batch(self, request: Request, id: str) -> Answer:
         repo = self._repo(request, id)
         self._may_write(self._signed(request), repo.name)
-        told = [self._action(request, id, one) for one in request.json()["objects"]]
+        told = [self._action(request, id, object) for object in request.json()["objects"]]
         return Answer.of({"transfer": "basic", "objects": told})
 
     def _action(self, request: Request, id: str, asked: dict[str, Any]) -> dict[str, Any]:

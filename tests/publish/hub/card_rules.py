@@ -37,8 +37,8 @@ def faults_and_warnings(card: str) -> tuple[list[str], list[str]]:
 
 def _license(found: dict[str, Any]) -> list[str]:
     named = found.get("license")
-    for one in named if isinstance(named, list) else [named]:
-        if one is not None and one not in LICENSES:
+    for item in named if isinstance(named, list) else [named]:
+        if item is not None and item not in LICENSES:
             return [f'"license" must be one of [{", ".join(sorted(LICENSES))}]']
     if named == "other" and not found.get("license_name"):
         return ['"license_name" is required when "license" is other']
@@ -49,9 +49,11 @@ def _names(found: dict[str, Any]) -> list[str]:
     faults = []
     for key in ("base_model", "datasets"):
         value = found.get(key, [])
-        for one in value if isinstance(value, list) else [value]:
-            if not isinstance(one, str) or not REPO.fullmatch(one):
-                faults.append(f'"{key}" with value "{one}" is not valid. Use a model or dataset id')
+        for item in value if isinstance(value, list) else [value]:
+            if not isinstance(item, str) or not REPO.fullmatch(item):
+                faults.append(
+                    f'"{key}" with value "{item}" is not valid. Use a model or dataset id'
+                )
     relation = found.get("base_model_relation")
     if relation is not None and relation not in RELATIONS:
         faults.append(f'"base_model_relation" must be one of [{", ".join(RELATIONS)}]')
@@ -67,9 +69,11 @@ def _lists(found: dict[str, Any]) -> list[str]:
     if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
         faults.append('"tags" must be an array of strings')
     language = found.get("language", [])
-    for one in language if isinstance(language, list) else [language]:
-        if not isinstance(one, str) or not LANGUAGE.fullmatch(one):
-            faults.append(f'"language" with value "{one}" is not an ISO 639-1, 639-2 or 639-3 code')
+    for item in language if isinstance(language, list) else [language]:
+        if not isinstance(item, str) or not LANGUAGE.fullmatch(item):
+            faults.append(
+                f'"language" with value "{item}" is not an ISO 639-1, 639-2 or 639-3 code'
+            )
     return faults
 
 

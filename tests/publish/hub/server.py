@@ -87,11 +87,15 @@ class Hub:
         return None
 
     def requests(self, pattern: str) -> list[Seen]:
-        return [one for one in self.seen if re.search(pattern, f"{one.method} {one.path}")]
+        return [
+            request
+            for request in self.seen
+            if re.search(pattern, f"{request.method} {request.path}")
+        ]
 
     def bytes_to_storage(self) -> int:
         """Bytes of large files that came in, those of broken attempts too."""
-        return sum(one.received for one in self.requests("PUT /large/|POST /v1/xorbs/"))
+        return sum(request.received for request in self.requests("PUT /large/|POST /v1/xorbs/"))
 
     def state(self) -> dict[str, tuple[bool, str, frozenset[str]]]:
         """What anyone could see: repository -> private, head, files."""
@@ -193,8 +197,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
 
     def _seen(self, path: str, received: int, status: int) -> None:
-        one = Seen(method=self.command, path=path, received=received, status=status)
-        self.hub.seen.append(one)
+        request = Seen(method=self.command, path=path, received=received, status=status)
+        self.hub.seen.append(request)
 
     def log_message(self, *_: Any) -> None:
         """Tests read `seen` instead."""

@@ -49,7 +49,7 @@ ONCE_SLOWLY = [  # each waits for a second
 
 @pytest.mark.parametrize(
     ("on", "what"),
-    [*ONCE, *(pytest.param(*one, marks=pytest.mark.slow) for one in ONCE_SLOWLY)],
+    [*ONCE, *(pytest.param(*item, marks=pytest.mark.slow) for item in ONCE_SLOWLY)],
     ids=lambda value: value if isinstance(value, str) else " ".join(map(str, value)),
 )
 def test_what_fails_once_is_tried_again_and_published_once(
@@ -262,7 +262,7 @@ class TestWho:
     ) -> None:
         hub.plan("GET /api/whoami-v2", status=429, headers=SOON)
         assert machine.upload_alone(staged).status == 0
-        assert [one.status for one in hub.requests("GET /api/whoami-v2")] == [429, 200]
+        assert [request.status for request in hub.requests("GET /api/whoami-v2")] == [429, 200]
 
 
 class TestNetwork:

@@ -127,7 +127,9 @@ def test_logits_and_renders_by_id_are_those_of_the_run_directories(
     renders = told["renders"]
     assert renders[:2] == renders[2:]
     assert renders[0] != renders[1], "the modes"
-    fetched = {one.path.split("/resolve/")[0] for one in hub.requests("GET .*/resolve/.*tensors")}
+    fetched = {
+        request.path.split("/resolve/")[0] for request in hub.requests("GET .*/resolve/.*tensors")
+    }
     assert fetched == {"/ada/merged", "/ada/base", "/ada/adapter"}
 
 

@@ -140,7 +140,7 @@ def test_a_file_of_40_mb_is_sent_on_from_where_the_connection_broke(
     hub.plan(r"PUT /large/\w+/21$", cut_after=400_000)
     machine.upload(staged)
     assert contents(hub)["model.safetensors"] == content
-    sent = [one.path.rsplit("/", 1)[1] for one in hub.requests(r"PUT /large/\w+/\d")]
+    sent = [request.path.rsplit("/", 1)[1] for request in hub.requests(r"PUT /large/\w+/\d")]
     assert sent == [str(n) for n in [*range(1, 22), *range(21, 41)]]
     size_of_plot = (staged / "plots" / "loss.png").stat().st_size
     assert hub.bytes_to_storage() - size_of_plot == 40_000_000 + 400_000
@@ -173,8 +173,8 @@ def test_the_token_is_in_no_output_and_no_file(
     hub.plan("POST .*/commit/", status=403, say=f"token {machine.token} may not do this")
     done.append(machine.upload_alone(staged))
     assert "token <token> may not do this" in done[-1].err
-    for one in done:
-        assert machine.token not in one.out + one.err
+    for item in done:
+        assert machine.token not in item.out + item.err
     kept = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(kept) > 5
     assert not [path for path in kept if machine.token.encode() in path.read_bytes()]
