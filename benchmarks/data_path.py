@@ -174,14 +174,14 @@ def with_dualign(path: Path) -> tuple[int, int, int, Any]:
 
     from dualign.checkpoints.embedded import embedded_model
     from dualign.data.config import DataConfig, SourceConfig
-    from dualign.data.prepare import prepare_sft
+    from dualign.data.prepare import DataRequest, prepare_sft
     from dualign.data.text.template import load_template
 
     tokenizer = AutoTokenizer.from_pretrained(embedded_model())
     data = DataConfig(sources=(SourceConfig(path=str(path)),), max_tokens=MAX_TOKENS, cache=False)
     started = clocks()
     template = load_template("dualign", tokenizer=tokenizer)
-    made = prepare_sft(data, tokenizer, template, seed=0)
+    made = prepare_sft(DataRequest(data, tokenizer, template, seed=0))
     spent = clocks() - started
     return made.rows["examples"], made.rows["tokens"], len(made.train), spent
 

@@ -7,7 +7,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from trl import DPOConfig
 
-from dualign.data.prepare import PreparedPairs, prepare_pairs
+from dualign.data.prepare import DataRequest, PairData, prepare_pairs
 from dualign.data.tokens.collate import PairCollator
 from dualign.distributed import on_first
 from dualign.models.source import ModelSource, resolve_model
@@ -30,9 +30,7 @@ def run(stage: PreferenceStage, work: Path, *, seed: int) -> Outcome:
     """Train on pairs of both modes, resuming from what `work` holds; leave a model or an adapter there."""
     start = resolve_model(stage.model, revision=stage.revision)
     tokenizer, template = load_tokenizer(start, stage.template, stage.template_kwargs)
-    data = prepare_pairs(
-        stage.data, tokenizer, template, seed=seed, template_kwargs=stage.template_kwargs
-    )
+    data = prepare_pairs(DataRequest(stage.data, tokenizer, template, seed=seed))
     if stage.reference == "cached":
         data = on_disk(data, work / CHECKPOINTS)
     trainer = build_trainer(stage, start, data, tokenizer, work, seed=seed)
@@ -44,7 +42,7 @@ def run(stage: PreferenceStage, work: Path, *, seed: int) -> Outcome:
     )
 
 
-def on_disk(data: PreparedPairs, folder: Path) -> PreparedPairs:
+def on_disk(data: PairData, folder: Path) -> PairData:
     """The same pairs in files that every rank reads: DPOTrainer puts the reference log-probabilities beside them.
 
     It would put those of pairs in memory into a temporary folder of rank 0, where the other ranks don't look.
@@ -65,7 +63,7 @@ def _from_disk(pairs: Dataset, folder: Path) -> Dataset:
 def build_trainer(
     stage: PreferenceStage,
     start: ModelSource,
-    data: PreparedPairs,
+    data: PairData,
     tokenizer: PreTrainedTokenizerBase,
     work: Path,
     *,

@@ -5,7 +5,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig
 
-from dualign.data.prepare import Prepared, prepare_sft
+from dualign.data.prepare import DataRequest, SFTData, prepare_sft
 from dualign.data.tokens.collate import PackedCollator
 from dualign.models.source import ModelSource, resolve_model
 from dualign.models.tokenizer import load_tokenizer
@@ -28,9 +28,7 @@ def run(stage: SFTStage, work: Path, *, seed: int) -> Outcome:
     """Train on packed rows of both modes, resuming from what `work` holds; leave a model or an adapter there."""
     start = resolve_model(stage.model, revision=stage.revision)
     tokenizer, template = load_tokenizer(start, stage.template, stage.template_kwargs)
-    data = prepare_sft(
-        stage.data, tokenizer, template, seed=seed, template_kwargs=stage.template_kwargs
-    )
+    data = prepare_sft(DataRequest(stage.data, tokenizer, template, seed=seed))
     trainer = build_trainer(stage, start, data, tokenizer, work, seed=seed)
     trainer.train(resume_from_checkpoint=last_checkpoint(work))
     save_log(trainer, work)
@@ -43,7 +41,7 @@ def run(stage: SFTStage, work: Path, *, seed: int) -> Outcome:
 def build_trainer(
     stage: SFTStage,
     start: ModelSource,
-    data: Prepared,
+    data: SFTData,
     tokenizer: PreTrainedTokenizerBase,
     work: Path,
     *,

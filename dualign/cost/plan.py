@@ -19,7 +19,7 @@ from dualign.cost.memory import MemoryEstimate, estimate
 from dualign.cost.model_shape import ModelShape
 from dualign.cost.speed import cpu_throughput, device_throughput, estimate_seconds, training_flops
 from dualign.cost.training_shape import LoraShape, TrainingShape
-from dualign.data.prepare import Prepared, PreparedPairs
+from dualign.data.prepare import PairData, SFTData
 from dualign.engine import StageStatus
 from dualign.errors import CheckpointError, DualignError
 from dualign.model_ref import ModelRef, adapter_base
@@ -110,9 +110,7 @@ def base_model(entry: StageEntry, stages: Mapping[str, StageEntry]) -> str:
     return base_model(stages[parent], stages) if parent else reference
 
 
-def training_cost(
-    config: Any, data: Prepared | PreparedPairs | None, *, base: str, folder: Path
-) -> Cost:
+def training_cost(config: Any, data: SFTData | PairData | None, *, base: str, folder: Path) -> Cost:
     """Steps, tokens, memory and time of a training stage.
 
     `base` is the model at the head of the road; `folder` the recipe's, where model_config.json may lie.
@@ -128,7 +126,7 @@ def training_cost(
     notes: list[str] = []
     shape = _model_shape(base, folder, notes)
     longest, mean = config.data.max_tokens, float(config.data.max_tokens)
-    if isinstance(data, PreparedPairs):
+    if isinstance(data, PairData):
         longest, mean = _pair_tokens(data)
     elif data:
         mean = data.rows["tokens"] / len(data.train)
@@ -184,9 +182,9 @@ def _data_is_here(config: Any) -> bool:
     return all(Path(source.path).exists() or "*" in source.path for source in config.data.sources)
 
 
-def prepare_data(config: Any, seed: int) -> tuple[Prepared | PreparedPairs, Any]:
+def prepare_data(config: Any, seed: int) -> tuple[SFTData | PairData, Any]:
     """Return a training stage's rows as training gets them, and the tokenizer."""
-    from dualign.data.prepare import prepare_pairs, prepare_sft
+    from dualign.data.prepare import DataRequest, prepare_pairs, prepare_sft
     from dualign.models.source import resolve_model
     from dualign.models.tokenizer import load_tokenizer
 
@@ -196,9 +194,7 @@ def prepare_data(config: Any, seed: int) -> tuple[Prepared | PreparedPairs, Any]
         config.template_kwargs,
     )
     prepare = prepare_pairs if stage_kind(config.kind).takes_pairs else prepare_sft
-    return prepare(
-        config.data, tokenizer, template, seed=seed, template_kwargs=config.template_kwargs
-    ), tokenizer
+    return prepare(DataRequest(config.data, tokenizer, template, seed=seed)), tokenizer
 
 
 def _launcher(launch: str | None) -> tuple[int, Any]:
@@ -243,7 +239,7 @@ def _config_candidates(model: str, folder: Path) -> list[Path]:
     return [Path(ref.name) / "config.json", folder / "model_config.json"]
 
 
-def _pair_tokens(pairs: PreparedPairs) -> tuple[int, float]:
+def _pair_tokens(pairs: PairData) -> tuple[int, float]:
     """(longest, mean): tokens of a prompt with its longer answer, which a batch is padded to, and of a pair as the
     model gets it, with its prompt twice.
     """

@@ -1,28 +1,25 @@
-"""A recipe's data -> what a trainer is fed with: the mixture, packed, or as pairs."""
+"""A recipe's data -> the datasets of a trainer: a mixture, packed, or as pairs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import datasets
 import numpy as np
 import pyarrow as pa
 
-from dualign.data.cache import About, Tables, cache_key, kept
-from dualign.data.caching import map_afresh
+from dualign.data.cache import Metadata, Tables, cache_key, cached
 from dualign.data.config import DataConfig
 from dualign.data.conversation import Group
-from dualign.data.mix.mixture import Mixed, mix
-from dualign.data.seeds import Indices, generator
-from dualign.data.text.template import ChatTemplate
+from dualign.data.mix.mixture import DataRequest, Mixture, mix
+from dualign.data.seeds import Indices, rng
 from dualign.data.tokens.encoding import ExampleEncoder, PairEncoder
 from dualign.data.tokens.packing import Pieces, fill, pack
+from dualign.data.uncached import map_uncached
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+__all__ = ["DataRequest", "PairData", "SFTData", "prepare_pairs", "prepare_sft"]
 
-_AT_ONCE = 1 << 16
+_BATCH = 1 << 16
 _IDS = datasets.List(datasets.Value("int32"))
 PACKED_FEATURES = datasets.Features(
     {"input_ids": _IDS, "labels": _IDS, "seq_lengths": _IDS, "doc_groups": _IDS}
@@ -30,9 +27,8 @@ PACKED_FEATURES = datasets.Features(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Prepared:
-    """Packed rows: input_ids, labels, seq_lengths, doc_groups (a place in `groups`, for each
-    document).
+class SFTData:
+    """Packed rows: input_ids, labels, seq_lengths, doc_groups (for each document an index in `groups`).
 
     `groups` are (mode, source); `rows` is ROWS of run.json, `sources` its `data`; `fill` is the
     share of max_tokens that the training rows use.
@@ -47,8 +43,10 @@ class Prepared:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PreparedPairs:
-    """Tokenised pairs: prompt_ids, chosen_ids, rejected_ids, group (a place in `groups`)."""
+class PairData:
+    """Tokenized pairs: prompt_ids, chosen_ids, rejected_ids, group (an index in `groups`). The other
+    fields are those of SFTData.
+    """
 
     train: datasets.Dataset
     validation: datasets.Dataset | None
@@ -57,102 +55,79 @@ class PreparedPairs:
     sources: tuple[Mapping[str, Any], ...]
 
 
-def prepare_sft(
-    data: DataConfig,
-    tokenizer: "PreTrainedTokenizerBase",
-    template: ChatTemplate,
-    *,
-    seed: int,
-    template_kwargs: Mapping[str, Any] | None = None,
-    base: Path | None = None,
-    num_proc: int | None = None,
-) -> Prepared:
-    """Packed training and validation rows. Their order depends on the seed alone.
-
-    `template_kwargs` go to every render; a row's own come first. Relative paths start at `base`.
+def prepare_sft(request: DataRequest) -> SFTData:
+    """Return packed training and validation rows. Their order depends on the seed alone.
 
     Raises:
-        DataError: a source that can't be read, a row that contradicts itself (unless conflicts:
-        drop), no row left. TemplateError: a row whose supervised text can't be proven under this
-        template (unless conflicts: drop).
+        DataError: a source that can't be read, an inconsistent row (unless conflicts: drop), no row
+        left. TemplateError: a row whose supervised text can't be proven under this template (unless
+        conflicts: drop).
     """
-    template = _with_kwargs(template, template_kwargs)
+    data = request.data
 
-    def make() -> tuple[Tables, About]:
-        mixed = mix(
-            ExampleEncoder, data, tokenizer, template, seed, base, num_proc or data.num_proc
-        )
-        random = generator(seed, "rows")
-        tables = {"train": _packed(mixed, mixed.train, data, random, "packing")}
-        if len(mixed.validation):
-            random = generator(seed, "validation rows")
+    def build() -> tuple[Tables, Metadata]:
+        mixture = mix(request, ExampleEncoder)
+        random = rng(request.seed, "rows")
+        tables = {"train": _packed(mixture, mixture.train, data, random, "packing")}
+        if len(mixture.validation):
+            random = rng(request.seed, "validation rows")
             title = "packing validation"
-            tables["validation"] = _packed(mixed, mixed.validation, data, random, title)
+            tables["validation"] = _packed(mixture, mixture.validation, data, random, title)
         room = len(tables["train"]) * data.max_tokens
-        return tables, _about(mixed) | {"fill": mixed.rows["tokens"] / room}
+        return tables, _metadata(mixture) | {"fill": mixture.rows["tokens"] / room}
 
-    key = cache_key("sft", data, tokenizer, template, seed=seed, base=base)
-    tables, about = kept(key, make) if key else make()
-    return Prepared(fill=about["fill"], **_read(tables, about))
+    key = cache_key("sft", request)
+    tables, metadata = cached(key, build) if key else build()
+    return SFTData(fill=metadata["fill"], **_fields(tables, metadata))
 
 
-def prepare_pairs(
-    data: DataConfig,
-    tokenizer: "PreTrainedTokenizerBase",
-    template: ChatTemplate,
-    *,
-    seed: int,
-    template_kwargs: Mapping[str, Any] | None = None,
-    base: Path | None = None,
-    num_proc: int | None = None,
-) -> PreparedPairs:
-    """Tokenised training and validation pairs. Packing and `supervise` don't apply; raises as
+def prepare_pairs(request: DataRequest) -> PairData:
+    """Return tokenized training and validation pairs. Packing and `supervise` don't apply; raises as
     `prepare_sft`.
     """
-    template = _with_kwargs(template, template_kwargs)
-    data = replace(data, packing="none")
+    request = replace(request, data=replace(request.data, packing="none"))
 
-    def make() -> tuple[Tables, About]:
-        mixed = mix(PairEncoder, data, tokenizer, template, seed, base, num_proc or data.num_proc)
-        tables = {"train": _pairs(mixed, mixed.train)}
-        if len(mixed.validation):
-            tables["validation"] = _pairs(mixed, mixed.validation)
-        return tables, _about(mixed)
+    def build() -> tuple[Tables, Metadata]:
+        mixture = mix(request, PairEncoder)
+        tables = {"train": _pairs(mixture, mixture.train)}
+        if len(mixture.validation):
+            tables["validation"] = _pairs(mixture, mixture.validation)
+        return tables, _metadata(mixture)
 
-    key = cache_key("pairs", data, tokenizer, template, seed=seed, base=base)
-    tables, about = kept(key, make) if key else make()
-    return PreparedPairs(**_read(tables, about))
-
-
-def _about(mixed: Mixed) -> dict[str, Any]:
-    return {"groups": mixed.groups, "rows": mixed.rows, "sources": mixed.sources}
+    key = cache_key("pairs", request)
+    tables, metadata = cached(key, build) if key else build()
+    return PairData(**_fields(tables, metadata))
 
 
-def _read(tables: Tables, about: About) -> dict[str, Any]:
+def _metadata(mixture: Mixture) -> dict[str, Any]:
+    return {"groups": mixture.groups, "rows": mixture.rows, "sources": mixture.sources}
+
+
+def _fields(tables: Tables, metadata: Metadata) -> dict[str, Any]:
     return {
         "train": tables["train"],
         "validation": tables.get("validation"),
-        "groups": tuple((mode, source) for mode, source in about["groups"]),
-        "rows": about["rows"],
-        "sources": tuple(about["sources"]),
+        "groups": tuple((mode, source) for mode, source in metadata["groups"]),
+        "rows": metadata["rows"],
+        "sources": tuple(metadata["sources"]),
     }
 
 
 def _packed(
-    mixed: Mixed, documents: Indices, data: DataConfig, random: np.random.Generator, title: str
+    mixture: Mixture, rows: Indices, data: DataConfig, random: np.random.Generator, title: str
 ) -> datasets.Dataset:
-    """The packed rows of `documents`."""
-    parts = _parts(mixed, documents)
+    """Return the packed rows of rows of the mixture."""
+    documents = _documents(mixture, rows)
     pieces = pack(
-        parts.stops - parts.starts,
+        documents.stops - documents.starts,
         max_tokens=data.max_tokens,
         strategy=data.packing,
         random=random,
     )
-    table = mixed.table.select_columns(["input_ids", "labels"]).with_format("arrow")
-    filler = _Filler(table=table, group=mixed.group, parts=parts, pieces=pieces)
-    return map_afresh(
-        datasets.Dataset.from_dict({"number": np.arange(len(pieces.ends) - 1)}),
+    table = mixture.table.select_columns(["input_ids", "labels"]).with_format("arrow")
+    filler = _Filler(table=table, group=mixture.group, documents=documents, pieces=pieces)
+    return map_uncached(
+        datasets.Dataset.from_dict({"number": np.arange(len(pieces.offsets) - 1)}),
         filler,
         batch_size=128,
         remove_columns=["number"],
@@ -162,7 +137,7 @@ def _packed(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Parts:
+class _Documents:
     """The documents that are packed: tokens `starts`..`stops` of a row of the table. A row is more
     than one document where the template rewrites history.
     """
@@ -172,56 +147,61 @@ class _Parts:
     stops: Indices
 
 
-def _parts(mixed: Mixed, documents: Indices) -> _Parts:
-    column = mixed.table.select_columns(["parts"]).with_format("arrow")[:]["parts"].combine_chunks()
-    begins, ends = column.offsets.to_numpy(), np.cumsum(column.values.to_numpy(), dtype=np.int64)
-    made = [
-        _parts_of(documents[start : start + _AT_ONCE], begins, ends)
-        for start in range(0, len(documents), _AT_ONCE)
+def _documents(mixture: Mixture, rows: Indices) -> _Documents:
+    parts = mixture.table.select_columns(["parts"]).with_format("arrow")[:]["parts"]
+    column = parts.combine_chunks()
+    offsets = column.offsets.to_numpy()
+    ends = np.cumsum(column.values.to_numpy(), dtype=np.int64)
+    batches = [
+        _documents_of(rows[start : start + _BATCH], offsets, ends)
+        for start in range(0, len(rows), _BATCH)
     ]
-    rows, starts, stops = (np.concatenate(one) for one in zip(*made, strict=True))
-    return _Parts(rows=rows, starts=starts, stops=stops)
+    columns = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
+    return _Documents(**dict(zip(("rows", "starts", "stops"), columns, strict=True)))
 
 
-def _parts_of(documents: Indices, begins: Indices, ends: Indices) -> tuple[Indices, ...]:
-    """Rows, starts and stops. Row i has the parts `begins[i]`..`begins[i + 1]`; part j ends with token
-    `ends[j]` of all parts.
+def _documents_of(rows: Indices, offsets: Indices, ends: Indices) -> tuple[Indices, ...]:
+    """Return rows, starts and stops of documents.
+
+    Row i has the parts `offsets[i]`..`offsets[i + 1]`; part j ends at token `ends[j]`, counted over
+    all rows. Rows 0 and 1 of one and two parts: offsets 0 1 3, ends 5 8 12 -> starts 0 0 3, stops
+    5 3 7.
     """
-    counts = begins[documents + 1] - begins[documents]
+    counts = offsets[rows + 1] - offsets[rows]
     first = np.cumsum(counts) - counts
-    places = np.arange(counts.sum()) + np.repeat(begins[documents] - first, counts)
-    before = np.where(places > 0, ends[places - 1], 0)
+    parts = np.arange(counts.sum()) + np.repeat(offsets[rows] - first, counts)
+    before = np.where(parts > 0, ends[parts - 1], 0)
     # Lengths count from the row's own first token.
     base = np.repeat(before[first], counts)
-    rows = np.repeat(documents, counts)
-    return rows, (before - base).astype(np.int32), (ends[places] - base).astype(np.int32)
+    starts, stops = before - base, ends[parts] - base
+    return np.repeat(rows, counts), starts.astype(np.int32), stops.astype(np.int32)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Filler:
-    """Numbers of packed rows, one after the other -> packed rows, reading the documents of a batch of
-    rows at once.
+    """Consecutive numbers of packed rows -> packed rows, reading the documents of a batch of rows at
+    once. A callable for `datasets.Dataset.map`.
     """
 
     table: datasets.Dataset
     group: Indices
-    parts: _Parts
+    documents: _Documents
     pieces: Pieces
 
     def __call__(self, batch: Mapping[str, list[int]]) -> pa.Table:
         numbers = batch["number"]
-        ends = self.pieces.ends[numbers[0] : numbers[-1] + 2]
-        own = slice(ends[0], ends[-1])
-        which = self.pieces.document[own]
-        places = self.parts.rows[which]
-        within = np.stack([self.pieces.start[own], self.pieces.stop[own]], axis=1)
-        read = self.table[places]
+        offsets = self.pieces.offsets[numbers[0] : numbers[-1] + 2]
+        pieces = slice(offsets[0], offsets[-1])
+        documents = self.pieces.document[pieces]
+        rows = self.documents.rows[documents]
+        cuts = np.stack([self.pieces.start[pieces], self.pieces.stop[pieces]], axis=1)
+        columns = self.table[rows]
         packed = fill(
-            np.diff(ends),
-            within + self.parts.starts[which][:, None],
-            read["input_ids"],
-            read["labels"],
-            self.group[places],
+            np.diff(offsets),
+            cuts + self.documents.starts[documents][:, None],
+            columns["input_ids"],
+            columns["labels"],
+            self.group[rows],
         )
         return pa.Table.from_arrays(
             [packed.input_ids, packed.labels, packed.seq_lengths, packed.groups],
@@ -229,10 +209,7 @@ class _Filler:
         )
 
 
-def _pairs(mixed: Mixed, rows: Indices) -> datasets.Dataset:
-    table = mixed.table.select(rows).select_columns(["prompt_ids", "chosen_ids", "rejected_ids"])
-    return table.add_column("group", mixed.group[rows].tolist())
-
-
-def _with_kwargs(template: ChatTemplate, given: Mapping[str, Any] | None) -> ChatTemplate:
-    return replace(template, template_kwargs={**template.template_kwargs, **(given or {})})
+def _pairs(mixture: Mixture, rows: Indices) -> datasets.Dataset:
+    columns = ["prompt_ids", "chosen_ids", "rejected_ids"]
+    table = mixture.table.select(rows).select_columns(columns)
+    return table.add_column("group", mixture.group[rows].tolist())

@@ -1,4 +1,4 @@
-"""Bounds the folder of prepared data: what was used longest ago goes when something new is kept."""
+"""Bound the folder of prepared data: new entries push out those used longest ago."""
 
 import logging
 import os
@@ -9,57 +9,59 @@ from filelock import FileLock, Timeout
 
 from dualign.errors import DataError
 
-MOST_GB = 50.0
-"""What the folder may hold, unless $DUALIGN_TOKENS_GB says otherwise."""
+_DEFAULT_GB = 50.0
 _LIMIT = "DUALIGN_TOKENS_GB"
 logger = logging.getLogger(__name__)
 
 
 def mark_used(entry: Path) -> None:
-    """Remember that an entry was read now."""
+    """Set the time of an entry's last use to now."""
     os.utime(entry)
 
 
 def make_room(folder: Path, *, spare: Path) -> list[Path]:
-    """Delete the entries of `folder` that were used longest ago until it is within its bound; returns
-    them. `spare` stays, and so does what another process prepares or reads at the moment.
+    """Delete the entries of `folder` used longest ago until it is within its bound, and return them.
+
+    `spare` stays, and so do entries that another process prepares or reads at the moment.
     """
     bound = _bound()
     entries = sorted(
-        (one for one in folder.iterdir() if one.is_dir()), key=lambda one: one.stat().st_mtime
+        (entry for entry in folder.iterdir() if entry.is_dir()),
+        key=lambda entry: entry.stat().st_mtime,
     )
-    sizes = {one: _size(one) for one in entries}
-    total, gone = sum(sizes.values()), []
+    sizes = {entry: _size(entry) for entry in entries}
+    total, deleted = sum(sizes.values()), []
     for entry in entries:
         if total <= bound:
             break
-        if entry != spare and _deleted(entry):
+        if entry != spare and _delete(entry):
             total -= sizes[entry]
-            gone.append(entry)
-    if gone:
+            deleted.append(entry)
+    if deleted:
         logger.warning(
             "%s held more than %g GB of prepared data (%s): deleted %s (%.1f GB), used longest ago",
             folder,
             bound / 1e9,
             _LIMIT,
-            ", ".join(one.name for one in gone),
-            sum(sizes[one] for one in gone) / 1e9,
+            ", ".join(entry.name for entry in deleted),
+            sum(sizes[entry] for entry in deleted) / 1e9,
         )
-    return gone
+    return deleted
 
 
 def _bound() -> float:
-    given = os.environ.get(_LIMIT, "")
+    text = os.environ.get(_LIMIT, "")
     try:
-        found = float(given) if given else MOST_GB
+        gigabytes = float(text) if text else _DEFAULT_GB
     except ValueError:
-        found = -1.0
-    if not found >= 0:
-        raise DataError(f"{_LIMIT} is {given!r}: expected gigabytes, such as 50")
-    return found * 1e9
+        gigabytes = -1.0
+    if not gigabytes >= 0:
+        raise DataError(f"{_LIMIT} is {text!r}: expected gigabytes, such as 50")
+    return gigabytes * 1e9
 
 
-def _deleted(entry: Path) -> bool:
+def _delete(entry: Path) -> bool:
+    """Delete an entry; False if another process holds its lock."""
     try:
         with FileLock(entry.with_suffix(".lock"), timeout=0):
             shutil.rmtree(entry)

@@ -1,7 +1,7 @@
 """Which rows are used and in which order. Everything follows from one seed.
 
-Each draw has a generator of its own, made from the seed, the draw's name and its number, so that
-adding a source or a validation split doesn't change the other draws.
+Each random choice has a generator of its own, made from the seed, the stream's name and a number, so
+that adding a source or a validation split doesn't change the other choices.
 """
 
 import zlib
@@ -14,54 +14,53 @@ from dualign.data.config import SourceConfig
 from dualign.errors import DataError
 
 Indices = NDArray[np.integer[Any]]
-"""Places of rows, in int32 where there is one for each row."""
+"""Row indices (int32 where there is one for each row)."""
 
 
-def generator(seed: int, draw: str, number: int = 0) -> np.random.Generator:
-    """The random generator of one draw."""
-    return np.random.default_rng([seed, zlib.crc32(draw.encode()), number])
+def rng(seed: int, stream: str, number: int = 0) -> np.random.Generator:
+    """Return the random generator of one choice."""
+    return np.random.default_rng([seed, zlib.crc32(stream.encode()), number])
 
 
-def places(chosen: NDArray[np.bool_]) -> Indices:
-    """Where `chosen` is true, ascending."""
-    return np.flatnonzero(chosen).astype(np.int32)
+def indices_of(mask: NDArray[np.bool_]) -> Indices:
+    """Return the indices at which `mask` is true, ascending."""
+    return np.flatnonzero(mask).astype(np.int32)
 
 
-def drawn_rows(count: int, weight: float, random: np.random.Generator) -> Indices:
-    """The rows that a weight keeps, ascending: all, or for a weight below 1 that fraction."""
-    if weight >= 1:
-        return np.arange(count, dtype=np.int32)
-    return _first(random, count, round(count * weight))
+def rows_to_read(count: int, source: SourceConfig, random: np.random.Generator) -> Indices:
+    """Return the rows of a source of `count` that are tokenized, ascending: all of them, or as many as
+    `rows` or a weight below 1 asks for.
 
+    `tokens` and `share` are applied later, when lengths are known: they need all rows.
 
-def _first(random: np.random.Generator, count: int, wanted: int) -> Indices:
-    """So many of `count` rows, ascending."""
-    return np.sort(random.permutation(np.arange(count, dtype=np.int32))[:wanted])
-
-
-def source_rows(count: int, source: SourceConfig, random: np.random.Generator) -> Indices:
-    """The rows of a source of `count` that are tokenised, ascending. `tokens` and `share` are met
-    later, when lengths are known: they need all.
+    Raises:
+        DataError: `rows` asks for more than there are, or a weight leaves none.
     """
     if source.rows is None:
-        drawn = drawn_rows(count, source.weight or 1.0, random)
+        rows = weighted_rows(count, source.weight or 1.0, random)
     elif source.rows <= count:
-        drawn = _first(random, count, source.rows)
+        rows = _sample(random, count, source.rows)
     else:
         raise DataError(
             f"source {source.path!r}: rows: {source.rows:,} asked, it holds {count:,}. "
             "Ask for fewer, or repeat it with a weight above 1."
         )
-    if not len(drawn):
+    if not len(rows):
         raise DataError(
             f"source {source.path!r}: weight {source.weight} leaves none of {count} rows"
         )
-    return drawn
+    return rows
+
+
+def weighted_rows(count: int, weight: float, random: np.random.Generator) -> Indices:
+    """Return the rows that a weight keeps, ascending: all, or for a weight below 1 that fraction."""
+    return _sample(random, count, count if weight >= 1 else round(count * weight))
 
 
 def repeated(rows: Indices, weight: float, random: np.random.Generator) -> Indices:
-    """The rows as often as a weight above 1 asks for, in random order, pass by pass: 2.5 = all of
-    them, all of them again, and a random half.
+    """Return the rows as often as a weight above 1 asks for, shuffled pass by pass.
+
+    weight 2.5 -> all rows, all rows again, a random half
     """
     passes = [random.permutation(rows) for _ in range(max(1, int(weight)))]
     extra = round((weight - int(weight)) * len(rows)) if weight > 1 else 0
@@ -71,10 +70,16 @@ def repeated(rows: Indices, weight: float, random: np.random.Generator) -> Indic
 
 
 def held_out(count: int, validation_rows: int, random: np.random.Generator) -> Indices:
-    """The validation rows among `count` kept ones."""
+    """Return the validation rows among `count` kept ones; DataError if none would be left to train on."""
     if validation_rows and validation_rows >= count:
         raise DataError(
             f"data.validation_rows is {validation_rows}, but only {count} rows were kept: "
             "nothing would be left to train on. Ask for fewer."
         )
-    return _first(random, count, validation_rows)
+    return _sample(random, count, validation_rows)
+
+
+def _sample(random: np.random.Generator, count: int, size: int) -> Indices:
+    """Return `size` of `count` row indices, ascending."""
+    rows = np.arange(count, dtype=np.int32)
+    return rows if size == count else np.sort(random.permutation(rows)[:size])

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -131,8 +131,6 @@ def _examine_stage(stage: Trained, prefix: str, findings: Findings) -> Mapping[s
     if loaded is None:
         return {}
     tokenizer, template = loaded
-    kwargs = {**template.template_kwargs, **config.template_kwargs}
-    template = replace(template, template_kwargs=kwargs)
     if stage.waits_for:
         _check_format(tokenizer, template, findings, source=name)
         return {}

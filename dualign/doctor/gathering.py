@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dualign.data.config import DataConfig, SourceConfig
-from dualign.data.mix.screening import Screened, screen
+from dualign.data.mix.screening import ScreenedRows, screen
 from dualign.data.mix.selection import check_labels
-from dualign.data.rows.loading import Drawn, draw_source
+from dualign.data.rows.loading import SampledRows, sample_rows
 from dualign.data.rows.shape_check import check_shapes
 from dualign.data.rows.sources import source_label
 from dualign.doctor.findings import Fault, Findings
@@ -19,19 +19,19 @@ class Gathered:
     """The sources that can be read, as `data` without the others; their rows as drawn and screened."""
 
     data: DataConfig
-    drawn: tuple[Drawn, ...]
-    screened: Screened
+    drawn: tuple[SampledRows, ...]
+    screened: ScreenedRows
 
 
 def gather(
     data: DataConfig, findings: Findings, *, pairs: bool, seed: int, base: Path | None, prefix: str
 ) -> Gathered:
     """Read what can be read."""
-    drawn: list[Drawn] = []
+    drawn: list[SampledRows] = []
     sources: list[SourceConfig] = []
     for number, source in enumerate(data.sources):
         try:
-            one = draw_source(source, seed=seed, number=number, base=base)
+            one = sample_rows(source, seed=seed, number=number, base=base)
         except DataError as error:
             name = prefix + source_label(source)
             findings.add(Fault("source_unreadable", str(error)), source=name)
@@ -42,18 +42,18 @@ def gather(
     readable = replace(data, sources=tuple(sources))
     try:
         check_labels([source_label(source) for source in data.sources])
-        screened = screen(drawn, readable, pairs=pairs, num_proc=None)
+        screened = screen(drawn, replace(readable, num_proc=1), pairs=pairs)
     except DataError as error:
         findings.add(
             Fault("mixture_impossible", str(error)), source=prefix.rstrip("/") or "all sources"
         )
-        screened = Screened(drawn=tuple(drawn))
+        screened = ScreenedRows(sampled=tuple(drawn))
     _tell_removed(screened, findings, prefix)
     return Gathered(data=readable, drawn=tuple(drawn), screened=screened)
 
 
 def _check_shapes(
-    one: Drawn,
+    one: SampledRows,
     source: SourceConfig,
     data: DataConfig,
     findings: Findings,
@@ -70,7 +70,7 @@ def _check_shapes(
         findings.add(Fault("several_shapes", str(error)), source=name)
 
 
-def _tell_removed(screened: Screened, findings: Findings, prefix: str) -> None:
+def _tell_removed(screened: ScreenedRows, findings: Findings, prefix: str) -> None:
     """Rows that the recipe screens out: how many, with one that shows why."""
     for (_, source), codes in screened.removed.items():
         for code, count in codes.items():

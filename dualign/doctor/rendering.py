@@ -9,7 +9,7 @@ from typing import Any
 from dualign.data.config import Supervise
 from dualign.data.conversation import MODES, Conversation, Message, Mode
 from dualign.data.modes import EMPTY_BLOCK, OPEN, WHOLE_FLAG
-from dualign.data.text.spans import Rendered
+from dualign.data.text.spans import RenderedRow
 from dualign.data.text.template import ChatTemplate
 from dualign.doctor.findings import Fault
 from dualign.doctor.rows import tool_name
@@ -48,7 +48,9 @@ def opening(template: ChatTemplate, mode: Mode) -> str:
     return prompt[len(without) :] if prompt.startswith(without) else ""
 
 
-def rendering_faults(rendered: Rendered, turns: Turns, *, supervise: Supervise) -> Iterator[Fault]:
+def rendering_faults(
+    rendered: RenderedRow, turns: Turns, *, supervise: Supervise
+) -> Iterator[Fault]:
     """What is lost or told twice in the text of a row."""
     conversation = rendered.conversation
     if conversation is None or conversation.template_kwargs.get("verbatim"):
@@ -107,7 +109,7 @@ def _tool_faults(tools: Sequence[Any], text: str) -> Iterator[Fault]:
             yield Fault(code, f"{tool[:80]!r} isn't in the text as it is")
 
 
-def _span_faults(rendered: Rendered, opened: str, ends: str) -> Iterator[Fault]:
+def _span_faults(rendered: RenderedRow, opened: str, ends: str) -> Iterator[Fault]:
     for start, stop in rendered.spans:
         span = rendered.text[start:stop]
         if EMPTY_BLOCK.match(span):

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from dualign.data.mix.row_table import Tokenised, Words
-from dualign.data.tokens.encoding import Encoded
+from dualign.data.mix.row_table import CategoryColumn, RowTable
+from dualign.data.tokens.encoding import EncodedRow
 
 
 @dataclass(kw_only=True, slots=True)
@@ -21,8 +21,10 @@ class _Texts:
     def append(self, text: str) -> None:
         self.places.append(self.names.setdefault(text, len(self.names)))
 
-    def words(self) -> Words:
-        return Words(names=list(self.names), place=np.array(self.places, dtype=np.uint16))
+    def words(self) -> CategoryColumn:
+        return CategoryColumn(
+            categories=list(self.names), codes=np.array(self.places, dtype=np.uint16)
+        )
 
 
 @dataclass(kw_only=True, slots=True)
@@ -42,7 +44,7 @@ class RowLog:
     """why the row was refused; empty: it wasn't"""
     repairs: _Texts = field(default_factory=_Texts)
 
-    def add(self, owner: int, row: Encoded) -> None:
+    def add(self, owner: int, row: EncodedRow) -> None:
         """A row of source number `owner`, kept or refused."""
         entry, texts = row.entry, tuple((one.mode, one.text) for one in row.rendered)
         self.owner.append(owner)
@@ -54,10 +56,10 @@ class RowLog:
         self.code.append(entry["code"])
         self.repairs.append(entry["repairs"])
 
-    def tokenised(self) -> Tokenised:
+    def row_table(self) -> RowTable:
         """What an account is made of."""
-        return Tokenised(
-            owner=_column(self.owner),
+        return RowTable(
+            source_index=_column(self.owner),
             mode=self.mode.words(),
             code=self.code.words(),
             repairs=self.repairs.words(),

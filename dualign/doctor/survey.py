@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from dualign.data.config import DataConfig, SourceConfig
 from dualign.data.faults import RowError
-from dualign.data.mix.row_stats import account, grouped, tally_rows
-from dualign.data.mix.selection import settle
+from dualign.data.mix.row_table import count_rows, group_rows, summarize_rows
+from dualign.data.mix.selection import select_rows
 from dualign.data.policies import stops
 from dualign.data.rows.sources import source_label
-from dualign.data.seeds import Indices, places
+from dualign.data.seeds import Indices, indices_of
 from dualign.data.text.template import ChatTemplate
-from dualign.data.tokens.encoding import Encoded, ExampleEncoder, PairEncoder
+from dualign.data.tokens.encoding import EncodedRow, ExampleEncoder, PairEncoder
 from dualign.doctor.balance import Sides, balance_faults, side_faults
 from dualign.doctor.findings import Fault, Findings
 from dualign.doctor.gathering import Gathered, gather
@@ -84,7 +84,7 @@ def survey(subject: Subject, findings: Findings) -> Mapping[str, Any]:
         turns=turns_of(subject.template),
         unknown=unknown_id(subject.tokenizer),
     )
-    read = zip(gathered.data.sources, gathered.screened.drawn, strict=True)
+    read = zip(gathered.data.sources, gathered.screened.sampled, strict=True)
     for number, (source, one) in enumerate(read):
         encoder = _encoder(made.subject, source, one.rows)
         for start, batch in enumerate(one.table.iter(batch_size=BATCH)):
@@ -108,7 +108,7 @@ def _encoder(subject: Subject, source: SourceConfig, rows: Indices) -> ExampleEn
     )
 
 
-def _check_row(made: Survey, source: SourceConfig, number: int, row: Encoded) -> None:
+def _check_row(made: Survey, source: SourceConfig, number: int, row: EncodedRow) -> None:
     faults = list(_content_faults(made, row))
     if row.fault:
         faults.append(_as_fault(row.fault, source, made.subject.data))
@@ -125,7 +125,7 @@ def _check_row(made: Survey, source: SourceConfig, number: int, row: Encoded) ->
     made.findings.extend(dict.fromkeys(faults), source=_name(made, source), row=row.row)
 
 
-def _content_faults(made: Survey, row: Encoded) -> Iterator[Fault]:
+def _content_faults(made: Survey, row: EncodedRow) -> Iterator[Fault]:
     supervise = "last" if made.subject.pairs else made.subject.data.supervise
     for conversation in row.conversations:
         yield from conversation_faults(conversation, made.foreign)
@@ -140,7 +140,7 @@ def _as_fault(error: RowError, source: SourceConfig, data: DataConfig) -> Fault:
     return Fault(error.code, error.what, "error" if stopping else "warning")
 
 
-def _sample(made: Survey, source: SourceConfig, row: Encoded) -> None:
+def _sample(made: Survey, source: SourceConfig, row: EncodedRow) -> None:
     """Remember the first rows of each source and mode as they are."""
     samples = made.samples.setdefault((row.entry["mode"], source_label(source)), [])
     if len(samples) < SAMPLES and (sample := sample_of(row)):
@@ -168,19 +168,19 @@ def _conclude(made: Survey, gathered: Gathered) -> Mapping[str, Any]:
 
 def _account(made: Survey, gathered: Gathered) -> Mapping[str, Any]:
     """As training settles the mixture; where it can't, every kept row counts once."""
-    rows, data = made.log.tokenised(), gathered.data
+    rows, data = made.log.row_table(), gathered.data
     if not len(rows):
         return {}
-    kept = places(rows.code.holds(""))
+    kept = indices_of(rows.code.equals(""))
     try:
-        settled = settle(rows, gathered.drawn, gathered.screened, data, made.subject.seed)
+        selection = select_rows(rows, gathered.drawn, gathered.screened, data, made.subject.seed)
     except DataError as error:
         code = "mixture_impossible" if len(kept) else "nothing_left"
         made.findings.add(Fault(code, str(error)), source=_whole(made.subject))
         labels = [source_label(source) for source in data.sources]
-        group, groups = grouped(rows, labels)
-        return account(tally_rows(rows, group, groups, kept, kept[:0], {}))
-    return settled.rows
+        group, groups = group_rows(rows, labels)
+        return summarize_rows(count_rows(rows, group, groups, kept, kept[:0], {}))
+    return selection.rows
 
 
 def _tell_repeats(made: Survey) -> None:

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 
 from dualign.data.conversation import Conversation, Message
 from dualign.data.text.template import ChatTemplate, load_template
-from dualign.data.tokens.encoding import Encoded
+from dualign.data.tokens.encoding import EncodedRow
 from dualign.data.tokens.labels import Example
 from dualign.doctor.findings import Fault
 from dualign.errors import TemplateError
@@ -54,7 +54,7 @@ def example_faults(example: Example, unknown: int | None) -> Iterator[Fault]:
         yield Fault("unknown_tokens", f"{count} tokens aren't in the vocabulary")
 
 
-def sample_of(row: Encoded) -> Sample | None:
+def sample_of(row: EncodedRow) -> Sample | None:
     """The row as a sample, if its first assistant turn is asked for as it stands in the tokens."""
     conversation, example = row.conversations[0], row.examples[0][0]
     if example.cut or all(message.role != "assistant" for message in conversation.messages):

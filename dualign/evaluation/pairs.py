@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from dualign.data.config import DataConfig, SourceConfig
 from dualign.data.conversation import MODES, Mode
-from dualign.data.prepare import PreparedPairs, prepare_pairs
+from dualign.data.prepare import DataRequest, PairData, prepare_pairs
 from dualign.data.text.template import load_template
 from dualign.evaluation.scores import Z_95, Change, short_label, wilson
 from dualign.models.loading import EvalModel
@@ -47,7 +47,7 @@ def pair_margins(subject: EvalModel, files: Sequence[str]) -> dict[str, Margins]
         data = DataConfig(
             sources=(source,), packing="none", max_tokens=_ANY_LENGTH, too_long="error"
         )
-        pairs = prepare_pairs(data, tokenizer, template, seed=0)
+        pairs = prepare_pairs(DataRequest(data, tokenizer, template, seed=0))
         label = f"{short_label(subject.model)}, {Path(file).stem}"
         margins[Path(file).stem] = _by_mode(pairs, _margins(weights, pairs, label=label))
     return margins
@@ -80,7 +80,7 @@ def _mean(values: Sequence[float]) -> Change | None:
     return Change(value=mean, low=mean - spread, high=mean + spread)
 
 
-def _by_mode(pairs: PreparedPairs, margins: Sequence[float]) -> Margins:
+def _by_mode(pairs: PairData, margins: Sequence[float]) -> Margins:
     modes = [pairs.groups[group][0] for group in pairs.train["group"]]
     return {
         mode: tuple(margin for of, margin in zip(modes, margins, strict=True) if of == mode)
@@ -88,7 +88,7 @@ def _by_mode(pairs: PreparedPairs, margins: Sequence[float]) -> Margins:
     }
 
 
-def _margins(model: PreTrainedModel, pairs: PreparedPairs, *, label: str) -> list[float]:
+def _margins(model: PreTrainedModel, pairs: PairData, *, label: str) -> list[float]:
     """Return the margin of each pair, in their order."""
     answers = [
         (row["prompt_ids"], row[side])

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dualign.data.conversation import MODES, Group
-from dualign.data.prepare import Prepared, PreparedPairs
+from dualign.data.prepare import PairData, SFTData
 from dualign.data.tokens.labels import IGNORE_INDEX
 from dualign.inspect.terminal import NEWLINE, Document, lengths_of, runs_of, samples_of, title_of
 from dualign.report.blocks import Block, Gallery, Grid, Report, Run, Section, Text, Tokens
@@ -26,7 +26,7 @@ _LEGEND = (
 
 def write_page(
     path: Path,
-    prepared: Prepared | PreparedPairs,
+    prepared: SFTData | PairData,
     tokenizer: "PreTrainedTokenizerBase",
     *,
     title: str,
@@ -40,7 +40,7 @@ def write_page(
 
 
 def inspect_page(
-    prepared: Prepared | PreparedPairs,
+    prepared: SFTData | PairData,
     tokenizer: "PreTrainedTokenizerBase",
     *,
     title: str,
@@ -60,9 +60,9 @@ def inspect_page(
     return Report(title=title, facts=tuple(told), sections=tuple(sections))
 
 
-def _packing(prepared: Prepared | PreparedPairs) -> list[tuple[str, str]]:
+def _packing(prepared: SFTData | PairData) -> list[tuple[str, str]]:
     rows = [("examples", f"{prepared.rows['examples']:,}")]
-    if isinstance(prepared, Prepared):
+    if isinstance(prepared, SFTData):
         rows += [("packed rows", f"{len(prepared.train):,}"), ("filled", f"{prepared.fill:.1%}")]
     return rows
 

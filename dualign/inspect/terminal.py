@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dualign.data.conversation import Group
-from dualign.data.prepare import Prepared, PreparedPairs
+from dualign.data.prepare import PairData, SFTData
 from dualign.data.tokens.labels import IGNORE_INDEX
 from dualign.inspect.removed import removed_table
 from dualign.report.blocks import Run
@@ -38,7 +38,7 @@ class Document:
 
 
 def show(
-    prepared: Prepared | PreparedPairs,
+    prepared: SFTData | PairData,
     tokenizer: "PreTrainedTokenizerBase",
     *,
     samples: int = 1,
@@ -57,7 +57,7 @@ def show(
         console.print(coloured(document.ids, document.labels, tokenizer))
 
 
-def samples_of(prepared: Prepared | PreparedPairs, count: int) -> list[Document]:
+def samples_of(prepared: SFTData | PairData, count: int) -> list[Document]:
     """The first `count` documents of each mode and source in the order of training; of pairs, both
     sides.
     """
@@ -72,12 +72,12 @@ def samples_of(prepared: Prepared | PreparedPairs, count: int) -> list[Document]
     return [document for documents in found.values() for document in documents]
 
 
-def lengths_of(prepared: Prepared | PreparedPairs) -> dict[Group, list[int]]:
+def lengths_of(prepared: SFTData | PairData) -> dict[Group, list[int]]:
     """The tokens of each document that is trained on; of a pair, those of its prompt and both
     answers.
     """
     found: dict[Group, list[int]] = {group: [] for group in prepared.groups}
-    if isinstance(prepared, PreparedPairs):
+    if isinstance(prepared, PairData):
         names = ("prompt_ids", "chosen_ids", "rejected_ids")
         for row in prepared.train:
             found[prepared.groups[row["group"]]].append(sum(len(row[name]) for name in names))

@@ -41,7 +41,7 @@ def load_tokenizer(
         chat = load_template(template, tokenizer=tokenizer)  # it may write eos_token out
     if tokenizer.pad_token is None or tokenizer.pad_token == end:
         tokenizer.pad_token = _pad_token(tokenizer, end)
-    return tokenizer, chat
+    return tokenizer, chat.with_kwargs(template_kwargs)
 
 
 def load_chat_tokenizer(reference: str) -> PreTrainedTokenizerBase:

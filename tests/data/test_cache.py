@@ -1,4 +1,4 @@
-"""Prepared data is kept under a key: all that it depends on changes the key, and nothing else does."""
+"""SFTData data is cached under a key: all that it depends on changes the key, and nothing else does."""
 
 import json
 import subprocess
@@ -12,9 +12,9 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from dualign.data import prepare
-from dualign.data.cache import cache_key, kept
+from dualign.data.cache import cache_key, cached
 from dualign.data.config import DataConfig, DecontaminateConfig, SourceConfig
-from dualign.data.prepare import prepare_pairs, prepare_sft
+from dualign.data.prepare import DataRequest, prepare_pairs, prepare_sft
 from dualign.data.text.template import load_template
 
 Write = Callable[[list[dict[str, Any]], str], Path]
@@ -29,15 +29,16 @@ def rows(count: int = 4) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("DUALIGN_TOKENS", str(tmp_path / "kept"))
-    return tmp_path / "kept"
+    monkeypatch.setenv("DUALIGN_TOKENS", str(tmp_path / "cached"))
+    return tmp_path / "cached"
 
 
 def key_of(data: DataConfig, tokenizer: PreTrainedTokenizerFast, **given: Any) -> str | None:
     kind = given.pop("kind", "sft")
     template = given.pop("template", load_template("dualign", tokenizer=tokenizer))
     base = given.pop("base", None)
-    return cache_key(kind, data, tokenizer, template, seed=given.pop("seed", 0), base=base)
+    seed = given.pop("seed", 0)
+    return cache_key(kind, DataRequest(data, tokenizer, template, seed=seed, base=base))
 
 
 def test_whatever_the_data_depends_on_changes_the_key(
@@ -97,12 +98,12 @@ def test_nothing_else_changes_the_key(
     assert key_of(replace(there, cache=False), tokenizer, base=moved.parent) is None
 
 
-def test_the_code_of_the_data_path_is_part_of_the_key(
+def test_the_code_digest_is_part_of_the_key(
     write_rows: Write, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = DataConfig(sources=(SourceConfig(path=str(write_rows(rows(), "a.jsonl"))),))
     before = key_of(data, tokenizer)
-    monkeypatch.setattr("dualign.data.cache._code_of_the_data_path", lambda: "another version")
+    monkeypatch.setattr("dualign.data.cache._code_digest", lambda: "another version")
     assert key_of(data, tokenizer) != before
 
 
@@ -115,11 +116,11 @@ def test_a_second_run_reads_what_the_first_kept(
     path = write_rows(rows(9), "a.jsonl")
     data = DataConfig(sources=(SourceConfig(path=str(path)),), max_tokens=64, validation_rows=2)
     template = load_template("dualign", tokenizer=tokenizer)
-    fresh = prepare_sft(replace(data, cache=False), tokenizer, template, seed=0)
+    fresh = prepare_sft(DataRequest(replace(data, cache=False), tokenizer, template, seed=0))
     assert not folder.exists()
-    first = prepare_sft(data, tokenizer, template, seed=0)
+    first = prepare_sft(DataRequest(data, tokenizer, template, seed=0))
     monkeypatch.setattr(prepare, "mix", lambda *_: pytest.fail("prepared again"))
-    second = prepare_sft(data, tokenizer, template, seed=0)
+    second = prepare_sft(DataRequest(data, tokenizer, template, seed=0))
     for made in (first, second):
         assert made.train.to_list() == fresh.train.to_list()
         assert made.validation is not None and fresh.validation is not None
@@ -138,9 +139,12 @@ def test_pairs_are_kept_too(
     made = [{"prompt": f"q{at}", "chosen": "yes", "rejected": "no"} for at in range(3)]
     data = DataConfig(sources=(SourceConfig(path=str(write_rows(made, "a.jsonl"))),))
     template = load_template("dualign", tokenizer=tokenizer)
-    first = prepare_pairs(data, tokenizer, template, seed=0)
+    first = prepare_pairs(DataRequest(data, tokenizer, template, seed=0))
     monkeypatch.setattr(prepare, "mix", lambda *_: pytest.fail("prepared again"))
-    assert prepare_pairs(data, tokenizer, template, seed=0).train.to_list() == first.train.to_list()
+    assert (
+        prepare_pairs(DataRequest(data, tokenizer, template, seed=0)).train.to_list()
+        == first.train.to_list()
+    )
 
 
 def test_a_half_written_folder_is_not_taken_for_a_whole_one(folder: Path) -> None:
@@ -150,10 +154,10 @@ def test_a_half_written_folder_is_not_taken_for_a_whole_one(folder: Path) -> Non
         return {"train": None}, {}
 
     with pytest.raises(AttributeError):
-        kept("key", fails)
+        cached("key", fails)
     assert not (folder / "key").exists()
     table = datasets.Dataset.from_dict({"a": [1]})
-    tables, about = kept("key", lambda: ({"train": table}, {"fill": 1.0}))
+    tables, about = cached("key", lambda: ({"train": table}, {"fill": 1.0}))
     assert (tables["train"]["a"][:], about) == ([1], {"fill": 1.0})
 
 
@@ -161,7 +165,7 @@ TAKES_TURNS = """
 import sys
 from pathlib import Path
 import datasets
-from dualign.data.cache import kept
+from dualign.data.cache import cached
 def make():
     with Path(sys.argv[1]).open("a") as out:
         out.write("made\\n")
@@ -169,7 +173,7 @@ def make():
     sys.stdin.readline()
     return {"train": datasets.Dataset.from_dict({"a": [1, 2]})}, {"fill": 0.5}
 print("asks", flush=True)
-tables, about = kept("key", make)
+tables, about = cached("key", make)
 print(tables["train"]["a"][:], about["fill"])
 """
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ from transformers import PreTrainedTokenizerFast
 
 from dualign.data.config import DataConfig, SourceConfig
 from dualign.data.faults import RowError
-from dualign.data.mix.row_stats import Tally, account
-from dualign.data.prepare import Prepared, prepare_pairs, prepare_sft
-from dualign.data.seeds import drawn_rows, generator, held_out, repeated
+from dualign.data.mix.row_table import RowStats, summarize_rows
+from dualign.data.prepare import DataRequest, SFTData, prepare_pairs, prepare_sft
+from dualign.data.seeds import held_out, repeated, rng, weighted_rows
 from dualign.data.text.template import load_template
 from dualign.data.tokens.encoding import ExampleEncoder
 from dualign.data.tokens.labels import IGNORE_INDEX
@@ -47,7 +48,7 @@ def check_account(rows: dict[str, Any]) -> None:
 
 
 def documents(
-    prepared: Prepared, part: str = "train"
+    prepared: SFTData, part: str = "train"
 ) -> list[tuple[tuple[str, str], tuple[int, ...], int]]:
     """(group, ids, supervised tokens) of each document, taken out of the packed rows again."""
     found = []
@@ -73,7 +74,7 @@ def test_packed_rows_hold_what_the_account_says(
         validation_rows=6,
         max_tokens=128,
     )
-    made = prepare_sft(data, tokenizer, load_template("dualign"), seed=3, base=base)
+    made = prepare_sft(DataRequest(data, tokenizer, load_template("dualign"), seed=3, base=base))
     check_account(made.rows)
     assert made.rows["dropped"] == {"weight": 30}
     assert (made.rows["in"], made.rows["kept"], made.rows["validation"]) == (100, 70, 6)
@@ -99,7 +100,7 @@ def test_repeats_never_reach_over_into_validation(
     data = DataConfig(
         sources=(SourceConfig(path=str(path), weight=2.5),), validation_rows=10, max_tokens=128
     )
-    made = prepare_sft(data, tokenizer, load_template("dualign"), seed=0)
+    made = prepare_sft(DataRequest(data, tokenizer, load_template("dualign"), seed=0))
     train = Counter(ids for _, ids, _ in documents(made))
     validation = Counter(ids for _, ids, _ in documents(made, "validation"))
     assert not set(train) & set(validation)
@@ -113,9 +114,11 @@ def test_the_order_depends_on_the_seed_alone(
     path = write_rows(mixed(50), "a.jsonl")
     data = DataConfig(sources=(SourceConfig(path=str(path)),), max_tokens=128, validation_rows=5)
 
-    def rows(seed: int, num_proc: int | None = None) -> list[list[int]]:
-        template = load_template("dualign")
-        made = prepare_sft(data, tokenizer, template, seed=seed, num_proc=num_proc)
+    def rows(seed: int, num_proc: int = 1) -> list[list[int]]:
+        request = DataRequest(
+            replace(data, num_proc=num_proc), tokenizer, load_template("dualign"), seed=seed
+        )
+        made = prepare_sft(request)
         return list(made.train["input_ids"])
 
     assert rows(1) == rows(1) == rows(1, num_proc=2)
@@ -128,7 +131,7 @@ def test_every_packing_trains_on_every_document(
 ) -> None:
     path = write_rows(mixed(20), "a.jsonl")
     data = DataConfig(sources=(SourceConfig(path=str(path)),), max_tokens=90, packing=packing)
-    made = prepare_sft(data, tokenizer, load_template("dualign"), seed=1)
+    made = prepare_sft(DataRequest(data, tokenizer, load_template("dualign"), seed=1))
     check_account(made.rows)
     tokens = sum(sum(row["seq_lengths"]) for row in made.train)
     assert tokens == made.rows["tokens"]
@@ -150,7 +153,7 @@ def test_wrapped_rows_take_documents_of_any_length(
         supervise="all",
     )
     template = load_template("chatml", tokenizer=tokenizer)
-    made = prepare_sft(data, tokenizer, template, seed=1)
+    made = prepare_sft(DataRequest(data, tokenizer, template, seed=1))
     assert made.rows["dropped"] == {}
     joined = [token for row in made.train for token in row["input_ids"]]
     assert "apple " * 100 + "<|im_end|>" in tokenizer.decode(joined)
@@ -172,9 +175,9 @@ def test_contradictions_stop_the_run_or_are_counted(
     template = load_template("dualign")
     strict = DataConfig(sources=(SourceConfig(path=str(path)),), max_tokens=256)
     with pytest.raises(RowError, match=r"a, row 6: .*\[no_think_with_trace\]"):
-        prepare_sft(strict, tokenizer, template, seed=1)
+        prepare_sft(DataRequest(strict, tokenizer, template, seed=1))
     lenient = DataConfig(sources=(SourceConfig(path=str(path)),), max_tokens=256, conflicts="drop")
-    made = prepare_sft(lenient, tokenizer, template, seed=1)
+    made = prepare_sft(DataRequest(lenient, tokenizer, template, seed=1))
     check_account(made.rows)
     assert made.rows["dropped"] == {
         "no_answer": 1,
@@ -191,7 +194,7 @@ def test_contradictions_stop_the_run_or_are_counted(
             conflicts="drop",
             too_long="error",
         )
-        prepare_sft(short, tokenizer, template, seed=1)
+        prepare_sft(DataRequest(short, tokenizer, template, seed=1))
 
 
 def test_a_fault_names_the_row_of_the_file_when_a_weight_drew_it(
@@ -204,7 +207,7 @@ def test_a_fault_names_the_row_of_the_file_when_a_weight_drew_it(
     messages = []
     for seed in range(8):
         try:
-            prepare_sft(data, tokenizer, load_template("dualign"), seed=seed)
+            prepare_sft(DataRequest(data, tokenizer, load_template("dualign"), seed=seed))
         except RowError as error:
             messages.append(str(error))
     assert 1 < len(messages) < 8
@@ -222,9 +225,9 @@ def test_rows_that_a_template_cannot_prove_stop_the_run_or_are_counted(
     path = write_rows(mixed(9), "a.jsonl")
     data = DataConfig(sources=(SourceConfig(path=str(path)),), max_tokens=256)
     with pytest.raises(TemplateError, match="leaves out the trace"):
-        prepare_sft(data, tokenizer, load_template(str(lossy)), seed=1)
+        prepare_sft(DataRequest(data, tokenizer, load_template(str(lossy)), seed=1))
     lenient = DataConfig(sources=data.sources, max_tokens=256, conflicts="drop")
-    made = prepare_sft(lenient, tokenizer, load_template(str(lossy)), seed=1)
+    made = prepare_sft(DataRequest(lenient, tokenizer, load_template(str(lossy)), seed=1))
     assert made.rows["dropped"] == {"template": 3}
 
 
@@ -235,20 +238,22 @@ def test_no_rows_left_and_too_much_validation_are_errors(
     template = load_template("dualign")
     with pytest.raises(DataError, match=r"no row is left to train on\. Left out: too_long: 4"):
         prepare_sft(
-            DataConfig(sources=(SourceConfig(path=str(path)),), max_tokens=8),
-            tokenizer,
-            template,
-            seed=1,
+            DataRequest(
+                DataConfig(sources=(SourceConfig(path=str(path)),), max_tokens=8),
+                tokenizer,
+                template,
+                seed=1,
+            )
         )
     with pytest.raises(DataError, match="only 4 rows were kept"):
         data = DataConfig(sources=(SourceConfig(path=str(path)),), validation_rows=4)
-        prepare_sft(data, tokenizer, template, seed=1)
+        prepare_sft(DataRequest(data, tokenizer, template, seed=1))
     with pytest.raises(DataError, match="sources with the same name: a"):
         twice = DataConfig(sources=(SourceConfig(path=str(path)),) * 2)
-        prepare_sft(twice, tokenizer, template, seed=1)
+        prepare_sft(DataRequest(twice, tokenizer, template, seed=1))
     with pytest.raises(DataError, match="leaves none of 4 rows"):
         little = DataConfig(sources=(SourceConfig(path=str(path), weight=0.01),))
-        prepare_sft(little, tokenizer, template, seed=1)
+        prepare_sft(DataRequest(little, tokenizer, template, seed=1))
 
 
 def test_template_kwargs_reach_every_row(
@@ -257,7 +262,9 @@ def test_template_kwargs_reach_every_row(
     path = write_rows(mixed(3), "a.jsonl")
     data = DataConfig(sources=(SourceConfig(path=str(path)),), packing="none")
     given = {"date": "2025-07-01"}
-    made = prepare_sft(data, tokenizer, load_template("dualign"), seed=1, template_kwargs=given)
+    made = prepare_sft(
+        DataRequest(data, tokenizer, load_template("dualign").with_kwargs(given), seed=1)
+    )
     assert all("Today: 2025-07-01" in tokenizer.decode(row["input_ids"]) for row in made.train)
 
 
@@ -271,7 +278,7 @@ def test_pairs_are_tokenised_with_the_prompt_once(
     ]
     path = write_rows(rows, "p.jsonl")
     data = DataConfig(sources=(SourceConfig(path=str(path)),), packing="none", conflicts="drop")
-    made = prepare_pairs(data, tokenizer, load_template("dualign"), seed=1)
+    made = prepare_pairs(DataRequest(data, tokenizer, load_template("dualign"), seed=1))
     check_account(made.rows)
     assert made.rows["dropped"] == {"pair_modes_differ": 1}
     found = {
@@ -307,7 +314,7 @@ def test_packed_rows_lie_on_the_disk(
         cache=False,
     )
     template = load_template("dualign", tokenizer=llama_tokenizer)
-    made = prepare_sft(data, llama_tokenizer, template, seed=0)
+    made = prepare_sft(DataRequest(data, llama_tokenizer, template, seed=0))
     assert made.train.cache_files and made.validation is not None and made.validation.cache_files
 
 
@@ -342,10 +349,10 @@ def test_rows_tokenised_beside_rendering_come_out_as_one_by_one(
 
 @given(count=st.integers(1, 200), weight=st.floats(0.01, 4), seed=st.integers(0, 5))
 def test_weights_draw_and_repeat_as_often_as_they_say(count: int, weight: float, seed: int) -> None:
-    drawn = drawn_rows(count, weight, generator(seed, "weight"))
+    drawn = weighted_rows(count, weight, rng(seed, "weight"))
     assert len(drawn) == (count if weight >= 1 else round(count * weight))
     assert len(set(drawn.tolist())) == len(drawn)
-    times = Counter(repeated(drawn, weight, generator(seed, "repeats")).tolist())
+    times = Counter(repeated(drawn, weight, rng(seed, "repeats")).tolist())
     assert set(times) == set(drawn.tolist())
     whole = max(1, int(weight))
     assert set(times.values()) <= {whole, whole + 1}
@@ -354,18 +361,18 @@ def test_weights_draw_and_repeat_as_often_as_they_say(count: int, weight: float,
 
 
 def test_draws_are_independent_of_each_other() -> None:
-    first, again, other = (
-        generator(1, name, 0).random(4) for name in ("weight", "weight", "order")
-    )
+    first, again, other = (rng(1, name, 0).random(4) for name in ("weight", "weight", "order"))
     assert (first == again).all() and not (first == other).any()
-    held = held_out(10, 3, generator(1, "validation"))
+    held = held_out(10, 3, rng(1, "validation"))
     assert len(set(held.tolist())) == 3 and sorted(held) == held.tolist()
 
 
 def test_the_account_by_hand() -> None:
-    tally = Tally(source="s", mode="think", kept=3, validation=1, repeats=2, examples=4, tokens=20)
-    tally.dropped["too_long"] = 2
-    rows = account([tally])
+    stats = RowStats(
+        source="s", mode="think", kept=3, validation=1, repeats=2, examples=4, tokens=20
+    )
+    stats.dropped["too_long"] = 2
+    rows = summarize_rows([stats])
     assert (rows["in"], rows["kept"], rows["tokens"]) == (5, 3, 20)
     assert rows["by"][0]["mean_tokens"] == 5.0
     check_account(rows)

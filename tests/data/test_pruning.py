@@ -8,7 +8,7 @@ import datasets
 import pytest
 from filelock import FileLock
 
-from dualign.data.cache import kept
+from dualign.data.cache import cached
 from dualign.data.pruning import make_room
 from dualign.errors import DataError
 
@@ -65,12 +65,12 @@ def test_keeping_something_new_makes_room_and_reading_counts_as_use(
         return {"train": table}, {"fill": 1}
 
     for used, name in enumerate(("first", "second")):
-        kept(name, make)
+        cached(name, make)
         os.utime(tmp_path / name, (used, used))
-    kept("first", make)
+    cached("first", make)
     size = sum(file.stat().st_size for file in (tmp_path / "first").rglob("*") if file.is_file())
     monkeypatch.setenv("DUALIGN_TOKENS_GB", str(2.5 * size / 1e9))
-    kept("third", make)
+    cached("third", make)
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["first", "third"]
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from dualign.cli.main import main
 from dualign.data.config import DataConfig, SourceConfig
-from dualign.data.prepare import prepare_sft
+from dualign.data.prepare import DataRequest, prepare_sft
 from dualign.doctor.findings import Findings
 from dualign.doctor.survey import Subject, survey
 from dualign.doctor.target import target_of
@@ -159,7 +159,7 @@ def test_the_account_is_that_of_training_to_the_last_token(
     tokenizer, template = formats(name)
     subject = Subject(data=data, tokenizer=tokenizer, template=template, seed=7)
     told = survey(subject, Findings())
-    assert told == prepare_sft(data, tokenizer, template, seed=7).rows
+    assert told == prepare_sft(DataRequest(data, tokenizer, template, seed=7)).rows
     assert told["in"] == 6 and told["kept"] >= 2
 
 

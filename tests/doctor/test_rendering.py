@@ -1,7 +1,7 @@
 """Spans that shouldn't be are seen even where nothing refused the row before."""
 
 from dualign.data.conversation import Conversation, Message
-from dualign.data.text.spans import Rendered
+from dualign.data.text.spans import RenderedRow
 from dualign.doctor.rendering import Turns, rendering_faults
 
 TURNS = Turns(openings={"think": "[A]<think>", "no_think": "[A]"}, end_of_turn="[end]")
@@ -11,7 +11,7 @@ TEXT = "[U]Is it?[end][A]Yes.[end]"
 def codes(start: int, stop: int, text: str = TEXT) -> list[str]:
     asked, said = Message(role="user", content="Is it?"), Message(role="assistant", content="Yes.")
     conversation = Conversation(messages=(asked, said), mode="no_think", source="made", row=0)
-    rendered = Rendered(
+    rendered = RenderedRow(
         text=text,
         spans=((start, stop),),
         mode="no_think",

@@ -52,7 +52,7 @@ def test_unknown_tokens_are_seen_where_the_tokenizer_has_one_for_them() -> None:
     assert unknown_id(tokenizer) is None, "as padding it may stand anywhere"
     tokenizer.pad_token = "<end>"
     ids = tokenizer("yes Zoë no")["input_ids"]
-    example = Example(input_ids=ids, labels=ids, mode="no_think", source="made", row=0)
+    example = Example(input_ids=ids, spans=((0, len(ids)),), mode="no_think", source="made", row=0)
     (fault,) = example_faults(example, unknown_id(tokenizer))
     assert (fault.code, fault.message) == (
         "unknown_tokens",

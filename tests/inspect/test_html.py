@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 
 from dualign.data.config import DataConfig, DedupConfig, SourceConfig
-from dualign.data.prepare import Prepared, prepare_pairs, prepare_sft
+from dualign.data.prepare import DataRequest, SFTData, prepare_pairs, prepare_sft
 from dualign.data.text.template import load_template
 from dualign.data.tokens.labels import IGNORE_INDEX
 from dualign.inspect.html import MOST_TOKENS, inspect_page, write_page
@@ -26,10 +26,10 @@ ROWS = [
 
 def prepared(
     write_rows: Write, tokenizer: PreTrainedTokenizerFast, rows: list[dict[str, Any]], **data: Any
-) -> Prepared:
+) -> SFTData:
     source = SourceConfig(path=str(write_rows(rows, "sft.jsonl")))
     config = DataConfig(sources=(source,), **data)
-    return prepare_sft(config, tokenizer, load_template("dualign"), seed=1)
+    return prepare_sft(DataRequest(config, tokenizer, load_template("dualign"), seed=1))
 
 
 def test_the_page_holds_each_sample_with_its_supervised_text_marked(
@@ -55,7 +55,9 @@ def plain(page: str) -> str:
 def test_a_pair_shows_both_sides(write_rows: Write, tokenizer: PreTrainedTokenizerFast) -> None:
     pairs = [{"prompt": "Hi", "chosen": f"Yo {n}", "rejected": f"No {n}"} for n in range(3)]
     source = SourceConfig(path=str(write_rows(pairs, "pairs.jsonl")))
-    made = prepare_pairs(DataConfig(sources=(source,)), tokenizer, load_template("dualign"), seed=1)
+    made = prepare_pairs(
+        DataRequest(DataConfig(sources=(source,)), tokenizer, load_template("dualign"), seed=1)
+    )
     page = inspect_page(made, tokenizer, title="Pairs", samples=1)
     titles = [
         block.title for part in page.sections for block in part.blocks if isinstance(block, Tokens)

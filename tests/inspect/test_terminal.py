@@ -9,7 +9,7 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerFast
 
 from dualign.data.config import DataConfig, SourceConfig
-from dualign.data.prepare import prepare_pairs, prepare_sft
+from dualign.data.prepare import DataRequest, prepare_pairs, prepare_sft
 from dualign.data.text.template import load_template
 from dualign.data.tokens.labels import IGNORE_INDEX
 from dualign.inspect.terminal import coloured, lengths_of, rows_table, runs_of, show
@@ -42,10 +42,17 @@ def test_show_prints_the_table_and_a_sample_of_each_mode(
     template = load_template("dualign")
     for made in (
         prepare_sft(
-            DataConfig(sources=(SourceConfig(path=str(sft)),)), tokenizer, template, seed=1
+            DataRequest(
+                DataConfig(sources=(SourceConfig(path=str(sft)),)), tokenizer, template, seed=1
+            )
         ),
         prepare_pairs(
-            DataConfig(sources=(SourceConfig(path=str(preference)),)), tokenizer, template, seed=1
+            DataRequest(
+                DataConfig(sources=(SourceConfig(path=str(preference)),)),
+                tokenizer,
+                template,
+                seed=1,
+            )
         ),
     ):
         stream = io.StringIO()
@@ -75,12 +82,12 @@ def test_lengths_are_those_of_the_documents(
     pairs = [{"prompt": "Hi", "chosen": "Yo", "rejected": "No"}]
     template = load_template("dualign")
     source = SourceConfig(path=str(write_rows(turns, "sft.jsonl")))
-    packed = prepare_sft(DataConfig(sources=(source,)), tokenizer, template, seed=1)
+    packed = prepare_sft(DataRequest(DataConfig(sources=(source,)), tokenizer, template, seed=1))
     (lengths,) = lengths_of(packed).values()
     assert sorted(lengths)[1] > sorted(lengths)[0]
     assert sum(lengths) == packed.rows["tokens"]
     source = SourceConfig(path=str(write_rows(pairs, "pairs.jsonl")))
-    both = prepare_pairs(DataConfig(sources=(source,)), tokenizer, template, seed=1)
+    both = prepare_pairs(DataRequest(DataConfig(sources=(source,)), tokenizer, template, seed=1))
     assert lengths_of(both) == {("no_think", "pairs"): [both.rows["tokens"]]}
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from dualign.data.config import DataConfig, SourceConfig
-from dualign.data.prepare import prepare_pairs
+from dualign.data.prepare import DataRequest, prepare_pairs
 from dualign.errors import CheckpointError
 from dualign.models.loading import load_checkpoint
 from dualign.models.source import resolve_model
@@ -78,7 +78,7 @@ def test_the_reference_is_the_sft_model(
     stage = preference(adapter, rows)
     start = resolve_model(stage.model)
     tokenizer, template = load_tokenizer(start, stage.template, stage.template_kwargs)
-    data = prepare_pairs(stage.data, tokenizer, template, seed=1)
+    data = prepare_pairs(DataRequest(stage.data, tokenizer, template, seed=1))
     trainer = build_trainer(stage, start, data, tokenizer, tmp_path, seed=1)
     trainer.train()  # so that the policy has left its start
     batch = trainer.data_collator([data.train[i] for i in range(6)])

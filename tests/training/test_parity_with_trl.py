@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from dualign.data.config import DataConfig, SourceConfig
-from dualign.data.prepare import prepare_pairs, prepare_sft
+from dualign.data.prepare import DataRequest, prepare_pairs, prepare_sft
 from dualign.models.source import resolve_model
 from dualign.models.tokenizer import load_tokenizer
 from dualign.preference.config import PreferenceStage
@@ -57,7 +57,7 @@ def test_sft_losses_equal_trls(tiny: Path, rows: Path, tmp_path: Path) -> None:
     stage = sft_stage(tiny, rows)
     run_sft(stage, tmp_path, seed=5)
     tokenizer, template = load_tokenizer(resolve_model(stage.model), stage.template, {})
-    packed = prepare_sft(stage.data, tokenizer, template, seed=5).train
+    packed = prepare_sft(DataRequest(stage.data, tokenizer, template, seed=5)).train
     trainer = SFTTrainer(
         model=AutoModelForCausalLM.from_pretrained(tiny),
         args=SFTConfig(
@@ -123,7 +123,7 @@ def test_preference_losses_equal_trls_from_text_on(
 def in_our_order(stage: PreferenceStage, tokenizer: PreTrainedTokenizerFast) -> Dataset:
     """The pairs as text for TRL, in the order that our mixture gives them; the prompts are the template's."""
     _, template = load_tokenizer(resolve_model(stage.model), stage.template, {})
-    ours = prepare_pairs(stage.data, tokenizer, template, seed=5).train
+    ours = prepare_pairs(DataRequest(stage.data, tokenizer, template, seed=5)).train
     names = {"prompt": "prompt_ids", "chosen": "chosen_ids", "rejected": "rejected_ids"}
     rows = [{name: tokenizer.decode(row[ids]) for name, ids in names.items()} for row in ours]
     assert all(row["prompt"].endswith(("<think>\n", "</think>\n")) for row in rows)

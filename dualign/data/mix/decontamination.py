@@ -1,9 +1,8 @@
 """Rows that hold a problem of an evaluation task: an index of the tasks' n-grams, and the look-up.
 
-A row holds a problem when one of its texts has n words in a row in common with the problem, as GPT-3's
-authors counted (arXiv 2005.14165, appendix C; n = 13), or when a turn is, as a whole, a problem that is
-shorter than n words. Words in a row that many problems of a task share are its phrasing and don't
-count.
+A row holds a problem when one of its texts shares n consecutive words with the problem, as GPT-3's
+authors counted (arXiv 2005.14165, appendix C; n = 13), or when a turn is, as a whole, a problem that
+is shorter than n words. N-grams that many problems of a task share are its phrasing and don't count.
 """
 
 from collections import Counter
@@ -12,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from dualign.data.mix.words import Hashes, ngram_hashes, shingles, word_hashes
+from dualign.data.mix.ngrams import Hashes, ngram_hashes, shingles, word_hashes
 from dualign.data.seeds import Indices
 from dualign.tasks import Problem, load_problems, load_task
 
@@ -21,86 +20,94 @@ _COMMON = 10
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Hit:
-    """The problem that a row holds."""
+class TaskProblem:
+    """A problem of the evaluation by its names."""
 
     task: str
-    problem: str
+    id: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskIndex:
-    """`grams` are sorted, `owner` says whose each is; `whole` are problems shorter than `ngram` words."""
+    """The n-grams of all problems. `grams` are sorted; `problem_index` has for each its problem.
+
+    `short` are the problems of fewer than `ngram` words: hash of the whole -> problem.
+    """
 
     ngram: int
-    problems: tuple[Hit, ...]
+    problems: tuple[TaskProblem, ...]
     grams: Hashes
-    owner: Indices
-    whole: dict[int, int]
+    problem_index: Indices
+    short: dict[int, int]
 
-    def find(self, texts: Iterable[str]) -> Hit | None:
-        """The problem that one of the texts of a row holds."""
+    def find(self, texts: Iterable[str]) -> TaskProblem | None:
+        """Return the problem that one of the texts of a row holds."""
         for text in texts:
             hashes = word_hashes(text)
-            found = self.whole.get(_whole(hashes)) if self.whole and len(hashes) else None
-            if found is None:
-                found = self._shared(ngram_hashes(hashes, self.ngram))
-            if found is not None:
-                return self.problems[found]
+            problem = self.short.get(_whole(hashes)) if self.short and len(hashes) else None
+            if problem is None:
+                problem = self._shared(ngram_hashes(hashes, self.ngram))
+            if problem is not None:
+                return self.problems[problem]
         return None
 
     def _shared(self, grams: Hashes) -> int | None:
         if not len(grams) or not len(self.grams):
             return None
-        places = np.searchsorted(self.grams, grams).clip(max=len(self.grams) - 1)
-        same = np.flatnonzero(self.grams[places] == grams)
-        return int(self.owner[places[same[0]]]) if len(same) else None
+        nearest = np.searchsorted(self.grams, grams).clip(max=len(self.grams) - 1)
+        same = np.flatnonzero(self.grams[nearest] == grams)
+        return int(self.problem_index[nearest[same[0]]]) if len(same) else None
 
 
 def index_tasks(paths: Sequence[str], ngram: int) -> TaskIndex:
-    """The index of the problems of task files."""
-    hits: list[Hit] = []
+    """Return the index of the problems of task files."""
+    names: list[TaskProblem] = []
     grams: list[Hashes] = []
-    owner: list[int] = []
-    whole: dict[int, int] = {}
+    problem_index: list[int] = []
+    short: dict[int, int] = {}
     for path in paths:
         task = replace(load_task(path), instruction=None)
         problems = load_problems(task)
         texts = [[word_hashes(text) for text in _questions(problem)] for problem in problems]
-        common = _common(texts, ngram)
+        phrasing = _common_ngrams(texts, ngram)
         for problem, hashes in zip(problems, texts, strict=True):
-            number = len(hits)
-            hits.append(Hit(task=task.name, problem=problem.id))
-            own = np.setdiff1d(np.concatenate([ngram_hashes(one, ngram) for one in hashes]), common)
-            grams.append(own)
-            owner += [number] * len(own)
-            if not len(own):
-                whole.update({_whole(one): number for one in hashes if len(one)})
+            number = len(names)
+            names.append(TaskProblem(task=task.name, id=problem.id))
+            ngrams = np.concatenate([ngram_hashes(text, ngram) for text in hashes])
+            distinct = np.setdiff1d(ngrams, phrasing)
+            grams.append(distinct)
+            problem_index += [number] * len(distinct)
+            if not len(distinct):
+                short.update({_whole(text): number for text in hashes if len(text)})
     joined = np.concatenate(grams) if grams else np.empty(0, dtype=np.uint64)
     order = np.argsort(joined, kind="stable")
     return TaskIndex(
         ngram=ngram,
-        problems=tuple(hits),
+        problems=tuple(names),
         grams=joined[order],
-        owner=np.array(owner, dtype=np.int64)[order],
-        whole=whole,
+        problem_index=np.array(problem_index, dtype=np.int64)[order],
+        short=short,
     )
 
 
 def _questions(problem: Problem) -> list[str]:
-    """The user's turns, and the fields of the row that they quote: a prompt may add words to them."""
+    """Return the user's turns, and the fields of the row that they quote: a prompt may add words to
+    them.
+    """
     turns = [str(turn["content"]) for turn in problem.messages if turn["role"] == "user"]
-    said = "\n".join(turns)
-    fields = [one for one in problem.extra.values() if isinstance(one, str) and one.strip()]
-    return turns + [one for one in fields if one in said and one not in turns and " " in one]
+    prompt = "\n".join(turns)
+    fields = [value for value in problem.extra.values() if isinstance(value, str) and value.strip()]
+    return turns + [
+        value for value in fields if value in prompt and value not in turns and " " in value
+    ]
 
 
-def _common(texts: list[list[Hashes]], ngram: int) -> Hashes:
-    """The n-grams that more than a few problems of a task share."""
-    seen: Counter[int] = Counter()
+def _common_ngrams(texts: list[list[Hashes]], ngram: int) -> Hashes:
+    """Return the n-grams that more than a few problems of a task share."""
+    counts: Counter[int] = Counter()
     for hashes in texts:
-        seen.update({int(gram) for one in hashes for gram in ngram_hashes(one, ngram)})
-    return np.array([gram for gram, count in seen.items() if count > _COMMON], dtype=np.uint64)
+        counts.update({int(gram) for text in hashes for gram in ngram_hashes(text, ngram)})
+    return np.array([gram for gram, count in counts.items() if count > _COMMON], dtype=np.uint64)
 
 
 def _whole(hashes: Hashes) -> int:

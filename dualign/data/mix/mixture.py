@@ -1,40 +1,54 @@
-"""Sources -> one table of tokenised rows, and which of them are trained on, in which order.
+"""Sources -> one table of tokenized rows, and which of them are trained on, in which order.
 
-    source -> rows drawn by weight or number -> screened -> tokens (refused rows counted)
+    source -> rows sampled by weight or number -> screened -> tokens (refused rows counted)
            -> validation held out -> repeats, amounts, shares -> shuffled
 
 Each source is an Arrow table on disk; only indices and lengths are held in memory.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import datasets
+import numpy as np
 
-from dualign.data.caching import map_afresh
 from dualign.data.config import DataConfig
 from dualign.data.conversation import Group
-from dualign.data.mix.row_table import Tokenised, numbers, owners, words
-from dualign.data.mix.screening import Screened, screen
-from dualign.data.mix.selection import check_labels, settle
-from dualign.data.rows.loading import Drawn, draw_source
+from dualign.data.mix.row_table import CategoryColumn, RowTable
+from dualign.data.mix.screening import screen
+from dualign.data.mix.selection import check_labels, select_rows
+from dualign.data.rows.loading import sample_rows
 from dualign.data.rows.shape_check import check_shapes
 from dualign.data.rows.sources import source_label
 from dualign.data.seeds import Indices
 from dualign.data.text.template import ChatTemplate
 from dualign.data.tokens.encoding import ExampleEncoder, PairEncoder
+from dualign.data.uncached import map_uncached
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Mixed:
-    """All tokenised rows of all sources, and which of them are trained on, in order.
+@dataclass(frozen=True, slots=True)
+class DataRequest:
+    """A recipe's data with all that its rows depend on. Relative paths start at `base`."""
 
-    `group` has an entry for each row of `table`, -1 for one that was left out.
+    data: DataConfig
+    tokenizer: "PreTrainedTokenizerBase"
+    template: ChatTemplate
+    _: KW_ONLY
+    seed: int
+    base: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mixture:
+    """All tokenized rows of all sources, and which of them are trained on, in order.
+
+    `group` has an entry for each row of `table`, -1 for one that was left out. `rows` is ROWS of
+    run.json, `sources` its `data`.
     """
 
     table: datasets.Dataset
@@ -46,85 +60,65 @@ class Mixed:
     sources: tuple[Mapping[str, Any], ...]
 
 
-def mix(
-    kind: type[ExampleEncoder] | type[PairEncoder],
-    data: DataConfig,
-    tokenizer: "PreTrainedTokenizerBase",
-    template: ChatTemplate,
-    seed: int,
-    base: Path | None,
-    num_proc: int | None,
-) -> Mixed:
-    """The tokenised rows of all sources, what is trained on and held out, and the account."""
+def mix(request: DataRequest, kind: type[ExampleEncoder] | type[PairEncoder]) -> Mixture:
+    """Read, screen and tokenize all sources, and select the rows to train on and to hold out."""
+    data, pairs = request.data, kind is PairEncoder
     check_labels([source_label(source) for source in data.sources])
-    pairs = kind is PairEncoder
-    drawn = [
-        draw_source(source, seed=seed, number=number, base=base)
+    sampled = [
+        sample_rows(source, seed=request.seed, number=number, base=request.base)
         for number, source in enumerate(data.sources)
     ]
-    for one, source in zip(drawn, data.sources, strict=True):
-        check_shapes(one.table, one.rows, source, data, pairs=pairs)
-    screened = screen(drawn, data, pairs=pairs, num_proc=num_proc)
+    for rows, source in zip(sampled, data.sources, strict=True):
+        check_shapes(rows.table, rows.rows, source, data, pairs=pairs)
+    screened = screen(sampled, data, pairs=pairs)
     tables = []
-    for one, source in zip(screened.drawn, data.sources, strict=True):
+    for rows, source in zip(screened.sampled, data.sources, strict=True):
         encoder = kind(
-            source=source, data=data, tokenizer=tokenizer, template=template, rows=one.rows
+            source=source,
+            data=data,
+            tokenizer=request.tokenizer,
+            template=request.template,
+            rows=rows.rows,
         )
-        tables.append(_encoded(one.table, encoder, num_proc))
-    return _mixed(tables, drawn, screened, data, seed)
-
-
-def _encoded(
-    rows: datasets.Dataset,
-    encoder: ExampleEncoder | PairEncoder,
-    num_proc: int | None,
-) -> datasets.Dataset:
-    return map_afresh(
-        rows,
-        encoder,
-        with_indices=True,
-        remove_columns=rows.column_names,
-        features=encoder.features,
-        num_proc=num_proc if num_proc and num_proc > 1 else None,
-        desc=source_label(encoder.source),
-    )
-
-
-def _mixed(
-    tables: list[datasets.Dataset],
-    drawn: Sequence[Drawn],
-    screened: Screened,
-    data: DataConfig,
-    seed: int,
-) -> Mixed:
+        tables.append(
+            map_uncached(
+                rows.table,
+                encoder,
+                with_indices=True,
+                remove_columns=rows.table.column_names,
+                features=encoder.features,
+                num_proc=data.num_proc if data.num_proc > 1 else None,
+                desc=source_label(source),
+            )
+        )
     table = datasets.concatenate_datasets(tables)
-    tokenised = _tokenised(table, [len(one) for one in tables])
-    settled = settle(tokenised, drawn, screened, data, seed)
-    return Mixed(
+    row_table = _row_table(table, [len(part) for part in tables])
+    selection = select_rows(row_table, sampled, screened, data, request.seed)
+    return Mixture(
         table=table,
-        group=settled.group,
-        train=settled.train,
-        validation=settled.validation,
-        groups=settled.groups,
-        rows=settled.rows,
+        group=selection.group,
+        train=selection.train,
+        validation=selection.validation,
+        groups=selection.groups,
+        rows=selection.rows,
         sources=tuple(
-            {"source": source.path, "sha256": one.sha256, "rows": one.total}
-            for source, one in zip(data.sources, drawn, strict=True)
+            {"source": source.path, "sha256": rows.sha256, "rows": rows.total}
+            for source, rows in zip(data.sources, sampled, strict=True)
         ),
     )
 
 
-def _tokenised(table: datasets.Dataset, sizes: Sequence[int]) -> Tokenised:
-    """What is remembered of the rows of a table that joins sources of so many rows."""
+def _row_table(table: datasets.Dataset, sizes: Sequence[int]) -> RowTable:
+    """Return the columns that selection needs of a table that joins sources of `sizes` rows."""
 
     def column(name: str) -> Any:
         return table.select_columns([name]).with_format("arrow")[:][name]
 
-    return Tokenised(
-        owner=owners(sizes),
-        mode=words(column("mode")),
-        code=words(column("code")),
-        repairs=words(column("repairs")),
-        tokens=numbers(column("tokens")),
-        supervised=numbers(column("supervised")),
+    return RowTable(
+        source_index=np.repeat(np.arange(len(sizes), dtype=np.int32), sizes),
+        mode=CategoryColumn.from_arrow(column("mode")),
+        code=CategoryColumn.from_arrow(column("code")),
+        repairs=CategoryColumn.from_arrow(column("repairs")),
+        tokens=np.asarray(column("tokens").to_numpy(), dtype=np.int32),
+        supervised=np.asarray(column("supervised").to_numpy(), dtype=np.int32),
     )

@@ -1,85 +1,94 @@
-"""Rows that are left out before anything is tokenised: problems of the evaluation, and duplicates.
+"""Rows that are left out before anything is tokenized: problems of the evaluation, and duplicates.
 
-    drawn rows -> a fingerprint of each (in worker processes, on disk)
-               -> contaminated, then duplicates, then near duplicates
+    sampled rows -> a fingerprint of each (in worker processes, on disk)
+                 -> contaminated, then duplicates, then near duplicates
 
 The first of a kind stays, in the order of the sources and of their rows. Rows of different modes
-aren't duplicates of each other. A row that contradicts itself passes: tokenising says what is wrong.
+aren't duplicates of each other. Inconsistent rows pass: tokenizing reports their faults.
 """
 
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import datasets
 import numpy as np
-from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
-from dualign.data.caching import map_afresh
 from dualign.data.config import DataConfig, DedupConfig, SourceConfig
 from dualign.data.conversation import Conversation, Group, PreferencePair
 from dualign.data.faults import RowError
 from dualign.data.mix.decontamination import TaskIndex, index_tasks
-from dualign.data.mix.near_duplicates import Signatures, band_hashes, first_alike, signatures
-from dualign.data.mix.words import Hashes, shingles, word_hashes
-from dualign.data.rows.loading import Drawn
+from dualign.data.mix.dedup import (
+    Signatures,
+    digest,
+    exact_duplicates,
+    near_duplicates,
+    signatures,
+)
+from dualign.data.rows.loading import SampledRows
 from dualign.data.rows.sources import source_label, to_conversation, to_pair
 from dualign.data.seeds import Indices
+from dualign.data.uncached import map_uncached
 
 _FEATURES = datasets.Features(
     {name: datasets.Value("string") for name in ("mode", "task", "problem", "start")}
     | {name: datasets.Value("binary") for name in ("digest", "signature")}
 )
-_SHOWN_OF_EACH = 5
-_SHOWN_CHARACTERS = 120
-_BATCH = 10_000
+_SAMPLES_OF_EACH = 5
+_SAMPLE_CHARACTERS = 120
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Screened:
-    """The rows that stay, source by source; how many went, by (mode, source) and code; for each task
-    its problems and the rows that held one; and some of the rows that went.
+class ScreenedRows:
+    """The rows that stay, source by source; how many were removed, by (mode, source) and code; for
+    each task its problems and the rows that hold one; and samples of the removed rows.
     """
 
-    drawn: tuple[Drawn, ...]
+    sampled: tuple[SampledRows, ...]
     removed: Mapping[Group, Counter[str]] = field(default_factory=dict)
     tasks: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     samples: tuple[Mapping[str, Any], ...] = ()
 
 
-def screen(
-    drawn: Sequence[Drawn], data: DataConfig, *, pairs: bool, num_proc: int | None
-) -> Screened:
-    """The rows that neither hold a problem of the evaluation nor repeat an earlier row."""
+def screen(sampled: Sequence[SampledRows], data: DataConfig, *, pairs: bool) -> ScreenedRows:
+    """Return the rows that neither hold a problem of the evaluation nor repeat an earlier row."""
     if data.dedup is None and data.decontaminate is None:
-        return Screened(drawn=tuple(drawn))
-    asked = data.decontaminate
-    index = index_tasks(asked.tasks, asked.ngram) if asked else None
+        return ScreenedRows(sampled=tuple(sampled))
+    config = data.decontaminate
+    index = index_tasks(config.tasks, config.ngram) if config else None
     tables = [
-        _fingerprints(one, _Reader(source=source, data=data, pairs=pairs, index=index), num_proc)
-        for one, source in zip(drawn, data.sources, strict=True)
+        map_uncached(
+            rows.table,
+            _Fingerprinter(source=source, data=data, pairs=pairs, index=index),
+            remove_columns=rows.table.column_names,
+            features=_FEATURES,
+            num_proc=data.num_proc if data.num_proc > 1 else None,
+            desc=f"screening {source_label(source)}",
+        )
+        for rows, source in zip(sampled, data.sources, strict=True)
     ]
     table = datasets.concatenate_datasets(tables)
-    about = {name: np.asarray(table[name][:]) for name in ("mode", "task")}
-    code, of = np.full(len(table), "", dtype=object), np.full(len(table), -1)
-    code[about["task"] != ""] = "contaminated"
+    mode, task = (np.asarray(table[name][:]) for name in ("mode", "task"))
+    verdict = _Verdict(
+        code=np.where(task == "", "", "contaminated").astype(object),
+        same_as=np.full(len(table), -1),
+    )
     if data.dedup is not None:
-        _mark_duplicates(table, about["mode"], data.dedup, code, of)
-    places = _Places(drawn=drawn, labels=[source_label(source) for source in data.sources])
-    return Screened(
-        drawn=places.kept(code),
-        removed=places.counted(code, about["mode"]),
-        tasks=_by_task(index, about["task"]) if index else {},
-        samples=places.samples(code, of, table),
+        _mark_duplicates(table, mode, data.dedup, verdict)
+    places = _Places(sampled=sampled, labels=[source_label(source) for source in data.sources])
+    return ScreenedRows(
+        sampled=places.kept(verdict),
+        removed=places.removed(verdict, mode),
+        tasks=_rows_of_tasks(index, task) if index else {},
+        samples=places.samples(verdict, table),
     )
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Reader:
-    """Rows -> what they are compared by. A callable for `datasets.Dataset.map`."""
+class _Fingerprinter:
+    """Rows -> their fingerprints. A callable for `datasets.Dataset.map`."""
 
     source: SourceConfig
     data: DataConfig
@@ -88,19 +97,21 @@ class _Reader:
 
     def __call__(self, batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
         count = len(next(iter(batch.values())))
-        made = [
-            self._row({key: values[at] for key, values in batch.items()}) for at in range(count)
+        rows = [
+            self._row({key: values[row] for key, values in batch.items()}) for row in range(count)
         ]
         dedup = self.data.dedup
         if dedup is not None and dedup.method == "minhash":
-            sets = [_shingles(one["texts"], dedup.ngram) for one in made]
-            for one, signature in zip(made, signatures(sets), strict=True):
-                one["signature"] = signature
-        return {name: [one[name] for one in made] for name in _FEATURES}
+            texts = [row["texts"] for row in rows]
+            for row, signature in zip(rows, signatures(texts, dedup.ngram), strict=True):
+                row["signature"] = signature
+        return {name: [row[name] for row in rows] for name in _FEATURES}
 
     def _row(self, raw: dict[str, Any]) -> dict[str, Any]:
+        entry: dict[str, Any] = dict.fromkeys(("mode", "task", "problem", "start"), "")
+        entry |= {"digest": b"", "signature": b"", "texts": []}
         try:
-            read = (
+            parsed = (
                 to_pair(raw, source=self.source, index=0)
                 if self.pairs
                 else to_conversation(
@@ -108,163 +119,119 @@ class _Reader:
                 )
             )
         except RowError:
-            return dict.fromkeys(("mode", "task", "problem", "start"), "") | {
-                "digest": b"",
-                "signature": b"",
-                "texts": [],
-            }
-        texts = _texts(read)
-        hit = self.index.find(texts) if self.index else None
-        return {
-            "mode": read.mode,
-            "task": hit.task if hit else "",
-            "problem": hit.problem if hit else "",
-            "start": " ".join(texts)[:_SHOWN_CHARACTERS],
-            "digest": _digest(read),
-            "signature": b"",
-            "texts": texts,
-        }
+            return entry
+        texts = _texts(parsed)
+        entry |= {"mode": parsed.mode, "digest": digest(parsed), "texts": texts}
+        entry["start"] = " ".join(texts)[:_SAMPLE_CHARACTERS]
+        if self.index and (problem := self.index.find(texts)):
+            entry |= {"task": problem.task, "problem": problem.id}
+        return entry
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Verdict:
+    """For each row the code under which it is removed (empty: it stays), and the row that it repeats
+    (-1: none). Both arrays are written while rows are compared.
+    """
+
+    code: Any
+    same_as: Indices
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Places:
-    """Places in the joined table <-> rows of sources."""
+    """Rows of the joined table <-> rows of sources."""
 
-    drawn: Sequence[Drawn]
+    sampled: Sequence[SampledRows]
     labels: Sequence[str]
 
     @property
-    def owner(self) -> Indices:
-        return np.repeat(np.arange(len(self.drawn)), [len(one.rows) for one in self.drawn])
+    def source_index(self) -> Indices:
+        return np.repeat(np.arange(len(self.sampled)), [len(rows.rows) for rows in self.sampled])
 
-    def where(self, place: int) -> tuple[str, int]:
-        """(source, row in it)."""
-        number = int(self.owner[place])
-        before = sum(len(one.rows) for one in self.drawn[:number])
-        return self.labels[number], int(self.drawn[number].rows[place - before])
+    def place(self, row: int) -> tuple[str, int]:
+        """Return (source, row in it)."""
+        number = int(self.source_index[row])
+        before = sum(len(rows.rows) for rows in self.sampled[:number])
+        return self.labels[number], int(self.sampled[number].rows[row - before])
 
-    def kept(self, code: Any) -> tuple[Drawn, ...]:
-        made, start = [], 0
-        for one in self.drawn:
-            stay = np.flatnonzero(code[start : start + len(one.rows)] == "")
-            start += len(one.rows)
-            table = one.table if len(stay) == len(one.rows) else one.table.select(stay)
-            made.append(replace(one, table=table, rows=one.rows[stay]))
-        return tuple(made)
+    def kept(self, verdict: _Verdict) -> tuple[SampledRows, ...]:
+        kept, start = [], 0
+        for rows in self.sampled:
+            stay = np.flatnonzero(verdict.code[start : start + len(rows.rows)] == "")
+            start += len(rows.rows)
+            table = rows.table if len(stay) == len(rows.rows) else rows.table.select(stay)
+            kept.append(replace(rows, table=table, rows=rows.rows[stay]))
+        return tuple(kept)
 
-    def counted(self, code: Any, mode: Any) -> dict[Group, Counter[str]]:
-        made: dict[Group, Counter[str]] = {}
-        owner = self.owner
-        for place in np.flatnonzero(code != "").tolist():
-            group = (str(mode[place]), self.labels[int(owner[place])])
-            made.setdefault(group, Counter())[code[place]] += 1
-        return made
+    def removed(self, verdict: _Verdict, mode: Any) -> dict[Group, Counter[str]]:
+        removed: dict[Group, Counter[str]] = {}
+        source_index = self.source_index
+        for row in np.flatnonzero(verdict.code != "").tolist():
+            group = (str(mode[row]), self.labels[int(source_index[row])])
+            removed.setdefault(group, Counter())[verdict.code[row]] += 1
+        return removed
 
-    def samples(
-        self, code: Any, of: Indices, table: datasets.Dataset
-    ) -> tuple[dict[str, Any], ...]:
-        """The first few rows of each source and code, with what they repeat."""
-        made, shown = [], Counter[tuple[int, str]]()
-        owner = self.owner
-        for place in np.flatnonzero(code != "").tolist():
-            key = (int(owner[place]), str(code[place]))
-            shown[key] += 1
-            if shown[key] > _SHOWN_OF_EACH:
+    def samples(self, verdict: _Verdict, table: datasets.Dataset) -> tuple[dict[str, Any], ...]:
+        """Return the first few rows of each source and code, with what they repeat."""
+        samples, count = [], Counter[tuple[int, str]]()
+        source_index = self.source_index
+        for row in np.flatnonzero(verdict.code != "").tolist():
+            code = str(verdict.code[row])
+            key = (int(source_index[row]), code)
+            count[key] += 1
+            if count[key] > _SAMPLES_OF_EACH:
                 continue
-            source, row = self.where(place)
-            said = table[place]
-            names = ("task", "problem") if code[place] == "contaminated" else ("source", "row")
-            same = (said["task"], said["problem"])
-            same = same if code[place] == "contaminated" else self.where(int(of[place]))
-            made.append(
-                {"source": source, "row": row, "code": str(code[place]), "text": said["start"]}
-                | {"same_as": dict(zip(names, same, strict=True))}
-            )
-        return tuple(made)
-
-
-def _fingerprints(one: Drawn, reader: _Reader, num_proc: int | None) -> datasets.Dataset:
-    return map_afresh(
-        one.table,
-        reader,
-        remove_columns=one.table.column_names,
-        features=_FEATURES,
-        num_proc=num_proc if num_proc and num_proc > 1 else None,
-        desc=f"screening {source_label(reader.source)}",
-    )
+            entry = table[row]
+            if code == "contaminated":
+                same_as: dict[str, Any] = {"task": entry["task"], "problem": entry["problem"]}
+            else:
+                source, number = self.place(int(verdict.same_as[row]))
+                same_as = {"source": source, "row": number}
+            source, number = self.place(row)
+            samples.append({"source": source, "row": number, "code": code, "text": entry["start"]})
+            samples[-1]["same_as"] = same_as
+        return tuple(samples)
 
 
 def _mark_duplicates(
-    table: datasets.Dataset, mode: Any, dedup: DedupConfig, code: Any, of: Indices
+    table: datasets.Dataset, mode: Any, dedup: DedupConfig, verdict: _Verdict
 ) -> None:
-    """Write codes and the places of the rows that stay into `code` and `of`."""
-    left = np.flatnonzero((code == "") & (mode != ""))
-    digests = np.frombuffer(b"".join(table["digest"][:]), dtype="V16")
-    # Rows that contradict themselves have no digest, so these are in the order of those that have.
-    digests = digests[np.searchsorted(np.flatnonzero(mode != ""), left)]
-    _, first, same = np.unique(digests, return_index=True, return_inverse=True)
-    repeats = first[same] != np.arange(len(left))
-    code[left[repeats]], of[left[repeats]] = "duplicate", left[first[same]][repeats]
+    """Write the codes of duplicates, and the rows that they repeat, into the verdict."""
+    rows = np.flatnonzero((verdict.code == "") & (mode != ""))
+    digests = table["digest"][:]
+    same_as = exact_duplicates([digests[row] for row in rows.tolist()])
+    _mark(verdict, "duplicate", rows, same_as)
     if dedup.method == "minhash":
-        left = left[~repeats]
-        read = partial(_signatures, table)
-        bands = [
-            band_hashes(read(left[start : start + _BATCH]), dedup.threshold)
-            for start in range(0, len(left), _BATCH)
-        ]
-        if not bands:
-            return
-        hashes = np.concatenate(bands)
-        hashes[mode[left] == "think"] += np.uint64(1)  # modes are compared apart
-        alike = first_alike(hashes, lambda places: read(left[places]), threshold=dedup.threshold)
-        near = np.flatnonzero(alike >= 0)
-        code[left[near]], of[left[near]] = "near_duplicate", left[alike[near]]
+        rows = rows[same_as < 0]
+
+        def read(indices: Indices) -> Signatures:
+            joined = b"".join(table.select(rows[indices])["signature"][:])
+            return np.frombuffer(joined, dtype=np.uint32).reshape(len(indices), -1)
+
+        same_as = near_duplicates(len(rows), read, mode[rows] == "think", dedup)
+        _mark(verdict, "near_duplicate", rows, same_as)
 
 
-def _signatures(table: datasets.Dataset, places: Indices) -> Signatures:
-    joined = b"".join(table.select(places)["signature"][:])
-    return np.frombuffer(joined, dtype=np.uint32).reshape(len(places), -1)
+def _mark(verdict: _Verdict, code: str, rows: Indices, same_as: Indices) -> None:
+    repeats = same_as >= 0
+    verdict.code[rows[repeats]] = code
+    verdict.same_as[rows[repeats]] = rows[same_as[repeats]]
 
 
-def _texts(read: Conversation | PreferencePair) -> list[str]:
-    """What was said and thought in a row."""
+def _texts(parsed: Conversation | PreferencePair) -> list[str]:
+    """Return all that is said and thought in a row."""
     messages = (
-        read.messages
-        if isinstance(read, Conversation)
-        else (*read.prompt, *read.chosen, *read.rejected)
+        parsed.messages
+        if isinstance(parsed, Conversation)
+        else (*parsed.prompt, *parsed.chosen, *parsed.rejected)
     )
-    texts = [text for one in messages for text in (one.thinking, one.content) if text]
-    return texts + [json.dumps(dict(call)) for one in messages for call in one.tool_calls]
+    texts = [text for message in messages for text in (message.thinking, message.content) if text]
+    return texts + [json.dumps(dict(call)) for message in messages for call in message.tool_calls]
 
 
-def _digest(read: Conversation | PreferencePair) -> bytes:
-    """What two rows must share to be the same: everything but spaces, and where they come from."""
-    parts = (
-        (read.messages,)
-        if isinstance(read, Conversation)
-        else (read.prompt, read.chosen, read.rejected)
-    )
-    said = [
-        [(one.role, one.thinking, " ".join(one.content.split()), one.tool_calls) for one in part]
-        for part in parts
-    ]
-    whole = [read.mode, said, list(read.tools), dict(read.template_kwargs)]
-    return xxh3_128_digest(json.dumps(whole, sort_keys=True, default=str).encode())
-
-
-def _shingles(texts: list[str], ngram: int) -> Hashes:
-    """The n-grams of a row; of one without words, such as emojis, the text itself."""
-    said = "\n".join(texts)
-    hashes = word_hashes(said)
-    return (
-        shingles(hashes, ngram)
-        if len(hashes)
-        else np.array([xxh3_64_intdigest(said.encode())], "uint64")
-    )
-
-
-def _by_task(index: TaskIndex, task: Any) -> dict[str, dict[str, int]]:
-    problems = Counter(hit.task for hit in index.problems)
+def _rows_of_tasks(index: TaskIndex, task: Any) -> dict[str, dict[str, int]]:
+    problems = Counter(problem.task for problem in index.problems)
     return {
         name: {"problems": count, "rows": int((task == name).sum())}
         for name, count in problems.items()

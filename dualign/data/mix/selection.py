@@ -1,6 +1,6 @@
-"""Rows whose tokens are counted -> which of them are trained on and held out, and the account.
+"""Tokenized rows -> which of them are trained on and held out, with their counts.
 
-Pure: training and doctor both end here, so that what doctor says of a mixture is what is trained.
+Pure: training and doctor both end here, so doctor reports on the mixture that is trained on.
 """
 
 from collections import Counter
@@ -12,20 +12,27 @@ import numpy as np
 
 from dualign.data.config import DataConfig
 from dualign.data.conversation import MODES, UNKNOWN_MODE, Group
-from dualign.data.mix.amounts import Rows, choose
-from dualign.data.mix.row_stats import account, grouped, tally_rows
-from dualign.data.mix.row_table import Tokenised, Words
-from dualign.data.mix.screening import Screened
-from dualign.data.rows.loading import Drawn
+from dualign.data.mix.row_table import (
+    CategoryColumn,
+    RowTable,
+    count_rows,
+    group_rows,
+    summarize_rows,
+)
+from dualign.data.mix.sampling import TokenCounts, sample
+from dualign.data.mix.screening import ScreenedRows
+from dualign.data.rows.loading import SampledRows
 from dualign.data.rows.sources import source_label
-from dualign.data.seeds import Indices, generator, held_out, places
+from dualign.data.seeds import Indices, held_out, indices_of, rng
 from dualign.errors import DataError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Settled:
-    """Places of the rows that are trained on, in order, and of those held out. `group` has an entry for
-    each row: its place in `groups`, or -1 for a row that was left out.
+class Selection:
+    """Indices of the rows that are trained on, in order, and of those held out.
+
+    `group` has an entry for each row: its index in `groups`, or -1 for a row that was left out.
+    `rows` is ROWS of run.json.
     """
 
     train: Indices
@@ -35,79 +42,82 @@ class Settled:
     rows: Mapping[str, Any]
 
 
-def settle(
-    rows: Tokenised,
-    drawn: Sequence[Drawn],
-    screened: Screened,
+def select_rows(
+    rows: RowTable,
+    sampled: Sequence[SampledRows],
+    screened: ScreenedRows,
     data: DataConfig,
     seed: int,
-) -> Settled:
-    """Hold rows out, take each source's amount, shuffle, and count. What is left out here gets its code
-    in `rows`.
+) -> Selection:
+    """Hold rows out, take each source's amount, shuffle, and count. Rows that are left out get their
+    code in `rows`.
 
     Raises:
         DataError: no row is left, or an amount that the rows don't hold.
     """
     labels = [source_label(source) for source in data.sources]
-    unseen = _unseen(data, drawn, screened)
-    left = rows.code.holds("")
-    kept = places(left)
-    _require_rows(kept, rows.code, unseen)
-    validation = kept[held_out(len(kept), data.validation_rows, generator(seed, "validation"))]
-    left[validation] = False
-    chosen = choose(places(left), _by_mode(rows, labels), data, seed)
-    for reason, lost in chosen.left_out.items():
-        rows.code.put(lost, reason)
-    _require_rows(chosen.train, rows.code, unseen)
-    group, met = grouped(rows, labels)
-    counted = account(tally_rows(rows, group, met, chosen.train, validation, unseen))
-    counts = np.bincount(group[rows.code.holds("")], minlength=len(met))
-    kept_groups = {key for key, count in zip(met, counts, strict=True) if count}
+    untokenized = _untokenized(data, sampled, screened)
+    candidates = rows.code.equals("")
+    kept = indices_of(candidates)
+    _require_rows(kept, rows.code, untokenized)
+    validation = kept[held_out(len(kept), data.validation_rows, rng(seed, "validation"))]
+    candidates[validation] = False
+    taken = sample(indices_of(candidates), _token_counts(rows, labels), data, seed)
+    for reason, left_out in taken.left_out.items():
+        rows.code.assign(left_out, reason)
+    _require_rows(taken.train, rows.code, untokenized)
+    group, all_groups = group_rows(rows, labels)
+    stats = count_rows(rows, group, all_groups, taken.train, validation, untokenized)
+    counts = np.bincount(group[rows.code.equals("")], minlength=len(all_groups))
+    kept_groups = {key for key, count in zip(all_groups, counts, strict=True) if count}
     groups = tuple(sorted(kept_groups, key=lambda key: (labels.index(key[1]), key[0])))
-    place = np.array([groups.index(key) if key in groups else -1 for key in met], dtype=np.int32)
-    return Settled(
-        train=generator(seed, "order").permutation(chosen.train),
+    index = [groups.index(key) if key in groups else -1 for key in all_groups]
+    return Selection(
+        train=rng(seed, "order").permutation(taken.train),
         validation=validation,
-        group=place[group],
+        group=np.array(index, dtype=np.int32)[group],
         groups=groups,
-        rows=counted | {"tasks": dict(screened.tasks), "removed": list(screened.samples)},
+        rows=summarize_rows(stats)
+        | {"tasks": dict(screened.tasks), "removed": list(screened.samples)},
     )
 
 
-def _by_mode(rows: Tokenised, labels: Sequence[str]) -> Rows:
+def _token_counts(rows: RowTable, labels: Sequence[str]) -> TokenCounts:
     mode = np.full(len(rows), -1, dtype=np.int8)
-    for number, name in enumerate(MODES):
-        mode[rows.mode.holds(name)] = number
-    return Rows(owner=rows.owner, mode=mode, tokens=rows.tokens, labels=labels)
+    for index, name in enumerate(MODES):
+        mode[rows.mode.equals(name)] = index
+    return TokenCounts(source_index=rows.source_index, mode=mode, tokens=rows.tokens, labels=labels)
 
 
 def check_labels(labels: Sequence[str]) -> None:
-    """Two sources of one name would be one line in every table."""
-    twice = sorted(label for label, count in Counter(labels).items() if count > 1)
-    if twice:
+    """Raise DataError if two sources have one name: they would share a line in every table."""
+    repeated = sorted(label for label, count in Counter(labels).items() if count > 1)
+    if repeated:
         raise DataError(
-            f"sources with the same name: {', '.join(twice)}. Give each of them a label of its own."
+            f"sources with the same name: {', '.join(repeated)}. Give each of them a label of its own."
         )
 
 
-def _unseen(
-    data: DataConfig, drawn: Sequence[Drawn], screened: Screened
+def _untokenized(
+    data: DataConfig, sampled: Sequence[SampledRows], screened: ScreenedRows
 ) -> dict[Group, Counter[str]]:
-    """Rows that weren't tokenised: not drawn, by the key that drew; or screened out, by code."""
-    unseen: dict[Group, Counter[str]] = {}
-    for source, one in zip(data.sources, drawn, strict=True):
+    """Count the rows that weren't tokenized: not sampled, by recipe key; screened out, by code."""
+    untokenized: dict[Group, Counter[str]] = {}
+    for source, rows in zip(data.sources, sampled, strict=True):
         group = (UNKNOWN_MODE if source.mode == "row" else source.mode, source_label(source))
-        if count := one.total - len(one.rows):
-            unseen[group] = Counter({"weight" if source.rows is None else "rows": count})
+        if count := rows.total - len(rows.rows):
+            untokenized[group] = Counter({"weight" if source.rows is None else "rows": count})
     for group, codes in screened.removed.items():
-        unseen[group] = unseen.get(group, Counter()) + codes
-    return unseen
+        untokenized[group] = untokenized.get(group, Counter()) + codes
+    return untokenized
 
 
-def _require_rows(kept: Indices, codes: Words, unseen: Mapping[Group, Counter[str]]) -> None:
+def _require_rows(
+    kept: Indices, codes: CategoryColumn, untokenized: Mapping[Group, Counter[str]]
+) -> None:
     if not len(kept):
-        lost = codes.counted(~codes.holds(""))
-        for more in unseen.values():
-            lost.update(more)
+        lost = codes.counts(~codes.equals(""))
+        for counts in untokenized.values():
+            lost.update(counts)
         listed = ", ".join(f"{reason}: {count}" for reason, count in sorted(lost.items()))
         raise DataError(f"no row is left to train on. Left out: {listed}.")

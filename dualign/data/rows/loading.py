@@ -17,7 +17,6 @@ from typing import Any
 import datasets
 from datasets.arrow_writer import ArrowWriter
 
-from dualign.data.caching import temporary_folder
 from dualign.data.config import SourceConfig
 from dualign.data.rows.columns import csv_options, json_features
 from dualign.data.rows.source_files import (
@@ -28,7 +27,8 @@ from dualign.data.rows.source_files import (
     local_files,
 )
 from dualign.data.rows.unpacking import need_zstandard, unpacked
-from dualign.data.seeds import Indices, generator, source_rows
+from dualign.data.seeds import Indices, rng, rows_to_read
+from dualign.data.uncached import temporary_folder
 from dualign.errors import DataError
 
 _SHARD_ROWS = 20_000
@@ -36,8 +36,8 @@ _SHUFFLE_ROWS = 2_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Drawn:
-    """The rows of a source that its amount asks for. `rows` are their places in the source, `total`
+class SampledRows:
+    """The rows of a source that its amount asks for. `rows` are their indices in the source, `total`
     is how many rows were read, `sha256` is over the source's bytes or, of a hub dataset, its rows.
     """
 
@@ -48,48 +48,52 @@ class Drawn:
 
 
 def load_source(source: SourceConfig, *, base: Path | None = None) -> datasets.Dataset:
-    """All rows of a source as a table on disk; relative paths start at `base`."""
-    rows = _opened(source, base)
+    """Return all rows of a source as a table on disk; relative paths start at `base`."""
+    rows = _open(source, base)
     if source.streaming:
         rows = _to_disk(rows, _features(rows))
     if not len(rows):
-        raise _empty(source)
+        raise DataError(f"source {source.path!r}, split {source.split!r}: holds no rows")
     return rows
 
 
-def draw_source(source: SourceConfig, *, seed: int, number: int, base: Path | None) -> Drawn:
-    """The rows of a source that its `weight` or `rows` asks for, in the source's order.
+def sample_rows(source: SourceConfig, *, seed: int, number: int, base: Path | None) -> SampledRows:
+    """Return the rows of a source that its `weight` or `rows` asks for, in the source's order.
 
-    The draw has a random generator of its own, from the seed and the source's `number` in the recipe.
+    They are drawn by a random generator of their own, made from the seed and the source's `number` in
+    the recipe.
     """
-    random = generator(seed, "weight", number)
+    random = rng(seed, "weight", number)
     if not source.streaming or source.rows is None:
         table = load_source(source, base=base)
-        rows = source_rows(len(table), source, random)
+        rows = rows_to_read(len(table), source, random)
         digest = _digest(source, table, base)
-        return Drawn(table=table.select(rows), rows=rows, total=len(table), sha256=digest)
-    stream = _opened(source, base)
+        return SampledRows(table=table.select(rows), rows=rows, total=len(table), sha256=digest)
+    stream = _open(source, base)
     if not local_files(source.path, base):
         return _first_shuffled(source, stream, seed)
     total = sum(1 for _ in stream)
-    rows = source_rows(total, source, random)
+    rows = rows_to_read(total, source, random)
     table = _to_disk(_at(stream, rows), _features(stream))
-    return Drawn(table=table, rows=rows, total=total, sha256=_digest(source, table, base))
+    digest = _digest(source, table, base)
+    return SampledRows(table=table, rows=rows, total=total, sha256=digest)
 
 
-def _first_shuffled(source: SourceConfig, stream: datasets.IterableDataset, seed: int) -> Drawn:
-    """The first rows of a hub dataset whose files, and then rows in a buffer, were shuffled: only
-    the files that were reached are downloaded.
+def _first_shuffled(
+    source: SourceConfig, stream: datasets.IterableDataset, seed: int
+) -> SampledRows:
+    """Return the first rows of a hub dataset after its files, and then rows in a buffer, were shuffled:
+    only the files that are reached are downloaded.
     """
-    assert source.rows is not None, "draw_source asked for rows"
+    assert source.rows is not None, "sample_rows asks for rows"
     features = _features(stream)
-    mixed = stream.shuffle(seed=seed, buffer_size=_SHUFFLE_ROWS).take(source.rows)
-    table = _to_disk(mixed, features)
-    rows = source_rows(len(table), source, generator(seed, "stream"))
-    return Drawn(table=table, rows=rows, total=len(rows), sha256=_rows_sha256(table))
+    shuffled = stream.shuffle(seed=seed, buffer_size=_SHUFFLE_ROWS).take(source.rows)
+    table = _to_disk(shuffled, features)
+    rows = rows_to_read(len(table), source, rng(seed, "stream"))
+    return SampledRows(table=table, rows=rows, total=len(rows), sha256=_rows_sha256(table))
 
 
-def _opened(source: SourceConfig, base: Path | None) -> datasets.Dataset | datasets.IterableDataset:
+def _open(source: SourceConfig, base: Path | None) -> datasets.Dataset | datasets.IterableDataset:
     files = local_files(source.path, base)
     need_zstandard(source.path, files)
     try:
@@ -145,31 +149,27 @@ def _hub(source: SourceConfig) -> datasets.Dataset | datasets.IterableDataset:
     )
 
 
-def _empty(source: SourceConfig) -> DataError:
-    return DataError(f"source {source.path!r}, split {source.split!r}: holds no rows")
-
-
 def _features(stream: datasets.IterableDataset) -> datasets.Features:
-    """The columns of a stream; read off its first rows where its files don't say."""
+    """Return the columns of a stream, inferred from its first rows if its files don't declare them."""
     if stream.features is not None:
         return stream.features
     return datasets.Dataset.from_list(list(stream.take(1000))).features
 
 
 def _at(stream: Iterable[dict[str, Any]], rows: Indices) -> Iterator[dict[str, Any]]:
-    """The items of a stream at ascending places."""
-    wanted = iter(rows.tolist())
-    place = next(wanted, None)
+    """Yield the items of a stream at ascending indices."""
+    indices = iter(rows.tolist())
+    index = next(indices, None)
     for number, row in enumerate(stream):
-        if number == place:
+        if number == index:
             yield row
-            place = next(wanted, None)
-        if place is None:
+            index = next(indices, None)
+        if index is None:
             return
 
 
 def _to_disk(stream: Iterable[dict[str, Any]], features: datasets.Features) -> datasets.Dataset:
-    """The rows of a stream as Arrow files of a temporary folder, one shard at a time."""
+    """Write the rows of a stream to Arrow files of a temporary folder, one shard at a time."""
     folder, rows, shards = temporary_folder(), iter(stream), []
     while batch := list(islice(rows, 1)):
         handle, path = tempfile.mkstemp(suffix=".arrow", dir=folder)

@@ -1,4 +1,4 @@
-"""Conversation -> Rendered: the text of a row, and the parts of it that the model has to produce.
+"""Conversation -> RenderedRow: the text of a row, and the parts of it that the model has to produce.
 
 What a model must produce in a turn is what follows the generation prompt of that turn, up to and
 with the end-of-turn token. So the spans aren't searched for: each turn is rendered as it would be
@@ -22,7 +22,7 @@ Span = tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Rendered:
+class RenderedRow:
     """The text of a row; `spans` are the (start, end) characters that are supervised, `traces` those
     of the thinking in supervised turns, up to the answer. `conversation` is what was rendered.
     """
@@ -49,7 +49,7 @@ class _Turn(NamedTuple):
 
 def render_rows(
     template: ChatTemplate, conversation: Conversation, supervise: Supervise
-) -> list[Rendered]:
+) -> list[RenderedRow]:
     """The row as the model is to see it, with its supervised spans; TemplateError where a span
     can't be proven.
 
@@ -66,7 +66,7 @@ def render_rows(
     turns = _supervised(conversation, supervise)
     if not turns:
         return [_rendered(conversation, text_of(len(conversation.messages), False), {}, supervise)]
-    rows: list[Rendered] = []
+    rows: list[RenderedRow] = []
     end = len(conversation.messages)
     alone = {turn: text_of(turn + 1, False) for turn in turns if turn + 1 < end}
     while turns:
@@ -86,7 +86,7 @@ def render_rows(
 
 def render_row(
     template: ChatTemplate, conversation: Conversation, supervise: Supervise
-) -> Rendered:
+) -> RenderedRow:
     """The one row of a conversation; TemplateError where the template makes it several."""
     rows = render_rows(template, conversation, supervise)
     if len(rows) > 1:
@@ -97,19 +97,19 @@ def render_row(
     return rows[0]
 
 
-def _whole(conversation: Conversation, text: str) -> Rendered:
+def _whole(conversation: Conversation, text: str) -> RenderedRow:
     made = _rendered(conversation, text, {}, "all")
     return replace(made, spans=((0, len(text)),))
 
 
 def _rendered(
     conversation: Conversation, text: str, turns: dict[int, _Turn], supervise: Supervise
-) -> Rendered:
+) -> RenderedRow:
     marked = [
         (_supervised_part(conversation, which, turn, supervise), turn)
         for which, turn in turns.items()
     ]
-    return Rendered(
+    return RenderedRow(
         text=text,
         spans=tuple(span for span, _ in marked if span[0] < span[1]),
         mode=conversation.mode,

@@ -1,7 +1,7 @@
 """Chat templates: jinja texts of ours, of a file or of a tokenizer, and the texts they render."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cached_property
 from importlib.resources import files
@@ -34,6 +34,10 @@ class ChatTemplate:
     text: str
     special_tokens: Mapping[str, str] = field(default_factory=dict)
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def with_kwargs(self, template_kwargs: Mapping[str, Any]) -> "ChatTemplate":
+        """Return the template with more variables for every render; a row's own come before them."""
+        return replace(self, template_kwargs={**self.template_kwargs, **template_kwargs})
 
     def prompt(
         self,

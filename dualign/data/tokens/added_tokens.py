@@ -1,15 +1,13 @@
-"""Where spans are among the tokens, told by the added tokens between them, without the place of every
-token.
+"""Find spans among tokens by the added tokens between them, without the offsets of every token.
 
-Added tokens (`<|im_start|>`, `<|im_end|>`) cut a text before anything else happens to it. A span
-ends with one. It starts a few tokens after one, and those few are known: the end of a generation
-prompt, tokenised alone, must be what the row has there. That is half of what a tokenizer's offsets
-cost. Where any of it doesn't hold, the answer is None, and offsets decide.
+Added tokens (`<|im_start|>`, `<|im_end|>`) cut a text before anything else happens to it. A span ends
+with one. It starts a few tokens after one, and those few can be checked: the end of a generation
+prompt, tokenized alone, must be what the row has there. That takes half the time of a tokenizer's
+offsets. Where any of it doesn't hold, the answer is None, and offsets decide.
 """
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from dualign.data.text.spans import Span
@@ -18,67 +16,71 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-@dataclass(frozen=True, kw_only=True)
-class Landmarks:
-    """The added tokens of a tokenizer, and the ids of the prompt ends that were met."""
+class AddedTokenAligner:
+    """The added tokens of a tokenizer, with a cache of the tokenized ends of prompts."""
 
-    tokenizer: "PreTrainedTokenizerBase"
-    ids: Mapping[str, int]
-    known: frozenset[int]
-    """the same ids"""
-    pattern: re.Pattern[str]
-    ends: dict[str, list[int]] = field(default_factory=dict)
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+        added = tokenizer.added_tokens_decoder
+        self._tokenizer = tokenizer
+        self._id_of = {token.content: token_id for token_id, token in added.items()}
+        self._ids = frozenset(added)
+        longest_first = sorted(self._id_of, key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, longest_first)))
+        self._suffix_ids: dict[str, list[int]] = {}
 
-    def labelled(self, text: str, spans: Sequence[Span], ids: list[int]) -> list[Span] | None:
-        """(first, last) tokens of each span; None where that can't be told."""
-        met = list(self.pattern.finditer(text))
-        places = _places(ids, self.known)
-        if [ids[at] for at in places] != [self.ids[one.group()] for one in met]:
+    def token_spans(self, text: str, spans: Sequence[Span], ids: list[int]) -> list[Span] | None:
+        """Return the (first, stop) tokens of each (start, stop) characters; None if that isn't certain.
+
+        `ids` are the tokens of `text`.
+        """
+        matches = list(self._pattern.finditer(text))
+        places = _places(ids, self._ids)
+        if [ids[place] for place in places] != [self._id_of[match.group()] for match in matches]:
             return None
-        stops = {one.end(): place for one, place in zip(met, places, strict=True)}
-        found = list(self._found(text, spans, ids, stops))
-        return found if len(found) == len(spans) else None
+        place_of_end = {match.end(): place for match, place in zip(matches, places, strict=True)}
+        aligned = list(self._aligned(text, spans, ids, place_of_end))
+        return aligned if len(aligned) == len(spans) else None
 
-    def _found(
-        self, text: str, spans: Sequence[Span], ids: list[int], stops: Mapping[int, int]
+    def _aligned(
+        self, text: str, spans: Sequence[Span], ids: list[int], place_of_end: Mapping[int, int]
     ) -> Iterator[Span]:
+        """Yield the tokens of spans up to the first that isn't certain.
+
+        `place_of_end`: where an added token ends in the text -> its place among the tokens.
+        """
         for start, stop in spans:
-            before = max((end for end in stops if end <= start), default=None)
-            if before is None or stop not in stops:
+            before = max((end for end in place_of_end if end <= start), default=None)
+            if before is None or stop not in place_of_end:
                 return
-            prompt_end = self._alone(text[before:start])
-            first = stops[before] + 1 + len(prompt_end)
-            if ids[stops[before] + 1 : first] != prompt_end:
+            prompt_suffix = self._tokenize(text[before:start])
+            first = place_of_end[before] + 1 + len(prompt_suffix)
+            if ids[place_of_end[before] + 1 : first] != prompt_suffix:
                 return
-            yield first, stops[stop] + 1
+            yield first, place_of_end[stop] + 1
 
-    def _alone(self, text: str) -> list[int]:
-        if text not in self.ends:
-            encoding = self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
-            self.ends[text] = encoding.ids
-        return self.ends[text]
+    def _tokenize(self, suffix: str) -> list[int]:
+        if suffix not in self._suffix_ids:
+            encoding = self._tokenizer.backend_tokenizer.encode(suffix, add_special_tokens=False)
+            self._suffix_ids[suffix] = encoding.ids
+        return self._suffix_ids[suffix]
 
 
-def _places(ids: list[int], known: frozenset[int]) -> list[int]:
-    """Where tokens of `known` are. A row has few kinds of them: looking for each is quicker than
-    looking at every token.
+def _places(ids: list[int], wanted: frozenset[int]) -> list[int]:
+    """Return where tokens of `wanted` are. A row has few kinds of them: looking for each is quicker
+    than looking at every token.
     """
     places = []
-    for token in known.intersection(ids):
-        at = -1
+    for token in wanted.intersection(ids):
+        place = -1
         for _ in range(ids.count(token)):
-            at = ids.index(token, at + 1)
-            places.append(at)
+            place = ids.index(token, place + 1)
+            places.append(place)
     return sorted(places)
 
 
-def landmarks(tokenizer: "PreTrainedTokenizerBase") -> Landmarks | None:
-    """The landmarks of a tokenizer; None if its added tokens take in what is beside them."""
-    added = tokenizer.added_tokens_decoder
-    if not added or any(one.lstrip or one.rstrip or one.single_word for one in added.values()):
+def added_token_aligner(tokenizer: "PreTrainedTokenizerBase") -> AddedTokenAligner | None:
+    """Return the aligner of a tokenizer; None if its added tokens absorb the text around them."""
+    added = tokenizer.added_tokens_decoder.values()
+    if not added or any(token.lstrip or token.rstrip or token.single_word for token in added):
         return None
-    ids = {one.content: number for number, one in added.items()}
-    longest_first = sorted(ids, key=len, reverse=True)
-    pattern = re.compile("|".join(re.escape(content) for content in longest_first))
-    known = frozenset(ids.values())
-    return Landmarks(tokenizer=tokenizer, ids=ids, known=known, pattern=pattern)
+    return AddedTokenAligner(tokenizer)

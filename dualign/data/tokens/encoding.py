@@ -1,4 +1,4 @@
-"""Raw rows -> tokenised rows, a batch at a time and in worker processes. What can't be used comes
+"""Raw rows -> tokenized rows, a batch at a time and in worker processes. Rows that can't be used come
 back as a code.
 
 A callable for `datasets.Dataset.map`; it returns an Arrow table with a column for each field of the
@@ -23,7 +23,7 @@ from dualign.data.policies import stops
 from dualign.data.rows.sources import to_conversation, to_pair
 from dualign.data.rows.text_rules import TextRules, text_rules
 from dualign.data.seeds import Indices
-from dualign.data.text.spans import Rendered, render_rows
+from dualign.data.text.spans import RenderedRow, render_rows
 from dualign.data.text.template import ChatTemplate
 from dualign.data.text.truncation import within_budget, without_first_turns
 from dualign.data.tokens.labels import IGNORE_INDEX, Example, encode_batch
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _PART = 250
-"""Rows that are tokenised together, while the next are rendered."""
+"""Rows that are tokenized together, while the next are rendered."""
 _TOKENS = datasets.List(datasets.Value("int32"))
-_ABOUT = {
+_ROW_FEATURES = {
     "row": datasets.Value("int64"),
     "mode": datasets.Value("string"),
     "code": datasets.Value("string"),
@@ -46,9 +46,9 @@ _ABOUT = {
 
 
 @contextmanager
-def _uncollected() -> Iterator[None]:
-    """Python's search for reference cycles, of which a batch of rows makes none, looks at every
-    object of torch and transformers again: a tenth of the time of preparing.
+def _gc_paused() -> Iterator[None]:
+    """Pause the cyclic garbage collector: batches create no cycles, and each collection scans all
+    of torch's objects (10 % of preparation time).
     """
     enabled = gc.isenabled()
     gc.disable()
@@ -60,40 +60,41 @@ def _uncollected() -> Iterator[None]:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Encoded:
-    """A row and what became of it, as far as it came. A conversation has one side, a pair two: `rendered`
-    are the texts of all, `examples` those of the first side and of the second.
+class EncodedRow:
+    """A row after each step, as far as it came.
+
+    A row is one conversation, or two that share a prompt: a pair's chosen and rejected one. Each is
+    rendered as one text, or as several where the template rewrites history. `rendered` are the
+    texts of all, `examples` those of each conversation.
     """
 
     row: int
     conversations: tuple[Conversation, ...] = ()
-    rendered: tuple[Rendered, ...] = ()
+    rendered: tuple[RenderedRow, ...] = ()
     examples: tuple[list[Example], ...] = ()
     fault: RowError | None = None
     entry: Mapping[str, Any]
     """the row of the table that is trained on"""
 
 
-Sides = list[list[Rendered] | RowError]
-"""A conversation has one side, a pair two; each is rendered as one text or several."""
-Made = list[list[Example] | RowError]
-"""The examples of each side."""
+Texts = list[RenderedRow] | RowError
+"""The rendered texts of one conversation."""
+Examples = list[Example] | RowError
+"""The examples of one conversation."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Draft:
-    """A row before it is tokenised."""
+class _PendingRow:
+    """A row before it is tokenized, with the texts of each of its conversations."""
 
     row: int
-    read: Conversation | PreferencePair | RowError
-    sides: Sides
+    parsed: Conversation | PreferencePair | RowError
+    texts: list[Texts]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Encoder:
-    """What turns rows of one source into tokens. `rows` are the places in the source of the rows it
-    will be given.
-    """
+    """Rows of one source -> tokens. `rows` are the indices in the source of the rows that will come."""
 
     source: SourceConfig
     data: DataConfig
@@ -101,61 +102,67 @@ class Encoder:
     template: ChatTemplate
     rows: Indices = field(repr=False)
     features: ClassVar[datasets.Features]
-    sides: ClassVar[int]
+    conversations_per_row: ClassVar[int]
 
-    @_uncollected()
     def __call__(self, batch: Mapping[str, list[Any]], indices: list[int]) -> pa.Table:
-        made = self.encode(batch, self.rows[indices].tolist())
-        return _columns([one.entry for one in made], self.features)
+        with _gc_paused():
+            encoded = self.encode(batch, self.rows[indices].tolist())
+            return _to_arrow([row.entry for row in encoded], self.features)
 
-    def encode(self, batch: Mapping[str, list[Any]], rows: list[int]) -> list[Encoded]:
-        """Each row of a batch of columns, with all that was made of it on the way; `rows` are their
-        places in the source.
+    def encode(self, batch: Mapping[str, list[Any]], rows: list[int]) -> list[EncodedRow]:
+        """Return each row of a batch of columns, with the results of all steps; `rows` are their
+        indices in the source.
 
-        The tokenizer works outside the interpreter, so a thread tokenises one part of the rows
-        while the next is read and rendered.
+        The tokenizer releases the GIL, so a thread tokenizes one part of the rows while the next is
+        parsed and rendered.
         """
-        given = list(zip(_rows_of(batch), rows, strict=True))
+        raw_rows = list(zip(_rows_of(batch), rows, strict=True))
         parts = []
-        with ThreadPoolExecutor(max_workers=1) as tokenising:
-            for start in range(0, len(given), _PART):
-                drafts = [self._draft(raw, row) for raw, row in given[start : start + _PART]]
-                sides = [side for draft in drafts for side in draft.sides]
-                parts.append((drafts, tokenising.submit(self._encoded, sides)))
-        return [one for drafts, made in parts for one in self._finished(drafts, made.result())]
+        with ThreadPoolExecutor(max_workers=1) as tokenizing:
+            for start in range(0, len(raw_rows), _PART):
+                pending = [self._pending(raw, row) for raw, row in raw_rows[start : start + _PART]]
+                texts = [texts for row in pending for texts in row.texts]
+                parts.append((pending, tokenizing.submit(self._encode_texts, texts)))
+        return [
+            row for pending, examples in parts for row in self._finish(pending, examples.result())
+        ]
 
-    def _draft(self, raw: dict[str, Any], row: int) -> _Draft:
+    def _pending(self, raw: dict[str, Any], row: int) -> _PendingRow:
         try:
-            read = self._read(raw, row)
+            parsed = self._parse(raw, row)
         except RowError as error:
-            read = self._fault(error)
-        if isinstance(read, RowError):
-            return _Draft(row=row, read=read, sides=[read] * self.sides)
-        return _Draft(row=row, read=read, sides=self._rendered_sides(read))
+            error = self._check_policy(error)
+            return _PendingRow(row=row, parsed=error, texts=[error] * self.conversations_per_row)
+        return _PendingRow(row=row, parsed=parsed, texts=self._render_all(parsed))
 
-    def _finished(self, drafts: Sequence[_Draft], made: Made) -> Iterator[Encoded]:
-        for number, draft in enumerate(drafts):
-            sides = made[number * self.sides : (number + 1) * self.sides]
-            yield Encoded(
-                row=draft.row,
-                conversations=_conversations(draft.read),
+    def _finish(
+        self, pending: Sequence[_PendingRow], examples: list[Examples]
+    ) -> Iterator[EncodedRow]:
+        for number, row in enumerate(pending):
+            of_row = examples[
+                number * self.conversations_per_row : (number + 1) * self.conversations_per_row
+            ]
+            yield EncodedRow(
+                row=row.row,
+                conversations=_conversations(row.parsed),
                 rendered=tuple(
-                    text for side in draft.sides if not isinstance(side, RowError) for text in side
+                    text for texts in row.texts if not isinstance(texts, RowError) for text in texts
                 ),
-                examples=tuple(side for side in sides if not isinstance(side, RowError)),
-                fault=next((side for side in sides if isinstance(side, RowError)), None),
-                entry=self._entry(draft, sides),
+                examples=tuple(item for item in of_row if not isinstance(item, RowError)),
+                fault=next((item for item in of_row if isinstance(item, RowError)), None),
+                entry=self._entry(row, of_row),
             )
 
-    def _read(self, raw: dict[str, Any], row: int) -> Any:
-        """The row in its canonical form; RowError if it contradicts itself."""
+    def _parse(self, raw: dict[str, Any], row: int) -> Any:
+        """Return the row in its canonical form; RowError if it is inconsistent."""
         raise NotImplementedError
 
-    def _rendered_sides(self, read: Any) -> Sides:
+    def _render_all(self, parsed: Any) -> list[Texts]:
+        """Render each conversation of a row."""
         raise NotImplementedError
 
-    def _entry(self, draft: _Draft, sides: Made) -> dict[str, Any]:
-        """The row of the table that is trained on."""
+    def _entry(self, row: _PendingRow, examples: list[Examples]) -> dict[str, Any]:
+        """Return the row of the table that is trained on."""
         raise NotImplementedError
 
     @cached_property
@@ -166,15 +173,13 @@ class Encoder:
         default = self.data.too_long if code == "too_long" else self.data.conflicts
         return stops(code, self.source.on_fault, default=default)
 
-    def _fault(self, error: RowError) -> RowError:
-        """The fault as a reason to leave the row out, or raised if the recipe says so."""
+    def _check_policy(self, error: RowError) -> RowError:
+        """Return the fault of a row that is to be left out; raise it if the recipe stops for it."""
         if self._stops(error.code):
             raise error
         return error
 
-    def _rendered(
-        self, conversation: Conversation, supervise: Supervise
-    ) -> list[Rendered] | RowError:
+    def _render(self, conversation: Conversation, supervise: Supervise) -> Texts:
         try:
             return render_rows(self.template, conversation, supervise)
         except TemplateError as error:
@@ -188,55 +193,56 @@ class Encoder:
                 mode=conversation.mode,
             )
 
-    def _encoded(self, rendered: Sides) -> Made:
-        """The examples of each row; faults stay in their places, and one of an example is its row's."""
+    def _encode_texts(self, texts_of_all: list[Texts]) -> list[Examples]:
+        """Return the examples of each conversation. Faults stay in their places; a fault of one text
+        is its conversation's.
+        """
         limit = None if self.data.packing == "wrapped" else self.data.max_tokens
-        flat = [part for parts in rendered if not isinstance(parts, RowError) for part in parts]
-        made = iter(
+        flat = [text for texts in texts_of_all if not isinstance(texts, RowError) for text in texts]
+        encoded = iter(
             encode_batch(flat, self.tokenizer, max_tokens=limit, too_long=self.data.too_long)
         )
         return [
-            parts
-            if isinstance(parts, RowError)
-            else self._fitting(parts, [next(made) for _ in parts])
-            for parts in rendered
+            texts
+            if isinstance(texts, RowError)
+            else self._fit(texts, [next(encoded) for _ in texts])
+            for texts in texts_of_all
         ]
 
-    def _fitting(
-        self, parts: list[Rendered], made: list[Example | RowError]
-    ) -> list[Example] | RowError:
+    def _fit(self, texts: list[RenderedRow], encoded: list[Example | RowError]) -> Examples:
         fitting = []
-        for part, one in zip(parts, made, strict=True):
-            found = self._shortened(part, one) if isinstance(one, RowError) else one
-            if isinstance(found, RowError):
-                return found
-            fitting.append(found)
+        for text, example in zip(texts, encoded, strict=True):
+            result = self._shorten(text, example) if isinstance(example, RowError) else example
+            if isinstance(result, RowError):
+                return result
+            fitting.append(result)
         return fitting
 
-    def _shortened(self, part: Rendered, fault: RowError) -> Example | RowError:
-        """A row that is too long without as many of its first turns as need be."""
-        left = part.conversation
+    def _shorten(self, text: RenderedRow, fault: RowError) -> Example | RowError:
+        """Drop leading turns until the row fits, if it is too long and the recipe says cut_history."""
+        rest = text.conversation
         if fault.code != "too_long" or self.data.too_long != "cut_history":
             return fault
-        while left is not None and (left := without_first_turns(left)) is not None:
-            rendered = self._rendered(
-                left, "assistant" if self.data.supervise == "last" else self.data.supervise
+        while rest is not None and (rest := without_first_turns(rest)) is not None:
+            rendered = self._render(
+                rest, "assistant" if self.data.supervise == "last" else self.data.supervise
             )
             if isinstance(rendered, RowError):
                 return rendered
             limit = self.data.max_tokens
-            made = encode_batch(rendered[-1:], self.tokenizer, max_tokens=limit)[0]
-            if isinstance(made, Example):
-                return replace(made, cut=True)
-            if made.code != "too_long":
-                return made
+            example = encode_batch(rendered[-1:], self.tokenizer, max_tokens=limit)[0]
+            if isinstance(example, Example):
+                return replace(example, cut=True)
+            if example.code != "too_long":
+                return example
         return fault
 
     def _dropped(self, error: RowError, row: int) -> dict[str, Any]:
+        """Return the entry of a row that is left out, with an empty list in each column of tokens."""
         source_mode = UNKNOWN_MODE if self.source.mode == "row" else self.source.mode
-        mode = error.mode or source_mode
-        about = {"row": row, "mode": mode, "code": error.code, "repairs": ""}
-        return about | {"tokens": 0, "supervised": 0}
+        entry: dict[str, Any] = {name: [] for name in self.features if name not in _ROW_FEATURES}
+        entry |= {"row": row, "mode": error.mode or source_mode, "code": error.code}
+        return entry | {"repairs": "", "tokens": 0, "supervised": 0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,40 +250,38 @@ class ExampleEncoder(Encoder):
     """Rows -> examples."""
 
     features: ClassVar[datasets.Features] = datasets.Features(
-        {"input_ids": _TOKENS, "labels": _TOKENS, "parts": _TOKENS, **_ABOUT}
+        {"input_ids": _TOKENS, "labels": _TOKENS, "parts": _TOKENS, **_ROW_FEATURES}
     )
+    conversations_per_row = 1
 
-    sides = 1
-
-    def _read(self, raw: dict[str, Any], row: int) -> Conversation:
-        read = to_conversation(
+    def _parse(self, raw: dict[str, Any], row: int) -> Conversation:
+        parsed = to_conversation(
             raw, source=self.source, index=row, supervise=self.data.supervise, rules=self._rules
         )
         budget = self.source.thinking_budget
-        return read if budget is None else within_budget(read, budget, self._ends)
+        return parsed if budget is None else within_budget(parsed, budget, self._token_ends)
 
-    def _rendered_sides(self, read: Conversation) -> Sides:
-        return [self._rendered(read, self.data.supervise)]
+    def _render_all(self, parsed: Conversation) -> list[Texts]:
+        return [self._render(parsed, self.data.supervise)]
 
-    def _ends(self, text: str) -> list[int]:
+    def _token_ends(self, text: str) -> list[int]:
         tokens = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         return [stop for _, stop in tokens["offset_mapping"]]
 
-    def _entry(self, draft: _Draft, sides: Made) -> dict[str, Any]:
-        """The examples of a row behind one another; `parts` are their lengths."""
-        (made,) = sides
-        if isinstance(made, RowError):
-            nothing: dict[str, Any] = {"input_ids": [], "labels": [], "parts": []}
-            return self._dropped(self._fault(made), draft.row) | nothing
-        labels = _joined([one.labels for one in made])
-        repairs = [_repairs(draft.read), "split_history" if len(made) > 1 else ""]
-        repairs.append(self.data.too_long if any(one.cut for one in made) else "")
+    def _entry(self, row: _PendingRow, examples: list[Examples]) -> dict[str, Any]:
+        """Return the examples of a row one after the other; `parts` are their lengths."""
+        (of_row,) = examples
+        if isinstance(of_row, RowError):
+            return self._dropped(self._check_policy(of_row), row.row)
+        labels = _concatenated([example.labels for example in of_row])
+        repairs = [_repairs(row.parsed), "split_history" if len(of_row) > 1 else ""]
+        repairs.append(self.data.too_long if any(example.cut for example in of_row) else "")
         return {
-            "input_ids": _joined([one.input_ids for one in made]),
+            "input_ids": _concatenated([example.input_ids for example in of_row]),
             "labels": labels,
-            "parts": [len(one.input_ids) for one in made],
-            "row": draft.row,
-            "mode": made[0].mode,
+            "parts": [len(example.input_ids) for example in of_row],
+            "row": row.row,
+            "mode": of_row[0].mode,
             "code": "",
             "tokens": len(labels),
             "supervised": len(labels) - labels.count(IGNORE_INDEX),
@@ -290,26 +294,24 @@ class PairEncoder(Encoder):
     """Rows -> pairs. A pair's tokens are those of its prompt and both answers."""
 
     features: ClassVar[datasets.Features] = datasets.Features(
-        {"prompt_ids": _TOKENS, "chosen_ids": _TOKENS, "rejected_ids": _TOKENS, **_ABOUT}
+        {"prompt_ids": _TOKENS, "chosen_ids": _TOKENS, "rejected_ids": _TOKENS, **_ROW_FEATURES}
     )
+    conversations_per_row = 2
 
-    sides = 2
-
-    def _read(self, raw: dict[str, Any], row: int) -> PreferencePair:
+    def _parse(self, raw: dict[str, Any], row: int) -> PreferencePair:
         return to_pair(raw, source=self.source, index=row, rules=self._rules)
 
-    def _rendered_sides(self, read: PreferencePair) -> Sides:
-        return [self._rendered(side, "last") for side in _conversations(read)]
+    def _render_all(self, parsed: PreferencePair) -> list[Texts]:
+        return [self._render(conversation, "last") for conversation in _conversations(parsed)]
 
-    def _entry(self, draft: _Draft, sides: Made) -> dict[str, Any]:
-        chosen, rejected = sides
-        for made in (chosen, rejected):
-            if isinstance(made, RowError):
-                nothing: dict[str, Any] = {"prompt_ids": [], "chosen_ids": [], "rejected_ids": []}
-                return self._dropped(self._fault(made), draft.row) | nothing
+    def _entry(self, row: _PendingRow, examples: list[Examples]) -> dict[str, Any]:
+        chosen, rejected = examples
+        for of_answer in (chosen, rejected):
+            if isinstance(of_answer, RowError):
+                return self._dropped(self._check_policy(of_answer), row.row)
         assert isinstance(chosen, list) and isinstance(rejected, list)
-        prompt_ids, chosen_ids = _split(chosen[0])
-        other_prompt, rejected_ids = _split(rejected[0])
+        prompt_ids, chosen_ids = chosen[0].prompt_and_answer()
+        other_prompt, rejected_ids = rejected[0].prompt_and_answer()
         assert prompt_ids == other_prompt, (
             "encode proved that both start with the prompt's own tokens"
         )
@@ -318,48 +320,41 @@ class PairEncoder(Encoder):
             "prompt_ids": prompt_ids,
             "chosen_ids": chosen_ids,
             "rejected_ids": rejected_ids,
-            "row": draft.row,
+            "row": row.row,
             "mode": chosen[0].mode,
             "code": "",
             "tokens": len(prompt_ids) + supervised,
             "supervised": supervised,
-            "repairs": _repairs(draft.read),
+            "repairs": _repairs(row.parsed),
         }
 
 
-def _conversations(read: Conversation | PreferencePair | RowError) -> tuple[Conversation, ...]:
-    """A conversation; chosen and rejected, each as a conversation of its own; or none."""
-    if isinstance(read, RowError):
+def _conversations(parsed: Conversation | PreferencePair | RowError) -> tuple[Conversation, ...]:
+    """Return a conversation; chosen and rejected, each as a conversation; or none."""
+    if isinstance(parsed, RowError):
         return ()
-    if isinstance(read, Conversation):
-        return (read,)
+    if isinstance(parsed, Conversation):
+        return (parsed,)
     return tuple(
         Conversation(
-            messages=(*read.prompt, *answer),
-            mode=read.mode,
-            source=read.source,
-            row=read.row,
-            tools=read.tools,
-            template_kwargs=read.template_kwargs,
+            messages=(*parsed.prompt, *answer),
+            mode=parsed.mode,
+            source=parsed.source,
+            row=parsed.row,
+            tools=parsed.tools,
+            template_kwargs=parsed.template_kwargs,
         )
-        for answer in (read.chosen, read.rejected)
+        for answer in (parsed.chosen, parsed.rejected)
     )
 
 
-def _repairs(read: Conversation | PreferencePair | RowError) -> str:
-    """The names of a row's repairs, joined by commas."""
-    return "" if isinstance(read, RowError) else ",".join(read.repairs)
+def _repairs(parsed: Conversation | PreferencePair | RowError) -> str:
+    """Return the names of a row's repairs, joined by commas."""
+    return "" if isinstance(parsed, RowError) else ",".join(parsed.repairs)
 
 
-def _split(example: Example) -> tuple[list[int], list[int]]:
-    """(prompt, answer): what stands before the first supervised token, and the supervised ones."""
-    first = next(at for at, label in enumerate(example.labels) if label != IGNORE_INDEX)
-    answer = [label for label in example.labels[first:] if label != IGNORE_INDEX]
-    return example.input_ids[:first], answer
-
-
-def _joined(lists: list[list[int]]) -> list[int]:
-    return lists[0] if len(lists) == 1 else [one for each in lists for one in each]
+def _concatenated(lists: list[list[int]]) -> list[int]:
+    return lists[0] if len(lists) == 1 else [token for tokens in lists for token in tokens]
 
 
 def _rows_of(batch: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
@@ -367,7 +362,7 @@ def _rows_of(batch: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
     return [dict(zip(batch, values, strict=True)) for values in zip(*columns, strict=True)]
 
 
-def _columns(rows: list[Mapping[str, Any]], features: datasets.Features) -> pa.Table:
+def _to_arrow(rows: list[Mapping[str, Any]], features: datasets.Features) -> pa.Table:
     schema = features.arrow_schema
-    columns = [pa.array([row[one.name] for row in rows], type=one.type) for one in schema]
+    columns = [pa.array([row[column.name] for row in rows], type=column.type) for column in schema]
     return pa.Table.from_arrays(columns, schema=schema)

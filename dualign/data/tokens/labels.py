@@ -1,10 +1,9 @@
-"""Rendered -> Example: the text tokenised once, and a label for each token that the model has to
-produce.
+"""RenderedRow -> Example: the text tokenized once, and the tokens that the model has to produce.
 
-Two things are checked for every supervised turn. No token may reach over a span's edge. And the
-prompt alone must tokenise to exactly the ids that the row starts with: at inference the model
-continues those, so a row that joins the end of the prompt and the start of the answer into one
-token would train something that never happens.
+Two things are checked for every supervised turn. No token may cross a span's edge. And the prompt
+alone must tokenize to exactly the ids that the row starts with: at inference the model continues
+those, so a row that joins the end of the prompt and the start of the answer into one token would
+train something that never happens.
 """
 
 from bisect import bisect_left
@@ -16,8 +15,8 @@ from typing import TYPE_CHECKING
 from dualign.data.config import TooLong
 from dualign.data.conversation import Mode
 from dualign.data.faults import Code, RowError
-from dualign.data.text.spans import Rendered
-from dualign.data.tokens.added_tokens import Landmarks, landmarks
+from dualign.data.text.spans import RenderedRow, Span
+from dualign.data.tokens.added_tokens import AddedTokenAligner, added_token_aligner
 from dualign.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -25,44 +24,50 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORE_INDEX = -100
+Offsets = list[tuple[int, int]]
+"""(start, stop) characters of each token."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Example:
-    """A tokenised row. `labels` has one entry for each token: the token itself, or IGNORE_INDEX."""
+    """A tokenized row. `spans` are the (first, stop) tokens that are supervised; `cut`: the recipe's
+    `too_long` shortened it.
+    """
 
     input_ids: list[int]
-    labels: list[int]
+    spans: tuple[Span, ...]
     mode: Mode
     source: str
     row: int
     cut: bool = False
 
+    @property
+    def labels(self) -> list[int]:
+        """An entry for each token: the token itself where it is supervised, or IGNORE_INDEX."""
+        labels = [IGNORE_INDEX] * len(self.input_ids)
+        for first, stop in self.spans:
+            labels[first:stop] = self.input_ids[first:stop]
+        return labels
 
-def encode(
-    rendered: Rendered,
-    tokenizer: "PreTrainedTokenizerBase",
-    *,
-    max_tokens: int | None,
-    too_long: TooLong = "error",
-) -> Example:
-    """The example of one row; RowError if it is too long or a span's edge falls inside a token."""
-    (made,) = encode_batch([rendered], tokenizer, max_tokens=max_tokens, too_long=too_long)
-    if isinstance(made, RowError):
-        raise made
-    return made
+    def prompt_and_answer(self) -> tuple[list[int], list[int]]:
+        """Return the tokens before the only supervised turn, and those of the turn."""
+        ((first, stop),) = self.spans
+        return self.input_ids[:first], self.input_ids[first:stop]
 
 
 def encode_batch(
-    rendered: Sequence[Rendered],
+    rendered: Sequence[RenderedRow],
     tokenizer: "PreTrainedTokenizerBase",
     *,
     max_tokens: int | None,
     too_long: TooLong = "error",
 ) -> list[Example | RowError]:
-    """An example for each row, or what is wrong with it. `max_tokens=None`: any length.
+    """Return an example for each row, or its fault. `max_tokens=None`: any length.
 
-    With `cut_end` a row of more tokens loses its end, unless that is inside a trace that is learnt.
+    With `cut_end` a row of more tokens loses its end, unless that is inside a supervised trace.
+
+    Raises:
+        CheckpointError: the tokenizer has no offsets.
     """
     if not rendered:
         return []
@@ -71,127 +76,131 @@ def encode_batch(
             f"{type(tokenizer).__name__} can't tell where in the text its tokens are. "
             "Expected a fast tokenizer: one with a tokenizer.json."
         )
-    texts = [one.text for one in rendered]
-    known = landmarks(tokenizer)
-    made: list[Example | RowError | None] = [None] * len(rendered)
-    if known is not None:
-        quick = zip(rendered, _encodings(texts, tokenizer, places=False), strict=True)
-        made = [_by_landmarks(known, one, tokens.ids, max_tokens) for one, tokens in quick]
-    rest = [at for at, one in enumerate(made) if one is None]
-    slow = [rendered[at] for at in rest]
-    for at, one in zip(rest, _by_offsets(slow, tokenizer, max_tokens, too_long), strict=True):
-        made[at] = one
-    return [one for one in made if one is not None]
+    examples: list[Example | RowError | None] = [None] * len(rendered)
+    aligner = added_token_aligner(tokenizer)
+    if aligner is not None:
+        encodings = _encodings([row.text for row in rendered], tokenizer, offsets=False)
+        examples = [
+            _by_added_tokens(aligner, row, encoding.ids, max_tokens)
+            for row, encoding in zip(rendered, encodings, strict=True)
+        ]
+    rest = [index for index, example in enumerate(examples) if example is None]
+    slow = _by_offsets([rendered[index] for index in rest], tokenizer, max_tokens, too_long)
+    for index, example in zip(rest, slow, strict=True):
+        examples[index] = example
+    return [example for example in examples if example is not None]
 
 
-def _by_landmarks(
-    known: Landmarks, rendered: Rendered, ids: list[int], max_tokens: int | None
+def _by_added_tokens(
+    aligner: AddedTokenAligner, rendered: RenderedRow, ids: list[int], max_tokens: int | None
 ) -> Example | None:
-    """The example, if all is as it should be."""
+    """Return the example; None if the row is too long or its spans aren't certain."""
     if max_tokens is not None and len(ids) > max_tokens:
         return None
     if rendered.spans == ((0, len(rendered.text)),):
-        return _example(rendered, ids, list(ids))
-    found = known.labelled(rendered.text, rendered.spans, ids)
-    if not found:
-        return None
-    labels = [IGNORE_INDEX] * len(ids)
-    for first, last in found:
-        labels[first:last] = ids[first:last]
-    return _example(rendered, ids, labels)
+        return _example(rendered, ids, [(0, len(ids))])
+    spans = aligner.token_spans(rendered.text, rendered.spans, ids)
+    return _example(rendered, ids, spans) if spans else None
 
 
 def _by_offsets(
-    rendered: Sequence[Rendered],
+    rendered: Sequence[RenderedRow],
     tokenizer: "PreTrainedTokenizerBase",
     max_tokens: int | None,
     too_long: TooLong,
 ) -> list[Example | RowError]:
-    """The examples, or what is wrong, told by the characters of every token."""
+    """Return the examples, or their faults, from the offsets of every token."""
     if not rendered:
         return []
-    encodings = _encodings([one.text for one in rendered], tokenizer, places=True)
+    encodings = _encodings([row.text for row in rendered], tokenizer, offsets=True)
     offsets = [encoding.offsets for encoding in encodings]
-    rows = zip(rendered, encodings, offsets, strict=True)
-    made = [_labelled(one, encoding.ids, places) for one, encoding, places in rows]
-    checked = _check_prompts(rendered, made, offsets, tokenizer)
+    examples = [
+        _align(row, encoding.ids, row_offsets)
+        for row, encoding, row_offsets in zip(rendered, encodings, offsets, strict=True)
+    ]
+    checked = _check_prompts(rendered, examples, offsets, tokenizer)
     if max_tokens is None:
         return checked
-    found = zip(rendered, checked, offsets, strict=True)
-    return [_fitted(one, example, places, max_tokens, too_long) for one, example, places in found]
+    return [
+        _fit(row, example, row_offsets, max_tokens, too_long)
+        for row, example, row_offsets in zip(rendered, checked, offsets, strict=True)
+    ]
 
 
 def _encodings(
-    texts: list[str], tokenizer: "PreTrainedTokenizerBase", *, places: bool
+    texts: list[str], tokenizer: "PreTrainedTokenizerBase", *, offsets: bool
 ) -> list["Encoding"]:
-    """Each text's tokens alone, whole. What calling the tokenizer does, without its copies."""
+    """Tokenize each text alone and whole, as calling the tokenizer does, without its copies."""
     backend = tokenizer.backend_tokenizer
-    # Only where there is any: another thread may be tokenising, and then nothing can be set.
+    # Only where there is any: another thread may be tokenizing, and then nothing can be set.
     if backend.padding is not None:
         backend.no_padding()
     if backend.truncation is not None:
         backend.no_truncation()
-    encode = backend.encode_batch if places else backend.encode_batch_fast
+    encode = backend.encode_batch if offsets else backend.encode_batch_fast
     encodings: list[Encoding] = encode(texts, add_special_tokens=False)
     return encodings
 
 
-def _example(rendered: Rendered, ids: list[int], labels: list[int]) -> Example:
+def _example(rendered: RenderedRow, ids: list[int], spans: Sequence[Span]) -> Example:
     return Example(
         input_ids=ids,
-        labels=labels,
+        spans=tuple(spans),
         mode=rendered.mode,
         source=rendered.source,
         row=rendered.row,
     )
 
 
-def _fitted(
-    rendered: Rendered,
-    made: Example | RowError,
-    offsets: list[tuple[int, int]],
+def _fit(
+    rendered: RenderedRow,
+    example: Example | RowError,
+    offsets: Offsets,
     max_tokens: int,
     too_long: TooLong,
 ) -> Example | RowError:
-    if isinstance(made, RowError) or len(made.input_ids) <= max_tokens:
-        return made
-    found = f"{len(made.input_ids)} tokens, max_tokens is {max_tokens}"
+    if isinstance(example, RowError) or len(example.input_ids) <= max_tokens:
+        return example
+    excess = f"{len(example.input_ids)} tokens, max_tokens is {max_tokens}"
     if not too_long.startswith("cut_end"):
-        return _fault(rendered, "too_long", found)
+        return _fault(rendered, "too_long", excess)
     edge = offsets[max_tokens][0]
     if too_long == "cut_end" and any(start <= edge < stop for start, stop in rendered.traces):
-        return _fault(rendered, "too_long", f"{found}, and the cut would be inside a think block")
-    labels = made.labels[:max_tokens]
-    if labels.count(IGNORE_INDEX) == max_tokens:
-        return _fault(rendered, "too_long", f"{found}, and nothing supervised is before the cut")
-    return replace(made, input_ids=made.input_ids[:max_tokens], labels=labels, cut=True)
+        return _fault(rendered, "too_long", f"{excess}, and the cut would be inside a think block")
+    spans = tuple(
+        (first, min(stop, max_tokens)) for first, stop in example.spans if first < max_tokens
+    )
+    if not spans:
+        return _fault(rendered, "too_long", f"{excess}, and nothing supervised is before the cut")
+    return replace(example, input_ids=example.input_ids[:max_tokens], spans=spans, cut=True)
 
 
-def _labelled(
-    rendered: Rendered, ids: list[int], offsets: list[tuple[int, int]]
-) -> Example | RowError:
-    labels, spans = [IGNORE_INDEX] * len(ids), rendered.spans
+def _align(rendered: RenderedRow, ids: list[int], offsets: Offsets) -> Example | RowError:
+    """Return the row's spans in tokens, or the fault that a token crosses an edge."""
     if rendered.spans == ((0, len(rendered.text)),):
-        labels, spans = list(ids), ()
-    for start, stop in spans:
+        return _example(rendered, ids, [(0, len(ids))])
+    if not rendered.spans:
+        return _fault(rendered, "no_answer", "nothing in the row is supervised")
+    spans = []
+    for start, stop in rendered.spans:
         first, last = (bisect_left(offsets, edge, key=itemgetter(0)) for edge in (start, stop))
-        over = [
-            edge for at, edge in ((first, start), (last, stop)) if at and offsets[at - 1][1] > edge
+        crossed = [
+            edge
+            for token, edge in ((first, start), (last, stop))
+            if token and offsets[token - 1][1] > edge
         ]
-        if over or first == last or offsets[last - 1][1] != stop:
-            edge = over[0] if over else stop
+        if crossed or first == last or offsets[last - 1][1] != stop:
+            edge = crossed[0] if crossed else stop
             return _fault(
                 rendered, "boundary", f"no token starts and ends at {_near(rendered.text, edge)}"
             )
-        labels[first:last] = ids[first:last]
-    if not rendered.spans:
-        return _fault(rendered, "no_answer", "nothing in the row is supervised")
-    return _example(rendered, ids, labels)
+        spans.append((first, last))
+    return _example(rendered, ids, spans)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Prompt:
-    """A prompt to be tokenised alone: characters `begin`..`stop` of a row must give its tokens
+    """A prompt to be tokenized alone: characters `begin`..`stop` of a row must give its tokens
     `first`..`last`.
     """
 
@@ -203,73 +212,79 @@ class _Prompt:
 
 
 def _check_prompts(
-    rendered: Sequence[Rendered],
-    made: list[Example | RowError],
-    offsets: list[list[tuple[int, int]]],
+    rendered: Sequence[RenderedRow],
+    examples: list[Example | RowError],
+    offsets: list[Offsets],
     tokenizer: "PreTrainedTokenizerBase",
 ) -> list[Example | RowError]:
-    """Put a fault in the place of each example with a prompt that alone gives other ids than the
-    row starts with.
+    """Replace each example with a prompt that alone gives other ids than the row starts with by a
+    fault.
 
-    A prompt is tokenised from its last added token on, because text is cut at added tokens before
+    A prompt is tokenized from its last added token on, because text is cut at added tokens before
     anything else happens to it. Where that differs, the whole prompt decides.
+
+    Example: `...<|im_start|>assistant\\n\\n|Hello<|im_end|>`, where | marks the span's start. Alone,
+    `<|im_start|>assistant\\n\\n` must give the row's tokens from that `<|im_start|>` up to the span.
+    GPT-2 cuts white space before its last character if text follows, so the row has two newline
+    tokens. Alone the newlines are one token: a boundary fault.
     """
     added = frozenset(tokenizer.added_tokens_decoder)
     prompts = [
         _prompt(row, example.input_ids, offsets[row], start, added)
-        for row, example in enumerate(made)
+        for row, example in enumerate(examples)
         if isinstance(example, Example)
         for start, _ in rendered[row].spans
         if start
     ]
-    checked = list(made)
-    for prompt in _differing(prompts, rendered, made, tokenizer):
+    checked = list(examples)
+    for prompt in _differing(prompts, rendered, examples, tokenizer):
         whole = replace(prompt, begin=0, first=0)
-        if _differing([whole], rendered, made, tokenizer):
-            found = (
+        if _differing([whole], rendered, examples, tokenizer):
+            difference = (
                 "the generation prompt alone gives other tokens than the row has at "
                 f"{_near(rendered[prompt.row].text, prompt.stop)}"
             )
-            checked[prompt.row] = _fault(rendered[prompt.row], "boundary", found)
+            checked[prompt.row] = _fault(rendered[prompt.row], "boundary", difference)
     return checked
 
 
 def _prompt(
-    row: int, ids: list[int], offsets: list[tuple[int, int]], stop: int, added: frozenset[int]
+    row: int, ids: list[int], offsets: Offsets, stop: int, added: frozenset[int]
 ) -> _Prompt:
     last = bisect_left(offsets, stop, key=itemgetter(0))
-    first = next((at for at in range(last - 1, 0, -1) if ids[at] in added), 0)
+    first = next((token for token in range(last - 1, 0, -1) if ids[token] in added), 0)
     begin = offsets[first][0] if first else 0
     return _Prompt(row=row, begin=begin, stop=stop, first=first, last=last)
 
 
 def _differing(
     prompts: list[_Prompt],
-    rendered: Sequence[Rendered],
-    made: Sequence[Example | RowError],
+    rendered: Sequence[RenderedRow],
+    examples: Sequence[Example | RowError],
     tokenizer: "PreTrainedTokenizerBase",
 ) -> list[_Prompt]:
+    """Return the prompts that alone give other tokens than their rows have."""
     if not prompts:
         return []
-    texts = [rendered[one.row].text[one.begin : one.stop] for one in prompts]
-    once = list(dict.fromkeys(texts))  # most prompts end alike
-    alone = [encoding.ids for encoding in _encodings(once, tokenizer, places=False)]
-    ids_of = dict(zip(once, alone, strict=True))
+    texts = [rendered[prompt.row].text[prompt.begin : prompt.stop] for prompt in prompts]
+    distinct = list(dict.fromkeys(texts))  # most prompts end alike
+    encodings = _encodings(distinct, tokenizer, offsets=False)
+    ids_of = {text: encoding.ids for text, encoding in zip(distinct, encodings, strict=True)}
     return [
         prompt
         for prompt, text in zip(prompts, texts, strict=True)
-        if ids_of[text] != _ids(made[prompt.row])[prompt.first : prompt.last]
+        if ids_of[text] != _ids(examples[prompt.row])[prompt.first : prompt.last]
     ]
 
 
-def _ids(made: Example | RowError) -> list[int]:
-    assert isinstance(made, Example), "only rows without a fault have prompts to check"
-    return made.input_ids
+def _ids(example: Example | RowError) -> list[int]:
+    assert isinstance(example, Example), "only rows without a fault have prompts to check"
+    return example.input_ids
 
 
 def _near(text: str, edge: int) -> str:
     return f"{text[max(0, edge - 30) : edge]!r} | {text[edge : edge + 30]!r}"
 
 
-def _fault(rendered: Rendered, code: Code, found: str) -> RowError:
-    return RowError(code, found, source=rendered.source, row=rendered.row, mode=rendered.mode)
+def _fault(rendered: RenderedRow, code: Code, what: str) -> RowError:
+    return RowError(code, what, source=rendered.source, row=rendered.row, mode=rendered.mode)

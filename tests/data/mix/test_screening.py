@@ -4,6 +4,7 @@ import json
 import random
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,9 @@ from transformers import PreTrainedTokenizerFast
 from dualign.config import Document, parse
 from dualign.data.config import DataConfig, DecontaminateConfig, DedupConfig, SourceConfig
 from dualign.data.mix.decontamination import index_tasks
-from dualign.data.mix.near_duplicates import MINIMA, band_hashes, bands_for, first_alike, signatures
-from dualign.data.mix.words import ngram_hashes, shingles, word_hashes, words_of
-from dualign.data.prepare import Prepared, prepare_pairs, prepare_sft
+from dualign.data.mix.dedup import MINIMA, band_hashes, bands_for, first_alike, minhashes
+from dualign.data.mix.ngrams import ngram_hashes, shingles, word_hashes, words_of
+from dualign.data.prepare import DataRequest, SFTData, prepare_pairs, prepare_sft
 from dualign.data.text.template import load_template
 from dualign.errors import ConfigError, DataError
 from dualign.fingerprint import Digests, fingerprint
@@ -38,11 +39,11 @@ def chat(question: str, answer: str = "Yes.", **more: Any) -> dict[str, Any]:
 
 def prepared(
     base: Path, tokenizer: PreTrainedTokenizerFast, *names: str, **options: Any
-) -> Prepared:
+) -> SFTData:
     data = DataConfig(
         sources=tuple(SourceConfig(path=name) for name in names), max_tokens=2048, **options
     )
-    return prepare_sft(data, tokenizer, load_template("dualign"), seed=1, base=base)
+    return prepare_sft(DataRequest(data, tokenizer, load_template("dualign"), seed=1, base=base))
 
 
 def test_words_are_without_case_and_punctuation_and_han_stands_alone() -> None:
@@ -149,7 +150,7 @@ def test_what_is_found_agrees_with_comparing_all_pairs(seed: int, rate: float) -
         words = [draw.choice(first) if draw.random() < rate else word for word in first]
         texts.append(" ".join(words if draw.random() < 0.8 else draw.sample(words, len(words))))
     sets = [shingles(word_hashes(text), 5) for text in texts]
-    minima = np.frombuffer(b"".join(signatures(sets)), dtype=np.uint32).reshape(len(texts), -1)
+    minima = np.frombuffer(b"".join(minhashes(sets)), dtype=np.uint32).reshape(len(texts), -1)
     found = first_alike(band_hashes(minima, 0.7), lambda rows: minima[rows], threshold=0.7)
     plain = [set(hashes.tolist()) for hashes in sets]
     for row, of in enumerate(found.tolist()):
@@ -176,7 +177,7 @@ def test_rows_of_one_phrase_take_time_in_proportion() -> None:
             phrase[15], phrase[35] = (str(number) for number in draw.integers(0, 10**6, 2))
             texts.append(" ".join(phrase))
         sets = [shingles(word_hashes(text), 5) for text in texts]
-        minima = np.frombuffer(b"".join(signatures(sets)), dtype=np.uint32).reshape(count, -1)
+        minima = np.frombuffer(b"".join(minhashes(sets)), dtype=np.uint32).reshape(count, -1)
 
         class Counted(np.ndarray):  # type: ignore[type-arg]
             def __getitem__(self, rows: Any) -> Any:
@@ -266,7 +267,9 @@ def test_pairs_are_screened_too(write_rows: Write, tokenizer: PreTrainedTokenize
         dedup=DedupConfig(),
         decontaminate=DecontaminateConfig(tasks=(write_task(base, "farm", [LONG]),)),
     )
-    made = prepare_pairs(data, tokenizer, load_template("dualign"), seed=1, base=base).rows
+    made = prepare_pairs(
+        DataRequest(data, tokenizer, load_template("dualign"), seed=1, base=base)
+    ).rows
     assert (made["kept"], made["dropped"]) == (2, {"contaminated": 1, "duplicate": 1})
 
 
@@ -281,8 +284,10 @@ def test_screening_is_the_same_in_workers(
     )
     template = load_template("dualign")
     alone, both = (
-        prepare_sft(data, tokenizer, template, seed=1, base=base, num_proc=count).rows
-        for count in (None, 2)
+        prepare_sft(
+            DataRequest(replace(data, num_proc=count), tokenizer, template, seed=1, base=base)
+        ).rows
+        for count in (1, 2)
     )
     assert alone == both and alone["dropped"]["duplicate"] == 40
 

@@ -13,9 +13,8 @@ from transformers import PreTrainedTokenizerFast
 
 from dualign.config import Document, parse
 from dualign.data.config import DataConfig, SourceConfig
-from dualign.data.mix.amounts import Rows, choose
-from dualign.data.mix.shares import mixed_tokens, take, wanted_tokens
-from dualign.data.prepare import prepare_sft
+from dualign.data.mix.sampling import TokenCounts, mode_targets, rows_for, sample, source_targets
+from dualign.data.prepare import DataRequest, prepare_sft
 from dualign.data.text.template import load_template
 from dualign.errors import ConfigError, DataError
 
@@ -25,55 +24,55 @@ THINK, NO_THINK = 0, 1
 
 def test_shares_by_hand() -> None:
     have = np.array([[1000.0, 0], [2000, 3000]])
-    assert wanted_tokens(have, [None, None], "ab").tolist() == [1000, 5000]
-    assert wanted_tokens(have, [None, 0.5], "ab").tolist() == [1000, 1000]
-    assert wanted_tokens(have, [0.25, 0.75], "ab").tolist() == [1000, 3000]
-    assert wanted_tokens(have, [0.9, 0.1], "ab").tolist() == pytest.approx([1000, 1000 / 9])
+    assert source_targets(have, [None, None], "ab").tolist() == [1000, 5000]
+    assert source_targets(have, [None, 0.5], "ab").tolist() == [1000, 1000]
+    assert source_targets(have, [0.25, 0.75], "ab").tolist() == [1000, 3000]
+    assert source_targets(have, [0.9, 0.1], "ab").tolist() == pytest.approx([1000, 1000 / 9])
 
 
 def test_a_mix_by_hand() -> None:
     have = np.array([[900.0, 0], [0, 100]])
     even = {"think": 0.5, "no_think": 0.5}
-    assert mixed_tokens(have, [None, None], even, "ab") == pytest.approx(
+    assert mode_targets(have, [None, None], even, "ab") == pytest.approx(
         np.array([[100, 0], [0, 100]])
     )
     both = np.array([[900.0, 100], [300, 0]])
     # 100 of no_think are a quarter of 400: think gives 300 of 1200, from each source a quarter
-    wanted = mixed_tokens(both, [None, None], {"think": 0.75, "no_think": 0.25}, "ab")
+    wanted = mode_targets(both, [None, None], {"think": 0.75, "no_think": 0.25}, "ab")
     assert wanted == pytest.approx(np.array([[225, 100], [75, 0]]))
-    with_share = mixed_tokens(both, [None, 0.5], {"think": 0.75, "no_think": 0.25}, "ab")
+    with_share = mode_targets(both, [None, 0.5], {"think": 0.75, "no_think": 0.25}, "ab")
     assert with_share == pytest.approx(np.array([[100, 100], [200, 0]]))
-    only = mixed_tokens(both, [None, None], {"think": 1.0}, "ab")
+    only = mode_targets(both, [None, None], {"think": 1.0}, "ab")
     assert only == pytest.approx(np.array([[900, 0], [300, 0]]), abs=1e-3)
 
 
 def test_shares_that_cannot_be_had_are_refused_with_what_there_is() -> None:
     have = np.array([[1000.0, 0], [0, 500]])
     with pytest.raises(DataError) as raised:
-        wanted_tokens(have, [None, 0.5], ["a", "b"])
+        source_targets(have, [None, 0.5], ["a", "b"])
     assert str(raised.value) == (
         "source b: a share of 0.5 beside the 1,000 tokens of the others is 1,000 tokens, its rows "
         "hold 500. Ask for at most 0.333, or take less of the others (weight, tokens)."
     )
     with pytest.raises(DataError, match=r"no row that is kept is think \(sources: a, b\)"):
-        mixed_tokens(np.array([[0.0, 9], [0, 9]]), [None, None], {"think": 1.0}, ["a", "b"])
+        mode_targets(np.array([[0.0, 9], [0, 9]]), [None, None], {"think": 1.0}, ["a", "b"])
     with pytest.raises(DataError, match=r"can't both be had: think 0\.9, b 0\.5"):
-        mixed_tokens(have, [None, 0.5], {"think": 0.9, "no_think": 0.1}, ["a", "b"])
+        mode_targets(have, [None, 0.5], {"think": 0.9, "no_think": 0.1}, ["a", "b"])
 
 
 def test_the_nearest_number_of_rows_is_taken() -> None:
     lengths = np.array([10, 20, 30])
     wanted = [0, 4, 6, 10, 19, 21, 44, 46, 60, 99]
-    assert [take(lengths, tokens) for tokens in wanted] == [0, 0, 1, 1, 1, 2, 2, 3, 3, 3]
+    assert [rows_for(lengths, tokens) for tokens in wanted] == [0, 0, 1, 1, 1, 2, 2, 3, 3, 3]
 
 
 LENGTHS = st.lists(st.tuples(st.integers(1, 400), st.booleans()), min_size=1, max_size=30)
 
 
-def as_rows(sources: list[list[tuple[int, bool]]]) -> Rows:
+def as_rows(sources: list[list[tuple[int, bool]]]) -> TokenCounts:
     flat = [(number, *row) for number, rows in enumerate(sources) for row in rows]
-    return Rows(
-        owner=np.array([number for number, _, _ in flat]),
+    return TokenCounts(
+        source_index=np.array([number for number, _, _ in flat]),
         tokens=np.array([tokens for _, tokens, _ in flat]),
         mode=np.array([THINK if think else NO_THINK for _, _, think in flat]),
         labels=[f"s{number}" for number in range(len(sources))],
@@ -98,19 +97,19 @@ def test_shares_of_sources_are_reached_to_half_a_row(
     free = sum(n for n, share in zip(have, shares, strict=True) if share is None)
     total = free / (1 - sum(share or 0 for share in shares))
     try:
-        chosen = choose(np.arange(len(rows.owner)), rows, config(shares), seed)
+        chosen = sample(np.arange(len(rows.source_index)), rows, config(shares), seed)
     except DataError:
         short = [s and s * total > n for n, s in zip(have, shares, strict=True)]
         assert any(short), "refused although every source has enough"
         return
     assert len(set(chosen.train.tolist())) == len(chosen.train)
     for number, share in enumerate(shares):
-        mine = rows.tokens[chosen.train[rows.owner[chosen.train] == number]]
+        mine = rows.tokens[chosen.train[rows.source_index[chosen.train] == number]]
         longest = max(tokens for tokens, _ in sources[number])
         wanted = have[number] if share is None else share * total
         assert abs(mine.sum() - wanted) <= (longest / 2 if share else 0) + 1e-6
     lost = sum(len(places) for places in chosen.left_out.values())
-    assert lost + len(chosen.train) == len(rows.owner)
+    assert lost + len(chosen.train) == len(rows.source_index)
 
 
 @given(
@@ -128,7 +127,7 @@ def test_parts_of_modes_are_reached_to_a_row(
     rows = as_rows(sources)
     mix = {"think": think, "no_think": 1 - think}
     try:
-        chosen = choose(np.arange(len(rows.owner)), rows, config(shares, mix), seed)
+        chosen = sample(np.arange(len(rows.source_index)), rows, config(shares, mix), seed)
     except DataError as error:
         assert "no row that is kept is" in str(error) or "can't both be had" in str(error)
         return
@@ -137,7 +136,7 @@ def test_parts_of_modes_are_reached_to_a_row(
     longest = rows.tokens.max()
     assert abs(thought - think * made) <= longest
     if shares[0] is not None:
-        mine = rows.tokens[chosen.train[rows.owner[chosen.train] == 0]].sum()
+        mine = rows.tokens[chosen.train[rows.source_index[chosen.train] == 0]].sum()
         assert abs(mine - shares[0] * made) <= 3 * longest  # a row of each mode, and of the total
     if shares[0] is None:
         whole = [rows.tokens[rows.mode == mode].sum() for mode in (THINK, NO_THINK)]
@@ -154,9 +153,9 @@ def test_a_number_of_tokens_is_reached_to_half_a_row_or_refused(
     have = rows.tokens.sum()
     if have < tokens:
         with pytest.raises(DataError, match=f"tokens: {tokens:,} asked, .* hold {have:,}"):
-            choose(np.arange(len(lengths)), rows, data, seed)
+            sample(np.arange(len(lengths)), rows, data, seed)
         return
-    chosen = choose(np.arange(len(lengths)), rows, data, seed)
+    chosen = sample(np.arange(len(lengths)), rows, data, seed)
     assert abs(rows.tokens[chosen.train].sum() - tokens) <= rows.tokens.max() / 2
 
 
@@ -165,7 +164,7 @@ def test_the_first_rows_are_not_favoured() -> None:
     data = DataConfig(sources=(SourceConfig(path="s", tokens=100),))
     seen = Counter[int]()
     for seed in range(400):
-        seen.update(choose(np.arange(100), rows, data, seed).train.tolist())
+        seen.update(sample(np.arange(100), rows, data, seed).train.tolist())
     assert seen.total() == 4000 and 325 < sum(seen[row] for row in range(10)) < 475
 
 
@@ -189,7 +188,9 @@ def test_the_account_shows_the_shares_and_what_they_left_out(
         max_tokens=256,
         validation_rows=10,
     )
-    made = prepare_sft(data, tokenizer, load_template("dualign"), seed=3, base=base).rows
+    made = prepare_sft(
+        DataRequest(data, tokenizer, load_template("dualign"), seed=3, base=base)
+    ).rows
     by = {(entry["source"], entry["mode"]): entry for entry in made["by"]}
     assert made["in"] == 200 == made["kept"] + made["dropped"]["mix"]
     think = by["a", "think"]["share"] + by["b", "think"]["share"]
@@ -209,7 +210,9 @@ def test_rows_and_tokens_are_counted_under_their_keys(
         sources=(SourceConfig(path="a.jsonl", rows=20), SourceConfig(path="b.jsonl", tokens=900)),
         max_tokens=256,
     )
-    made = prepare_sft(data, tokenizer, load_template("dualign"), seed=3, base=base).rows
+    made = prepare_sft(
+        DataRequest(data, tokenizer, load_template("dualign"), seed=3, base=base)
+    ).rows
     by = {entry["source"]: entry for entry in made["by"] if entry["kept"]}
     assert by["a"]["kept"] == 20 and made["dropped"]["rows"] == 40
     assert abs(by["b"]["tokens"] - 900) <= by["b"]["max_tokens"]
@@ -224,7 +227,9 @@ def test_rows_say_what_a_share_chooses_from(
     few = SourceConfig(path="b.jsonl", rows=40, share=0.25, streaming=True)
     assert few.problems() == []
     data = DataConfig(sources=(SourceConfig(path="a.jsonl", rows=30), few), max_tokens=256)
-    made = prepare_sft(data, tokenizer, load_template("dualign"), seed=3, base=base).rows
+    made = prepare_sft(
+        DataRequest(data, tokenizer, load_template("dualign"), seed=3, base=base)
+    ).rows
     by = {entry["source"]: entry for entry in made["by"] if entry["kept"]}
     assert by["b"]["share"] == pytest.approx(0.25, abs=0.02)
     assert made["dropped"] == {"rows": 50, "share": 40 - by["b"]["kept"]}

@@ -15,8 +15,8 @@ import zstandard
 
 from dualign.config import Document, parse
 from dualign.data.config import SourceConfig
-from dualign.data.rows.loading import _first_shuffled, _hub, draw_source, load_source
-from dualign.data.seeds import generator, source_rows
+from dualign.data.rows.loading import _first_shuffled, _hub, load_source, sample_rows
+from dualign.data.seeds import rng, rows_to_read
 from dualign.errors import ConfigError, DataError
 
 ROWS = [{"prompt": f"Hi {number}", "completion": "Yo"} for number in range(50)]
@@ -93,7 +93,7 @@ def test_zst_without_its_package_says_what_to_install(
 def test_a_stream_gives_the_rows_that_the_seed_draws_without_it(folder: Path, name: str) -> None:
     def drawn(seed: int, *, streaming: bool) -> tuple[list[str], list[int], int]:
         source = SourceConfig(path=name, rows=7, streaming=streaming)
-        made = draw_source(source, seed=seed, number=0, base=folder)
+        made = sample_rows(source, seed=seed, number=0, base=folder)
         return made.table["prompt"][:], made.rows.tolist(), made.total
 
     prompts, places, total = drawn(3, streaming=True)
@@ -164,14 +164,14 @@ def test_rows_are_drawn_by_number_without_favour() -> None:
     source = SourceConfig(path="r", rows=10)
     seen = np.zeros(100)
     for seed in range(400):
-        drawn = source_rows(100, source, generator(seed, "weight"))
+        drawn = rows_to_read(100, source, rng(seed, "weight"))
         assert len(set(drawn.tolist())) == 10 and sorted(drawn) == drawn.tolist()
         seen[drawn] += 1
     # 400 draws of a tenth: 40 each, with a deviation of 6; the first ten together 400 and 18
     assert seen.min() > 20 and seen.max() < 70
     assert 325 < seen[:10].sum() < 475
     with pytest.raises(DataError, match="rows: 10 asked, it holds 9"):
-        source_rows(9, source, generator(0, "weight"))
+        rows_to_read(9, source, rng(0, "weight"))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from dualign.config import Document, parse
 from dualign.data.config import DataConfig, SourceConfig
 from dualign.data.conversation import Conversation
 from dualign.data.faults import RowError
-from dualign.data.prepare import prepare_pairs, prepare_sft
+from dualign.data.prepare import DataRequest, prepare_pairs, prepare_sft
 from dualign.data.rows.sources import to_conversation, to_pair
 from dualign.data.rows.text_rules import text_rules
 from dualign.data.text.template import load_template
@@ -174,7 +174,7 @@ def test_each_source_has_its_own_way_with_faults_and_the_account_tells_them(
         SourceConfig(path="b.jsonl", on_fault={"any": "drop"}),
     )
     data = DataConfig(sources=sources, max_tokens=128)
-    made = prepare_sft(data, tokenizer, load_template("dualign"), seed=1, base=base)
+    made = prepare_sft(DataRequest(data, tokenizer, load_template("dualign"), seed=1, base=base))
     told = {entry["source"]: entry for entry in made.rows["by"] if entry["mode"] == "no_think"}
     assert (told["a"]["kept"], told["a"]["repaired"]) == (5, {"strip_thinking": 3})
     assert told["a"]["dropped"] == {"empty_answer": 1}
@@ -184,7 +184,7 @@ def test_each_source_has_its_own_way_with_faults_and_the_account_tells_them(
     assert sum(entry["share"] for entry in made.rows["by"]) == pytest.approx(1, abs=1e-5)
     strict = DataConfig(sources=(SourceConfig(path="a.jsonl"), *sources[1:]), max_tokens=128)
     with pytest.raises(RowError, match=r"a, row 0: .*\[no_think_with_trace\]"):
-        prepare_sft(strict, tokenizer, load_template("dualign"), seed=1, base=base)
+        prepare_sft(DataRequest(strict, tokenizer, load_template("dualign"), seed=1, base=base))
 
 
 def test_a_source_may_be_stricter_than_the_data(
@@ -196,7 +196,7 @@ def test_a_source_may_be_stricter_than_the_data(
     def prepared(**on_fault: str) -> dict[str, int]:
         source = SourceConfig(path="a.jsonl", on_fault=on_fault)
         data = DataConfig(sources=(source,), max_tokens=128)
-        made = prepare_sft(data, tokenizer, template, seed=1, base=base)
+        made = prepare_sft(DataRequest(data, tokenizer, template, seed=1, base=base))
         return dict(made.rows["dropped"])
 
     assert prepared() == prepared(any="error") == {"too_long": 1}
@@ -209,7 +209,7 @@ def test_mended_pairs_are_counted(write_rows: Write, tokenizer: PreTrainedTokeni
     base = write_rows(pairs, "p.jsonl").parent
     source = SourceConfig(path="p.jsonl", on_fault={"pair_modes_differ": "strip_thinking"})
     data = DataConfig(sources=(source,), packing="none")
-    made = prepare_pairs(data, tokenizer, load_template("dualign"), seed=1, base=base)
+    made = prepare_pairs(DataRequest(data, tokenizer, load_template("dualign"), seed=1, base=base))
     assert made.rows["repaired"] == {"strip_thinking": 2}
 
 

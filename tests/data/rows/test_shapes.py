@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from dualign.data.config import DataConfig, SourceConfig
 from dualign.data.conversation import Message
 from dualign.data.faults import RowError
-from dualign.data.rows.loading import draw_source
+from dualign.data.rows.loading import sample_rows
 from dualign.data.rows.shape_check import check_shapes, shapes_in
 from dualign.data.rows.sources import to_conversation, to_pair
 from dualign.errors import DataError
@@ -206,7 +206,7 @@ def check(rows: list[dict[str, Any]], folder: Path, **options: Any) -> None:
     path = folder / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     source = SourceConfig(path=str(path), **options.pop("source", {}))
-    drawn = draw_source(source, seed=0, number=0, base=None)
+    drawn = sample_rows(source, seed=0, number=0, base=None)
     check_shapes(drawn.table, drawn.rows, source, DataConfig(sources=(source,)), pairs=False)
 
 

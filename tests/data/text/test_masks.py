@@ -13,10 +13,11 @@ from transformers import PreTrainedTokenizerFast
 
 from dualign.data.config import Supervise
 from dualign.data.conversation import Conversation, Message, Mode
-from dualign.data.text.spans import Rendered, render_row, render_rows
+from dualign.data.text.spans import RenderedRow, render_row, render_rows
 from dualign.data.text.template import ChatTemplate, load_template
-from dualign.data.tokens.labels import IGNORE_INDEX, encode
+from dualign.data.tokens.labels import IGNORE_INDEX
 from dualign.errors import TemplateError
+from tests.data.encode import encode
 
 FOREIGN = Path(trl.__file__).parent / "chat_templates"
 # No package here ships a Mistral template, so these are written to its published formats. The first
@@ -108,7 +109,7 @@ class Plain:
 
 
 def check(
-    plain: Plain, rows: list[Rendered], turns: list[int], policy: Supervise, used: Any
+    plain: Plain, rows: list[RenderedRow], turns: list[int], policy: Supervise, used: Any
 ) -> None:
     expected = [plain.emitted(turn, policy) for turn in turns]
     found = [(row.text[:start], row.text[start:stop]) for row in rows for start, stop in row.spans]

@@ -12,8 +12,9 @@ from transformers import PreTrainedTokenizerFast
 from dualign.data.conversation import Conversation, Message, Mode
 from dualign.data.text.spans import render_row
 from dualign.data.text.template import ChatTemplate, load_template
-from dualign.data.tokens.labels import IGNORE_INDEX, encode
+from dualign.data.tokens.labels import IGNORE_INDEX
 from dualign.errors import TemplateError
+from tests.data.encode import encode
 
 FOREIGN = Path(trl.__file__).parent / "chat_templates"
 MODES: tuple[Mode, ...] = ("think", "no_think")

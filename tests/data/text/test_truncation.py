@@ -11,11 +11,12 @@ from transformers import PreTrainedTokenizerFast
 from dualign.data.config import DataConfig, SourceConfig
 from dualign.data.conversation import Conversation, Message
 from dualign.data.faults import RowError
-from dualign.data.prepare import Prepared, prepare_sft
+from dualign.data.prepare import DataRequest, SFTData, prepare_sft
 from dualign.data.text.spans import render_row
 from dualign.data.text.template import load_template
 from dualign.data.text.truncation import without_first_turns
-from dualign.data.tokens.labels import IGNORE_INDEX, encode
+from dualign.data.tokens.labels import IGNORE_INDEX
+from tests.data.encode import encode
 
 Write = Callable[[list[dict[str, Any]], str], Path]
 
@@ -31,13 +32,15 @@ def chat(*turns: tuple[str, str], think: bool = False) -> dict[str, Any]:
 
 def prepared(
     path: Path, tokenizer: PreTrainedTokenizerFast, name: str = "dualign", **data: Any
-) -> Prepared:
+) -> SFTData:
     source = SourceConfig(path=str(path), thinking_budget=data.pop("thinking_budget", None))
     config = DataConfig(sources=(source,), packing="none", **data)
-    return prepare_sft(config, tokenizer, load_template(name, tokenizer=tokenizer), seed=0)
+    return prepare_sft(
+        DataRequest(config, tokenizer, load_template(name, tokenizer=tokenizer), seed=0)
+    )
 
 
-def texts(made: Prepared, tokenizer: PreTrainedTokenizerFast) -> list[tuple[str, str]]:
+def texts(made: SFTData, tokenizer: PreTrainedTokenizerFast) -> list[tuple[str, str]]:
     found = []
     for row in made.train:
         learnt = [label for label in row["labels"] if label != IGNORE_INDEX]
@@ -157,7 +160,7 @@ def test_a_conversation_that_a_template_splits_is_one_row_of_several_documents(
             validation_rows=1,
         )
         template = load_template(str(qwen3), tokenizer=llama_tokenizer)
-        made = prepare_sft(data, llama_tokenizer, template, seed=0)
+        made = prepare_sft(DataRequest(data, llama_tokenizer, template, seed=0))
         assert (made.rows["kept"], made.rows["examples"], made.rows["validation"]) == (3, 2, 1)
         assert made.rows["repaired"] == {"split_history": 3}
         assert sum(sum(row["seq_lengths"]) for row in made.train) == made.rows["tokens"]

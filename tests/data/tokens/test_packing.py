@@ -30,7 +30,7 @@ def packed(
     made = pack(given, max_tokens=max_tokens, strategy=strategy, random=draw)
     columns = (made.document.tolist(), made.start.tolist(), made.stop.tolist())
     pieces = [Piece(*item) for item in zip(*columns, strict=True)]
-    return [pieces[first:last] for first, last in pairwise(made.ends.tolist())]
+    return [pieces[first:last] for first, last in pairwise(made.offsets.tolist())]
 
 
 lengths_up_to_64 = st.lists(st.integers(1, 64), max_size=80)

@@ -10,15 +10,16 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from dualign.data.conversation import Conversation, Message, Mode
 from dualign.data.faults import RowError
-from dualign.data.text.spans import Rendered, render_row
+from dualign.data.text.spans import RenderedRow, render_row
 from dualign.data.text.template import load_template
-from dualign.data.tokens.added_tokens import landmarks
-from dualign.data.tokens.labels import IGNORE_INDEX, _by_offsets, encode, encode_batch
+from dualign.data.tokens.added_tokens import added_token_aligner
+from dualign.data.tokens.labels import IGNORE_INDEX, _by_offsets, encode_batch
 from dualign.errors import CheckpointError
+from tests.data.encode import encode
 
 
-def rendered(text: str, *spans: tuple[int, int]) -> Rendered:
-    return Rendered(text=text, spans=spans, mode="no_think", source="rows", row=5)
+def rendered(text: str, *spans: tuple[int, int]) -> RenderedRow:
+    return RenderedRow(text=text, spans=spans, mode="no_think", source="rows", row=5)
 
 
 def test_labels_are_the_tokens_of_the_span(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -170,9 +171,9 @@ def test_landmarks_and_offsets_label_the_same_tokens(
         assert [(str(item) if isinstance(item, RowError) else item) for item in quick] == [
             (str(item) if isinstance(item, RowError) else item) for item in slow
         ]
-        found = landmarks(used)
+        found = added_token_aligner(used)
         assert found is not None
         told = [
-            found.labelled(item.text, item.spans, used(item.text)["input_ids"]) for item in rows
+            found.token_spans(item.text, item.spans, used(item.text)["input_ids"]) for item in rows
         ]
         assert sum(entry is not None for entry in told) > len(rows) / 2, "offsets did the work"

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dualign.data.config import DataConfig, DedupConfig, SourceConfig
 from dualign.data.policies import MENDS
-from dualign.data.prepare import Prepared, prepare_sft
+from dualign.data.prepare import DataRequest, SFTData, prepare_sft
 from dualign.data.text.template import load_template
 from dualign.errors import DataError
 
@@ -88,7 +88,7 @@ def sources(draw: st.DrawFn) -> tuple[list[str], dict[str, Any]]:
     return rows, {**amount, "on_fault": draw(policies())}
 
 
-def trained(prepared: Prepared) -> dict[tuple[str, str], list[int]]:
+def trained(prepared: SFTData) -> dict[tuple[str, str], list[int]]:
     """The tokens of the documents of each group, taken out of the packed rows."""
     found: dict[tuple[str, str], list[int]] = {group: [] for group in prepared.groups}
     for packed in prepared.train:
@@ -115,7 +115,7 @@ def check(
         event("refused with the recipe")
         return
     try:
-        prepared = prepare_sft(data, tokenizer, load_template("dualign"), seed=seed)
+        prepared = prepare_sft(DataRequest(data, tokenizer, load_template("dualign"), seed=seed))
     except DataError as error:
         event("refused with its rows")
         told = ("asked", "share", "mix", "no row is left", "nothing would be left")
@@ -186,5 +186,5 @@ def test_each_kind_of_row_has_the_fault_of_its_name(
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps(made(item, 1)) + "\n" for item in (kind, "think")))
     data = DataConfig(sources=(SourceConfig(path=str(path)),), max_tokens=128, conflicts="drop")
-    rows = prepare_sft(data, tokenizer, load_template("dualign"), seed=1).rows
+    rows = prepare_sft(DataRequest(data, tokenizer, load_template("dualign"), seed=1)).rows
     assert (rows["kept"], rows["dropped"]) == (1, {kind: 1})
