@@ -1,4 +1,4 @@
-"""README.md of a merged model: what it was made of, for people and for the hub."""
+"""README.md of a merged model: its inputs and its config, for people and for the Hub."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,33 +8,44 @@ import yaml
 
 from dualign.model_ref import ModelRef
 
+_CARD = """\
+---
+{metadata}---
+
+# {title}
+
+Merged by `{method}` with dualign from:
+
+| model | weights (sha256) |
+|---|---|
+{inputs}
+
+Config from {config_donor}, tokenizer and template from {tokenizer_donor}. \
+merge.json has all hashes, parameters and versions.
+
+```yaml
+{config}
+```
+"""
+
 
 def write_card(work: Path, record: Mapping[str, Any], config: Path) -> None:
-    """Write it beside the weights; an input's own card isn't copied, as it is another model's."""
+    """Write the card beside the weights; the inputs' own cards describe other models."""
     refs = [ModelRef.parse(model["model"]) for model in record["models"]]
-    front = {
-        "library_name": "transformers",
-        "base_model": [ref.name for ref in refs if ref.kind == "hub" and ref.is_plain],
-        "base_model_relation": "merge",
-        "tags": ["merge", "dualign"],
-    }
-    if not front["base_model"]:
-        del front["base_model"], front["base_model_relation"]
-    lines = ["---", yaml.safe_dump(front, sort_keys=False).rstrip(), "---", ""]
-    lines += [f"# {work.name.removeprefix('.').removesuffix('.partial')}", ""]
-    lines += [f"Merged by `{record['method']}` with dualign from:", ""]
-    lines += ["| model | weights (sha256) |", "|---|---|"]
-    for one in record["models"]:
-        hashes = ", ".join(f"{Path(file).name} {sha[:12]}" for file, sha in one["sha256"].items())
-        lines.append(f"| {one['model']} | {hashes} |")
-    lines += [
-        "",
-        f"Config from {record['config_donor']}, tokenizer and template from "
-        f"{record['tokenizer_donor']}. merge.json has all hashes, parameters and versions.",
-        "",
-        "```yaml",
-        config.read_text(encoding="utf-8").strip(),
-        "```",
-        "",
-    ]
-    (work / "README.md").write_text("\n".join(lines), encoding="utf-8")
+    bases = [ref.name for ref in refs if ref.kind == "hub" and ref.is_plain]
+    relation = {"base_model": bases, "base_model_relation": "merge"} if bases else {}
+    metadata = {"library_name": "transformers", **relation, "tags": ["merge", "dualign"]}
+    inputs = []
+    for model in record["models"]:
+        hashes = (f"{Path(file).name} {sha[:12]}" for file, sha in model["sha256"].items())
+        inputs.append(f"| {model['model']} | {', '.join(hashes)} |")
+    card = _CARD.format(
+        metadata=yaml.safe_dump(metadata, sort_keys=False),
+        title=work.name.removeprefix(".").removesuffix(".partial"),
+        method=record["method"],
+        inputs="\n".join(inputs),
+        config_donor=record["config_donor"],
+        tokenizer_donor=record["tokenizer_donor"],
+        config=config.read_text(encoding="utf-8").strip(),
+    )
+    (work / "README.md").write_text(card, encoding="utf-8")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dualign.config import Key, dotted, nearest
-from dualign.merging.methods import METHODS
+from dualign.merging.methods.table import METHODS
 from dualign.merging.parameters import Level, parameter_problems
 
 Dtype = Literal["float32", "bfloat16", "float16", "input"]

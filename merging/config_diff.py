@@ -1,4 +1,4 @@
-"""Where the config.json of two models differ in what the model computes."""
+"""Differences between the config.json of two models in what the model computes."""
 
 import ast
 from collections.abc import Iterable, Mapping
@@ -9,14 +9,14 @@ from typing import Any
 from dualign.checkpoints.checkpoint import Weights
 from dualign.merging.layers import find_stack
 
-# Keys of config.json that don't change what the model computes when it is evaluated.
+# Keys of config.json that don't change what a model computes in evaluation.
 NEUTRAL = frozenset({
     "_name_or_path", "_commit_hash", "_attn_implementation", "transformers_version", "auto_map",
     "dtype", "torch_dtype", "use_cache", "initializer_range", "attention_dropout", "pretraining_tp",
     "return_dict", "output_attentions", "output_hidden_states", "chunk_size_feed_forward",
     "id2label", "label2id", "problem_type",
 })  # fmt: skip
-# No choice makes these right.
+# Keys whose differences no choice resolves.
 FATAL = frozenset({
     "architectures", "model_type", "tie_word_embeddings", "vocab_size", "hidden_size",
     "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act", "no_rope_layers",
@@ -25,41 +25,41 @@ FATAL = frozenset({
 
 
 def config_differences(first: Weights, other: Weights, *, slices: bool) -> dict[str, list[Any]]:
-    """Each key that differs, with both values; with `slices` the number of layers may differ."""
-    ours, theirs = _settled(first.config), _settled(other.config)
-    found = _compare(ours, theirs)
+    """Return each key that differs, with both values; with `slices` the number of layers may differ."""
+    ours, theirs = _current_form(first.config), _current_form(other.config)
+    differences = _compare(ours, theirs)
     if slices:
-        layers = {find_stack(one.entries).count for one in (first, other)}
-        found = {
+        layers = {find_stack(weights.entries).count for weights in (first, other)}
+        differences = {
             key: values
-            for key, values in found.items()
+            for key, values in differences.items()
             if key != "num_hidden_layers"
-            and not any(isinstance(one, list) and len(one) in layers for one in values)
+            and not any(isinstance(value, list) and len(value) in layers for value in values)
         }
-    # One may leave out what the other spells out: compare with the defaults of the architecture,
-    # as far as its source shows them, and only then with transformers, which takes seconds to import.
-    for filled in (_with_written_defaults, _with_defaults):
-        if all(key in ours and key in theirs for key in found):
+    # A model may leave out a key that the other has: fill in the defaults of the architecture, from
+    # its source if they are there, and only then from transformers, which takes seconds to import.
+    for with_defaults in (_with_source_defaults, _with_transformers_defaults):
+        if all(key in ours and key in theirs for key in differences):
             break
-        remaining = _compare(filled(first, found), filled(other, found))
-        found = {key: values for key, values in remaining.items() if key in found}
-    return found
+        remaining = _compare(with_defaults(first, differences), with_defaults(other, differences))
+        differences = {key: values for key, values in remaining.items() if key in differences}
+    return differences
 
 
-def _settled(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The rotary settings in the form that transformers writes since release 5."""
-    settled = dict(config)
-    scaling = settled.get("rope_scaling") or {}
-    old = "rope_theta" in settled and not settled.get("rope_parameters")
+def _current_form(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config with the rotary settings as transformers writes them since release 5."""
+    current = dict(config)
+    scaling = current.get("rope_scaling") or {}
+    old = "rope_theta" in current and not current.get("rope_parameters")
     if old and isinstance(scaling, dict):
-        settled.pop("rope_scaling", None)
+        current.pop("rope_scaling", None)
         kind = scaling.get("rope_type", scaling.get("type", "default"))
-        settled["rope_parameters"] = {
+        current["rope_parameters"] = {
             **{key: value for key, value in scaling.items() if key != "type"},
-            "rope_theta": settled.pop("rope_theta"),
+            "rope_theta": current.pop("rope_theta"),
             "rope_type": kind,
         }
-    return settled
+    return current
 
 
 def _compare(first: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, list[Any]]:
@@ -69,10 +69,10 @@ def _compare(first: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, li
     }
 
 
-def _with_written_defaults(weights: Weights, keys: Iterable[str]) -> dict[str, Any]:
-    """The config, with what the source of its class says of the keys that it leaves out."""
-    config = _settled(weights.config)
-    defaults = _written_defaults(str(config.get("model_type")))
+def _with_source_defaults(weights: Weights, keys: Iterable[str]) -> dict[str, Any]:
+    """Fill in missing keys with the defaults in the source of the config's class."""
+    config = _current_form(weights.config)
+    defaults = _source_defaults(str(config.get("model_type")))
     heads = config.get("num_attention_heads")
     if "head_dim" in defaults and isinstance(heads, int) and config.get("hidden_size"):
         defaults = {**defaults, "head_dim": defaults["head_dim"] or config["hidden_size"] // heads}
@@ -82,8 +82,8 @@ def _with_written_defaults(weights: Weights, keys: Iterable[str]) -> dict[str, A
     return {**config, **missing}
 
 
-def _written_defaults(model_type: str) -> dict[str, Any]:
-    """`name: type = value` in the class of a model type, read without importing it."""
+def _source_defaults(model_type: str) -> dict[str, Any]:
+    """Read `name: type = value` in the class of a model type, without importing it."""
     spec = find_spec("transformers")
     folder = model_type.replace("-", "_")
     if spec is None or not spec.submodule_search_locations or not folder.isidentifier():
@@ -93,30 +93,33 @@ def _written_defaults(model_type: str) -> dict[str, Any]:
     if not source.is_file():
         return {}
     for node in ast.parse(source.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.ClassDef) and _names(node, model_type):
+        if isinstance(node, ast.ClassDef) and _is_class_of(node, model_type):
             return {
-                one.target.id: one.value.value
-                for one in node.body
-                if isinstance(one, ast.AnnAssign)
-                and isinstance(one.target, ast.Name)
-                and isinstance(one.value, ast.Constant)
+                field.target.id: field.value.value
+                for field in node.body
+                if isinstance(field, ast.AnnAssign)
+                and isinstance(field.target, ast.Name)
+                and isinstance(field.value, ast.Constant)
             }
     return {}
 
 
-def _names(node: ast.ClassDef, model_type: str) -> bool:
+def _is_class_of(node: ast.ClassDef, model_type: str) -> bool:
+    """Return whether the class says `model_type = "..."` with this value."""
     return any(
-        isinstance(one, ast.Assign)
-        and isinstance(one.value, ast.Constant)
-        and one.value.value == model_type
+        isinstance(statement, ast.Assign)
+        and isinstance(statement.value, ast.Constant)
+        and statement.value.value == model_type
         and any(
-            isinstance(target, ast.Name) and target.id == "model_type" for target in one.targets
+            isinstance(target, ast.Name) and target.id == "model_type"
+            for target in statement.targets
         )
-        for one in node.body
+        for statement in node.body
     )
 
 
-def _with_defaults(weights: Weights, _keys: Iterable[str]) -> dict[str, Any]:
+def _with_transformers_defaults(weights: Weights, _keys: Iterable[str]) -> dict[str, Any]:
+    """Fill in missing keys as transformers does when it loads the config."""
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
@@ -125,5 +128,5 @@ def _with_defaults(weights: Weights, _keys: Iterable[str]) -> dict[str, Any]:
     try:
         return dict(AutoConfig.for_model(model_type, **config).to_dict())
     except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError):
-        # An architecture, or a value, that transformers doesn't take: compare what is written.
+        # transformers doesn't know the architecture, or refuses a value: compare the files.
         return dict(weights.config)

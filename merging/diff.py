@@ -1,9 +1,10 @@
-"""How far two checkpoints are apart, tensor by tensor and layer by layer."""
+"""Distance between two checkpoints, by tensor or by layer."""
 
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from dualign.merging.layers import find_stack
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Distance:
-    """Between two tensors, or several taken together."""
+    """Distance between two tensors, or between two groups of tensors."""
 
     name: str
     relative: float
@@ -29,19 +30,25 @@ class Distance:
 
 @dataclass(frozen=True, slots=True)
 class _Sums:
-    """What distances are made of; sums of tensors are those of their elements."""
+    """Sums over the elements of a tensor; those of a group are their sums."""
 
     size: int
     changed: int
     largest: float
-    apart: float
+    square: float
+    """sum((a - b)^2)"""
     first: float
+    """sum(a^2)"""
     second: float
+    """sum(b^2)"""
     product: float
+    """sum(a b)"""
 
 
 def distances(a: Weights, b: Weights, *, by_layer: bool = False) -> list[Distance]:
-    """Of each tensor, in the order of `a`; or of each layer, with what lies outside by itself.
+    """Return the distance of each tensor, in the order of `a`.
+
+    With `by_layer` that of each layer, and of each tensor outside of the layers.
 
     Raises:
         MergeError: they don't have the same tensors.
@@ -55,17 +62,17 @@ def distances(a: Weights, b: Weights, *, by_layer: bool = False) -> list[Distanc
     total = sum(entry.nbytes for entry in a.entries.values())
     with ThreadPoolExecutor(cpu_count()) as pool, progress(total, "comparing") as bar:
         parts = pool.map(lambda name: _sums(a, b, name, bar.update), a.entries)
-        found = dict(zip(a.entries, parts, strict=True))
+        by_tensor = dict(zip(a.entries, parts, strict=True))
     if not by_layer:
-        return [_distance(name, [sums]) for name, sums in found.items()]
+        return [_distance(name, [sums]) for name, sums in by_tensor.items()]
     stack = find_stack(a.entries)
     groups: dict[str, list[_Sums]] = {}
-    for name, sums in found.items():
+    for name, sums in by_tensor.items():
         layer = stack.layer(name)
         groups.setdefault(name if layer is None else f"{stack.prefix}{layer}", []).append(sums)
-    outside = [name for name in groups if name in found]
-    inside = sorted(set(groups) - set(outside), key=lambda one: int(one[len(stack.prefix) :]))
-    return [_distance(name, groups[name]) for name in [*outside, *inside]]
+    outside = [name for name in groups if name in by_tensor]
+    layers = sorted(set(groups) - set(outside), key=lambda name: int(name[len(stack.prefix) :]))
+    return [_distance(name, groups[name]) for name in [*outside, *layers]]
 
 
 def _sums(a: Weights, b: Weights, name: str, advance: Callable[[int], object]) -> _Sums:
@@ -78,25 +85,38 @@ def _sums(a: Weights, b: Weights, name: str, advance: Callable[[int], object]) -
         stop = min(start + step, size)
         x = ours.read(start, stop).astype(np.float64)
         y = theirs.read(start, stop).astype(np.float64)
-        apart = np.abs(x - y)
-        largest = max(largest, float(apart.max()))
-        changed += int(np.count_nonzero(apart))
-        totals += [
-            float((one * two).sum()) for one, two in ((apart, apart), (x, x), (y, y), (x, y))
-        ]
+        gap = np.abs(x - y)
+        largest = max(largest, float(gap.max()))
+        changed += int(np.count_nonzero(gap))
+        totals += [float((u * v).sum()) for u, v in ((gap, gap), (x, x), (y, y), (x, y))]
         advance((stop - start) * width)
     return _Sums(size, changed, largest, *map(float, totals))
 
 
 def _distance(name: str, parts: Sequence[_Sums]) -> Distance:
-    first = math.fsum(one.first for one in parts)
-    second = math.fsum(one.second for one in parts)
+    first = math.fsum(part.first for part in parts)
+    second = math.fsum(part.second for part in parts)
     norms = math.sqrt(first * second)
-    apart = math.sqrt(math.fsum(one.apart for one in parts))
+    gap = math.sqrt(math.fsum(part.square for part in parts))
     return Distance(
         name=name,
-        relative=apart / math.sqrt(first) if first else math.inf if apart else 0.0,
-        cosine=math.fsum(one.product for one in parts) / norms if norms else math.nan,
-        largest=max(one.largest for one in parts),
-        changed=sum(one.changed for one in parts) / max(sum(one.size for one in parts), 1),
+        relative=gap / math.sqrt(first) if first else math.inf if gap else 0.0,
+        cosine=math.fsum(part.product for part in parts) / norms if norms else math.nan,
+        largest=max(part.largest for part in parts),
+        changed=sum(part.changed for part in parts) / max(sum(part.size for part in parts), 1),
     )
+
+
+def plot_distances(distances: Sequence[Distance], file: Path, *, title: str) -> None:
+    """Draw the relative distances as bars, one for each line of `dualign diff`."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 1.5 + 0.22 * len(distances)), layout="constrained")
+    axes = figure.add_subplot()
+    axes.barh(
+        [distance.name for distance in distances], [distance.relative for distance in distances]
+    )
+    axes.invert_yaxis()
+    axes.set_xlabel("|a - b| / |a|")
+    axes.set_title(title, fontsize=9)
+    figure.savefig(file)

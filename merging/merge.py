@@ -3,63 +3,65 @@
     dualign merge recipes/smollm3/merge.yaml
     dualign merge config.yml OUT
 
-Weights stream through in blocks: each is computed in float64 and rounded once. What must agree
-between the inputs is checked before the first byte is written, and some tensors are computed again
-after the last.
+Weights stream through in blocks; each is computed in float64 and rounded once. The inputs are checked
+against each other before the first byte is written, and some tensors are computed again after the last.
 """
 
-import random
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from dualign.checkpoints.checkpoint import Checkpoint, Weights
-from dualign.checkpoints.dtypes import from_float, to_float32
-from dualign.checkpoints.shards import (
-    PIECE,
-    cpu_count,
-    progress,
-    write_side_files,
-    write_weights,
-)
+from dualign.checkpoints.checkpoint import Weights
+from dualign.checkpoints.shards import write_side_files, write_weights
 from dualign.checkpoints.weights import open_weights
 from dualign.errors import MergeError
 from dualign.merging.config import Merge, MergeStage, merge_problems
 from dualign.merging.merged import MergedWeights
-from dualign.merging.methods import METHODS
+from dualign.merging.methods.table import METHODS
 from dualign.merging.plan import Models, merged_config, plan_tensors
-from dualign.merging.provenance import hashing, remembered, weights_applied, write_merge_json
-from dualign.merging.serialization import to_json
-from dualign.merging.tokenizer.alignment import Alignment, align, described, recorded
-from dualign.merging.tokenizer.chat_template import text_of
-from dualign.merging.tokenizer.remapped import realign, require_ids, write_vocabulary
+from dualign.merging.provenance import (
+    BackgroundHashes,
+    digest_cache,
+    merge_to_json,
+    parameters_used,
+    write_merge_json,
+)
+from dualign.merging.tokenizer.chat_template import template_text
+from dualign.merging.tokenizer.mapping import (
+    VocabularyMapping,
+    map_vocabularies,
+    mapping_decisions,
+    mapping_record,
+)
+from dualign.merging.tokenizer.remapped import remap_models, require_ids, write_vocabulary
 from dualign.merging.tokenizer.vocabulary import find_tokenizers
-from dualign.merging.validate_inputs import Choices, check
-from dualign.merging.validate_output import check_written
+from dualign.merging.validate_inputs import ConflictPolicy, validate_inputs
+from dualign.merging.validate_output import recompute_tensors, validate_output
 from dualign.rundir import Outcome
 
-VERIFIED_TENSORS = 3
+# Of merge.json, also in run.json.
+RUN_METRICS = ("method", "dtype", "tensors", "bytes", "models", "parameters")
+RUN_CHECKS = ("verified", "decided", "config_donor")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Prepared:
-    """A merge whose inputs fit together; nothing is written yet."""
+class PreparedMerge:
+    """A merge whose inputs were checked; nothing is written yet."""
 
     merge: Merge
     models: Models
-    donor: str
-    tokenizer_donor: str
-    alignment: Alignment | None
-    """how the models were brought to one vocabulary; None: they had one"""
+    config_source: str
+    """the model whose config.json and generation settings are taken"""
+    tokenizer_source: str
+    """the model whose tokenizer files are taken"""
+    mapping: VocabularyMapping | None
+    """None: the models have one vocabulary"""
     template: str | None
-    """the chat template's text, where it isn't that of the tokenizer"""
+    """the chat template's text, unless it is that of the tokenizer"""
     weights: MergedWeights
-    decided: Mapping[str, Any]
-    """what differs between the inputs, and whose value was taken"""
+    resolved_conflicts: Mapping[str, Any]
+    """by key: what each model has, and whose is taken"""
 
 
 def run(stage: MergeStage, work: Path, *, seed: int) -> Outcome:
@@ -69,60 +71,62 @@ def run(stage: MergeStage, work: Path, *, seed: int) -> Outcome:
         MergeError: the inputs, or their weights, can't be merged.
         CheckpointError: an input is missing or broken, or the disk is full.
     """
-    problems = [*stage.problems(), *(problem for one in stage.models for problem in one.problems())]
+    problems = [
+        *stage.problems(),
+        *(problem for model in stage.models for problem in model.problems()),
+    ]
     if problems:
         raise MergeError("\n".join(f"{stage.name}: {key}: {message}" for key, message in problems))
-    prepared = prepare(stage.merge(), seed=seed)
-    record = write(prepared, work, seed=seed)
-    kept = ("method", "dtype", "tensors", "bytes", "models", "parameters")
+    record = write(prepare(stage.merge(), seed=seed), work, seed=seed)
+    metrics = {key: record[key] for key in RUN_METRICS}
     return Outcome(
-        metrics={**{key: record[key] for key in kept}, "shards": len(record["shards"])},
-        checks={key: record[key] for key in ("verified", "decided", "config_donor")},
+        metrics={**metrics, "shards": len(record["shards"])},
+        checks={key: record[key] for key in RUN_CHECKS},
     )
 
 
-def prepare(merge: Merge, *, seed: int) -> Prepared:
-    """Open the inputs, check that they fit, and plan every tensor. Reads headers and JSON alone.
+def prepare(merge: Merge, *, seed: int) -> PreparedMerge:
+    """Open the inputs, check them, and plan every tensor. Reads headers and JSON alone.
 
     Raises:
         MergeError, CheckpointError: see `run`.
     """
     problems = merge_problems(merge)
     if problems:
-        raise MergeError(
-            "\n".join(f"{merge.location(key)}: {message}" for key, message in problems)
-        )
+        raise MergeError("\n".join(f"{merge.location(key)}: {why}" for key, why in problems))
     opened = {name: _open(merge, name, seed=seed) for name in merge.models()}
-    donor = merge.config_from or _default_donor(merge)
+    config_source = merge.config_from or _default_config_source(merge)
     tokenizers = find_tokenizers(list(opened.values()))
-    tokenizer_donor = merge.tokenizer_from or donor
-    alignment = align(opened, tokenizers, merge, tokenizer_donor)
-    if alignment is not None:
-        tokenizer_donor = alignment.lead
-    models = realign(opened, alignment)
-    decided = check(
+    tokenizer_source = merge.tokenizer_from or config_source
+    mapping = map_vocabularies(opened, tokenizers, merge, tokenizer_source)
+    if mapping is not None:
+        tokenizer_source = mapping.base_tokenizer
+    models = remap_models(opened, mapping)
+    conflicts = validate_inputs(
         models,
         tokenizers,
-        _choices(merge, same_donor=tokenizer_donor == donor, aligned=alignment is not None),
+        _policy(merge, mapping, one_source=tokenizer_source == config_source),
         file=merge.file,
-        donor=donor,
-        tokenizer_donor=tokenizer_donor,
+        config_source=config_source,
+        tokenizer_source=tokenizer_source,
     )
-    if merge.chat_template is not None and "chat_template" in decided:
-        decided["chat_template"]["taken_from"] = "chat_template"
-    plans = plan_tensors(merge, models, donor)
-    config = merged_config(merge, models, donor)
-    require_ids(config, models[donor].folders[0] / "config.json")
-    weights = MergedWeights(models, plans, config_source=models[donor], config=config, seed=seed)
-    return Prepared(
+    if merge.chat_template is not None and "chat_template" in conflicts:
+        conflicts["chat_template"]["taken_from"] = "chat_template"
+    plans = plan_tensors(merge, models, config_source)
+    config = merged_config(merge, models, config_source)
+    require_ids(config, models[config_source].folders[0] / "config.json")
+    weights = MergedWeights(
+        models, plans, config_source=models[config_source], config=config, seed=seed
+    )
+    return PreparedMerge(
         merge=merge,
         models=models,
-        donor=donor,
-        tokenizer_donor=tokenizer_donor,
-        alignment=alignment,
-        template=text_of(merge.chat_template, list(models.values())),
+        config_source=config_source,
+        tokenizer_source=tokenizer_source,
+        mapping=mapping,
+        template=template_text(merge.chat_template, list(models.values())),
         weights=weights,
-        decided={**decided, **(described(alignment) if alignment else {})},
+        resolved_conflicts={**conflicts, **(mapping_decisions(mapping) if mapping else {})},
     )
 
 
@@ -131,7 +135,7 @@ def _open(merge: Merge, name: str, *, seed: int) -> Weights:
     if inner is None:
         return open_weights(name, allow_pickle=merge.allow_pickle)
     prepared = prepare(inner, seed=seed)
-    if prepared.alignment is not None:
+    if prepared.mapping is not None:
         raise MergeError(
             f"{merge.file}: {name}: its models have different vocabularies, and a merge inside of "
             "another can't bring them together; write it on its own first, and merge the result"
@@ -139,39 +143,48 @@ def _open(merge: Merge, name: str, *, seed: int) -> Weights:
     return prepared.weights
 
 
-def _default_donor(merge: Merge) -> str:
-    """The first model listed; for methods without a base, the one that base_model points at."""
+def _default_config_source(merge: Merge) -> str:
+    """Return the first model; for methods without a base, the one that base_model points at."""
     if METHODS[merge.method].base == "none" and merge.base_model:
         return merge.base_model
     return merge.slices[0].sources[0].model
 
 
-def _choices(merge: Merge, *, same_donor: bool, aligned: bool) -> Choices:
+def _policy(merge: Merge, mapping: VocabularyMapping | None, *, one_source: bool) -> ConflictPolicy:
+    """`one_source`: config and tokenizer are taken from one model."""
     named = METHODS[merge.method].base == "none" and merge.base_model is not None
     config = merge.config_from is not None or named
     # A union may have to start from another model's tokenizer than the one whose config is taken.
-    tokenizer = merge.tokenizer_from is not None or (config and same_donor)
-    return Choices(
+    tokenizer = merge.tokenizer_from is not None or (config and one_source)
+    return ConflictPolicy(
         config=config,
         tokenizer=tokenizer,
         template=tokenizer or merge.chat_template is not None,
-        vocabulary=aligned,
+        mapped_vocabulary=mapping is not None,
         slices=merge.slices[0].sources[0].layer_range is not None,
-        one_dtype=merge.dtype == "input",
+        keep_dtype=merge.dtype == "input",
     )
 
 
 def write(
-    prepared: Prepared, work: Path, *, seed: int, threads: int | None = None, resume: bool = True
+    prepared: PreparedMerge,
+    work: Path,
+    *,
+    seed: int,
+    threads: int | None = None,
+    resume: bool = True,
 ) -> dict[str, Any]:
-    """Write weights, side files and merge.json into `work`; returns what merge.json says."""
-    merge, weights = prepared.merge, prepared.weights
-    with remembered() as digests, hashing(weights.files, digests, threads) as hashed:
+    """Write weights, side files and merge.json into `work`; return the content of merge.json.
+
+    The inputs are hashed while the weights are written.
+    """
+    merge, weights, mapping = prepared.merge, prepared.weights, prepared.mapping
+    with digest_cache() as digests, BackgroundHashes(weights.files, digests, threads) as hashes:
         shards = write_weights(weights, work, dtype=merge.dtype, threads=threads, resume=resume)
         write_beside(prepared, work)
-        check_written(work, weights, template=prepared.template, alignment=prepared.alignment)
-        verified = recompute(work, weights, seed=seed, threads=threads)
-        inputs = hashed()
+        validate_output(work, weights, template=prepared.template, mapping=mapping)
+        recomputed = recompute_tensors(work, weights, seed=seed, threads=threads)
+        inputs = hashes.wait()
     record: dict[str, Any] = {
         "method": merge.method,
         "dtype": merge.dtype,
@@ -187,77 +200,27 @@ def write(
             }
             for name, model in prepared.models.items()
         ],
-        "parameters": weights_applied(weights.plans),
-        "config_donor": str(prepared.models[prepared.donor].folders[0]),
-        "tokenizer_donor": str(prepared.models[prepared.tokenizer_donor].folders[0]),
-        "decided": dict(prepared.decided),
-        "vocabulary": recorded(prepared.alignment) if prepared.alignment else None,
-        "verified": asdict(verified),
-        "merge": to_json(merge),
+        "parameters": parameters_used(weights.plans),
+        "config_donor": str(prepared.models[prepared.config_source].folders[0]),
+        "tokenizer_donor": str(prepared.models[prepared.tokenizer_source].folders[0]),
+        "decided": dict(prepared.resolved_conflicts),
+        "vocabulary": mapping_record(mapping) if mapping else None,
+        "verified": {"tensors": list(recomputed)},
+        "merge": merge_to_json(merge),
     }
     write_merge_json(work, merge, record)
     return record
 
 
-def write_beside(prepared: Prepared, work: Path) -> None:
-    """All of the model folder but the weights and merge.json: config, tokenizer, template, generation settings."""
+def write_beside(prepared: PreparedMerge, work: Path) -> None:
+    """Write config.json, tokenizer, chat template and generation settings."""
     write_side_files(
         prepared.weights,
         work,
         dtype=prepared.merge.dtype,
-        tokenizer=prepared.models[prepared.tokenizer_donor],
+        tokenizer=prepared.models[prepared.tokenizer_source],
         chat_template=prepared.template,
     )
-    if prepared.alignment is not None:
-        opened = prepared.models[prepared.donor]
-        write_vocabulary(work, prepared.donor, opened, prepared.alignment)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Verified:
-    """Tensors read back and compared with what the inputs give."""
-
-    tensors: tuple[str, ...]
-
-
-def recompute(
-    out: Path,
-    weights: Weights,
-    *,
-    seed: int,
-    count: int = VERIFIED_TENSORS,
-    threads: int | None = None,
-) -> Verified:
-    """Compute `count` tensors of `out`, drawn by `seed`, again; the bytes must be the same.
-
-    Raises:
-        MergeError: they aren't.
-    """
-    written = Checkpoint(out)
-    names = sorted(written.entries)
-    drawn = tuple(random.Random(seed).sample(names, min(count, len(names))))
-    total = sum(written.entries[name].nbytes for name in drawn)
-    with (
-        ThreadPoolExecutor(threads or cpu_count()) as pool,
-        progress(total, "computing again") as bar,
-    ):
-        for _ in pool.map(lambda name: _require_same(written, weights, name, bar.update), drawn):
-            pass
-    return Verified(tensors=drawn)
-
-
-def _require_same(
-    written: Checkpoint, weights: Weights, name: str, advance: Callable[[int], object]
-) -> None:
-    entry = written.entries[name]
-    again, there = weights.reader(name), written.reader(name)
-    step = again.step or PIECE
-    for start in range(0, entry.size, step):
-        stop = min(start + step, entry.size)
-        expected = to_float32(from_float(again.read(start, stop), entry.dtype), entry.dtype)
-        if not np.array_equal(expected, there.read(start, stop)):
-            raise MergeError(
-                f"{written.folder}: {name} reads back differently from what the inputs give, from "
-                f"element {start} on; check the disk, and merge again"
-            )
-        advance((stop - start) * (entry.nbytes // entry.size))
+    if prepared.mapping is not None:
+        source = prepared.config_source
+        write_vocabulary(work, source, prepared.models[source], prepared.mapping)

@@ -13,8 +13,9 @@ import numpy as np
 from dualign.checkpoints.checkpoint import Reader, Weights
 from dualign.checkpoints.header import Entry
 from dualign.errors import MergeError
-from dualign.merging.methods import METHODS, compat
+from dualign.merging.methods import compat
 from dualign.merging.methods.random import stream
+from dualign.merging.methods.table import METHODS
 from dualign.merging.methods.tensors import BLOCK, Array, Combine, Tensors, row_step
 from dualign.merging.plan import Models, TensorPlan
 

@@ -8,8 +8,8 @@ from typing import Any
 from dualign import __version__
 from dualign.merging.card import write_card
 from dualign.merging.config import Merge
-from dualign.merging.merge import Prepared, prepare, write
-from dualign.merging.serialization import to_json
+from dualign.merging.merge import PreparedMerge, prepare, write
+from dualign.merging.provenance import merge_to_json
 from dualign.rundir import new_folder, require_new
 
 
@@ -33,10 +33,10 @@ def merge_into(
     return record
 
 
-def fingerprint(prepared: Prepared, seed: int) -> str:
+def fingerprint(prepared: PreparedMerge, seed: int) -> str:
     """What the result depends on, without reading the weights: finished shards of it can be kept."""
     files = [
         (str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in prepared.weights.files
     ]
-    content = json.dumps([__version__, seed, to_json(prepared.merge), files], sort_keys=True)
+    content = json.dumps([__version__, seed, merge_to_json(prepared.merge), files], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()

@@ -16,7 +16,7 @@ from typing import Any
 
 from dualign.config import Key, dotted, nearest
 from dualign.errors import MergeError
-from dualign.merging.methods import METHODS, Parameter
+from dualign.merging.methods.table import METHODS, Parameter
 
 Value = float | bool
 

@@ -10,7 +10,7 @@ from dualign.checkpoints.header import Entry
 from dualign.errors import MergeError
 from dualign.merging.config import Merge, MergeSlice, MergeSource, is_base, weight_problem
 from dualign.merging.layers import Stack, find_stack, layer_position
-from dualign.merging.methods import METHODS, Parameter
+from dualign.merging.methods.table import METHODS, Parameter
 from dualign.merging.parameters import Level, Resolver, Value
 
 Models = Mapping[str, Weights]

@@ -1,11 +1,12 @@
-"""merge.json: what the weights beside it were made of, to the byte."""
+"""merge.json: the inputs and settings that made the weights beside it, to the byte."""
 
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from threading import Event
@@ -13,8 +14,10 @@ from typing import Any
 
 from dualign.checkpoints.embedded import cache_folder
 from dualign.checkpoints.shards import cpu_count, progress
+from dualign.config import Document, parse
 from dualign.fingerprint import Digests
 from dualign.merging.config import Merge
+from dualign.merging.methods.linear import normalized
 from dualign.merging.plan import TensorPlan
 from dualign.rundir import write_json
 
@@ -23,13 +26,13 @@ SCHEMA = 1
 
 
 @contextmanager
-def remembered() -> Iterator[Digests]:
-    """The SHA-256 of files that were merged before and haven't changed since.
+def digest_cache() -> Iterator[Digests]:
+    """Yield the SHA-256 of files that were merged before, and save those that are added to it.
 
     They are kept in $DUALIGN_DIGESTS, else in `digests.json` in dualign's cache.
     """
-    given = os.environ.get("DUALIGN_DIGESTS")
-    file = Path(given).expanduser() if given else cache_folder() / "digests.json"
+    path = os.environ.get("DUALIGN_DIGESTS")
+    file = Path(path).expanduser() if path else cache_folder() / "digests.json"
     digests = Digests(file)
     yield digests
     with suppress(OSError):  # a cache that can't be written is no reason to fail
@@ -37,68 +40,94 @@ def remembered() -> Iterator[Digests]:
         digests.save()
 
 
-def hashes(files: Sequence[Path], digests: Digests, threads: int | None = None) -> dict[Path, str]:
-    """The SHA-256 of each file."""
-    with hashing(files, digests, threads) as found:
-        return found()
+class BackgroundHashes:
+    """SHA-256 of files, computed by threads while the `with` block does something else.
 
+        with BackgroundHashes(files, digests) as hashes:
+            write(...)
+            by_file = hashes.wait()
 
-@contextmanager
-def hashing(
-    files: Sequence[Path], digests: Digests, threads: int | None = None
-) -> Iterator[Callable[[], dict[Path, str]]]:
-    """Hash files while the block does something else; what it is given waits for those that are left.
-
-    Several files are read at once, the largest first. When the block fails, so does the hashing.
+    The largest files are hashed first. If the block fails, the hashing stops.
     """
-    sizes = {file: file.stat().st_size for file in files}
-    done, over = Counter(dict.fromkeys(files, 0)), Event()
 
-    def digest(file: Path) -> str:
+    def __init__(self, files: Sequence[Path], digests: Digests, threads: int | None = None) -> None:
+        self._digests = digests
+        self._sizes = {file: file.stat().st_size for file in files}
+        self._done = Counter(dict.fromkeys(files, 0))
+        self._stop = Event()
+        self._pool = ThreadPoolExecutor(threads or cpu_count())
+        self._futures: dict[Path, Future[str]] = {}
+
+    def __enter__(self) -> "BackgroundHashes":
+        for file in sorted(self._sizes, key=lambda file: -self._sizes[file]):
+            self._futures[file] = self._pool.submit(self._hash, file)
+        return self
+
+    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
+        if failure is not None:
+            self._stop.set()
+        self._pool.shutdown(cancel_futures=failure is not None)
+
+    def _hash(self, file: Path) -> str:
         def advance(size: int) -> None:
-            done[file] += size
-            if over.is_set():
+            self._done[file] += size
+            if self._stop.is_set():
                 raise CancelledError
 
-        return digests.file(file, advance)
+        return self._digests.file(file, advance)
 
-    with ThreadPoolExecutor(threads or cpu_count()) as pool:
-        ordered = sorted(sizes, key=lambda file: -sizes[file])
-        work = {file: pool.submit(digest, file) for file in ordered}
-
-        def found() -> dict[Path, str]:
-            with progress(sum(sizes.values()), "hashing", done=done.total()) as bar:
-                while wait(work.values(), timeout=0.1).not_done:
-                    bar.update(done.total() - bar.n)
-            return {file: one.result() for file, one in work.items()}
-
-        try:
-            yield found
-        except BaseException:
-            over.set()
-            raise
+    def wait(self) -> dict[Path, str]:
+        """Wait for the files that are left, with a progress bar; return the hash of each file."""
+        done = self._done
+        with progress(sum(self._sizes.values()), "hashing", done=done.total()) as bar:
+            while wait(self._futures.values(), timeout=0.1).not_done:
+                bar.update(done.total() - bar.n)
+        return {file: future.result() for file, future in self._futures.items()}
 
 
-def weights_applied(jobs: Mapping[str, TensorPlan]) -> list[dict[str, Any]]:
-    """The parameters as they were used, each set of them once, with the tensors that got it."""
+def file_hashes(files: Sequence[Path], digests: Digests) -> dict[Path, str]:
+    """Return the SHA-256 of each file."""
+    with BackgroundHashes(files, digests) as hashes:
+        return hashes.wait()
+
+
+def merge_to_json(merge: Merge) -> dict[str, Any]:
+    """Return everything that the result depends on, besides the inputs themselves."""
+    inner = {name: merge_to_json(part) for name, part in merge.inner.items()}
+    return {**asdict(merge), "lines": {}, "inner": inner}
+
+
+def merge_from_json(value: Mapping[str, Any], *, file: str) -> Merge:
+    """Return the merge that `merge_to_json` wrote.
+
+    Raises:
+        ConfigError: `value` isn't a merge; the message names `file`.
+    """
+    document = Document(file=file)
+    merge = parse(Merge, value, document)
+    document.raise_problems()
+    assert merge is not None, "without problems there is a merge"
+    return merge
+
+
+def parameters_used(plans: Mapping[str, TensorPlan]) -> list[dict[str, Any]]:
+    """Return each set of parameters once, with the tensors that it was used for."""
     groups: dict[str, dict[str, Any]] = {}
-    for name, job in jobs.items():
+    for name, plan in plans.items():
         used = {
-            "models": [model for model, _ in job.inputs],
-            "base_model": job.base[0] if job.base else None,
-            **{key: list(values) for key, values in job.per_model.items()},
-            **job.global_,
+            "models": [model for model, _ in plan.inputs],
+            "base_model": plan.base[0] if plan.base else None,
+            **{key: list(values) for key, values in plan.per_model.items()},
+            **plan.global_,
         }
-        if job.method == "linear" and job.global_["normalize"]:
-            from dualign.merging.methods.linear import normalized
-
-            used["applied"] = normalized([float(weight) for weight in job.per_model["weight"]])
+        if plan.method == "linear" and plan.global_["normalize"]:
+            used["applied"] = normalized([float(weight) for weight in plan.per_model["weight"]])
         groups.setdefault(repr(used), {**used, "tensors": []})["tensors"].append(name)
     return list(groups.values())
 
 
 def write_merge_json(work: Path, merge: Merge, record: Mapping[str, Any]) -> None:
-    """Write it beside the weights."""
+    """Write the record beside the weights."""
     write_json(
         work / MERGE_JSON,
         {"schema": SCHEMA, **record, "config": merge.file, "versions": _versions()},
@@ -106,12 +135,12 @@ def write_merge_json(work: Path, merge: Merge, record: Mapping[str, Any]) -> Non
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": sys.version.split()[0]}
+    versions = {"python": sys.version.split()[0]}
     for package in ("dualign", "numpy"):
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
             from dualign import __version__
 
-            found[package] = __version__
-    return found
+            versions[package] = __version__
+    return versions

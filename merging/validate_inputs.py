@@ -1,10 +1,10 @@
-"""What must agree before checkpoints are merged: tensors, configuration, tokenizer, template.
+"""Check before a merge that its models agree: tensors, configuration, tokenizer, template.
 
-Read from headers and JSON alone. A difference is one of three kinds. Some can't be merged at all:
-other tensors, other architectures, tied against untied. Some change what the model computes or where
-it stops, and can only have one value: the config has to say whose, by `config_from`,
-`tokenizer_from` or `tokenizer_source`, and the answer goes into merge.json. The rest changes
-nothing. All problems are told at once.
+Headers and JSON alone are read. A difference is one of three kinds. Some can't be merged: other tensors,
+other architectures, tied against untied. Some change what the model computes or where it stops, and can
+have only one value: the config has to say whose, by `config_from`, `tokenizer_from` or
+`tokenizer_source`, and the answer goes into merge.json. Other differences are ignored. All problems are
+reported together.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,103 +18,105 @@ from dualign.checkpoints.shards import chat_template, nearest_file, tokenizer_fi
 from dualign.errors import MergeError
 from dualign.merging.config_diff import FATAL, config_differences
 from dualign.merging.tokenizer.token_id_fields import ids_in
-from dualign.merging.tokenizer.vocabulary import Tokenizer, first_difference
+from dualign.merging.tokenizer.vocabulary import TokenizerFiles, first_difference
 
-SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
-FLAGS = ("special", "normalized", "lstrip", "rstrip", "single_word")
-CONFIG = "set config_from to the model whose config is meant"
-TOKENS = "set config_from or tokenizer_from to the model whose tokenizer is meant"
-VOCABULARY = (
+SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
+TOKEN_FLAGS = ("special", "normalized", "lstrip", "rstrip", "single_word")
+CONFIG_ADVICE = "set config_from to the model whose config is meant"
+TOKENIZER_ADVICE = "set config_from or tokenizer_from to the model whose tokenizer is meant"
+VOCABULARY_ADVICE = (
     "set tokenizer_source to the model whose vocabulary is meant, or to union, and rows go by token"
 )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Choices:
-    """What the config has decided, and what it needs."""
+class ConflictPolicy:
+    """The conflicts that the config resolves, and the agreement that it needs."""
 
     config: bool
+    """it says whose config.json is taken"""
     tokenizer: bool
+    """it says whose tokenizer is taken"""
     template: bool
-    vocabulary: bool
-    """the models have been brought to one vocabulary"""
+    """it says which chat template is taken"""
+    mapped_vocabulary: bool
+    """the models were mapped to one vocabulary"""
     slices: bool
-    """layers are put together anew, so models may have different numbers of them"""
-    one_dtype: bool
+    """layers are stacked anew, so models may have different numbers of them"""
+    keep_dtype: bool
     """the stored types are kept, so they have to agree"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Difference:
-    """Something in which models differ."""
+    """A setting, token or file in which models differ."""
 
     key: str
     values: Mapping[str, Any]
     """by model folder"""
     problem: str | None
-    """why it can't be merged, or what has to be chosen; None: it is decided"""
+    """why it can't be merged, or what has to be chosen; None: the config resolves it"""
 
-    def told(self) -> str:
+    def describe(self) -> str:
         shown = ", ".join(f"{_short(value)} in {folder}" for folder, value in self.values.items())
         return f"{self.key}: {shown}{'; ' if shown else ''}{self.problem}"
 
 
-def check(
+def validate_inputs(
     models: Mapping[str, Weights],
-    tokenizers: Sequence[Tokenizer],
-    choices: Choices,
+    tokenizers: Sequence[TokenizerFiles],
+    policy: ConflictPolicy,
     *,
     file: str,
-    donor: str,
-    tokenizer_donor: str,
+    config_source: str,
+    tokenizer_source: str,
 ) -> dict[str, dict[str, Any]]:
-    """The differences that the config decided, by key: each model's value, and whose is taken.
+    """Return the conflicts that the config resolved: by key, each model's value and whose is taken.
 
     Raises:
-        MergeError: the models can't be merged, or something isn't decided; with all of it.
+        MergeError: the models can't be merged, or a conflict isn't resolved; lists all problems.
     """
-    every = list(models.values())
-    configs = list(check_configs(every, choices))
-    others = list(check_tokenizers(every, tokenizers, choices))
-    problems = [one.told() for one in (*configs, *others) if one.problem]
-    problems += check_rows(every)
-    if not choices.slices:
-        problems += check_tensors(every)
-    if choices.one_dtype:
-        problems += check_dtypes(every)
-    if problems:
-        raise MergeError(_list(file, list(dict.fromkeys(problems))))
-    return _decided(configs, donor) | _decided(others, tokenizer_donor)
-
-
-def _decided(found: Sequence[Difference], donor: str) -> dict[str, dict[str, Any]]:
-    decided: dict[str, dict[str, Any]] = {}
-    for one in found:
-        decided.setdefault(one.key, {}).update(one.values)
-    return {key: {**values, "taken_from": donor} for key, values in decided.items()}
-
-
-def _list(file: str, problems: Sequence[str]) -> str:
+    weights = list(models.values())
+    configs = list(_config_differences(weights, policy))
+    others = list(_tokenizer_differences(weights, tokenizers, policy))
+    problems = [diff.describe() for diff in (*configs, *others) if diff.problem]
+    problems += _row_problems(weights)
+    if not policy.slices:
+        problems += _tensor_problems(weights)
+    if policy.keep_dtype:
+        problems += _dtype_problems(weights)
+    problems = list(dict.fromkeys(problems))
     if len(problems) == 1:
-        return problems[0]
-    lines = "\n".join(f"  {one}" for one in problems)
-    return f"{file}: {len(problems)} things keep these models from being merged\n{lines}"
+        raise MergeError(problems[0])
+    if problems:
+        lines = "\n".join(f"  {problem}" for problem in problems)
+        raise MergeError(
+            f"{file}: {len(problems)} things keep these models from being merged\n{lines}"
+        )
+    return _resolved(configs, config_source) | _resolved(others, tokenizer_source)
 
 
-def check_rows(models: Sequence[Weights]) -> Iterator[str]:
-    """Models whose config.json has another vocabulary than their embedding."""
-    for one in models:
-        name = embedding_name(one.entries)
-        size = one.config.get("vocab_size")
-        if name and isinstance(size, int) and one.entries[name].shape[0] != size:
+def _resolved(differences: Sequence[Difference], source: str) -> dict[str, dict[str, Any]]:
+    conflicts: dict[str, dict[str, Any]] = {}
+    for difference in differences:
+        conflicts.setdefault(difference.key, {}).update(difference.values)
+    return {key: {**values, "taken_from": source} for key, values in conflicts.items()}
+
+
+def _row_problems(models: Sequence[Weights]) -> Iterator[str]:
+    """Yield the models whose config.json has another vocabulary size than their embedding."""
+    for weights in models:
+        name = embedding_name(weights.entries)
+        size = weights.config.get("vocab_size")
+        if name and isinstance(size, int) and weights.entries[name].shape[0] != size:
             yield (
-                f"{one.folders[0]}: config.json says vocab_size: {size}, and {name} has "
-                f"{one.entries[name].shape[0]} rows; correct the one that is wrong"
+                f"{weights.folders[0]}: config.json says vocab_size: {size}, and {name} has "
+                f"{weights.entries[name].shape[0]} rows; correct the one that is wrong"
             )
 
 
-def check_tensors(models: Sequence[Weights]) -> Iterator[str]:
-    """The first difference of two models' tensors."""
+def _tensor_problems(models: Sequence[Weights]) -> Iterator[str]:
+    """Yield the first difference in names or shapes of each pair of models."""
     for first, other in pairwise(models):
         where = f"{first.folders[0]} and {other.folders[0]}"
         for name in sorted(set(first.entries) | set(other.entries)):
@@ -131,8 +133,8 @@ def check_tensors(models: Sequence[Weights]) -> Iterator[str]:
                 break
 
 
-def check_dtypes(models: Sequence[Weights]) -> Iterator[str]:
-    """The first tensor that has no one type, as `dtype: input` needs."""
+def _dtype_problems(models: Sequence[Weights]) -> Iterator[str]:
+    """Yield the first tensor of each pair of models that is stored in two types."""
     for first, other in pairwise(models):
         for name, entry in first.entries.items():
             if name in other.entries and entry.dtype != other.entries[name].dtype:
@@ -144,53 +146,60 @@ def check_dtypes(models: Sequence[Weights]) -> Iterator[str]:
                 break
 
 
-def check_configs(models: Sequence[Weights], choices: Choices) -> Iterator[Difference]:
-    """The keys of config.json, and the ids in generation_config.json, that differ."""
+def _config_differences(models: Sequence[Weights], policy: ConflictPolicy) -> Iterator[Difference]:
+    """Yield the keys of config.json, and the ids in generation_config.json, that differ."""
     for first, other in pairwise(models):
-        for key, values in config_differences(first, other, slices=choices.slices).items():
+        for key, values in config_differences(first, other, slices=policy.slices).items():
             problem: str | None
             if key == "vocab_size":
-                problem = f"models of different sizes can't be summed row by row: {VOCABULARY}"
+                problem = (
+                    f"models of different sizes can't be summed row by row: {VOCABULARY_ADVICE}"
+                )
             elif key == "tie_word_embeddings":
                 problem = "tied and untied models can't be merged"
             elif key in FATAL:
                 problem = "models that differ in it can't be merged"
             else:
-                problem = _unless(choices.config, CONFIG)
+                problem = _unless(policy.config, CONFIG_ADVICE)
             yield _difference(key, (first, other), values, problem)
-        # Ids that were moved to another vocabulary aren't in the file; they are those of the donor.
-        ours, theirs = (_generation_ids(one) for one in (first, other))
-        for key in sorted(set(ours) & set(theirs)) if not choices.vocabulary else ():
+        if policy.mapped_vocabulary:
+            continue  # the ids are those of config_source, whatever the files have
+        ours, theirs = (_generation_ids(weights) for weights in (first, other))
+        for key in sorted(set(ours) & set(theirs)):
             if ours[key] != theirs[key]:
                 name, values = f"generation_config.{key}", [ours[key], theirs[key]]
-                yield _difference(name, (first, other), values, _unless(choices.config, CONFIG))
+                problem = _unless(policy.config, CONFIG_ADVICE)
+                yield _difference(name, (first, other), values, problem)
 
 
-def check_tokenizers(
-    models: Sequence[Weights], tokenizers: Sequence[Tokenizer], choices: Choices
+def _tokenizer_differences(
+    models: Sequence[Weights], tokenizers: Sequence[TokenizerFiles], policy: ConflictPolicy
 ) -> Iterator[Difference]:
-    """The vocabularies, special tokens and templates that differ."""
+    """Yield the differences in vocabularies, special tokens and templates."""
     for ours, theirs in pairwise(tokenizers):
-        found = None if choices.vocabulary else first_difference(ours, theirs)
-        if found is not None:
+        difference = None if policy.mapped_vocabulary else first_difference(ours, theirs)
+        if difference is not None:
+            key, our_value, their_value = difference
             yield Difference(
                 key="tokenizers differ",
                 values={},
-                problem=f"{found[0]!r} is {_short(found[1])} in {ours.folder} and "
-                f"{_short(found[2])} in {theirs.folder}: {VOCABULARY}",
+                problem=f"{key!r} is {_short(our_value)} in {ours.folder} and "
+                f"{_short(their_value)} in {theirs.folder}: {VOCABULARY_ADVICE}",
             )
-    same = all(one.hashes == tokenizers[0].hashes for one in tokenizers)
+    same = all(tokenizer.hashes == tokenizers[0].hashes for tokenizer in tokenizers)
     settings = [
-        _presence(one) | _special_tokens(one) | ({} if same else _around(tokenizer))
-        for one, tokenizer in zip(models, tokenizers, strict=True)
+        _presence(weights)
+        | _special_tokens(weights)
+        | ({} if same else _added_text(tokenizer.content()))
+        for weights, tokenizer in zip(models, tokenizers, strict=True)
     ]
     for (first, first_has), (other, other_has) in pairwise(zip(models, settings, strict=True)):
-        # An added token that only one of them has is a difference of vocabulary, told already.
+        # An added token that only one of them has is a difference of vocabulary, reported above.
         for key in sorted(set(first_has) & set(other_has)):
             if first_has[key] != other_has[key]:
-                chosen = choices.template if key == "chat_template" else choices.tokenizer
+                chosen = policy.template if key == "chat_template" else policy.tokenizer
                 values = [first_has[key], other_has[key]]
-                yield _difference(key, (first, other), values, _unless(chosen, TOKENS))
+                yield _difference(key, (first, other), values, _unless(chosen, TOKENIZER_ADVICE))
 
 
 def _unless(chosen: bool, advice: str) -> str | None:
@@ -200,7 +209,7 @@ def _unless(chosen: bool, advice: str) -> str | None:
 def _difference(
     key: str, pair: tuple[Weights, Weights], values: Sequence[Any], problem: str | None
 ) -> Difference:
-    folders = [str(one.folders[0]) for one in pair]
+    folders = [str(weights.folders[0]) for weights in pair]
     return Difference(key=key, values=dict(zip(folders, values, strict=True)), problem=problem)
 
 
@@ -217,27 +226,29 @@ def _special_tokens(weights: Weights) -> dict[str, Any]:
     files = {file.name: file for file in tokenizer_files(weights)}
     file = files.get("tokenizer_config.json")
     config = read_json(file) if file else {}
-    found = {key: config.get(key) for key in SPECIAL}
+    tokens = {key: config.get(key) for key in SPECIAL_TOKENS}
     return {
         key: value.get("content") if isinstance(value, dict) else value
-        for key, value in found.items()
+        for key, value in tokens.items()
     }
 
 
-def _around(tokenizer: Tokenizer) -> dict[str, Any]:
-    """What the tokenizer puts around a text, by token (a BOS or none), and how it finds added tokens."""
-    content = tokenizer.content() if tokenizer.file else {}
-    found = {key: _without_ids(content.get(key)) for key in ("post_processor", "decoder")}
-    for one in content.get("added_tokens") or ():
-        token, flags = one["content"], {name: bool(one.get(name)) for name in FLAGS}
-        found[f"added token {token!r}"] = [name for name, on in flags.items() if on]
-    return found
+def _added_text(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how a tokenizer.json finds added tokens and which it puts around a text (a BOS or none).
+
+    Without ids, which differ between vocabularies.
+    """
+    settings = {key: _without_ids(content.get(key)) for key in ("post_processor", "decoder")}
+    for token in content.get("added_tokens") or ():
+        flags = [name for name in TOKEN_FLAGS if token.get(name)]
+        settings[f"added token {token['content']!r}"] = flags
+    return settings
 
 
 def _without_ids(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _without_ids(one) for key, one in value.items() if key != "ids"}
-    return [_without_ids(one) for one in value] if isinstance(value, list) else value
+        return {key: _without_ids(item) for key, item in value.items() if key != "ids"}
+    return [_without_ids(item) for item in value] if isinstance(value, list) else value
 
 
 def _short(value: object) -> str:

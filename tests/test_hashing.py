@@ -11,7 +11,7 @@ import pytest
 from dualign.errors import MergeError
 from dualign.fingerprint import Digests
 from dualign.hashing import StreamingSha256, sha256
-from dualign.merging.provenance import hashing
+from dualign.merging.provenance import BackgroundHashes
 
 
 def test_a_file_written_in_any_order_has_the_hash_of_its_bytes(tmp_path: Path) -> None:
@@ -73,10 +73,10 @@ def test_hashing_beside_a_block_ends_with_it(tmp_path: Path) -> None:
     large.touch()
     os.truncate(large, 1 << 30)  # takes no room on the disk, and a second to read
     digests = Digests()
-    with hashing([small], digests) as found:
-        digest = found()
+    with BackgroundHashes([small], digests) as hashes:
+        digest = hashes.wait()
     assert digest == {small: hashlib.sha256(b"abc").hexdigest()}
-    with pytest.raises(MergeError), hashing([large], digests):
+    with pytest.raises(MergeError), BackgroundHashes([large], digests):
         raise MergeError("not finite")
     read: list[int] = []
     digests.file(large, read.append)

@@ -163,7 +163,7 @@ def diff(given: Namespace) -> int:
             f"  {one.changed:7.2%}"
         )
     if given.plot:
-        from dualign.merging.plots import plot_distances
+        from dualign.merging.diff import plot_distances
 
         plot_distances(found, Path(given.plot), title=f"{given.first} and {given.second}")
     return 0

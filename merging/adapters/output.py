@@ -14,7 +14,7 @@ from dualign.checkpoints.shards import TOKENIZER_FILES
 from dualign.errors import CheckpointError, MergeError
 from dualign.fingerprint import Digests
 from dualign.merging.adapters.lowrank import LowRank
-from dualign.merging.provenance import hashes
+from dualign.merging.provenance import file_hashes
 from dualign.merging.verify import require_hashes
 from dualign.rundir import write_json
 
@@ -100,7 +100,9 @@ def write_record(
 ) -> dict[str, Any]:
     """Write adapter.json: hashes of what went in and came out, and the error of each module."""
     outputs = [work / name for name in _FILES]
-    digests = hashes([*(file for files in inputs.values() for file in files), *outputs], Digests())
+    digests = file_hashes(
+        [*(file for files in inputs.values() for file in files), *outputs], Digests()
+    )
     record: dict[str, Any] = {
         "schema": SCHEMA,
         **about,

@@ -5,7 +5,7 @@ from typing import Any
 
 from dualign.config import nearest
 from dualign.errors import ConfigError
-from dualign.merging.methods import METHODS
+from dualign.merging.methods.table import METHODS
 from dualign.merging.parameters import parameter_problems
 
 LINEAR = "linear"

@@ -27,8 +27,8 @@ from dualign.merging.adapters.output import (
     write_record,
 )
 from dualign.merging.adapters.parameters import LINEAR, method_arguments
-from dualign.merging.methods import METHODS
 from dualign.merging.methods.random import stream
+from dualign.merging.methods.table import METHODS
 from dualign.merging.methods.tensors import Array, Read, Tensors, materialize
 from dualign.rundir import new_folder
 

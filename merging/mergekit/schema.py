@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dualign.config import nearest
-from dualign.merging.methods import METHODS
-from dualign.merging.tokenizer import chat_template as templates
+from dualign.merging.methods.table import METHODS
+from dualign.merging.tokenizer.chat_template import template_problem
 
 FloatType = Literal["float32", "bfloat16", "float16"]
 _WIDTHS = {"float32": 32, "bfloat16": 16, "float16": 16}
@@ -165,7 +165,7 @@ class MergeFile:
             found.append(("models" if self.models == () else "slices", "expected one at least"))
         found += self._dtype_problems()
         found += self._tokenizer_problems()
-        why = None if self.chat_template is None else templates.problem(self.chat_template)
+        why = None if self.chat_template is None else template_problem(self.chat_template)
         if why is not None:
             found.append(("chat_template", why))
         return found + self._slice_problems()

@@ -7,8 +7,8 @@ from typing import Any
 from dualign.checkpoints.shards import cpu_count, tensor_specs
 from dualign.errors import MergeError
 from dualign.evaluation.requests import limit_of
-from dualign.merging.estimate import seconds_each
-from dualign.merging.merge import Prepared, prepare
+from dualign.merging.estimate import seconds_per_element
+from dualign.merging.merge import PreparedMerge, prepare
 from dualign.merging.sweep import search
 from dualign.merging.sweep.config import SweepStage
 from dualign.merging.sweep.points import SOUP, merge_at
@@ -61,12 +61,12 @@ def _key(stage: SweepStage, point: Any, scoring: Scoring, seed: int) -> str:
         return ""
 
 
-def _merge_lines(prepared: Prepared) -> list[str]:
+def _merge_lines(prepared: PreparedMerge) -> list[str]:
     weights = prepared.weights
     read = sum(file.stat().st_size for file in weights.files)
     written = sum(one.nbytes for one in tensor_specs(weights, prepared.merge.dtype))
     elements = sum(one.size for one in weights.entries.values())
-    seconds = elements * seconds_each(prepared) / cpu_count()
+    seconds = elements * seconds_per_element(prepared) / cpu_count()
     return [
         f"each        {prepared.merge.method} of {', '.join(prepared.models)}",
         f"            reads {read / 1e9:.2f} GB, about {max(seconds, 0.1):.1f} s to compute on warm files",

@@ -22,7 +22,7 @@ from dualign.evaluation.metrics import Sample
 from dualign.evaluation.requests import TaskSet
 from dualign.evaluation.samples import SampleFile
 from dualign.fingerprint import Digests, file_digests
-from dualign.merging.merge import Prepared, write_beside
+from dualign.merging.merge import PreparedMerge, write_beside
 from dualign.merging.output import fingerprint
 from dualign.merging.sweep.config import SweepStage
 from dualign.merging.sweep.live import LiveModel
@@ -42,10 +42,10 @@ class Scoring(Protocol):
     data: tuple[Mapping[str, Any], ...]
     """what they were scored on, for run.json"""
 
-    def key(self, prepared: Prepared) -> str:
+    def key(self, prepared: PreparedMerge) -> str:
         """Changes when the score could."""
 
-    def score(self, prepared: Prepared, label: str) -> tuple[Scored, bool]:
+    def score(self, prepared: PreparedMerge, label: str) -> tuple[Scored, bool]:
         """The score, and whether it was known before."""
 
     def close(self) -> None:
@@ -66,7 +66,7 @@ def load_asked(settings: EvalConfig, *, seed: int) -> TaskSet:
     return [(task, load_problems(task, limit=settings.rows, seed=seed)) for task in tasks]
 
 
-def plan_hash(prepared: Prepared, *, seed: int) -> str:
+def plan_hash(prepared: PreparedMerge, *, seed: int) -> str:
     """Changes when the merged folder would: inputs, parameters, config, generation settings."""
     weights = prepared.weights
     beside = [file.read_text("utf-8") for file in nearest_file(weights, "generation_config.json")]
@@ -98,10 +98,10 @@ class LiveScoring:
         self._tokenizer: Any = None
         self._live: LiveModel | None = None
 
-    def key(self, prepared: Prepared) -> str:
+    def key(self, prepared: PreparedMerge) -> str:
         return _sha256([plan_hash(prepared, seed=self.seed), self._read])
 
-    def score(self, prepared: Prepared, label: str) -> tuple[Scored, bool]:
+    def score(self, prepared: PreparedMerge, label: str) -> tuple[Scored, bool]:
         self._require_alike(prepared)
         # Answers are kept under the weights that gave them, whatever else was asked.
         identity, before = plan_hash(prepared, seed=self.seed), len(self.file.answered)
@@ -119,7 +119,7 @@ class LiveScoring:
         self.samples[self.key(prepared)] = found.samples
         return scored_from(found.samples, self.objective), len(self.file.answered) == before
 
-    def _require_alike(self, prepared: Prepared) -> None:
+    def _require_alike(self, prepared: PreparedMerge) -> None:
         """One model in memory serves all candidates, so they differ in their numbers alone."""
         kind = _kind(prepared)
         if self._kind is None:
@@ -140,12 +140,12 @@ class LiveScoring:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _kind(prepared: Prepared) -> Any:
+def _kind(prepared: PreparedMerge) -> Any:
     """What candidates must have in common."""
     return (
         prepared.weights.config,
         {name: one.shape for name, one in prepared.weights.entries.items()},
-        prepared.models[prepared.tokenizer_donor].folders,
+        prepared.models[prepared.tokenizer_source].folders,
         prepared.template,
         prepared.merge.dtype,
     )
@@ -166,10 +166,10 @@ class CommandScoring:
         self._read = _sha256([command, digests])
         self._known = memory.read()
 
-    def key(self, prepared: Prepared) -> str:
+    def key(self, prepared: PreparedMerge) -> str:
         return _sha256([plan_hash(prepared, seed=self.seed), self._read])
 
-    def score(self, prepared: Prepared, label: str) -> tuple[Scored, bool]:
+    def score(self, prepared: PreparedMerge, label: str) -> tuple[Scored, bool]:
         known = self._known.get(self.key(prepared))
         if known is not None:
             return Scored(value=float(known["value"])), True

@@ -1,4 +1,4 @@
-"""The chat template of the merged model, where the config says it by name."""
+"""The chat template of the merged model, if the config names or gives one."""
 
 from collections.abc import Sequence
 from importlib.resources import files
@@ -8,46 +8,46 @@ from dualign.checkpoints.shards import chat_template
 from dualign.errors import MergeError
 
 AUTO = "auto"
-OURS = ("chatml",)
-ELSEWHERE = ("llama3", "mistral", "alpaca", "exaone")
+SHIPPED = ("chatml",)
+MERGEKIT_ONLY = ("llama3", "mistral", "alpaca", "exaone")
 
 
-def problem(value: str) -> str | None:
-    """Why a `chat_template` can't be used, if that shows without the models."""
-    if value in (AUTO, *OURS):
+def template_problem(value: str) -> str | None:
+    """Say why a `chat_template` can't be used, as far as that shows without the models."""
+    if value in (AUTO, *SHIPPED):
         return None
-    if value in ELSEWHERE:
+    if value in MERGEKIT_ONLY:
         return (
             f"the template {value} isn't part of dualign; give its jinja text here, or set "
-            f"tokenizer_from to a model that has it (by name there are {AUTO}, {', '.join(OURS)})"
+            f"tokenizer_from to a model that has it (by name there are {AUTO}, {', '.join(SHIPPED)})"
         )
     if "{" not in value:
         return (
-            f"expected a jinja template, or {AUTO} or {', '.join(OURS)}, found {value!r}; to take "
+            f"expected a jinja template, or {AUTO} or {', '.join(SHIPPED)}, found {value!r}; to take "
             "a model's, set tokenizer_from"
         )
     return None
 
 
-def text_of(value: str | None, models: Sequence[Weights]) -> str | None:
-    """The template's text; auto: the one that most models have, as in mergekit.
+def template_text(value: str | None, models: Sequence[Weights]) -> str | None:
+    """Return the template's text; for auto the one that most models have, as in mergekit.
 
     Raises:
-        MergeError: auto, and no template is that of more models than any other.
+        MergeError: auto, and two templates are the most common, or there is none.
     """
-    if value in OURS:
-        place = files("dualign.data") / "templates" / f"{value}.jinja"
-        return place.read_text(encoding="utf-8")
+    if value in SHIPPED:
+        file = files("dualign.data") / "templates" / f"{value}.jinja"
+        return file.read_text(encoding="utf-8")
     return _most_common(models) if value == AUTO else value
 
 
 def _most_common(models: Sequence[Weights]) -> str:
-    texts = {str(one.folders[0]): chat_template(one) for one in models}
-    counts: dict[str, list[str]] = {}
+    texts = {str(weights.folders[0]): chat_template(weights) for weights in models}
+    folders_by_text: dict[str, list[str]] = {}
     for folder, text in texts.items():
         if isinstance(text, str):
-            counts.setdefault(text.strip(), []).append(folder)
-    ranked = sorted(counts.values(), key=len, reverse=True)
+            folders_by_text.setdefault(text.strip(), []).append(folder)
+    ranked = sorted(folders_by_text.values(), key=len, reverse=True)
     if not ranked:
         raise MergeError("chat_template: auto, but none of the models has a template")
     if len(ranked) > 1 and len(ranked[0]) == len(ranked[1]):

@@ -1,61 +1,63 @@
-"""Ids of tokens in config.json and generation_config.json, moved to where the tokens are now."""
+"""Token ids in config.json and generation_config.json, mapped to another vocabulary."""
 
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-_ID = re.compile(r"_token_ids?$|_token_index$|^(begin_)?suppress_tokens$|^bad_words_ids$")
+_ID_KEY = re.compile(r"_token_ids?$|_token_index$|^(begin_)?suppress_tokens$|^bad_words_ids$")
 
-Move = Callable[[int], "int | str"]
-"""an id before -> the id now, or the text of a token that isn't there any more"""
+IdMap = Callable[[int], "int | str"]
+"""id before -> id now, or the text of a token that the vocabulary doesn't have any more"""
 
 
-def move_ids(config: Mapping[str, Any], move: Move) -> dict[str, Any]:
-    """The settings with each id moved, in nested settings too: `eos_token_id: [2, 5]`."""
+def map_ids(config: Mapping[str, Any], id_map: IdMap) -> dict[str, Any]:
+    """Return the settings with each id mapped, in nested settings too: `eos_token_id: [2, 5]`."""
     return {
-        key: _moved(value, move)
-        if _ID.search(key)
-        else move_ids(value, move)
+        key: _mapped(value, id_map)
+        if _ID_KEY.search(key)
+        else map_ids(value, id_map)
         if isinstance(value, dict)
         else value
         for key, value in config.items()
     }
 
 
-def _moved(value: Any, move: Move) -> Any:
+def _mapped(value: Any, id_map: IdMap) -> Any:
     if isinstance(value, list):
-        return [_moved(one, move) for one in value]
+        return [_mapped(item, id_map) for item in value]
     # -1 and the like stand for no token.
     is_id = isinstance(value, int) and not isinstance(value, bool) and value >= 0
-    return move(value) if is_id else value
+    return id_map(value) if is_id else value
 
 
 def ids_in(config: Mapping[str, Any]) -> dict[str, list[int]]:
-    """Every id that the settings name, by key."""
-    found: dict[str, list[int]] = {}
+    """Return every id in the settings, by key."""
+    by_key = {
+        key: [leaf for leaf in leaves if isinstance(leaf, int) and not isinstance(leaf, bool)]
+        for key, leaves in _leaves_by_key(config)
+    }
+    return {key: ids for key, ids in by_key.items() if ids}
+
+
+def unmapped_ids(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the keys whose token the vocabulary doesn't have any more, with the token."""
+    by_key = {
+        key: next((leaf for leaf in leaves if isinstance(leaf, str)), None)
+        for key, leaves in _leaves_by_key(config)
+    }
+    return {key: text for key, text in by_key.items() if text is not None}
+
+
+def _leaves_by_key(config: Mapping[str, Any]) -> list[tuple[str, list[Any]]]:
+    """Return the values of the keys that hold ids, as flat lists, with dotted keys."""
+    leaves: list[tuple[str, list[Any]]] = []
     for key, value in config.items():
-        if _ID.search(key):
-            found[key] = _flat(value)
+        if _ID_KEY.search(key):
+            leaves.append((key, _flat(value)))
         elif isinstance(value, dict):
-            found |= {f"{key}.{name}": ids for name, ids in ids_in(value).items()}
-    return {key: ids for key, ids in found.items() if ids}
+            leaves += [(f"{key}.{name}", nested) for name, nested in _leaves_by_key(value)]
+    return leaves
 
 
-def lost_in(config: Mapping[str, Any]) -> dict[str, str]:
-    """Keys whose token isn't there any more, with the token."""
-    found: dict[str, str] = {}
-    for key, value in config.items():
-        if _ID.search(key):
-            texts = [one for one in _leaves(value) if isinstance(one, str)]
-            found |= {key: texts[0]} if texts else {}
-        elif isinstance(value, dict):
-            found |= {f"{key}.{name}": text for name, text in lost_in(value).items()}
-    return found
-
-
-def _flat(value: Any) -> list[int]:
-    return [one for one in _leaves(value) if isinstance(one, int) and not isinstance(one, bool)]
-
-
-def _leaves(value: Any) -> list[Any]:
-    return [leaf for one in value for leaf in _leaves(one)] if isinstance(value, list) else [value]
+def _flat(value: Any) -> list[Any]:
+    return [leaf for item in value for leaf in _flat(item)] if isinstance(value, list) else [value]

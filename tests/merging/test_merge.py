@@ -16,6 +16,7 @@ from dualign.merging import merge
 from dualign.merging.config import MergeInput, MergeStage
 from dualign.merging.mergekit.load import load
 from dualign.merging.output import merge_into
+from dualign.merging.validate_output import recompute_tensors
 from dualign.rundir import Outcome
 
 from .conftest import WORDS, MakeModel
@@ -298,7 +299,7 @@ def test_a_tensor_that_was_changed_on_disk_is_found_by_verification(
     nearly = {name: tensor * (1 + 1e-5) for name, tensor in tensors.items()}
     save_file(nearly, tmp_path / "out" / "model.safetensors")
     with pytest.raises(MergeError, match="reads back differently from what the inputs give"):
-        merge.recompute(tmp_path / "out", prepared.weights, seed=0)
+        recompute_tensors(tmp_path / "out", prepared.weights, seed=0)
 
 
 def spoil(folder: Path, name: str, value: float) -> None:

@@ -19,7 +19,7 @@ TEXT = "merge_method: linear\nparameters: {weight: 1}\nmodels: [{model: a}, {mod
 
 def prepared(folder: Path, more: str = "") -> dict[str, dict[str, object]]:
     (folder / "merge.yml").write_text(TEXT + more)
-    return dict(prepare(load(folder / "merge.yml"), seed=0).decided)
+    return dict(prepare(load(folder / "merge.yml"), seed=0).resolved_conflicts)
 
 
 def test_a_union_imports_neither_torch_nor_transformers(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_a_decision_names_every_model_and_its_value(tmp_path: Path) -> None:
     with pytest.raises(MergeError, match="2 things keep"):
         prepare(load(tmp_path / "merge.yml"), seed=0)
     (tmp_path / "merge.yml").write_text(text + "config_from: b\n")
-    found = prepare(load(tmp_path / "merge.yml"), seed=0).decided["rope_parameters"]
+    found = prepare(load(tmp_path / "merge.yml"), seed=0).resolved_conflicts["rope_parameters"]
     values = {
         Path(name).name: entry["rope_theta"]
         for name, entry in found.items()

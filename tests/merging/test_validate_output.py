@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from dualign.errors import MergeError
-from dualign.merging.merge import Prepared, prepare, write
+from dualign.merging.merge import PreparedMerge, prepare, write
 from dualign.merging.mergekit.load import load
-from dualign.merging.validate_output import check_written
+from dualign.merging.validate_output import validate_output
 from tests.checkpoints.folders import change_json, write_file, write_json, write_model
 
 TEXT = """
@@ -24,7 +24,7 @@ END = {"eos_token_id": [2, 3], "temperature": 0.6}
 
 
 @pytest.fixture
-def written(tmp_path: Path) -> tuple[Prepared, Path]:
+def written(tmp_path: Path) -> tuple[PreparedMerge, Path]:
     write_model(tmp_path / "a", 1)
     write_json(write_model(tmp_path / "b", 2, **ROPE) / "generation_config.json", END)
     (tmp_path / "merge.yml").write_text(TEXT)
@@ -34,19 +34,19 @@ def written(tmp_path: Path) -> tuple[Prepared, Path]:
     return prepared, tmp_path / "out"
 
 
-def again(prepared: Prepared, out: Path) -> None:
-    check_written(out, prepared.weights, template=prepared.template, alignment=None)
+def again(prepared: PreparedMerge, out: Path) -> None:
+    validate_output(out, prepared.weights, template=prepared.template, mapping=None)
 
 
 def test_rope_generation_settings_and_template_are_the_donors(
-    written: tuple[Prepared, Path], tmp_path: Path
+    written: tuple[PreparedMerge, Path], tmp_path: Path
 ) -> None:
     prepared, out = written
     config = json.loads((out / "config.json").read_text())
     assert config == json.loads((tmp_path / "b" / "config.json").read_text())
     assert json.loads((out / "generation_config.json").read_text()) == END
     assert (out / "chat_template.jinja").read_text() == "{{ messages }}"
-    assert prepared.decided["rope_parameters"]["taken_from"] == str(tmp_path / "b")
+    assert prepared.resolved_conflicts["rope_parameters"]["taken_from"] == str(tmp_path / "b")
     again(prepared, out)
 
 
@@ -65,7 +65,7 @@ def without_norm(out: Path) -> None:
     ],
 )  # fmt: skip
 def test_what_is_not_as_planned_is_found(
-    written: tuple[Prepared, Path], harm: Callable[[Path], object], message: str
+    written: tuple[PreparedMerge, Path], harm: Callable[[Path], object], message: str
 ) -> None:
     prepared, out = written
     harm(out)
@@ -73,7 +73,7 @@ def test_what_is_not_as_planned_is_found(
         again(prepared, out)
 
 
-def test_another_template_than_the_chosen_one_is_found(written: tuple[Prepared, Path]) -> None:
+def test_another_template_than_the_chosen_one_is_found(written: tuple[PreparedMerge, Path]) -> None:
     prepared, out = written
     with pytest.raises(MergeError, match="another chat template was written"):
-        check_written(out, prepared.weights, template="mine", alignment=None)
+        validate_output(out, prepared.weights, template="mine", mapping=None)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from dualign.errors import MergeError
-from dualign.merging.methods import METHODS
 from dualign.merging.methods.random import stream, uniform
+from dualign.merging.methods.table import METHODS
 from dualign.merging.methods.tensors import in_memory, materialize
 
 from . import slow

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from dualign.checkpoints.shards import write_weights
 from dualign.errors import MergeError
-from dualign.merging.merge import Prepared, prepare, write_beside
+from dualign.merging.merge import PreparedMerge, prepare, write_beside
 from dualign.merging.sweep.live import LiveModel
 from dualign.merging.sweep.points import merge_at
 from tests.merging.conftest import MakeModel
@@ -22,7 +22,7 @@ METHODS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def prepared(a: Path, b: Path, how: dict[str, Any], **settings: Any) -> Prepared:
+def prepared(a: Path, b: Path, how: dict[str, Any], **settings: Any) -> PreparedMerge:
     names = [str(b)] if how.get("base") else [str(a), str(b)]
     weights = how.get("weights", [None] * len(names))
     models = [
@@ -35,7 +35,7 @@ def prepared(a: Path, b: Path, how: dict[str, Any], **settings: Any) -> Prepared
     return prepare(merge_at(merge, {}, "s"), seed=7)
 
 
-def write(ready: Prepared, folder: Path) -> Path:
+def write(ready: PreparedMerge, folder: Path) -> Path:
     folder.mkdir()
     write_weights(ready.weights, folder, dtype=ready.merge.dtype)
     write_beside(ready, folder)

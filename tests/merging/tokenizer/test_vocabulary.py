@@ -17,7 +17,7 @@ from dualign.cli.main import main
 from dualign.errors import ConfigError, MergeError
 from dualign.merging.merge import prepare
 from dualign.merging.mergekit.load import load
-from dualign.merging.methods import METHODS
+from dualign.merging.methods.table import METHODS
 from dualign.merging.output import fingerprint, merge_into
 from dualign.merging.verify import verify_folder
 from tests.checkpoints.folders import change_json, read, write_json
