@@ -95,10 +95,11 @@ class RemappedWeights:
 def _runs(row_map: Array, first: int, last: int) -> list[tuple[int, int]]:
     """Split the rows [first, last) into runs (row, count) that are contiguous in the model.
 
-    The row map [5, 6, -1, -1, 7] gives (0, 2), (2, 1), (3, 1), (4, 1): a row that the model lacks is a
+    The row map [5, 6, -1, -1, 0] gives (0, 2), (2, 1), (3, 1), (4, 1): a row that the model lacks is a
     run of its own.
     """
-    breaks = np.flatnonzero(np.diff(row_map[first:last]) != 1) + first + 1
+    part = row_map[first:last]
+    breaks = np.flatnonzero((np.diff(part) != 1) | (part[:-1] < 0)) + first + 1
     edges = [first, *map(int, breaks), last]
     return [(row, after - row) for row, after in pairwise(edges)]
 

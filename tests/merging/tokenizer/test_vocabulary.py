@@ -191,6 +191,16 @@ def test_the_base_models_row_comes_before_the_others(tmp_path: Path) -> None:
     )
 
 
+def test_a_row_that_a_model_lacks_may_come_before_its_row_0(tmp_path: Path) -> None:
+    a = model_of(tmp_path / "a", trained(CORPUS, 280), 1)
+    # b's one piece that a lacks has the id 0, and all others come after it.
+    b = model_of(tmp_path / "b", moved(trained(CORPUS, 281), [*range(1, 281), 0]), 2)
+    out = merge(tmp_path, soup("a", "b", more="tokenizer_source: b\nconfig_from: b"))
+    mine, theirs = read(a)[EMBED], read(b)[EMBED]
+    expected = [theirs[:1], (mine + theirs[1:]) / 2]
+    np.testing.assert_allclose(read(out)[EMBED], np.concatenate(expected), atol=1e-7)
+
+
 @pytest.fixture(scope="module")
 def orders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """base, a and b of one tokenizer; A and B are the same models with their ids in another order."""
