@@ -194,13 +194,13 @@ def with_doctor(path: Path) -> tuple[int, int, int, Any]:
     from dualign.data.config import DataConfig, SourceConfig
     from dualign.data.text.template import load_template
     from dualign.doctor.findings import Findings
-    from dualign.doctor.survey import Subject, survey
+    from dualign.doctor.survey import SurveyInput, survey
 
     tokenizer = AutoTokenizer.from_pretrained(embedded_model())
     data = DataConfig(sources=(SourceConfig(path=str(path)),), max_tokens=MAX_TOKENS)
     started = clocks()
     template = load_template("dualign", tokenizer=tokenizer)
-    rows = survey(Subject(data=data, tokenizer=tokenizer, template=template), Findings())
+    rows = survey(SurveyInput(data=data, tokenizer=tokenizer, template=template), Findings())
     spent = clocks() - started
     return rows["examples"], rows["tokens"], 0, spent
 

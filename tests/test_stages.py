@@ -15,7 +15,7 @@ from rich.console import Console
 from dualign import engine, stages
 from dualign.cli.main import main
 from dualign.cost.show import show_plan
-from dualign.doctor.doctor import examine_recipe
+from dualign.doctor.doctor import diagnose_recipe
 from dualign.errors import ConfigError, PublishError
 from dualign.publish.lineage import read_lineage
 from dualign.recipe import Recipe, load_recipe
@@ -115,7 +115,7 @@ def test_stages_of_new_kinds_are_planned_examined_run_reported_and_published(
     recipe: Recipe,
 ) -> None:
     assert "rows and tokens: known when stage data has run" in planned(recipe)
-    assert "waits_for_stage" in {finding.code for finding in examine_recipe(recipe).findings.all()}
+    assert "waits_for_stage" in {finding.code for finding in diagnose_recipe(recipe).findings.all()}
 
     out = recipe.output_dir
     folders = engine.run(recipe, say=lambda text: None)
@@ -123,7 +123,7 @@ def test_stages_of_new_kinds_are_planned_examined_run_reported_and_published(
     assert read_run(out / "middle")["parents"] == {"data": read_run(out / "data")["fingerprint"]}
 
     assert "tokens in an epoch" in planned(recipe)
-    found = examine_recipe(recipe)
+    found = diagnose_recipe(recipe)
     assert (found.rows["in"], found.findings.errors) == (12, 0)
     write_report(out, folders, title=recipe.name)
     page = (out / "report.html").read_text(encoding="utf-8")

@@ -113,9 +113,9 @@ def inspect(given: Namespace) -> int:
 
 def doctor(given: Namespace) -> int:
     """`dualign doctor RECIPE | MODEL_DIR | DATA`: 1 if an error was found."""
-    from dualign.doctor.target import target_of
+    from dualign.doctor.inputs import input_kind
 
-    kind = target_of(given.target, recipes=_shipped_names())
+    kind = input_kind(given.target, recipes=_shipped_names())
     if kind != "recipe" and given.overrides:
         raise ConfigError(f"{given.overrides[0]}: only a recipe has keys; {given.target} is none")
     from dualign.doctor import doctor as examine
@@ -123,11 +123,11 @@ def doctor(given: Namespace) -> int:
 
     if kind == "recipe":
         given.recipe = given.target
-        found = examine.examine_recipe(_load(given))
+        found = examine.diagnose_recipe(_load(given))
     elif kind == "model":
-        found = examine.examine_directory(given.target)
+        found = examine.diagnose_model(given.target)
     else:
-        found = examine.examine_data(
+        found = examine.diagnose_data(
             given.target,
             template=given.template,
             tokenizer=given.tokenizer,

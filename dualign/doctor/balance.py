@@ -1,4 +1,4 @@
-"""How the modes and the two sides of pairs share what is trained: in tokens, since traces are long."""
+"""Balance of modes, and of chosen and rejected: in tokens, because traces are long."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,17 +6,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from dualign.data.conversation import MODES
-from dualign.doctor.findings import Fault, Severity
+from dualign.doctor.findings import Finding, Severity
 
-LEAST_SHARE = 0.1
-"""Below this share of the supervised tokens a mode is hardly learnt."""
-MOST_BIAS = 2.0
+_MIN_MODE_SHARE = 0.1
+"""A mode with less than this share of the supervised tokens is hardly learned."""
+_MAX_LENGTH_RATIO = 2.0
 """Above this ratio of mean lengths, pairs teach length."""
 
 
 @dataclass(kw_only=True, slots=True)
-class Sides:
-    """Counts the supervised tokens of all chosen and of all rejected answers."""
+class PairTokens:
+    """Supervised tokens of all chosen and of all rejected answers."""
 
     chosen: int = 0
     rejected: int = 0
@@ -26,9 +26,10 @@ class Sides:
         self.rejected += rejected
 
 
-def balance_faults(by: Sequence[Mapping[str, Any]], *, trained: bool) -> Iterator[Fault]:
-    """Modes that are missing or nearly so, in an account's groups. `trained` says that a stage trains on
-    these rows alone.
+def check_modes(by: Sequence[Mapping[str, Any]], *, trained: bool) -> Iterator[Finding]:
+    """Find modes that are missing or rare in `by` of ROWS.
+
+    `trained`: a stage trains on these rows alone.
     """
     rows, tokens = Counter[str](), Counter[str]()
     for group in by:
@@ -38,10 +39,10 @@ def balance_faults(by: Sequence[Mapping[str, Any]], *, trained: bool) -> Iterato
     all_rows, all_tokens = sum(rows[mode] for mode in MODES), sum(tokens[mode] for mode in MODES)
     if len(present) == 1:
         severity: Severity = "warning" if trained else "info"
-        yield Fault("one_mode", f"all {all_rows:,} rows are {present[0]}", severity)
+        yield Finding("one_mode", f"all {all_rows:,} rows are {present[0]}", severity)
     for mode in present if len(present) > 1 else ():
-        if tokens[mode] < LEAST_SHARE * all_tokens:
-            yield Fault(
+        if tokens[mode] < _MIN_MODE_SHARE * all_tokens:
+            yield Finding(
                 "mode_imbalance",
                 f"{mode}: {rows[mode] / all_rows:.1%} of the rows, but "
                 f"{tokens[mode] / all_tokens:.1%} of the supervised tokens "
@@ -49,11 +50,11 @@ def balance_faults(by: Sequence[Mapping[str, Any]], *, trained: bool) -> Iterato
             )
 
 
-def side_faults(sides: Sides) -> Iterator[Fault]:
-    """Pairs of which one side is much longer."""
-    longer = max(sides.chosen, sides.rejected)
-    if longer > MOST_BIAS * min(sides.chosen, sides.rejected):
-        yield Fault(
+def check_pair_lengths(tokens: PairTokens) -> Iterator[Finding]:
+    """Find pairs with one side much longer than the other."""
+    longer = max(tokens.chosen, tokens.rejected)
+    if longer > _MAX_LENGTH_RATIO * min(tokens.chosen, tokens.rejected):
+        yield Finding(
             "length_bias",
-            f"{sides.chosen:,} tokens in the chosen answers, {sides.rejected:,} in the rejected",
+            f"{tokens.chosen:,} tokens in the chosen answers, {tokens.rejected:,} in the rejected",
         )

@@ -1,4 +1,4 @@
-"""The checks in order: a recipe's stages, a saved model, or rows with a template and a tokenizer."""
+"""Diagnose a recipe, a saved model, or rows with a template and a tokenizer."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -14,19 +14,19 @@ from dualign.data.config import DataConfig, SourceConfig
 from dualign.data.rows.loading import load_source
 from dualign.data.rows.sources import source_label
 from dualign.data.text.template import ChatTemplate, load_template
-from dualign.doctor.directory import directory_faults, read_saved
-from dualign.doctor.findings import Fault, Findings
+from dualign.doctor.findings import Finding, Findings
+from dualign.doctor.saved_model import check_saved_model, read_saved_model
 from dualign.doctor.stages import (
-    Trained,
-    as_it_starts,
+    ResolvedStage,
+    check_model_config,
+    check_recipe,
     config_file,
-    model_faults,
-    road_faults,
+    resolve_stage,
     training_stages,
 )
-from dualign.doctor.survey import Subject, survey
-from dualign.doctor.template import template_faults
-from dualign.doctor.tokens import tokenizer_faults
+from dualign.doctor.survey import SurveyInput, survey
+from dualign.doctor.template import check_template
+from dualign.doctor.tokens import check_tokenizer
 from dualign.engine import statuses
 from dualign.errors import ConfigError, DataError, DualignError, TemplateError
 from dualign.model_ref import ModelRef
@@ -42,14 +42,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Diagnosis:
-    """What was found, and the account of the rows that were read."""
+    """Findings, and ROWS of run.json for the rows that were read."""
 
     findings: Findings
     rows: Mapping[str, Any]
 
 
-def examine_recipe(recipe: Recipe) -> Diagnosis:
-    """The data, template and start of every training stage, and what the finished ones left.
+def diagnose_recipe(recipe: Recipe) -> Diagnosis:
+    """Check data, template, tokenizer and base of every training stage.
 
     Raises:
         ConfigError: the recipe has no training stage.
@@ -57,43 +57,43 @@ def examine_recipe(recipe: Recipe) -> Diagnosis:
     entries = training_stages(recipe)
     if not entries:
         raise ConfigError(f"{recipe.file}: no {training_kinds()} stage to examine")
-    findings, accounts, seen = Findings(), [], set[str]()
-    road_faults(recipe, findings)
+    findings, counts, seen = Findings(), [], set[str]()
+    check_recipe(recipe, findings)
     status = statuses(recipe, remember=False)
     for entry in entries:
         prefix = f"{entry.name}/" if len(entries) > 1 else ""
         try:
-            stage = as_it_starts(entry, status)
+            stage = resolve_stage(entry, status)
         except DualignError as error:
-            findings.add(Fault("tokenizer_unreadable", str(error)), source=entry.name)
+            findings.add(Finding("tokenizer_unreadable", str(error)), source=entry.name)
             continue
         key = repr(
             (stage.config.data, stage.config.template, stage.config.template_kwargs, entry.kind)
         )
         if key not in seen:
             seen.add(key)
-            accounts.append(_examine_stage(stage, prefix, findings))
-    return Diagnosis(findings=findings, rows=_summed(accounts))
+            counts.append(_diagnose_stage(stage, prefix, findings))
+    return Diagnosis(findings=findings, rows=_sum_rows(counts))
 
 
-def examine_directory(folder: str) -> Diagnosis:
-    """A saved model, adapter or run directory: its files, its template, its tokenizer."""
-    ref = ModelRef.parse(folder)
-    place = embedded_model(folder) if ref.kind == "embedded" else Path(ref.name)
-    findings, name = Findings(), str(folder)
-    saved, faults = read_saved(place)
-    findings.extend(faults, source=name)
-    if tokenizer := _load_saved_tokenizer(place, findings, name):
-        findings.extend(directory_faults(saved, tokenizer), source=name)
-        _check_saved_template(tokenizer, findings, name)
+def diagnose_model(model: str) -> Diagnosis:
+    """Check files, template and tokenizer of a saved model, an adapter or a run directory."""
+    ref = ModelRef.parse(model)
+    folder = embedded_model(model) if ref.kind == "embedded" else Path(ref.name)
+    findings = Findings()
+    saved, unreadable = read_saved_model(folder)
+    findings.extend(unreadable, source=model)
+    if tokenizer := _load_saved_tokenizer(folder, findings, model):
+        findings.extend(check_saved_model(saved, tokenizer), source=model)
+        _check_saved_template(tokenizer, findings, model)
     rows = saved.run.get("rows") or {"in": 0, "kept": 0, "dropped": {}}
     return Diagnosis(findings=findings, rows=rows)
 
 
-def examine_data(
+def diagnose_data(
     path: str, *, template: str, tokenizer: str | None, max_tokens: int, split: str
 ) -> Diagnosis:
-    """Rows, as a stage with this template and tokenizer would train on them.
+    """Check rows as a stage with this template and tokenizer would train on them.
 
     Raises:
         DualignError: the rows, the tokenizer or the template can't be read.
@@ -105,28 +105,34 @@ def examine_data(
     loaded = _load_tokenizer(stage, _tokenizer_start(model), findings, name)
     if loaded is None:
         return Diagnosis(findings=findings, rows={})
-    made, chat = loaded
+    loaded_tokenizer, chat_template = loaded
     try:
         columns = set(load_source(source).column_names)
     except DataError as error:
-        findings.add(Fault("source_unreadable", str(error)), source=source_label(source))
+        findings.add(Finding("source_unreadable", str(error)), source=source_label(source))
         return Diagnosis(findings=findings, rows={})
     pairs = {"chosen", "rejected"} <= columns
     data = DataConfig(sources=(source,), max_tokens=max_tokens)
-    subject = Subject(pairs=pairs, data=data, tokenizer=made, template=chat, trained=False)
+    subject = SurveyInput(
+        pairs=pairs,
+        data=data,
+        tokenizer=loaded_tokenizer,
+        template=chat_template,
+        trained=False,
+    )
     rows = survey(subject, findings)
-    _check_format(made, chat, findings, source=name, rows=rows)
+    _check_format(loaded_tokenizer, chat_template, findings, source=name, rows=rows)
     return Diagnosis(findings=findings, rows=rows)
 
 
-def _examine_stage(stage: Trained, prefix: str, findings: Findings) -> Mapping[str, Any]:
+def _diagnose_stage(stage: ResolvedStage, prefix: str, findings: Findings) -> Mapping[str, Any]:
     config, name = stage.config, stage.entry.name
     for parent in stage.waits_for:
         findings.add(
-            Fault("waits_for_stage", f"reads from {parent}, which hasn't run"), source=name
+            Finding("waits_for_stage", f"reads from {parent}, which hasn't run"), source=name
         )
     if file := config_file(stage.start):
-        findings.extend(model_faults(config, read_json(file)), source=name)
+        findings.extend(check_model_config(config, read_json(file)), source=name)
     loaded = _load_tokenizer(config, stage.start, findings, name)
     if loaded is None:
         return {}
@@ -134,7 +140,7 @@ def _examine_stage(stage: Trained, prefix: str, findings: Findings) -> Mapping[s
     if stage.waits_for:
         _check_format(tokenizer, template, findings, source=name)
         return {}
-    subject = Subject(
+    subject = SurveyInput(
         pairs=stage_kind(stage.entry.kind).takes_pairs,
         data=config.data,
         tokenizer=tokenizer,
@@ -150,7 +156,7 @@ def _examine_stage(stage: Trained, prefix: str, findings: Findings) -> Mapping[s
 def _load_tokenizer(
     stage: TrainingStage, start: ModelSource, findings: Findings, source: str
 ) -> "tuple[PreTrainedTokenizerBase, ChatTemplate] | None":
-    """As training loads them; None, and a finding, where it couldn't.
+    """Load tokenizer and template as training does; add a finding and return None if that fails.
 
     Raises:
         TemplateError: no template has that name.
@@ -160,14 +166,14 @@ def _load_tokenizer(
     except TemplateError as error:
         if not stage.template.endswith(".jinja") and stage.template != "tokenizer":
             load_template(stage.template)
-        findings.add(Fault(_template_code(stage.template), str(error)), source=source)
+        findings.add(Finding(_template_code(stage.template), str(error)), source=source)
     except (OSError, ValueError) as error:
-        findings.add(Fault("tokenizer_unreadable", str(error)), source=source)
+        findings.add(Finding("tokenizer_unreadable", str(error)), source=source)
     return None
 
 
 def _template_code(template: str) -> str:
-    """Whether a template that training refuses is broken, or only ends its turns in plain text."""
+    """Return the code of a template that training refuses: broken, or without an end of turn."""
     try:
         load_template(template)
     except TemplateError:
@@ -183,22 +189,22 @@ def _check_format(
     source: str,
     rows: Mapping[str, Any] | None = None,
 ) -> None:
-    """Template and tokenizer as such, and for the modes of the rows."""
+    """Check template and tokenizer, for the modes of the rows."""
     modes = {entry["mode"] for entry in (rows or {}).get("by", ()) if entry["kept"]}
-    findings.extend(template_faults(template, modes=modes), source=source)
-    findings.extend(tokenizer_faults(tokenizer, template), source=source)
+    findings.extend(check_template(template, modes=modes), source=source)
+    findings.extend(check_tokenizer(tokenizer, template), source=source)
 
 
 def _check_saved_template(
     tokenizer: "PreTrainedTokenizerBase", findings: Findings, source: str
 ) -> None:
     if not tokenizer.chat_template:
-        findings.add(Fault("no_template", "the tokenizer has no chat template"), source=source)
+        findings.add(Finding("no_template", "the tokenizer has no chat template"), source=source)
         return
     try:
         template = load_template("tokenizer", tokenizer=tokenizer)
     except TemplateError as error:
-        findings.add(Fault("template_unusable", str(error)), source=source)
+        findings.add(Finding("template_unusable", str(error)), source=source)
         return
     _check_format(tokenizer, template, findings, source=source)
 
@@ -209,24 +215,24 @@ def _load_saved_tokenizer(
     try:
         return AutoTokenizer.from_pretrained(str(folder))
     except (OSError, ValueError) as error:
-        findings.add(Fault("tokenizer_unreadable", str(error)), source=name)
+        findings.add(Finding("tokenizer_unreadable", str(error)), source=name)
         return None
 
 
 def _tokenizer_start(model: str) -> ModelSource:
-    """A folder that holds nothing but a tokenizer will do."""
+    """Accept a folder that holds only a tokenizer."""
     if (Path(model) / "tokenizer_config.json").is_file():
         return ModelSource(base=model)
     return resolve_model(model)
 
 
-def _summed(accounts: list[Mapping[str, Any]]) -> Mapping[str, Any]:
+def _sum_rows(counts: list[Mapping[str, Any]]) -> Mapping[str, Any]:
     dropped: Counter[str] = Counter()
-    for one in accounts:
-        dropped.update(one.get("dropped", {}))
+    for rows in counts:
+        dropped.update(rows.get("dropped", {}))
     return {
-        "in": sum(one.get("in", 0) for one in accounts),
-        "kept": sum(one.get("kept", 0) for one in accounts),
+        "in": sum(rows.get("in", 0) for rows in counts),
+        "kept": sum(rows.get("kept", 0) for rows in counts),
         "dropped": dict(sorted(dropped.items())),
-        "by": [entry for one in accounts for entry in one.get("by", ())],
+        "by": [entry for rows in counts for entry in rows.get("by", ())],
     }

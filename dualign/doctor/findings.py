@@ -1,8 +1,8 @@
-"""What doctor says: a finding, what it means for the model, and what to do about it."""
+"""Findings, and the explanation of each code: its meaning for the model, and the fix."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
 from typing import Literal, NamedTuple
@@ -10,43 +10,47 @@ from typing import Literal, NamedTuple
 import yaml
 
 Severity = Literal["error", "warning", "info"]
-SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
-MOST_KEPT = 1000
-"""Findings of one code and source that are kept with their rows; the others are counted."""
+_SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
+MAX_LISTED = 1000
+"""Findings of one group that are stored; the others are only counted."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Explanation:
-    """What a code stands for. `severity` is how bad it is unless the place says otherwise."""
+    """Meaning of a code, from codes.yaml. `severity` is its default."""
 
     severity: Severity
-    found: str
+    summary: str
     means: str
     fix: str
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is wrong, or worth knowing. `row` is its place in `source`, if it has one."""
-
-    code: str
-    severity: Severity
-    source: str
-    row: int | None
-    message: str
-    means: str
-    fix: str
-
-
-class Fault(NamedTuple):
-    """What a check saw. Without a severity it is as bad as its code."""
+    """One fault, or fact worth knowing. Checks give code and message; `Findings` adds the place."""
 
     code: str
     message: str
-    severity: Severity | None = None
+    own_severity: Severity | None = None
+    """None: the severity of the code"""
+    source: str = ""
+    row: int | None = None
+    """index in `source`, if it is about a row"""
+
+    @property
+    def severity(self) -> Severity:
+        return self.own_severity or explanations()[self.code].severity
+
+    @property
+    def means(self) -> str:
+        return explanations()[self.code].means
+
+    @property
+    def fix(self) -> str:
+        return explanations()[self.code].fix
 
 
-class Group(NamedTuple):
+class FindingGroup(NamedTuple):
     """Findings that are shown together."""
 
     code: str
@@ -56,59 +60,49 @@ class Group(NamedTuple):
 
 @cache
 def explanations() -> Mapping[str, Explanation]:
-    """Every code with its explanation, in the order of codes.yaml."""
-    return {code: found for group in explained().values() for code, found in group.items()}
+    """Return code -> explanation, in the order of codes.yaml."""
+    return {code: entry for group in explanation_groups().values() for code, entry in group.items()}
 
 
 @cache
-def explained() -> Mapping[str, Mapping[str, Explanation]]:
-    """The codes of each noun: rows, rendering, template, tokens, balance, directory, recipe."""
+def explanation_groups() -> Mapping[str, Mapping[str, Explanation]]:
+    """Return group (rows, rendering, template, ...) -> code -> explanation."""
     text = (files("dualign.doctor") / "codes.yaml").read_text(encoding="utf-8")
     return {
-        noun: {code: Explanation(**about) for code, about in codes.items()}
-        for noun, codes in yaml.safe_load(text).items()
+        group: {code: Explanation(**entry) for code, entry in codes.items()}
+        for group, codes in yaml.safe_load(text).items()
     }
 
 
 @dataclass(kw_only=True, slots=True)
 class Findings:
-    """Collects findings. Memory is bounded: of each group all are counted and the first are kept."""
+    """Collector with bounded memory: all findings of a group are counted, the first ones stored."""
 
-    counts: Counter[Group] = field(default_factory=Counter)
-    kept: dict[Group, list[Finding]] = field(default_factory=dict)
+    counts: Counter[FindingGroup] = field(default_factory=Counter)
+    listed: dict[FindingGroup, list[Finding]] = field(default_factory=dict)
 
-    def add(self, fault: Fault, *, source: str, row: int | None = None) -> None:
-        about = explanations()[fault.code]
-        severity = fault.severity or about.severity
-        group = Group(fault.code, source, severity)
+    def add(self, finding: Finding, *, source: str, row: int | None = None) -> None:
+        group = FindingGroup(finding.code, source, finding.severity)
         self.counts[group] += 1
-        if self.counts[group] > MOST_KEPT:
-            return
-        finding = Finding(
-            code=fault.code,
-            severity=severity,
-            source=source,
-            row=row,
-            message=fault.message,
-            means=about.means,
-            fix=about.fix,
-        )
-        self.kept.setdefault(group, []).append(finding)
+        if self.counts[group] <= MAX_LISTED:
+            listed = self.listed.setdefault(group, [])
+            listed.append(replace(finding, source=source, row=row))
 
-    def extend(self, faults: Iterable[Fault], *, source: str, row: int | None = None) -> None:
-        for fault in faults:
-            self.add(fault, source=source, row=row)
+    def extend(self, findings: Iterable[Finding], *, source: str, row: int | None = None) -> None:
+        for finding in findings:
+            self.add(finding, source=source, row=row)
 
-    def groups(self) -> list[Group]:
-        """The worst first, then in the order of codes.yaml."""
+    def groups(self) -> list[FindingGroup]:
+        """Return the groups, worst first, then in the order of codes.yaml."""
         codes = list(explanations())
         return sorted(
-            self.counts, key=lambda one: (SEVERITIES.index(one.severity), codes.index(one.code))
+            self.counts,
+            key=lambda group: (_SEVERITIES.index(group.severity), codes.index(group.code)),
         )
 
     def all(self) -> list[Finding]:
-        """The findings that were kept, the worst first."""
-        return [finding for group in self.groups() for finding in self.kept[group]]
+        """Return the stored findings, worst first."""
+        return [finding for group in self.groups() for finding in self.listed[group]]
 
     @property
     def errors(self) -> int:

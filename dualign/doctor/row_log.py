@@ -1,4 +1,4 @@
-"""What is remembered of every row of a survey: a few numbers, so that memory stays small."""
+"""Columns of numbers for all rows of a survey, so that memory stays small."""
 
 from array import array
 from collections.abc import Mapping
@@ -12,42 +12,42 @@ from dualign.data.tokens.encoding import EncodedRow
 
 
 @dataclass(kw_only=True, slots=True)
-class _Texts:
-    """A column of texts of which few differ."""
+class _CategoryBuilder:
+    """A categorical string column that grows."""
 
-    names: dict[str, int] = field(default_factory=dict)
-    places: "array[int]" = field(default_factory=lambda: array("H"))
+    categories: dict[str, int] = field(default_factory=dict)
+    codes: "array[int]" = field(default_factory=lambda: array("H"))
 
     def append(self, text: str) -> None:
-        self.places.append(self.names.setdefault(text, len(self.names)))
+        self.codes.append(self.categories.setdefault(text, len(self.categories)))
 
-    def words(self) -> CategoryColumn:
-        return CategoryColumn(
-            categories=list(self.names), codes=np.array(self.places, dtype=np.uint16)
-        )
+    def column(self) -> CategoryColumn:
+        codes = np.array(self.codes, dtype=np.uint16)
+        return CategoryColumn(categories=list(self.categories), codes=codes)
 
 
 @dataclass(kw_only=True, slots=True)
 class RowLog:
-    """Columns with an entry for each row, in the order of the sources and of their rows."""
+    """One entry for each row, in the order of the sources and of their rows."""
 
-    owner: "array[int]" = field(default_factory=lambda: array("i"))
-    """the number of the row's source"""
+    source_index: "array[int]" = field(default_factory=lambda: array("i"))
+    """index of the row's source"""
     row: "array[int]" = field(default_factory=lambda: array("i"))
-    """its place in the source"""
+    """its index in the source"""
     tokens: "array[int]" = field(default_factory=lambda: array("i"))
     supervised: "array[int]" = field(default_factory=lambda: array("i"))
     hashes: "array[int]" = field(default_factory=lambda: array("q"))
-    """of mode and text; 0 for a row that was refused"""
-    mode: _Texts = field(default_factory=_Texts)
-    code: _Texts = field(default_factory=_Texts)
-    """why the row was refused; empty: it wasn't"""
-    repairs: _Texts = field(default_factory=_Texts)
+    """hash of mode and text; 0 for a refused row"""
+    mode: _CategoryBuilder = field(default_factory=_CategoryBuilder)
+    code: _CategoryBuilder = field(default_factory=_CategoryBuilder)
+    """why the row was refused; empty if it wasn't"""
+    repairs: _CategoryBuilder = field(default_factory=_CategoryBuilder)
 
-    def add(self, owner: int, row: EncodedRow) -> None:
-        """A row of source number `owner`, kept or refused."""
-        entry, texts = row.entry, tuple((one.mode, one.text) for one in row.rendered)
-        self.owner.append(owner)
+    def add(self, source_index: int, row: EncodedRow) -> None:
+        """Append a row, kept or refused."""
+        entry = row.entry
+        texts = tuple((rendered.mode, rendered.text) for rendered in row.rendered)
+        self.source_index.append(source_index)
         self.row.append(row.row)
         self.tokens.append(entry["tokens"])
         self.supervised.append(entry["supervised"])
@@ -57,22 +57,26 @@ class RowLog:
         self.repairs.append(entry["repairs"])
 
     def row_table(self) -> RowTable:
-        """What an account is made of."""
+        """Return the columns that the row statistics are made of."""
         return RowTable(
-            source_index=_column(self.owner),
-            mode=self.mode.words(),
-            code=self.code.words(),
-            repairs=self.repairs.words(),
+            source_index=_column(self.source_index),
+            mode=self.mode.column(),
+            code=self.code.column(),
+            repairs=self.repairs.column(),
             tokens=_column(self.tokens),
             supervised=_column(self.supervised),
         )
 
     def repeats(self) -> Mapping[int, int]:
-        """Place of a row -> place of the earlier row with the same hash."""
+        """Return index of a row -> index of the first row with the same hash.
+
+        Hashes 7 0 7 9 7 0 give {2: 0, 4: 0}: 0 stands for refused rows.
+        """
         hashes = np.array(self.hashes, dtype=np.int64)
-        _, first, where = np.unique(hashes, return_index=True, return_inverse=True)
-        again = np.flatnonzero((first[where] != np.arange(len(hashes))) & (hashes != 0))
-        return dict(zip(again.tolist(), first[where[again]].tolist(), strict=True))
+        _, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
+        earlier = first[inverse]
+        repeats = np.flatnonzero((earlier != np.arange(len(hashes))) & (hashes != 0))
+        return dict(zip(repeats.tolist(), earlier[repeats].tolist(), strict=True))
 
 
 def _column(values: "array[int]") -> NDArray[np.int32]:

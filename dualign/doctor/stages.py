@@ -1,4 +1,4 @@
-"""What a recipe's training stages train with, and what can be wrong between stages."""
+"""Training stages of a recipe as they would start now, and checks between stages."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dualign.cost.plan import base_model, resolved
-from dualign.doctor.findings import Fault, Findings
+from dualign.doctor.findings import Finding, Findings
 from dualign.engine import StageStatus
 from dualign.models.source import ModelSource, resolve_model
 from dualign.recipe import Recipe, StageEntry, stage_of
@@ -15,32 +15,34 @@ from dualign.training.isolation import unbounded_layers
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Trained:
-    """A training stage with what of it is there: `config` starts from a model that can be loaded."""
+class ResolvedStage:
+    """A training stage whose `config` names a model that can be loaded now."""
 
     entry: StageEntry
     config: Any
     start: ModelSource
     waits_for: tuple[str, ...]
-    """stages that haven't run, and whose files the data names"""
+    """stages that haven't run and whose files the data needs"""
 
 
 def training_stages(recipe: Recipe) -> list[StageEntry]:
-    """The stages that train on rows."""
+    """Return the stages that train on rows."""
     return [entry for entry in recipe.stages if stage_kind(entry.kind).trains]
 
 
-def as_it_starts(entry: StageEntry, found: list[StageStatus]) -> Trained:
-    """The stage as it would start now. A parent that hasn't run gives way to the model at the head of
-    the road, which has the same tokenizer; the template is then the nearest stage's that names one.
+def resolve_stage(entry: StageEntry, statuses: list[StageStatus]) -> ResolvedStage:
+    """Return the stage as it would start now.
+
+    Instead of a parent that hasn't run, it starts from the first model of the pipeline, which has
+    the same tokenizer, with the template of the nearest stage that names one.
     """
-    config, missing = resolved(entry, found)
-    stages = {one.entry.name: one.entry for one in found}
+    config, missing = resolved(entry, statuses)
+    stages = {status.entry.name: status.entry for status in statuses}
     if stage_of(config.model):
-        named = _named_template(entry, stages)
-        config = replace(config, model=base_model(entry, stages), template=named)
+        template = _named_template(entry, stages)
+        config = replace(config, model=base_model(entry, stages), template=template)
     waits = [name for name in missing if _data_names(config, name)]
-    return Trained(
+    return ResolvedStage(
         entry=entry,
         config=config,
         start=resolve_model(config.model, revision=config.revision),
@@ -48,16 +50,14 @@ def as_it_starts(entry: StageEntry, found: list[StageStatus]) -> Trained:
     )
 
 
-def road_faults(recipe: Recipe, findings: Findings) -> None:
-    """Templates that change between a stage and the one it starts from, and data that may hold what is
-    evaluated.
-    """
-    evaluated = [entry.name for entry in recipe.stages if stage_kind(entry.kind).evaluates]
+def check_recipe(recipe: Recipe, findings: Findings) -> None:
+    """Find templates that change between stages, and data that may contain evaluated problems."""
+    evaluations = [entry.name for entry in recipe.stages if stage_kind(entry.kind).evaluates]
     stages = {entry.name: entry for entry in recipe.stages}
     for entry in training_stages(recipe):
-        if evaluated and entry.config.data.decontaminate is None:
-            found = f"stage {evaluated[0]} evaluates; data.decontaminate isn't set"
-            findings.add(Fault("not_decontaminated", found), source=entry.name)
+        if evaluations and entry.config.data.decontaminate is None:
+            message = f"stage {evaluations[0]} evaluates; data.decontaminate isn't set"
+            findings.add(Finding("not_decontaminated", message), source=entry.name)
         parent = stages.get(stage_of(entry.config.model) or "")
         if parent is None or not stage_kind(parent.kind).trains:
             continue
@@ -66,36 +66,40 @@ def road_faults(recipe: Recipe, findings: Findings) -> None:
         findings.extend(_template_changes(entry, parent), source=entry.name)
 
 
-def model_faults(config: Any, model: Mapping[str, Any]) -> Iterator[Fault]:
-    """Whether the model, by its config.json, can take the rows as they are packed."""
+def check_model_config(config: Any, model: Mapping[str, Any]) -> Iterator[Finding]:
+    """Check that the model, by its config.json, can take the rows as they are packed."""
     positions = model.get("max_position_embeddings")
     if isinstance(positions, int) and config.data.max_tokens > positions:
-        found = f"max_tokens is {config.data.max_tokens:,}, the model has {positions:,} positions"
-        yield Fault("beyond_positions", found)
-    running = unbounded_layers(model.get("layer_types"))
-    if running and config.data.packing != "none":
-        found = f"packing {config.data.packing}, and layers of type {', '.join(sorted(running))}"
-        yield Fault("packing_not_isolated", found)
+        message = f"max_tokens is {config.data.max_tokens:,}, the model has {positions:,} positions"
+        yield Finding("beyond_positions", message)
+    unbounded = unbounded_layers(model.get("layer_types"))
+    if unbounded and config.data.packing != "none":
+        message = (
+            f"packing {config.data.packing}, and layers of type {', '.join(sorted(unbounded))}"
+        )
+        yield Finding("packing_not_isolated", message)
 
 
 def config_file(start: ModelSource) -> Path | None:
-    """config.json of the base a stage starts from, if it is on this machine."""
+    """Return config.json of the base that a stage starts from, if it is on this machine."""
     path = Path(start.base) / "config.json"
     return path if path.is_file() else None
 
 
-def _template_changes(entry: StageEntry, parent: StageEntry) -> Iterator[Fault]:
+def _template_changes(entry: StageEntry, parent: StageEntry) -> Iterator[Finding]:
     for key in ("template", "template_kwargs"):
         before, after = getattr(parent.config, key), getattr(entry.config, key)
         if before != after:
-            yield Fault("template_changes", f"{key} {after!r}, in stage {parent.name} {before!r}")
+            yield Finding("template_changes", f"{key} {after!r}, in stage {parent.name} {before!r}")
 
 
 def _named_template(entry: StageEntry, stages: Mapping[str, StageEntry]) -> str:
-    """The stage's template, or if that is the tokenizer's own, that of the stage it comes from."""
+    """Return the stage's template; if that is the tokenizer's own, its parent's."""
     parent = stages.get(stage_of(getattr(entry.config, "model", "")) or "")
-    own = str(getattr(entry.config, "template", "tokenizer"))
-    return own if own != "tokenizer" or parent is None else _named_template(parent, stages)
+    template = str(getattr(entry.config, "template", "tokenizer"))
+    if template != "tokenizer" or parent is None:
+        return template
+    return _named_template(parent, stages)
 
 
 def _data_names(config: Any, stage: str) -> bool:

@@ -1,6 +1,6 @@
-"""All rows of a stage's data, once, on the path that training takes, with every check on the way.
+"""One pass over all rows of a stage's data, on training's own path, with every check on the way.
 
-Faults are collected instead of raised. What stays in memory of a row is its length and a hash.
+Faults are collected instead of raised. Only the length and a hash of each row stay in memory.
 """
 
 import re
@@ -18,58 +18,50 @@ from dualign.data.rows.sources import source_label
 from dualign.data.seeds import Indices, indices_of
 from dualign.data.text.template import ChatTemplate
 from dualign.data.tokens.encoding import EncodedRow, ExampleEncoder, PairEncoder
-from dualign.doctor.balance import Sides, balance_faults, side_faults
-from dualign.doctor.findings import Fault, Findings
-from dualign.doctor.gathering import Gathered, gather
-from dualign.doctor.rendering import Turns, rendering_faults, turns_of
+from dualign.doctor.balance import PairTokens, check_modes, check_pair_lengths
+from dualign.doctor.findings import Finding, Findings
+from dualign.doctor.rendering import TurnMarkers, check_rendering, turn_markers
 from dualign.doctor.row_log import RowLog
-from dualign.doctor.rows import conversation_faults, foreign_markers
-from dualign.doctor.tokens import Sample, example_faults, sample_of, served_faults, unknown_id
+from dualign.doctor.rows import check_conversation, foreign_markers
+from dualign.doctor.sources import ReadableSources, read_sources
+from dualign.doctor.tokens import (
+    PromptSample,
+    check_example,
+    check_served_prompts,
+    prompt_sample,
+    unknown_id,
+)
 from dualign.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-BATCH = 512
-SAMPLES = 8
+_BATCH_ROWS = 512
+_SAMPLES = 8
 """Rows of each source and mode whose prompts are rendered again by the saved tokenizer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Subject:
-    """What is examined: the data of a stage, with the tokenizer and the template that train on it."""
+class SurveyInput:
+    """The data of a stage, with the tokenizer and the template that train on it."""
 
+    pairs: bool = False
+    """rows are preference pairs"""
     data: DataConfig
     tokenizer: "PreTrainedTokenizerBase"
     template: ChatTemplate
-    pairs: bool = False
-    """rows are preference pairs"""
     seed: int = 42
     prefix: str = ""
-    """stands before the names of the sources"""
+    """put before the names of the sources"""
     base: Path | None = None
-    """where relative paths start"""
+    """folder that relative paths start from"""
     trained: bool = True
-    """whether a stage trains on these rows alone"""
+    """a stage trains on these rows alone"""
 
 
-@dataclass(kw_only=True, slots=True)
-class Survey:
-    """The state of one pass over the rows."""
-
-    subject: Subject
-    findings: Findings
-    foreign: re.Pattern[str]
-    turns: Turns
-    unknown: int | None
-    log: RowLog = field(default_factory=RowLog)
-    samples: dict[tuple[str, str], list[Sample]] = field(default_factory=dict)
-    sides: Sides = field(default_factory=Sides)
-
-
-def survey(subject: Subject, findings: Findings) -> Mapping[str, Any]:
-    """Check every row that training would read; the account of the rows, as in run.json."""
-    gathered = gather(
+def survey(subject: SurveyInput, findings: Findings) -> Mapping[str, Any]:
+    """Check every row that training would read; return ROWS of run.json."""
+    sources = read_sources(
         subject.data,
         findings,
         pairs=subject.pairs,
@@ -77,125 +69,134 @@ def survey(subject: Subject, findings: Findings) -> Mapping[str, Any]:
         base=subject.base,
         prefix=subject.prefix,
     )
-    made = Survey(
-        subject=replace(subject, data=gathered.data),
+    state = _Survey(
+        subject=replace(subject, data=sources.data),
         findings=findings,
         foreign=foreign_markers(subject.tokenizer),
-        turns=turns_of(subject.template),
+        markers=turn_markers(subject.template),
         unknown=unknown_id(subject.tokenizer),
     )
-    read = zip(gathered.data.sources, gathered.screened.sampled, strict=True)
-    for number, (source, one) in enumerate(read):
-        encoder = _encoder(made.subject, source, one.rows)
-        for start, batch in enumerate(one.table.iter(batch_size=BATCH)):
-            places = one.rows[start * BATCH : (start + 1) * BATCH].tolist()
-            for row in encoder.encode(batch, places):
-                _check_row(made, source, number, row)
-    return _conclude(made, gathered)
+    screened = zip(sources.data.sources, sources.screened.sampled, strict=True)
+    for index, (source, rows) in enumerate(screened):
+        encoder = state.encoder(source, rows.rows)
+        for start, batch in enumerate(rows.table.iter(batch_size=_BATCH_ROWS)):
+            numbers = rows.rows[start * _BATCH_ROWS : (start + 1) * _BATCH_ROWS].tolist()
+            for row in encoder.encode(batch, numbers):
+                state.check_row(source, index, row)
+    return state.conclude(sources)
 
 
-def _encoder(subject: Subject, source: SourceConfig, rows: Indices) -> ExampleEncoder | PairEncoder:
-    """Training's own, but that it leaves out the rows that would stop it."""
-    dropping = {code: "drop" if does == "error" else does for code, does in source.on_fault.items()}
-    too_long = "drop" if subject.data.too_long == "error" else subject.data.too_long
-    encoder = PairEncoder if subject.pairs else ExampleEncoder
-    return encoder(
-        source=replace(source, on_fault=dropping),
-        data=replace(subject.data, conflicts="drop", too_long=too_long),
-        tokenizer=subject.tokenizer,
-        template=subject.template,
-        rows=rows,
-    )
+@dataclass(kw_only=True, slots=True)
+class _Survey:
+    """State of the pass."""
+
+    subject: SurveyInput
+    findings: Findings
+    foreign: re.Pattern[str]
+    markers: TurnMarkers
+    unknown: int | None
+    log: RowLog = field(default_factory=RowLog)
+    samples: dict[tuple[str, str], list[PromptSample]] = field(default_factory=dict)
+    pair_tokens: PairTokens = field(default_factory=PairTokens)
+
+    def encoder(self, source: SourceConfig, rows: Indices) -> ExampleEncoder | PairEncoder:
+        """Return training's encoder, but drop rows where training would stop."""
+        subject = self.subject
+        dropping = {
+            code: "drop" if policy == "error" else policy
+            for code, policy in source.on_fault.items()
+        }
+        too_long = "drop" if subject.data.too_long == "error" else subject.data.too_long
+        encoder = PairEncoder if subject.pairs else ExampleEncoder
+        return encoder(
+            source=replace(source, on_fault=dropping),
+            data=replace(subject.data, conflicts="drop", too_long=too_long),
+            tokenizer=subject.tokenizer,
+            template=subject.template,
+            rows=rows,
+        )
+
+    def check_row(self, source: SourceConfig, source_index: int, row: EncodedRow) -> None:
+        """Run all checks of one row, and log it."""
+        findings = list(self._content_findings(row))
+        if row.fault:
+            findings.append(_from_error(row.fault, source, self.subject.data))
+        else:
+            examples = [example for side in row.examples for example in side]
+            findings += [f for example in examples for f in check_example(example, self.unknown)]
+            samples = self.samples.setdefault((row.entry["mode"], source_label(source)), [])
+            if len(samples) < _SAMPLES and (sample := prompt_sample(row)):
+                samples.append(sample)
+        if row.entry["repairs"]:
+            findings.append(Finding("repaired", str(row.entry["repairs"])))
+        if "chosen_ids" in row.entry:
+            self.pair_tokens.add(len(row.entry["chosen_ids"]), len(row.entry["rejected_ids"]))
+        self.log.add(source_index, row)
+        # Report a fault common to chosen and rejected once.
+        self.findings.extend(dict.fromkeys(findings), source=self._name(source), row=row.row)
+
+    def _content_findings(self, row: EncodedRow) -> Iterator[Finding]:
+        supervise = "last" if self.subject.pairs else self.subject.data.supervise
+        for conversation in row.conversations:
+            yield from check_conversation(conversation, self.foreign)
+        for rendered in row.rendered:
+            yield from check_rendering(rendered, self.markers, supervise=supervise)
+
+    def conclude(self, sources: ReadableSources) -> Mapping[str, Any]:
+        """Run the checks that need all rows; return ROWS."""
+        subject, findings = self.subject, self.findings
+        self._report_repeats()
+        rows = self._count_rows(sources)
+        masked = subject.data.supervise != "all"
+        if masked:
+            balance = check_modes(rows.get("by", ()), trained=subject.trained)
+            findings.extend(balance, source=self._stage)
+        if subject.pairs:
+            findings.extend(check_pair_lengths(self.pair_tokens), source=self._stage)
+        samples = [sample for group in self.samples.values() for sample in group] if masked else []
+        for sample, finding in check_served_prompts(samples, subject.tokenizer):
+            conversation = sample.conversation
+            source = subject.prefix + conversation.source
+            findings.add(finding, source=source, row=conversation.row)
+        return rows
+
+    def _count_rows(self, sources: ReadableSources) -> Mapping[str, Any]:
+        """Select rows as training does; if that fails, count every row that isn't refused once."""
+        rows, data = self.log.row_table(), sources.data
+        if not len(rows):
+            return {}
+        kept = indices_of(rows.code.equals(""))
+        try:
+            seed = self.subject.seed
+            return select_rows(rows, sources.sampled, sources.screened, data, seed).rows
+        except DataError as error:
+            code = "mixture_impossible" if len(kept) else "nothing_left"
+            self.findings.add(Finding(code, str(error)), source=self._stage)
+            labels = [source_label(source) for source in data.sources]
+            group, groups = group_rows(rows, labels)
+            return summarize_rows(count_rows(rows, group, groups, kept, kept[:0], {}))
+
+    def _report_repeats(self) -> None:
+        """Add a finding for every row with the text of an earlier one."""
+        log, names = self.log, [self._name(source) for source in self.subject.data.sources]
+        for index, earlier in log.repeats().items():
+            message = (
+                f"the same text as row {log.row[earlier]} of {names[log.source_index[earlier]]}"
+            )
+            source = names[log.source_index[index]]
+            self.findings.add(Finding("duplicate_row", message), source=source, row=log.row[index])
+
+    def _name(self, source: SourceConfig) -> str:
+        return self.subject.prefix + source_label(source)
+
+    @property
+    def _stage(self) -> str:
+        """Source of the findings about all sources together."""
+        return self.subject.prefix.rstrip("/") or "all sources"
 
 
-def _check_row(made: Survey, source: SourceConfig, number: int, row: EncodedRow) -> None:
-    faults = list(_content_faults(made, row))
-    if row.fault:
-        faults.append(_as_fault(row.fault, source, made.subject.data))
-    else:
-        examples = [one for side in row.examples for one in side]
-        faults += [fault for one in examples for fault in example_faults(one, made.unknown)]
-        _sample(made, source, row)
-    if row.entry["repairs"]:
-        faults.append(Fault("repaired", str(row.entry["repairs"])))
-    if "chosen_ids" in row.entry:
-        made.sides.add(len(row.entry["chosen_ids"]), len(row.entry["rejected_ids"]))
-    made.log.add(number, row)
-    # What both sides of a pair share is told once.
-    made.findings.extend(dict.fromkeys(faults), source=_name(made, source), row=row.row)
-
-
-def _content_faults(made: Survey, row: EncodedRow) -> Iterator[Fault]:
-    supervise = "last" if made.subject.pairs else made.subject.data.supervise
-    for conversation in row.conversations:
-        yield from conversation_faults(conversation, made.foreign)
-    for rendered in row.rendered:
-        yield from rendering_faults(rendered, made.turns, supervise=supervise)
-
-
-def _as_fault(error: RowError, source: SourceConfig, data: DataConfig) -> Fault:
-    """As bad as what training does about it."""
+def _from_error(error: RowError, source: SourceConfig, data: DataConfig) -> Finding:
+    """Return the error as a finding: an error only if training would stop."""
     default = data.too_long if error.code == "too_long" else data.conflicts
     stopping = stops(error.code, source.on_fault, default=default)
-    return Fault(error.code, error.what, "error" if stopping else "warning")
-
-
-def _sample(made: Survey, source: SourceConfig, row: EncodedRow) -> None:
-    """Remember the first rows of each source and mode as they are."""
-    samples = made.samples.setdefault((row.entry["mode"], source_label(source)), [])
-    if len(samples) < SAMPLES and (sample := sample_of(row)):
-        samples.append(sample)
-
-
-def _conclude(made: Survey, gathered: Gathered) -> Mapping[str, Any]:
-    """What only all rows together can show, and their account."""
-    subject, findings = made.subject, made.findings
-    name = _whole(subject)
-    _tell_repeats(made)
-    rows = _account(made, gathered)
-    masked = subject.data.supervise != "all"
-    if masked:
-        faults = balance_faults(rows.get("by", ()), trained=subject.trained)
-        findings.extend(faults, source=name)
-    if subject.pairs:
-        findings.extend(side_faults(made.sides), source=name)
-    samples = [one for group in made.samples.values() for one in group] if masked else []
-    for sample, fault in served_faults(samples, subject.tokenizer):
-        place = sample.conversation
-        findings.add(fault, source=subject.prefix + place.source, row=place.row)
-    return rows
-
-
-def _account(made: Survey, gathered: Gathered) -> Mapping[str, Any]:
-    """As training settles the mixture; where it can't, every kept row counts once."""
-    rows, data = made.log.row_table(), gathered.data
-    if not len(rows):
-        return {}
-    kept = indices_of(rows.code.equals(""))
-    try:
-        selection = select_rows(rows, gathered.drawn, gathered.screened, data, made.subject.seed)
-    except DataError as error:
-        code = "mixture_impossible" if len(kept) else "nothing_left"
-        made.findings.add(Fault(code, str(error)), source=_whole(made.subject))
-        labels = [source_label(source) for source in data.sources]
-        group, groups = group_rows(rows, labels)
-        return summarize_rows(count_rows(rows, group, groups, kept, kept[:0], {}))
-    return selection.rows
-
-
-def _tell_repeats(made: Survey) -> None:
-    """Every row that gives the text of an earlier one."""
-    log, labels = made.log, [_name(made, source) for source in made.subject.data.sources]
-    for place, earlier in made.log.repeats().items():
-        found = f"the same text as row {log.row[earlier]} of {labels[log.owner[earlier]]}"
-        name = labels[log.owner[place]]
-        made.findings.add(Fault("duplicate_row", found), source=name, row=log.row[place])
-
-
-def _name(made: Survey, source: SourceConfig) -> str:
-    return made.subject.prefix + source_label(source)
-
-
-def _whole(subject: Subject) -> str:
-    """What is told of all sources together is told of the stage."""
-    return subject.prefix.rstrip("/") or "all sources"
+    return Finding(error.code, error.what, "error" if stopping else "warning")

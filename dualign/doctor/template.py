@@ -1,4 +1,4 @@
-"""Small conversations put through a template, to know how it behaves before any row is read."""
+"""Checks of a template by itself: small conversations are rendered before any row is read."""
 
 import re
 from collections.abc import Collection, Iterator
@@ -7,12 +7,13 @@ from dataclasses import replace
 from dualign.data.conversation import MODES, Conversation, Message, Mode
 from dualign.data.modes import FLAG, OPEN
 from dualign.data.text.template import ChatTemplate
-from dualign.doctor.findings import Fault
+from dualign.doctor.findings import Finding
 from dualign.doctor.rendering import opening
 from dualign.errors import TemplateError
 
 _DAYS = ("9 February 2024", "23 November 2031")
 _ANSWER, _TRACE, _QUESTION = "probeanswer", "probetrace", "probequestion"
+_USER_TURN = (Message(role="user", content=_QUESTION),)
 _TOOL = {
     "type": "function",
     "function": {
@@ -22,33 +23,33 @@ _TOOL = {
     },
 }
 _CALL = {"type": "function", "function": {"name": "probetool", "arguments": {"x": "1"}}}
-_MOST_HEADER_WORDS = 4
-"""Words of a prompt besides the question that are turn names and flags, not a system text."""
+_MAX_HEADER_WORDS = 4
+"""More words before the question are a system text, not turn names and flags."""
 
 
-def template_faults(template: ChatTemplate, *, modes: Collection[str] = ()) -> list[Fault]:
-    """How a template behaves in both modes. `modes` are those of the rows that it will get."""
+def check_template(template: ChatTemplate, *, modes: Collection[str] = ()) -> list[Finding]:
+    """Check a template in both modes. `modes` are those of the rows that it will render."""
     try:
-        texts = {mode: _render(template, _asked(mode)) for mode in MODES}
+        texts = {mode: _render(template, _probe(mode)) for mode in MODES}
     except TemplateError as error:
-        return [Fault("template_unusable", str(error))]
-    checks = (_turn_faults, _date_faults, _system_faults, _tool_faults)
-    faults = [fault for check in checks for fault in check(template)]
-    faults += _switch_faults(template, modes)
+        return [Finding("template_unusable", str(error))]
+    checks = (_check_turns, _check_date, _check_system, _check_tools)
+    findings = [finding for check in checks for finding in check(template)]
+    findings += _check_switch(template, modes)
     if _TRACE not in texts["think"]:
-        found = f"the trace isn't in the text of a think turn: {texts['think'][-120:]!r}"
-        faults.append(Fault("thinking_lost", found))
-    return faults
+        message = f"the trace isn't in the text of a think turn: {texts['think'][-120:]!r}"
+        findings.append(Finding("thinking_lost", message))
+    return findings
 
 
-def _turn_faults(template: ChatTemplate) -> Iterator[Fault]:
+def _check_turns(template: ChatTemplate) -> Iterator[Finding]:
     for mode in MODES:
-        conversation = _asked(mode)
+        conversation = _probe(mode)
         prompt = template.prompt(conversation.messages[:1], mode=mode)
         text = _render(template, conversation)
         if not text.startswith(prompt):
-            found = f"{mode}: the prompt {prompt[-80:]!r} isn't how {text[:200]!r} begins"
-            yield Fault("prompt_not_prefix", found)
+            message = f"{mode}: the prompt {prompt[-80:]!r} isn't how {text[:200]!r} begins"
+            yield Finding("prompt_not_prefix", message)
             continue
         longer = replace(conversation, messages=conversation.messages * 2)
         try:
@@ -56,62 +57,59 @@ def _turn_faults(template: ChatTemplate) -> Iterator[Fault]:
         except TemplateError:
             continue
         if not both.startswith(text.rstrip()):
-            yield Fault("history_rewritten", f"{mode}: {_difference(text, both)}")
+            yield Finding("history_rewritten", f"{mode}: {_difference(text, both)}")
 
 
-def _switch_faults(template: ChatTemplate, modes: Collection[str]) -> Iterator[Fault]:
-    asked = (Message(role="user", content=_QUESTION),)
-    prompts = {mode: template.prompt(asked, mode=mode) for mode in MODES}
+def _check_switch(template: ChatTemplate, modes: Collection[str]) -> Iterator[Finding]:
+    prompts = {mode: template.prompt(_USER_TURN, mode=mode) for mode in MODES}
     if prompts["think"] == prompts["no_think"]:
-        found = f"both modes have the prompt {prompts['think'][-80:]!r}"
-        yield Fault("mode_switch_dead", found, "error" if set(MODES) <= set(modes) else None)
+        message = f"both modes have the prompt {prompts['think'][-80:]!r}"
+        yield Finding("mode_switch_dead", message, "error" if set(MODES) <= set(modes) else None)
     elif OPEN not in opening(template, "think"):
-        found = f"the think prompt ends with {prompts['think'][-40:]!r}"
-        yield Fault("think_not_prefilled", found)
+        message = f"the think prompt ends with {prompts['think'][-40:]!r}"
+        yield Finding("think_not_prefilled", message)
 
 
-def _date_faults(template: ChatTemplate) -> Iterator[Fault]:
-    """Training has one date; what the saved tokenizer renders has today's."""
-    asked = (Message(role="user", content=_QUESTION),)
-    on_days = [_with_clock(template, day).prompt(asked, mode="think") for day in _DAYS]
-    if on_days[0] != on_days[1]:
-        yield Fault("date_leak", _difference(*on_days))
+def _check_date(template: ChatTemplate) -> Iterator[Finding]:
+    """Find a prompt that changes with the date: training uses one date, serving today's."""
+    before, after = (_with_clock(template, day).prompt(_USER_TURN, mode="think") for day in _DAYS)
+    if before != after:
+        yield Finding("date_leak", _difference(before, after))
 
 
-def _system_faults(template: ChatTemplate) -> Iterator[Fault]:
-    asked = (Message(role="user", content=_QUESTION),)
-    before = template.prompt(asked, mode="no_think").partition(_QUESTION)[0]
+def _check_system(template: ChatTemplate) -> Iterator[Finding]:
+    before = template.prompt(_USER_TURN, mode="no_think").partition(_QUESTION)[0]
     bare = re.sub(rf"<[^>]*>|\[/?[A-Z_]+\]|{FLAG.pattern}", " ", before)
-    if len(bare.split()) > _MOST_HEADER_WORDS:
-        yield Fault("default_system_prompt", f"before the first question: {before[:200]!r}")
+    if len(bare.split()) > _MAX_HEADER_WORDS:
+        yield Finding("default_system_prompt", f"before the first question: {before[:200]!r}")
     try:
         end = template.end_of_turn
-        system = (Message(role="system", content="probesystem"), *asked)
+        system = (Message(role="system", content="probesystem"), *_USER_TURN)
         text = template.prompt(system, mode="no_think")
     except TemplateError:
         return
     between = text.partition("probesystem")[2].partition(_QUESTION)[0]
-    # One marker alone opens the next turn; nothing closed this one.
+    # A single marker opens the next turn, so nothing closed this one.
     if len(re.findall(r"<\|?[\w|]+>", between)) == 1 and end not in between:
-        yield Fault("system_not_closed", f"between system text and question: {between!r}")
+        yield Finding("system_not_closed", f"between system text and question: {between!r}")
 
 
-def _tool_faults(template: ChatTemplate) -> Iterator[Fault]:
+def _check_tools(template: ChatTemplate) -> Iterator[Finding]:
     call = Message(role="assistant", content="", tool_calls=(_CALL,))
-    messages = (Message(role="user", content=_QUESTION), call)
+    messages = (*_USER_TURN, call)
     try:
         text = _render(template, _conversation(messages, "no_think"))
     except TemplateError as error:
-        yield Fault("tool_calls_lost", f"a turn that only calls can't be rendered: {error}")
+        yield Finding("tool_calls_lost", f"a turn that only calls can't be rendered: {error}")
         return
     if "probetool" not in text:
-        yield Fault("tool_calls_lost", f"a turn that calls a tool becomes {text[-80:]!r}")
+        yield Finding("tool_calls_lost", f"a turn that calls a tool becomes {text[-80:]!r}")
 
 
-def _asked(mode: Mode) -> Conversation:
+def _probe(mode: Mode) -> Conversation:
     trace = _TRACE if mode == "think" else None
     answer = Message(role="assistant", content=_ANSWER, thinking=trace)
-    return _conversation((Message(role="user", content=_QUESTION), answer), mode)
+    return _conversation((*_USER_TURN, answer), mode)
 
 
 def _conversation(messages: tuple[Message, ...], mode: Mode) -> Conversation:
@@ -123,13 +121,13 @@ def _render(template: ChatTemplate, conversation: Conversation) -> str:
 
 
 def _with_clock(template: ChatTemplate, day: str) -> ChatTemplate:
-    """The template with a clock of its own, which always says `day`."""
+    """Return the template with a clock that always gives `day`."""
     clock = f"{{%- macro strftime_now(format) -%}}{day}{{%- endmacro %}}{{{{ '' }}}}"
     return replace(template, text=clock + template.text)
 
 
-def _difference(one: str, other: str) -> str:
-    length = min(len(one), len(other))
-    at = next((place for place in range(length) if one[place] != other[place]), length)
+def _difference(before: str, after: str) -> str:
+    pairs = enumerate(zip(before, after, strict=False))
+    at = next((i for i, (a, b) in pairs if a != b), min(len(before), len(after)))
     start = max(0, at - 20)
-    return f"{one[start : at + 40]!r} becomes {other[start : at + 40]!r}"
+    return f"{before[start : at + 40]!r} becomes {after[start : at + 40]!r}"

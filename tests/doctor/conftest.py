@@ -9,7 +9,7 @@ import pytest
 
 from dualign.data.config import DataConfig, SourceConfig
 from dualign.doctor.findings import Findings
-from dualign.doctor.survey import Subject, survey
+from dualign.doctor.survey import SurveyInput, survey
 from dualign.models.source import ModelSource
 from dualign.models.tokenizer import load_tokenizer
 from dualign.training.config import TrainingStage
@@ -51,7 +51,7 @@ def examine(formats: Callable[[str], Any], tmp_path: Path) -> Examine:
         tokenizer, chat = formats(template)
         sources = tuple(SourceConfig(path=str(write(tmp_path, *row))) for row in rows.items())
         data = DataConfig(sources=sources, max_tokens=max_tokens)
-        subject = Subject(pairs=pairs, data=data, tokenizer=tokenizer, template=chat)
+        subject = SurveyInput(pairs=pairs, data=data, tokenizer=tokenizer, template=chat)
         findings = Findings()
         return findings, dict(survey(subject, findings))
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from dualign.doctor.balance import Sides, balance_faults, side_faults
+from dualign.doctor.balance import PairTokens, check_modes, check_pair_lengths
 
 
 def group(mode: str, rows: int, supervised: int) -> dict[str, Any]:
@@ -10,7 +10,7 @@ def group(mode: str, rows: int, supervised: int) -> dict[str, Any]:
 
 
 def codes(*by: dict[str, Any]) -> list[str]:
-    return [fault.code for fault in balance_faults(by, trained=True)]
+    return [fault.code for fault in check_modes(by, trained=True)]
 
 
 def test_modes_are_weighed_by_tokens_and_not_by_rows() -> None:
@@ -30,11 +30,15 @@ def test_the_modes_of_several_sources_are_added_up() -> None:
 
 def test_one_mode_alone_is_a_warning_only_where_a_stage_trains_on_it() -> None:
     for trained, severity in ((True, "warning"), (False, "info")):
-        (fault,) = balance_faults([group("think", 3, 30)], trained=trained)
+        (fault,) = check_modes([group("think", 3, 30)], trained=trained)
         assert (fault.code, fault.severity) == ("one_mode", severity)
 
 
 def test_pairs_of_which_one_side_is_longer_are_told() -> None:
-    assert [fault.code for fault in side_faults(Sides(chosen=201, rejected=100))] == ["length_bias"]
-    assert list(side_faults(Sides(chosen=200, rejected=100))) == []
-    assert [fault.code for fault in side_faults(Sides(chosen=1, rejected=100))] == ["length_bias"]
+    assert [fault.code for fault in check_pair_lengths(PairTokens(chosen=201, rejected=100))] == [
+        "length_bias"
+    ]
+    assert list(check_pair_lengths(PairTokens(chosen=200, rejected=100))) == []
+    assert [fault.code for fault in check_pair_lengths(PairTokens(chosen=1, rejected=100))] == [
+        "length_bias"
+    ]

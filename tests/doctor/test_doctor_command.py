@@ -12,8 +12,8 @@ from dualign.cli.main import main
 from dualign.data.config import DataConfig, SourceConfig
 from dualign.data.prepare import DataRequest, prepare_sft
 from dualign.doctor.findings import Findings
-from dualign.doctor.survey import Subject, survey
-from dualign.doctor.target import target_of
+from dualign.doctor.inputs import input_kind
+from dualign.doctor.survey import SurveyInput, survey
 from dualign.errors import ConfigError
 from tests.doctor.conftest import write
 from tests.doctor.defective_rows import (
@@ -125,9 +125,9 @@ def test_targets_are_told_apart(tmp_path: Path) -> None:
         "traces/*.jsonl": "data",
         "owner/name": "data",
     }
-    assert {name: target_of(name, recipes=["quickstart"]) for name in told} == told
+    assert {name: input_kind(name, recipes=["quickstart"]) for name in told} == told
     with pytest.raises(ConfigError, match="no such file or folder"):
-        target_of("gone", recipes=["quickstart"])
+        input_kind("gone", recipes=["quickstart"])
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_the_account_is_that_of_training_to_the_last_token(
     (tmp_path / "qwen3.jinja").write_text(of_another_family("qwen3"), encoding="utf-8")
     name = str(tmp_path / "qwen3.jinja") if "template" in how else "dualign"
     tokenizer, template = formats(name)
-    subject = Subject(data=data, tokenizer=tokenizer, template=template, seed=7)
+    subject = SurveyInput(data=data, tokenizer=tokenizer, template=template, seed=7)
     told = survey(subject, Findings())
     assert told == prepare_sft(DataRequest(data, tokenizer, template, seed=7)).rows
     assert told["in"] == 6 and told["kept"] >= 2
@@ -172,7 +172,7 @@ def test_a_fault_is_as_bad_as_what_the_recipe_does_about_it(
     for action in ("error", "drop", "strip_thinking"):
         source = SourceConfig(path=path, on_fault={"no_think_with_trace": action})
         data, findings = DataConfig(sources=(source,)), Findings()
-        survey(Subject(data=data, tokenizer=tokenizer, template=template), findings)
+        survey(SurveyInput(data=data, tokenizer=tokenizer, template=template), findings)
         told[action] = [(finding.code, finding.severity, finding.row) for finding in findings.all()]
     assert told == {
         "error": [("no_think_with_trace", "error", 4)],

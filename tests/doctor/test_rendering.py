@@ -2,9 +2,9 @@
 
 from dualign.data.conversation import Conversation, Message
 from dualign.data.text.spans import RenderedRow
-from dualign.doctor.rendering import Turns, rendering_faults
+from dualign.doctor.rendering import TurnMarkers, check_rendering
 
-TURNS = Turns(openings={"think": "[A]<think>", "no_think": "[A]"}, end_of_turn="[end]")
+TURNS = TurnMarkers(openings={"think": "[A]<think>", "no_think": "[A]"}, end_of_turn="[end]")
 TEXT = "[U]Is it?[end][A]Yes.[end]"
 
 
@@ -19,7 +19,7 @@ def codes(start: int, stop: int, text: str = TEXT) -> list[str]:
         row=0,
         conversation=conversation,
     )
-    return [fault.code for fault in rendering_faults(rendered, TURNS, supervise="assistant")]
+    return [fault.code for fault in check_rendering(rendered, TURNS, supervise="assistant")]
 
 
 def test_the_answer_and_its_end_are_right() -> None:

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
-from dualign.doctor.doctor import Diagnosis, examine_recipe
-from dualign.doctor.stages import model_faults
+from dualign.doctor.doctor import Diagnosis, diagnose_recipe
+from dualign.doctor.stages import check_model_config
 from dualign.errors import ConfigError
 from dualign.recipe import load_recipe
 from tests.doctor.conftest import write
@@ -154,7 +154,7 @@ PLANTED = (
 def examined(recipe: dict[str, Any], folder: Path) -> Diagnosis:
     file = folder / "recipe.yaml"
     file.write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    return examine_recipe(load_recipe(file, []))
+    return diagnose_recipe(load_recipe(file, []))
 
 
 def test_a_clean_recipe_has_no_fault_and_every_row_is_accounted_for(tmp_path: Path) -> None:
@@ -176,9 +176,12 @@ def test_packing_is_refused_for_layers_whose_state_runs_on(tmp_path: Path) -> No
     file.write_text(yaml.safe_dump(recipe), encoding="utf-8")
     sft, apo = (entry.config for entry in load_recipe(file, []).stages)
     mixed = {"layer_types": ["full_attention", "linear_attention"]}
-    assert [fault.code for fault in model_faults(sft, mixed)] == ["packing_not_isolated"]
-    assert list(model_faults(apo, mixed)) == []
-    assert list(model_faults(sft, {"layer_types": ["full_attention", "sliding_attention"]})) == []
+    assert [fault.code for fault in check_model_config(sft, mixed)] == ["packing_not_isolated"]
+    assert list(check_model_config(apo, mixed)) == []
+    assert (
+        list(check_model_config(sft, {"layer_types": ["full_attention", "sliding_attention"]}))
+        == []
+    )
 
 
 def test_a_recipe_without_training_is_refused(tmp_path: Path) -> None:

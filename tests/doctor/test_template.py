@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from dualign.data.text.template import ChatTemplate, load_template
-from dualign.doctor.rendering import turns_of
-from dualign.doctor.template import template_faults
+from dualign.doctor.rendering import turn_markers
+from dualign.doctor.template import check_template
 from dualign.errors import TemplateError
 from tests.doctor import defective_templates as made
 from tests.doctor.conftest import Examine
@@ -15,7 +15,7 @@ from tests.doctor.defective_rows import no_think_row, think_row, tool_row
 
 
 def codes(template: ChatTemplate, **given: Any) -> dict[str, str | None]:
-    return {fault.code: fault.severity for fault in template_faults(template, **given)}
+    return {finding.code: finding.own_severity for finding in check_template(template, **given)}
 
 
 @pytest.mark.parametrize("planted", made.PLANTED, ids=lambda item: item.make.__name__)
@@ -51,7 +51,7 @@ def test_a_pinned_date_is_no_leak() -> None:
 
 
 def test_openings_are_what_the_generation_prompt_adds() -> None:
-    turns = turns_of(load_template("dualign"))
+    turns = turn_markers(load_template("dualign"))
     assert turns.openings == {
         "think": "<|im_start|>assistant\n<think>\n",
         "no_think": "<|im_start|>assistant\n<think>\n\n</think>\n",

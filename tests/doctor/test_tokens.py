@@ -11,8 +11,8 @@ from dualign.data.config import DataConfig, SourceConfig
 from dualign.data.text.template import load_template
 from dualign.data.tokens.labels import Example
 from dualign.doctor.findings import Findings
-from dualign.doctor.survey import Subject, survey
-from dualign.doctor.tokens import example_faults, tokenizer_faults, unknown_id
+from dualign.doctor.survey import SurveyInput, survey
+from dualign.doctor.tokens import check_example, check_tokenizer, unknown_id
 from tests.doctor.conftest import Examine, write
 from tests.doctor.defective_rows import no_think_row, think_row
 from tests.doctor.defective_templates import shipped
@@ -29,7 +29,7 @@ def with_first_token(embedded: Path, token: str) -> PreTrainedTokenizerBase:
 
 def codes(tokenizer: PreTrainedTokenizerBase, template: str) -> set[str]:
     made = load_template(template, tokenizer=tokenizer)
-    return {fault.code for fault in tokenizer_faults(tokenizer, made)}
+    return {fault.code for fault in check_tokenizer(tokenizer, made)}
 
 
 def test_a_first_token_from_template_and_tokenizer_is_told_from_one_that_is_missing(
@@ -53,7 +53,7 @@ def test_unknown_tokens_are_seen_where_the_tokenizer_has_one_for_them() -> None:
     tokenizer.pad_token = "<end>"
     ids = tokenizer("yes Zoë no")["input_ids"]
     example = Example(input_ids=ids, spans=((0, len(ids)),), mode="no_think", source="made", row=0)
-    (fault,) = example_faults(example, unknown_id(tokenizer))
+    (fault,) = check_example(example, unknown_id(tokenizer))
     assert (fault.code, fault.message) == (
         "unknown_tokens",
         "2 tokens aren't in the vocabulary",
@@ -68,7 +68,9 @@ def test_a_prompt_that_the_saved_tokenizer_gives_otherwise_is_found(
     findings = {}
     for saved in ("dualign", "smollm3-training"):
         other, _ = formats(saved)
-        subject = Subject(data=DataConfig(sources=(source,)), tokenizer=other, template=template)
+        subject = SurveyInput(
+            data=DataConfig(sources=(source,)), tokenizer=other, template=template
+        )
         findings[saved] = Findings()
         survey(subject, findings[saved])
     assert findings["dualign"].all() == []

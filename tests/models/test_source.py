@@ -8,7 +8,7 @@ import pytest
 
 from dualign.checkpoints.checkpoint import read_json
 from dualign.checkpoints.weights import find_base
-from dualign.doctor.directory import read_saved
+from dualign.doctor.saved_model import read_saved_model
 from dualign.errors import CheckpointError
 from dualign.model_ref import adapter_base
 from dualign.models.source import resolve_model
@@ -39,7 +39,7 @@ def test_a_relative_base_is_the_same_folder_for_training_merging_and_doctor(
         found = {
             Path(resolve_model(lora).base),
             find_base(lora, read_json(lora / "adapter_config.json")),
-            read_saved(lora)[0].base or Path(),
+            read_saved_model(lora)[0].base or Path(),
         }
         return {place.resolve() for place in found}
 

@@ -7,7 +7,7 @@ import numpy as np
 from dualign.checkpoints.checkpoint import read_json
 from dualign.checkpoints.dtypes import STORED, is_finite, to_float32
 from dualign.checkpoints.header import Entry, read_header
-from dualign.doctor.doctor import examine_directory
+from dualign.doctor.doctor import diagnose_model
 from dualign.errors import DualignError
 from dualign.publish.checklist import CheckOutcome, judge
 from dualign.publish.hub.metadata import HubClient
@@ -86,7 +86,7 @@ def check_doctor(release: Release, folder: Path) -> CheckOutcome:
         findings = [
             finding
             for directory in (release.lineage.run.path, folder)
-            for finding in examine_directory(str(directory)).findings.all()
+            for finding in diagnose_model(str(directory)).findings.all()
         ]
     except (OSError, ValueError) as error:  # a file of the tokenizer that doctor can't do without
         return judge([f"can't be examined: {error}"], "")

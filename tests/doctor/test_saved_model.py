@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from dualign.doctor.doctor import examine_directory
+from dualign.doctor.doctor import diagnose_model
 from dualign.models.tokenizer import sync_special_tokens
 from tests.doctor.defective_directories import PLANTED, Planted
 
@@ -46,7 +46,7 @@ def saved(formats: Callable[[str], Any], tmp_path_factory: pytest.TempPathFactor
 
 @pytest.mark.parametrize("name", ["model", "adapter"])
 def test_what_a_stage_leaves_has_no_fault(name: str, saved: Path) -> None:
-    found = examine_directory(str(saved / name))
+    found = diagnose_model(str(saved / name))
     assert found.findings.all() == []
     assert found.rows["kept"] == 7
 
@@ -59,12 +59,12 @@ def test_a_planted_defect_of_a_directory_is_found(
         shutil.copytree(saved / name, tmp_path / name)
     folder = tmp_path / ("adapter" if planted.adapter else "model")
     planted.make(folder)
-    findings = examine_directory(str(folder)).findings
+    findings = diagnose_model(str(folder)).findings
     assert planted.code in {finding.code for finding in findings.all()}
 
 
 def test_the_embedded_model_pads_with_its_end_of_turn() -> None:
-    findings = examine_directory("embedded:smollm2-135m-instruct").findings
+    findings = diagnose_model("embedded:smollm2-135m-instruct").findings
     assert [finding.code for finding in findings.all() if finding.severity == "error"] == [
         "pad_is_end_of_turn"
     ]

@@ -1,4 +1,4 @@
-"""What the user pointed at: a recipe, a saved model, or data. Light: only names are looked at."""
+"""Classify what doctor is given: a recipe, a saved model, or data. Light: looks at names only."""
 
 from pathlib import Path
 from typing import Literal
@@ -6,7 +6,7 @@ from typing import Literal
 from dualign.errors import ConfigError
 from dualign.model_ref import EMBEDDED_PREFIX, HubRef
 
-Target = Literal["recipe", "model", "data"]
+InputKind = Literal["recipe", "model", "data"]
 _MODEL_FILES = (
     "config.json",
     "adapter_config.json",
@@ -14,21 +14,21 @@ _MODEL_FILES = (
     "model.safetensors",
     "adapter_model.safetensors",
 )
-_RECIPE_ENDINGS = (".yaml", ".yml")
+_RECIPE_SUFFIXES = (".yaml", ".yml")
 
 
-def target_of(name: str, *, recipes: list[str]) -> Target:
-    """What kind of thing `name` is; `recipes` are the names of those that ship.
+def input_kind(name: str, *, recipes: list[str]) -> InputKind:
+    """Return the kind of `name`; `recipes` are the names of the recipes that ship.
 
     Raises:
-        ConfigError: a path that isn't there.
+        ConfigError: a path that doesn't exist.
     """
     path = Path(name).expanduser()
     if name.startswith(EMBEDDED_PREFIX):
         return "model"
     if path.is_dir():
         return "model" if any((path / file).is_file() for file in _MODEL_FILES) else "data"
-    if name.endswith(_RECIPE_ENDINGS) or (not path.exists() and name in recipes):
+    if name.endswith(_RECIPE_SUFFIXES) or (not path.exists() and name in recipes):
         return "recipe"
     if path.is_file() or set("*?[") & set(name):
         return "data"

@@ -1,0 +1,72 @@
+"""Sources as training samples and screens them; what would stop training becomes a finding."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dualign.data.config import DataConfig, SourceConfig
+from dualign.data.mix.screening import ScreenedRows, screen
+from dualign.data.mix.selection import check_labels
+from dualign.data.rows.loading import SampledRows, sample_rows
+from dualign.data.rows.shape_check import check_shapes
+from dualign.data.rows.sources import source_label
+from dualign.doctor.findings import Finding, Findings
+from dualign.errors import DataError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReadableSources:
+    """The sources that can be read, their rows as sampled, and as screened.
+
+    `data` is the stage's, without the other sources.
+    """
+
+    data: DataConfig
+    sampled: tuple[SampledRows, ...]
+    screened: ScreenedRows
+
+
+def read_sources(
+    data: DataConfig, findings: Findings, *, pairs: bool, seed: int, base: Path | None, prefix: str
+) -> ReadableSources:
+    """Sample and screen all sources; add a finding for each that can't be read."""
+    sampled: list[SampledRows] = []
+    sources: list[SourceConfig] = []
+    for number, source in enumerate(data.sources):
+        name = prefix + source_label(source)
+        try:
+            rows = sample_rows(source, seed=seed, number=number, base=base)
+        except DataError as error:
+            findings.add(Finding("source_unreadable", str(error)), source=name)
+            continue
+        # Rows of unknown shape get a finding each, when they are read.
+        dropping = replace(source, on_fault={**source.on_fault, "unknown_shape": "drop"})
+        try:
+            check_shapes(rows.table, rows.rows, dropping, data, pairs=pairs)
+        except DataError as error:
+            findings.add(Finding("several_shapes", str(error)), source=name)
+        sampled.append(rows)
+        sources.append(source)
+    readable = replace(data, sources=tuple(sources))
+    try:
+        check_labels([source_label(source) for source in data.sources])
+        screened = screen(sampled, replace(readable, num_proc=1), pairs=pairs)
+    except DataError as error:
+        stage = prefix.rstrip("/") or "all sources"
+        findings.add(Finding("mixture_impossible", str(error)), source=stage)
+        screened = ScreenedRows(sampled=tuple(sampled))
+    for (_, label), codes in screened.removed.items():
+        for code, count in codes.items():
+            message = f"{code}: {count:,} rows{_example(screened.samples, label, code)}"
+            findings.add(Finding("screened_out", message), source=prefix + label)
+    return ReadableSources(data=readable, sampled=tuple(sampled), screened=screened)
+
+
+def _example(samples: Sequence[object], source: str, code: str) -> str:
+    """Format one removed row and what it is the same as."""
+    for sample in samples:
+        assert isinstance(sample, dict), "screening says where each sample was"
+        if (sample["source"], sample["code"]) == (source, code):
+            same = ", ".join(f"{key} {value}" for key, value in sample["same_as"].items())
+            return f", such as row {sample['row']} (the same as {same})"
+    return ""
