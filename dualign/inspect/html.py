@@ -8,9 +8,18 @@ from dualign.data.conversation import MODES, Group
 from dualign.data.prepare import PairData, SFTData
 from dualign.data.tokens.labels import IGNORE_INDEX
 from dualign.inspect.terminal import NEWLINE, Document, lengths_of, runs_of, samples_of, title_of
-from dualign.report.blocks import Block, Gallery, Grid, Report, Run, Section, Text, Tokens
-from dualign.report.html import render_html
+from dualign.report.blocks import (
+    Block,
+    Gallery,
+    Paragraph,
+    Report,
+    Section,
+    Table,
+    TokenSpan,
+    TokenView,
+)
 from dualign.report.plots import row_lengths_plot
+from dualign.report.render import render_html
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -67,14 +76,14 @@ def _packing(prepared: SFTData | PairData) -> list[tuple[str, str]]:
     return rows
 
 
-def _account(rows: Mapping[str, Any]) -> Grid:
+def _account(rows: Mapping[str, Any]) -> Table:
     names = ("source", "mode", "in", "kept", "held out", "repeats", "tokens", "supervised")
     lines = [_line(entry["source"], entry["mode"], entry) for entry in rows["by"]]
-    return Grid(
+    return Table(
         columns=(*names, "dropped"),
         rows=(*lines, _line("all", "", rows)),
-        labels=2,
-        notes=True,
+        text_columns=2,
+        text_last=True,
     )
 
 
@@ -83,7 +92,7 @@ def _line(source: str, mode: str, entry: Mapping[str, Any]) -> tuple[str, ...]:
     return source, mode, *(f"{entry[name]:,}" for name in _COLUMNS), reasons
 
 
-def _removed(rows: Mapping[str, Any]) -> Grid:
+def _removed(rows: Mapping[str, Any]) -> Table:
     """Some of the rows that were screened out, each with what it repeats."""
     lines = [
         (
@@ -95,11 +104,11 @@ def _removed(rows: Mapping[str, Any]) -> Grid:
         )
         for one in rows["removed"]
     ]
-    return Grid(
+    return Table(
         columns=("source", "row", "code", "same as", "text"),
         rows=tuple(lines),
-        labels=5,
-        notes=True,
+        text_columns=5,
+        text_last=True,
         caption="Some of the rows that were left out",
     )
 
@@ -124,7 +133,7 @@ def _samples(
     made = []
     for number, source in enumerate(sources):
         own = [one for one in documents if groups[one.group][1] == source]
-        blocks: list[Block] = [Text(text=_LEGEND, quiet=True)] if number == 0 else []
+        blocks: list[Block] = [Paragraph(text=_LEGEND, quiet=True)] if number == 0 else []
         blocks += [_tokens(one, groups, tokenizer) for one in own]
         made.append(Section(name=f"source-{number}", title=source, blocks=tuple(blocks)))
     return made
@@ -132,23 +141,25 @@ def _samples(
 
 def _tokens(
     document: Document, groups: Sequence[Group], tokenizer: "PreTrainedTokenizerBase"
-) -> Tokens:
+) -> TokenView:
     supervised = sum(label != IGNORE_INDEX for label in document.labels)
     total = len(document.ids)
-    return Tokens(
+    return TokenView(
         title=title_of(document, groups),
-        runs=tuple(_visible(run) for run in _shown_runs(document, tokenizer)),
+        spans=tuple(_visible(run) for run in _shown_runs(document, tokenizer)),
         note=f"{total:,} tokens, {supervised:,} of them supervised",
     )
 
 
-def _shown_runs(document: Document, tokenizer: "PreTrainedTokenizerBase") -> list[Run]:
+def _shown_runs(document: Document, tokenizer: "PreTrainedTokenizerBase") -> list[TokenSpan]:
     ids, labels = document.ids, document.labels
     over = len(ids) - MOST_TOKENS
     if over <= 0:
         return list(runs_of(ids, labels, tokenizer))
     head, tail = MOST_TOKENS * 3 // 4, MOST_TOKENS // 4
-    left_out = Run(text=f"\n[{over:,} tokens are left out here]\n", supervised=False, special=False)
+    left_out = TokenSpan(
+        text=f"\n[{over:,} tokens are left out here]\n", supervised=False, special=False
+    )
     return [
         *runs_of(ids[:head], labels[:head], tokenizer),
         left_out,
@@ -156,5 +167,7 @@ def _shown_runs(document: Document, tokenizer: "PreTrainedTokenizerBase") -> lis
     ]
 
 
-def _visible(run: Run) -> Run:
-    return Run(text=run.text.replace("\n", NEWLINE), supervised=run.supervised, special=run.special)
+def _visible(run: TokenSpan) -> TokenSpan:
+    return TokenSpan(
+        text=run.text.replace("\n", NEWLINE), supervised=run.supervised, special=run.special
+    )

@@ -18,7 +18,7 @@ from dualign.data.conversation import Group
 from dualign.data.prepare import PairData, SFTData
 from dualign.data.tokens.labels import IGNORE_INDEX
 from dualign.inspect.removed import removed_table
-from dualign.report.blocks import Run
+from dualign.report.blocks import TokenSpan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -163,7 +163,7 @@ def documents_of(row: Mapping[str, Any]) -> list[Document]:
 
 def runs_of(
     ids: Sequence[int], labels: Sequence[int], tokenizer: "PreTrainedTokenizerBase"
-) -> Iterator[Run]:
+) -> Iterator[TokenSpan]:
     """The tokens as text, in runs that are shown alike.
 
     A run is decoded as a whole, since a character may be spread over several tokens; special tokens
@@ -179,7 +179,7 @@ def runs_of(
         if at + 1 == len(ids) or kinds[at + 1] != kinds[at] or kinds[at][1]:
             text = tokenizer.decode(run, skip_special_tokens=False)
             supervised, is_special = kinds[at]
-            yield Run(text=str(text), supervised=supervised, special=is_special)
+            yield TokenSpan(text=str(text), supervised=supervised, special=is_special)
             run = []
 
 

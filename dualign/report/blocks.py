@@ -1,15 +1,14 @@
-"""What a report is made of before it is HTML or Markdown: blocks, all text plain and unescaped."""
+"""The blocks of a report, before it is HTML or Markdown. All text is plain and unescaped."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Text:
-    """A paragraph."""
+class Paragraph:
+    """A paragraph; a `quiet` one is a note, shown smaller."""
 
     text: str
     quiet: bool = False
-    """a note, shown smaller"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,23 +19,31 @@ class Bullets:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Grid:
-    """A table. The first `labels` columns are words, and the last with `notes`; the others numbers.
-
-    `groups` spans columns: (title, width).
-    """
+class Table:
+    """A table of numbers, with some columns of text."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
-    labels: int = 1
-    notes: bool = False
+    text_columns: int = 1
+    """the first columns, which hold text"""
+    text_last: bool = False
+    """the last column holds text too"""
     groups: tuple[tuple[str, int], ...] = ()
+    """headings above the columns: (title, number of columns)"""
     caption: str = ""
+
+    @property
+    def full_names(self) -> tuple[str, ...]:
+        """The columns' names with their groups before them."""
+        groups = [title for title, width in self.groups for _ in range(width)]
+        groups = groups or [""] * len(self.columns)
+        pairs = zip(groups, self.columns, strict=True)
+        return tuple(f"{group} {name}".strip() for group, name in pairs)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Picture:
-    """One plot, twice: SVG to stand in a page, PNG for a file. `name` is unique in the report."""
+    """A plot, twice: SVG for a page, PNG for a file. `name` is unique in the report."""
 
     name: str
     alt: str
@@ -46,34 +53,38 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Gallery:
-    """Plots that belong together, side by side where there is room."""
+    """Plots that belong together, side by side if there is room."""
 
     pictures: tuple[Picture, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Answer:
-    """What a model wrote in one mode. `note` says how it went."""
+class ModeAnswer:
+    """The answer of a model in one mode. `note`: lengths, and faults of its form."""
 
     thinking: str
     answer: str
     correct: bool | None
     note: str
 
+    @property
+    def verdict(self) -> str:
+        return {True: "right", False: "wrong", None: "not checked"}[self.correct]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SideBySide:
-    """One problem and its two answers."""
+    """A problem and its answers in both modes."""
 
     title: str
     problem: str
     expected: str
-    think: Answer
-    no_think: Answer
+    think: ModeAnswer
+    no_think: ModeAnswer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Folded:
+class Details:
     """Long text that opens on demand, as it is."""
 
     title: str
@@ -81,8 +92,8 @@ class Folded:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Run:
-    """Tokens that are shown alike: their text, whether it is supervised, and whether it is a special token."""
+class TokenSpan:
+    """Adjacent tokens that are shown alike: their text, and whether they are supervised or special."""
 
     text: str
     supervised: bool
@@ -90,20 +101,20 @@ class Run:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Tokens:
-    """A row as the model gets it."""
+class TokenView:
+    """A row as the model gets it, in spans of tokens."""
 
     title: str
-    runs: tuple[Run, ...]
+    spans: tuple[TokenSpan, ...]
     note: str = ""
 
 
-Block = Text | Bullets | Grid | Gallery | SideBySide | Folded | Tokens
+Block = Paragraph | Bullets | Table | Gallery | SideBySide | Details | TokenView
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Section:
-    """A heading and what stands under it. `name` is its anchor."""
+    """A heading and its blocks. `name` is its anchor."""
 
     name: str
     title: str
@@ -112,7 +123,7 @@ class Section:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
-    """The whole: facts are (name, value) pairs at its head."""
+    """The whole; `facts` are (name, value) pairs at its head."""
 
     title: str
     facts: tuple[tuple[str, str], ...]

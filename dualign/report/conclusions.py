@@ -1,4 +1,7 @@
-"""What the numbers allow to say: of thinking, of what each stage bought, of the switch."""
+"""Conclusions in sentences: on thinking, on the gain of each stage, on the mode switch.
+
+A change whose 95 % interval holds zero is never called a gain or a loss.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -7,12 +10,14 @@ from dualign.data.conversation import MODES
 from dualign.evaluation.scores import (
     Change,
     ModelScores,
-    change,
     change_text,
     paired_change,
     percent,
     short_label,
     task_names,
+)
+from dualign.evaluation.scores import (
+    change as unpaired_change,
 )
 from dualign.evaluation.table import rise_text
 from dualign.recipe import stage_of
@@ -21,7 +26,7 @@ from dualign.report.runs import ModelEvaluation, Row, StageRun, is_preference, i
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Step:
-    """A model and the one it came from; where that wasn't evaluated, the one above it."""
+    """A model and its parent; if that wasn't evaluated, the model above it in the table."""
 
     after: ModelEvaluation
     before: ModelEvaluation
@@ -31,36 +36,37 @@ class Step:
         return f"{short_label(self.after.scores.model)} against {short_label(self.before.scores.model)}"
 
     def changes(self) -> dict[tuple[str, str], Change]:
-        """By task and mode, where both models were asked."""
-        found = {
-            (task, mode): self._change(task, mode)
+        """Return the changes by (task, mode), if both models were asked."""
+        return {
+            (task, mode): change
             for task in task_names((self.after.scores,))
             for mode in MODES
+            if (change := self._change(task, mode)) is not None
         }
-        return {key: difference for key, difference in found.items() if difference is not None}
 
     def _change(self, task: str, mode: str) -> Change | None:
-        """Problem by problem where both models answered the same, else as of two samples."""
+        """Compare problem by problem if both models answered the same ones, else as two samples."""
         before, after = (_right(model, task, mode) for model in (self.before, self.after))
         if before and before.keys() == after.keys():
             return paired_change(list(before.values()), [after[key] for key in before])
-        scores = self.after.scores.score(task, mode), self.before.scores.score(task, mode)
-        return change(*scores)
+        return unpaired_change(
+            self.after.scores.score(task, mode), self.before.scores.score(task, mode)
+        )
 
 
 def _right(model: ModelEvaluation, task: str, mode: str) -> dict[str, bool]:
-    """Which problems were right, by id. Empty where the samples aren't all there."""
-    found = {
+    """Return {problem id: right}; empty if samples are missing."""
+    verdicts = {
         str(row.get("id")): bool(row.get("correct"))
         for row in model.samples
         if (row.get("task"), row.get("mode")) == (task, mode)
     }
     score = model.scores.score(task, mode)
-    return found if score is not None and len(found) == score.n else {}
+    return verdicts if score is not None and len(verdicts) == score.n else {}
 
 
 def steps(models: Sequence[ModelEvaluation], stages: Sequence[StageRun]) -> tuple[Step, ...]:
-    """Each model but the first, compared with its nearest evaluated parent above it."""
+    """Compare each model but the first with its nearest evaluated parent."""
     return tuple(
         Step(after=model, before=_before(model, models[:index], stages))
         for index, model in enumerate(models)
@@ -83,7 +89,7 @@ def _before(
 
 
 def thinking_finding(model: ModelScores) -> str | None:
-    """What thinking adds to one model on its tasks; None where it wasn't asked in both modes."""
+    """State the gain of thinking for a model on its tasks; None if it wasn't asked in both modes."""
     gains = {task: gain for task in task_names((model,)) if (gain := model.gain(task)) is not None}
     if not gains:
         return None
@@ -98,8 +104,8 @@ def thinking_finding(model: ModelScores) -> str | None:
 
 
 def step_finding(step: Step) -> str:
-    """What one stage bought in accuracy. A change within its 95 % interval is not a change."""
-    changes = {f"{task} {mode}": found for (task, mode), found in step.changes().items()}
+    """State the gain of a stage in accuracy."""
+    changes = {f"{task} {mode}": change for (task, mode), change in step.changes().items()}
     head = step.title
     if not changes:
         return f"{head}: no task was put to both, so nothing can be said."
@@ -122,9 +128,9 @@ def _none_measurable(changes: dict[str, Change]) -> str:
     name, largest = max(changes.items(), key=lambda item: abs(item[1].value))
     if len(changes) == 1:
         return f"The one change lies within its 95 % interval: {name} {change_text(largest)}."
-    all_of_them = "Both" if len(changes) == 2 else f"All {len(changes)}"
+    subject = "Both" if len(changes) == 2 else f"All {len(changes)}"
     return (
-        f"{all_of_them} changes lie within their 95 % intervals; "
+        f"{subject} changes lie within their 95 % intervals; "
         f"the largest: {name} {change_text(largest)}."
     )
 
@@ -132,11 +138,11 @@ def _none_measurable(changes: dict[str, Change]) -> str:
 def _part(words: str, changes: Sequence[tuple[str, Change]]) -> str:
     if not changes:
         return ""
-    return f"{words} {', '.join(f'{name} {change_text(found)}' for name, found in changes)}"
+    return f"{words} {', '.join(f'{name} {change_text(change)}' for name, change in changes)}"
 
 
 def multiplicity_note(count: int) -> str:
-    """What the intervals of the changes are, and how many would leave out 0 by chance."""
+    """Explain the intervals of the changes, and how many would leave out 0 by chance."""
     return (
         "In points of percent, with the 95 % interval of the change; in brackets where it holds 0: "
         "such a change is not measurable. Intervals are of pairs where both models answered the same "
@@ -146,7 +152,7 @@ def multiplicity_note(count: int) -> str:
 
 
 def training_findings(stage: StageRun) -> Iterator[str]:
-    """What the log of a training stage shows: its loss, and for preference the held-out margins."""
+    """Yield the loss of a training stage, and for preference stages the margins at the end."""
     if not is_training(stage):
         return
     evaluation = series(stage.log, "eval_loss")
@@ -157,7 +163,7 @@ def training_findings(stage: StageRun) -> Iterator[str]:
 
 
 def _course(stage: StageRun, key: str) -> str:
-    """`1.20 to 0.61 (think 1.31 to 0.55, no_think 1.12 to 0.66)`, first and last logged value."""
+    """Return `1.20 to 0.61 (think 1.31 to 0.55, no_think 1.12 to 0.66)`: first and last value."""
     parts = [
         f"{mode} {ends}" for mode in MODES if (ends := ends_text(stage, f"{key}/{mode}")) != "-"
     ]
@@ -166,7 +172,7 @@ def _course(stage: StageRun, key: str) -> str:
 
 
 def ends_text(stage: StageRun, key: str) -> str:
-    """The first and last logged value of a key; '-' where it wasn't logged."""
+    """Return the first and last logged value of a key; "-" if it wasn't logged."""
     points = series(stage.log, key)
     if not points:
         return "-"
@@ -192,12 +198,12 @@ def _margin_finding(stage: StageRun) -> Iterator[str]:
 
 
 def margin_findings(metrics: Row) -> Iterator[str]:
-    """What each model gained on the one before in the margins of preference pairs."""
-    found: dict[tuple[str, str, str], list[str]] = {}
+    """Yield the gain of each model on the one before in the margins of preference pairs."""
+    rises: dict[tuple[str, str, str], list[str]] = {}
     for entry in metrics.get("pair_changes", ()):
         key = short_label(entry["model"]), short_label(entry["against"]), entry["pairs"]
-        found.setdefault(key, []).append(f"{entry['mode']} {rise_text(entry)}")
-    for (model, against, name), parts in found.items():
+        rises.setdefault(key, []).append(f"{entry['mode']} {rise_text(entry)}")
+    for (model, against, name), parts in rises.items():
         yield (
             f"{model} against {against}: margin of chosen over rejected on {name}: "
             f"{', '.join(parts)} nats; in brackets where not measurable."
@@ -205,7 +211,7 @@ def margin_findings(metrics: Row) -> Iterator[str]:
 
 
 def format_finding(model: ModelScores) -> str | None:
-    """The worst task of each of the two numbers that tell whether the switch works."""
+    """State the worst leak rate and the worst share of closed think blocks, with their tasks."""
     leaks = _rates(model, "no_think", "leak_rate")
     closed = _rates(model, "think", "closed_rate")
     parts = []

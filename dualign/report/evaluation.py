@@ -1,4 +1,4 @@
-"""The sections on what the models can do: accuracy and its changes, format, lengths, samples."""
+"""Sections on the models' abilities: accuracy and its changes, format, lengths, samples."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ from dualign.evaluation.scores import (
     wilson,
 )
 from dualign.evaluation.table import PAIR_COLUMNS, PAIR_LEGEND, pair_rows
-from dualign.report.blocks import Block, Bullets, Gallery, Grid, Picture, Section, Text
+from dualign.report.blocks import Block, Bullets, Gallery, Paragraph, Picture, Section, Table
 from dualign.report.conclusions import (
     Step,
     format_finding,
@@ -32,9 +32,9 @@ from dualign.report.plots import accuracy_plot, difficulty_plot, lengths_plot
 from dualign.report.runs import ModelEvaluation, Row, StageRun
 from dualign.report.samples import choose
 
-TASKS_PER_TABLE = 3  # more columns than that don't fit on paper
-SAMPLES_PER_TASK = 4
-RATES = (
+_TASKS_PER_TABLE = 3  # more columns don't fit on paper
+_SAMPLES_PER_TASK = 4
+_RATES = (
     ("closed", "closed_rate"),
     ("leak", "leak_rate"),
     ("empty", "empty_think_rate"),
@@ -45,7 +45,7 @@ RATES = (
 def evaluation_sections(
     stages: Sequence[StageRun], models: Sequence[ModelEvaluation]
 ) -> Iterator[Section]:
-    """All that the evaluation stages allow; nothing where there is none."""
+    """Yield the sections for which the stages wrote figures."""
     scores = [model.scores for model in models]
     compared = steps(models, stages)
     findings = list(_findings(stages, scores, compared))
@@ -70,12 +70,12 @@ def _findings(
         yield from filter(None, (thinking_finding(models[-1]), format_finding(models[-1])))
     by_stage = {short_label(step.after.scores.model): step for step in compared}
     for stage in stages:
-        found = list(training_findings(stage))
+        of_training = list(training_findings(stage))
         if stage.name in by_stage:
             yield step_finding(by_stage.pop(stage.name))
-        elif found and models:
+        elif of_training and models:
             yield f"{stage.name}: not evaluated, so what it bought in accuracy isn't known."
-        yield from found
+        yield from of_training
     yield from (text for stage in stages for text in margin_findings(stage.metrics or {}))
     yield from (
         step_finding(step) for step in compared if short_label(step.after.scores.model) in by_stage
@@ -88,18 +88,21 @@ def _accuracy_section(models: Sequence[ModelScores]) -> Section:
         "Percent right with 95 % intervals. Gain: think less no_think in the same model, in points "
         "of percent. In brackets where its 95 % interval holds 0: such a gain is not measurable."
     )
-    parts = [tasks[i : i + TASKS_PER_TABLE] for i in range(0, len(tasks), TASKS_PER_TABLE)]
+    parts = [tasks[i : i + _TASKS_PER_TABLE] for i in range(0, len(tasks), _TASKS_PER_TABLE)]
     pictures = [
         accuracy_plot(f"accuracy-{i}", task, [model for model in models if task in model.tasks])
         for i, task in enumerate(tasks)
     ]
-    blocks: list[Block] = [Text(text=note, quiet=True)]
-    one_prompt = ", ".join(short_label(m.model) for m in models if not m.mode_switch)
-    if one_prompt:
-        text = f"Without a mode switch in its chat template, so that both modes got one prompt: {one_prompt}."
-        blocks.append(Text(text=text))
-    blocks += [_accuracy_grid(models, part) for part in parts]
-    blocks += [Gallery(pictures=tuple(pictures)), *(_gains_grid(models, part) for part in parts)]
+    blocks: list[Block] = [Paragraph(text=note, quiet=True)]
+    without_switch = ", ".join(short_label(m.model) for m in models if not m.mode_switch)
+    if without_switch:
+        text = (
+            "Without a mode switch in its chat template, so that both modes got one prompt: "
+            f"{without_switch}."
+        )
+        blocks.append(Paragraph(text=text))
+    blocks += [_accuracy_table(models, part) for part in parts]
+    blocks += [Gallery(pictures=tuple(pictures)), *(_gains_table(models, part) for part in parts)]
     return Section(name="accuracy", title="Accuracy in both modes", blocks=tuple(blocks))
 
 
@@ -107,13 +110,13 @@ def _pairs_sections(stages: Sequence[StageRun]) -> Iterator[Section]:
     for stage in stages:
         rows = list(pair_rows(stage.metrics)) if stage.metrics else []
         if rows:
-            grid = Grid(columns=PAIR_COLUMNS, rows=tuple(map(tuple, rows)), labels=3)
-            blocks = (Text(text=PAIR_LEGEND, quiet=True), grid)
+            table = Table(columns=PAIR_COLUMNS, rows=tuple(map(tuple, rows)), text_columns=3)
+            blocks = (Paragraph(text=PAIR_LEGEND, quiet=True), table)
             yield Section(name="pairs", title="Preference pairs", blocks=blocks)
 
 
-def _gains_grid(models: Sequence[ModelScores], tasks: Sequence[str]) -> Grid:
-    return Grid(
+def _gains_table(models: Sequence[ModelScores], tasks: Sequence[str]) -> Table:
+    return Table(
         columns=("model", *tasks),
         rows=tuple(
             (short_label(model.model), *(change_text(model.gain(task)) for task in tasks))
@@ -123,7 +126,7 @@ def _gains_grid(models: Sequence[ModelScores], tasks: Sequence[str]) -> Grid:
     )
 
 
-def _accuracy_grid(models: Sequence[ModelScores], tasks: Sequence[str]) -> Grid:
+def _accuracy_table(models: Sequence[ModelScores], tasks: Sequence[str]) -> Table:
     rows = []
     for model in models:
         row = [short_label(model.model)]
@@ -133,7 +136,7 @@ def _accuracy_grid(models: Sequence[ModelScores], tasks: Sequence[str]) -> Grid:
             ]
         rows.append(tuple(row))
     counts = {task: _count(models, task) for task in tasks}
-    return Grid(
+    return Table(
         columns=("model", *("think", "no_think", "gain") * len(tasks)),
         rows=tuple(rows),
         groups=(("", 1), *((f"{task} (n = {counts[task]})", 3) for task in tasks)),
@@ -151,15 +154,17 @@ def _count(models: Sequence[ModelScores], task: str) -> str:
 
 
 def _steps_section(compared: Sequence[Step]) -> Section:
-    note = Text(text=multiplicity_note(sum(len(step.changes()) for step in compared)), quiet=True)
-    grids = tuple(_step_grid(step) for step in compared)
-    return Section(name="steps", title="What each stage bought", blocks=(note, *grids))
+    note = Paragraph(
+        text=multiplicity_note(sum(len(step.changes()) for step in compared)), quiet=True
+    )
+    tables = tuple(_step_table(step) for step in compared)
+    return Section(name="steps", title="What each stage bought", blocks=(note, *tables))
 
 
-def _step_grid(step: Step) -> Grid:
+def _step_table(step: Step) -> Table:
     changes = step.changes()
     tasks = dict.fromkeys(task for task, _ in changes)
-    return Grid(
+    return Table(
         columns=("task", *MODES),
         rows=tuple(
             (task, *(change_text(changes.get((task, mode))) for mode in MODES)) for task in tasks
@@ -169,13 +174,13 @@ def _step_grid(step: Step) -> Grid:
 
 
 def _format_blocks(models: Sequence[ModelScores]) -> Iterator[Block]:
-    yield Text(
+    yield Paragraph(
         text="Percent of answers. Closed: the think block was opened and closed. Leak: thinking in "
         "the answer in no_think mode. Empty: nothing thought in think mode. Cut: the token limit "
         "was reached while thinking.",
         quiet=True,
     )
-    columns = ("task", "model", "mode", *(name for name, _ in RATES))
+    columns = ("task", "model", "mode", *(name for name, _ in _RATES))
     tokens = ("think p50", "think p90", "answer p50", "answer p90")
     rows = [
         (task, short_label(model.model), mode, *_format_cells(model.tasks[task][mode]))
@@ -184,11 +189,11 @@ def _format_blocks(models: Sequence[ModelScores]) -> Iterator[Block]:
         for mode in MODES
         if mode in model.tasks.get(task, {})
     ]
-    yield Grid(columns=(*columns, *tokens), rows=tuple(rows), labels=3)
+    yield Table(columns=(*columns, *tokens), rows=tuple(rows), text_columns=3)
 
 
 def _format_cells(cell: Mapping[str, Any]) -> Iterator[str]:
-    yield from (percent(cell.get(key)) for _, key in RATES)
+    yield from (percent(cell.get(key)) for _, key in _RATES)
     for key in ("think_tokens", "answer_tokens"):
         counts = cell.get(key) or {}
         yield from ("-" if counts.get(p) is None else f"{counts[p]:.0f}" for p in ("p50", "p90"))
@@ -230,7 +235,7 @@ def _difficulty_section(model: ModelEvaluation) -> Iterator[Section]:
             pictures.append(difficulty_plot(f"difficulty-{i}", task, by_mode))
     if pictures:
         note = f"{short_label(model.scores.model)}, with 95 % intervals."
-        blocks = (Text(text=note, quiet=True), Gallery(pictures=tuple(pictures)))
+        blocks = (Paragraph(text=note, quiet=True), Gallery(pictures=tuple(pictures)))
         yield Section(name="difficulty", title="Accuracy by difficulty", blocks=blocks)
 
 
@@ -256,11 +261,11 @@ def _samples_section(stages: Sequence[StageRun], model: ModelEvaluation) -> Iter
     )
     blocks: list[Block] = []
     for task in task_names((model.scores,)):
-        choice = choose(model.samples, task=task, count=SAMPLES_PER_TASK, seed=seed)
+        choice = choose(model.samples, task=task, count=_SAMPLES_PER_TASK, seed=seed)
         if choice is not None:
             counts = ", ".join(f"{outcome} {n}" for outcome, n in choice.outcomes.items())
             blocks += [
-                Text(text=f"{task}: of {sum(choice.outcomes.values())} problems, {counts}."),
+                Paragraph(text=f"{task}: of {sum(choice.outcomes.values())} problems, {counts}."),
                 *choice.shown,
             ]
     if blocks:
@@ -270,5 +275,7 @@ def _samples_section(stages: Sequence[StageRun], model: ModelEvaluation) -> Iter
             "say how common each outcome is."
         )
         yield Section(
-            name="samples", title="Sample answers", blocks=(Text(text=note, quiet=True), *blocks)
+            name="samples",
+            title="Sample answers",
+            blocks=(Paragraph(text=note, quiet=True), *blocks),
         )

@@ -1,8 +1,8 @@
 """The report's plots: think is blue, filled and solid; no_think is vermilion, hollow and dashed.
 
-Each function gives one small picture: several stand side by side on a wide page and below
-each other on a phone, so the letters keep their size. In the SVG, ink takes the colour of the
-page's text, for light and dark.
+Each function returns one small picture: several stand side by side on a wide page and below each
+other on a phone, so the letters keep their size. In the SVG, ink takes the color of the page's
+text, for light and dark.
 """
 
 import io
@@ -22,10 +22,10 @@ from dualign.evaluation.scores import ModelScores, Score, short_label
 from dualign.report.blocks import Picture
 from dualign.report.runs import Row, Series, series
 
-COLOURS = {"think": "#0072B2", "no_think": "#D55E00", "": "#7F7F7F"}
+COLORS = {"think": "#0072B2", "no_think": "#D55E00", "": "#7F7F7F"}
 LINES = {"think": "-", "no_think": "--", "": "-"}
 MARKERS = {"think": "o", "no_think": "s", "": "."}
-INK = "#010203"  # stands for the page's text colour; replaced in the SVG
+INK = "#010203"  # stands for the color of the page's text; replaced in the SVG
 MAX_POINTS = 300
 SIZE = (4.1, 3.0)
 STYLE: dict[str, Any] = {
@@ -48,12 +48,12 @@ STYLE: dict[str, Any] = {
 
 
 def accuracy_plot(name: str, task: str, models: Sequence[ModelScores]) -> Picture:
-    """One task: a row for each model, its accuracy in both modes with 95 % intervals."""
+    """Plot a task: a line for each model, its accuracy in both modes with 95 % intervals."""
 
     def draw(axes: Axes) -> None:
         for mode, shift in (("think", -0.13), ("no_think", 0.13)):
-            found = [(i, model.score(task, mode)) for i, model in enumerate(models)]
-            rows = [(i + shift, score) for i, score in found if score is not None]
+            scores = [(i, model.score(task, mode)) for i, model in enumerate(models)]
+            rows = [(i + shift, score) for i, score in scores if score is not None]
             values, errors = _in_percent([score for _, score in rows])
             axes.errorbar(values, [y for y, _ in rows], xerr=errors, linestyle="", **mark(mode))
         axes.set_yticks(range(len(models)), [label_text(short_label(m.model), 18) for m in models])
@@ -68,7 +68,7 @@ def accuracy_plot(name: str, task: str, models: Sequence[ModelScores]) -> Pictur
 
 
 def loss_plot(name: str, stage: str, log: Sequence[Row]) -> Picture:
-    """Training loss as thin lines, validation loss as marked lines, in each logged mode."""
+    """Plot training loss as thin lines and validation loss as marked lines, in each logged mode."""
 
     def draw(axes: Axes) -> None:
         logged = {key.rpartition("loss/")[2] for row in log for key in row if "loss/" in key}
@@ -82,9 +82,11 @@ def loss_plot(name: str, stage: str, log: Sequence[Row]) -> Picture:
     return _curve_picture(name, f"{stage}: loss by step", draw, title=f"{stage}: loss")
 
 
-def reward_plot(name: str, stage: str, log: Sequence[Row], what: str, prefix: str = "") -> Picture:
-    """One reward measure by step in each mode: margins, accuracies, or rewards of both sides."""
-    keys = {"rewards": ("chosen", "rejected")}.get(what, (what,))
+def reward_plot(
+    name: str, stage: str, log: Sequence[Row], measure: str, prefix: str = ""
+) -> Picture:
+    """Plot a reward measure by step in each mode: margins, accuracies, or rewards of both sides."""
+    keys = {"rewards": ("chosen", "rejected")}.get(measure, (measure,))
 
     def draw(axes: Axes) -> None:
         for mode in MODES:
@@ -92,20 +94,18 @@ def reward_plot(name: str, stage: str, log: Sequence[Row], what: str, prefix: st
                 label = mode if len(keys) == 1 else f"{mode}, {key}"
                 points = series(log, f"{prefix}rewards/{key}/{mode}")
                 _line(axes, points, mode, label, thin=key == "rejected")
-        axes.set_ylabel({"accuracies": "share of pairs"}.get(what, "reward"))
-        if what == "accuracies":
+        axes.set_ylabel({"accuracies": "share of pairs"}.get(measure, "reward"))
+        if measure == "accuracies":
             axes.set_ylim(-0.04, 1.04)
 
-    words = {"margins": "margins", "accuracies": "chosen above rejected", "rewards": "rewards"}[
-        what
-    ]
+    words = {"accuracies": "chosen above rejected"}.get(measure, measure)
     where = "validation" if prefix else "training"
     title = f"{stage}: {words}, {where}"
     return _curve_picture(name, f"{title}, by step", draw, title=title)
 
 
 def lengths_plot(name: str, task: str, lengths: Mapping[str, Sequence[int]]) -> Picture:
-    """Thinking tokens on one task: the last model filled, the one before as an outline."""
+    """Plot the thinking tokens on a task: the last model filled, the one before as an outline."""
 
     def draw(axes: Axes) -> None:
         top = max(max(values) for values in lengths.values())
@@ -114,7 +114,7 @@ def lengths_plot(name: str, task: str, lengths: Mapping[str, Sequence[int]]) -> 
             last = index == len(lengths) - 1
             label = f"{label_text(model, 20)}, median {statistics.median(values):.0f}"
             kind = (
-                {"color": COLOURS["think"], "alpha": 0.75}
+                {"color": COLORS["think"], "alpha": 0.75}
                 if last
                 else {"color": INK, "histtype": "step"}
             )
@@ -127,12 +127,13 @@ def lengths_plot(name: str, task: str, lengths: Mapping[str, Sequence[int]]) -> 
 
 
 def row_lengths_plot(name: str, title: str, lengths: Mapping[str, Sequence[int]]) -> Picture:
-    """Tokens of the rows of each mode, on a scale of powers, since traces are many times longer."""
+    """Plot the tokens of the rows of each mode, on a logarithmic scale."""
 
     def draw(axes: Axes) -> None:
-        found = [length for values in lengths.values() for length in values]
+        lowest = min(length for values in lengths.values() for length in values)
+        highest = max(length for values in lengths.values() for length in values)
         # From one power of two to another, so that at least two are marked.
-        low, high = 2 ** (min(found).bit_length() - 1), 2 ** max(found).bit_length()
+        low, high = 2 ** (lowest.bit_length() - 1), 2 ** highest.bit_length()
         edges = [low * (high / low) ** (step / 24) for step in range(25)]
         for mode, values in lengths.items():
             label = f"{mode}, median {statistics.median(values):,.0f}"
@@ -141,7 +142,7 @@ def row_lengths_plot(name: str, title: str, lengths: Mapping[str, Sequence[int]]
                 values,
                 bins=edges,
                 label=label,
-                color=COLOURS[mode],
+                color=COLORS[mode],
                 alpha=0.75 if filled else 1.0,
                 histtype="bar" if filled else "step",
                 linewidth=0.0 if filled else 1.8,
@@ -156,7 +157,7 @@ def row_lengths_plot(name: str, title: str, lengths: Mapping[str, Sequence[int]]
 
 
 def difficulty_plot(name: str, task: str, scores: Mapping[str, Mapping[str, Score]]) -> Picture:
-    """Accuracy by difficulty: `scores[mode][difficulty]`, with 95 % intervals."""
+    """Plot accuracy by difficulty (`scores[mode][difficulty]`), with 95 % intervals."""
     levels = list(dict.fromkeys(level for by_level in scores.values() for level in by_level))
 
     def draw(axes: Axes) -> None:
@@ -177,11 +178,11 @@ def difficulty_plot(name: str, task: str, scores: Mapping[str, Mapping[str, Scor
 
 
 def cost_plot(name: str, title: str, values: Mapping[str, float], *, digits: int) -> Picture:
-    """A horizontal bar for each stage with its value at the end."""
+    """Plot a horizontal bar for each stage, with its value at the end."""
 
     def draw(axes: Axes) -> None:
         bars = axes.barh(
-            list(range(len(values))), list(values.values()), color=COLOURS[""], height=0.62
+            list(range(len(values))), list(values.values()), color=COLORS[""], height=0.62
         )
         axes.bar_label(bars, fmt=f"%.{digits}f", padding=3)
         axes.set_yticks(range(len(values)), [label_text(stage, 18) for stage in values])
@@ -195,7 +196,7 @@ def cost_plot(name: str, title: str, values: Mapping[str, float], *, digits: int
 
 
 def _in_percent(scores: Sequence[Score]) -> tuple[list[float], list[list[float]]]:
-    """Values, and how far the interval reaches down and up from each."""
+    """Return the values, and the lengths of their intervals downwards and upwards."""
     values = [100 * score.accuracy for score in scores]
     down = [100 * max(0.0, score.accuracy - score.low) for score in scores]
     up = [100 * max(0.0, score.high - score.accuracy) for score in scores]
@@ -203,15 +204,15 @@ def _in_percent(scores: Sequence[Score]) -> tuple[list[float], list[list[float]]
 
 
 def mark(mode: str) -> dict[str, Any]:
-    """How a mode's error bars look."""
-    face = COLOURS[mode] if mode == "think" else "none"
+    """Return the style of a mode's error bars."""
+    face = COLORS[mode] if mode == "think" else "none"
     marker = {
         "marker": MARKERS[mode],
         "markersize": 6,
         "markerfacecolor": face,
         "markeredgewidth": 1.4,
     }
-    return {"color": COLOURS[mode], "label": mode, "capsize": 2.5, "elinewidth": 1.3, **marker}
+    return {"color": COLORS[mode], "label": mode, "capsize": 2.5, "elinewidth": 1.3, **marker}
 
 
 def _line(axes: Axes, points: Series, mode: str, label: str, *, thin: bool = False) -> None:
@@ -220,14 +221,14 @@ def _line(axes: Axes, points: Series, mode: str, label: str, *, thin: bool = Fal
     steps, values = zip(*_thinned(points), strict=True)
     style: dict[str, Any] = {"linewidth": 1.0, "alpha": 0.75} if thin else {"linewidth": 2.0}
     if len(steps) <= 25 and not thin:
-        face = COLOURS[mode] if mode == "think" else "none"
+        face = COLORS[mode] if mode == "think" else "none"
         style |= {"marker": MARKERS[mode], "markersize": 4.5, "markerfacecolor": face}
     elif len(steps) == 1:
         style["marker"] = "x"
     axes.plot(
         steps,
         values,
-        color=COLOURS[mode],
+        color=COLORS[mode],
         linestyle=LINES[mode],
         label=label_text(label, 40),
         **style,
@@ -235,7 +236,7 @@ def _line(axes: Axes, points: Series, mode: str, label: str, *, thin: bool = Fal
 
 
 def _thinned(points: Series) -> Series:
-    """At most MAX_POINTS points, each the mean of a stretch of steps."""
+    """Reduce to at most MAX_POINTS points, each the mean of a stretch of steps."""
     if len(points) <= MAX_POINTS:
         return points
     width = -(-len(points) // MAX_POINTS)
@@ -243,10 +244,10 @@ def _thinned(points: Series) -> Series:
     return tuple((part[-1][0], statistics.fmean(value for _, value in part)) for part in stretches)
 
 
-def label_text(text: str, most: int) -> str:
-    """Shortened in its middle, and with no mathematics in it."""
-    if len(text) > most:
-        text = f"{text[: most // 2 - 1]}..{text[-(most - most // 2 - 1) :]}"
+def label_text(text: str, limit: int) -> str:
+    """Shorten a label in its middle, and escape what matplotlib would read as mathematics."""
+    if len(text) > limit:
+        text = f"{text[: limit // 2 - 1]}..{text[-(limit - limit // 2 - 1) :]}"
     return text.replace("$", r"\$")
 
 
@@ -268,7 +269,7 @@ def picture(
     size: tuple[float, float] = SIZE,
     stacked: bool = False,
 ) -> Picture:
-    """What `draw` draws, with title and legend, as SVG and PNG."""
+    """Return the plot that `draw` makes, with title and legend, as SVG and PNG."""
     # The salt makes the same numbers give the same bytes.
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=size, layout="constrained")
@@ -278,7 +279,7 @@ def picture(
         handles, labels = axes.get_legend_handles_labels()
         if handles:
             columns = 1 if stacked else 2
-            # Of an error bar only the mark: its caps are noise at the size of a legend.
+            # Only the marker of an error bar: its caps are noise at the size of a legend.
             marks = [h[0] if isinstance(h, ErrorbarContainer) else h for h in handles]
             figure.legend(marks, labels, loc="outside lower center", ncols=columns, fontsize=9)
         svg, png = io.StringIO(), io.BytesIO()
@@ -290,7 +291,7 @@ def picture(
 
 
 def _inline(svg: str, name: str) -> str:
-    """The SVG element alone, in the page's ink; the plot's name in its ids keeps plots apart."""
+    """Return the SVG element alone, in the page's ink, with the plot's name before its ids."""
     svg = svg[svg.index("<svg") :].strip()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"(\bid=\"|href=\"#|url\(#)", rf"\g<1>{name}-", svg)

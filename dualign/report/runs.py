@@ -1,4 +1,4 @@
-"""Run directories as the report reads them: run.json, log, metrics and samples of each stage."""
+"""Run directories read for the report: run.json, log, metrics and samples of each stage."""
 
 import json
 import math
@@ -16,7 +16,7 @@ Series = tuple[tuple[int, float], ...]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StageRun:
-    """One finished stage. `record` is its run.json; `metrics` and `samples` are an evaluation's."""
+    """A finished stage. `record` is its run.json; `metrics` and `samples` are an evaluation's."""
 
     path: Path
     name: str
@@ -31,14 +31,18 @@ class StageRun:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelEvaluation:
-    """A model that was evaluated: its scores, and each of its generations."""
+    """The scores of an evaluated model, and its generations."""
 
     scores: ModelScores
     samples: tuple[Row, ...]
 
 
 def read_stage(path: Path) -> StageRun:
-    """Reads one run directory; refuses one that is incomplete or damaged."""
+    """Read a run directory.
+
+    Raises:
+        CheckpointError: it is incomplete or damaged.
+    """
     record = _read_json(path / "run.json", expected="a finished run directory of `dualign run`")
     for key in ("name", "kind"):
         if key not in record:
@@ -97,7 +101,10 @@ def _read_rows(file: Path) -> Iterator[Row]:
 
 
 def series(log: Sequence[Row], key: str) -> Series:
-    """The finite values of a logged key by step; of a step logged twice (a resume), the last."""
+    """Return (step, value) of a logged key; of a step logged twice (a resume), the last.
+
+    Values that aren't finite are left out.
+    """
     values = {
         int(row["step"]): float(row[key])
         for row in log
@@ -107,24 +114,24 @@ def series(log: Sequence[Row], key: str) -> Series:
 
 
 def evaluations_of(stages: Sequence[StageRun]) -> tuple[ModelEvaluation, ...]:
-    """The models of all evaluation stages, in order; a model's tasks are joined over stages."""
-    found: dict[str, ModelEvaluation] = {}
+    """Return the models of all evaluation stages, in order; a model's tasks are joined over stages."""
+    models: dict[str, ModelEvaluation] = {}
     for stage in stages:
         if stage.metrics is None:
             continue
         for scores in read_scores(stage.metrics, where=str(stage.path / "metrics.json")):
             samples = tuple(_samples_of(stage, stage.metrics, scores.model))
             new = ModelEvaluation(scores=scores, samples=samples)
-            known = found.get(scores.model)
-            if known is None:
-                found[scores.model] = new
-            elif any(task in known.scores.tasks for task in scores.tasks):
+            earlier = models.get(scores.model)
+            if earlier is None:
+                models[scores.model] = new
+            elif any(task in earlier.scores.tasks for task in scores.tasks):
                 # The same task again would overwrite the first result: keep both, apart.
                 label = f"{scores.model} ({stage.name})"
-                found[label] = replace(new, scores=replace(scores, model=label))
+                models[label] = replace(new, scores=replace(scores, model=label))
             else:
-                found[scores.model] = _joined(known, new)
-    return tuple(found.values())
+                models[scores.model] = _joined(earlier, new)
+    return tuple(models.values())
 
 
 def _joined(first: ModelEvaluation, second: ModelEvaluation) -> ModelEvaluation:
@@ -138,11 +145,11 @@ def _samples_of(stage: StageRun, metrics: Row, model: str) -> Iterator[Row]:
 
 
 def is_training(stage: StageRun) -> bool:
-    """Whether the stage logged a loss."""
+    """True if the stage logged a loss."""
     return bool(series(stage.log, "loss"))
 
 
 def is_preference(stage: StageRun) -> bool:
-    """Whether the stage logged rewards, as preference stages do."""
+    """True if the stage logged rewards, as preference stages do."""
     prefixes = ("rewards/", "eval_rewards/")
     return any(key.startswith(prefixes) for row in stage.log for key in row)

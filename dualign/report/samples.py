@@ -1,4 +1,4 @@
-"""Which answers the report shows, and how it cuts them."""
+"""The sample answers that the report shows, shortened."""
 
 import json
 import random
@@ -6,42 +6,46 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from dualign.data.conversation import MODES
-from dualign.report.blocks import Answer, SideBySide
+from dualign.report.blocks import ModeAnswer, SideBySide
 from dualign.report.runs import Row
 
 MAX_CHARACTERS = 1600
-# Where the modes differ comes first, and a failure of both is among the first two if there is one.
-ORDER = ("only think right", "both wrong", "only no_think right", "both right")
+# Outcomes in turn: problems on which the modes differ come first, then failures of both.
+_ORDER = ("only think right", "both wrong", "only no_think right", "both right")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Choice:
-    """The problems shown of one task, and how many of each outcome there were to choose from."""
+class SampleChoice:
+    """The problems shown of a task, and the number of problems with each outcome."""
 
     outcomes: Mapping[str, int]
     shown: tuple[SideBySide, ...]
 
 
-def choose(samples: Sequence[Row], *, task: str, count: int, seed: int) -> Choice | None:
-    """Up to `count` problems that were put to the model in both modes; None where there is none."""
+def choose(samples: Sequence[Row], *, task: str, count: int, seed: int) -> SampleChoice | None:
+    """Choose up to `count` problems that were asked in both modes; None if there are none.
+
+    The outcomes take turns, so that failures are shown even if they are rare.
+    """
     pairs = _paired([row for row in samples if row.get("task") == task])
     if not pairs:
         return None
-    groups: dict[str, list[dict[str, Row]]] = {outcome: [] for outcome in ORDER}
+    groups: dict[str, list[dict[str, Row]]] = {outcome: [] for outcome in _ORDER}
     for pair in pairs:
         groups[_outcome(pair)].append(pair)
     outcomes = {outcome: len(group) for outcome, group in groups.items()}
     shuffle = random.Random(f"{seed}:{task}")
     for group in groups.values():
         shuffle.shuffle(group)
-    picked: list[dict[str, Row]] = []
-    while len(picked) < min(count, len(pairs)):
-        picked += [group.pop() for group in groups.values() if group]
-    return Choice(outcomes=outcomes, shown=tuple(_shown(pair) for pair in picked[:count]))
+    chosen: list[dict[str, Row]] = []
+    while len(chosen) < min(count, len(pairs)):
+        chosen += [group.pop() for group in groups.values() if group]
+    shown = tuple(_side_by_side(pair) for pair in chosen[:count])
+    return SampleChoice(outcomes=outcomes, shown=shown)
 
 
 def _paired(samples: Sequence[Row]) -> list[dict[str, Row]]:
-    """The first generation of each problem in each mode, for problems that have both."""
+    """Return the first generation of each problem in each mode, if it was asked in both."""
     by_id: dict[str, dict[str, Row]] = {}
     for row in samples:
         by_id.setdefault(str(row.get("id")), {}).setdefault(str(row.get("mode")), row)
@@ -60,7 +64,7 @@ def _outcome(pair: Mapping[str, Row]) -> str:
             return "both wrong"
 
 
-def _shown(pair: Mapping[str, Row]) -> SideBySide:
+def _side_by_side(pair: Mapping[str, Row]) -> SideBySide:
     row = pair["think"]
     return SideBySide(
         title=f"{row.get('task')}, problem {row.get('id')}: {_outcome(pair)}",
@@ -71,13 +75,13 @@ def _shown(pair: Mapping[str, Row]) -> SideBySide:
     )
 
 
-def _answer(row: Row) -> Answer:
+def _answer(row: Row) -> ModeAnswer:
     tokens = [
         f"{row[key]} {words} tokens"
         for key, words in (("think_tokens", "thinking"), ("answer_tokens", "answer"))
         if row.get(key) is not None
     ]
-    return Answer(
+    return ModeAnswer(
         thinking=shortened(plain(row.get("thinking"))),
         answer=shortened(plain(row.get("answer"))),
         correct=row.get("correct"),
@@ -86,7 +90,7 @@ def _answer(row: Row) -> Answer:
 
 
 def _faults(row: Row) -> Iterator[str]:
-    """What is wrong with an answer's form, as the evaluation saw it."""
+    """Yield the faults of an answer's form, as the evaluation recorded them."""
     if row.get("leaked"):
         yield "think tag where none belongs"
     if row.get("mode") == "think" and row.get("closed") is False:
@@ -96,7 +100,7 @@ def _faults(row: Row) -> Iterator[str]:
 
 
 def plain(value: object) -> str:
-    """A foreign value as text: a chat as its turns, anything else but a string as JSON."""
+    """Return a foreign value as text: a chat as its turns, other values as JSON."""
     if value is None:
         return ""
     if isinstance(value, str):
@@ -109,7 +113,7 @@ def plain(value: object) -> str:
 
 
 def shortened(text: str) -> str:
-    """Text with its middle left out, and how much that was, where it is too long to read."""
+    """Return a long text with its middle left out, and a note of how much that was."""
     left_out = len(text) - MAX_CHARACTERS
     if left_out <= 0:
         return text

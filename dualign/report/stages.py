@@ -1,4 +1,4 @@
-"""The sections on how the models were made: curves, rows, cost, checks, settings, versions."""
+"""Sections on how the models were made: curves, rows, cost, checks, settings, versions."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,37 +7,37 @@ from typing import Any
 
 from dualign.evaluation.scores import short_label
 from dualign.model_ref import StageRef
-from dualign.report.blocks import Block, Folded, Gallery, Grid, Picture, Section, Text
+from dualign.report.blocks import Block, Details, Gallery, Paragraph, Picture, Section, Table
 from dualign.report.conclusions import ends_text
 from dualign.report.plots import cost_plot, loss_plot, reward_plot
 from dualign.report.runs import ModelEvaluation, StageRun, is_preference, is_training
 from dualign.report.samples import plain
 
-MB_PER_GB = 1024
-OPTIONAL_COUNTS = ("validation", "repeats", "examples")
+MIB_PER_GIB = 1024
+_OPTIONAL_COUNTS = ("validation", "repeats", "examples")
 
 
 def facts(
     stages: Sequence[StageRun], models: Sequence[ModelEvaluation]
 ) -> tuple[tuple[str, str], ...]:
-    """What stands at the head: base model, date, what ran, what it took."""
+    """Return the facts at the head: base and final model, date, stages, time, memory."""
     started = sorted(
         str(stage.record["started"]) for stage in stages if stage.record.get("started")
     )
     peak = max((float(stage.record.get("peak_rss_mb") or 0) for stage in stages), default=0.0)
-    found = {
+    facts = {
         "Base model": _base_model(stages),
         "Final model": short_label(models[-1].scores.model) if models else "",
         "Started": started[0].replace("T", " ").replace("+00:00", " UTC") if started else "",
         "Stages": ", ".join(stage.name for stage in stages),
         "Time": duration(sum(float(stage.record.get("seconds") or 0) for stage in stages)),
-        "Peak memory": f"{peak / MB_PER_GB:.1f} GiB" if peak else "",
+        "Peak memory": f"{peak / MIB_PER_GIB:.1f} GiB" if peak else "",
     }
-    return tuple((name, value) for name, value in found.items() if value)
+    return tuple((name, value) for name, value in facts.items() if value)
 
 
 def _base_model(stages: Sequence[StageRun]) -> str:
-    """The first model of a recipe that no stage made."""
+    """Return the first model of a recipe that no stage made."""
     for stage in stages:
         model = (stage.record.get("config") or {}).get("model")
         if isinstance(model, str) and not StageRef.parse(model):
@@ -56,7 +56,7 @@ def duration(seconds: float) -> str:
 
 
 def training_sections(stages: Sequence[StageRun]) -> Iterator[Section]:
-    """Curves of each training stage, then the rows of every stage that counted some."""
+    """Yield the curves of the training stages, then the rows of every stage that counted some."""
     training = [stage for stage in stages if is_training(stage)]
     if training:
         blocks = [block for stage in training for block in _curve_blocks(stage)]
@@ -74,7 +74,7 @@ def _curve_blocks(stage: StageRun) -> Iterator[Block]:
     yield Gallery(pictures=tuple(pictures))
     names = sorted({_shown_key(key) for row in stage.log for key in row} - {""}, key=_key_order)
     rows = [(name, ends_text(stage, name), ends_text(stage, f"eval_{name}")) for name in names]
-    yield Grid(
+    yield Table(
         columns=("first to last logged", "training", "validation"),
         rows=tuple(row for row in rows if row[1:] != ("-", "-")),
         caption=f"{stage.name}: losses{' and rewards' if is_preference(stage) else ''}",
@@ -82,7 +82,7 @@ def _curve_blocks(stage: StageRun) -> Iterator[Block]:
 
 
 def _shown_key(key: str) -> str:
-    """A logged loss or reward without `eval_`; '' for others, and for rewards by source (many)."""
+    """Return a logged loss or reward without `eval_`; "" for other keys and rewards by source."""
     name = key.removeprefix("eval_")
     if name == "loss" or name.startswith("loss/"):
         return name
@@ -90,18 +90,18 @@ def _shown_key(key: str) -> str:
 
 
 def _key_order(name: str) -> tuple[bool, bool, str]:
-    """Losses first, the whole before its modes, sources last."""
+    """Sort losses first, the whole before its modes, sources last."""
     return name.startswith("rewards/"), "/source/" in name, name
 
 
 def _reward_plots(stage: StageRun) -> Iterator[Picture]:
-    for what in ("rewards", "margins", "accuracies"):
+    for measure in ("rewards", "margins", "accuracies"):
         for prefix in ("", "eval_"):
-            keys = {"rewards": ("chosen", "rejected")}.get(what, (what,))
-            wanted = tuple(f"{prefix}rewards/{key}/" for key in keys)
-            if any(key.startswith(wanted) for row in stage.log for key in row):
-                name = f"{prefix.replace('_', '-')}{what}-{stage.name}"
-                yield reward_plot(name, stage.name, stage.log, what, prefix)
+            keys = {"rewards": ("chosen", "rejected")}.get(measure, (measure,))
+            starts = tuple(f"{prefix}rewards/{key}/" for key in keys)
+            if any(key.startswith(starts) for row in stage.log for key in row):
+                name = f"{prefix.replace('_', '-')}{measure}-{stage.name}"
+                yield reward_plot(name, stage.name, stage.log, measure, prefix)
 
 
 def _row_blocks(stage: StageRun) -> Iterator[Block]:
@@ -110,23 +110,23 @@ def _row_blocks(stage: StageRun) -> Iterator[Block]:
     counts = [
         "in",
         "kept",
-        *(key for key in OPTIONAL_COUNTS if any(e.get(key) for e in (rows, *by))),
+        *(key for key in _OPTIONAL_COUNTS if any(e.get(key) for e in (rows, *by))),
     ]
     keys = (*counts, "tokens", "supervised_tokens", "mean_tokens", "max_tokens")
     entries = [_row_cells(str(e.get("source", "-")), str(e.get("mode", "-")), e, keys) for e in by]
     total = {**_token_totals(by), **rows}
-    yield Grid(
+    yield Table(
         columns=("source", "mode", *counts, "tokens", "supervised", "mean", "longest", "dropped"),
         rows=(*entries, _row_cells("all", "", total, keys)),
-        labels=2,
-        notes=True,
+        text_columns=2,
+        text_last=True,
         caption=f"{stage.name} ({stage.kind})",
     )
     missing = [(name, gap) for name, gap in _gaps(rows) if gap]
     if missing:
         words = ", ".join(f"{name}: {gap}" for name, gap in missing)
         text = f"{stage.name}: rows neither kept nor dropped, which should not be: {words}."
-        yield Text(text=text)
+        yield Paragraph(text=text)
 
 
 def _row_cells(
@@ -138,19 +138,19 @@ def _row_cells(
 
 
 def _token_totals(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    totals: dict[str, Any] = {}
     for key in ("tokens", "supervised_tokens"):
         values = [entry[key] for entry in entries if entry.get(key) is not None]
         if values:
-            found[key] = sum(values)
+            totals[key] = sum(values)
     longest = [entry["max_tokens"] for entry in entries if entry.get("max_tokens") is not None]
     # Tokens are counted over what is trained on: kept rows less validation, with their repeats.
     examples = sum(entry.get("examples", entry.get("kept")) or 0 for entry in entries)
     if longest:
-        found["max_tokens"] = max(longest)
-    if examples and "tokens" in found:
-        found["mean_tokens"] = found["tokens"] / examples
-    return found
+        totals["max_tokens"] = max(longest)
+    if examples and "tokens" in totals:
+        totals["mean_tokens"] = totals["tokens"] / examples
+    return totals
 
 
 def _gaps(rows: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
@@ -167,7 +167,7 @@ def _whole(number: float | None) -> str:
 
 
 def provenance_sections(stages: Sequence[StageRun]) -> Iterator[Section]:
-    """Cost, checks, data, settings, versions."""
+    """Yield cost, checks, settings, and seeds, data and versions."""
     yield _cost_section(stages)
     checks = [
         (stage.name, str(name), plain(value))
@@ -175,10 +175,10 @@ def provenance_sections(stages: Sequence[StageRun]) -> Iterator[Section]:
         for name, value in (stage.record.get("checks") or {}).items()
     ]
     if checks:
-        grid = Grid(columns=("stage", "check", "found"), rows=tuple(checks), labels=3)
-        yield Section(name="checks", title="What the stages checked themselves", blocks=(grid,))
+        table = Table(columns=("stage", "check", "found"), rows=tuple(checks), text_columns=3)
+        yield Section(name="checks", title="What the stages checked themselves", blocks=(table,))
     yield Section(
-        name="settings", title="Settings", blocks=tuple(_folded_settings(stage) for stage in stages)
+        name="settings", title="Settings", blocks=tuple(_settings(stage) for stage in stages)
     )
     yield Section(
         name="versions", title="Seeds, fingerprints, versions", blocks=tuple(_origin(stages))
@@ -188,7 +188,7 @@ def provenance_sections(stages: Sequence[StageRun]) -> Iterator[Section]:
 def _cost_section(stages: Sequence[StageRun]) -> Section:
     seconds = {stage.name: float(stage.record.get("seconds") or 0) for stage in stages}
     memory = {
-        stage.name: float(stage.record.get("peak_rss_mb") or 0) / MB_PER_GB for stage in stages
+        stage.name: float(stage.record.get("peak_rss_mb") or 0) / MIB_PER_GIB for stage in stages
     }
     rows = [
         (
@@ -206,7 +206,7 @@ def _cost_section(stages: Sequence[StageRun]) -> Section:
         name="cost",
         title="Time and memory",
         blocks=(
-            Grid(columns=columns, rows=tuple(rows), labels=2),
+            Table(columns=columns, rows=tuple(rows), text_columns=2),
             Gallery(
                 pictures=(
                     cost_plot("cost-time", "Time of each stage, s", seconds, digits=0),
@@ -217,9 +217,9 @@ def _cost_section(stages: Sequence[StageRun]) -> Section:
     )
 
 
-def _folded_settings(stage: StageRun) -> Folded:
+def _settings(stage: StageRun) -> Details:
     text = json.dumps(stage.record.get("config") or {}, indent=2, ensure_ascii=False)
-    return Folded(title=f"{stage.name} ({stage.kind})", text=text)
+    return Details(title=f"{stage.name} ({stage.kind})", text=text)
 
 
 def _origin(stages: Sequence[StageRun]) -> Iterator[Block]:
@@ -233,8 +233,10 @@ def _origin(stages: Sequence[StageRun]) -> Iterator[Block]:
         )
         for stage in stages
     ]
-    yield Grid(
-        columns=("stage", "seed", "started", "fingerprint", "made from"), rows=tuple(rows), labels=5
+    yield Table(
+        columns=("stage", "seed", "started", "fingerprint", "made from"),
+        rows=tuple(rows),
+        text_columns=5,
     )
     data = [
         (
@@ -247,19 +249,19 @@ def _origin(stages: Sequence[StageRun]) -> Iterator[Block]:
         for d in stage.record.get("data") or ()
     ]
     if data:
-        yield Grid(columns=("stage", "data", "rows", "sha256"), rows=tuple(data), labels=2)
+        yield Table(columns=("stage", "data", "rows", "sha256"), rows=tuple(data), text_columns=2)
     yield from _versions(stages)
 
 
 def _versions(stages: Sequence[StageRun]) -> Iterator[Block]:
-    """Each package once; several versions where stages ran with different ones."""
-    found: dict[str, list[str]] = {}
+    """List each package once; with several versions if stages ran with different ones."""
+    versions_of: dict[str, list[str]] = {}
     for stage in stages:
         for package, version in (stage.record.get("versions") or {}).items():
-            if version not in found.setdefault(package, []):
-                found[package].append(version)
-    if found:
+            if version not in versions_of.setdefault(package, []):
+                versions_of[package].append(version)
+    if versions_of:
         words = ", ".join(
-            f"{package} {' and '.join(versions)}" for package, versions in found.items()
+            f"{package} {' and '.join(versions)}" for package, versions in versions_of.items()
         )
-        yield Text(text=f"Versions: {words}.")
+        yield Paragraph(text=f"Versions: {words}.")

@@ -1,29 +1,29 @@
-"""A sweep as its table and its plots, for the terminal, its folder and the report: all from sweep.json."""
+"""The table and plots of a sweep, from sweep.json, for the terminal, its folder and the report."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rich.table import Table
+from rich.table import Table as RichTable
 from rich.text import Text as Cell
 
 from dualign.data.conversation import MODES
 from dualign.evaluation.scores import Change, Score, change_text, percent, score_text
-from dualign.report.blocks import Block, Bullets, Gallery, Grid, Picture, Section, Text
+from dualign.report.blocks import Block, Bullets, Gallery, Paragraph, Picture, Section, Table
 from dualign.report.runs import StageRun
 from dualign.report.stages import duration
 from dualign.report.sweep_plots import line_plot, pareto_plot
 
 Entry = Mapping[str, Any]
 LEGEND = (
-    "Accuracies in percent, the mean of the tasks, with 95 % intervals. Against the best: paired, problem by problem, in "
-    "points; in brackets where its 95 % interval holds 0. * no other is better in one mode and as good in the other. "
-    "closed, cut: of the think blocks. leak: thinking in no_think."
+    "Accuracies in percent, the mean of the tasks, with 95 % intervals. Against the best: paired, "
+    "problem by problem, in points; in brackets where its 95 % interval holds 0. * no other is better "
+    "in one mode and as good in the other. closed, cut: of the think blocks. leak: thinking in no_think."
 )
-BEST = "best"
+_BEST = "best"
 
 
 def columns(sweep: Entry) -> tuple[str, ...]:
-    """The heads of the table."""
+    """Return the column names of the table."""
     names = tuple(sweep["vary"]) or ("models",)
     if sweep["objective"] == "command":
         return (*names, "score", "front", "time")
@@ -32,21 +32,22 @@ def columns(sweep: Entry) -> tuple[str, ...]:
 
 
 def rows(sweep: Entry) -> Iterator[tuple[str, ...]]:
-    """A line for each candidate, in the order in which they were tried."""
+    """Yield a row for each candidate, in the order of their evaluation."""
     for entry in sweep["candidates"]:
-        names = [_short(entry["point"][name]) for name in sweep["vary"]] or [entry["label"]]
-        mark = BEST if entry["best"] else "*" if entry["front"] else ""
-        took = "known" if entry["cached"] else duration(entry["seconds"])
+        names = [format_setting(entry["point"][name]) for name in sweep["vary"]] or [entry["label"]]
+        mark = _BEST if entry["best"] else "*" if entry["front"] else ""
+        time = "known" if entry["cached"] else duration(entry["seconds"])
         if entry["failed"]:
             width = len(columns(sweep)) - len(names) - 1
             yield (*names, "can't be merged", *[""] * width)
         elif sweep["objective"] == "command":
-            yield (*names, f"{entry['value']:g}", mark, took)
+            yield (*names, f"{entry['value']:g}", mark, time)
         else:
-            yield (*names, *_scores(entry), _against(entry), mark, *_rates(entry), took)
+            yield (*names, *_scores(entry), _against(entry), mark, *_rates(entry), time)
 
 
-def _short(value: Any) -> str:
+def format_setting(value: Any) -> str:
+    """Return a varied setting as text, numbers with six digits."""
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
@@ -71,10 +72,10 @@ def _rates(entry: Entry) -> Iterator[str]:
     yield percent(no_think["leak_rate"])
 
 
-def terminal_table(sweep: Entry) -> Table:
-    """The table with the winner in bold."""
+def terminal_table(sweep: Entry) -> RichTable:
+    """Return the table with the best candidate in bold."""
     caption = None if sweep["objective"] == "command" else LEGEND
-    table = Table(
+    table = RichTable(
         title=f"Sweep: {sweep['name']}",
         caption=caption,
         title_justify="left",
@@ -90,14 +91,14 @@ def terminal_table(sweep: Entry) -> Table:
 
 
 def sweep_markdown(sweep: Entry) -> str:
-    """table.md: the table, what it says, and each task's accuracies where there are several."""
+    """Return table.md: the table, its conclusions, and each task's accuracies if there are several."""
     lines = [f"# Sweep: {sweep['name']}", "", *_markdown(columns(sweep), rows(sweep)), ""]
     if sweep["objective"] != "command":
         lines += [LEGEND, ""]
     lines += [f"- {sentence}" for sentence in sweep["says"]]
-    grid = _task_grid(sweep)
-    if grid:
-        lines += ["", "## Each task", "", *_markdown(grid.columns, grid.rows)]
+    tasks = _task_table(sweep)
+    if tasks:
+        lines += ["", "## Each task", "", *_markdown(tasks.columns, tasks.rows)]
     return "\n".join(lines) + "\n"
 
 
@@ -106,33 +107,33 @@ def _markdown(head: Sequence[str], body: Any) -> Iterator[str]:
         yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def _task_grid(sweep: Entry) -> Grid | None:
-    """Accuracies of each task; None where there is one task or none."""
+def _task_table(sweep: Entry) -> Table | None:
+    """Return the accuracies of each task; None if there are fewer than two."""
     scored = [entry for entry in sweep["candidates"] if entry["tasks"]]
     tasks = list(scored[0]["tasks"]) if scored else []
     if len(tasks) < 2:
         return None
-    found = []
+    accuracies = []
     for entry in scored:
         cells = [entry["tasks"][task][mode] for task in tasks for mode in MODES]
-        found.append((entry["label"], *(percent(cell["accuracy"]) for cell in cells)))
-    return Grid(
+        accuracies.append((entry["label"], *(percent(cell["accuracy"]) for cell in cells)))
+    return Table(
         columns=("candidate", *(f"{task}, {mode}" for task in tasks for mode in MODES)),
-        rows=tuple(found),
+        rows=tuple(accuracies),
         caption="Accuracy on each task, percent",
     )
 
 
 def pictures(sweep: Entry, *, prefix: str = "") -> list[Picture]:
-    """The modes against each other, and, where one number varies, the scores along it."""
+    """Plot the modes against each other, and the scores along a number if only that varies."""
     entries = [entry for entry in sweep["candidates"] if not entry["failed"]]
-    found = []
+    plots = []
     if sweep["objective"] != "command":
-        found.append(pareto_plot(f"{prefix}pareto", sweep["name"], entries))
-    if len(sweep["vary"]) == 1 and all(_is_number(one, sweep["vary"][0]) for one in entries):
+        plots.append(pareto_plot(f"{prefix}pareto", sweep["name"], entries))
+    if len(sweep["vary"]) == 1 and all(_is_number(entry, sweep["vary"][0]) for entry in entries):
         name = sweep["vary"][0]
-        found.append(line_plot(f"{prefix}scores", sweep["name"], name, entries))
-    return found
+        plots.append(line_plot(f"{prefix}scores", sweep["name"], name, entries))
+    return plots
 
 
 def _is_number(entry: Entry, name: str) -> bool:
@@ -141,7 +142,7 @@ def _is_number(entry: Entry, name: str) -> bool:
 
 
 def sweep_sections(stages: Sequence[StageRun]) -> Iterator[Section]:
-    """One for each sweep stage of the pipeline."""
+    """Yield a section for each sweep stage of the pipeline."""
     for stage in stages:
         if stage.sweep is not None:
             yield Section(
@@ -154,11 +155,13 @@ def sweep_sections(stages: Sequence[StageRun]) -> Iterator[Section]:
 def _blocks(name: str, sweep: Entry) -> Iterator[Block]:
     yield Bullets(items=tuple(sweep["says"]))
     if sweep["objective"] != "command":
-        yield Text(text=LEGEND, quiet=True)
-    yield Grid(columns=columns(sweep), rows=tuple(rows(sweep)), labels=0 if sweep["vary"] else 1)
+        yield Paragraph(text=LEGEND, quiet=True)
+    yield Table(
+        columns=columns(sweep), rows=tuple(rows(sweep)), text_columns=0 if sweep["vary"] else 1
+    )
     drawn = pictures(sweep, prefix=f"{name}-")
     if drawn:
         yield Gallery(pictures=tuple(drawn))
-    grid = _task_grid(sweep)
-    if grid:
-        yield grid
+    tasks = _task_table(sweep)
+    if tasks:
+        yield tasks

@@ -1,4 +1,4 @@
-"""The think / no_think table for the terminal: the same numbers as the report's first table."""
+"""The think / no_think table for the terminal, with the numbers of the report's first table."""
 
 from collections.abc import Sequence
 
@@ -16,9 +16,10 @@ from dualign.evaluation.scores import (
 
 
 def summary_table(models: Sequence[ModelScores], *, title: str = "Accuracy, %") -> Table:
-    """A row for each task and model: accuracy in both modes with 95 % intervals, and the gain.
+    """Return a table with a row for each task and model: accuracy in both modes, and the gain.
 
-    The gain is what thinking adds, in points. A gain whose interval holds zero stands in brackets.
+    Accuracies have 95 % intervals. The gain is the accuracy that thinking adds, in points; it is in
+    brackets if its interval holds zero.
     """
     table = Table(title=title, title_justify="left")
     for column in ("task", "model"):

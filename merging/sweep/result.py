@@ -10,6 +10,7 @@ from dualign.merging.sweep.config import SweepStage
 from dualign.merging.sweep.points import SOUP, Point
 from dualign.merging.sweep.scored import Candidate, compare, front, objective_of
 from dualign.merging.sweep.search import Found
+from dualign.report.sweep import format_setting
 
 SCHEMA = 1
 _NAMED = 4  # candidates that a sentence names one by one
@@ -20,11 +21,7 @@ def label(stage: SweepStage, point: Point) -> str:
     if SOUP in point:
         names = [short_label(one.model) for one in stage.models]
         return " + ".join(names[place] for place in point[SOUP])
-    return ", ".join(f"{name} = {_short(value)}" for name, value in point.items())
-
-
-def _short(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    return ", ".join(f"{name} = {format_setting(value)}" for name, value in point.items())
 
 
 def line(stage: SweepStage, one: Candidate, *, number: int, of: int) -> str:

@@ -14,8 +14,8 @@ from dualign.data.text.template import load_template
 from dualign.data.tokens.labels import IGNORE_INDEX
 from dualign.inspect.html import MOST_TOKENS, inspect_page, write_page
 from dualign.inspect.terminal import samples_of
-from dualign.report.blocks import Grid, Tokens
-from dualign.report.markdown import render_markdown
+from dualign.report.blocks import Table, TokenView
+from dualign.report.render import render_markdown
 
 Write = Callable[[list[dict[str, Any]], str], Path]
 ROWS = [
@@ -60,7 +60,7 @@ def test_a_pair_shows_both_sides(write_rows: Write, tokenizer: PreTrainedTokeniz
     )
     page = inspect_page(made, tokenizer, title="Pairs", samples=1)
     titles = [
-        block.title for part in page.sections for block in part.blocks if isinstance(block, Tokens)
+        block.title for part in page.sections for block in part.blocks if isinstance(block, TokenView)
     ]
     assert titles == ["pairs (no_think) chosen", "pairs (no_think) rejected"]
 
@@ -71,8 +71,8 @@ def test_of_a_long_row_head_and_end_are_shown(
     rows = [{"prompt": "Count", "completion": " ".join(map(str, range(6000)))}]
     made = prepared(write_rows, tokenizer, rows, max_tokens=60_000)
     page = inspect_page(made, tokenizer, title="Long")
-    (block,) = [item for part in page.sections for item in part.blocks if isinstance(item, Tokens)]
-    text = "".join(run.text for run in block.runs)
+    (block,) = [item for part in page.sections for item in part.blocks if isinstance(item, TokenView)]
+    text = "".join(run.text for run in block.spans)
     over = made.rows["tokens"] - MOST_TOKENS
     assert f"[{over:,} tokens are left out here]" in text
     assert text.startswith("<|im_start|>system") and "5999<|im_end|>" in text
@@ -93,7 +93,7 @@ def test_rows_that_were_screened_out_are_shown_with_what_they_repeat(
         block
         for part in inspect_page(made, tokenizer, title="Rows").sections
         for block in part.blocks
-        if isinstance(block, Grid) and block.caption
+        if isinstance(block, Table) and block.caption
     ]
     ((source, row, code, same_as, _text),) = grids[0].rows
     assert (source, row, code, same_as) == ("sft", "2", "duplicate", "source sft, row 0")

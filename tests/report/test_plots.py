@@ -6,7 +6,7 @@ import pytest
 
 from dualign.evaluation.scores import ModelScores
 from dualign.report.plots import (
-    COLOURS,
+    COLORS,
     INK,
     MAX_POINTS,
     accuracy_plot,
@@ -30,7 +30,7 @@ def _model(name: str) -> ModelScores:
 def test_modes_have_their_colours_and_ink_follows_the_page() -> None:
     svg = accuracy_plot("p", "sums", [_model("base"), _model("sft")]).svg
     for mode in ("think", "no_think"):
-        assert COLOURS[mode].lower() in svg.lower()
+        assert COLORS[mode].lower() in svg.lower()
     assert "currentColor" in svg
     assert INK not in svg
     assert svg.startswith("<svg") and svg.endswith("</svg>")
@@ -63,10 +63,10 @@ def test_any_name_can_be_a_label(name: str) -> None:
 
 def test_curves_are_drawn_from_one_step_from_one_mode_and_without_modes() -> None:
     plot = loss_plot("p", "sft", [{"step": 1, "loss": 1.0, "loss/think": 1.0}])
-    assert COLOURS["think"].lower() in plot.svg.lower()
-    assert COLOURS["no_think"].lower() not in plot.svg.lower()
+    assert COLORS["think"].lower() in plot.svg.lower()
+    assert COLORS["no_think"].lower() not in plot.svg.lower()
     total = loss_plot("p", "sft", [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}])
-    assert COLOURS[""].lower() in total.svg.lower()
+    assert COLORS[""].lower() in total.svg.lower()
 
 
 def test_reward_plots_draw_both_modes() -> None:
@@ -76,7 +76,7 @@ def test_reward_plots_draw_both_modes() -> None:
         for m in ("think", "no_think")
     ]
     svg = reward_plot("p", "apo", log, "margins").svg.lower()
-    assert COLOURS["think"].lower() in svg and COLOURS["no_think"].lower() in svg
+    assert COLORS["think"].lower() in svg and COLORS["no_think"].lower() in svg
 
 
 def test_lengths_of_a_model_that_never_thinks_can_be_drawn() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dualign.errors import CheckpointError
-from dualign.report.markdown import fenced, inline
+from dualign.report.render import fenced, inline
 from dualign.report.report import read_models, write_report
 from dualign.report.stages import duration
 

@@ -5,8 +5,7 @@ from typing import Any
 import pytest
 
 from dualign.report.blocks import Report
-from dualign.report.html import render_html
-from dualign.report.markdown import render_markdown
+from dualign.report.render import render_html, render_markdown
 from dualign.report.runs import StageRun
 from dualign.report.sweep import columns, pictures, rows, sweep_markdown, sweep_sections
 from dualign.report.sweep_plots import FRONT, WINNER

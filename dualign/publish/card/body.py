@@ -16,12 +16,12 @@ from dualign.publish.manifest import Contents
 from dualign.publish.redaction import redact
 from dualign.publish.release import LoadTestAnswer, Release
 from dualign.report.conclusions import format_finding, thinking_finding
-from dualign.report.markdown import markdown_environment
+from dualign.report.render import environment
 from dualign.report.runs import ModelEvaluation
 
 QUESTION = "Add 17, 28 and 5."
 _MAX_CHARACTERS = 160  # of a question that fits a snippet
-_TEMPLATES = markdown_environment(Path(__file__).parent)
+_TEMPLATES = environment(Path(__file__).parent)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
