@@ -1,9 +1,10 @@
-"""Loads what is to be published as its users will: transformers and peft, no dualign. Runs in a process of its own.
+"""Load staged files as their users will: transformers and peft, no dualign, in a process of its own.
 
     python -I isolated_loader.py REQUEST.json
 
-REQUEST: {"folder", "adapter": null or a folder, "base", "revision", "dtype", "questions", "limit", "out"}. Writes OUT.json with
-the answers to each question in both modes and OUT.safetensors with the logits of each prompt.
+REQUEST: {"folder", "adapter": null or a folder, "base", "revision", "dtype", "questions", "limit",
+"out"}. Writes OUT.json with the answers to each question in both modes, and OUT.safetensors with the
+logits of each prompt under NUMBER/MODE.
 """
 
 import json
@@ -13,8 +14,8 @@ from typing import Any
 
 
 def main(request_file: str) -> None:
-    """Load, ask, write down."""
-    sys.modules["dualign"] = None  # type: ignore[assignment] # whoever imports it fails
+    """Load the model, ask it, and write the output."""
+    sys.modules["dualign"] = None  # type: ignore[assignment] # an import of it fails
     request = json.loads(Path(request_file).read_text(encoding="utf-8"))
     import torch
     from safetensors.torch import save_file
@@ -39,25 +40,25 @@ def main(request_file: str) -> None:
                     model(input_ids=ids_BT).logits.float().cpu().contiguous()
                 )
                 limit = request["limit"]
-                made_BT = model.generate(ids_BT, max_new_tokens=limit, do_sample=False)
-            new = made_BT[0, ids_BT.shape[1] :].tolist()
+                generated_BT = model.generate(ids_BT, max_new_tokens=limit, do_sample=False)
+            new = generated_BT[0, ids_BT.shape[1] :].tolist()
             answers.append(
                 {
                     "question": question,
                     "mode": mode,
                     "prompt": text,
                     "ids": ids_BT[0].tolist(),
-                    **said(tokenizer, new),
+                    **decoded(tokenizer, new),
                 }
             )
     out = Path(request["out"])
     save_file(logits, out.with_suffix(".safetensors"))
-    found = {"faults": faults, "answers": answers}
-    out.with_suffix(".json").write_text(json.dumps(found), encoding="utf-8")
+    output = {"faults": faults, "answers": answers}
+    out.with_suffix(".json").write_text(json.dumps(output), encoding="utf-8")
 
 
 def load(request: dict[str, Any]) -> tuple[Any, list[str]]:
-    """The model, and which weights were missing or left over."""
+    """Return the model, and the weights that were missing or left over."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -83,14 +84,14 @@ def load(request: dict[str, Any]) -> tuple[Any, list[str]]:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             model = PeftModel.from_pretrained(model, request["adapter"])
-        faults += [str(one.message) for one in caught if "adapter keys" in str(one.message)]
+        faults += [str(w.message) for w in caught if "adapter keys" in str(w.message)]
     if torch.accelerator.is_available():
         model = model.to(torch.accelerator.current_accelerator())
     return model.eval(), faults
 
 
-def said(tokenizer: Any, new: list[int]) -> dict[str, Any]:
-    """The answer's text up to its end, and whether it came to one."""
+def decoded(tokenizer: Any, new: list[int]) -> dict[str, Any]:
+    """Return the answer's text up to its end, and whether it has one."""
     finished = tokenizer.eos_token_id in new
     if finished:
         new = new[: new.index(tokenizer.eos_token_id)]

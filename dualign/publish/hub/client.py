@@ -1,4 +1,4 @@
-"""Talking to the Hub: what is tried again, and what a refusal means for the user."""
+"""The client of the Hub: which failures are retried, and what a refusal means for the user."""
 
 import functools
 import logging
@@ -20,12 +20,12 @@ T = TypeVar("T")
 # The HTTP library's own base error, whichever library this huggingface_hub uses.
 HTTPError: type[Exception] = HfHubHTTPError.__bases__[0]
 HUB_ERRORS = (HTTPError, OSError, RuntimeError, ValueError)
-_PASSING = (408, 429, 500, 502, 503, 504)
+_TRANSIENT = (408, 429, 500, 502, 503, 504)
 _XET_STATUS = re.compile(r"HTTP status \w+ error \((\d{3})")
 _MEANING = {
     401: "it doesn't know your token: make a new one at {hub}/settings/tokens and run `hf auth login` "
     "(a token in HF_TOKEN wins over the one that was logged in)",
-    402: "it wants to be paid for this: see {hub}/settings/billing, or delete what you no longer need",
+    402: "payment required: see {hub}/settings/billing, or delete what you no longer need",
     403: "your token may not do this: take one that may write to {repo} from {hub}/settings/tokens, "
     "or publish under a name of yours",
     404: "there is no such repository for you any more: it was deleted, renamed or closed meanwhile",
@@ -39,56 +39,57 @@ _MEANING = {
 
 @functools.cache
 def hub_api() -> HfApi:
-    """huggingface_hub's client, which takes the token from where `hf auth login` or HF_TOKEN put it. One for all
-    calls, since it remembers whose token it is: the Hub lets that be asked only now and then.
+    """Return huggingface_hub's client, with the token of `hf auth login` or HF_TOKEN.
+
+    All calls share one: it caches whose token it is, and the Hub limits how often that may be asked.
     """
     return HfApi(library_name="dualign", library_version=__version__)
 
 
 def with_retries(call: Callable[[], T], pauses: Sequence[int] = (1, 2, 4, 8)) -> T:
-    """What `call` returns; tried again after each pause (seconds) while the Hub or the network fails for now."""
+    """Call, and retry after each pause (seconds) while the failure is transient."""
     for pause in pauses:
         try:
             return call()
         except HTTPError as error:
             if not is_transient(error):
                 raise
-            told = _told_to_wait(error)
-            wait = pause if told is None else told
+            wait = _retry_after(error)
+            wait = pause if wait is None else wait
             logger.warning("the Hub %s; trying again in %d s", _happened(error), wait)
             time.sleep(wait)
     return call()
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same call may go well later: the network, or a server in trouble."""
+    """True if the same call may succeed later: the network failed, or a server is in trouble."""
     error = _innermost(error)
     status = status_of(error)
-    return status in _PASSING if status else isinstance(error, (HTTPError, ConnectionError))
+    return status in _TRANSIENT if status else isinstance(error, (HTTPError, ConnectionError))
 
 
 def status_of(error: BaseException) -> int:
-    """The HTTP status that the Hub answered with; 0 when no answer came."""
+    """Return the HTTP status of the Hub's answer; 0 if there was none."""
     if isinstance(error, HfHubHTTPError):
         return int(error.response.status_code)
-    # hf_xet raises ConnectionError with the status in its words only.
-    told = _XET_STATUS.search(str(error)) if isinstance(error, ConnectionError) else None
-    return int(told[1]) if told else 0
+    # hf_xet raises ConnectionError with the status in its text only.
+    match = _XET_STATUS.search(str(error)) if isinstance(error, ConnectionError) else None
+    return int(match[1]) if match else 0
 
 
-def _told_to_wait(error: Exception) -> int | None:
-    """Seconds, from RateLimit, which the Hub sends, or Retry-After."""
+def _retry_after(error: Exception) -> int | None:
+    """Return the seconds of the RateLimit header, which the Hub sends, or of Retry-After."""
     if not isinstance(error, HfHubHTTPError):
         return None
     limit = parse_ratelimit_headers(error.response.headers)
     if limit and limit.remaining == 0:
         return int(limit.reset_in_seconds) + 1
-    told = error.response.headers.get("Retry-After", "")
-    return int(told) if told.isdigit() else None
+    seconds = error.response.headers.get("Retry-After", "")
+    return int(seconds) if seconds.isdigit() else None
 
 
 def refusal(error: BaseException, repo_id: str, doing: str) -> PublishError:
-    """The error that a user reads: what was being done, what happened, and what to do. Never the token."""
+    """Return the error for the user: the step, what happened, what to do. Never the token."""
     error = _innermost(error)
     meaning = _meaning(error).format(hub=constants.ENDPOINT, repo=repo_id)
     return PublishError(f"{repo_id}: {doing}: the Hub {_happened(error)}: {meaning}")
@@ -112,7 +113,7 @@ def _meaning(error: BaseException) -> str:
 
 
 def _happened(error: BaseException) -> str:
-    """`answered 403 (words of the server)`, or how the connection failed; without the token, if it is in the words."""
+    """Return `answered 403 (the server's text)`, or how the connection failed; without the token."""
     status = status_of(error)
     if status:
         how, words = f"answered {status}", getattr(error, "server_message", None) or ""
@@ -123,7 +124,7 @@ def _happened(error: BaseException) -> str:
 
 
 def _innermost(error: BaseException) -> BaseException:
-    """huggingface_hub wraps what went wrong with one large file; the cause says more."""
+    """Return the cause that huggingface_hub wrapped, if a large file failed: it says more."""
     while isinstance(error, RuntimeError) and error.__cause__ is not None:
         error = error.__cause__
     return error

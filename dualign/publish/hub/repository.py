@@ -1,4 +1,4 @@
-"""What is on the Hub now: the repository, its files, and whether we may write to it."""
+"""The state of a repository on the Hub: its files, its card, and whether we may write to it."""
 
 import hashlib
 from collections.abc import Mapping
@@ -19,14 +19,14 @@ CARD = "README.md"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemoteFile:
-    """A file on the Hub. `sha256` is that of a large file; `blob` is git's SHA-1 of the others."""
+    """A file on the Hub. `sha256` is set for large files; `blob` is git's SHA-1 of the others."""
 
     size: int
     blob: str
     sha256: str | None
 
     def is_copy_of(self, path: Path) -> bool:
-        """Whether the local file has the same bytes."""
+        """True if the local file has the same bytes."""
         size = path.stat().st_size
         if size != self.size:
             return False
@@ -38,39 +38,39 @@ class RemoteFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemoteState:
-    """A repository as it is. Where there is none, `private` and `head` are None and `files` is empty."""
+    """A repository at a commit. If there is none, `private` and `head` are None, `files` is empty."""
 
     repo_id: str
-    user: str  # whose token it is
+    user: str  # the owner of the token
     exists: bool
     writable: bool
     private: bool | None = None
-    head: str | None = None  # the commit that all of this was read at
+    head: str | None = None  # the commit
     files: Mapping[str, RemoteFile] = field(default_factory=dict)
     card: str | None = None  # README.md
 
 
 def remote_state(repo_id: str) -> RemoteState:
-    """The repository as it is on the Hub now.
+    """Read the repository as it is on the Hub now.
 
     Raises:
-        PublishError: the name can't be one, there is no token or an unknown one, or the Hub can't be reached.
+        PublishError: the name is invalid, the token is missing or unknown, or the Hub can't be reached.
     """
     _check_name(repo_id)
     api = hub_api()
     try:
         _check_token()
-        who = with_retries(lambda: api.whoami(cache=True), pauses=(1, 2))
+        user = with_retries(lambda: api.whoami(cache=True), pauses=(1, 2))
         try:
             info = with_retries(lambda: api.model_info(repo_id))
         except RepositoryNotFoundError:
-            mine = (who["name"], *(org["name"] for org in who.get("orgs", ())))
-            writable = repo_id.split("/")[0] in mine and _role(who) != "read"
-            return RemoteState(repo_id=repo_id, user=who["name"], exists=False, writable=writable)
+            owners = (user["name"], *(org["name"] for org in user.get("orgs", ())))
+            writable = repo_id.split("/")[0] in owners and _role(user) != "read"
+            return RemoteState(repo_id=repo_id, user=user["name"], exists=False, writable=writable)
         files = files_at(api, repo_id, info.sha)
         return RemoteState(
             repo_id=repo_id,
-            user=who["name"],
+            user=user["name"],
             exists=True,
             writable=_may_write(api, repo_id),
             private=bool(info.private),
@@ -83,14 +83,14 @@ def remote_state(repo_id: str) -> RemoteState:
 
 
 def files_at(api: HfApi, repo_id: str, revision: str | None) -> dict[str, RemoteFile]:
-    """Path -> file, of one commit."""
+    """Return {path: file} of a commit."""
     tree = api.list_repo_tree(repo_id, revision=revision, recursive=True)
     return {
-        one.path: RemoteFile(
-            size=one.size, blob=one.blob_id, sha256=one.lfs.sha256 if one.lfs else None
+        file.path: RemoteFile(
+            size=file.size, blob=file.blob_id, sha256=file.lfs.sha256 if file.lfs else None
         )
-        for one in tree
-        if isinstance(one, RepoFile)
+        for file in tree
+        if isinstance(file, RepoFile)
     }
 
 
@@ -112,8 +112,8 @@ def _check_token() -> None:
         )
 
 
-def _role(who: Mapping[str, object]) -> object:
-    auth = who.get("auth")
+def _role(user: Mapping[str, object]) -> object:
+    auth = user.get("auth")
     token = auth.get("accessToken") if isinstance(auth, Mapping) else None
     return token.get("role") if isinstance(token, Mapping) else None
 
@@ -129,7 +129,7 @@ def _may_write(api: HfApi, repo_id: str) -> bool:
 
 
 def _text(api: HfApi, repo_id: str, revision: str | None) -> str:
-    """README.md, past the cache: it is small, and the user's cache shouldn't fill with cards."""
+    """Read README.md without the user's cache, which shouldn't fill with cards."""
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:

@@ -1,12 +1,11 @@
-"""Send staged files to a repository on the Hub: all of them in one commit, or none.
+"""Upload staged files to a repository on the Hub: all of them in one commit, or none.
 
-Large files go up first and are seen by nobody until a commit names them; the commit itself is one request that names
-its parent, so what someone else commits meanwhile makes it fail instead of being lost. huggingface_hub's
-`upload_folder` isn't used: with Xet storage, its default, it commits in several parts.
+LFS files are uploaded first; they are invisible until the commit references them. The commit is one
+request that names its parent, so if someone else commits meanwhile it fails and nothing is lost.
+huggingface_hub's `upload_folder` isn't used: with Xet storage, its default, it commits in parts.
 """
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +30,7 @@ _MOVED = (409, 412)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Publication:
-    """Where it is now. `commit` is the head that has the files; an older one when nothing had changed."""
+    """An upload that succeeded. `commit` has the files; it is an older one if nothing had changed."""
 
     url: str
     commit: str
@@ -39,13 +38,13 @@ class Publication:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Target:
-    """The repository that is written to, as it was before."""
+    """The repository that is written to, in its state before the upload."""
 
     api: HfApi
     repo_id: str
     head: str
     files: frozenset[str]
-    made: bool  # by us, just now
+    is_new: bool  # created for this upload
 
 
 def upload(
@@ -57,15 +56,17 @@ def upload(
     delete: tuple[str, ...] = (),
     head: str | None = None,
 ) -> Publication:
-    """Make the repository hold every file under `folder`, and none of `delete`, by one commit.
+    """Upload every file under `folder` and delete the files `delete`, in one commit.
 
-    A repository that isn't there is made. `head`: the commit that the caller has looked at; another one by now is an
-    error. Network failures are tried again; large files that have arrived whole aren't sent twice, in a later call
-    either.
+    The repository is created if it is missing. Network failures are retried; large files that have
+    arrived aren't sent twice, in a later call either.
+
+    Args:
+        head: the commit that the caller has seen; if it has changed, the upload is refused.
 
     Raises:
-        PublishError: it couldn't be done. The repository has the files it had before, and one that was made for
-            this is deleted again, or left empty where a second call would go on from it.
+        PublishError: the upload failed. The repository has the files it had before; a new one is
+            deleted again, or left empty if a second call would resume from it.
     """
     staged = {
         path.relative_to(folder).as_posix(): path
@@ -76,26 +77,26 @@ def upload(
         raise PublishError(f"{folder}: nothing to publish: there is no file in it")
     state = remote_state(repo_id)
     _check(state, private=private, head=head)
-    doing = "checking the card"
+    step = "checking the card"
     target = None
     try:
         _validate_card(staged, repo_id)
-        doing = "making the repository"
+        step = "making the repository"
         target = _target(state, private=private)
         additions = [CommitOperationAdd(name, path) for name, path in staged.items()]
-        doing = "sending the large files"
+        step = "sending the large files"
         # An empty .gitignore: one in the repository would leave out files without a word.
         target.api.preupload_lfs_files(repo_id, additions, free_memory=False, gitignore_content="")
-        doing = "committing"
-        gone = [CommitOperationDelete(name) for name in delete if name in target.files]
-        commit = _commit(target, additions, gone, staged, message)
+        step = "committing"
+        deletions = [CommitOperationDelete(name) for name in delete if name in target.files]
+        commit = _commit(target, [*additions, *deletions], staged, message)
     except PublishError:
         raise
     except HUB_ERRORS as error:
-        told = refusal(error, repo_id, doing)
-        raise (
-            told if target is None else PublishError(f"{told}. {_roll_back(target, error)}")
-        ) from None
+        refused = refusal(error, repo_id, step)
+        if target is not None:
+            refused = PublishError(f"{refused}. {_roll_back(target, error)}")
+        raise refused from None
     except BaseException as error:
         if target is not None:
             logger.warning("%s: %s", repo_id, _roll_back(target, error))
@@ -111,10 +112,10 @@ def _check(state: RemoteState, *, private: bool, head: str | None) -> None:
             f"{constants.ENDPOINT}/settings/tokens, or publish under {state.user}/"
         )
     if state.exists and state.private != private:
-        found, asked = ("public", "private") if private else ("private", "public")
+        now, requested = ("public", "private") if private else ("private", "public")
         raise PublishError(
-            f"{name} is {found} and {asked} was asked for: change it at {constants.ENDPOINT}/{name}/settings, "
-            f"ask for {found}, or take another name"
+            f"{name} is {now} and {requested} was asked for: change it at {constants.ENDPOINT}/{name}/settings, "
+            f"ask for {now}, or take another name"
         )
     if head is not None and state.head != head:
         raise PublishError(
@@ -124,7 +125,7 @@ def _check(state: RemoteState, *, private: bool, head: str | None) -> None:
 
 
 def _validate_card(staged: dict[str, Path], repo_id: str) -> None:
-    """By the Hub's own rules, before gigabytes are sent."""
+    """Validate the card by the Hub's rules, before gigabytes are sent."""
     if CARD not in staged:
         return
     card = ModelCard(staged[CARD].read_text(encoding="utf-8"), ignore_metadata_errors=True)
@@ -143,25 +144,23 @@ def _target(state: RemoteState, *, private: bool) -> _Target:
     if not state.exists:
         # exist_ok: the answer to a first try may have been lost.
         with_retries(lambda: api.create_repo(state.repo_id, private=private, exist_ok=True))
-    found = with_retries(lambda: api.model_info(state.repo_id)) if not state.exists else None
+    info = None if state.exists else with_retries(lambda: api.model_info(state.repo_id))
     return _Target(
         api=api,
         repo_id=state.repo_id,
-        head=str(found.sha if found else state.head),
+        head=str(info.sha if info else state.head),
         files=frozenset(state.files),
-        made=found is not None,
+        is_new=info is not None,
     )
 
 
 def _commit(
     target: _Target,
-    additions: Sequence[CommitOperationAdd],
-    gone: Sequence[CommitOperationDelete],
+    operations: list[CommitOperationAdd | CommitOperationDelete],
     staged: dict[str, Path],
     message: str,
 ) -> str:
-    """The id of the commit, after its files were compared with ours."""
-    operations: list[CommitOperationAdd | CommitOperationDelete] = [*additions, *gone]
+    """Commit, compare the commit's files with ours, and return its id."""
     try:
         commit = with_retries(
             lambda: target.api.create_commit(
@@ -196,8 +195,8 @@ def _differing(target: _Target, commit: str, staged: dict[str, Path]) -> list[st
 
 
 def _roll_back(target: _Target, error: BaseException) -> str:
-    """Leave the Hub as it was, and say what it is like. What was made for this goes, unless a second call gains by it."""
-    if not target.made:
+    """Delete a new repository unless a second call can resume from it; return the Hub's state."""
+    if not target.is_new:
         return "The repository is as it was"
     where = f"{constants.ENDPOINT}/{target.repo_id}"
     if is_transient(error) or isinstance(error, KeyboardInterrupt):

@@ -83,7 +83,7 @@ def test_the_time_that_the_hub_asks_for_is_waited(
     [
         ("POST .*/commit/", {"status": 403}, "committing: the Hub answered 403"),
         ("POST .*/commit/", {"status": 413}, "this is more than it takes at once"),
-        ("POST .*/commit/", {"status": 402}, "wants to be paid"),
+        ("POST .*/commit/", {"status": 402}, "payment required"),
         ("POST .*/commit/", {"status": 400}, "committing: the Hub answered 400"),
         ("POST .*/preupload/", {"status": 403}, "sending the large files: the Hub answered 403"),
         ("POST .*/objects/batch", {"status": 404}, "deleted, renamed or closed meanwhile"),
