@@ -36,3 +36,9 @@ class PublishError(DualignError):
 
 class EvaluationError(DualignError, ValueError):
     """A task, a verifier or a backend that can't be used."""
+
+
+def excerpt(value: object, limit: int = 80) -> str:
+    """Return the repr of a value for a message, without its middle if it is longer than `limit`."""
+    text, tail = repr(value), limit // 3
+    return text if len(text) <= limit else f"{text[: limit - tail - 5]} ... {text[-tail:]}"

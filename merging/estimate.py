@@ -14,6 +14,7 @@ from dualign.checkpoints.shards import (
     split,
     tensor_specs,
 )
+from dualign.errors import excerpt
 from dualign.merging.merge import PreparedMerge
 from dualign.merging.merged import apply_method
 from dualign.merging.methods.table import METHODS
@@ -67,16 +68,11 @@ def _conflict_lines(prepared: PreparedMerge) -> list[str]:
     for key, values in prepared.resolved_conflicts.items():
         lines.append(f"decided   {key}: from {values['taken_from']}")
         lines += [
-            f"            {_short(value)}  {name}"
+            f"            {excerpt(value)}  {name}"
             for name, value in values.items()
             if name != "taken_from"
         ]
     return lines or ["decided   nothing: the models agree"]
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def seconds_per_element(prepared: PreparedMerge) -> float:

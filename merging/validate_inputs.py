@@ -15,7 +15,7 @@ from typing import Any
 from dualign.checkpoints.checkpoint import Weights, embedding_name, read_json
 from dualign.checkpoints.dtypes import DTYPE_NAMES
 from dualign.checkpoints.shards import chat_template, nearest_file, tokenizer_files
-from dualign.errors import MergeError
+from dualign.errors import MergeError, excerpt
 from dualign.merging.config_diff import FATAL, config_differences
 from dualign.merging.tokenizer.token_id_fields import ids_in
 from dualign.merging.tokenizer.vocabulary import TokenizerFiles, first_difference
@@ -58,7 +58,7 @@ class Difference:
     """why it can't be merged, or what has to be chosen; None: the config resolves it"""
 
     def describe(self) -> str:
-        shown = ", ".join(f"{_short(value)} in {folder}" for folder, value in self.values.items())
+        shown = ", ".join(f"{excerpt(value)} in {folder}" for folder, value in self.values.items())
         return f"{self.key}: {shown}{'; ' if shown else ''}{self.problem}"
 
 
@@ -183,8 +183,8 @@ def _tokenizer_differences(
             yield Difference(
                 key="tokenizers differ",
                 values={},
-                problem=f"{key!r} is {_short(our_value)} in {ours.folder} and "
-                f"{_short(their_value)} in {theirs.folder}: {VOCABULARY_ADVICE}",
+                problem=f"{key!r} is {excerpt(our_value)} in {ours.folder} and "
+                f"{excerpt(their_value)} in {theirs.folder}: {VOCABULARY_ADVICE}",
             )
     same = all(tokenizer.hashes == tokenizers[0].hashes for tokenizer in tokenizers)
     settings = [
@@ -249,8 +249,3 @@ def _without_ids(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_ids(item) for key, item in value.items() if key != "ids"}
     return [_without_ids(item) for item in value] if isinstance(value, list) else value
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -18,7 +18,7 @@ import numpy as np
 
 from dualign.checkpoints.dtypes import from_float
 from dualign.checkpoints.shards import write_side_files, write_weights
-from dualign.errors import CheckpointError
+from dualign.errors import CheckpointError, excerpt
 from dualign.export.model_source import ExportSource
 from dualign.export.tensors import GGUFTensor
 from dualign.export.writer import GGUFLayout, settings, write_model
@@ -94,7 +94,7 @@ def _compare(file: Path, layout: GGUFLayout, type: str) -> list[str]:
         actual = field.contents() if field is not None else None
         if not _same_setting(key, value, actual):
             raise CheckpointError(
-                f"llama.cpp's converter wrote {key} = {_short(actual)}, expected {_short(value)}; "
+                f"llama.cpp's converter wrote {key} = {excerpt(actual)}, expected {excerpt(value)}; "
                 "use --converter dualign"
             )
     stored = {tensor.name: tensor.data for tensor in reader.tensors}
@@ -140,8 +140,3 @@ def _require_same(tensor: GGUFTensor, data: Any) -> None:
         raise CheckpointError(
             f"llama.cpp's converter wrote other numbers for {tensor.name}; use --converter dualign"
         )
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) < 80 else f"{text[:76]} ..."

@@ -19,7 +19,7 @@ import numpy as np
 
 from dualign.checkpoints.checkpoint import Weights
 from dualign.checkpoints.dtypes import Array
-from dualign.errors import MergeError
+from dualign.errors import MergeError, excerpt
 from dualign.merging.config import Merge, TokenRow, VocabularyConfig
 from dualign.merging.tokenizer.vocabulary import (
     TokenizerFiles,
@@ -133,8 +133,8 @@ def _require_same_splitting(vocabularies: Mapping[str, Vocabulary]) -> None:
         for key in ours:
             if ours[key] != theirs[key]:
                 raise MergeError(
-                    f"{first.file} and {other.file}: {key} differs: {_short(ours[key])} and "
-                    f"{_short(theirs[key])}; such tokenizers cut text differently, and no choice "
+                    f"{first.file} and {other.file}: {key} differs: {excerpt(ours[key])} and "
+                    f"{excerpt(theirs[key])}; such tokenizers cut text differently, and no choice "
                     "of rows makes up for it"
                 )
 
@@ -308,8 +308,3 @@ def _first_three(texts: Sequence[str]) -> str:
     return (
         ", ".join(text if text.startswith("the merge") else repr(text) for text in texts[:3]) + more
     )
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

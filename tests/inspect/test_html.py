@@ -60,7 +60,10 @@ def test_a_pair_shows_both_sides(write_rows: Write, tokenizer: PreTrainedTokeniz
     )
     page = inspect_page(made, tokenizer, title="Pairs", samples=1)
     titles = [
-        block.title for part in page.sections for block in part.blocks if isinstance(block, TokenView)
+        block.title
+        for part in page.sections
+        for block in part.blocks
+        if isinstance(block, TokenView)
     ]
     assert titles == ["pairs (no_think) chosen", "pairs (no_think) rejected"]
 
@@ -71,7 +74,9 @@ def test_of_a_long_row_head_and_end_are_shown(
     rows = [{"prompt": "Count", "completion": " ".join(map(str, range(6000)))}]
     made = prepared(write_rows, tokenizer, rows, max_tokens=60_000)
     page = inspect_page(made, tokenizer, title="Long")
-    (block,) = [item for part in page.sections for item in part.blocks if isinstance(item, TokenView)]
+    (block,) = [
+        item for part in page.sections for item in part.blocks if isinstance(item, TokenView)
+    ]
     text = "".join(run.text for run in block.spans)
     over = made.rows["tokens"] - MOST_TOKENS
     assert f"[{over:,} tokens are left out here]" in text

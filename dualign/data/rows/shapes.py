@@ -7,6 +7,7 @@ from typing import Any
 
 from dualign.data.conversation import Message, Role
 from dualign.data.faults import RowFault
+from dualign.errors import excerpt
 
 Row = Mapping[str, Any]
 
@@ -102,7 +103,7 @@ def as_turn(value: Any, role: Role) -> list[Message]:
     if isinstance(value, str):
         return [Message(role=role, content=value)]
     if isinstance(value, bool | int | float):
-        raise RowFault("bad_content", f"{_short(value)}: expected text or a list of messages")
+        raise RowFault("bad_content", f"{excerpt(value)}: expected text or a list of messages")
     return as_messages([value] if isinstance(value, Mapping) else value)
 
 
@@ -111,7 +112,9 @@ def as_messages(value: Any) -> list[Message]:
     if isinstance(value, str):
         value = _json(value, "messages", list)
     if not isinstance(value, Sequence) or not all(isinstance(one, Mapping) for one in value):
-        raise RowFault("unknown_shape", f"messages are {_short(value)}: expected a list of objects")
+        raise RowFault(
+            "unknown_shape", f"messages are {excerpt(value)}: expected a list of objects"
+        )
     if not value:
         raise RowFault("empty_row", "a conversation without messages")
     return [_message(one) for one in value]
@@ -122,13 +125,15 @@ def as_kwargs(value: Any) -> dict[str, Any]:
     if isinstance(value, str):
         value = _json(value, "chat_template_kwargs", dict)
     if not isinstance(value, Mapping | None):
-        raise RowFault("unknown_shape", f"chat_template_kwargs {_short(value)}: expected an object")
+        raise RowFault(
+            "unknown_shape", f"chat_template_kwargs {excerpt(value)}: expected an object"
+        )
     kwargs = {key: item for key, item in (value or {}).items() if item is not None}
     for key in ("xml_tools", "python_tools"):
         _check_listed_tools(key, kwargs.get(key, ()))
     instructions = kwargs.get("custom_instructions", "")
     if not isinstance(instructions, str):
-        found = f"custom_instructions {_short(instructions)}: expected text"
+        found = f"custom_instructions {excerpt(instructions)}: expected text"
         raise RowFault("bad_content", found)
     return kwargs
 
@@ -139,7 +144,7 @@ def _check_listed_tools(key: str, value: Any) -> None:
     if not isinstance(listed, Sequence) or not all(
         isinstance(one, str | Mapping) for one in listed
     ):
-        raise RowFault("bad_tools", f"{key} is {_short(value)}: expected a list of schemas")
+        raise RowFault("bad_tools", f"{key} is {excerpt(value)}: expected a list of schemas")
 
 
 def as_tools(value: Any) -> tuple[Mapping[str, Any], ...]:
@@ -149,10 +154,10 @@ def as_tools(value: Any) -> tuple[Mapping[str, Any], ...]:
     if isinstance(value, str):
         value = _json(value, "tools", list)
     if isinstance(value, Mapping) or not isinstance(value, Sequence):
-        raise RowFault("bad_tools", f"tools are {_short(value)}: expected a list of schemas")
+        raise RowFault("bad_tools", f"tools are {excerpt(value)}: expected a list of schemas")
     items = [_json(one, "a tool", dict) if isinstance(one, str) else one for one in value]
     if not all(isinstance(one, Mapping) for one in items):
-        raise RowFault("bad_tools", f"tools are {_short(value)}: expected a list of schemas")
+        raise RowFault("bad_tools", f"tools are {excerpt(value)}: expected a list of schemas")
     return tuple(items)
 
 
@@ -180,7 +185,7 @@ def _trace(item: Mapping[str, Any], content: Any) -> str | None:
         thoughts = [part["thinking"] for part in content if _is_thought(part)]
         found = "".join(map(_text, thoughts)) if thoughts else None
     if found is not None and not isinstance(found, str):
-        raise RowFault("bad_content", f"a trace {_short(found)}: expected text")
+        raise RowFault("bad_content", f"a trace {excerpt(found)}: expected text")
     return found
 
 
@@ -200,12 +205,12 @@ def _text(content: Any) -> str:
     if isinstance(content, str):
         return content
     if not isinstance(content, Sequence):
-        raise RowFault("bad_content", f"content {_short(content)}: expected text or parts")
+        raise RowFault("bad_content", f"content {excerpt(content)}: expected text or parts")
     parts = [part for part in content if not _is_thought(part)]
     for part in parts:
         if not isinstance(part, Mapping) or part.get("type") != "text":
             raise RowFault(
-                "bad_content", f"content part {_short(part)}: only text can be trained on"
+                "bad_content", f"content part {excerpt(part)}: only text can be trained on"
             )
     return "".join(str(part.get("text") or "") for part in parts)
 
@@ -223,7 +228,7 @@ def _call(item: Any) -> Mapping[str, Any]:
     call = _json(item, "a tool call", dict) if isinstance(item, str) else item
     function = (call.get("function") or call) if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not function.get("name"):
-        raise RowFault("bad_tools", f"tool call {_short(item)}: expected a function name")
+        raise RowFault("bad_tools", f"tool call {excerpt(item)}: expected a function name")
     arguments = function.get("arguments")
     if isinstance(arguments, str):
         arguments = _json(arguments, f"the arguments of {function['name']}", dict)
@@ -240,7 +245,7 @@ def _alpaca(row: Row) -> list[Message]:
     past = row.get("history") or ()
     if any(len(pair) != len(_HISTORY) for pair in past):
         raise RowFault(
-            "unknown_shape", f"history {_short(past)}: expected [question, answer] pairs"
+            "unknown_shape", f"history {excerpt(past)}: expected [question, answer] pairs"
         )
     before = [
         Message(role=role, content=_text(text))
@@ -271,9 +276,9 @@ def _json(text: str, what: str, kind: type) -> Any:
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
-        raise RowFault("bad_tools", f"{what} isn't JSON: {_short(text)} ({error})") from error
+        raise RowFault("bad_tools", f"{what} isn't JSON: {excerpt(text)} ({error})") from error
     if not isinstance(value, kind):
-        raise RowFault("bad_tools", f"{what} is {_short(text)}: expected a JSON {kind.__name__}")
+        raise RowFault("bad_tools", f"{what} is {excerpt(text)}: expected a JSON {kind.__name__}")
     return value
 
 
@@ -283,8 +288,3 @@ def _has(row: Row, *keys: str) -> bool:
 
 def _keys(row: Row) -> str:
     return f"keys {', '.join(key for key in row if row[key] is not None) or '(none)'}"
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 100 else f"{text[:100]}..."

@@ -12,6 +12,7 @@ from typing import Any
 from dualign.data.conversation import MODES, Message, Mode
 from dualign.data.faults import RowFault
 from dualign.data.modes import CLOSE, FLAGS, OPEN, WHOLE_FLAG
+from dualign.errors import excerpt
 
 _FLAG_AND_SPACE = re.compile(WHOLE_FLAG.pattern + r"[ \t]?")
 
@@ -27,16 +28,16 @@ def split_trace(content: str) -> tuple[str | None, str]:
         return None, content
     head = content.lstrip()
     if not opened:
-        raise RowFault("unopened_think", f"{CLOSE} without {OPEN} in {_short(content)}")
+        raise RowFault("unopened_think", f"{CLOSE} without {OPEN} in {excerpt(content)}")
     if not head.startswith(OPEN):
-        raise RowFault("misplaced_think", f"text before {OPEN} in {_short(content)}")
+        raise RowFault("misplaced_think", f"text before {OPEN} in {excerpt(content)}")
     if not closed:
-        raise RowFault("unclosed_think", f"{OPEN} without {CLOSE} in {_short(content)}")
+        raise RowFault("unclosed_think", f"{OPEN} without {CLOSE} in {excerpt(content)}")
     trace, answer = head[len(OPEN) :].split(CLOSE, 1)
     if OPEN in trace:
-        raise RowFault("nested_think", f"{OPEN} inside a think block in {_short(content)}")
+        raise RowFault("nested_think", f"{OPEN} inside a think block in {excerpt(content)}")
     if OPEN in answer or CLOSE in answer:
-        raise RowFault("double_think", f"more than one think block in {_short(content)}")
+        raise RowFault("double_think", f"more than one think block in {excerpt(content)}")
     return trace.strip() or None, answer.lstrip("\n")
 
 
@@ -47,7 +48,7 @@ def take_trace(message: Message) -> Message:
     trace, answer = split_trace(message.content)
     given = (message.thinking or "").strip() or None
     if given and (OPEN in given or CLOSE in given):
-        raise RowFault("nested_think", f"a think tag inside the trace {_short(given)}")
+        raise RowFault("nested_think", f"a think tag inside the trace {excerpt(given)}")
     if trace and given:
         raise RowFault("double_think", "a trace in the content and another in a field of its own")
     if (answer, given or trace) == (message.content, message.thinking):
@@ -110,7 +111,7 @@ def check_turns(messages: Sequence[Message], mode: Mode, *, trained: Sequence[in
         if mode == "no_think" and message.thinking:
             raise RowFault(
                 "no_think_with_trace",
-                f"message {turn} has a trace ({_short(message.thinking)}) but the row is no_think",
+                f"message {turn} has a trace ({excerpt(message.thinking)}) but the row is no_think",
                 mode,
             )
         if turn not in trained:
@@ -118,13 +119,13 @@ def check_turns(messages: Sequence[Message], mode: Mode, *, trained: Sequence[in
         if mode == "think" and not message.thinking:
             raise RowFault(
                 "think_without_trace",
-                f"message {turn} ({_short(message.content)}) has no trace but the row is think",
+                f"message {turn} ({excerpt(message.content)}) has no trace but the row is think",
                 mode,
             )
         if not message.content.strip() and not message.tool_calls:
             raise RowFault("empty_answer", f"message {turn} of the assistant has no answer", mode)
         if message.thinking and message.thinking.strip() == message.content.strip():
-            found = f"message {turn} answers with its own trace ({_short(message.content)})"
+            found = f"message {turn} answers with its own trace ({excerpt(message.content)})"
             raise RowFault("trace_is_answer", found, mode)
 
 
@@ -151,7 +152,3 @@ def _as_mode(value: object) -> Mode:
     if value not in MODES:
         raise RowFault("unknown_mode", f"mode {value!r}: expected {' or '.join(MODES)}")
     return value
-
-
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 80 else f"{text[:40]} ... {text[-30:]}")
