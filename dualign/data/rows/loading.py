@@ -18,7 +18,12 @@ import datasets
 from datasets.arrow_writer import ArrowWriter
 
 from dualign.data.config import SourceConfig
-from dualign.data.rows.columns import csv_options, json_features
+from dualign.data.rows.file_formats import (
+    csv_options,
+    json_features,
+    require_zstandard,
+    unpack_files,
+)
 from dualign.data.rows.source_files import (
     combined_sha256,
     data_format,
@@ -26,7 +31,6 @@ from dualign.data.rows.source_files import (
     is_saved_dataset,
     local_files,
 )
-from dualign.data.rows.unpacking import need_zstandard, unpacked
 from dualign.data.seeds import Indices, rng, rows_to_read
 from dualign.data.uncached import temporary_folder
 from dualign.errors import DataError
@@ -95,7 +99,7 @@ def _first_shuffled(
 
 def _open(source: SourceConfig, base: Path | None) -> datasets.Dataset | datasets.IterableDataset:
     files = local_files(source.path, base)
-    need_zstandard(source.path, files)
+    require_zstandard(source.path, files)
     try:
         return _local(source, files, base) if files else _hub(source)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
@@ -132,7 +136,7 @@ def _local(
         options = csv_options(files)
     return datasets.load_dataset(
         kinds[0],
-        data_files={source.split.split("[")[0]: unpacked(files, kinds[0])},
+        data_files={source.split.split("[")[0]: unpack_files(files, kinds[0])},
         split=source.split,
         streaming=source.streaming,
         **options,

@@ -1,4 +1,4 @@
-"""Named repairs of rows that contradict themselves: each is a pure function on a draft."""
+"""Named repairs for inconsistent rows. Each is a pure function ParsedRow -> ParsedRow."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -7,108 +7,109 @@ from dualign.data.conversation import Message, Mode
 from dualign.data.faults import Code
 from dualign.data.modes import CLOSE, OPEN
 from dualign.data.policies import Repair
-from dualign.data.rows.text_rules import TextRules, trimmed
+from dualign.data.rows.shapes import Part, Parts
+from dualign.data.rows.text_rules import TextRules, trim_control_tokens
 from dualign.data.rows.traces import take_trace, without_flags
-
-Part = tuple[Message, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Draft:
-    """A row before it is known to be right. `parts` are (messages,), or (prompt, chosen, rejected)
-    of a pair; `mode` is what a repair decided, whatever else the row says.
-    """
+class ParsedRow:
+    """A row before it is checked. `mode` is the decision of a repair, which beats the row's own words."""
 
-    parts: tuple[Part, ...]
+    parts: Parts
     mode: Mode | None = None
 
 
-def mend(draft: Draft, repair: Repair, code: Code, rules: TextRules) -> Draft:
-    """The draft after a repair; the same draft where the repair has nothing to do."""
-    if repair in ("as_think", "as_no_think"):
-        return _as_mode(draft, "think" if repair == "as_think" else "no_think")
-    if repair == "skip_turn":
-        return _each(draft, lambda message: _skipped(message, code))
-    if repair == "trim_tokens":
-        parts = (tuple(_trimmed(one, rules) for one in part) for part in draft.parts)
-        return replace(draft, parts=tuple(parts))
-    return _PLAIN[repair](draft)
+def apply_repair(row: ParsedRow, repair: Repair, code: Code, rules: TextRules) -> ParsedRow:
+    """Return the row after a repair of the fault `code`; an equal row if there is nothing to do."""
+    match repair:
+        case "as_think":
+            return _as_mode(row, "think")
+        case "as_no_think":
+            return _as_mode(row, "no_think")
+        case "skip_turn":
+            return _each_answer(row, lambda message: _skip_turn(message, code))
+        case "trim_tokens":
+            return _each_part(
+                row, lambda part: tuple(_trim_tokens(message, rules) for message in part)
+            )
+        case "strip_thinking":
+            return _each_answer(row, _strip_thinking)
+        case "open_think":
+            return _each_answer(row, _open_think)
+        case "join_turns":
+            return _each_part(row, _join_turns)
+        case "drop_first_turns":
+            return _drop_first_turns(row)
 
 
-def _as_mode(draft: Draft, mode: Mode) -> Draft:
-    """Every other word on the mode goes: flags that say something else, and what the source says."""
-    return Draft(parts=tuple(without_flags(part, mode) for part in draft.parts), mode=mode)
+def _as_mode(row: ParsedRow, mode: Mode) -> ParsedRow:
+    """Remove the flags of the other mode; `mode` beats the row's and the source's mode."""
+    return ParsedRow(parts=tuple(without_flags(part, mode) for part in row.parts), mode=mode)
 
 
-def _strip_thinking(draft: Draft) -> Draft:
-    return _each(draft, lambda message: replace(take_trace(message), thinking=None))
-
-
-def _open_think(draft: Draft) -> Draft:
-    """`why</think>yes`, as models write whose prompt holds the opening tag."""
-
-    def opened(message: Message) -> Message:
-        text = message.content
-        lonely = OPEN not in text and text.count(CLOSE) == 1
-        return replace(message, content=f"{OPEN}\n{text.lstrip()}") if lonely else message
-
-    return _each(draft, opened)
-
-
-def _join_turns(draft: Draft) -> Draft:
-    return replace(draft, parts=tuple(_joined(part) for part in draft.parts))
-
-
-def _drop_first_turns(draft: Draft) -> Draft:
-    """What stands before the first user turn goes, except the system message."""
-    first, *rest = draft.parts
+def _drop_first_turns(row: ParsedRow) -> ParsedRow:
+    """Drop the turns before the first user turn, except the system message."""
+    first, *rest = row.parts
     start = next((turn for turn, message in enumerate(first) if message.role == "user"), len(first))
     system = tuple(message for message in first[:1] if message.role == "system")
-    return replace(draft, parts=((*system, *first[start:]), *rest))
+    return replace(row, parts=((*system, *first[start:]), *rest))
 
 
-_PLAIN: dict[str, Callable[[Draft], Draft]] = {
-    "drop_first_turns": _drop_first_turns,
-    "join_turns": _join_turns,
-    "open_think": _open_think,
-    "strip_thinking": _strip_thinking,
-}
+def _each_part(row: ParsedRow, change: Callable[[Part], Part]) -> ParsedRow:
+    return replace(row, parts=tuple(change(part) for part in row.parts))
 
 
-def _each(draft: Draft, change: Callable[[Message], Message]) -> Draft:
-    """The draft with its assistant's turns changed."""
-    parts = tuple(
-        tuple(change(one) if one.role == "assistant" else one for one in part)
-        for part in draft.parts
-    )
-    return replace(draft, parts=parts)
+def _each_answer(row: ParsedRow, change: Callable[[Message], Message]) -> ParsedRow:
+    """Return the row with its assistant turns changed."""
+
+    def changed(part: Part) -> Part:
+        return tuple(
+            change(message) if message.role == "assistant" else message for message in part
+        )
+
+    return _each_part(row, changed)
 
 
-def _skipped(message: Message, code: Code) -> Message:
+def _strip_thinking(message: Message) -> Message:
+    return replace(take_trace(message), thinking=None)
+
+
+def _open_think(message: Message) -> Message:
+    """`why</think>yes` -> `<think>\\nwhy</think>yes`: models whose prompt holds the opening tag write
+    the first.
+    """
+    text = message.content
+    unopened = OPEN not in text and text.count(CLOSE) == 1
+    return replace(message, content=f"{OPEN}\n{text.lstrip()}") if unopened else message
+
+
+def _skip_turn(message: Message, code: Code) -> Message:
+    """Exclude the turn from the loss if it has the fault: an empty answer, or else a missing trace."""
     taken = take_trace(message)
-    empty = not taken.content.strip() and not taken.tool_calls
-    wanting = empty if code == "empty_answer" else not taken.thinking
-    return replace(message, train=False) if wanting else message
+    is_empty = not taken.content.strip() and not taken.tool_calls
+    is_faulty = is_empty if code == "empty_answer" else not taken.thinking
+    return replace(message, train=False) if is_faulty else message
 
 
-def _trimmed(message: Message, rules: TextRules) -> Message:
+def _trim_tokens(message: Message, rules: TextRules) -> Message:
     if rules.control is None:
         return message
-    return replace(message, content=trimmed(message.content, rules.control))
+    return replace(message, content=trim_control_tokens(message.content, rules.control))
 
 
-def _joined(part: Part) -> Part:
-    made: list[Message] = []
+def _join_turns(part: Part) -> Part:
+    joined: list[Message] = []
     for message in part:
-        if made and _can_join(made[-1], message):
-            last = made.pop()
+        if joined and _can_join(joined[-1], message):
+            last = joined.pop()
             content = f"{last.content}\n\n{message.content}".strip()
             message = replace(last, content=content, tool_calls=message.tool_calls)
-        made.append(message)
-    return tuple(made)
+        joined.append(message)
+    return tuple(joined)
 
 
 def _can_join(last: Message, message: Message) -> bool:
-    """Not a turn with a trace of its own, or one that isn't trained on with one that is."""
+    """A turn with a trace of its own can't be joined, nor a trained turn with an untrained one."""
     same = last.role == message.role != "tool" and last.train == message.train
     return same and not message.thinking and OPEN not in message.content and not last.tool_calls

@@ -1,41 +1,43 @@
-"""Sources -> rows -> Conversation | PreferencePair. A row that contradicts itself is refused with
-its place and a code.
+"""Raw rows of a source -> Conversation | PreferencePair. An inconsistent row is refused with its place
+and a code.
 
-`loading.py` reads the rows; what they may look like is in `shapes.py`; what they must agree on is in
-`traces.py` (traces, modes), `turns.py` (order, tools) and `text_rules.py` (tokenizer, template).
+`loading.py` reads the rows and `shapes.py` parses them. They are checked in `traces.py` (traces,
+modes), `turns.py` (order, tools) and `text_rules.py` (tokenizer, template).
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from dualign.data.config import SourceConfig, Supervise
-from dualign.data.conversation import Conversation, Message, Mode, PreferencePair
+from dualign.data.conversation import Conversation, Mode, PreferencePair
 from dualign.data.faults import Code, RowError, RowFault
 from dualign.data.policies import Repair, repair_for
-from dualign.data.rows.loading import load_source
-from dualign.data.rows.repairs import Draft, Part, mend
-from dualign.data.rows.shapes import Row, as_kwargs, as_tools, messages_of, pair_of, plain_text
+from dualign.data.rows.repairs import ParsedRow, apply_repair
+from dualign.data.rows.shapes import (
+    Part,
+    Parts,
+    Row,
+    RowShape,
+    as_kwargs,
+    as_tools,
+    shape_of,
+    unknown_shape,
+)
 from dualign.data.rows.text_rules import NO_RULES, TextRules, check_texts
 from dualign.data.rows.traces import check_turns, resolve_mode, take_trace
 from dualign.data.rows.turns import check_order, check_tools
 
 
 def source_label(source: SourceConfig) -> str:
-    """The name of a source in tables and logs: its label, or one made from path, configuration and
-    split.
+    """Return the name of a source in tables and logs: its label, or one made from path, configuration
+    and split.
     """
     if source.label:
         return source.label
     stem = source.path.rstrip("/").rsplit("/", 1)[-1].split(".")[0]
     parts = [stem, source.name, None if source.split == "train" else source.split]
     return "/".join(part for part in parts if part)
-
-
-def read_rows(source: SourceConfig, *, base: Path | None = None) -> Iterator[dict[str, Any]]:
-    """The raw rows of a source, one by one."""
-    yield from load_source(source, base=base)
 
 
 def to_conversation(
@@ -46,32 +48,36 @@ def to_conversation(
     supervise: Supervise = "assistant",
     rules: TextRules = NO_RULES,
 ) -> Conversation:
-    """The canonical form of a row, mended as the source's `on_fault` says; RowError if the row
-    contradicts itself.
+    """Return the canonical form of a row, repaired by the source's `on_fault`.
 
     With `supervise="all"` every content stays as it is, tags included, and neither traces nor the
     order of turns are checked.
+
+    Raises:
+        RowError: the row is inconsistent.
     """
     label = source_label(source)
     try:
-        text = plain_text(row)
-        if text is not None:
-            return _verbatim(row, text, source, index, supervise, rules)
+        shape = shape_of(row, pairs=False)
+        if shape is not None and shape.verbatim:
+            return _verbatim(row, shape, source, index, supervise, rules)
         kwargs = _template_kwargs(row)
-        settled = _settle(
-            Draft(parts=(tuple(messages_of(row)),)),
-            lambda draft: _check_conversation(draft, row, kwargs, source, supervise, rules),
+        if shape is None:
+            raise unknown_shape(row, pairs=False)
+        checked = _repair_and_check(
+            ParsedRow(parts=shape.parse(row)),
+            lambda parsed: _check_conversation(parsed, row, kwargs, source, supervise, rules),
             source,
             rules,
         )
         return Conversation(
-            messages=settled.parts[0],
-            mode=settled.mode,
+            messages=checked.parts[0],
+            mode=checked.mode,
             source=label,
             row=index,
             tools=kwargs.tools,
             template_kwargs=kwargs.rest,
-            repairs=settled.repairs,
+            repairs=checked.repairs,
         )
     except RowFault as fault:
         raise _row_error(fault, label, index) from fault
@@ -80,37 +86,40 @@ def to_conversation(
 def to_pair(
     row: Row, *, source: SourceConfig, index: int, rules: TextRules = NO_RULES
 ) -> PreferencePair:
-    """One prompt with a better and a worse answer in one mode, mended as the source's `on_fault`
-    says; RowError if the row contradicts itself.
+    """Return one prompt with a better and a worse answer in one mode, repaired by the source's
+    `on_fault`; RowError if the row is inconsistent.
     """
     label = source_label(source)
     try:
         kwargs = _template_kwargs(row)
-        settled = _settle(
-            Draft(parts=tuple(map(tuple, pair_of(row)))),
-            lambda draft: _check_pair(draft, row, kwargs, source, rules),
+        shape = shape_of(row, pairs=True)
+        if shape is None:
+            raise unknown_shape(row, pairs=True)
+        checked = _repair_and_check(
+            ParsedRow(parts=shape.parse(row)),
+            lambda parsed: _check_pair(parsed, row, kwargs, source, rules),
             source,
             rules,
         )
-        prompt, chosen, rejected = settled.parts
+        prompt, chosen, rejected = checked.parts
         return PreferencePair(
             prompt=prompt,
             chosen=chosen,
             rejected=rejected,
-            mode=settled.mode,
+            mode=checked.mode,
             source=label,
             row=index,
             tools=kwargs.tools,
             template_kwargs=kwargs.rest,
-            repairs=settled.repairs,
+            repairs=checked.repairs,
         )
     except RowFault as fault:
         raise _row_error(fault, label, index) from fault
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Kwargs:
-    """What a row says to the template, sorted: the mode, the tools, the rest."""
+class _TemplateKwargs:
+    """The template variables of a row, sorted: the mode, the tools, the rest."""
 
     enable_thinking: bool | None
     tools: tuple[Mapping[str, Any], ...]
@@ -118,70 +127,77 @@ class _Kwargs:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Settled:
-    """A draft without faults: its traces are taken, its mode is known."""
+class _CheckedRow:
+    """A row without faults: its traces are in `thinking`, its mode is known."""
 
-    parts: tuple[Part, ...]
+    parts: Parts
     mode: Mode
     repairs: tuple[str, ...] = ()
 
 
-def _template_kwargs(row: Row) -> _Kwargs:
+def _template_kwargs(row: Row) -> _TemplateKwargs:
     rest = as_kwargs(row.get("chat_template_kwargs"))
     enable_thinking = rest.pop("enable_thinking", None)
     if not isinstance(enable_thinking, bool | None):
-        found = f"enable_thinking is {enable_thinking!r}: expected true or false"
-        raise RowFault("unknown_mode", found)
-    named = rest.pop("tools", None)
-    tools = as_tools(row.get("tools") or named)
-    return _Kwargs(enable_thinking=enable_thinking, tools=tools, rest=rest)
+        what = f"enable_thinking is {enable_thinking!r}: expected true or false"
+        raise RowFault("unknown_mode", what)
+    tools_in_kwargs = rest.pop("tools", None)
+    tools = as_tools(row.get("tools") or tools_in_kwargs)
+    return _TemplateKwargs(enable_thinking=enable_thinking, tools=tools, rest=rest)
 
 
-def _settle(
-    draft: Draft, check: Callable[[Draft], _Settled], source: SourceConfig, rules: TextRules
-) -> _Settled:
-    """What `check` says of the draft, after the repairs that the source names for its faults. A
-    fault that its repair can't mend stands.
+def _repair_and_check(
+    parsed: ParsedRow,
+    check: Callable[[ParsedRow], _CheckedRow],
+    source: SourceConfig,
+    rules: TextRules,
+) -> _CheckedRow:
+    """Return the checked row, after the repairs that the source names for its faults.
+
+    Raises:
+        RowFault: a fault without a repair, or one that its repair can't mend.
     """
     done: list[tuple[Code, Repair]] = []
     while True:
         try:
-            settled = check(draft)
+            checked = check(parsed)
         except RowFault as fault:
             repair = repair_for(fault.code, source.on_fault)
             if repair is None:
                 raise
-            mended = mend(draft, repair, fault.code, rules)
-            if (fault.code, repair) in done or mended == draft:
+            repaired = apply_repair(parsed, repair, fault.code, rules)
+            if (fault.code, repair) in done or repaired == parsed:
                 text = f"{fault} ({repair} can't mend it)"
                 raise RowFault(fault.code, text, fault.mode) from fault
-            draft, done = mended, [*done, (fault.code, repair)]
+            parsed, done = repaired, [*done, (fault.code, repair)]
         else:
             repairs = tuple(dict.fromkeys(repair for _, repair in done))
-            return replace(settled, repairs=repairs) if repairs else settled
+            return replace(checked, repairs=repairs) if repairs else checked
 
 
-def _mode_of(draft: Draft, messages: Part, row: Row, kwargs: _Kwargs, source: SourceConfig) -> Mode:
-    return draft.mode or resolve_mode(
+def _mode_of(
+    parsed: ParsedRow, messages: Part, row: Row, kwargs: _TemplateKwargs, source: SourceConfig
+) -> Mode:
+    return parsed.mode or resolve_mode(
         row, messages, source_mode=source.mode, enable_thinking=kwargs.enable_thinking
     )
 
 
 def _check_conversation(
-    draft: Draft,
+    parsed: ParsedRow,
     row: Row,
-    kwargs: _Kwargs,
+    kwargs: _TemplateKwargs,
     source: SourceConfig,
     supervise: Supervise,
     rules: TextRules,
-) -> _Settled:
-    (messages,) = draft.parts
+) -> _CheckedRow:
+    (messages,) = parsed.parts
     if supervise != "all":
-        messages = tuple(_take(message) for message in messages)
-    mode = _mode_of(draft, messages, row, kwargs, source)
+        messages = _take_traces(messages)
+    mode = _mode_of(parsed, messages, row, kwargs, source)
     check_texts(messages, kwargs.rest, rules, mode)
     if supervise == "all":
-        return _Settled(parts=(messages,), mode=mode)
+        return _CheckedRow(parts=(messages,), mode=mode)
     check_order(messages, mode)
     check_tools(messages, kwargs.tools, mode)
     turns = [turn for turn, message in enumerate(messages) if message.role == "assistant"]
@@ -190,15 +206,15 @@ def _check_conversation(
     if not trained:
         raise RowFault("no_answer", "no assistant turn to train on", mode)
     check_turns(messages, mode, trained=trained)
-    return _Settled(parts=(messages,), mode=mode)
+    return _CheckedRow(parts=(messages,), mode=mode)
 
 
 def _check_pair(
-    draft: Draft, row: Row, kwargs: _Kwargs, source: SourceConfig, rules: TextRules
-) -> _Settled:
-    parts = tuple(tuple(_take(message) for message in part) for part in draft.parts)
+    parsed: ParsedRow, row: Row, kwargs: _TemplateKwargs, source: SourceConfig, rules: TextRules
+) -> _CheckedRow:
+    parts = tuple(_take_traces(part) for part in parsed.parts)
     prompt, chosen, rejected = parts
-    mode = _mode_of(draft, (*prompt, *chosen), row, kwargs, source)
+    mode = _mode_of(parsed, (*prompt, *chosen), row, kwargs, source)
     _check_answers(prompt, chosen, rejected, mode)
     for answer in (chosen, rejected):
         messages = (*prompt, *answer)
@@ -206,47 +222,48 @@ def _check_pair(
         check_order(messages, mode)
         check_tools(messages, kwargs.tools, mode)
         check_turns(messages, mode, trained=[len(prompt)])
-    return _Settled(parts=parts, mode=mode)
+    return _CheckedRow(parts=parts, mode=mode)
 
 
 def _check_answers(prompt: Part, chosen: Part, rejected: Part, mode: Mode) -> None:
     for name, answer in (("chosen", chosen), ("rejected", rejected)):
         roles = [message.role for message in answer]
         if roles != ["assistant"]:
-            said = roles or "nothing"
-            found = f"{name} continues the prompt with {said}: expected one assistant turn"
-            raise RowFault("not_one_answer", found, mode)
+            what = f"{name} continues the prompt with {roles or 'nothing'}: expected one assistant turn"
+            raise RowFault("not_one_answer", what, mode)
     if not any(message.role == "user" for message in prompt):
         raise RowFault("no_answer", "the prompt has no user turn", mode)
     if chosen == rejected:
         raise RowFault("identical_pair", "chosen and rejected are the same", mode)
     if bool(chosen[0].thinking) != bool(rejected[0].thinking):
-        which = "chosen" if chosen[0].thinking else "rejected"
-        raise RowFault("pair_modes_differ", f"only {which} has a trace: expected one mode", mode)
+        name = "chosen" if chosen[0].thinking else "rejected"
+        raise RowFault("pair_modes_differ", f"only {name} has a trace: expected one mode", mode)
 
 
-def _take(message: Message) -> Message:
-    return take_trace(message) if message.role == "assistant" else message
+def _take_traces(messages: Part) -> Part:
+    return tuple(
+        take_trace(message) if message.role == "assistant" else message for message in messages
+    )
 
 
 def _verbatim(
     row: Row,
-    text: str,
+    shape: RowShape,
     source: SourceConfig,
     index: int,
     supervise: Supervise,
     rules: TextRules,
 ) -> Conversation:
-    """Plain text bypasses the template: `verbatim` tells it to render nothing but the text and its
-    end.
+    """Return a conversation that bypasses the template: `verbatim` makes it render nothing but the
+    text and its end.
     """
+    (messages,) = shape.parse(row)
     if supervise != "all":
         raise RowFault("plain_text", "plain text has no answer to train on; use supervise: all")
-    message = Message(role="assistant", content=text)
-    mode = resolve_mode(row, [message], source_mode=source.mode, enable_thinking=None)
-    check_texts([message], {}, rules, mode)
+    mode = resolve_mode(row, messages, source_mode=source.mode, enable_thinking=None)
+    check_texts(messages, {}, rules, mode)
     return Conversation(
-        messages=(message,),
+        messages=messages,
         mode=mode,
         source=source_label(source),
         row=index,

@@ -1,5 +1,5 @@
-"""What a text may not hold under one tokenizer and template: their control tokens, and flags that the
-template would find inside words.
+"""Texts that a row may not hold under one tokenizer and template: their control tokens, and flags that
+the template would find inside words.
 """
 
 import re
@@ -16,14 +16,14 @@ from dualign.errors import TemplateError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Tags that belong into contents, though some tokenizers have them as special tokens.
-_TAGS = re.compile(r"</?(think|tool_call|tool_response|tool_result|tools|code|answer)>")
+# Tags that belong in contents, though they are special tokens of some tokenizers.
+_CONTENT_TAGS = re.compile(r"</?(think|tool_call|tool_response|tool_result|tools|code|answer)>")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TextRules:
-    """`control` matches a control token, each of which begins with the character `head`; `flags_in_words`: the
-    template takes a/thinking for a flag.
+    """`control` matches a control token, each of which begins with the character `head` (empty: they
+    begin differently); `flags_in_words`: the template takes the flag in a/thinking for a flag.
     """
 
     control: re.Pattern[str] | None = None
@@ -35,14 +35,16 @@ NO_RULES = TextRules()
 
 
 def text_rules(tokenizer: "PreTrainedTokenizerBase", template: ChatTemplate) -> TextRules:
-    """The rules of a tokenizer and a template; the template is tried."""
+    """Return the rules of a tokenizer and a template. Control tokens are the tokenizer's special tokens
+    and the template's end of turn, except tags of contents.
+    """
     added = tokenizer.added_tokens_decoder.values()
     tokens = {token.content for token in added if token.special} | {template.end_of_turn}
-    names = sorted((one for one in tokens if one.strip() and not _TAGS.fullmatch(one)), key=len)
-    heads = {one[0] for one in names}
-    pattern = "|".join(map(re.escape, reversed(names)))
+    control = [token for token in tokens if token.strip() and not _CONTENT_TAGS.fullmatch(token)]
+    heads = {token[0] for token in control}
+    longest_first = sorted(control, key=len, reverse=True)
     return TextRules(
-        control=re.compile(pattern) if pattern else None,
+        control=re.compile("|".join(map(re.escape, longest_first))) if control else None,
         head=heads.pop() if len(heads) == 1 else "",
         flags_in_words=_reads_flags_in_words(template),
     )
@@ -51,48 +53,50 @@ def text_rules(tokenizer: "PreTrainedTokenizerBase", template: ChatTemplate) -> 
 def check_texts(
     messages: Sequence[Message], kwargs: Mapping[str, Any], rules: TextRules, mode: Mode
 ) -> None:
-    """Faults of texts that the tokenizer or the template would take for something else."""
+    """Check all texts of a row.
+
+    Raises:
+        RowFault: a text that the tokenizer or the template would take for something else.
+    """
     if rules.control is not None:
-        _check_control(messages, kwargs, rules, mode)
+        _check_control_tokens(messages, kwargs, rules, mode)
     system = messages[0].content if messages and messages[0].role == "system" else ""
-    if rules.flags_in_words and "/" in system:
-        inside = len(FLAG.findall(system)) - len(WHOLE_FLAG.findall(system))
-        if inside:
-            found = f"the template takes part of a word for a flag in {system[:80]!r}"
-            raise RowFault("flag_in_word", found, mode)
+    if rules.flags_in_words and len(FLAG.findall(system)) > len(WHOLE_FLAG.findall(system)):
+        what = f"the template takes part of a word for a flag in {system[:80]!r}"
+        raise RowFault("flag_in_word", what, mode)
 
 
-def trimmed(text: str, control: re.Pattern[str]) -> str:
-    """The text without the control tokens at its two ends, and the space between them."""
+def trim_control_tokens(text: str, control: re.Pattern[str]) -> str:
+    """Return the text without the control tokens at its two ends, and the space between them."""
     match = re.fullmatch(
         rf"(?:\s*(?:{control.pattern}))*(.*?)(?:(?:{control.pattern})\s*)*", text, re.DOTALL
     )
     return match[1] if match else text
 
 
-def _check_control(
+def _check_control_tokens(
     messages: Sequence[Message], kwargs: Mapping[str, Any], rules: TextRules, mode: Mode
 ) -> None:
     for turn, message in enumerate(messages):
         calls = _strings(message.tool_calls) if message.tool_calls else ()
         for text in (message.content, message.thinking or "", *calls):
-            if found := _control_in(text, rules):
-                raise _control_fault(f"message {turn} of the {message.role}", found, mode)
+            if match := _control_in(text, rules):
+                raise _control_fault(f"message {turn} of the {message.role}", match, mode)
     for text in _strings(list(kwargs.values())):
-        if found := _control_in(text, rules):
-            raise _control_fault("chat_template_kwargs", found, mode)
+        if match := _control_in(text, rules):
+            raise _control_fault("chat_template_kwargs", match, mode)
 
 
 def _control_in(text: str, rules: TextRules) -> re.Match[str] | None:
-    """The first control token of a text. Most texts don't even hold how one begins."""
+    """Find the first control token of a text. Most texts don't even hold the first character."""
     if rules.control is None or rules.head not in text:
         return None
     return rules.control.search(text)
 
 
-def _control_fault(where: str, found: re.Match[str], mode: Mode) -> RowFault:
-    around = found.string[max(0, found.start() - 30) : found.end() + 30]
-    what = f"{where} holds the control token {found[0]!r} as text: {around!r}"
+def _control_fault(where: str, match: re.Match[str], mode: Mode) -> RowFault:
+    around = match.string[max(0, match.start() - 30) : match.end() + 30]
+    what = f"{where} holds the control token {match[0]!r} as text: {around!r}"
     return RowFault("control_token", what, mode)
 
 
@@ -107,17 +111,17 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _reads_flags_in_words(template: ChatTemplate) -> bool:
-    """Whether a word that only holds a flag does more to a render than another word."""
-    tries: tuple[tuple[str, Mode], ...] = (("docs/thinkers", "no_think"), ("a/no_thinks", "think"))
+    """Return whether a word that holds a flag changes the render more than another word does."""
+    probes: tuple[tuple[str, Mode], ...] = (("docs/thinkers", "no_think"), ("a/no_thinks", "think"))
     try:
         return any(
             _prompt(template, word, mode) != _prompt(template, "qzx", mode).replace("qzx", word)
-            for word, mode in tries
+            for word, mode in probes
         )
     except TemplateError:  # no system message: then no flags in one either
         return False
 
 
-def _prompt(template: ChatTemplate, word: str, mode: Mode) -> str:
-    messages = (Message(role="system", content=word), Message(role="user", content="Hi"))
+def _prompt(template: ChatTemplate, system: str, mode: Mode) -> str:
+    messages = (Message(role="system", content=system), Message(role="user", content="Hi"))
     return template.prompt(messages, mode=mode)

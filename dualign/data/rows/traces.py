@@ -1,7 +1,6 @@
-"""Thinking traces and modes: taking the trace out of a turn, and telling the mode of a row.
+"""Thinking traces and modes: move the trace out of a turn's content, resolve the mode of a row.
 
-A row that contradicts itself is refused here, because every later step would train it into the
-model without a word.
+Contradictory rows are rejected here: no later step would notice.
 """
 
 import re
@@ -18,10 +17,13 @@ _FLAG_AND_SPACE = re.compile(WHOLE_FLAG.pattern + r"[ \t]?")
 
 
 def split_trace(content: str) -> tuple[str | None, str]:
-    """(trace, answer) of an assistant's content: `<think>a</think>b` -> ("a", "b"), no block ->
-    (None, content).
+    """Split an assistant's content into (trace, answer).
 
-    An empty block is no trace: it is how some families write "not thinking".
+    `<think>a</think>b` -> ("a", "b"); without a block (None, content). An empty block is no trace: it
+    is how some families write "not thinking".
+
+    Raises:
+        RowFault: anything but one closed block at the head.
     """
     opened, closed = content.count(OPEN), content.count(CLOSE)
     if not opened and not closed:
@@ -42,18 +44,18 @@ def split_trace(content: str) -> tuple[str | None, str]:
 
 
 def take_trace(message: Message) -> Message:
-    """The message with the trace of its content moved into `thinking`; a trace in both places is a
-    fault.
+    """Return the message with the trace of its content moved into `thinking`; RowFault if there is a
+    trace in both.
     """
     trace, answer = split_trace(message.content)
-    given = (message.thinking or "").strip() or None
-    if given and (OPEN in given or CLOSE in given):
-        raise RowFault("nested_think", f"a think tag inside the trace {excerpt(given)}")
-    if trace and given:
+    thinking = (message.thinking or "").strip() or None
+    if thinking and (OPEN in thinking or CLOSE in thinking):
+        raise RowFault("nested_think", f"a think tag inside the trace {excerpt(thinking)}")
+    if trace and thinking:
         raise RowFault("double_think", "a trace in the content and another in a field of its own")
-    if (answer, given or trace) == (message.content, message.thinking):
+    if (answer, thinking or trace) == (message.content, message.thinking):
         return message
-    return replace(message, content=answer, thinking=given or trace)
+    return replace(message, content=answer, thinking=thinking or trace)
 
 
 def resolve_mode(
@@ -63,47 +65,54 @@ def resolve_mode(
     source_mode: str,
     enable_thinking: bool | None,
 ) -> Mode:
-    """The mode on which all agree who say one: the row's `mode`, its `enable_thinking`, its source,
-    and the flags (whole words) in the system message and in the last user turn.
+    """Return the mode on which all declarations agree: the row's `mode`, its `enable_thinking`, its
+    source, and the flags (whole words) in the system message and in the last user turn.
 
-    If none of them says anything: think if any assistant turn has a trace.
+    Without any declaration: think if an assistant turn has a trace.
+
+    Raises:
+        RowFault: declarations that contradict each other, or no known mode.
     """
-    said: dict[str, Mode] = {}
+    declared: dict[str, Mode] = {}
     if row.get("mode") is not None:
-        said["the row's mode"] = _as_mode(row["mode"])
+        declared["the row's mode"] = _as_mode(row["mode"])
     if enable_thinking is not None:
-        said["enable_thinking"] = "think" if enable_thinking else "no_think"
+        declared["enable_thinking"] = "think" if enable_thinking else "no_think"
     if source_mode != "row":
-        said["the source's mode"] = _as_mode(source_mode)
+        declared["the source's mode"] = _as_mode(source_mode)
     for turn in _flagged_turns(messages):
         if flag := _flag(messages[turn]):
             where = "last user" if messages[turn].role == "user" else "system"
-            said[f"the flag in the {where} message"] = flag
-    if len(set(said.values())) > 1:
-        listed = ", ".join(f"{who} says {mode}" for who, mode in said.items())
+            declared[f"the flag in the {where} message"] = flag
+    if len(set(declared.values())) > 1:
+        listed = ", ".join(f"{who} says {mode}" for who, mode in declared.items())
         raise RowFault("mode_contradiction", f"{listed}: expected one mode")
-    if said:
-        return next(iter(said.values()))
-    # The tag is looked for as well, for rows whose contents are kept as they are.
+    if declared:
+        return next(iter(declared.values()))
+    # The tag counts as well, for rows whose contents are kept as they are.
     answers = [message for message in messages if message.role == "assistant"]
-    return "think" if any(one.thinking or OPEN in one.content for one in answers) else "no_think"
+    has_trace = any(message.thinking or OPEN in message.content for message in answers)
+    return "think" if has_trace else "no_think"
 
 
 def without_flags(messages: Sequence[Message], mode: Mode) -> tuple[Message, ...]:
-    """The messages without the flags that decide on another mode than `mode`. A system message that
-    held nothing else is left out.
+    """Return the messages without the flags that choose another mode than `mode`. A system message
+    that held nothing else is left out.
     """
-    made = list(messages)
+    changed = list(messages)
     for turn in _flagged_turns(messages):
         if _flag(messages[turn]) not in (None, mode):
             text = _FLAG_AND_SPACE.sub("", messages[turn].content).strip()
-            made[turn] = replace(messages[turn], content=text)
-    return tuple(one for one in made if one.role != "system" or one.content)
+            changed[turn] = replace(messages[turn], content=text)
+    return tuple(message for message in changed if message.role != "system" or message.content)
 
 
 def check_turns(messages: Sequence[Message], mode: Mode, *, trained: Sequence[int]) -> None:
-    """Faults of a mode's turns: a trace where there may be none, none where there must be one, an
-    empty answer, an answer that only repeats its trace.
+    """Check the turns of a mode.
+
+    Raises:
+        RowFault: a trace in a no_think row, a trained turn of a think row without a trace, an empty
+        answer, an answer that only repeats its trace.
     """
     for turn, message in enumerate(messages):
         if message.role != "assistant":
@@ -125,23 +134,24 @@ def check_turns(messages: Sequence[Message], mode: Mode, *, trained: Sequence[in
         if not message.content.strip() and not message.tool_calls:
             raise RowFault("empty_answer", f"message {turn} of the assistant has no answer", mode)
         if message.thinking and message.thinking.strip() == message.content.strip():
-            found = f"message {turn} answers with its own trace ({excerpt(message.content)})"
-            raise RowFault("trace_is_answer", found, mode)
+            what = f"message {turn} answers with its own trace ({excerpt(message.content)})"
+            raise RowFault("trace_is_answer", what, mode)
 
 
 def _flagged_turns(messages: Sequence[Message]) -> list[int]:
-    """The turns whose flags count: the first message if it is the system's, and the last user's.
+    """Return the turns whose flags count: the first message if it is the system's, and the last
+    user's.
 
     Earlier user turns may have switched back and forth. No template here reads flags of users, but
     a model trained on `Hi /think` with an answer at once learns that flags mean nothing.
     """
     turns = [0] if messages and messages[0].role == "system" else []
-    users = (turn for turn in range(len(messages) - 1, -1, -1) if messages[turn].role == "user")
-    return turns + [turn for turn in [next(users, None)] if turn is not None]
+    users = [turn for turn, message in enumerate(messages) if message.role == "user"]
+    return turns + users[-1:]
 
 
 def _flag(message: Message) -> Mode | None:
-    """The last flag of a message."""
+    """Return the mode of the last flag of a message."""
     if "think" not in message.content:
         return None
     flags = [FLAGS[word] for word in message.content.split() if word in FLAGS]

@@ -1,4 +1,4 @@
-"""What the turns of a conversation must agree on: their order, and calls with their results."""
+"""Checks of a conversation's turns: their order, and calls with their results."""
 
 import json
 import re
@@ -16,49 +16,57 @@ _CALL_TEXT = re.compile(
 
 
 def check_order(messages: Sequence[Message], mode: Mode) -> None:
-    """Faults of the order of turns: system first, then the user, then by turns."""
-    before: Role | None = None
+    """Check the order of turns: system first, then the user, then alternating.
+
+    Raises:
+        RowFault: another order, or an empty user turn.
+    """
+    previous: Role | None = None
     for turn, message in enumerate(messages):
         role = message.role
-        if role == before and role != "tool":
+        if role == previous and role != "tool":
             raise RowFault("same_role_twice", f"message {turn} is the {role}'s again", mode)
         if role == "system" and turn:
             raise RowFault("late_system", f"message {turn} is a system message: not first", mode)
-        if role == "assistant" and before in (None, "system"):
+        if role == "assistant" and previous in (None, "system"):
             raise RowFault("assistant_first", "the assistant speaks before any user", mode)
         if role == "user" and not message.content.strip():
             raise RowFault("empty_user", f"message {turn} of the user is empty", mode)
-        before = role
+        previous = role
 
 
 def check_tools(
     messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], mode: Mode
 ) -> None:
-    """Faults of calls and results: a result that nobody asked for, a call of what isn't there."""
-    known = {_name(tool) for tool in tools}
-    left = 0.0  # results that may still follow
+    """Check calls and results.
+
+    Raises:
+        RowFault: a result without a call, or a call of a tool that the row doesn't have.
+    """
+    names = {_name(tool) for tool in tools}
+    open_calls = 0.0  # results that may still follow
     for turn, message in enumerate(messages):
         if message.role == "tool":
-            first = not turn or messages[turn - 1].role != "tool"
-            left = (_asked(messages[turn - 1]) if turn and first else left) - 1
-            if left < 0:
-                found = f"message {turn} is a tool's result without a call before it"
-                raise RowFault("tool_result_without_call", found, mode)
-        for call in message.tool_calls if known else ():
+            is_first = not turn or messages[turn - 1].role != "tool"
+            open_calls = (_calls(messages[turn - 1]) if turn and is_first else open_calls) - 1
+            if open_calls < 0:
+                what = f"message {turn} is a tool's result without a call before it"
+                raise RowFault("tool_result_without_call", what, mode)
+        for call in message.tool_calls if names else ():
             name = call["function"]["name"]
-            if name not in known:
-                found = f"message {turn} calls {name!r}; the row has {', '.join(sorted(known))}"
-                raise RowFault("unknown_tool", found, mode)
+            if name not in names:
+                what = f"message {turn} calls {name!r}; the row has {', '.join(sorted(names))}"
+                raise RowFault("unknown_tool", what, mode)
 
 
-def _asked(message: Message) -> float:
-    """How many results may follow a message: one for each call; any number where calls are text."""
+def _calls(message: Message) -> float:
+    """Return how many results may follow a message: one per call; any number if calls are text."""
     if message.tool_calls or message.role != "assistant":
         return len(message.tool_calls)
-    return float("inf") if _calls_in_text(message.content) else 0
+    return float("inf") if _has_call_text(message.content) else 0
 
 
-def _calls_in_text(content: str) -> bool:
+def _has_call_text(content: str) -> bool:
     if _CALL_TEXT.search(content):
         return True
     try:

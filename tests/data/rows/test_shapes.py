@@ -1,6 +1,7 @@
 """Columns as published data sets have them, shapes over whole sources, and shapes that round-trip."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from hypothesis import strategies as st
 from dualign.data.config import DataConfig, SourceConfig
 from dualign.data.conversation import Message
 from dualign.data.faults import RowError
+from dualign.data.rows import shapes
 from dualign.data.rows.loading import sample_rows
 from dualign.data.rows.shape_check import check_shapes, shapes_in
+from dualign.data.rows.shapes import SHAPES, Row, RowShape
 from dualign.data.rows.sources import to_conversation, to_pair
 from dualign.errors import DataError
 
@@ -234,6 +237,33 @@ def test_an_unknown_shape_in_the_middle_is_found_before_anything_is_tokenised(
 def test_half_of_a_shape_beside_text_is_unknown(tmp_path: Path) -> None:
     with pytest.raises(RowError, match="no known shape"):
         check([{"text": "a"}, {"text": "a", "instruction": "b"}], tmp_path)
+
+
+def test_the_page_lists_the_shapes() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "data.md").read_text()
+    lines = page.partition("| shape | columns |")[2].partition("\n\n")[0].splitlines()[2:]
+    cells = [line.strip("| ").split(" | ") for line in lines]
+    listed = [(name, tuple(re.findall(r"`(\w+)`", columns))) for name, columns, _ in cells]
+    assert listed == [(shape.name, shape.columns) for shape in SHAPES]
+
+
+def test_a_new_shape_is_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def parse(row: Row) -> tuple[tuple[Message, ...], ...]:
+        question = Message(role="user", content=row["question"])
+        return ((question, Message(role="assistant", content=row["answer"])),)
+
+    shape = RowShape(name="quiz", columns=("question", "answer"), parse=parse)
+    row = {"question": "Hi", "answer": "yes"}
+    with pytest.raises(RowError, match="no known shape"):
+        check([row], tmp_path)
+    monkeypatch.setattr(shapes, "SHAPES", (*SHAPES, shape))
+    check([row], tmp_path)
+    made = to_conversation(row, source=SOURCE, index=0)
+    assert [message.content for message in made.messages] == ["Hi", "yes"]
+    with pytest.raises(DataError, match=r"messages: 1 rows.*; quiz: 1 rows"):
+        check([row, {"messages": [HI, YES]}], tmp_path)
+    with pytest.raises(RowError, match=r"Expected messages; .*; quiz \[unknown_shape\]"):
+        to_conversation({"problem": "Hi"}, source=SOURCE, index=0)
 
 
 WORDS = st.text(st.characters(codec="utf-8", exclude_characters="</"), min_size=1).filter(

@@ -15,7 +15,7 @@ from dualign.data.config import SourceConfig
 from dualign.data.conversation import Message
 from dualign.data.rows.loading import load_source
 from dualign.data.rows.source_files import combined_sha256, fingerprint_files
-from dualign.data.rows.sources import read_rows, source_label, to_conversation, to_pair
+from dualign.data.rows.sources import source_label, to_conversation, to_pair
 from dualign.errors import DataError
 
 ROWS = SourceConfig(path="rows.jsonl")
@@ -124,7 +124,7 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path) -> None:
         shutil.copyfileobj(plain, packed)
     table.save_to_disk(tmp_path / "saved")
     for name in ("a.jsonl", "a.csv", "a.parquet", "b.json", "c.jsonl.gz", "saved", "a.json*"):
-        found = list(read_rows(SourceConfig(path=name), base=tmp_path))
+        found = list(load_source(SourceConfig(path=name), base=tmp_path))
         assert [str(row["completion"]) for row in found] == ["Yo", "x"], name
     assert len(load_source(SourceConfig(path="a.jsonl", split="train[:1]"), base=tmp_path)) == 1
 
@@ -141,7 +141,7 @@ def test_objects_of_different_keys_keep_their_own_keys(tmp_path: Path) -> None:
         to_conversation(item, source=source, index=0)
         .messages[1]
         .tool_calls[0]["function"]["arguments"]
-        for item in read_rows(source)
+        for item in load_source(source)
     ]
     assert calls == [{"a": 1}, {"b": "x"}]
 

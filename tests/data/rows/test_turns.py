@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 from dualign.data.config import SourceConfig
 from dualign.data.faults import RowError
 from dualign.data.rows.sources import to_conversation
-from dualign.data.rows.text_rules import NO_RULES, TextRules, text_rules, trimmed
+from dualign.data.rows.text_rules import NO_RULES, TextRules, text_rules, trim_control_tokens
 from dualign.data.text.template import load_template
 
 SOURCE = SourceConfig(path="r")
@@ -98,7 +98,7 @@ def test_the_end_of_turn_of_the_template_counts_even_if_the_tokenizer_has_it_as_
     assert template.end_of_turn == "<|im_end|>"
     rules = text_rules(tokenizer, template)
     assert rules.control is not None and rules.control.search("x<|im_end|>")
-    assert trimmed("<bos> a <bos>b <bos><bos> ", rules.control) == " a <bos>b "
+    assert trim_control_tokens("<bos> a <bos>b <bos><bos> ", rules.control) == " a <bos>b "
 
 
 def test_a_flag_inside_a_word_is_a_fault_only_where_the_template_reads_it(

@@ -8,7 +8,7 @@ import datasets
 import pytest
 
 from dualign.data.config import SourceConfig
-from dualign.data.rows.columns import json_features
+from dualign.data.rows.file_formats import json_features
 from dualign.data.rows.loading import load_source
 from dualign.data.rows.sources import to_conversation
 from dualign.errors import DataError
