@@ -6,6 +6,7 @@ import glob
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,38 @@ class Recipe:
                 return entry
         names = [entry.name for entry in self.stages]
         raise ConfigError(f"{self.file}: no stage {name!r}{nearest(name, names)}")
+
+
+def shipped_folder() -> Path:
+    """Return the folder of the recipes that ship with dualign."""
+    return Path(import_module("dualign.recipes").__path__[0])
+
+
+def shipped_names() -> list[str]:
+    """Return the names that `find_recipe` knows: `quickstart`, `smollm3/sft`, ..."""
+    files = [path.relative_to(shipped_folder()) for path in shipped_folder().glob("*/*.yaml")]
+    return [*(str(file.with_suffix("")) for file in files), *(file.parts[0] for file in files)]
+
+
+def find_recipe(name: str | Path) -> Path:
+    """Return a file of the user's, else a recipe that ships: `quickstart`, `smollm3/sft`.
+
+    Raises:
+        ConfigError: neither is there.
+    """
+    shipped = shipped_folder()
+    for path in (
+        Path(name),
+        shipped / name,
+        shipped / f"{name}.yaml",
+        shipped / name / "recipe.yaml",
+    ):
+        if path.is_file():
+            return path
+    names = sorted(str(path.relative_to(shipped)) for path in shipped.glob("*/*.yaml"))
+    raise ConfigError(
+        f"{name}: no such file, and no recipe of that name ships (there: {', '.join(names)})"
+    )
 
 
 def load_recipe(path: Path, overrides: Sequence[str]) -> Recipe:

@@ -75,6 +75,7 @@ FLOORS = [
     "dualign.merging.mergekit",
     "dualign.merging.adapters",
     "dualign.merging.sweep",
+    "dualign.api",
     "dualign.cli",
     "dualign.__main__",
     "dualign",

@@ -48,10 +48,10 @@ def owner(path: Path) -> str:
     return path.relative_to(ROOT).parts[0]
 
 
-def test_stages_do_not_import_each_other_and_only_the_command_line_imports_stages() -> None:
+def test_stages_do_not_import_each_other_and_only_commands_and_api_import_stages() -> None:
     faults = []
     for path in modules():
-        if path.is_relative_to(ROOT / "dualign" / "cli"):
+        if path.is_relative_to(ROOT / "dualign" / "cli") or path == ROOT / "dualign" / "api.py":
             continue
         for name in imported(path):
             stage = name.split(".")[1] if name.startswith("dualign.") and "." in name else ""

@@ -153,66 +153,66 @@ def _add_output(parser: argparse.ArgumentParser, action: Callable[[Namespace], i
     parser.set_defaults(action=action)
 
 
-def soup(given: Namespace) -> int:
+def soup(args: Namespace) -> int:
     """`dualign adapter soup A B OUT`."""
     from dualign.merging.adapters.soup import Soup
     from dualign.merging.adapters.soup import soup as make
 
     meant = Soup(
-        adapters=tuple(map(_folder, given.adapters)),
-        weights=_numbers("--weights", given.weights) if given.weights else None,
-        method=given.method,
-        parameters=dict(map(_parameter, given.set)),
-        cut=_cut(given),
-        seed=given.seed,
-        tokenizer_from=_folder(given.tokenizer_from) if given.tokenizer_from else None,
+        adapters=tuple(map(_folder, args.adapters)),
+        weights=_numbers("--weights", args.weights) if args.weights else None,
+        method=args.method,
+        parameters=dict(map(_parameter, args.set)),
+        cut=_cut(args),
+        seed=args.seed,
+        tokenizer_from=_folder(args.tokenizer_from) if args.tokenizer_from else None,
     )
-    return _say(make(meant, Path(given.out), force=given.force), given.out)
+    return _say(make(meant, Path(args.out), force=args.force), args.out)
 
 
-def compress(given: Namespace) -> int:
+def compress(args: Namespace) -> int:
     """`dualign adapter compress ADAPTER OUT --rank R`: a soup of one."""
     from dualign.merging.adapters.soup import Soup
     from dualign.merging.adapters.soup import soup as make
 
-    meant = Soup(adapters=(_folder(given.adapter),), cut=_cut(given))
-    return _say(make(meant, Path(given.out), force=given.force), given.out)
+    meant = Soup(adapters=(_folder(args.adapter),), cut=_cut(args))
+    return _say(make(meant, Path(args.out), force=args.force), args.out)
 
 
-def extract(given: Namespace) -> int:
+def extract(args: Namespace) -> int:
     """`dualign adapter extract BASE TUNED OUT --rank R`."""
     from dualign.merging.adapters.extract import Extraction
     from dualign.merging.adapters.extract import extract as make
 
-    cut = _cut(given)
+    cut = _cut(args)
     assert cut is not None
     meant = Extraction(
-        base=given.base, tuned=given.tuned, cut=cut, embedding=given.embedding, seed=given.seed
+        base=args.base, tuned=args.tuned, cut=cut, embedding=args.embedding, seed=args.seed
     )
-    return _say(make(meant, Path(given.out), force=given.force), given.out)
+    return _say(make(meant, Path(args.out), force=args.force), args.out)
 
 
-def fold(given: Namespace) -> int:
+def fold(args: Namespace) -> int:
     """`dualign adapter fold ADAPTER OUT`."""
     from dualign.cli.commands import say
     from dualign.merging.adapters.fold import Fold, fold_adapter, read_prompts, summary
 
-    prompts = {"prompts": read_prompts(Path(given.prompts))} if given.prompts else {}
+    prompts = {"prompts": read_prompts(Path(args.prompts))} if args.prompts else {}
     meant = Fold(
-        adapter=given.adapter,
-        model=given.model,
-        base=given.base,
-        dtype=given.dtype,
-        trained_dtype=given.trained_dtype,
-        measure=not given.no_gap,
+        adapter=args.adapter,
+        model=args.model,
+        base=args.base,
+        dtype=args.dtype,
+        trained_dtype=args.trained_dtype,
+        measure=not args.no_gap,
         **prompts,
     )
-    record = fold_adapter(meant, Path(given.out), force=given.force)
+    record = fold_adapter(meant, Path(args.out), force=args.force)
     about = record["fold"]
     if "gaps" in about:
         say("\n".join(["from the live adapter on NF4:", *summary(about["gaps"])]))
         say(f"nearer: {about['recommended']}")
-    say(f"{given.out}: folded into the {about['base']} weights, {record['bytes'] / 1e9:.2f} GB")
+    say(f"{args.out}: folded into the {about['base']} weights, {record['bytes'] / 1e9:.2f} GB")
     return 0
 
 
@@ -222,12 +222,12 @@ def _folder(name: str) -> Path:
     return find_folder(name)
 
 
-def _cut(given: Namespace) -> Any:
+def _cut(args: Namespace) -> Any:
     from dualign.merging.adapters.lowrank import Cut
 
-    if given.rank is None and given.energy is None:
+    if args.rank is None and args.energy is None:
         return None
-    return Cut(rank=given.rank, energy=given.energy)
+    return Cut(rank=args.rank, energy=args.energy)
 
 
 def _parameter(text: str) -> tuple[str, tuple[float, ...]]:

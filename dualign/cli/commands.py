@@ -6,86 +6,79 @@ from itertools import takewhile
 from pathlib import Path
 from textwrap import fill, indent
 
+from dualign import api
 from dualign.config import nearest
 from dualign.errors import ConfigError
-from dualign.recipe import Recipe, StageEntry, load_recipe
+from dualign.recipe import (
+    Recipe,
+    StageEntry,
+    find_recipe,
+    shipped_folder,
+    shipped_names,
+)
 from dualign.stages import stage_kind, training_kinds
 
 
-def run(given: Namespace) -> int:
+def run(args: Namespace) -> int:
     """`dualign run RECIPE`: every stage, then the report."""
-    from dualign import engine
-
-    recipe = _load(given)
-    folders = engine.run(recipe, say=say)
-    evaluates = any(stage_kind(entry.kind).evaluates for entry in recipe.stages)
-    if evaluates or len(recipe.stages) > 1:
-        _write_report(recipe, folders)
+    api.run(api.load_recipe(args.recipe, *args.overrides), say=say)
     return 0
 
 
-def plan(given: Namespace) -> int:
+def plan(args: Namespace) -> int:
     """`dualign plan RECIPE`."""
     from dualign.cost.show import show_plan
 
-    show_plan(_load(given))
+    show_plan(api.load_recipe(args.recipe, *args.overrides))
     return 0
 
 
-def run_stage(given: Namespace, kind: str) -> int:
+def run_stage(args: Namespace, kind: str) -> int:
     """`dualign sft RECIPE`, and the other commands that run one stage of a kind."""
     from dualign import engine
 
-    recipe = _load(given)
-    engine.run(recipe, only=choose(recipe, kind, given.stage).name, say=say)
+    recipe = api.load_recipe(args.recipe, *args.overrides)
+    engine.run(recipe, only=choose(recipe, kind, args.stage).name, say=say)
     return 0
 
 
-def evaluate(given: Namespace) -> int:
+def evaluate(args: Namespace) -> int:
     """`dualign eval MODEL --task FILE --out DIR`."""
-    from dualign.evaluation.config import EvalStage
-    from dualign.evaluation.evaluate import run as evaluate_stage
-    from dualign.rundir import locked
-
-    stage = EvalStage(
-        name="eval",
-        models=(given.model,),
-        tasks=tuple(given.task),
-        rows=given.rows,
-        max_new_tokens=given.max_new_tokens,
-        temperature=given.temperature,
-        top_p=given.top_p,
-        backend=given.backend,
+    api.evaluate(
+        args.model,
+        args.task,
+        args.out,
+        rows=args.rows,
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        backend=args.backend,
+        seed=args.seed,
     )
-    for key, message in stage.problems():
-        raise ConfigError(f"--{key.replace('_', '-')}: {message}")
-    out = Path(given.out)
-    with locked(out):
-        evaluate_stage(stage, out, seed=given.seed)
     return 0
 
 
-def chat(given: Namespace) -> int:
+def chat(args: Namespace) -> int:
     """`dualign chat MODEL`."""
     from dualign.generation.chat import chat as talk
 
     talk(
-        given.model,
-        mode=given.mode,
-        max_new_tokens=given.max_new_tokens,
-        temperature=given.temperature,
+        args.model,
+        mode=args.mode,
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
     )
     return 0
 
 
-def report(given: Namespace) -> int:
+def report(args: Namespace) -> int:
     """`dualign report RECIPE`: the files, and their first table here."""
     from rich.console import Console
 
     from dualign.report.report import read_models
     from dualign.report.tables import summary_table
 
-    recipe = _load(given)
+    recipe = api.load_recipe(args.recipe, *args.overrides)
     folders = [recipe.output_dir / entry.name for entry in recipe.stages]
     _write_report(recipe, folders)
     if models := read_models(folders):
@@ -93,71 +86,64 @@ def report(given: Namespace) -> int:
     return 0
 
 
-def inspect(given: Namespace) -> int:
+def inspect(args: Namespace) -> int:
     """`dualign inspect RECIPE --stage NAME --html FILE`."""
     from dualign.cost.show import show_rows
 
-    recipe = _load(given)
+    recipe = api.load_recipe(args.recipe, *args.overrides)
     training = [entry for entry in recipe.stages if stage_kind(entry.kind).trains]
     if not training:
         raise ConfigError(f"{recipe.file}: no {training_kinds()} stage to inspect")
-    entry = recipe.stage(given.stage) if given.stage else training[0]
+    entry = recipe.stage(args.stage) if args.stage else training[0]
     if entry not in training:
         raise ConfigError(f"{recipe.file}: stage {entry.name} is of kind {entry.kind}: has no rows")
-    page = Path(given.html) if given.html else None
-    show_rows(recipe, entry, count=given.rows, html=page)
+    page = Path(args.html) if args.html else None
+    show_rows(recipe, entry, count=args.rows, html=page)
     if page:
         say(f"rows: {page}")
     return 0
 
 
-def doctor(given: Namespace) -> int:
+def doctor(args: Namespace) -> int:
     """`dualign doctor RECIPE | MODEL_DIR | DATA`: 1 if an error was found."""
     from dualign.doctor.inputs import input_kind
 
-    kind = input_kind(given.target, recipes=_shipped_names())
-    if kind != "recipe" and given.overrides:
-        raise ConfigError(f"{given.overrides[0]}: only a recipe has keys; {given.target} is none")
-    from dualign.doctor import doctor as examine
+    kind = input_kind(args.target, recipes=shipped_names())
+    if kind != "recipe" and args.overrides:
+        raise ConfigError(f"{args.overrides[0]}: only a recipe has keys; {args.target} is none")
     from dualign.doctor.show import as_json, show
 
-    if kind == "recipe":
-        given.recipe = given.target
-        found = examine.diagnose_recipe(_load(given))
-    elif kind == "model":
-        found = examine.diagnose_model(given.target)
+    diagnosis = api.diagnose(
+        api.load_recipe(args.target, *args.overrides) if kind == "recipe" else args.target,
+        template=args.template,
+        tokenizer=args.tokenizer,
+        max_tokens=args.max_tokens,
+        split=args.split,
+    )
+    if args.json:
+        say(as_json(diagnosis))
     else:
-        found = examine.diagnose_data(
-            given.target,
-            template=given.template,
-            tokenizer=given.tokenizer,
-            max_tokens=given.max_tokens,
-            split=given.split,
-        )
-    if given.json:
-        say(as_json(found))
-    else:
-        show(found)
-    return 1 if found.findings.errors else 0
+        show(diagnosis)
+    return 1 if diagnosis.findings.errors else 0
 
 
-def recipes(given: Namespace) -> int:
+def recipes(args: Namespace) -> int:
     """`dualign recipes list | show NAME | copy NAME TARGET | keys KIND`."""
-    if given.what == "keys":
-        say(_keys(given.name))
+    if args.what == "keys":
+        say(_keys(args.name))
         return 0
-    if given.what == "list":
-        for path in sorted(_shipped().glob("*/*.yaml")):
+    if args.what == "list":
+        for path in sorted(shipped_folder().glob("*/*.yaml")):
             if path.parent.name != "accelerate":
-                say(f"{path.relative_to(_shipped())}\n{_purpose(path)}")
+                say(f"{path.relative_to(shipped_folder())}\n{_purpose(path)}")
         return 0
-    if not given.name:
-        raise ConfigError(f"recipes {given.what}: name a recipe; `dualign recipes list` shows them")
-    path = find_recipe(given.name)
-    if given.what == "show":
+    if not args.name:
+        raise ConfigError(f"recipes {args.what}: name a recipe; `dualign recipes list` shows them")
+    path = find_recipe(args.name)
+    if args.what == "show":
         say(path.read_text(encoding="utf-8"))
         return 0
-    target = Path(given.target or path.parent.name)
+    target = Path(args.target or path.parent.name)
     if target.exists():
         raise ConfigError(f"{target}: is there already; name another folder")
     shutil.copytree(
@@ -178,24 +164,6 @@ def _keys(kind: str | None) -> str:
     return key_list(known if kind is None else {kind: known[kind]})
 
 
-def find_recipe(name: str) -> Path:
-    """A file of the user's, else a recipe that ships: `quickstart`, `smollm3/sft`, `smollm3/sft.yaml`."""
-    given = Path(name)
-    if given.is_file():
-        return given
-    for candidate in (
-        _shipped() / name,
-        _shipped() / f"{name}.yaml",
-        _shipped() / name / "recipe.yaml",
-    ):
-        if candidate.is_file():
-            return candidate
-    known = sorted(str(path.relative_to(_shipped())) for path in _shipped().glob("*/*.yaml"))
-    raise ConfigError(
-        f"{name}: no such file, and no recipe of that name ships (there: {', '.join(known)})"
-    )
-
-
 def _purpose(recipe: Path) -> str:
     """The first paragraph of a recipe's header, indented."""
     lines = recipe.read_text(encoding="utf-8").splitlines()
@@ -207,22 +175,6 @@ def _purpose(recipe: Path) -> str:
 def say(text: str) -> None:
     """A line for the user, at once."""
     print(text, flush=True)
-
-
-def _shipped() -> Path:
-    import dualign.recipes
-
-    return Path(dualign.recipes.__path__[0])
-
-
-def _shipped_names() -> list[str]:
-    """What a recipe that ships may be called."""
-    files = [path.relative_to(_shipped()) for path in _shipped().glob("*/*.yaml")]
-    return [*(str(file.with_suffix("")) for file in files), *(file.parts[0] for file in files)]
-
-
-def _load(given: Namespace) -> Recipe:
-    return load_recipe(find_recipe(given.recipe), given.overrides)
 
 
 def choose(recipe: Recipe, kind: str, name: str | None) -> StageEntry:

@@ -50,46 +50,46 @@ def add(sub: Sub) -> None:
     parser.set_defaults(action=export)
 
 
-def export(given: Namespace) -> int:
+def export(args: Namespace) -> int:
     """`dualign export MODEL OUT`."""
     from rich.console import Console
 
     from dualign.cli.commands import say
 
-    out = Path(given.out)
+    out = Path(args.out)
     if out.suffix == ".gguf":
         raise ConfigError(
             f"{out}: OUT is a folder; files in it are called after MODEL, or after --name"
         )
-    types = [one for one in given.types.lower().split(",") if one]
-    if given.dry_run:
-        say(_dry_run(given, types))
+    types = [one for one in args.types.lower().split(",") if one]
+    if args.dry_run:
+        say(_dry_run(args, types))
         return 0
     from dualign.export.export import export as write
     from dualign.export.show import summary
 
     made = write(
-        given.model,
+        args.model,
         out,
         types=types,
-        name=given.name,
-        converter=given.converter,
-        runtime=None if given.no_check else given.runtime,
-        force=given.force,
+        name=args.name,
+        converter=args.converter,
+        runtime=None if args.no_check else args.runtime,
+        force=args.force,
     )
     Console().print(summary(made))
     say(f"{out}: {len(made.files)} GGUF file(s), Modelfile, export.json")
     return 0
 
 
-def _dry_run(given: Namespace, types: list[str]) -> str:
+def _dry_run(args: Namespace, types: list[str]) -> str:
     from dualign.export.export import choose_converter, choose_runtime, require_types, sizes
     from dualign.export.model_source import open_source
 
-    command = choose_converter(given.converter)
-    source = open_source(given.model, name=given.name, foreign=command is not None)
+    command = choose_converter(args.converter)
+    source = open_source(args.model, name=args.name, foreign=command is not None)
     require_types(source, types)
-    runtime = None if given.no_check else choose_runtime(given.runtime)
+    runtime = None if args.no_check else choose_runtime(args.runtime)
     lines = [f"converter {command[-1] if command else 'dualign'}"]
     lines += [
         f"writes    {source.name}-{type.upper()}.gguf, about {size / 1e6:.3g} MB and the vocabulary"

@@ -37,8 +37,8 @@ many GPUs, one stage at a time:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Exit status: 0 done, 1 it found faults, 2 the user can mend something, 130 stopped."""
     parser = _parser()
-    given = parser.parse_args(arguments)
-    if "action" not in given:
+    args = parser.parse_args(arguments)
+    if "action" not in args:
         parser.print_help()
         return 0
     _quiet()
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # after every 700 takes a tenth of their import.
     gc.set_threshold(50_000)
     try:
-        return int(given.action(given))
+        return int(args.action(args))
     except DualignError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -67,24 +67,24 @@ def _add_merge(sub: Sub) -> None:
     parser.set_defaults(action=merge)
 
 
-def merge(given: Namespace) -> int:
+def merge(args: Namespace) -> int:
     """`dualign merge CONFIG OUT`, or a stage of a recipe."""
     from dualign.merging.mergekit.load import is_merge_file
 
-    if not is_merge_file(Path(given.recipe)):
-        _require_none(given)
+    if not is_merge_file(Path(args.recipe)):
+        _require_none(args)
         from dualign.cli.commands import run_stage
 
-        return run_stage(given, "merge")
-    if given.stage:
-        raise ConfigError(f"{given.recipe}: is a merge, not a recipe; it has no stages")
-    return _merge_file(given)
+        return run_stage(args, "merge")
+    if args.stage:
+        raise ConfigError(f"{args.recipe}: is a merge, not a recipe; it has no stages")
+    return _merge_file(args)
 
 
-def _require_none(given: Namespace) -> None:
-    options = {"--dry-run": given.dry_run, "--force": given.force, "--threads": given.threads}
-    options |= {"--seed": given.seed is not None, "--compat": given.compat is not None}
-    options |= {"--allow-pickle": given.allow_pickle}
+def _require_none(args: Namespace) -> None:
+    options = {"--dry-run": args.dry_run, "--force": args.force, "--threads": args.threads}
+    options |= {"--seed": args.seed is not None, "--compat": args.compat is not None}
+    options |= {"--allow-pickle": args.allow_pickle}
     used = [name for name, value in options.items() if value]
     if used:
         raise ConfigError(
@@ -92,28 +92,28 @@ def _require_none(given: Namespace) -> None:
         )
 
 
-def _merge_file(given: Namespace) -> int:
+def _merge_file(args: Namespace) -> int:
     from dualign.cli.commands import say
     from dualign.merging.mergekit.load import allowing_pickles, load
 
-    loaded = load(Path(given.recipe), compat=given.compat is not None)
-    if given.allow_pickle:
+    loaded = load(Path(args.recipe), compat=args.compat is not None)
+    if args.allow_pickle:
         loaded = allowing_pickles(loaded)
-    seed = given.seed or 0
-    if given.dry_run:
+    seed = args.seed or 0
+    if args.dry_run:
         from dualign.merging.estimate import estimate
         from dualign.merging.merge import prepare
 
-        say(estimate(prepare(loaded, seed=seed), threads=given.threads))
+        say(estimate(prepare(loaded, seed=seed), threads=args.threads))
         return 0
-    if len(given.overrides) != 1 or "=" in given.overrides[0]:
+    if len(args.overrides) != 1 or "=" in args.overrides[0]:
         raise ConfigError(
-            f"merge {given.recipe}: expected one folder to write, found {given.overrides or 'none'}"
+            f"merge {args.recipe}: expected one folder to write, found {args.overrides or 'none'}"
         )
     from dualign.merging.output import merge_into
 
-    out = Path(given.overrides[0])
-    record = merge_into(loaded, out, seed=seed, threads=given.threads, force=given.force)
+    out = Path(args.overrides[0])
+    record = merge_into(loaded, out, seed=seed, threads=args.threads, force=args.force)
     say(_summary(record, out))
     return 0
 
@@ -128,33 +128,33 @@ def _summary(record: dict[str, Any], out: Path) -> str:
     return "\n".join(lines)
 
 
-def verify(given: Namespace) -> int:
+def verify(args: Namespace) -> int:
     """`dualign verify OUT`."""
     from dualign.cli.commands import say
     from dualign.merging.verify import verify_folder
 
-    if (Path(given.out) / "adapter.json").is_file():
+    if (Path(args.out) / "adapter.json").is_file():
         from dualign.merging.adapters.output import verify_adapter
 
-        found = verify_adapter(Path(given.out))
-        say(f"{given.out}: {found['outputs']} files and {found['inputs']} inputs have their hashes")
+        found = verify_adapter(Path(args.out))
+        say(f"{args.out}: {found['outputs']} files and {found['inputs']} inputs have their hashes")
         return 0
-    verdict = verify_folder(Path(given.out), tensors=given.tensors)
+    verdict = verify_folder(Path(args.out), tensors=args.tensors)
     say(
-        f"{given.out}: {verdict.shards} shards and {verdict.inputs} inputs have their hashes; "
+        f"{args.out}: {verdict.shards} shards and {verdict.inputs} inputs have their hashes; "
         f"computed again, to the bit: {', '.join(verdict.tensors) or 'nothing'}"
     )
     return 0
 
 
-def diff(given: Namespace) -> int:
+def diff(args: Namespace) -> int:
     """`dualign diff A B`."""
     from dualign.checkpoints.weights import open_weights
     from dualign.cli.commands import say
     from dualign.merging.diff import distances
 
-    models = [open_weights(one) for one in (given.first, given.second)]
-    found = distances(*models, by_layer=not given.tensors)
+    models = [open_weights(one) for one in (args.first, args.second)]
+    found = distances(*models, by_layer=not args.tensors)
     width = max(len(one.name) for one in found)
     say(f"{'':{width}}  relative  1 - cosine   largest   changed")
     for one in found:
@@ -162,8 +162,8 @@ def diff(given: Namespace) -> int:
             f"{one.name:{width}}  {one.relative:8.2e}    {1 - one.cosine:8.1e}  {one.largest:8.2e}"
             f"  {one.changed:7.2%}"
         )
-    if given.plot:
+    if args.plot:
         from dualign.merging.diff import plot_distances
 
-        plot_distances(found, Path(given.plot), title=f"{given.first} and {given.second}")
+        plot_distances(found, Path(args.plot), title=f"{args.first} and {args.second}")
     return 0

@@ -4,9 +4,10 @@ from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
+from dualign import api
 from dualign.cli.parsers import Sub, command
 from dualign.errors import CheckpointError, ConfigError
-from dualign.recipe import Recipe, StageEntry, load_recipe
+from dualign.recipe import Recipe, StageEntry
 from dualign.rundir import read_run, work_folder
 
 _SWEEP = """\
@@ -33,13 +34,13 @@ def add(sub: Sub) -> None:
     parser.set_defaults(action=sweep)
 
 
-def sweep(given: Namespace) -> int:
+def sweep(args: Namespace) -> int:
     """`dualign sweep SWEEP OUT`, or a stage of a recipe."""
     from dualign import engine
     from dualign.cli.commands import say
 
-    recipe, entry = _read(given)
-    if given.dry_run:
+    recipe, entry = _read(args)
+    if args.dry_run:
         say(_dry_run(recipe, entry))
         return 0
     folders = engine.run(recipe, only=entry.name, say=say)
@@ -47,18 +48,18 @@ def sweep(given: Namespace) -> int:
     return 0
 
 
-def _read(given: Namespace) -> tuple[Recipe, StageEntry]:
-    from dualign.cli.commands import choose, find_recipe
+def _read(args: Namespace) -> tuple[Recipe, StageEntry]:
+    from dualign.cli.commands import choose
 
-    folders = [one for one in given.overrides if "=" not in one]
-    overrides = [one for one in given.overrides if "=" in one]
+    folders = [one for one in args.overrides if "=" not in one]
+    overrides = [one for one in args.overrides if "=" in one]
     if len(folders) > 1:
-        raise ConfigError(f"sweep {given.recipe}: expected one folder to write, found {folders}")
+        raise ConfigError(f"sweep {args.recipe}: expected one folder to write, found {folders}")
     out = Path(folders[0]) if folders else None
     if out is not None:
         overrides.append(f"output_dir={out.parent}")
-    recipe = load_recipe(find_recipe(given.recipe), overrides)
-    entry = choose(recipe, "sweep", given.stage)
+    recipe = api.load_recipe(args.recipe, *overrides)
+    entry = choose(recipe, "sweep", args.stage)
     if out is None:
         return recipe, entry
     if len(recipe.stages) > 1:

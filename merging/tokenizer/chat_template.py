@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from importlib.resources import files
+from typing import TYPE_CHECKING
 
-from dualign.checkpoints.checkpoint import Weights
-from dualign.checkpoints.shards import chat_template
 from dualign.errors import MergeError
+
+if TYPE_CHECKING:
+    from dualign.checkpoints.checkpoint import Weights
 
 AUTO = "auto"
 SHIPPED = ("chatml",)
@@ -29,7 +31,7 @@ def template_problem(value: str) -> str | None:
     return None
 
 
-def template_text(value: str | None, models: Sequence[Weights]) -> str | None:
+def template_text(value: str | None, models: "Sequence[Weights]") -> str | None:
     """Return the template's text; for auto the one that most models have, as in mergekit.
 
     Raises:
@@ -41,7 +43,10 @@ def template_text(value: str | None, models: Sequence[Weights]) -> str | None:
     return _most_common(models) if value == AUTO else value
 
 
-def _most_common(models: Sequence[Weights]) -> str:
+def _most_common(models: "Sequence[Weights]") -> str:
+    # Not at the top: numpy comes with it, and recipes load without numpy.
+    from dualign.checkpoints.shards import chat_template
+
     texts = {str(weights.folders[0]): chat_template(weights) for weights in models}
     folders_by_text: dict[str, list[str]] = {}
     for folder, text in texts.items():

@@ -1,0 +1,413 @@
+"""The functions of `import dualign`: what the commands do, with plain arguments and typed results.
+
+docs/api.md has an example of each, which tests/test_api.py runs.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from dualign.errors import ConfigError
+from dualign.recipe import Recipe, find_recipe
+from dualign.recipe import load_recipe as load_recipe_file
+from dualign.stages import stage_kind
+
+if TYPE_CHECKING:
+    from dualign.cost.plan import StagePlan
+    from dualign.data.config import DataConfig
+    from dualign.data.prepare import DataRequest, PairData, SFTData
+    from dualign.doctor.doctor import Diagnosis
+    from dualign.evaluation.scores import ModelScores
+    from dualign.publish.checklist import CheckResult
+    from dualign.publish.hub.upload import Publication
+    from dualign.report.runs import StageRun
+
+__all__ = [
+    "MergeResult",
+    "PublishResult",
+    "diagnose",
+    "evaluate",
+    "load_recipe",
+    "merge",
+    "plan",
+    "prepare_pairs",
+    "prepare_sft",
+    "publish",
+    "run",
+]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MergeResult:
+    """A merged model's folder, and what its merge.json says."""
+
+    folder: Path
+    record: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PublishResult:
+    """What was, or would be, published."""
+
+    files: Mapping[str, int]
+    """name in the repository -> bytes"""
+    checks: "tuple[CheckResult, ...]"
+    card: str
+    publication: "Publication | None"
+    """the commit on the Hub; None for a dry run, and if a check failed"""
+
+    @property
+    def failed(self) -> list[str]:
+        """The names of the checks that failed; while there are any, nothing is uploaded."""
+        return [check.name for check in self.checks if check.state == "failed"]
+
+
+def load_recipe(path: str | Path, *overrides: str) -> Recipe:
+    """Read a recipe and check all of it. Nothing heavy is imported.
+
+    Args:
+        path: a YAML file, or the name of a recipe that ships, such as `quickstart`.
+        overrides: keys to set, as on the command line: `sft.train.learning_rate=5e-4`.
+
+    Returns:
+        The recipe; `recipe.stage("sft").config` holds the keys of a stage as a dataclass.
+
+    Raises:
+        ConfigError: with every problem of the file and the overrides, by file and line.
+    """
+    return load_recipe_file(find_recipe(path), overrides)
+
+
+def run(
+    recipe: Recipe | str | Path, *, only: str | None = None, say: Callable[[str], None] = print
+) -> "dict[str, StageRun]":
+    """Run the stages of a recipe in order, as `dualign run` does, and write the report.
+
+    Finished stages are skipped, and one that was interrupted is resumed.
+
+    Args:
+        recipe: a recipe, or what `load_recipe` takes.
+        only: the name of one stage to run; its parents must be finished.
+        say: gets a line when a stage starts and ends.
+
+    Returns:
+        Each finished stage by name: its folder `path`, run.json as `record`, log and metrics.
+
+    Raises:
+        DualignError: a stage was refused or failed; finished stages stay.
+    """
+    from dualign import engine
+    from dualign.report.report import write_report
+    from dualign.report.runs import read_stage
+    from dualign.rundir import RUN_JSON
+
+    recipe = _loaded(recipe)
+    folders = engine.run(recipe, only=only, say=say)
+    evaluates = any(stage_kind(entry.kind).evaluates for entry in recipe.stages)
+    if only is None and (evaluates or len(folders) > 1):
+        write_report(recipe.output_dir, folders, title=recipe.name)
+        say(f"report: {recipe.output_dir / 'report.html'}")
+    finished = [folder for folder in folders if (folder / RUN_JSON).is_file()]
+    return {folder.name: read_stage(folder) for folder in finished}
+
+
+def plan(recipe: Recipe | str | Path) -> "tuple[StagePlan, ...]":
+    """Return what a run would do: each stage's state, and rows, tokens, steps, memory and time of
+    the stages that train. Nothing is written; rows of stages that are ready to start are prepared.
+
+    Args:
+        recipe: a recipe, or what `load_recipe` takes.
+
+    Returns:
+        The stages in order. What depends on a stage that hasn't run is None.
+
+    Raises:
+        DualignError: the recipe or its data can't be used.
+    """
+    from dualign.cost.plan import plan_stage
+    from dualign.engine import statuses
+
+    recipe = _loaded(recipe)
+    stages = statuses(recipe, remember=False)
+    return tuple(plan_stage(recipe, status, stages) for status in stages)
+
+
+def prepare_sft(
+    data: "DataConfig | Mapping[str, Any] | str | Path",
+    *,
+    model: str,
+    template: str = "dualign",
+    template_kwargs: Mapping[str, Any] | None = None,
+    seed: int = 42,
+) -> "SFTData":
+    """Render, mask, tokenize and pack rows as an SFT stage does.
+
+    Args:
+        data: the keys of `data` in a recipe as a mapping or a DataConfig, or one file, folder, glob
+            or Hub dataset.
+        model: the model whose tokenizer is used: a folder, Hub id or `embedded:...`.
+        template: the chat template, by name or as a .jinja file.
+        template_kwargs: arguments of the template for every row, such as `date`.
+        seed: the seed of shuffling and sampling.
+
+    Returns:
+        Packed rows as `train` and `validation`, and the count of rows and tokens as `rows`.
+
+    Raises:
+        ConfigError: a key of `data` is wrong.
+        DataError: a source can't be read, or a row contradicts itself.
+        TemplateError: the supervised text of a row can't be proven under the template.
+    """
+    from dualign.data.prepare import prepare_sft as prepare
+
+    return prepare(_data_request(data, model, template, template_kwargs, seed))
+
+
+def prepare_pairs(
+    data: "DataConfig | Mapping[str, Any] | str | Path",
+    *,
+    model: str,
+    template: str = "dualign",
+    template_kwargs: Mapping[str, Any] | None = None,
+    seed: int = 42,
+) -> "PairData":
+    """Render and tokenize preference pairs as a preference stage does.
+
+    Args and errors are those of `prepare_sft`; packing and `supervise` don't apply.
+
+    Returns:
+        Pairs as `train` and `validation` (prompt_ids, chosen_ids, rejected_ids), and `rows`.
+    """
+    from dualign.data.prepare import prepare_pairs as prepare
+
+    return prepare(_data_request(data, model, template, template_kwargs, seed))
+
+
+def evaluate(
+    model: str | Path,
+    tasks: Sequence[str | Path],
+    out: str | Path,
+    *,
+    rows: int | None = None,
+    max_new_tokens: int = 512,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    backend: Literal["transformers", "vllm"] = "transformers",
+    seed: int = 42,
+) -> "ModelScores":
+    """Ask a model every task in think and in no_think mode.
+
+    Args:
+        model: a run directory, model or adapter folder, or Hub id.
+        tasks: task files.
+        out: the folder for metrics.json, samples.jsonl and table.md; answers that are there from a
+            run that was interrupted are kept.
+        rows: at most this many rows of each task, drawn by the seed.
+        max_new_tokens: the limit of an answer, thinking included.
+        temperature: 0 is greedy.
+        top_p: sample from the likeliest tokens that together have this probability.
+        backend: `vllm` must be installed.
+        seed: the seed of drawing rows and of sampling.
+
+    Returns:
+        The scores: `scores.score(task, mode)` is an accuracy with its interval.
+
+    Raises:
+        ConfigError: an argument is out of range.
+        DualignError: the model or a task can't be read.
+    """
+    from dualign.evaluation.config import EvalStage
+    from dualign.evaluation.evaluate import run as evaluate_stage
+    from dualign.evaluation.scores import read_scores
+    from dualign.rundir import locked
+
+    stage = EvalStage(
+        name="eval",
+        models=(str(model),),
+        tasks=tuple(map(str, tasks)),
+        rows=rows,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        backend=backend,
+    )
+    problems = [f"{key}: {message}" for key, message in stage.problems()]
+    if problems:
+        raise ConfigError("\n".join(problems))
+    with locked(Path(out)):
+        outcome = evaluate_stage(stage, Path(out), seed=seed)
+    return read_scores(outcome.metrics, where=str(Path(out) / "metrics.json"))[0]
+
+
+def merge(
+    config: str | Path,
+    out: str | Path,
+    *,
+    seed: int = 0,
+    threads: int | None = None,
+    force: bool = False,
+) -> MergeResult:
+    """Merge models as a file in mergekit's form says. `out` is there when all of it is written.
+
+    A merge stage of a recipe is run with `run(recipe, only=...)`.
+
+    Args:
+        config: the YAML file.
+        out: the folder to write.
+        seed: the seed of the methods that draw at random.
+        threads: how many to use; None: one for each processor.
+        force: replace `out` if it is there.
+
+    Returns:
+        The folder and what its merge.json says: hashes, parameters, versions.
+
+    Raises:
+        ConfigError: the file is wrong.
+        MergeError: the models can't be merged; nothing is left behind.
+        CheckpointError: a model can't be read, or `out` is there and `force` is false.
+    """
+    from dualign.merging.mergekit.load import load
+    from dualign.merging.output import merge_into
+
+    record = merge_into(load(Path(config)), Path(out), seed=seed, threads=threads, force=force)
+    return MergeResult(folder=Path(out), record=record)
+
+
+def diagnose(
+    target: Recipe | str | Path,
+    *,
+    template: str = "dualign",
+    tokenizer: str | None = None,
+    max_tokens: int = 2048,
+    split: str = "train",
+) -> "Diagnosis":
+    """Examine a recipe, a saved model, or data, as `dualign doctor` does. Nothing is trained.
+
+    Args:
+        target: a recipe or its file; a model, adapter or run directory; a data file, folder, glob
+            or Hub dataset.
+        template: the chat template for data.
+        tokenizer: the model folder whose tokenizer is used for data; None: the embedded model's.
+        max_tokens: the length of a packed row, for data.
+        split: the split of a Hub dataset.
+
+    Returns:
+        The findings, each with its meaning and what to do, and the count of rows.
+
+    Raises:
+        ConfigError: the target isn't there, or is a recipe without a training stage.
+    """
+    from dualign.doctor.inputs import input_kind
+    from dualign.recipe import shipped_names
+
+    kind = (
+        "recipe" if isinstance(target, Recipe) else input_kind(str(target), recipes=shipped_names())
+    )
+    from dualign.doctor import doctor
+
+    if kind == "recipe":
+        return doctor.diagnose_recipe(_loaded(target))
+    if kind == "model":
+        return doctor.diagnose_model(str(target))
+    return doctor.diagnose_data(
+        str(target), template=template, tokenizer=tokenizer, max_tokens=max_tokens, split=split
+    )
+
+
+def publish(
+    run_dir: str | Path,
+    repo_id: str,
+    *,
+    yes: bool = False,
+    private: bool = True,
+    what: Literal["adapter", "weights", "both"] | None = None,
+    bases: Sequence[str] = (),
+    license: str | None = None,
+    license_of: Mapping[str, str] | None = None,
+    languages: Sequence[str] = (),
+    allow: Sequence[str] = (),
+    message: str | None = None,
+) -> PublishResult:
+    """Stage and check a run directory for the Hub; with `yes`, upload it in one commit.
+
+    Args:
+        run_dir: the run directory of a finished stage that made a model.
+        repo_id: the repository, `owner/name`.
+        yes: upload; without it, or if a check fails, nothing leaves.
+        private: whether a new repository is private.
+        what: None: what the run directory holds.
+        bases: what a base on this machine is on the Hub: `ID@COMMIT`, or `PATH=ID@COMMIT`.
+        license: of the whole; None: computed from bases and data.
+        license_of: the license of a base or data source, by name.
+        languages: codes such as `en`; none: those of the base.
+        allow: names of checks that may fail.
+        message: of the commit.
+
+    Returns:
+        The files, every check, the card, and the commit if there was one.
+
+    Raises:
+        DualignError: it isn't a run directory with a model, or the Hub refused the upload.
+    """
+    from dualign.publish.publish import prepare, upload_release
+    from dualign.publish.release import PublishRequest
+    from dualign.publish.staging import staging_folder
+
+    request = PublishRequest(
+        run_dir=Path(run_dir),
+        repo_id=repo_id,
+        contents=what,
+        bases=tuple(bases),
+        license=license,
+        license_of=license_of or {},
+        languages=tuple(languages),
+        allow=frozenset(allow),
+        private=private,
+        upload=yes,
+    )
+    with staging_folder(request.run_dir) as folder:
+        staged = prepare(request, folder)
+        ready = yes and not staged.failed
+        publication = upload_release(staged, message=message) if ready else None
+    return PublishResult(
+        files=staged.files, checks=staged.checks, card=staged.card, publication=publication
+    )
+
+
+def _loaded(recipe: Recipe | str | Path) -> Recipe:
+    return recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+
+
+def _data_request(
+    data: "DataConfig | Mapping[str, Any] | str | Path",
+    model: str,
+    template: str,
+    template_kwargs: Mapping[str, Any] | None,
+    seed: int,
+) -> "DataRequest":
+    """Return the data's configuration with tokenizer and chat template as a stage loads them."""
+    from dualign.config import Document, parse
+    from dualign.data.config import DataConfig
+    from dualign.data.prepare import DataRequest
+    from dualign.models.source import resolve_model
+    from dualign.models.tokenizer import load_tokenizer
+
+    config: DataConfig | None
+    if isinstance(data, DataConfig):
+        config = data
+    else:
+        value = data if isinstance(data, Mapping) else {"sources": [{"path": str(data)}]}
+        document = Document(file="data")
+        config = parse(DataConfig, _plain(value), document)
+        document.raise_problems()
+    assert config is not None, "no problems means a configuration"
+    tokenizer, chat = load_tokenizer(resolve_model(model), template, template_kwargs or {})
+    return DataRequest(config, tokenizer, chat, seed=seed)
+
+
+def _plain(value: Any) -> Any:
+    """Return the value as a YAML file would give it: dicts and lists."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
