@@ -2,9 +2,6 @@
 
 import json
 import os
-import signal
-import socket
-import subprocess
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -14,64 +11,42 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
+from dualign.cli.main import main
+from tests import processes
+
 RECIPES = Path(__file__).parents[2] / "recipes"
 COMMANDS = {"sft": ("sft", "SFT"), "apo": ("prefer", "Preference")}
-LIMIT_SECONDS = 600  # a launch that takes longer hangs
 
 
 @pytest.fixture(scope="module")
 def finish(
     small_overrides: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., Path]:
-    """Run a stage recipe through a launcher (None: one process) and give its run directory."""
+    """Run a stage recipe through a launcher (None: in this process) and give its run directory."""
 
     def run(stage: str, launcher: str | None, model: Path | None = None) -> Path:
         command, config = COMMANDS[stage]
-        processes = 2 if launcher else 1
         overrides = small_overrides(config, model=model)
-        overrides.append(f"train.gradient_accumulation_steps={2 // processes}")
-        start = [sys.executable]
+        overrides.append(f"train.gradient_accumulation_steps={1 if launcher else 2}")
+        arguments = [command, str(RECIPES / "smollm3" / f"{stage}.yaml"), *overrides]
         if launcher:
-            start = [*start, "-m", "accelerate.commands.launch", "--config_file"]
-            start.append(str(on_cpu(launcher, tmp_path_factory.mktemp("launcher"))))
-        recipe = str(RECIPES / "smollm3" / f"{stage}.yaml")
-        arguments = [*start, "-m", "dualign", command, recipe, *overrides]
-        returncode, output = run_to_end(arguments)
-        assert returncode == 0, output[-3000:]
+            config_file = on_cpu(launcher, tmp_path_factory.mktemp("launcher"))
+            start = [sys.executable, "-m", "accelerate.commands.launch"]
+            start += ["--config_file", str(config_file), "-m", "dualign", *arguments]
+            environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+            processes.finish(processes.start(start, env=environment, cwd=RECIPES.parent))
+        else:
+            assert main(arguments) == 0
         return Path(overrides[0].removeprefix("output_dir=")) / stage
 
     return run
 
 
-def run_to_end(arguments: list[str]) -> tuple[int, str]:
-    """Exit status and output. On a hang the workers are ended with the launcher: they are a group."""
-    environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        arguments,
-        env=environment,
-        cwd=RECIPES.parent,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    ) as process:
-        try:
-            output, _ = process.communicate(timeout=LIMIT_SECONDS)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            output, _ = process.communicate()
-            output += f"\nstill running after {LIMIT_SECONDS} s"
-        return process.returncode, output
-
-
 def on_cpu(launcher: str, folder: Path) -> Path:
     """The launcher's config for two processes without GPUs; the rest stays."""
     config = yaml.safe_load((RECIPES / "accelerate" / f"{launcher}.yaml").read_text())
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     config |= {"num_processes": 2, "use_cpu": True, "mixed_precision": "no"}
-    config |= {"main_process_port": port}
+    config |= {"main_process_port": 0}  # whichever is free
     path = folder / f"{launcher}.yaml"
     path.write_text(yaml.safe_dump(config))
     return path

@@ -12,14 +12,16 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from dualign import engine
 from dualign.errors import CheckpointError
 from dualign.models.loading import load_checkpoint
+from dualign.recipe import load_recipe
 from dualign.rundir import read_run
 from dualign.training.trainer import require_all_processes
+from tests import processes
 from tests.training.conftest import pair_rows, save_model, sum_rows, tokenizer, write_rows  # noqa: F401 - a fixture
 
 HERE = Path(__file__).parent
-SECONDS = 600  # a launch that takes longer hangs
 TRAIN = {
     "max_steps": 4,
     "learning_rate": 1e-2,
@@ -41,7 +43,7 @@ def ground(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokeni
 
 
 def write_recipe(
-    ground: Path, name: str, *, batch: int, launch: str | None, lora: bool, **train: object
+    ground: Path, name: str, *, batch: int, lora: bool, launch: str | None = None, **train: object
 ) -> Path:
     """SFT, then APO on it. `launch` names the accelerate config that `dualign run` starts both stages with."""
     settings = {**TRAIN, "per_device_train_batch_size": batch, **train}
@@ -72,32 +74,17 @@ def write_recipe(
     return path
 
 
-def start(recipe: Path) -> subprocess.Popen[str]:
+def start(recipe: Path, *, sharding: str | None = None) -> subprocess.Popen[str]:
+    """`dualign run`, in the processes of one launch (`sharding`) or starting one for each stage of the recipe."""
+    launcher = ["-m", "accelerate.commands.launch", "--config_file", str(HERE / f"{sharding}.yaml")]
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
         "DS_ACCELERATOR": "cpu",
         "PYTHONPATH": str(HERE.parents[1]),
     }
-    command = [sys.executable, "-m", "dualign", "run", str(recipe)]
-    return subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=environment,
-        start_new_session=True,
-    )
-
-
-def finish(recipe: Path) -> None:
-    process = start(recipe)
-    try:
-        output, _ = process.communicate(timeout=SECONDS)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        pytest.fail(f"the launch hung: {process.communicate()[0][-3000:]}")
-    assert process.returncode == 0, output[-5000:]
+    command = [sys.executable, *(launcher if sharding else ()), "-m", "dualign", "run", str(recipe)]
+    return processes.start(command, env=environment)
 
 
 def losses(ground: Path, name: str, stage: str) -> list[float]:
@@ -111,7 +98,7 @@ def losses(ground: Path, name: str, stage: str) -> list[float]:
 def alone(request: pytest.FixtureRequest, ground: Path) -> tuple[str, bool]:
     """The same recipe in one process with twice the batch."""
     name = f"alone-{'lora' if request.param else 'full'}"
-    finish(write_recipe(ground, name, batch=2, launch=None, lora=request.param))
+    engine.run(load_recipe(write_recipe(ground, name, batch=2, lora=request.param), []))
     return name, request.param
 
 
@@ -119,11 +106,15 @@ def alone(request: pytest.FixtureRequest, ground: Path) -> tuple[str, bool]:
 def test_losses_are_those_of_one_process_and_the_result_loads(
     ground: Path, alone: tuple[str, bool], sharding: str
 ) -> None:
+    """ZeRO-2 is started by `dualign run`, a launch for each stage; the others run both stages in one launch."""
     reference, lora = alone
     if not lora and sharding == "zero2":
         pytest.skip("its full fine-tuning is covered by the recipes' launcher tests")
     name = f"{sharding}-{'lora' if lora else 'full'}"
-    finish(write_recipe(ground, name, batch=1, launch=sharding, lora=lora))
+    if sharding == "zero2":
+        processes.finish(start(write_recipe(ground, name, batch=1, lora=lora, launch=sharding)))
+    else:
+        processes.finish(start(write_recipe(ground, name, batch=1, lora=lora), sharding=sharding))
     for stage in ("sft", "apo"):
         assert losses(ground, name, stage) == pytest.approx(
             losses(ground, reference, stage), rel=1e-4
@@ -146,18 +137,17 @@ def test_a_killed_launch_goes_on_and_ends_the_same(ground: Path, sharding: str) 
         write_recipe(ground, f"{sharding}-{kind}", batch=1, launch=sharding, lora=True, max_steps=8)
         for kind in ("calm", "rough")
     )
-    finish(calm)
+    processes.finish(start(calm))
     folder = (
         ground / f"{sharding}-rough" / ".sft.partial" / "checkpoints" / "checkpoint-4" / "complete"
     )
     process = start(rough)
-    deadline = time.monotonic() + SECONDS
-    while not folder.exists() and process.poll() is None and time.monotonic() < deadline:
+    while not folder.exists() and process.poll() is None:
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert folder.exists()
-    finish(rough)
+    processes.finish(start(rough))
     for stage in ("sft", "apo"):
         ours, theirs = (losses(ground, f"{sharding}-{kind}", stage) for kind in ("rough", "calm"))
         assert ours == pytest.approx(theirs, rel=1e-5)

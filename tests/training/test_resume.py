@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from dualign.rundir import read_run
+from tests import processes
 
 TRAIN = {
     "max_steps": 24,
@@ -56,21 +57,7 @@ def write_recipe(folder: Path, tiny: Path, rows: Path, *, full: bool = False) ->
 
 def start(recipe: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "dualign", "run", str(recipe)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=environment,
-        start_new_session=True,
-    )
-
-
-def finish(recipe: Path) -> None:
-    process = start(recipe)
-    output, _ = process.communicate(timeout=600)
-    assert process.returncode == 0, output
+    return processes.start(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 def kill_at_checkpoint(recipe: Path, stage: str, step: int) -> None:
@@ -94,11 +81,11 @@ def test_killed_sft_and_apo_end_bit_identical(tiny: Path, rows: Path, tmp_path: 
     calm, rough = tmp_path / "calm", tmp_path / "rough"
     calm.mkdir(), rough.mkdir()
     undisturbed, disturbed = (write_recipe(folder, tiny, rows) for folder in (calm, rough))
-    finish(undisturbed)
+    processes.finish(start(undisturbed))
     steps = random.Random(os.getpid())
     for stage in ("sft", "apo"):
         kill_at_checkpoint(disturbed, stage, 3 * steps.randrange(2, 7))
-    finish(disturbed)
+    processes.finish(start(disturbed))
     for stage in ("sft", "apo"):
         assert weights(undisturbed, stage) == weights(disturbed, stage), stage
         assert read_run(rough / "out" / stage)["resumed"] == 1
@@ -114,8 +101,8 @@ def test_killed_full_fine_tuning_ends_bit_identical(tiny: Path, rows: Path, tmp_
     undisturbed, disturbed = (
         write_recipe(folder, tiny, rows, full=True) for folder in (calm, rough)
     )
-    finish(undisturbed)
+    processes.finish(start(undisturbed))
     for step in (6, 12, 21):
         kill_at_checkpoint(disturbed, "sft", step)
-    finish(disturbed)
+    processes.finish(start(disturbed))
     assert weights(undisturbed, "sft") == weights(disturbed, "sft")
