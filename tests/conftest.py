@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import processes
+
 
 @pytest.fixture(scope="session")
 def embedded() -> Path:
@@ -55,3 +57,10 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("cache")
     os.environ["DUALIGN_TOKENS"] = str(folder / "tokens")
     os.environ["DUALIGN_DIGESTS"] = str(folder / "digests.json")
+
+
+@pytest.fixture(scope="session")
+def deepspeed() -> None:
+    """DeepSpeed, ready to be launched."""
+    pytest.importorskip("deepspeed", reason="needs deepspeed", exc_type=ImportError)
+    processes.build_deepspeed()

@@ -1,10 +1,14 @@
 """Processes that tests start: their end is awaited, and when one hangs all that it started ends with it."""
 
+import os
 import subprocess
+import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import psutil
+from filelock import FileLock
 
 LIMIT_SECONDS = 600  # only what hangs takes as long
 
@@ -38,3 +42,23 @@ def finish(process: subprocess.Popen[str]) -> str:
         raise AssertionError(f"hung: {process.communicate()[0][-5000:]}") from None
     assert process.returncode == 0, output[-5000:]
     return output
+
+
+def build_deepspeed() -> None:
+    """Compile DeepSpeed's part for CPUs before a launch needs it, once per machine.
+
+    A process that is killed while it compiles leaves a lock behind, at which every later launch waits for ever.
+    """
+    from torch.utils.cpp_extension import get_default_build_root
+
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+    root.mkdir(parents=True, exist_ok=True)
+    with FileLock(root / "dualign-tests.lock"):
+        compiled = list(root.rglob("deepspeed_shm_comm*.so"))
+        for lock in root.rglob("deepspeed_shm_comm/lock"):
+            if not compiled or time.time() - lock.stat().st_mtime > LIMIT_SECONDS:
+                lock.unlink()
+        if not compiled:
+            code = "from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder as builder; builder().load()"
+            environment = {**os.environ, "DS_ACCELERATOR": "cpu"}
+            finish(start([sys.executable, "-c", code], env=environment))

@@ -37,9 +37,9 @@ FLOORS = [
     "dualign.data.conversation",
     "dualign.data.modes",
     "dualign.data.faults",
-    "dualign.data.seeds",
     "dualign.data.policies",
     "dualign.data.config",
+    "dualign.data.seeds",
     "dualign.data.uncached",
     "dualign.data.text",
     "dualign.data.rows",
@@ -70,6 +70,9 @@ FLOORS = [
     "dualign.sft",
     "dualign.preference",
     "dualign.merging.methods",
+    "dualign.merging.layers",
+    "dualign.merging.parameters",
+    "dualign.merging.config",
     "dualign.merging.tokenizer",
     "dualign.merging",
     "dualign.merging.mergekit",
@@ -177,12 +180,10 @@ def circles() -> list[list[str]]:
     return sorted(sorted(group) for group in groups)
 
 
-@still_mending
 def test_no_file_imports_itself_over_others() -> None:
     assert not circles()
 
 
-@still_mending
 def test_no_room_imports_a_higher_one() -> None:
     floors = {entry: number for number, entry in enumerate(FLOORS)}
     climbs = [
@@ -194,7 +195,6 @@ def test_no_room_imports_a_higher_one() -> None:
     assert not climbs, "\n".join(["", *climbs])
 
 
-@still_mending
 def test_every_floor_has_a_room() -> None:
     rooms = {room(module) for module in source()}
     assert [entry for entry in FLOORS if entry not in rooms] == []
@@ -233,7 +233,6 @@ def test_variables_are_nouns() -> None:
     assert not wrong, "\n".join(["", *wrong])
 
 
-@still_mending
 def test_no_variable_of_the_tests_is_named_one() -> None:
     wrong = [
         f"{path.relative_to(ROOT)}:{line}"

@@ -4,7 +4,6 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -70,14 +69,10 @@ def losses(folder: Path) -> list[float]:
     return [entry["loss"] for entry in entries if "loss" in entry]
 
 
-needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs deepspeed")
-LAUNCHERS = [
-    pytest.param("fsdp2"),
-    pytest.param("zero2", marks=[needs_deepspeed, pytest.mark.slow]),
-    pytest.param("zero3", marks=needs_deepspeed),
-]
+LAUNCHERS = ["fsdp2", pytest.param("zero2", marks=pytest.mark.slow), "zero3"]
 
 
+@pytest.mark.usefixtures("deepspeed")
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 @pytest.mark.parametrize("stage", ["sft", pytest.param("apo", marks=pytest.mark.slow)])
 def test_two_processes_train_what_one_does(

@@ -102,6 +102,7 @@ def alone(request: pytest.FixtureRequest, ground: Path) -> tuple[str, bool]:
     return name, request.param
 
 
+@pytest.mark.usefixtures("deepspeed")
 @pytest.mark.parametrize("sharding", ["zero2", "zero3", "fsdp2"])
 def test_losses_are_those_of_one_process_and_the_result_loads(
     ground: Path, alone: tuple[str, bool], sharding: str
@@ -131,6 +132,7 @@ def test_losses_are_those_of_one_process_and_the_result_loads(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("deepspeed")
 @pytest.mark.parametrize("sharding", ["zero2", "zero3", "fsdp2"])
 def test_a_killed_launch_goes_on_and_ends_the_same(ground: Path, sharding: str) -> None:
     calm, rough = (
