@@ -68,7 +68,7 @@ def test_the_table_says_what_it_means_and_how_to_mend_it(
     printed = " ".join(capsys.readouterr().out.split())
     assert "error unclosed_think rows 5 rows (55.6%)" in printed
     assert "row 4:" in printed and "row 6:" in printed and "row 7:" not in printed
-    assert "means: The model learns never to come to an answer." in printed
+    assert "means: The model learns never to reach an answer." in printed
     assert "fix: Remove the row" in printed
     assert "9 rows in, 4 kept, 5 dropped (unclosed_think 5)." in printed
 
