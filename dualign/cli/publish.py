@@ -151,5 +151,5 @@ def _next(args: Namespace) -> str:
     ):
         words += [word for value in values if value for word in (option, value)]
     words += ["--public"] if args.public else []
-    seen = "for everyone to see" if args.public else "private; --public makes it public"
-    return f"nothing has left. To publish ({seen}):\n  {shlex.join([*words, '--yes'])}"
+    visibility = "for everyone to see" if args.public else "private; --public makes it public"
+    return f"nothing has left. To publish ({visibility}):\n  {shlex.join([*words, '--yes'])}"

@@ -1,9 +1,11 @@
-"""From a finished run to a repository on the hub that works for the next person."""
+"""From a finished run to a repository on the Hub that works for the next person."""
 
 import sys
 from importlib import import_module
 from types import ModuleType
 from typing import Any
+
+__all__ = ["checklist", "publish", "release", "show", "staging"]
 
 
 class _CallableRoom(ModuleType):

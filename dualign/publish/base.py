@@ -36,7 +36,7 @@ class Base:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EmbeddedOrigin:
+class _EmbeddedOrigin:
     """The hub repository of a model that comes with a package."""
 
     id: str
@@ -46,7 +46,7 @@ class EmbeddedOrigin:
 
 
 EMBEDDED_ON_THE_HUB = {
-    EMBEDDED: EmbeddedOrigin(
+    EMBEDDED: _EmbeddedOrigin(
         id="HuggingFaceTB/SmolLM2-135M-Instruct",
         revision="12fd25f77366fa6b3b4b768ec3050bf629380bac",
         license="apache-2.0",
@@ -125,7 +125,7 @@ def _base(root: Root, chosen: tuple[str, str | None] | None, hub: HubClient) -> 
 
 
 def _commit(name: str, revision: str | None) -> str | None:
-    """Return the commit if it is known without the hub: given, or in the cache that training read."""
+    """Return the commit if it is in the name or in the cache that training read."""
     if revision and _COMMIT.fullmatch(revision):
         return revision
     return cached_commit(name, revision)

@@ -1,7 +1,8 @@
 """The checks of a publication, in one table, and the function that runs them.
 
-A new check is a function in `checks/` that returns a `CheckOutcome`, and a row of `CHECKS`. Functions
-are named by text and imported when they run: `dualign publish --help` reads the rows without torch.
+A new check is a function in `checks/` that returns a `CheckOutcome`, and a row of `CHECKS`.
+Functions are named by text and imported when they run, so `dualign publish --help` reads the rows
+without torch.
 """
 
 from collections.abc import Iterable, Set

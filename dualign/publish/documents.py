@@ -1,4 +1,4 @@
-"""The files that document a checkpoint: figures, metrics.json, the card, and run.json with hashes."""
+"""The documents of a checkpoint: figures, metrics.json, the card, and run.json with hashes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -26,7 +26,7 @@ from dualign.report.runs import (
 from dualign.rundir import write_json
 from dualign.stages import stage_kind
 
-FIGURES = "figures"
+_FIGURES = "figures"
 
 
 def write_documents(
@@ -41,7 +41,7 @@ def write_documents(
     run.json is written last, as it has the hashes of the other files.
     """
     models = _models(release)
-    figures = _draw_figures(release, models, folder / FIGURES)
+    figures = _draw_figures(release, models, folder / _FIGURES)
     _write_metrics(release, folder)
     body = render_body(release, models, figures, _hashes(folder), checks, answers)
     card = str(make_card(front_matter(_metadata(release, models)), body, before=card_before))
@@ -93,7 +93,7 @@ def _draw_figures(
     by_file = {f"{slug(picture.name)}.png": picture for picture in pictures}
     for file, picture in by_file.items():
         (folder / file).write_bytes(picture.png)
-    return {f"{FIGURES}/{file}": picture.alt for file, picture in by_file.items()}
+    return {f"{_FIGURES}/{file}": picture.alt for file, picture in by_file.items()}
 
 
 def _write_metrics(release: Release, folder: Path) -> None:
@@ -145,7 +145,7 @@ def _record(
     answers: Sequence[LoadTestAnswer],
     hashes: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Return the public run.json: the stage's record, its ancestors', checks, and every file's hash."""
+    """Return the public run.json: records of the stages, checks, answers, hashes of the files."""
     lineage, names = release.lineage, release.names
     ancestors = {stage.name: redact_record(stage.record, names) for stage in lineage.stages[:-1]}
     evaluations = {stage.name: redact_record(stage.record, names) for stage in lineage.evaluations}

@@ -1,4 +1,4 @@
-"""The lineage of a run directory: its parent stages, the models they started from, its evaluations."""
+"""The lineage of a run directory: parent stages, the models they started from, evaluations."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ from dualign.report.runs import StageRun, read_stage
 from dualign.rundir import RUN_JSON
 from dualign.stages import stage_kind
 
-QUESTIONS = ("What is 7 + 5?", "Which is larger, 8 or 13?")
+_QUESTIONS = ("What is 7 + 5?", "Which is larger, 8 or 13?")
 """Asked if no evaluation stage has problems of its own."""
-MAX_QUESTIONS = 3
+_MAX_QUESTIONS = 3
 _ANSWER_TOKENS = 256  # unless the evaluation allowed fewer or more
 
 
@@ -101,11 +101,11 @@ class Lineage:
             prompts: dict[str, str] = {}
             for sample in stage.samples:
                 prompts.setdefault(str(sample.get("task")), str(sample.get("prompt") or ""))
-            questions = [prompt for prompt in prompts.values() if prompt][:MAX_QUESTIONS]
+            questions = [prompt for prompt in prompts.values() if prompt][:_MAX_QUESTIONS]
             if questions:
                 config: Mapping[str, Any] = stage.record.get("config") or {}
                 return questions, int(config.get("max_new_tokens") or _ANSWER_TOKENS)
-        return list(QUESTIONS), _ANSWER_TOKENS
+        return list(_QUESTIONS), _ANSWER_TOKENS
 
 
 def adapter_root(lineage: Lineage) -> Root:

@@ -58,7 +58,7 @@ def is_published(name: str) -> bool:
 
 
 def make_manifest(lineage: Lineage, contents: Contents | None) -> Manifest:
-    """List the files that go. Without `contents`: all that the run directory holds, nothing derived.
+    """List the files that go. Without `contents`: all that the run directory holds.
 
     Raises:
         PublishError: an adapter is requested and there is none.

@@ -1,4 +1,4 @@
-"""The main path: run directory -> release (all facts) -> staged files -> checks -> card and run.json.
+"""The main path: run directory -> release -> staged files -> checks -> card and run.json.
 
 dualign publish runs/quickstart/merged you/quickstart          shows all of it; nothing leaves
 dualign publish runs/quickstart/merged you/quickstart --yes    uploads it
@@ -160,7 +160,7 @@ def finish(
 
 
 def stale(repository: Sequence[str], staged: Sequence[str]) -> tuple[str, ...]:
-    """Return files of an earlier publication that would be loaded instead of these, or are outdated."""
+    """Return files of an earlier publication that would be loaded, or are outdated."""
     return tuple(sorted(name for name in set(repository) - set(staged) if is_published(name)))
 
 

@@ -48,7 +48,7 @@ def redact_text(text: str, names: Mapping[str, str]) -> str:
 
 
 def redact_record(record: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """Return a stage's run.json without paths, and without rows of the data that were screened out."""
+    """Return a stage's run.json without paths and without samples of screened rows."""
     public = {key: record[key] for key in _RECORDED if key in record}
     rows = public.get("rows")
     if isinstance(rows, Mapping):

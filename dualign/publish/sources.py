@@ -34,7 +34,7 @@ class DataSource:
     """written by a model of this pipeline: it has no license of its own"""
     sha256: str | None
     rows: int
-    kept: int
+    kept_rows: int
     modes: Mapping[str, tuple[int, int, float]]
 
     @property
@@ -79,7 +79,7 @@ def _source(
         sampled=stage_kind(kinds.get(maker or "", "")).generates_rows,
         sha256=file.get("sha256"),
         rows=sum(entry.get("in") or 0 for entry in entries),
-        kept=sum(entry.get("kept") or 0 for entry in entries),
+        kept_rows=sum(entry.get("kept") or 0 for entry in entries),
         modes={
             str(entry.get("mode")): (
                 int(entry.get("kept") or 0), int(entry.get("tokens") or 0), float(entry.get("share") or 0)

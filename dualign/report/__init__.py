@@ -1,1 +1,3 @@
-"""report.html and report.md of a pipeline that has run."""
+"""Reports of a finished pipeline: report.html, report.md, tables for the terminal."""
+
+__all__ = ["blocks", "conclusions", "plots", "render", "report", "runs", "sweep", "tables"]

@@ -93,7 +93,7 @@ class Details:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenSpan:
-    """Adjacent tokens that are shown alike: their text, and whether they are supervised or special."""
+    """Text of adjacent tokens that are shown alike: supervised or not, special or not."""
 
     text: str
     supervised: bool

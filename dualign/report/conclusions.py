@@ -89,7 +89,7 @@ def _before(
 
 
 def thinking_finding(model: ModelScores) -> str | None:
-    """State the gain of thinking for a model on its tasks; None if it wasn't asked in both modes."""
+    """State the gain of thinking for a model on its tasks; None without scores in both modes."""
     gains = {task: gain for task in task_names((model,)) if (gain := model.gain(task)) is not None}
     if not gains:
         return None

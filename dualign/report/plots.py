@@ -24,11 +24,11 @@ from dualign.report.runs import Row, Series, series
 
 COLORS = {"think": "#0072B2", "no_think": "#D55E00", "": "#7F7F7F"}
 LINES = {"think": "-", "no_think": "--", "": "-"}
-MARKERS = {"think": "o", "no_think": "s", "": "."}
+_MARKERS = {"think": "o", "no_think": "s", "": "."}
 INK = "#010203"  # stands for the color of the page's text; replaced in the SVG
 MAX_POINTS = 300
 SIZE = (4.1, 3.0)
-STYLE: dict[str, Any] = {
+_STYLE: dict[str, Any] = {
     "svg.fonttype": "path",
     "font.size": 9.5,
     "axes.titlesize": 10.5,
@@ -207,7 +207,7 @@ def mark(mode: str) -> dict[str, Any]:
     """Return the style of a mode's error bars."""
     face = COLORS[mode] if mode == "think" else "none"
     marker = {
-        "marker": MARKERS[mode],
+        "marker": _MARKERS[mode],
         "markersize": 6,
         "markerfacecolor": face,
         "markeredgewidth": 1.4,
@@ -222,7 +222,7 @@ def _line(axes: Axes, points: Series, mode: str, label: str, *, thin: bool = Fal
     style: dict[str, Any] = {"linewidth": 1.0, "alpha": 0.75} if thin else {"linewidth": 2.0}
     if len(steps) <= 25 and not thin:
         face = COLORS[mode] if mode == "think" else "none"
-        style |= {"marker": MARKERS[mode], "markersize": 4.5, "markerfacecolor": face}
+        style |= {"marker": _MARKERS[mode], "markersize": 4.5, "markerfacecolor": face}
     elif len(steps) == 1:
         style["marker"] = "x"
     axes.plot(
@@ -271,7 +271,7 @@ def picture(
 ) -> Picture:
     """Return the plot that `draw` makes, with title and legend, as SVG and PNG."""
     # The salt makes the same numbers give the same bytes.
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot()
         draw(axes)

@@ -33,7 +33,7 @@ def write_report(output_dir: Path, stages: Sequence[Path], *, title: str) -> Non
             f"nothing to report in {output_dir}: no stage was named. "
             "Expected the run directories of a pipeline."
         )
-    report = build_report([read_stage(path) for path in stages], title=title)
+    report = _build_report([read_stage(path) for path in stages], title=title)
     _write_pictures(output_dir / _PICTURES, report)
     # Code points that UTF-8 can't hold (a lone surrogate from a cut emoji) show as question marks.
     html, markdown = render_html(report), render_markdown(report, picture_folder=_PICTURES)
@@ -46,7 +46,7 @@ def read_models(stages: Sequence[Path]) -> tuple[ModelScores, ...]:
     return tuple(model.scores for model in evaluations_of([read_stage(path) for path in stages]))
 
 
-def build_report(stages: Sequence[StageRun], *, title: str) -> Report:
+def _build_report(stages: Sequence[StageRun], *, title: str) -> Report:
     """Return the report as blocks."""
     models = evaluations_of(stages)
     return Report(

@@ -114,7 +114,7 @@ def series(log: Sequence[Row], key: str) -> Series:
 
 
 def evaluations_of(stages: Sequence[StageRun]) -> tuple[ModelEvaluation, ...]:
-    """Return the models of all evaluation stages, in order; a model's tasks are joined over stages."""
+    """Return the models of all evaluation stages, in order; tasks are joined over stages."""
     models: dict[str, ModelEvaluation] = {}
     for stage in stages:
         if stage.metrics is None:

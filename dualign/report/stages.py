@@ -13,7 +13,7 @@ from dualign.report.plots import cost_plot, loss_plot, reward_plot
 from dualign.report.runs import ModelEvaluation, StageRun, is_preference, is_training
 from dualign.report.samples import plain
 
-MIB_PER_GIB = 1024
+_MIB_PER_GIB = 1024
 _OPTIONAL_COUNTS = ("validation", "repeats", "examples")
 
 
@@ -31,7 +31,7 @@ def facts(
         "Started": started[0].replace("T", " ").replace("+00:00", " UTC") if started else "",
         "Stages": ", ".join(stage.name for stage in stages),
         "Time": duration(sum(float(stage.record.get("seconds") or 0) for stage in stages)),
-        "Peak memory": f"{peak / MIB_PER_GIB:.1f} GiB" if peak else "",
+        "Peak memory": f"{peak / _MIB_PER_GIB:.1f} GiB" if peak else "",
     }
     return tuple((name, value) for name, value in facts.items() if value)
 
@@ -188,7 +188,7 @@ def provenance_sections(stages: Sequence[StageRun]) -> Iterator[Section]:
 def _cost_section(stages: Sequence[StageRun]) -> Section:
     seconds = {stage.name: float(stage.record.get("seconds") or 0) for stage in stages}
     memory = {
-        stage.name: float(stage.record.get("peak_rss_mb") or 0) / MIB_PER_GIB for stage in stages
+        stage.name: float(stage.record.get("peak_rss_mb") or 0) / _MIB_PER_GIB for stage in stages
     }
     rows = [
         (

@@ -14,7 +14,7 @@ from dualign.report.stages import duration
 from dualign.report.sweep_plots import line_plot, pareto_plot
 
 Entry = Mapping[str, Any]
-LEGEND = (
+_LEGEND = (
     "Accuracies in percent, the mean of the tasks, with 95 % intervals. Against the best: paired, "
     "problem by problem, in points; in brackets where its 95 % interval holds 0. * no other is better "
     "in one mode and as good in the other. closed, cut: of the think blocks. leak: thinking in no_think."
@@ -74,7 +74,7 @@ def _rates(entry: Entry) -> Iterator[str]:
 
 def terminal_table(sweep: Entry) -> RichTable:
     """Return the table with the best candidate in bold."""
-    caption = None if sweep["objective"] == "command" else LEGEND
+    caption = None if sweep["objective"] == "command" else _LEGEND
     table = RichTable(
         title=f"Sweep: {sweep['name']}",
         caption=caption,
@@ -91,10 +91,10 @@ def terminal_table(sweep: Entry) -> RichTable:
 
 
 def sweep_markdown(sweep: Entry) -> str:
-    """Return table.md: the table, its conclusions, and each task's accuracies if there are several."""
+    """Return table.md: the table, its conclusions, the accuracies of several tasks."""
     lines = [f"# Sweep: {sweep['name']}", "", *_markdown(columns(sweep), rows(sweep)), ""]
     if sweep["objective"] != "command":
-        lines += [LEGEND, ""]
+        lines += [_LEGEND, ""]
     lines += [f"- {sentence}" for sentence in sweep["says"]]
     tasks = _task_table(sweep)
     if tasks:
@@ -155,7 +155,7 @@ def sweep_sections(stages: Sequence[StageRun]) -> Iterator[Section]:
 def _blocks(name: str, sweep: Entry) -> Iterator[Block]:
     yield Bullets(items=tuple(sweep["says"]))
     if sweep["objective"] != "command":
-        yield Paragraph(text=LEGEND, quiet=True)
+        yield Paragraph(text=_LEGEND, quiet=True)
     yield Table(
         columns=columns(sweep), rows=tuple(rows(sweep)), text_columns=0 if sweep["vary"] else 1
     )

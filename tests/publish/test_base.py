@@ -121,7 +121,7 @@ def test_a_base_from_the_hub_is_itself() -> None:
 def source(name: str, *, hub_id: str | None = None, sampled: bool = False) -> DataSource:
     return DataSource(
         stage="sft", label=name, hub_id=hub_id, configuration=None, split="train", revision=None,
-        made_by=None, sampled=sampled, sha256=None, rows=1, kept=1, modes={},
+        made_by=None, sampled=sampled, sha256=None, rows=1, kept_rows=1, modes={},
     )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from dualign.report.conclusions import format_finding, thinking_finding
 from dualign.report.render import environment
 from dualign.report.runs import ModelEvaluation
 
-QUESTION = "Add 17, 28 and 5."
+_QUESTION = "Add 17, 28 and 5."
 _MAX_CHARACTERS = 160  # of a question that fits a snippet
 _TEMPLATES = environment(Path(__file__).parent)
 
@@ -33,7 +33,7 @@ class Usage:
     base: str
     revision: str
     rank: int
-    question: str = QUESTION
+    question: str = _QUESTION
 
     @property
     def max_lora_rank(self) -> int:
@@ -104,7 +104,7 @@ def _usage(release: Release) -> Usage:
         base=(base.id if base else None) or "BASE",
         revision=(base.revision if base else None) or "main",
         rank=sum(ranks),
-        question=quotable[0] if quotable else QUESTION,
+        question=quotable[0] if quotable else _QUESTION,
     )
 
 

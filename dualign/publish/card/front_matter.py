@@ -43,8 +43,8 @@ class Metadata:
 def relation_of(bases: Sequence[Base], config: Mapping[str, Any], *, adapter: bool) -> str:
     """Return the relation of the model to its bases, by which the hub draws its model tree.
 
-    A merge of checkpoints that all came from one model of the hub is its `finetune`; a `merge` is of
-    several models of the hub.
+    A merge of checkpoints that all came from one model of the hub is its `finetune`; a `merge` is
+    of several models of the hub.
     """
     if adapter:
         return "adapter"
@@ -59,7 +59,7 @@ def front_matter(facts: Metadata) -> ModelCardData:
     datasets = list(dict.fromkeys(source.hub_id for source in facts.sources if source.hub_id))
     tags = ["dualign", "dual-mode", "reasoning", *(["lora"] if facts.adapter else [])]
     tags += ["merge"] if facts.merged else []
-    results = list(eval_results(facts)) if facts.scores else []
+    results = list(_eval_results(facts)) if facts.scores else []
     return ModelCardData(
         license=facts.license,
         language=list(facts.languages) or None,
@@ -74,8 +74,8 @@ def front_matter(facts: Metadata) -> ModelCardData:
     )
 
 
-def eval_results(facts: Metadata) -> Iterator[EvalResult]:
-    """Yield the accuracy of each task in each mode, with its 95 % interval and number of problems."""
+def _eval_results(facts: Metadata) -> Iterator[EvalResult]:
+    """Yield the accuracy of each task in each mode, with its 95 % interval and count."""
     scores = facts.scores
     if scores is None:
         return
@@ -115,8 +115,8 @@ def make_card(data: ModelCardData, body: str, *, before: str | None) -> ModelCar
         return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}\n")
     keys, earlier_keys = keys_of(data), keys_of(earlier.data)
     tags = list(dict.fromkeys([*keys.get("tags", ()), *as_list(earlier_keys.get("tags"))]))
-    kept = {k: v for k, v in earlier_keys.items() if k not in keys and k not in _COMPUTED}
-    merged = ModelCardData(**{**keys, "tags": tags, **kept}, ignore_metadata_errors=True)
+    others = {k: v for k, v in earlier_keys.items() if k not in keys and k not in _COMPUTED}
+    merged = ModelCardData(**{**keys, "tags": tags, **others}, ignore_metadata_errors=True)
     return ModelCard(f"---\n{merged.to_yaml()}\n---\n\n{_replaced(earlier.text, text)}\n")
 
 

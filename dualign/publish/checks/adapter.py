@@ -5,8 +5,8 @@ An adapter trained on another stage's adapter holds that one first and its own a
     [s1 B1, s2 B2] @ [A1; A2] = s1 B1 A1 + s2 B2 A2
 
 So its rank is the sum of the trained ranks, its first rows of A are the parent's A, and its first
-columns of B the parent's B times its scaling, to the bit. For `sft` (rank 4) and `apo` on it (rank 2):
-rank 6; A[:4] and B[:, :4] are sft's.
+columns of B the parent's B times its scaling, to the bit. For `sft` (rank 4) and `apo` on it
+(rank 2): rank 6; A[:4] and B[:, :4] are sft's.
 """
 
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ def check_composition(release: Release, folder: Path) -> CheckOutcome | None:
     lineage = release.lineage
     if lineage.adapter_folder is None or release.adapter_base is None:
         return None
-    chain = adapter_chain(lineage)
+    chain = _adapter_chain(lineage)
     try:
         adapter = read_adapter(lineage.adapter_folder)
     except DualignError as error:
@@ -50,7 +50,7 @@ def check_composition(release: Release, folder: Path) -> CheckOutcome | None:
     return judge(faults, f"{parts} on the base, exactly")
 
 
-def adapter_chain(lineage: Lineage) -> list[StageRun]:
+def _adapter_chain(lineage: Lineage) -> list[StageRun]:
     """Return the stages whose adapters make up the run's, in the order of training."""
     by_name = {stage.name: stage for stage in lineage.stages}
     chain: list[StageRun] = []

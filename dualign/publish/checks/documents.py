@@ -98,7 +98,7 @@ def check_paths(release: Release, folder: Path) -> CheckOutcome:
     leaks = [
         f"{leak}: of no use to others, and it tells of yours; take it out"
         for leak in paths_in(
-            folder, staged_files(folder), known=[place for place in places if len(place) > 4]
+            folder, staged_files(folder), folders=[place for place in places if len(place) > 4]
         )
     ]
     return judge(leaks, "no path of this machine")

@@ -1,10 +1,10 @@
-"""Load staged files as their users will: transformers and peft, no dualign, in a process of its own.
+"""Load staged files as users will: transformers and peft, no dualign, in a process of its own.
 
     python -I isolated_loader.py REQUEST.json
 
 REQUEST: {"folder", "adapter": null or a folder, "base", "revision", "dtype", "questions", "limit",
-"out"}. Writes OUT.json with the answers to each question in both modes, and OUT.safetensors with the
-logits of each prompt under NUMBER/MODE.
+"out"}. The outputs are OUT.json with the answers to each question in both modes, and
+OUT.safetensors with the logits of each prompt under NUMBER/MODE.
 """
 
 import json

@@ -44,7 +44,7 @@ _ENVIRONMENT = (
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Prompt:
+class _Prompt:
     """A prompt as the fresh process tokenized it, with its logits."""
 
     text: str
@@ -55,7 +55,7 @@ class Prompt:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoadTestResult:
-    """What came out of the fresh process. Without `error` and `skipped` the model was loaded."""
+    """The output of the fresh process. Without `error` and `skipped` the model was loaded."""
 
     run_dir: Path
     name: str = ""
@@ -67,7 +67,7 @@ class LoadTestResult:
     faults: tuple[str, ...] = ()
     """weights that were missing or left over"""
     dtype: str = "auto"
-    prompts: tuple[Prompt, ...] = ()
+    prompts: tuple[_Prompt, ...] = ()
     answers: tuple[LoadTestAnswer, ...] = ()
 
 
@@ -105,7 +105,7 @@ def run_load_test(
         faults=tuple(output["faults"]),
         dtype=dtype,
         prompts=tuple(
-            Prompt(
+            _Prompt(
                 text=entry["prompt"],
                 mode=entry["mode"],
                 ids=tuple(entry["ids"]),
@@ -223,7 +223,7 @@ def _stored_in_float32(folder: Path) -> bool:
 
 
 def check_modes(test: LoadTestResult) -> CheckOutcome:
-    """At least half of the think answers close their block and answer; no_think answers have none."""
+    """At least half of the think answers close their block; no_think answers have none."""
     if not test.answers:
         return CheckOutcome(state="skipped", message=test.skipped or "nothing was loaded")
     think, no_think = ([a for a in test.answers if a.mode == mode] for mode in MODES)

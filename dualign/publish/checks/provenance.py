@@ -37,12 +37,12 @@ def check_base(release: Release, hub: HubClient) -> CheckOutcome:
                 f"{base.id}: the commit it was trained on isn't known, and main moves: say it, "
                 f"--base {base.id}@REVISION"
             )
-    named = ", ".join(f"{base.id} at {(base.revision or '')[:12]}" for base in bases)
-    return judge(faults, named or "made from no other model")
+    summary = ", ".join(f"{base.id} at {(base.revision or '')[:12]}" for base in bases)
+    return judge(faults, summary or "made from no other model")
 
 
 def check_base_weights(release: Release, hub: HubClient) -> CheckOutcome | None:
-    """The base of a published adapter has the weights on the hub that the adapter was trained on."""
+    """The base of a published adapter is on the hub with the weights of the training."""
     base = release.published_adapter_base
     if base is None:
         return None

@@ -41,7 +41,7 @@ class Leak:
 
 
 def secrets_in(folder: Path, files: Sequence[str], *, token: str | None = None) -> Iterator[Leak]:
-    """Yield every line that looks like a token or a key; `token`: the user's own, searched as it is."""
+    """Yield every line that looks like a token or a key, or holds the user's `token`."""
     for name in files:
         for number, line in enumerate(_lines(folder / name), start=1):
             for kind in secret_kinds(line, token=token):
@@ -56,8 +56,8 @@ def secret_kinds(text: str, *, token: str | None = None) -> list[str]:
     return kinds
 
 
-def paths_in(folder: Path, files: Sequence[str], *, known: Sequence[str] = ()) -> Iterator[Leak]:
-    """Yield every line with a path of this machine; `known`: folders that certainly are.
+def paths_in(folder: Path, files: Sequence[str], *, folders: Sequence[str] = ()) -> Iterator[Leak]:
+    """Yield every line with a path of this machine, or with one of its `folders`.
 
     Vocabularies are skipped: `/tmp/` is a token of many of them.
     """
@@ -65,7 +65,7 @@ def paths_in(folder: Path, files: Sequence[str], *, known: Sequence[str] = ()) -
         if name.endswith(_BINARY) or Path(name).name in _VOCABULARY:
             continue
         for number, line in enumerate(_lines(folder / name), start=1):
-            if any(place in line for place in known) or MACHINE_PATH.search(line):
+            if any(place in line for place in folders) or MACHINE_PATH.search(line):
                 yield Leak(file=name, line=number, kind="a path of this machine")
 
 

@@ -1,1 +1,3 @@
-"""Everything that is asked of the hub or sent to it."""
+"""Requests to the Hub: metadata of repositories, their state, uploads."""
+
+__all__ = ["metadata", "repository", "upload"]

@@ -41,7 +41,7 @@ _MEANING = {
 def hub_api() -> HfApi:
     """Return huggingface_hub's client, with the token of `hf auth login` or HF_TOKEN.
 
-    All calls share one: it caches whose token it is, and the Hub limits how often that may be asked.
+    All calls share one: it caches the token's owner, and the Hub limits how often that is asked.
     """
     return HfApi(library_name="dualign", library_version=__version__)
 
@@ -113,7 +113,7 @@ def _meaning(error: BaseException) -> str:
 
 
 def _happened(error: BaseException) -> str:
-    """Return `answered 403 (the server's text)`, or how the connection failed; without the token."""
+    """Return `answered 403 (the server's text)` or how the connection failed, without the token."""
     status = status_of(error)
     if status:
         how, words = f"answered {status}", getattr(error, "server_message", None) or ""

@@ -1,4 +1,4 @@
-"""Metadata of models and datasets on the hub: commit, license, languages, hashes. Nothing is downloaded."""
+"""Metadata of models and datasets on the hub: commit, license, languages, hashes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ class RepoMetadata:
 
 @dataclass(kw_only=True, slots=True)
 class HubClient:
-    """The hub, with an answer kept for each repository. After a failed connection it isn't asked again."""
+    """The hub, with a cache of its answers. After a failed connection it isn't asked again."""
 
     reachable: bool = True
     answers: dict[tuple[str, str, str | None], RepoMetadata | None] = field(default_factory=dict)
@@ -28,7 +28,7 @@ class HubClient:
     def metadata(
         self, name: str, *, kind: Literal["model", "dataset"] = "model", revision: str | None = None
     ) -> RepoMetadata | None:
-        """Return the metadata; None if the hub can't be reached, or has no such repository for this user."""
+        """Return the metadata; None if the hub is out of reach or hides the repository."""
         key = (kind, name, revision)
         if key not in self.answers:
             self.answers[key] = self._ask(name, kind, revision)
@@ -71,7 +71,7 @@ def _parsed(info: Any) -> RepoMetadata:
 
 
 def cached_commit(name: str, revision: str | None) -> str | None:
-    """Return the commit of a branch or tag when the hub's cache was filled, without asking the hub."""
+    """Return the commit of a branch or tag at the time when the hub's cache was filled."""
     ref = _cache_folder(name) / "refs" / (revision or "main")
     return ref.read_text(encoding="utf-8").strip() if ref.is_file() else None
 

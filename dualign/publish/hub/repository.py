@@ -38,7 +38,7 @@ class RemoteFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemoteState:
-    """A repository at a commit. If there is none, `private` and `head` are None, `files` is empty."""
+    """A repository at a commit. A missing one has no `private` and `head`, and no `files`."""
 
     repo_id: str
     user: str  # the owner of the token
@@ -54,7 +54,8 @@ def remote_state(repo_id: str) -> RemoteState:
     """Read the repository as it is on the Hub now.
 
     Raises:
-        PublishError: the name is invalid, the token is missing or unknown, or the Hub can't be reached.
+        PublishError: the name is invalid, the token is missing or unknown, or the Hub is out of
+            reach.
     """
     _check_name(repo_id)
     api = hub_api()

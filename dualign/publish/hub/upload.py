@@ -30,7 +30,7 @@ _MOVED = (409, 412)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Publication:
-    """An upload that succeeded. `commit` has the files; it is an older one if nothing had changed."""
+    """A finished upload. `commit` has the files; it is an older one if nothing had changed."""
 
     url: str
     commit: str
@@ -186,11 +186,11 @@ def _head(target: _Target) -> str:
 
 
 def _differing(target: _Target, commit: str, staged: dict[str, Path]) -> list[str]:
-    there = files_at(target.api, target.repo_id, commit)
+    remote = files_at(target.api, target.repo_id, commit)
     return [
         name
         for name, path in staged.items()
-        if name not in there or not there[name].is_copy_of(path)
+        if name not in remote or not remote[name].is_copy_of(path)
     ]
 
 

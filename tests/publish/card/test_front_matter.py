@@ -25,7 +25,7 @@ def base(name: str | None = "acme/base") -> Base:
 def source(hub_id: str | None) -> DataSource:
     return DataSource(
         stage="sft", label="rows", hub_id=hub_id, configuration=None, split="train", revision=None,
-        made_by=None, sampled=False, sha256=None, rows=10, kept=9, modes={"think": (9, 90, 1.0)},
+        made_by=None, sampled=False, sha256=None, rows=10, kept_rows=9, modes={"think": (9, 90, 1.0)},
     )  # fmt: skip
 
 
