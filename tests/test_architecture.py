@@ -119,8 +119,13 @@ def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def imports(path: Path) -> Iterator[Import]:
+@cache
+def imports(path: Path) -> list[Import]:
     """The imports of our own modules in a file."""
+    return list(_imports(path))
+
+
+def _imports(path: Path) -> Iterator[Import]:
     importer = module_name(path)
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
@@ -276,3 +281,79 @@ def test_a_package_has_a_docstring_and_names_its_doors(package: str) -> None:
     ]
     assert ast.get_docstring(file), "a line that says what the package is"
     assert named == [sorted(doors)]
+
+
+def public_names(path: Path) -> Iterator[tuple[str, int]]:
+    """What a module defines at its top without an underscore, a logger apart."""
+    for node in tree(path).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names = [node.name]
+        elif isinstance(node, ast.Assign):
+            names = [target.id for target in node.targets if isinstance(target, ast.Name)]
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            names = [node.target.id]
+        else:
+            continue
+        for name in names:
+            if not name.startswith("_") and name != "logger":
+                yield name, node.lineno
+
+
+def in_signatures(path: Path) -> set[str]:
+    """Types that a module's public functions, classes and fields name: whoever calls them meets these."""
+    names = set()
+    for node in tree(path).body:
+        public = not str(getattr(node, "name", "_")).startswith("_") or isinstance(
+            node, ast.AnnAssign
+        )
+        for part in ast.walk(node) if public else ():
+            if isinstance(part, ast.arg | ast.AnnAssign) and part.annotation:
+                names |= set(re.findall(r"\w+", ast.unparse(part.annotation)))
+            elif isinstance(part, ast.FunctionDef) and part.returns:
+                names |= set(re.findall(r"\w+", ast.unparse(part.returns)))
+            elif isinstance(part, ast.ClassDef):
+                names |= {ast.unparse(base) for base in part.bases}
+    return names
+
+
+def used_names(path: Path) -> Iterator[tuple[str, str]]:
+    """(module, name) of what a file takes from our modules, by import, as an attribute or in a text `module:name`."""
+    modules = {}
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.ImportFrom | ast.Import):
+            modules |= {alias.asname or alias.name: alias.name for alias in node.names}
+    places = {entry.module.rpartition(".")[2]: entry.module for entry in imports(path)}
+    yield from ((entry.module, entry.name) for entry in imports(path) if entry.name)
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            yield places.get(modules.get(node.value.id, ""), ""), node.attr
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield from named_in(node.value)
+        elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "setattr":
+            module, name = (ast.unparse(argument).strip("'") for argument in node.args[:2])
+            yield places.get(modules.get(module, ""), ""), name
+
+
+def named_in(text: str) -> Iterator[tuple[str, str]]:
+    """(module, name) of `module:name`, `module.name` and `from module import name` in a text."""
+    yield from re.findall(r"([\w.]+)[:.](\w+)", text)
+    for module, names in re.findall(r"from (dualign[\w.]*) import ([\w, ]+)", text):
+        yield from ((module, name.strip()) for name in names.split(","))
+
+
+@still_mending
+def test_what_nobody_imports_has_an_underscore() -> None:
+    used: dict[str, set[str]] = {}
+    folders = (*SOURCE, "tests", "benchmarks", "recipes")
+    for path in [path for folder in folders for path in (ROOT / folder).rglob("*.py")]:
+        for module, name in used_names(path):
+            used.setdefault(module, set()).add(name)
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line} {name}"
+        for module, path in source().items()
+        if module != "dualign"
+        for name, line in public_names(path)
+        if name not in used.get(module, set()) | used.get(module.rpartition(".")[2], set())
+        and name not in in_signatures(path)
+    ]
+    assert not wrong, "\n".join(["", *wrong])

@@ -51,7 +51,7 @@ def test_an_untied_model_without_a_head_is_refused(tmp_path: Path) -> None:
         Checkpoint(folder(tmp_path, {EMBEDDING: torch.ones(4, 2)}, **config))
 
 
-def test_quantised_weights_are_refused(tmp_path: Path) -> None:
+def test_quantized_weights_are_refused(tmp_path: Path) -> None:
     tensors = {"model.layer.weight": torch.ones(4, dtype=torch.uint8)}
     with pytest.raises(MergeError, match=r"model.layer.weight is stored as U8"):
         Checkpoint(folder(tmp_path, tensors))

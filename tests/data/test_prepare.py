@@ -268,7 +268,7 @@ def test_template_kwargs_reach_every_row(
     assert all("Today: 2025-07-01" in tokenizer.decode(row["input_ids"]) for row in made.train)
 
 
-def test_pairs_are_tokenised_with_the_prompt_once(
+def test_pairs_are_tokenized_with_the_prompt_once(
     write_rows: Write, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     rows = [
@@ -318,7 +318,7 @@ def test_packed_rows_lie_on_the_disk(
     assert made.train.cache_files and made.validation is not None and made.validation.cache_files
 
 
-def test_rows_tokenised_beside_rendering_come_out_as_one_by_one(
+def test_rows_tokenized_beside_rendering_come_out_as_one_by_one(
     llama_tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     """A thread tokenises some hundred rows while the next are rendered; faults stay in their places."""

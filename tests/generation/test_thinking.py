@@ -72,7 +72,7 @@ CASES = [
 @pytest.mark.parametrize(
     ("mode", "prompt", "generated", "finished", "thinking", "answer", "flags"), CASES
 )
-def test_a_labelled_generation(mode, prompt, generated, finished, thinking, answer, flags):
+def test_a_labeled_generation(mode, prompt, generated, finished, thinking, answer, flags):
     parsed = split(prompt, generated, mode=mode, finished=finished)
     assert (parsed.thinking, parsed.answer) == (thinking, answer)
     assert {name for name in ALL if getattr(parsed, name)} == set(flags.split())

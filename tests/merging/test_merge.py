@@ -29,7 +29,7 @@ def run(out: Path, weights: dict[Path, float], **settings: object) -> Outcome:
     return merge.run(stage, out, seed=0)
 
 
-def test_merged_weights_are_the_normalised_sum(tmp_path: Path, make_model: MakeModel) -> None:
+def test_merged_weights_are_the_normalized_sum(tmp_path: Path, make_model: MakeModel) -> None:
     a, b = make_model("a", seed=1), make_model("b", seed=2)
     outcome = run(tmp_path / "out", {a: 3.0, b: 1.0})
     merged, first, second = (

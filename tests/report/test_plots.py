@@ -27,7 +27,7 @@ def _model(name: str) -> ModelScores:
     return ModelScores(model=name, tasks={"sums": {"think": cell(8, 10), "no_think": cell(1, 10)}})
 
 
-def test_modes_have_their_colours_and_ink_follows_the_page() -> None:
+def test_modes_have_their_colors_and_ink_follows_the_page() -> None:
     svg = accuracy_plot("p", "sums", [_model("base"), _model("sft")]).svg
     for mode in ("think", "no_think"):
         assert COLORS[mode].lower() in svg.lower()

@@ -223,7 +223,7 @@ def test_a_source_of_two_shapes_is_refused_with_the_first_row_of_each(tmp_path: 
     assert "source (a file or a split) of its own" in text
 
 
-def test_an_unknown_shape_in_the_middle_is_found_before_anything_is_tokenised(
+def test_an_unknown_shape_in_the_middle_is_found_before_anything_is_tokenized(
     tmp_path: Path,
 ) -> None:
     rows = [{"messages": [HI, YES]}] * 3 + [{"question": "Hi"}] * 2 + [{"messages": [HI, YES]}]

@@ -49,7 +49,7 @@ def test_a_token_that_reaches_over_the_edge_is_refused(tokenizer: PreTrainedToke
         encode(rendered(text, (text.index("Hel"), text.index("lo"))), tokenizer, max_tokens=None)
 
 
-def test_a_prompt_that_tokenises_otherwise_alone_is_refused(
+def test_a_prompt_that_tokenizes_otherwise_alone_is_refused(
     tokenizer: PreTrainedTokenizerFast, llama_tokenizer: PreTrainedTokenizerFast
 ) -> None:
     """GPT-2 style: two newlines are one token at the end of a prompt, but two before text."""

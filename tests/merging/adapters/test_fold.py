@@ -59,17 +59,17 @@ def test_the_nf4_base_is_that_of_the_live_model_to_the_bit(
     settings = nf4_options(dtype, "cpu")
     model = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype), **settings)
     weights = open_weights(f"nf4-{dtype}:{base}")
-    quantised = 0
+    quantized = 0
     for name, module in model.named_modules():
         if isinstance(module, bnb.nn.Linear4bit):
-            quantised += 1
+            quantized += 1
             state = module.weight.quant_state
             expected = bnb.functional.dequantize_4bit(module.weight.data, state).float().numpy()
             found = read_whole(weights, f"{name}.weight")
             assert np.array_equal(found, expected.reshape(found.shape)), name
             flat, reader = found.reshape(-1), weights.reader(f"{name}.weight")
             assert np.array_equal(reader.read(100, 5001), flat[100:5001])
-    assert quantised == 14
+    assert quantized == 14
     embedding = model.get_input_embeddings().weight.detach().float().numpy()
     assert np.array_equal(read_whole(weights, "model.embed_tokens.weight"), embedding)
 
