@@ -119,7 +119,7 @@ def test_no_link_of_a_page_is_dead(path: Path) -> None:
 def test_every_file_that_a_page_names_is_there(path: Path) -> None:
     folders = "dualign|sft|preference|merging|tests|docs|recipes|benchmarks"
     for name in re.findall(rf"`((?:{folders})/[\w./-]+)`", path.read_text()):
-        assert (ROOT / name).exists(), name
+        assert "NAME" in name or (ROOT / name).exists(), name
 
 
 def test_the_site_has_every_page_once() -> None:
@@ -139,3 +139,15 @@ def test_the_site_has_every_page_once() -> None:
     listed = files(yaml.load((ROOT / "mkdocs.yml").read_text(), Loader)["nav"])
     pages = [str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")]
     assert sorted(listed) == sorted(pages)
+
+
+def test_the_layout_names_modules_that_are_there() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    rooms = re.findall(r"^\| `([\w/]+/)` \|[^|]*\|([^|]*)\|$", page, re.MULTILINE)
+    assert len(rooms) > 20
+    for room, modules in rooms:
+        for name in re.findall(r"`(\w+)`", modules):
+            assert (ROOT / room / f"{name}.py").is_file(), f"{room}{name}.py"
+        present = {path.stem for path in (ROOT / room).glob("*.py")} - {"__init__"}
+        if room.startswith(("dualign/", "sft", "preference")):
+            assert present == set(re.findall(r"`(\w+)`", modules)), room
