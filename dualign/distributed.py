@@ -1,4 +1,4 @@
-"""The processes of a launch: what the first does alone, and how `dualign run` starts a stage on several."""
+"""The processes of a launch: the work of rank 0, and how `dualign run` starts a stage on several."""
 
 import contextlib
 import os
@@ -14,46 +14,50 @@ if TYPE_CHECKING:
     from accelerate import PartialState
 
 T = TypeVar("T")
-HELD = "DUALIGN_OUTPUT_HELD"  # set for a stage that `dualign run` starts through a launcher
+LAUNCHER_PID = "DUALIGN_LAUNCHER_PID"
+"""Environment variable of a launched stage: the process id of the `dualign run` that launched it."""
 
 
 def process_count() -> int:
-    """How many processes the launcher started; 1 without a launcher."""
+    """Return the number of processes that the launcher started; 1 without a launcher."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def is_first() -> bool:
-    """Whether this process is rank 0 of its launch, or alone."""
+def is_main_process() -> bool:
+    """Return True for rank 0 of a launch, and without a launcher."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def on_first(action: Callable[[], T]) -> T | None:
-    """What `action` returns, done by rank 0 while the others wait; None on the others."""
+def run_on_main_process(action: Callable[[], T]) -> T | None:
+    """Call `action` on rank 0 while the others wait; returns its result there, None elsewhere."""
     if process_count() == 1:
         return action()
-    result = action() if is_first() else None
-    _state().wait_for_everyone()
+    result = action() if is_main_process() else None
+    _partial_state().wait_for_everyone()
     return result
 
 
-def _state() -> "PartialState":
-    """Without `cpu` the processes of a launch on CPUs don't find each other: each would be the first, and wait for none."""
+def _partial_state() -> "PartialState":
+    """Return accelerate's process group.
+
+    Without `cpu`, the processes of a launch on CPUs don't find each other: each would be rank 0.
+    """
     import torch
     from accelerate import PartialState
 
-    asked = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
-    return PartialState(cpu=asked or not torch.accelerator.is_available())
+    use_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    return PartialState(cpu=use_cpu or not torch.accelerator.is_available())
 
 
 def launch(config_file: str, arguments: Sequence[str]) -> tuple[str, int]:
-    """Run `dualign ARGUMENTS` through accelerate launch; the command as text, and its exit status.
+    """Run `dualign ARGUMENTS` through accelerate launch; returns the command line and the exit status.
 
-    When this process is interrupted the launcher is asked to stop its processes, which are in sessions of their own
-    and would go on without it.
+    If this process is interrupted, the launcher is told to stop its processes: they are in sessions
+    of their own and would continue without it.
     """
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config_file]
     command += ["-m", "dualign", *arguments]
-    process = subprocess.Popen(command, env={**os.environ, HELD: str(os.getpid())})
+    process = subprocess.Popen(command, env={**os.environ, LAUNCHER_PID: str(os.getpid())})
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         code = process.wait()
@@ -66,11 +70,11 @@ def launch(config_file: str, arguments: Sequence[str]) -> tuple[str, int]:
     return " ".join(command), code
 
 
-def stop_with(pid: int) -> None:
-    """End this process soon after process `pid` has ended, however it did.
+def exit_with_process(pid: int) -> None:
+    """Exit soon after process `pid` has ended, however it ended.
 
-    The processes of a launch are in sessions of their own: killed with kill -9, `dualign run` couldn't stop them, and
-    they would hold the output until they were done.
+    The processes of a launch are in sessions of their own. After kill -9, `dualign run` can't stop
+    them, and they would keep the output locked until they finish.
     """
     threading.Thread(target=_watch, args=(pid,), daemon=True).start()
 

@@ -1,22 +1,38 @@
-"""Runs the stages of a recipe in order: skip what is done, resume what was cut off, redo what has changed."""
+"""Run the stages of a recipe in order: skip finished ones, resume interrupted ones, redo changed ones.
+
+A stage's fingerprint is the hash of all that its result depends on (fingerprint.py). It stands in
+run.json of the finished stage and in stage.json of the work folder:
+
+    run.json has it             done       skipped
+    stage.json has it           cut off    resumed
+    run.json has another one    changed    started again
+    neither is there            new        started
+"""
 
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from dualign.distributed import HELD, is_first, launch, on_first, stop_with
+from dualign.distributed import (
+    LAUNCHER_PID,
+    exit_with_process,
+    is_main_process,
+    launch,
+    run_on_main_process,
+)
 from dualign.errors import CheckpointError
 from dualign.fingerprint import Digests, fingerprint
-from dualign.recipe import Recipe, StageEntry, references, replaced
+from dualign.recipe import Recipe, StageEntry, references, replace_texts
 from dualign.rundir import (
     LAUNCHED,
+    RUN_JSON,
     Outcome,
     finalize,
     locked,
@@ -42,7 +58,7 @@ _PACKAGES = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StageStatus:
-    """Where a stage stands. `state` is done, cut off (will resume), changed (will be redone) or new."""
+    """A stage's state: done, cut off (will resume), changed (will start again) or new."""
 
     entry: StageEntry
     fingerprint: str
@@ -51,33 +67,35 @@ class StageStatus:
 
 
 def statuses(recipe: Recipe, *, remember: bool = True) -> list[StageStatus]:
-    """Fingerprint each stage and see what is there. Reads files; imports nothing heavy."""
+    """Return each stage's fingerprint and state. Reads files; imports nothing heavy.
+
+    Args:
+        remember: keep the files' digests in the output folder, so that big files are read once.
+    """
     out = recipe.output_dir
     digests = Digests(out / ".digests.json" if remember else None)
-    prints: dict[str, str] = {}
-    found = []
+    fingerprints: dict[str, str] = {}
+    result = []
     for entry in recipe.stages:
-        prints[entry.name] = fingerprint(entry, prints, digests)
+        digest = fingerprints[entry.name] = fingerprint(entry, fingerprints, digests)
         run_dir = out / entry.name
-        state = _state(run_dir, prints[entry.name])
-        found.append(
-            StageStatus(entry=entry, fingerprint=prints[entry.name], run_dir=run_dir, state=state)
-        )
+        state = _state(run_dir, digest)
+        result.append(StageStatus(entry=entry, fingerprint=digest, run_dir=run_dir, state=state))
     if remember and out.is_dir():
         digests.save()
-    return found
+    return result
 
 
 def _state(run_dir: Path, expected: str) -> str:
-    found = read_run(run_dir).get("fingerprint")
-    if found == expected:
+    finished = read_run(run_dir).get("fingerprint")
+    if finished == expected:
         return "done"
     if read_run(work_folder(run_dir)).get("fingerprint") == expected:
         return "cut off"
     stage_json = work_folder(run_dir) / "stage.json"
     if stage_json.is_file() and expected in stage_json.read_text(encoding="utf-8"):
         return "cut off"
-    return "changed" if found else "new"
+    return "changed" if finished else "new"
 
 
 def run(
@@ -86,40 +104,44 @@ def run(
     only: str | None = None,
     say: Callable[[str], None] = print,
 ) -> list[Path]:
-    """Run every stage (or `only` one, whose parents must be done) and return the run directories.
+    """Run every stage, or `only` one whose parents are done, and return the run directories.
+
+    Args:
+        say: gets a line when a stage starts and ends; ranks other than 0 are silent.
 
     Raises:
-        DualignError: a stage was refused or failed; finished stages stay, and the next run goes on from there.
+        DualignError: a stage was refused or failed; finished stages stay, and the next run resumes.
     """
     recipe.output_dir.mkdir(parents=True, exist_ok=True)
-    if HELD in os.environ:
-        stop_with(int(os.environ[HELD]))
-    if not is_first():
-        say = _nothing
-    with _held(recipe.output_dir):
-        found = statuses(recipe, remember=is_first())
-        for number, status in enumerate(found, start=1):
-            label = f"[{number}/{len(found)}] {status.entry.name} ({status.entry.kind})"
+    if LAUNCHER_PID in os.environ:
+        exit_with_process(int(os.environ[LAUNCHER_PID]))
+    if not is_main_process():
+        say = _silent
+    with _locked_output(recipe.output_dir):
+        stages = statuses(recipe, remember=is_main_process())
+        for number, status in enumerate(stages, start=1):
+            label = f"[{number}/{len(stages)}] {status.entry.name} ({status.entry.kind})"
             if status.state == "done":
                 say(f"{label}: done before, skipped")
             elif only and status.entry.name != only:
-                _need_done(status, found, only, recipe)
+                _require_parents(status, only, recipe)
             else:
                 say(f"{label}: {_START[status.state]}")
-                seconds = _run_stage(recipe, status, found)
+                seconds = _run_stage(recipe, status, stages)
                 say(f"{label}: finished in {seconds:.0f} s -> {status.run_dir}")
-    return [status.run_dir for status in found]
+    return [status.run_dir for status in stages]
 
 
 @contextmanager
-def _held(folder: Path) -> Iterator[None]:
+def _locked_output(folder: Path) -> Iterator[None]:
     """Keep other runs out of the folder.
 
-    A stage that `dualign run` launched has a lock of its own: it outlives a `dualign run` that was killed by a moment.
+    A launched stage has a lock of its own, since it lives a moment longer than a `dualign run` that
+    was killed.
     """
-    if not is_first():
+    if not is_main_process():
         yield
-    elif HELD in os.environ:
+    elif LAUNCHER_PID in os.environ:
         with locked(folder, LAUNCHED):
             yield
     else:
@@ -129,63 +151,63 @@ def _held(folder: Path) -> Iterator[None]:
             yield
 
 
-def _nothing(_text: str) -> None:
-    """What the ranks after the first say."""
+def _silent(_text: str) -> None:
+    """Silent logger for ranks other than 0."""
 
 
 _START = {"new": "starting", "cut off": "resuming", "changed": "its inputs changed, starting again"}
 
 
-def _need_done(status: StageStatus, found: list[StageStatus], only: str, recipe: Recipe) -> None:
-    wanted = next(one for one in found if one.entry.name == only)
-    parents = {ref.name for ref in references(wanted.entry.config).values()}
+def _require_parents(status: StageStatus, only: str, recipe: Recipe) -> None:
+    """Refuse to run stage `only` while this stage, which isn't done, is one of its parents."""
+    parents = {ref.name for ref in references(recipe.stage(only).config).values()}
     if status.entry.name in parents:
         raise CheckpointError(
             f"{status.run_dir}: stage {only} needs it and it is {status.state}; `dualign run {recipe.file}` makes it"
         )
 
 
-def _run_stage(recipe: Recipe, status: StageStatus, found: list[StageStatus]) -> float:
+def _run_stage(recipe: Recipe, status: StageStatus, stages: list[StageStatus]) -> float:
+    """Run a stage, or launch it on many devices; returns the seconds that it took."""
     entry, kind = status.entry, stage_kind(status.entry.kind)
     if kind.launchable and entry.config.launch and "RANK" not in os.environ:
         return _launch(recipe, entry, kind.command)
-    parents = {one.entry.name: one for one in found}
-    config = _with_paths(entry.config, parents)
+    by_name = {stage.entry.name: stage for stage in stages}
+    config = _with_paths(entry.config, by_name)
     work = work_folder(status.run_dir)
-    resumed = on_first(lambda: open_work(status.run_dir, status.fingerprint)[1])
+    resumed = run_on_main_process(lambda: open_work(status.run_dir, status.fingerprint)[1])
     started, clock = datetime.now(UTC), time.monotonic()
     _reset_peak()
-    if not read_run(work):  # else it was cut off between its last write and its publication
+    # run.json is there if an earlier run was killed between writing it and `finalize`.
+    if not read_run(work):
         outcome: Outcome = kind.runner(config, work, seed=entry.seed)
-        record = _record(status, parents, outcome)
+        record = _record(status, by_name, outcome)
         record |= {"started": started.isoformat(timespec="seconds"), "resumed": resumed}
         record |= {"seconds": round(time.monotonic() - clock, 1), "peak_rss_mb": _peak_mb()}
-        on_first(lambda: write_json(work / "run.json", record))
-    on_first(lambda: finalize(work, status.run_dir))
+        run_on_main_process(lambda: write_json(work / RUN_JSON, record))
+    run_on_main_process(lambda: finalize(work, status.run_dir))
     return time.monotonic() - clock
 
 
-def _with_paths(config: Any, parents: Mapping[str, StageStatus]) -> Any:
+def _with_paths(config: Any, stages: Mapping[str, StageStatus]) -> Any:
     """`stage:sft/x` -> the path of x in the run directory of sft."""
     paths = {}
     for text, ref in references(config).items():
-        path = parents[ref.name].run_dir.resolve() / ref.path
+        path = stages[ref.name].run_dir.resolve() / ref.path
         if not path.exists():
-            there = (
-                sorted(one.name for one in path.parent.iterdir()) if path.parent.is_dir() else []
-            )
-            raise CheckpointError(
-                f"{text}: no {path.name} in {path.parent} (there: {', '.join(there)})"
-            )
+            folder = path.parent
+            names = sorted(file.name for file in folder.iterdir()) if folder.is_dir() else []
+            raise CheckpointError(f"{text}: no {path.name} in {folder} (there: {', '.join(names)})")
         paths[text] = str(path)
-    return replaced(config, paths)
+    return replace_texts(config, paths)
 
 
 def _record(
-    status: StageStatus, parents: Mapping[str, StageStatus], outcome: Outcome
+    status: StageStatus, stages: Mapping[str, StageStatus], outcome: Outcome
 ) -> dict[str, Any]:
+    """Return run.json, as docs/architecture.md describes it."""
     entry = status.entry
-    names = dict.fromkeys(ref.name for ref in references(entry.config).values())
+    parents = dict.fromkeys(ref.name for ref in references(entry.config).values())
     return {
         "schema": 1,
         "name": entry.name,
@@ -193,7 +215,7 @@ def _record(
         "fingerprint": status.fingerprint,
         "seed": entry.seed,
         "config": asdict(entry.config),
-        "parents": {name: parents[name].fingerprint for name in names},
+        "parents": {name: stages[name].fingerprint for name in parents},
         "data": list(outcome.data),
         "rows": outcome.rows,
         "metrics": dict(outcome.metrics),
@@ -203,37 +225,34 @@ def _record(
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": sys.version.split()[0]}
+    versions = {"python": sys.version.split()[0]}
     for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+        with suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    return versions
 
 
 def _launch(recipe: Recipe, entry: StageEntry, command: str | None) -> float:
-    """Start the stage on many devices, as a user would by hand, and wait for it."""
+    """Start the stage through accelerate launch, as a user would by hand, and wait for it."""
     assert command is not None, f"kind {entry.kind} has `launch` and no command in STAGE_KINDS"
     clock = time.monotonic()
     arguments = [command, str(recipe.file), "--stage", entry.name, *recipe.overrides]
-    started, code = launch(entry.config.launch, arguments)
+    line, code = launch(entry.config.launch, arguments)
     if code:
         raise CheckpointError(
-            f"stage {entry.name}: {started} exited with {code}; its messages are above"
+            f"stage {entry.name}: {line} exited with {code}; its messages are above"
         )
     return time.monotonic() - clock
 
 
 def _reset_peak() -> None:
-    """Let the peak of resident memory start anew for this stage (Linux; elsewhere it is the process's peak)."""
-    try:
+    """Reset the peak of resident memory (Linux; elsewhere the peak is that of the process)."""
+    with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    except OSError:
-        return
 
 
 def _peak_mb() -> float:
+    """Return the peak of resident memory in MiB."""
     status = Path("/proc/self/status")
     if status.is_file():
         for line in status.read_text(encoding="ascii").splitlines():

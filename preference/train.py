@@ -9,7 +9,7 @@ from trl import DPOConfig
 
 from dualign.data.prepare import DataRequest, PairData, prepare_pairs
 from dualign.data.tokens.collate import PairCollator
-from dualign.distributed import on_first
+from dualign.distributed import run_on_main_process
 from dualign.models.source import ModelSource, resolve_model
 from dualign.models.tokenizer import load_tokenizer
 from dualign.preference.config import PreferenceStage
@@ -56,7 +56,7 @@ def _from_disk(pairs: Dataset, folder: Path) -> Dataset:
         with complete_folder(folder, folder.with_name(f"{folder.name}.new")) as aside:
             pairs.save_to_disk(aside)
 
-    on_first(lambda: None if folder.exists() else write())
+    run_on_main_process(lambda: None if folder.exists() else write())
     return Dataset.load_from_disk(str(folder))
 
 

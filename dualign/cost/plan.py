@@ -23,7 +23,7 @@ from dualign.data.prepare import PairData, SFTData
 from dualign.engine import StageStatus
 from dualign.errors import CheckpointError, DualignError
 from dualign.model_ref import ModelRef, adapter_base
-from dualign.recipe import Recipe, StageEntry, references, replaced, stage_of
+from dualign.recipe import Recipe, StageEntry, references, replace_texts, stage_of
 from dualign.stages import stage_kind
 from dualign.training.config import TrainingStage
 
@@ -175,7 +175,7 @@ def resolved(entry: StageEntry, found: list[StageStatus]) -> tuple[Any, list[str
             paths[text] = str(done[ref.name].run_dir.resolve() / ref.path)
         elif ref.name not in missing:
             missing.append(ref.name)
-    return replaced(entry.config, paths), missing
+    return replace_texts(entry.config, paths), missing
 
 
 def _data_is_here(config: Any) -> bool:
