@@ -42,6 +42,7 @@ FLOORS = [
     "dualign.data.seeds",
     "dualign.data.uncached",
     "dualign.data.text",
+    "dualign.data.request",
     "dualign.data.rows",
     "dualign.data.tokens",
     "dualign.data.mix",

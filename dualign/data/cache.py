@@ -23,8 +23,8 @@ from filelock import FileLock
 
 from dualign.checkpoints.embedded import cache_folder
 from dualign.data.config import SourceConfig
-from dualign.data.mix.mixture import DataRequest
 from dualign.data.pruning import make_room, mark_used
+from dualign.data.request import DataRequest
 from dualign.data.rows.loading import load_source
 from dualign.data.rows.source_files import combined_sha256, fingerprint_files, local_files
 from dualign.data.rows.sources import source_label

@@ -11,7 +11,8 @@ import pyarrow as pa
 from dualign.data.cache import Metadata, Tables, cache_key, cached
 from dualign.data.config import DataConfig
 from dualign.data.conversation import Group
-from dualign.data.mix.mixture import DataRequest, Mixture, mix
+from dualign.data.mix.mixture import Mixture, mix
+from dualign.data.request import DataRequest
 from dualign.data.seeds import Indices, rng
 from dualign.data.tokens.encoding import ExampleEncoder, PairEncoder
 from dualign.data.tokens.packing import Pieces, fill, pack

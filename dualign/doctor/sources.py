@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from dualign.data.config import DataConfig, SourceConfig
 from dualign.data.mix.screening import ScreenedRows, screen
 from dualign.data.mix.selection import check_labels
+from dualign.data.request import DataRequest
 from dualign.data.rows.loading import SampledRows, sample_rows
 from dualign.data.rows.shape_check import check_shapes
 from dualign.data.rows.sources import source_label
@@ -27,15 +27,16 @@ class ReadableSources:
 
 
 def read_sources(
-    data: DataConfig, findings: Findings, *, pairs: bool, seed: int, base: Path | None, prefix: str
+    request: DataRequest, findings: Findings, *, pairs: bool, prefix: str
 ) -> ReadableSources:
     """Sample and screen all sources; add a finding for each that can't be read."""
+    data = request.data
     sampled: list[SampledRows] = []
     sources: list[SourceConfig] = []
     for number, source in enumerate(data.sources):
         name = prefix + source_label(source)
         try:
-            rows = sample_rows(source, seed=seed, number=number, base=base)
+            rows = sample_rows(source, seed=request.seed, number=number, base=request.base)
         except DataError as error:
             findings.add(Finding("source_unreadable", str(error)), source=name)
             continue
@@ -50,7 +51,8 @@ def read_sources(
     readable = replace(data, sources=tuple(sources))
     try:
         check_labels([source_label(source) for source in data.sources])
-        screened = screen(sampled, replace(readable, num_proc=1), pairs=pairs)
+        readable_request = replace(request, data=replace(readable, num_proc=1))
+        screened = screen(sampled, readable_request, pairs=pairs)
     except DataError as error:
         stage = prefix.rstrip("/") or "all sources"
         findings.add(Finding("mixture_impossible", str(error)), source=stage)

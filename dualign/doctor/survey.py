@@ -14,8 +14,10 @@ from dualign.data.faults import RowError
 from dualign.data.mix.row_table import count_rows, group_rows, summarize_rows
 from dualign.data.mix.selection import select_rows
 from dualign.data.policies import stops
+from dualign.data.request import DataRequest
+from dualign.data.rows.loading import SampledRows
 from dualign.data.rows.sources import source_label
-from dualign.data.seeds import Indices, indices_of
+from dualign.data.seeds import indices_of
 from dualign.data.text.template import ChatTemplate
 from dualign.data.tokens.encoding import EncodedRow, ExampleEncoder, PairEncoder
 from dualign.doctor.balance import PairTokens, check_modes, check_pair_lengths
@@ -61,14 +63,10 @@ class SurveyInput:
 
 def survey(subject: SurveyInput, findings: Findings) -> Mapping[str, Any]:
     """Check every row that training would read; return ROWS of run.json."""
-    sources = read_sources(
-        subject.data,
-        findings,
-        pairs=subject.pairs,
-        seed=subject.seed,
-        base=subject.base,
-        prefix=subject.prefix,
+    request = DataRequest(
+        subject.data, subject.tokenizer, subject.template, seed=subject.seed, base=subject.base
     )
+    sources = read_sources(request, findings, pairs=subject.pairs, prefix=subject.prefix)
     state = _Survey(
         subject=replace(subject, data=sources.data),
         findings=findings,
@@ -78,7 +76,7 @@ def survey(subject: SurveyInput, findings: Findings) -> Mapping[str, Any]:
     )
     screened = zip(sources.data.sources, sources.screened.sampled, strict=True)
     for index, (source, rows) in enumerate(screened):
-        encoder = state.encoder(source, rows.rows)
+        encoder = state.encoder(source, rows)
         for start, batch in enumerate(rows.table.iter(batch_size=_BATCH_ROWS)):
             numbers = rows.rows[start * _BATCH_ROWS : (start + 1) * _BATCH_ROWS].tolist()
             for row in encoder.encode(batch, numbers):
@@ -99,7 +97,7 @@ class _Survey:
     samples: dict[tuple[str, str], list[PromptSample]] = field(default_factory=dict)
     pair_tokens: PairTokens = field(default_factory=PairTokens)
 
-    def encoder(self, source: SourceConfig, rows: Indices) -> ExampleEncoder | PairEncoder:
+    def encoder(self, source: SourceConfig, rows: SampledRows) -> ExampleEncoder | PairEncoder:
         """Return training's encoder, but drop rows where training would stop."""
         subject = self.subject
         dropping = {
@@ -113,7 +111,8 @@ class _Survey:
             data=replace(subject.data, conflicts="drop", too_long=too_long),
             tokenizer=subject.tokenizer,
             template=subject.template,
-            rows=rows,
+            rows=rows.rows,
+            parsed=rows.parsed,
         )
 
     def check_row(self, source: SourceConfig, source_index: int, row: EncodedRow) -> None:

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
 from dualign.data.config import DedupConfig
-from dualign.data.conversation import Conversation, PreferencePair
 from dualign.data.mix.ngrams import HASH_BASE, Hashes, shingles, word_hashes
+from dualign.data.rows.parser import Parsed, parts_of
 from dualign.data.seeds import Indices
 from dualign.errors import DataError
 
@@ -34,21 +34,16 @@ Signatures = NDArray[np.uint32]
 """The minima of rows [R, MINIMA]."""
 
 
-def digest(parsed: Conversation | PreferencePair) -> bytes:
+def digest(parsed: Parsed) -> bytes:
     """Return 16 bytes that two rows share if all is the same but white space and where they come
     from.
     """
-    parts = (
-        (parsed.messages,)
-        if isinstance(parsed, Conversation)
-        else (parsed.prompt, parsed.chosen, parsed.rejected)
-    )
     turns = [
         [
             (message.role, message.thinking, " ".join(message.content.split()), message.tool_calls)
             for message in part
         ]
-        for part in parts
+        for part in parts_of(parsed)
     ]
     content = [parsed.mode, turns, list(parsed.tools), dict(parsed.template_kwargs)]
     return xxh3_128_digest(json.dumps(content, sort_keys=True, default=str).encode())

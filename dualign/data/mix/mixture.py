@@ -7,40 +7,23 @@ Each source is an Arrow table on disk; only indices and lengths are held in memo
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import datasets
 import numpy as np
 
-from dualign.data.config import DataConfig
 from dualign.data.conversation import Group
 from dualign.data.mix.row_table import CategoryColumn, RowTable
 from dualign.data.mix.screening import screen
 from dualign.data.mix.selection import check_labels, select_rows
+from dualign.data.request import DataRequest
 from dualign.data.rows.loading import sample_rows
 from dualign.data.rows.shape_check import check_shapes
 from dualign.data.rows.sources import source_label
 from dualign.data.seeds import Indices
-from dualign.data.text.template import ChatTemplate
 from dualign.data.tokens.encoding import ExampleEncoder, PairEncoder
 from dualign.data.uncached import map_uncached
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-
-@dataclass(frozen=True, slots=True)
-class DataRequest:
-    """A recipe's data with all that its rows depend on. Relative paths start at `base`."""
-
-    data: DataConfig
-    tokenizer: "PreTrainedTokenizerBase"
-    template: ChatTemplate
-    _: KW_ONLY
-    seed: int
-    base: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +53,7 @@ def mix(request: DataRequest, kind: type[ExampleEncoder] | type[PairEncoder]) ->
     ]
     for rows, source in zip(sampled, data.sources, strict=True):
         check_shapes(rows.table, rows.rows, source, data, pairs=pairs)
-    screened = screen(sampled, data, pairs=pairs)
+    screened = screen(sampled, request, pairs=pairs)
     tables = []
     for rows, source in zip(screened.sampled, data.sources, strict=True):
         encoder = kind(
@@ -79,6 +62,7 @@ def mix(request: DataRequest, kind: type[ExampleEncoder] | type[PairEncoder]) ->
             tokenizer=request.tokenizer,
             template=request.template,
             rows=rows.rows,
+            parsed=rows.parsed,
         )
         tables.append(
             map_uncached(

@@ -1,10 +1,11 @@
 """Rows that are left out before anything is tokenized: problems of the evaluation, and duplicates.
 
-    sampled rows -> a fingerprint of each (in worker processes, on disk)
+    sampled rows -> each parsed, with a fingerprint (in worker processes, on disk)
                  -> contaminated, then duplicates, then near duplicates
 
 The first of a kind stays, in the order of the sources and of their rows. Rows of different modes
-aren't duplicates of each other. Inconsistent rows pass: tokenizing reports their faults.
+aren't duplicates of each other. Inconsistent rows pass: tokenizing reports their faults. It reads the
+parsed rows, so no row is parsed twice.
 """
 
 import json
@@ -16,8 +17,8 @@ from typing import Any
 import datasets
 import numpy as np
 
-from dualign.data.config import DataConfig, DedupConfig, SourceConfig
-from dualign.data.conversation import Conversation, Group, PreferencePair
+from dualign.data.config import DedupConfig
+from dualign.data.conversation import Group
 from dualign.data.faults import RowError
 from dualign.data.mix.decontamination import TaskIndex, index_tasks
 from dualign.data.mix.dedup import (
@@ -27,14 +28,18 @@ from dualign.data.mix.dedup import (
     near_duplicates,
     signatures,
 )
+from dualign.data.request import DataRequest
 from dualign.data.rows.loading import SampledRows
-from dualign.data.rows.sources import source_label, to_conversation, to_pair
+from dualign.data.rows.parser import Parsed, RowParser, dump_row, parts_of
+from dualign.data.rows.shapes import Row
+from dualign.data.rows.sources import source_label
+from dualign.data.rows.text_rules import text_rules
 from dualign.data.seeds import Indices
 from dualign.data.uncached import map_uncached
 
 _FEATURES = datasets.Features(
     {name: datasets.Value("string") for name in ("mode", "task", "problem", "start")}
-    | {name: datasets.Value("binary") for name in ("digest", "signature")}
+    | {name: datasets.Value("binary") for name in ("digest", "signature", "parsed")}
 )
 _SAMPLES_OF_EACH = 5
 _SAMPLE_CHARACTERS = 120
@@ -52,16 +57,26 @@ class ScreenedRows:
     samples: tuple[Mapping[str, Any], ...] = ()
 
 
-def screen(sampled: Sequence[SampledRows], data: DataConfig, *, pairs: bool) -> ScreenedRows:
+def screen(sampled: Sequence[SampledRows], request: DataRequest, *, pairs: bool) -> ScreenedRows:
     """Return the rows that neither hold a problem of the evaluation nor repeat an earlier row."""
+    data = request.data
     if data.dedup is None and data.decontaminate is None:
         return ScreenedRows(sampled=tuple(sampled))
     config = data.decontaminate
     index = index_tasks(config.tasks, config.ngram) if config else None
+    parser = RowParser(
+        source=data.sources[0],
+        supervise=data.supervise,
+        pairs=pairs,
+        rules=text_rules(request.tokenizer, request.template),
+    )
     tables = [
         map_uncached(
             rows.table,
-            _Fingerprinter(source=source, data=data, pairs=pairs, index=index),
+            _Fingerprinter(
+                parser=replace(parser, source=source), rows=rows.rows, dedup=data.dedup, index=index
+            ),
+            with_indices=True,
             remove_columns=rows.table.column_names,
             features=_FEATURES,
             num_proc=data.num_proc if data.num_proc > 1 else None,
@@ -79,7 +94,7 @@ def screen(sampled: Sequence[SampledRows], data: DataConfig, *, pairs: bool) -> 
         _mark_duplicates(table, mode, data.dedup, verdict)
     places = _Places(sampled=sampled, labels=[source_label(source) for source in data.sources])
     return ScreenedRows(
-        sampled=places.kept(verdict),
+        sampled=places.kept(verdict, tables),
         removed=places.removed(verdict, mode),
         tasks=_rows_of_tasks(index, task) if index else {},
         samples=places.samples(verdict, table),
@@ -88,37 +103,39 @@ def screen(sampled: Sequence[SampledRows], data: DataConfig, *, pairs: bool) -> 
 
 @dataclass(frozen=True, kw_only=True)
 class _Fingerprinter:
-    """Rows -> their fingerprints. A callable for `datasets.Dataset.map`."""
+    """Raw rows -> parsed rows with their fingerprints. A callable for `datasets.Dataset.map`.
 
-    source: SourceConfig
-    data: DataConfig
-    pairs: bool
+    `rows` are the indices of the rows in their source.
+    """
+
+    parser: RowParser
+    rows: Indices
+    dedup: DedupConfig | None
     index: TaskIndex | None
 
-    def __call__(self, batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-        count = len(next(iter(batch.values())))
+    def __call__(
+        self, batch: Mapping[str, list[Any]], indices: Sequence[int]
+    ) -> dict[str, list[Any]]:
         rows = [
-            self._row({key: values[row] for key, values in batch.items()}) for row in range(count)
+            self._row({key: values[number] for key, values in batch.items()}, row)
+            for number, row in enumerate(self.rows[indices].tolist())
         ]
-        dedup = self.data.dedup
-        if dedup is not None and dedup.method == "minhash":
+        if self.dedup is not None and self.dedup.method == "minhash":
             texts = [row["texts"] for row in rows]
-            for row, signature in zip(rows, signatures(texts, dedup.ngram), strict=True):
+            for row, signature in zip(rows, signatures(texts, self.dedup.ngram), strict=True):
                 row["signature"] = signature
         return {name: [row[name] for row in rows] for name in _FEATURES}
 
-    def _row(self, raw: dict[str, Any]) -> dict[str, Any]:
+    def _row(self, raw: Row, row: int) -> dict[str, Any]:
         entry: dict[str, Any] = dict.fromkeys(("mode", "task", "problem", "start"), "")
         entry |= {"digest": b"", "signature": b"", "texts": []}
-        try:
-            parsed = (
-                to_pair(raw, source=self.source, index=0)
-                if self.pairs
-                else to_conversation(
-                    raw, source=self.source, index=0, supervise=self.data.supervise
-                )
-            )
-        except RowError:
+        parsed = _parse(self.parser, raw, row)
+        entry["parsed"] = dump_row(parsed)
+        if isinstance(parsed, RowError) or "trim_tokens" in parsed.repairs:
+            # Compared as it is written: control tokens, which are refused or trimmed, don't keep a
+            # row from being a duplicate.
+            parsed = _parse(self.parser.without_rules(), raw, row)
+        if isinstance(parsed, RowError):
             return entry
         texts = _texts(parsed)
         entry |= {"mode": parsed.mode, "digest": digest(parsed), "texts": texts}
@@ -126,6 +143,13 @@ class _Fingerprinter:
         if self.index and (problem := self.index.find(texts)):
             entry |= {"task": problem.task, "problem": problem.id}
         return entry
+
+
+def _parse(parser: RowParser, raw: Row, row: int) -> Parsed | RowError:
+    try:
+        return parser(raw, row)
+    except RowError as error:
+        return error
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,13 +179,17 @@ class _Places:
         before = sum(len(rows.rows) for rows in self.sampled[:number])
         return self.labels[number], int(self.sampled[number].rows[row - before])
 
-    def kept(self, verdict: _Verdict) -> tuple[SampledRows, ...]:
+    def kept(
+        self, verdict: _Verdict, tables: Sequence[datasets.Dataset]
+    ) -> tuple[SampledRows, ...]:
+        """Return the rows that stay, parsed; `tables` are those of the fingerprints."""
         kept, start = [], 0
-        for rows in self.sampled:
+        for rows, table in zip(self.sampled, tables, strict=True):
             stay = np.flatnonzero(verdict.code[start : start + len(rows.rows)] == "")
             start += len(rows.rows)
-            table = rows.table if len(stay) == len(rows.rows) else rows.table.select(stay)
-            kept.append(replace(rows, table=table, rows=rows.rows[stay]))
+            parsed = table.select_columns(["parsed"])
+            parsed = parsed if len(stay) == len(rows.rows) else parsed.select(stay)
+            kept.append(replace(rows, table=parsed, rows=rows.rows[stay], parsed=True))
         return tuple(kept)
 
     def removed(self, verdict: _Verdict, mode: Any) -> dict[Group, Counter[str]]:
@@ -219,13 +247,9 @@ def _mark(verdict: _Verdict, code: str, rows: Indices, same_as: Indices) -> None
     verdict.same_as[rows[repeats]] = rows[same_as[repeats]]
 
 
-def _texts(parsed: Conversation | PreferencePair) -> list[str]:
+def _texts(parsed: Parsed) -> list[str]:
     """Return all that is said and thought in a row."""
-    messages = (
-        parsed.messages
-        if isinstance(parsed, Conversation)
-        else (*parsed.prompt, *parsed.chosen, *parsed.rejected)
-    )
+    messages = [message for part in parts_of(parsed) for message in part]
     texts = [text for message in messages for text in (message.thinking, message.content) if text]
     return texts + [json.dumps(dict(call)) for message in messages for call in message.tool_calls]
 

@@ -43,12 +43,15 @@ _SHUFFLE_ROWS = 2_000
 class SampledRows:
     """The rows of a source that its amount asks for. `rows` are their indices in the source, `total`
     is how many rows were read, `sha256` is over the source's bytes or, of a hub dataset, its rows.
+
+    `parsed`: the table has the column `parsed` (rows/parser.py) instead of the source's columns.
     """
 
     table: datasets.Dataset
     rows: Indices
     total: int
     sha256: str
+    parsed: bool = False
 
 
 def load_source(source: SourceConfig, *, base: Path | None = None) -> datasets.Dataset:

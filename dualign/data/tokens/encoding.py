@@ -20,8 +20,8 @@ from dualign.data.config import DataConfig, SourceConfig, Supervise
 from dualign.data.conversation import UNKNOWN_MODE, Conversation, PreferencePair
 from dualign.data.faults import Code, RowError
 from dualign.data.policies import stops
-from dualign.data.rows.sources import to_conversation, to_pair
-from dualign.data.rows.text_rules import TextRules, text_rules
+from dualign.data.rows.parser import RowParser, load_row
+from dualign.data.rows.text_rules import text_rules
 from dualign.data.seeds import Indices
 from dualign.data.text.spans import RenderedRow, render_rows
 from dualign.data.text.template import ChatTemplate
@@ -94,13 +94,18 @@ class _PendingRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Encoder:
-    """Rows of one source -> tokens. `rows` are the indices in the source of the rows that will come."""
+    """Rows of one source -> tokens.
+
+    `rows` are the indices in the source of the rows that will come. `parsed`: they come as screening
+    stored them.
+    """
 
     source: SourceConfig
     data: DataConfig
     tokenizer: "PreTrainedTokenizerBase"
     template: ChatTemplate
     rows: Indices = field(repr=False)
+    parsed: bool = False
     features: ClassVar[datasets.Features]
     conversations_per_row: ClassVar[int]
 
@@ -155,7 +160,9 @@ class Encoder:
 
     def _parse(self, raw: dict[str, Any], row: int) -> Any:
         """Return the row in its canonical form; RowError if it is inconsistent."""
-        raise NotImplementedError
+        if self.parsed:
+            return load_row(raw["parsed"], source=self.source, index=row)
+        return self._parser(raw, row)
 
     def _render_all(self, parsed: Any) -> list[Texts]:
         """Render each conversation of a row."""
@@ -166,8 +173,13 @@ class Encoder:
         raise NotImplementedError
 
     @cached_property
-    def _rules(self) -> TextRules:
-        return text_rules(self.tokenizer, self.template)
+    def _parser(self) -> RowParser:
+        return RowParser(
+            source=self.source,
+            supervise=self.data.supervise,
+            pairs=isinstance(self, PairEncoder),
+            rules=text_rules(self.tokenizer, self.template),
+        )
 
     def _stops(self, code: Code) -> bool:
         default = self.data.too_long if code == "too_long" else self.data.conflicts
@@ -254,10 +266,8 @@ class ExampleEncoder(Encoder):
     )
     conversations_per_row = 1
 
-    def _parse(self, raw: dict[str, Any], row: int) -> Conversation:
-        parsed = to_conversation(
-            raw, source=self.source, index=row, supervise=self.data.supervise, rules=self._rules
-        )
+    def _parse(self, raw: dict[str, Any], row: int) -> Any:
+        parsed = super()._parse(raw, row)
         budget = self.source.thinking_budget
         return parsed if budget is None else within_budget(parsed, budget, self._token_ends)
 
@@ -297,9 +307,6 @@ class PairEncoder(Encoder):
         {"prompt_ids": _TOKENS, "chosen_ids": _TOKENS, "rejected_ids": _TOKENS, **_ROW_FEATURES}
     )
     conversations_per_row = 2
-
-    def _parse(self, raw: dict[str, Any], row: int) -> PreferencePair:
-        return to_pair(raw, source=self.source, index=row, rules=self._rules)
 
     def _render_all(self, parsed: PreferencePair) -> list[Texts]:
         return [self._render(conversation, "last") for conversation in _conversations(parsed)]
