@@ -1,0 +1,3 @@
+"""Merges of checkpoints, tensor by tensor, with their inputs and output checked."""
+
+__all__ = ["config", "diff", "estimate", "merge", "output", "verify"]

@@ -1,0 +1,3 @@
+"""Supervised fine-tuning on both modes."""
+
+__all__ = ["config", "train"]

@@ -121,6 +121,11 @@ def tree(path: Path) -> ast.Module:
 
 
 @cache
+def nodes(path: Path) -> list[ast.AST]:
+    return list(ast.walk(tree(path)))
+
+
+@cache
 def imports(path: Path) -> list[Import]:
     """The imports of our own modules in a file."""
     return list(_imports(path))
@@ -128,7 +133,7 @@ def imports(path: Path) -> list[Import]:
 
 def _imports(path: Path) -> Iterator[Import]:
     importer = module_name(path)
-    for node in ast.walk(tree(path)):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 if alias.name in source():
@@ -208,7 +213,7 @@ def test_every_floor_has_a_room() -> None:
 
 def bound_names(path: Path) -> Iterator[tuple[str, int]]:
     """Variables, fields and parameters."""
-    for node in ast.walk(tree(path)):
+    for node in nodes(path):
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             yield node.id, node.lineno
         elif isinstance(node, ast.arg):
@@ -221,7 +226,7 @@ def defined_names(path: Path) -> Iterator[tuple[str, int]]:
     """All names that a file defines, its own included."""
     yield path.stem, 0
     yield from bound_names(path)
-    for node in ast.walk(tree(path)):
+    for node in nodes(path):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             yield node.name, node.lineno
         elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
@@ -261,27 +266,44 @@ def test_identifiers_are_american() -> None:
     assert not wrong, "\n".join(["", *wrong])
 
 
-@pytest.mark.parametrize(
-    "package", sorted(name for name, path in source().items() if path.name == "__init__.py")[1:]
-)
-@still_mending
-def test_a_package_has_a_docstring_and_names_its_doors(package: str) -> None:
-    """`__all__` of a package: those of its modules that are imported from outside of it."""
-    doors = {
-        entry.module.rpartition(".")[2]
-        for entry in all_imports()
-        if entry.module.rpartition(".")[0] == package
-        and source()[entry.module].name != "__init__.py"
-        and not f"{entry.importer}.".startswith(f"{package}.")
-    }
-    file = tree(source()[package])
-    named = [
-        ast.literal_eval(node.value)
-        for node in file.body
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
-    ]
-    assert ast.get_docstring(file), "a line that says what the package is"
-    assert named == [sorted(doors)]
+@cache
+def arrows() -> set[tuple[str, str]]:
+    """(importer, module) of the source, with the modules that are imported by a text `module:name`."""
+    references = {(entry.importer, entry.module) for entry in all_imports()}
+    for importer, path in source().items():
+        for node in nodes(path):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                names = re.findall(r"(dualign[\w.]+):\w", node.value)
+                references |= {(importer, name) for name in names if name in source()}
+    return references
+
+
+def doors(package: str) -> list[str]:
+    """The modules of a package that the source outside of it imports."""
+    return sorted(
+        {
+            module.rpartition(".")[2]
+            for importer, module in arrows()
+            if module.rpartition(".")[0] == package
+            and source()[module].name != "__init__.py"
+            and not f"{importer}.".startswith(f"{package}.")
+        }
+    )
+
+
+def test_every_package_has_a_docstring_and_names_its_doors() -> None:
+    """`__all__` of a package: those of its modules that other packages import."""
+    for package, path in source().items():
+        if path.name != "__init__.py" or package == "dualign":
+            continue
+        file = tree(path)
+        named = [
+            ast.literal_eval(node.value)
+            for node in file.body
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+        ]
+        assert ast.get_docstring(file), f"{package}: a line that says what the package is"
+        assert named == [doors(package)], package
 
 
 def public_names(path: Path) -> Iterator[tuple[str, int]]:
@@ -320,12 +342,12 @@ def in_signatures(path: Path) -> set[str]:
 def used_names(path: Path) -> Iterator[tuple[str, str]]:
     """(module, name) of what a file takes from our modules, by import, as an attribute or in a text `module:name`."""
     modules = {}
-    for node in ast.walk(tree(path)):
+    for node in nodes(path):
         if isinstance(node, ast.ImportFrom | ast.Import):
             modules |= {alias.asname or alias.name: alias.name for alias in node.names}
     places = {entry.module.rpartition(".")[2]: entry.module for entry in imports(path)}
     yield from ((entry.module, entry.name) for entry in imports(path) if entry.name)
-    for node in ast.walk(tree(path)):
+    for node in nodes(path):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             yield places.get(modules.get(node.value.id, ""), ""), node.attr
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):

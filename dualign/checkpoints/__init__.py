@@ -1,1 +1,13 @@
 """Weights on disk: read tensor by tensor, adapters folded in or added up, written in shards."""
+
+__all__ = [
+    "adapters",
+    "checkpoint",
+    "dtypes",
+    "embedded",
+    "header",
+    "lora",
+    "meta_model",
+    "shards",
+    "weights",
+]

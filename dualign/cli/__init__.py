@@ -1,1 +1,3 @@
-"""The command line: the only place that knows the stages, and it imports them when they are needed."""
+"""The command line: its commands import stages and rooms when they run."""
+
+__all__ = ["main"]

@@ -1,1 +1,3 @@
-"""What a recipe costs before it runs: memory, operations, time; and `dualign plan`, which shows it."""
+"""What a recipe costs before it runs: memory, operations, time; `dualign plan` shows it."""
+
+__all__ = ["plan", "show"]

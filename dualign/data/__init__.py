@@ -1,1 +1,3 @@
-"""From a raw row to a packed batch: the path that every training stage uses, and the only one."""
+"""From a raw row to a packed batch: the one path that every training stage uses."""
+
+__all__ = ["config", "conversation", "faults", "modes", "policies", "prepare", "seeds"]

@@ -1,1 +1,3 @@
-"""Proves on the user's own data, template and saved directory that training and serving agree."""
+"""Checks on the user's own data, template and saved directory: training and serving agree."""
+
+__all__ = ["doctor", "inputs", "show"]

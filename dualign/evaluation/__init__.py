@@ -1,1 +1,3 @@
-"""Tasks put to models in both modes, and the figures that come of it."""
+"""Tasks put to models in both modes, and their metrics."""
+
+__all__ = ["config", "evaluate", "metrics", "requests", "samples", "scores", "table"]

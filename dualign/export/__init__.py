@@ -1,1 +1,3 @@
-"""From a checkpoint to the files that llama.cpp and Ollama run: GGUF, a Modelfile, and the proof that they answer alike."""
+"""GGUF files and a Modelfile for llama.cpp and Ollama, compared with the checkpoint."""
+
+__all__ = ["export", "model_source", "show"]

@@ -1,1 +1,3 @@
-"""Text from a model in one mode, and what was thought and answered in it."""
+"""Batched generation in one mode, and its split into thinking and answer."""
+
+__all__ = ["chat", "generate", "sampling", "thinking", "vllm"]

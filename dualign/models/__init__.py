@@ -1,0 +1,3 @@
+"""Model references resolved: tokenizers, loading for training and inference, logits."""
+
+__all__ = ["loading", "logits", "source", "tokenizer"]

@@ -1,1 +1,3 @@
-"""What SFT and preference training share around TRL's trainers."""
+"""Code around TRL's trainers that SFT and preference training share."""
+
+__all__ = ["arguments", "config", "isolation", "per_group_metrics", "policy", "trainer"]

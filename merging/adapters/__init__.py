@@ -1,0 +1,3 @@
+"""Results that stay adapters: combined, compressed, extracted, folded."""
+
+__all__ = ["extract", "fold", "lowrank", "output", "soup"]

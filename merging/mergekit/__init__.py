@@ -1,0 +1,3 @@
+"""mergekit's YAML read as a merge."""
+
+__all__ = ["load"]

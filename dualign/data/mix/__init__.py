@@ -1,1 +1,3 @@
-"""Which rows are trained on: draws, amounts, shares, what is screened out, and the account."""
+"""Which rows are trained on: sampling, screening, amounts, shares, and their statistics."""
+
+__all__ = ["mixture", "row_table", "screening", "selection"]

@@ -1,1 +1,3 @@
-"""A raw row of a file or of the hub -> a conversation that agrees with itself."""
+"""Raw rows of files or of the Hub -> conversations that are consistent."""
+
+__all__ = ["loading", "shape_check", "shapes", "source_files", "sources", "text_rules"]

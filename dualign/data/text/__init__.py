@@ -1,1 +1,3 @@
-"""A conversation -> the text that the model sees, and the parts of it that it must produce."""
+"""Conversations -> the text that the model sees, and its supervised spans."""
+
+__all__ = ["spans", "template", "truncation"]
