@@ -9,7 +9,7 @@ _READ = 1 << 18  # bytes at once; they stay in the processor's cache
 
 
 def sha256(file: Path, advance: Callable[[int], object] = lambda size: None) -> str:
-    """The file's SHA-256, in hex. `advance` is told how many bytes were read."""
+    """Return the file's SHA-256, in hex. `advance` gets the number of bytes after each read."""
     digest, buffer = hashlib.sha256(), memoryview(bytearray(_READ))
     with file.open("rb", buffering=0) as stream:
         while size := stream.readinto(buffer):
@@ -19,9 +19,9 @@ def sha256(file: Path, advance: Callable[[int], object] = lambda size: None) -> 
 
 
 class StreamingSha256:
-    """The SHA-256 of a file whose stretches are written in any order.
+    """SHA-256 of a file whose ranges are written in any order.
 
-    It follows the writing while the bytes are still in memory, so that hashing isn't another pass.
+    It reads what is written while the bytes are still in memory, so hashing isn't another pass.
     """
 
     def __init__(self, handle: int) -> None:
@@ -32,7 +32,7 @@ class StreamingSha256:
         self._written: dict[int, int] = {}
 
     def add(self, start: int, stop: int) -> None:
-        """The bytes [start, stop) are there. Those that nothing is missing before are read."""
+        """Note that the bytes [start, stop) are written; hash all up to the first gap."""
         self._written[start] = stop
         while (end := self._written.pop(self._place, self._place)) > self._place:
             while self._place < end:
@@ -42,6 +42,6 @@ class StreamingSha256:
                 self._place += size
 
     def hexdigest(self) -> str:
-        """Of what was read."""
-        assert not self._written, "a stretch before these is missing"
+        """Return the hash of all bytes."""
+        assert not self._written, "an earlier range is missing"
         return self._digest.hexdigest()

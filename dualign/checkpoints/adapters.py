@@ -1,8 +1,9 @@
-"""Adapter algebra: LoRA adapters made one, and an adapter made plain weights.
+"""Combine LoRA adapters into one, and fold an adapter into plain weights.
 
 Preference training on an SFT adapter leaves two adapters on one base. Stacking their factors gives
-one adapter that is exactly their sum: `s1*B1@A1 + s2*B2@A2 = [s1*B1, s2*B2] @ [A1; A2]`. Shapes: R
-rank, I in, O out.
+one adapter that is exactly their sum: `s1*B1@A1 + s2*B2@A2 = [s1*B1, s2*B2] @ [A1; A2]`.
+
+Shapes: R rank, I in, O out.
 """
 
 import json
@@ -23,7 +24,10 @@ from dualign.checkpoints.weights import open_weights
 from dualign.errors import MergeError
 from dualign.model_ref import adapter_base
 
-_FIX = "fold it into its base first, and train the next adapter on the result, or merge the folded models"
+_FIX = (
+    "fold it into its base first, and train the next adapter on the result, or merge the folded "
+    "models"
+)
 HEAD_PATH = HEAD.removesuffix(".weight")
 # The factors of a weight are stored under other names when it is an embedding.
 _NAMES = {False: ("lora_A.weight", "lora_B.weight"), True: ("lora_embedding_A", "lora_embedding_B")}
@@ -31,7 +35,7 @@ _NAMES = {False: ("lora_A.weight", "lora_B.weight"), True: ("lora_embedding_A", 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdapterSize:
-    """How large the adapter is that was written."""
+    """Size of a written adapter."""
 
     modules: int
     rank: int
@@ -42,11 +46,11 @@ class AdapterSize:
 def concatenate(
     folders: Sequence[Path], out: Path, *, weights: Sequence[float] | None = None
 ) -> AdapterSize:
-    """Write to `out` the one adapter that equals all of them active on their base, each times its weight.
+    """Write to `out` one adapter that equals all of them active on their base, each times its weight.
 
     Ranks add up, so nothing is lost; factors are float32 and every scaling is exactly 1. A module
-    that only one of them has keeps that one's rank. `out` gets the two files of an adapter, no
-    more, and loads with `PeftModel.from_pretrained`.
+    that only one adapter has keeps its rank. `out` gets the two files of an adapter, no more, and
+    loads with `PeftModel.from_pretrained`.
 
     Raises:
         MergeError: the sum isn't a LoRA adapter (DoRA, modules_to_save, trainable tokens), or the
@@ -54,14 +58,14 @@ def concatenate(
     """
     weights = weights or [1.0] * len(folders)
     adapters = read_summands(folders, weights)
-    modules = {path: stack(adapters, weights, path) for path in paths_of(adapters)}
+    modules = {path: stack_ranks(adapters, weights, path) for path in module_paths(adapters)}
     return write_adapter(out, modules, adapters)
 
 
 def read_summands(folders: Sequence[Path], weights: Sequence[float]) -> tuple[Adapter, ...]:
-    """Adapters of one base whose changes add up.
+    """Read adapters of one base whose changes add up.
 
-    Of a single adapter with weight 1 only the low-rank part needs to be one; what it holds besides stays as it is.
+    A single adapter with weight 1 may hold other tensors besides its low-rank changes.
 
     Raises:
         MergeError: their sum isn't a LoRA adapter, or their bases, revisions or ties differ.
@@ -76,13 +80,14 @@ def read_summands(folders: Sequence[Path], weights: Sequence[float]) -> tuple[Ad
     return adapters
 
 
-def paths_of(adapters: Sequence[Adapter]) -> list[str]:
-    """Every module that one of them changes. Where another doesn't have it, its change is zero.
+def module_paths(adapters: Sequence[Adapter]) -> list[str]:
+    """List every module that an adapter changes.
 
-    A head whose change is that of the tied embedding isn't one of them: `write_adapter` adds it.
+    A head with the change of the tied embedding is left out: `write_adapter` adds it.
 
     Raises:
-        MergeError: one adapter ties the head's change to the embedding's, another changes the head by itself.
+        MergeError: one adapter ties the head's change to the embedding's, another changes the head
+            by itself.
     """
     paths = {path for adapter in adapters for path in adapter.modules}
     ties = [adapter for adapter in adapters if _ties_head(adapter)]
@@ -97,7 +102,7 @@ def paths_of(adapters: Sequence[Adapter]) -> list[str]:
 
 
 def _ties_head(adapter: Adapter) -> bool:
-    """Whether the head's factors are the embedding's, as PEFT writes them with ensure_weight_tying."""
+    """Return True if the head's factors are the embedding's, as with PEFT's ensure_weight_tying."""
     head = adapter.modules.get(HEAD_PATH)
     embeddings = [module for module in adapter.modules.values() if module.embedding]
     if head is None or len(embeddings) != 1:
@@ -107,17 +112,18 @@ def _ties_head(adapter: Adapter) -> bool:
 
 
 def with_tied_head(modules: Mapping[str, LoraModule]) -> dict[str, LoraModule]:
-    """The modules, and a head that changes as the embedding does.
+    """Add a head that changes as the embedding does.
 
-    PEFT keeps one copy of the two, so the factors have to be the same numbers and not just have the same product.
+    PEFT keeps one copy of both, so the factors must be the same numbers, not just have the same
+    product.
     """
     embedding = next(module for module in modules.values() if module.embedding)
     head = LoraModule(A=embedding.B.T, B=embedding.A.T, scaling=1.0, embedding=False)
     return {**modules, HEAD_PATH: head}
 
 
-def stack(adapters: Sequence[Adapter], weights: Sequence[float], path: str) -> LoraModule:
-    """The weighted sum of their changes of one module, with the ranks side by side."""
+def stack_ranks(adapters: Sequence[Adapter], weights: Sequence[float], path: str) -> LoraModule:
+    """Return the weighted sum of the adapters' changes of one module, with the ranks side by side."""
     parts = [
         (adapter.modules[path], weight)
         for adapter, weight in zip(adapters, weights, strict=True)
@@ -136,7 +142,7 @@ def stack(adapters: Sequence[Adapter], weights: Sequence[float], path: str) -> L
 def write_adapter(
     out: Path, modules: Mapping[str, LoraModule], adapters: Sequence[Adapter]
 ) -> AdapterSize:
-    """Write the two files of an adapter that is made of others: these modules, whose scaling is 1."""
+    """Write the two files of an adapter made of others. The modules' scaling is 1."""
     if any(map(_ties_head, adapters)):
         modules = with_tied_head(modules)
     config = _config(adapters, {path: module.rank for path, module in modules.items()})
@@ -152,7 +158,8 @@ def save_adapter(
 ) -> AdapterSize:
     """Write adapter_model.safetensors, in float32, and adapter_config.json.
 
-    `others` are whole tensors, by their names in the file.
+    Args:
+        others: whole tensors by their names in the file.
     """
     tensors = {name: tensor.contiguous() for name, tensor in others.items()}
     for path, module in modules.items():
@@ -176,14 +183,14 @@ def save_adapter(
 
 
 def ranks_in_config(ranks: Mapping[str, int]) -> dict[str, Any]:
-    """The part of a config that says which rank each module has, with alpha = rank: the scaling is 1."""
-    rank = max(ranks.values())
-    other = {path: one for path, one in ranks.items() if one != rank}
+    """Return the part of a config with each module's rank, and alpha = rank: the scaling is 1."""
+    largest = max(ranks.values())
+    pattern = {path: rank for path, rank in ranks.items() if rank != largest}
     return {
-        "r": rank,
-        "lora_alpha": rank,
-        "rank_pattern": other,
-        "alpha_pattern": other,
+        "r": largest,
+        "lora_alpha": largest,
+        "rank_pattern": pattern,
+        "alpha_pattern": pattern,
         "use_rslora": False,
         "init_lora_weights": True,
         "inference_mode": True,
@@ -199,10 +206,10 @@ def fold(
 ) -> None:
     """Write to `out` the plain checkpoint that equals the adapter active on `base`.
 
-    `base` may be an adapter on a base itself. One tensor at a time is in memory. Sums are float32
-    with one rounding to `dtype` (`input`: as the base is stored). Tokenizer and template come from
-    the adapter's folder where it has them. A tied head stays tied when head and embedding change
-    alike; else both are written and config.json says so.
+    `base` may be an adapter on a base itself. One tensor at a time is in memory. Each number is
+    rounded once, to `dtype` (`input`: the type of the base). Tokenizer and template come from the
+    adapter's folder if it has them. A tied head stays tied if head and embedding change alike; else
+    both are written and config.json says so.
 
     Raises:
         MergeError: the adapter can't be folded exactly, or doesn't fit the base.
@@ -214,15 +221,15 @@ def fold(
 
 
 def _config(adapters: Sequence[Adapter], ranks: Mapping[str, int]) -> dict[str, Any]:
-    """The first one's config, with the ranks that there are now."""
+    """Return the first adapter's config with the ranks of the result."""
     first = adapters[0]
     config = {**first.config, **ranks_in_config(ranks)}
-    config["base_model_name_or_path"] = _base_of(first)  # a relative path is seen from its folder
+    config["base_model_name_or_path"] = _base_of(first)  # a relative path starts at its folder
     config["task_type"] = next(
-        filter(None, (one.config.get("task_type") for one in adapters)), None
+        filter(None, (adapter.config.get("task_type") for adapter in adapters)), None
     )
-    same_places = all(set(one.modules) == set(ranks) for one in adapters)
-    if not same_places or not isinstance(first.config.get("target_modules"), list):
+    same_modules = all(set(adapter.modules) == set(ranks) for adapter in adapters)
+    if not same_modules or not isinstance(first.config.get("target_modules"), list):
         # Full paths: a pattern wide enough for all could reach modules that none of them has.
         config["target_modules"] = sorted(ranks)
         config |= dict.fromkeys(("layers_to_transform", "layers_pattern", "exclude_modules"))
@@ -258,17 +265,17 @@ def _require_summable(adapter: Adapter) -> None:
 
 
 def _require_same_base(first: Adapter, second: Adapter) -> None:
-    places = [_base_of(one) for one in (first, second)]
-    if places[0] != places[1]:
+    bases = [_base_of(adapter) for adapter in (first, second)]
+    if bases[0] != bases[1]:
         raise MergeError(
-            f"{first.folder} is an adapter on {places[0]!r}, {second.folder} on {places[1]!r}; "
+            f"{first.folder} is an adapter on {bases[0]!r}, {second.folder} on {bases[1]!r}; "
             "all must be trained on one base; if these are two names of it, write the same one into both "
             "adapter_config.json"
         )
-    revisions = [one.config.get("revision") for one in (first, second)]
+    revisions = [adapter.config.get("revision") for adapter in (first, second)]
     if revisions[0] != revisions[1]:
         raise MergeError(
-            f"{first.folder} is an adapter on revision {revisions[0]!r} of {places[0]}, {second.folder} on "
+            f"{first.folder} is an adapter on revision {revisions[0]!r} of {bases[0]}, {second.folder} on "
             f"{revisions[1]!r}; if the weights are the same, write the same one into both adapter_config.json"
         )
     if bool(first.config.get("ensure_weight_tying")) != bool(
@@ -286,25 +293,25 @@ def _base_of(adapter: Adapter) -> str:
 
 
 def _others(adapters: Sequence[Adapter], modules: Iterable[str]) -> dict[str, Tensor]:
-    """What is there besides low-rank changes, by its names in the file; the same in all that have it.
+    """Return the tensors besides low-rank changes by their names in the file, equal in all adapters.
 
-    Of several adapters that is embeddings that PEFT saved along.
+    With several adapters these are embeddings that PEFT saved too.
     """
-    kept: dict[str, Tensor] = {}
+    replaced: dict[str, Tensor] = {}
     for adapter in adapters:
         for name, tensor in adapter.replaced.items():
-            if name in kept and not torch.equal(kept[name], tensor):
+            if name in replaced and not torch.equal(replaced[name], tensor):
                 raise MergeError(
                     f"{adapter.folder}: {name} differs from the one in {adapters[0].folder}; "
                     "fold one of them first"
                 )
-            kept[name] = tensor
+            replaced[name] = tensor
     low_rank = set(modules)
-    named = {_under_base_layer(name, low_rank): tensor for name, tensor in kept.items()}
+    others = {_under_base_layer(name, low_rank): tensor for name, tensor in replaced.items()}
     for adapter in adapters:
         for name, (_, rows) in adapter.token_rows.items():
-            named[name.removesuffix(".weight") + TOKENS] = rows
-    return named
+            others[name.removesuffix(".weight") + TOKENS] = rows
+    return others
 
 
 def _under_base_layer(name: str, low_rank: Set[str]) -> str:

@@ -1,7 +1,7 @@
-"""A model folder on disk, read in pieces: one safetensors file, or shards with an index.
+"""Read a model folder in pieces: one safetensors file, or shards with an index.
 
-Merging, folding and hashing need the weights but not the model, so nothing here builds one or
-imports torch, and only the pieces asked for are in memory.
+Merging, folding and hashing need the weights but not the model, so this builds no model, imports no
+torch, and holds only the requested pieces in memory.
 """
 
 import json
@@ -28,33 +28,37 @@ _COMPARED = 1 << 20  # elements compared at once
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """One tensor, any stretch of it at a time."""
+    """A tensor to read in ranges of elements.
+
+    `reader.read(0, 4096)` is its first 4,096 elements in row-major order. A caller that reads it
+    from several threads opens a reader for each, if `random_access` says that opening is free.
+    """
 
     read: Callable[[int, int], Array]
-    """the elements [start, stop) in row-major order, float32 or float64"""
+    """elements [start, stop) in row-major order, float32 or float64"""
     step: int | None = None
-    """it is best read in stretches that start and end on multiples of this; None: any"""
+    """ranges that start and end on multiples of this are read best; None: any"""
     random_access: bool = True
-    """whether opening it costs nothing, so that several can share the tensor"""
+    """opening costs nothing, so several readers can share the tensor"""
 
 
 class Weights(Protocol):
-    """The weights of a model: plain, with adapters folded in, or merged, as they are read."""
+    """The weights of a model: plain, with adapters folded in, or merged; computed when read."""
 
     folders: tuple[Path, ...]
-    """the folders that the model is made of, the outermost adapter first, the base last"""
+    """the model's folders, the outermost adapter first, the base last"""
     config: Mapping[str, Any]
     """config.json, as it must be for these weights"""
     entries: Mapping[str, Entry]
-    """every tensor; a head that is tied to the embedding isn't one of them"""
+    """all tensors by name; without a head that is tied to the embedding"""
     files: tuple[Path, ...]
-    """every weight file that is read"""
+    """all weight files"""
 
     def reader(self, name: str) -> Reader: ...
 
 
 class Checkpoint:
-    """A plain model folder. Each tied tensor appears once, under the embedding's name."""
+    """A plain model folder. A tied tensor appears once, under the embedding's name."""
 
     def __init__(self, folder: Path, *, allow_pickle: bool = False) -> None:
         """`allow_pickle` reads pytorch_model.bin where there are no safetensors."""
@@ -72,9 +76,9 @@ class Checkpoint:
         self.entries: Mapping[str, Entry] = self._without_tied_head(stored)
 
     def reader(self, name: str) -> Reader:
-        """The stored tensor.
+        """Open a stored tensor.
 
-        Reading raises MergeError for a NaN or an infinity, CheckpointError for a file cut short.
+        Reading raises MergeError for a NaN or an infinity, CheckpointError for a truncated file.
         """
         entry = self.entries[name]
         stored = self._stored(name, entry)
@@ -88,7 +92,7 @@ class Checkpoint:
         return Reader(read)
 
     def _stored(self, name: str, entry: Entry) -> Callable[[int, int], Array]:
-        """What gives the elements [start, stop) as they are stored."""
+        """Return a function that reads elements [start, stop) in the stored type."""
         if entry.file in self._pickles:
             pickled = self._pickles[entry.file]
             return lambda start, stop: pickled.read(name, start, stop)
@@ -96,8 +100,8 @@ class Checkpoint:
 
         def read(start: int, stop: int) -> Array:
             piece = np.empty(stop - start, stored)
-            got = os.preadv(handle, [piece.view(np.uint8).data], entry.offset + start * width)
-            if got != piece.nbytes:
+            size = os.preadv(handle, [piece.view(np.uint8).data], entry.offset + start * width)
+            if size != piece.nbytes:
                 raise CheckpointError(
                     f"{entry.file}: {name}: the file ends early; was it changed while it was read?"
                 )
@@ -106,19 +110,19 @@ class Checkpoint:
         return read
 
     def _locate_pickles(self) -> dict[str, Entry] | None:
-        """Every tensor of pickles; None where there are safetensors, or no pickles."""
+        """Locate the tensors of pickles; None if there are safetensors or no pickles."""
         files = pickle_files(self.folder)
         if not files:
             return None
         from dualign.checkpoints.pickles import Pickle
 
         self._pickles = {file: Pickle(file) for file in files}
-        found: dict[str, Entry] = {}
-        for file, listed in files.items():
+        entries: dict[str, Entry] = {}
+        for file, indexed in files.items():
             stored = self._pickles[file].entries()
-            _require_listed(file, stored, listed)
-            found |= stored
-        return found
+            _require_indexed(file, stored, indexed)
+            entries |= stored
+        return entries
 
     def _without_tied_head(self, stored: dict[str, Entry]) -> dict[str, Entry]:
         embedding = embedding_name(stored)
@@ -135,15 +139,17 @@ class Checkpoint:
             )
         return {name: entry for name, entry in stored.items() if name != HEAD}
 
-    def _same_bytes(self, stored: Mapping[str, Entry], one: str, other: str) -> bool:
-        first, second = stored[one], stored[other]
-        if (first.shape, first.dtype) != (second.shape, second.dtype):
+    def _same_bytes(self, stored: Mapping[str, Entry], a: str, b: str) -> bool:
+        if (stored[a].shape, stored[a].dtype) != (stored[b].shape, stored[b].dtype):
             return False
-        ours, theirs = self._stored(one, first), self._stored(other, second)
+        size, read_a, read_b = (
+            stored[a].size,
+            *(self._stored(name, stored[name]) for name in (a, b)),
+        )
         return all(
-            ours(start, stop).tobytes() == theirs(start, stop).tobytes()
-            for start in range(0, first.size, _COMPARED)
-            for stop in [min(start + _COMPARED, first.size)]
+            read_a(start, stop).tobytes() == read_b(start, stop).tobytes()
+            for start in range(0, size, _COMPARED)
+            for stop in [min(start + _COMPARED, size)]
         )
 
     def _open(self, file: Path) -> int:
@@ -158,9 +164,9 @@ def _close(handles: dict[Path, int]) -> None:
 
 
 def not_finite(entry: Entry, name: str, values: Array, start: int) -> MergeError:
-    """The error for a stretch from `start` on that holds a NaN or an infinity."""
+    """Return the error for values, from element `start` on, that hold a NaN or an infinity."""
     places = np.flatnonzero(~np.isfinite(values))
-    first = [int(one) for one in np.unravel_index(start + int(places[0]), entry.shape or (1,))]
+    first = [int(i) for i in np.unravel_index(start + int(places[0]), entry.shape or (1,))]
     return MergeError(
         f"{entry.file}: {name} holds NaN or infinite values, {values[places[0]]} at {first} first; "
         "it can't be used"
@@ -168,36 +174,37 @@ def not_finite(entry: Entry, name: str, values: Array, start: int) -> MergeError
 
 
 def read_whole(weights: Weights, name: str) -> Array:
-    """A tensor in one piece and in its shape."""
+    """Read a tensor in one piece and in its shape."""
     entry = weights.entries[name]
     return weights.reader(name).read(0, entry.size).reshape(entry.shape)
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The JSON object in a file."""
+    """Read the JSON object in a file.
+
+    Raises:
+        CheckpointError: there is no such file, or it holds something else.
+    """
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        value = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{file}: no such file") from None
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: not JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{file}: expected a JSON object, found {type(found).__name__}")
-    return found
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{file}: expected a JSON object, found {type(value).__name__}")
+    return value
 
 
 def embedding_name(names: Mapping[str, object]) -> str | None:
-    """The input embedding's name, if there is exactly one."""
-    found = [
-        name
-        for name in names
-        if name in EMBEDDINGS or name.endswith(tuple("." + one for one in EMBEDDINGS))
-    ]
-    return found[0] if len(found) == 1 else None
+    """Return the name of the input embedding; None unless there is exactly one."""
+    endings = tuple(f".{embedding}" for embedding in EMBEDDINGS)
+    embeddings = [name for name in names if name in EMBEDDINGS or name.endswith(endings)]
+    return embeddings[0] if len(embeddings) == 1 else None
 
 
 def is_tied(weights: Weights) -> bool:
-    """Whether the output head is the input embedding."""
+    """Return True if the output head is the input embedding."""
     return embedding_name(weights.entries) is not None and HEAD not in weights.entries
 
 
@@ -207,12 +214,12 @@ def require_inside(file: Path, folder: Path) -> None:
     Raises:
         CheckpointError: it does.
     """
-    place, home = file.resolve(), folder.resolve()
-    if home.parent.name == "snapshots":
-        home = home.parent.parent
-    if not place.is_relative_to(home):
+    target, root = file.resolve(), folder.resolve()
+    if root.parent.name == "snapshots":
+        root = root.parent.parent
+    if not target.is_relative_to(root):
         raise CheckpointError(
-            f"{file}: a link to {place}, outside of the model folder; copy the file there instead"
+            f"{file}: a link to {target}, outside of the model folder; copy the file there instead"
         )
 
 
@@ -220,7 +227,7 @@ def _require_floats(name: str, entry: Entry) -> None:
     if entry.dtype not in DTYPE_NAMES:
         raise MergeError(
             f"{entry.file}: {name} is stored as {entry.dtype}; expected {', '.join(DTYPE_NAMES)}: "
-            "quantised weights can't be summed, use the checkpoint they were made from"
+            "quantized weights can't be summed, use the checkpoint they were made from"
         )
 
 
@@ -229,15 +236,15 @@ def _read_config(folder: Path) -> dict[str, Any]:
     config = read_json(folder / "config.json")
     if "quantization_config" in config:
         raise MergeError(
-            f"{folder}: a quantised checkpoint; use the checkpoint that it was made from"
+            f"{folder}: a quantized checkpoint; use the checkpoint that it was made from"
         )
     return config
 
 
 def _require_head(config: Mapping[str, Any], stored: Mapping[str, Entry], folder: Path) -> None:
-    """An untied causal model without a head would get a random one when it is loaded."""
-    named = config.get("architectures")
-    causal = isinstance(named, list) and any(str(one).endswith("ForCausalLM") for one in named)
+    """Refuse an untied causal model without a head: it would get a random one when loaded."""
+    names = config.get("architectures")
+    causal = isinstance(names, list) and any(str(name).endswith("ForCausalLM") for name in names)
     untied = config.get("tie_word_embeddings") is False
     if (
         causal
@@ -252,7 +259,7 @@ def _require_head(config: Mapping[str, Any], stored: Mapping[str, Entry], folder
 
 
 def _locate(folder: Path) -> dict[str, Entry]:
-    """Every tensor and where it lies."""
+    """Locate every tensor of a folder."""
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.is_file() and index.is_file():
         raise CheckpointError(
@@ -263,7 +270,7 @@ def _locate(folder: Path) -> dict[str, Entry]:
         return read_header(single)
     if index.is_file():
         return _locate_shards(folder, index)
-    pickles = sorted(one.name for one in folder.glob("*.bin"))
+    pickles = sorted(file.name for file in folder.glob("*.bin"))
     hint = (
         f"; {pickles[0]} is a pickle: save it as safetensors first, or allow it (--allow-pickle, "
         "allow_pickle: true)"
@@ -274,10 +281,13 @@ def _locate(folder: Path) -> dict[str, Entry]:
 
 
 def pickle_files(folder: Path) -> dict[Path, set[str] | None]:
-    """pytorch_model.bin, or its shards, with the tensors that an index lists; none beside safetensors."""
-    safe = (folder / "model.safetensors", folder / "model.safetensors.index.json")
+    """List pytorch_model.bin (None), or its shards with the tensors that the index lists for each.
+
+    Empty if there are safetensors.
+    """
+    safetensors = (folder / "model.safetensors", folder / "model.safetensors.index.json")
     single, index = folder / "pytorch_model.bin", folder / "pytorch_model.bin.index.json"
-    if any(one.is_file() for one in safe):
+    if any(file.is_file() for file in safetensors):
         return {}
     if single.is_file() and index.is_file():
         raise CheckpointError(
@@ -286,20 +296,20 @@ def pickle_files(folder: Path) -> dict[Path, set[str] | None]:
     if single.is_file():
         require_inside(single, folder)
         return {single: None}
-    return {**_listed(folder, index)} if index.is_file() else {}
+    return {**_read_index(folder, index)} if index.is_file() else {}
 
 
 def _locate_shards(folder: Path, index: Path) -> dict[str, Entry]:
-    found: dict[str, Entry] = {}
-    for file, listed in _listed(folder, index).items():
+    entries: dict[str, Entry] = {}
+    for file, indexed in _read_index(folder, index).items():
         stored = read_header(file)
-        _require_listed(file, stored, listed)
-        found |= stored
-    return found
+        _require_indexed(file, stored, indexed)
+        entries |= stored
+    return entries
 
 
-def _listed(folder: Path, index: Path) -> dict[Path, set[str]]:
-    """The shards of an index, each with the tensors that are said to be in it."""
+def _read_index(folder: Path, index: Path) -> dict[Path, set[str]]:
+    """Read the shards of an index, each with the tensors that the index lists for it."""
     require_inside(index, folder)
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -309,23 +319,23 @@ def _listed(folder: Path, index: Path) -> dict[Path, set[str]]:
     for shard in weight_map.values():
         if not isinstance(shard, str) or Path(shard).name != shard:
             raise CheckpointError(f"{index}: {shard!r} isn't a file of this folder")
-    found: dict[Path, set[str]] = {}
+    shards: dict[Path, set[str]] = {}
     for shard in sorted(set(weight_map.values())):
         require_inside(folder / shard, folder)
-        found[folder / shard] = {name for name, home in weight_map.items() if home == shard}
-    return found
+        shards[folder / shard] = {name for name, file in weight_map.items() if file == shard}
+    return shards
 
 
-def _require_listed(file: Path, stored: Mapping[str, Entry], listed: set[str] | None) -> None:
-    """Raise CheckpointError unless the index lists what is in the file; None: there is no index."""
-    if listed is None:
+def _require_indexed(file: Path, stored: Mapping[str, Entry], indexed: set[str] | None) -> None:
+    """Raise CheckpointError unless the index lists what the file holds; None: there is no index."""
+    if indexed is None:
         return
     index = f"{'pytorch_model.bin' if file.suffix == '.bin' else 'model.safetensors'}.index.json"
-    for name in sorted(set(stored) - listed):
+    for name in sorted(set(stored) - indexed):
         raise CheckpointError(
             f"{file}: {name!r} isn't in {index}; the index is stale or incomplete"
         )
-    for name in sorted(listed - set(stored)):
+    for name in sorted(indexed - set(stored)):
         raise CheckpointError(
             f"{file}: the index says {name!r} is here, and it isn't; fetch the file again"
         )

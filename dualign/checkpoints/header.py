@@ -1,7 +1,7 @@
-"""The header of a safetensors file, read and written: where each tensor lies, and nothing more.
+"""Read and write the header of a safetensors file: the place of each tensor, and nothing more.
 
 Merging, folding and comparing need tensors in pieces and without torch, so the format is read here:
-8 bytes that say how long the header is, the header as JSON, then the tensors. A file is refused
+8 bytes with the length of the header, the header as JSON, then the tensors. A file is refused
 unless its tensors fill it without gaps or overlaps.
 """
 
@@ -20,7 +20,7 @@ BITS = {
     "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8,
     "C64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
 }  # fmt: skip
-LONGEST = 100_000_000
+_MAX_HEADER_BYTES = 100_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """A tensor that will be written."""
+    """A tensor to be written."""
 
     name: str
     shape: tuple[int, ...]
@@ -59,16 +59,16 @@ class TensorSpec:
 
 
 def read_header(file: Path) -> dict[str, Entry]:
-    """The tensors of a file, by name.
+    """Read the tensors' places in a file, by name.
 
     Raises:
-        CheckpointError: it isn't there, or isn't a whole safetensors file.
+        CheckpointError: there is no such file, or it isn't a whole safetensors file.
     """
     try:
         size = file.stat().st_size
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
-            fits = size >= 8 and length <= min(size - 8, LONGEST)
+            fits = size >= 8 and length <= min(size - 8, _MAX_HEADER_BYTES)
             text = stream.read(length) if fits else b""
     except FileNotFoundError:
         raise CheckpointError(f"{file}: no such file") from None
@@ -80,12 +80,14 @@ def read_header(file: Path) -> dict[str, Entry]:
 
 
 def write_header(tensors: Sequence[TensorSpec]) -> bytes:
-    """The header of a file with these tensors in this order, padded to a multiple of 8 bytes."""
+    """Return the header of a file with these tensors in order, padded to a multiple of 8 bytes."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    ends = list(accumulate(one.nbytes for one in tensors))
-    for one, end in zip(tensors, ends, strict=True):
-        span = [end - one.nbytes, end]
-        header[one.name] = {"dtype": one.dtype, "shape": list(one.shape), "data_offsets": span}
+    ends = list(accumulate(tensor.nbytes for tensor in tensors))
+    for tensor, end in zip(tensors, ends, strict=True):
+        span = [end - tensor.nbytes, end]
+        header[tensor.name] = {
+            "dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": span
+        }  # fmt: skip
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
@@ -103,24 +105,24 @@ def _parsed(file: Path, text: bytes) -> dict[str, Any]:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    value = dict(pairs)
+    if len(value) < len(pairs):
         names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{twice!r} is given twice")
-    return found
+        duplicate = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{duplicate!r} is given twice")
+    return value
 
 
 def _entries(file: Path, header: dict[str, Any], start: int, size: int) -> dict[str, Entry]:
     spans: list[tuple[int, int, str]] = []
-    found: dict[str, Entry] = {}
+    entries: dict[str, Entry] = {}
     for name, value in header.items():
         begin, end, shape, dtype = _fields(file, name, value)
         needed = prod(shape) * BITS[dtype]
         if needed != (end - begin) * 8:
             raise _broken(file, f"{name} is {dtype} {shape} in {end - begin} bytes")
         spans.append((begin, end, name))
-        found[name] = Entry(tuple(shape), dtype, file, start + begin)
+        entries[name] = Entry(tuple(shape), dtype, file, start + begin)
     place = 0
     for begin, end, name in sorted(spans):
         if begin != place:
@@ -128,17 +130,16 @@ def _entries(file: Path, header: dict[str, Any], start: int, size: int) -> dict[
         place = end
     if start + place != size:
         raise _broken(file, f"its tensors end at byte {start + place}, the file at {size}")
-    return found
+    return entries
 
 
 def _fields(file: Path, name: str, value: Any) -> tuple[int, int, list[int], str]:
     try:
         (begin, end), shape, dtype = value["data_offsets"], value["shape"], value["dtype"]
-        whole = [begin, end, *shape]
-        sound = all(type(one) is int and one >= 0 for one in whole) and begin <= end
+        valid = begin <= end and all(type(n) is int and n >= 0 for n in (begin, end, *shape))
     except (TypeError, KeyError, ValueError):
-        sound = False
-    if not sound:
+        valid = False
+    if not valid:
         raise _broken(file, f"the entry of {name} isn't a type, a shape and two offsets")
     if not isinstance(dtype, str) or dtype not in BITS:
         raise _broken(file, f"{name} has the unknown type {dtype!r}")

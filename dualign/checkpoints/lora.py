@@ -1,6 +1,6 @@
-"""A LoRA adapter folder as PEFT writes it, and what it does to a weight.
+"""Read a LoRA adapter folder as PEFT writes it, and apply it to a weight.
 
-That is `W + s * B @ A` (LoRA, arXiv 2106.09685), with `s = alpha / r` or `alpha / sqrt(r)` (rsLoRA,
+The folded weight is `W + s * B @ A` (LoRA, arXiv 2106.09685), with `s = alpha / r` or `alpha / sqrt(r)` (rsLoRA,
 arXiv 2312.03732); DoRA (arXiv 2402.09353) rescales the result to the learned magnitude. Shapes: R
 rank, I in, O out, V vocabulary, D hidden.
 """
@@ -37,19 +37,19 @@ _UNSUPPORTED = (
     "alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config", "kasa_config",
     "monteclora_config", "megatron_config",
 )  # fmt: skip
-_LOOKED_AT = 1 << 15  # elements at once
+_NORM_ELEMENTS = 1 << 15  # elements at once
 _PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
 Rows = Callable[[int, int], Array]
-"""the rows [start, stop) of a tensor, float64"""
+"""(start, stop) -> the rows [start, stop) of a tensor, float64"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoraModule:
     """The low-rank change of one module: `A_RI`, `B_OR`.
 
-    Of an embedding they are `A_RV`, `B_DR`, and the change is their product transposed.
+    For an embedding they are `A_RV`, `B_DR`, and the change is the transposed product.
     """
 
     A: Tensor
@@ -64,18 +64,18 @@ class LoraModule:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """That of the weight that is changed."""
-        made = (int(self.B.shape[0]), int(self.A.shape[1]))
-        return made[::-1] if self.embedding else made
+        """The shape of the changed weight."""
+        product = (int(self.B.shape[0]), int(self.A.shape[1]))
+        return product[::-1] if self.embedding else product
 
     def delta(self) -> Rows:
-        """`s * B @ A`, any rows of it at a time, in the shape of the weight that it is added to."""
+        """Return `s * B @ A` in the shape of the changed weight, any rows at a time."""
         left, right = (self.A.T, self.B.T) if self.embedding else (self.B, self.A)
-        scaled = self.scaling * wide(right)
-        return lambda start, stop: wide(left[start:stop]) @ scaled
+        scaled = self.scaling * to_float64(right)
+        return lambda start, stop: to_float64(left[start:stop]) @ scaled
 
     def apply(self, weight: Rows) -> Rows:
-        """The folded weight. DoRA on an embedding has a norm of each column, so it looks first."""
+        """Return the folded weight. DoRA on an embedding needs each column's norm: a pass before."""
         delta = self.delta()
 
         def added(start: int, stop: int) -> Array:
@@ -83,7 +83,7 @@ class LoraModule:
 
         if self.magnitude is None:
             return added
-        magnitude = wide(self.magnitude)
+        magnitude = to_float64(self.magnitude)
         if self.embedding:
             factor = magnitude.reshape(1, -1) / _column_norms(added, *self.shape)
             return lambda start, stop: added(start, stop) * factor
@@ -100,7 +100,7 @@ class LoraModule:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Adapter:
-    """An adapter folder: its config, its low-rank modules by path, and what it holds besides."""
+    """An adapter folder: its config, its low-rank modules by path, and its other tensors."""
 
     folder: Path
     file: Path
@@ -112,13 +112,13 @@ class Adapter:
     """trainable tokens: rows of a weight, and their new values"""
 
 
-def wide(tensor: Tensor) -> Array:
-    """A copy in float64."""
+def to_float64(tensor: Tensor) -> Array:
+    """Copy a tensor to a float64 array."""
     return tensor.double().numpy()
 
 
 def _column_norms(rows: Rows, count: int, columns: int) -> Array:
-    step = max(_LOOKED_AT // columns, 1)
+    step = max(_NORM_ELEMENTS // columns, 1)
     total = np.zeros(columns)
     for start in range(0, count, step):
         total += np.square(rows(start, min(start + step, count))).sum(axis=0)
@@ -126,7 +126,7 @@ def _column_norms(rows: Rows, count: int, columns: int) -> Array:
 
 
 def read_adapter(folder: Path) -> Adapter:
-    """The adapter in `folder`; its tensors map the file.
+    """Read the adapter in `folder`; its tensors map the file.
 
     Raises:
         CheckpointError: a file is missing or broken.
@@ -139,7 +139,7 @@ def read_adapter(folder: Path) -> Adapter:
         raise CheckpointError(
             f"{folder}: adapter_model.bin is a pickle; save the adapter as safetensors"
         )
-    return _sort(folder, file, config, _read_all(file))
+    return _adapter(folder, file, config, _read_all(file))
 
 
 def _require_plain_lora(folder: Path, config: Mapping[str, Any]) -> None:
@@ -175,7 +175,7 @@ def _read_all(file: Path) -> dict[str, Tensor]:
     return {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
 
 
-def _sort(
+def _adapter(
     folder: Path, file: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> Adapter:
     factors: dict[str, dict[str, Tensor]] = {}
@@ -195,13 +195,13 @@ def _sort(
         else:
             replaced[name.replace(".base_layer.", ".")] = tensor
     modules = {
-        one: _module(folder, config, one, parts, one in embeddings)
-        for one, parts in factors.items()
+        path: _module(folder, config, path, parts, path in embeddings)
+        for path, parts in factors.items()
     }
-    both = sorted(set(rows) & {*replaced, *(one + ".weight" for one in modules)})
-    if both:
+    conflicts = sorted(set(rows) & {*replaced, *(f"{path}.weight" for path in modules)})
+    if conflicts:
         raise MergeError(
-            f"{folder}: {both[0]} is changed as a whole and by trainable tokens; use one of the two"
+            f"{folder}: {conflicts[0]} is changed as a whole and by trainable tokens; use one of the two"
         )
     return Adapter(
         folder=folder, file=file, config=config, modules=modules, replaced=replaced, token_rows=rows
@@ -211,19 +211,19 @@ def _sort(
 def _module(
     folder: Path, config: Mapping[str, Any], path: str, parts: Mapping[str, Tensor], embedding: bool
 ) -> LoraModule:
-    needed = {"A", "B", "magnitude"} if config.get("use_dora") else {"A", "B"}
-    if set(parts) != needed:
+    expected = {"A", "B", "magnitude"} if config.get("use_dora") else {"A", "B"}
+    if set(parts) != expected:
         raise MergeError(
-            f"{folder}: {path} has the LoRA tensors {sorted(parts)}; expected {sorted(needed)}"
+            f"{folder}: {path} has the LoRA tensors {sorted(parts)}; expected {sorted(expected)}"
         )
-    rank = configured(config, "r", path)
+    rank = _configured(config, "r", path)
     shapes = tuple(parts["A"].shape), tuple(parts["B"].shape)
     if len(shapes[0]) != 2 or len(shapes[1]) != 2 or {shapes[0][0], shapes[1][1]} != {rank}:
         raise MergeError(
             f"{folder}: {path} has factors of shapes {shapes}; expected rank {rank} in both, "
             "as configured"
         )
-    scaling = configured(config, "lora_alpha", path) / (
+    scaling = _configured(config, "lora_alpha", path) / (
         math.sqrt(rank) if config.get("use_rslora") else rank
     )
     return LoraModule(
@@ -235,8 +235,8 @@ def _module(
     )
 
 
-def configured(config: Mapping[str, Any], key: str, path: str) -> Any:
-    """`r` or `lora_alpha` of a module: the first pattern that ends its path, else the adapter's."""
+def _configured(config: Mapping[str, Any], key: str, path: str) -> Any:
+    """Return a module's `r` or `lora_alpha`: of the first pattern that ends its path, else the adapter's."""
     patterns = config.get({"r": "rank_pattern", "lora_alpha": "alpha_pattern"}[key]) or {}
     for pattern, value in patterns.items():
         if re.match(rf"(.*\.)?({pattern})$", path):
@@ -247,19 +247,19 @@ def configured(config: Mapping[str, Any], key: str, path: str) -> Any:
 def _token_indices(
     folder: Path, config: Mapping[str, Any], module: str, delta: Tensor
 ) -> tuple[int, ...]:
-    given = config.get("trainable_token_indices") or []
-    if isinstance(given, Mapping):
-        given = next((value for key, value in given.items() if module.endswith(key)), [])
-    if len(given) != len(delta):
+    indices = config.get("trainable_token_indices") or []
+    if isinstance(indices, Mapping):
+        indices = next((value for key, value in indices.items() if module.endswith(key)), [])
+    if len(indices) != len(delta):
         raise MergeError(
-            f"{folder}: {module} has {len(delta)} trained token rows for {len(given)} token indices"
+            f"{folder}: {module} has {len(delta)} trained token rows for {len(indices)} token indices"
         )
-    return tuple(given)
+    return tuple(indices)
 
 
 def require_finite(tensor: Tensor, name: str, where: object) -> None:
-    """Raise MergeError when the tensor holds a NaN or an infinity."""
-    # A NaN or an infinity always spoils the sum, and one pass without a mask finds that.
+    """Raise MergeError if the tensor holds a NaN or an infinity."""
+    # A NaN or an infinity always spoils the sum: one pass, and no mask in memory.
     if bool(torch.isfinite(tensor.sum(dtype=torch.float32))):
         return
     bad = int((~torch.isfinite(tensor)).sum())

@@ -1,4 +1,4 @@
-"""What kind of module each weight belongs to, from config.json alone: the model without its numbers."""
+"""The modules of a model from config.json alone, without memory for its weights."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,18 +10,18 @@ from dualign.errors import CheckpointError
 
 
 def build_meta_model(config: Mapping[str, Any]) -> nn.Module:
-    """The causal language model of a config.json, on the meta device: shapes and types, no memory.
+    """Build the causal language model of a config.json on the meta device: shapes and types only.
 
     Raises:
         CheckpointError: transformers doesn't know this kind of model.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    settings = {key: value for key, value in config.items() if key != "model_type"}
+    fields = {key: value for key, value in config.items() if key != "model_type"}
     try:
-        known = AutoConfig.for_model(config["model_type"], **settings)
+        model_config = AutoConfig.for_model(config["model_type"], **fields)
         with torch.device("meta"):
-            model: nn.Module = AutoModelForCausalLM.from_config(known)
+            model: nn.Module = AutoModelForCausalLM.from_config(model_config)
     except (KeyError, ValueError) as error:
         raise CheckpointError(
             f"config.json: model_type {config.get('model_type')!r} isn't a causal language model that transformers "
@@ -31,14 +31,14 @@ def build_meta_model(config: Mapping[str, Any]) -> nn.Module:
 
 
 def linear_modules(model: nn.Module) -> list[str]:
-    """The paths of the linear layers, in the model's order."""
+    """Return the paths of the linear layers, in the model's order."""
     return [path for path, module in model.named_modules() if type(module) is nn.Linear]
 
 
 def quantized_modules(model: nn.Module) -> list[str]:
-    """The paths of the linear layers that transformers quantises as it loads: all but the head."""
+    """Return the paths of the linear layers that transformers quantizes: all but the head."""
     from transformers.quantizers.base import get_keys_to_not_convert
     from transformers.quantizers.quantizers_utils import should_convert_module
 
-    left = get_keys_to_not_convert(model)
-    return [path for path in linear_modules(model) if should_convert_module(path, left)]
+    excluded = get_keys_to_not_convert(model)
+    return [path for path in linear_modules(model) if should_convert_module(path, excluded)]

@@ -1,11 +1,12 @@
-"""A base as QLoRA training saw it: the linear weights in NF4 and back (arXiv 2305.14314, section 3).
+"""A base as QLoRA training saw it: linear weights in NF4 and back (arXiv 2305.14314, section 3).
 
-Each block of 64 numbers is scaled by its largest to 16 levels; the scales are quantised too, in blocks of 256 around
-their mean. The numbers are those of bitsandbytes, to the bit, on any machine. Of the tensor at hand half a byte per
-number is in memory.
+Each block of 64 numbers is scaled by its largest absolute value to 16 levels; the scales are
+quantized too, in blocks of 256 around their mean. The numbers equal those of bitsandbytes, to the
+bit, on any machine. Half a byte per number of the tensor being read is in memory.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,11 @@ from dualign.checkpoints.meta_model import build_meta_model, quantized_modules
 from dualign.errors import CheckpointError
 
 BLOCK, SCALES = 64, 256
-_CHUNK = 1 << 18  # numbers at once; a multiple of BLOCK
+_CHUNK = 1 << 18  # elements at once; a multiple of BLOCK
 
 
 class NF4Weights:
-    """The weights of a base after NF4 and back, in the type that they were loaded in for training."""
+    """The weights of a base after NF4 and back, in `dtype`, the type that training loaded them in."""
 
     def __init__(self, base: Weights, *, dtype: str | None = None) -> None:
         _require_bitsandbytes()
@@ -34,11 +35,11 @@ class NF4Weights:
         self.files: tuple[Path, ...] = base.files
         self.config: Mapping[str, Any] = base.config
         self.entries: Mapping[str, Entry] = base.entries
-        quantised = {f"{path}.weight" for path in quantized_modules(build_meta_model(base.config))}
-        self.quantised = quantised & set(base.entries)
+        linear = {f"{path}.weight" for path in quantized_modules(build_meta_model(base.config))}
+        self.quantized = linear & set(base.entries)
 
     def reader(self, name: str) -> Reader:
-        """The tensor as training saw it; a linear weight is quantised when it is first read."""
+        """Open a tensor as training saw it; a linear weight is quantized at its first read."""
         entry, stored = self.entries[name], self.base.reader(name)
         dtype = self.dtype or DTYPE_NAMES[entry.dtype]
 
@@ -47,22 +48,16 @@ class NF4Weights:
                 from_float(stored.read(start, stop), DTYPE_CODES[dtype]), DTYPE_CODES[dtype]
             )
 
-        if name not in self.quantised:
+        if name not in self.quantized:
             return Reader(rounded, step=stored.step, random_access=stored.random_access)
-        made: list[_Quantised] = []
-
-        def read(start: int, stop: int) -> Array:
-            if not made:
-                made.append(_Quantised(rounded, entry.size, getattr(torch, dtype)))
-            return made[0].read(start, stop)
-
-        return Reader(read, random_access=False)
+        tensor = cache(lambda: _NF4Tensor(rounded, entry.size, getattr(torch, dtype)))
+        return Reader(lambda start, stop: tensor().read(start, stop), random_access=False)
 
 
-class _Quantised:
+class _NF4Tensor:
     """One tensor in NF4."""
 
-    def __init__(self, read: Any, size: int, dtype: torch.dtype) -> None:
+    def __init__(self, read: Callable[[int, int], Array], size: int, dtype: torch.dtype) -> None:
         from bitsandbytes import functional
 
         self.size, self.dtype = size, dtype
@@ -75,15 +70,15 @@ class _Quantised:
             scales.append(state.absmax)
         absmax = torch.cat(scales)
         mean = absmax.mean()
-        held, nested = functional.quantize_blockwise(absmax - mean, blocksize=SCALES)
-        self.scales: Tensor = functional.dequantize_blockwise(held, nested) + mean
+        codes, state = functional.quantize_blockwise(absmax - mean, blocksize=SCALES)
+        self.scales: Tensor = functional.dequantize_blockwise(codes, state) + mean
 
     def read(self, start: int, stop: int) -> Array:
-        """The numbers [start, stop), float32."""
+        """Dequantize elements [start, stop) to float32."""
         first = start // _CHUNK
         parts = [self._chunk(i) for i in range(first, -(-stop // _CHUNK))]
-        whole: Array = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        return whole[start - first * _CHUNK : stop - first * _CHUNK]
+        values: Array = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return values[start - first * _CHUNK : stop - first * _CHUNK]
 
     def _chunk(self, i: int) -> Array:
         from bitsandbytes import functional
@@ -94,8 +89,9 @@ class _Quantised:
         state = functional.QuantState(
             scales, shape=(size,), blocksize=BLOCK, quant_type="nf4", dtype=self.dtype
         )
-        found: Array = functional.dequantize_4bit(self.codes[i], state).float().reshape(-1).numpy()
-        return found
+        values = functional.dequantize_4bit(self.codes[i], state).float()
+        chunk: Array = values.reshape(-1).numpy()
+        return chunk
 
 
 def _require_bitsandbytes() -> None:

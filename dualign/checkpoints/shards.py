@@ -1,9 +1,8 @@
-"""Writing a model folder: tensors in pieces into safetensors shards, and the files beside them.
+"""Write a model folder: tensors in pieces into safetensors shards, and the files next to them.
 
-A shard's header is planned from shapes and types, so every piece has its place in the file before
-it is made. Pieces are made and written by several threads; which one makes a piece doesn't change
-it. What is written is hashed and sent to the disk meanwhile. A shard gets its name when it is whole
-and on the disk.
+A shard's header follows from shapes and types, so every piece has its place in the file before it
+is computed. Several threads compute and write pieces; a piece doesn't depend on its thread. Hashing
+and syncing go on meanwhile. A shard gets its final name once it is complete and on the disk.
 """
 
 import ctypes
@@ -30,13 +29,13 @@ TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "merges.txt", "tokenizer.model", "chat_template.jinja",
 )  # fmt: skip
-PIECE = 1 << 18  # elements made at once
-_SHARE = 1 << 20  # elements that one thread makes before it looks for more work
-_SENT = 64 << 20  # bytes after which the disk is asked to start
+PIECE = 1 << 18  # elements computed at once
+_SHARE = 1 << 20  # elements that a thread computes before it takes more work
+_SYNC_BYTES = 64 << 20  # bytes after which a sync is started
 
 
 def tensor_specs(weights: Weights, dtype: str) -> list[TensorSpec]:
-    """Every tensor of `weights` in the type asked for; `input` keeps the stored types."""
+    """List every tensor of `weights` in `dtype`; `input` keeps the stored types."""
     return [
         TensorSpec(name, entry.shape, entry.dtype if dtype == "input" else DTYPE_CODES[dtype])
         for name, entry in weights.entries.items()
@@ -54,26 +53,31 @@ def write_weights(
 ) -> dict[Path, str]:
     """Write `model.safetensors`, or shards of at most `shard_bytes` with an index.
 
-    Returns the SHA-256 of each file. Each number is rounded once, to the type that is written.
-    `resume` keeps the shards that an interrupted run of the same work has finished.
+    Each number is rounded once, to the written type.
+
+    Args:
+        resume: keep the shards that an interrupted run of the same work has finished.
+
+    Returns:
+        The SHA-256 of each file.
 
     Raises:
-        MergeError: a value isn't finite, or overflows the type that is written.
+        MergeError: a value isn't finite, or overflows the written type.
         CheckpointError: the disk hasn't enough room, or an input can't be read.
     """
     keep_freed_blocks()
-    planned = tensor_specs(weights, dtype)
+    specs = tensor_specs(weights, dtype)
     # Wide types first, so that every tensor starts on a multiple of its item size.
-    shards = split(sorted(planned, key=lambda one: -one.nbytes // max(one.size, 1)), shard_bytes)
+    shards = split(sorted(specs, key=lambda spec: -spec.nbytes // max(spec.size, 1)), shard_bytes)
     names = shard_names(len(shards))
     _clear(out, keep=names if resume else [])
     files = dict(zip((out / name for name in names), shards, strict=True))
-    left = sum(_bytes(shard) for file, shard in files.items() if not file.is_file())
-    _require_room(out, left)
-    total = _bytes(planned)
+    missing = sum(_bytes(shard) for file, shard in files.items() if not file.is_file())
+    _require_room(out, missing)
+    total = _bytes(specs)
     with (
         ThreadPoolExecutor(threads or cpu_count()) as pool,
-        progress(total, "writing", done=total - left) as bar,
+        progress(total, "writing", done=total - missing) as bar,
     ):
         digests = {
             file: sha256(file)
@@ -83,7 +87,7 @@ def write_weights(
         }
     if len(shards) > 1:
         weight_map = {
-            one.name: name for name, shard in zip(names, shards, strict=True) for one in shard
+            spec.name: name for name, shard in zip(names, shards, strict=True) for spec in shard
         }
         _write_json(
             out / "model.safetensors.index.json",
@@ -93,14 +97,14 @@ def write_weights(
 
 
 def progress(total: int, what: str, *, done: int = 0) -> "tqdm[Any]":
-    """A bar in bytes, for what takes more than a second, where somebody looks."""
+    """Return a progress bar in bytes; shown after one second, on a terminal only."""
     return tqdm(
         total=total, initial=done, unit="B", unit_scale=True, desc=what, delay=1, disable=None
     )
 
 
 def _bytes(tensors: Sequence[TensorSpec]) -> int:
-    return sum(one.nbytes for one in tensors)
+    return sum(spec.nbytes for spec in tensors)
 
 
 def cpu_count() -> int:
@@ -131,10 +135,11 @@ def write_side_files(
     tokenizer: Weights | None = None,
     chat_template: str | None = None,
 ) -> None:
-    """Write config.json, with the new type; copy tokenizer, template and generation settings.
+    """Write config.json with the new type; copy tokenizer, template and generation_config.json.
 
-    `tokenizer` is the model whose tokenizer is copied, if it isn't `weights`; `chat_template` is
-    written in place of its template.
+    Args:
+        tokenizer: the model whose tokenizer is copied; None: `weights`.
+        chat_template: written in place of the tokenizer's.
     """
     config = dict(weights.config)
     if dtype != "input":
@@ -151,7 +156,7 @@ def write_side_files(
 
 
 def tokenizer_files(weights: Weights) -> list[Path]:
-    """The tokenizer and its template, all from one folder: the outermost that has a tokenizer."""
+    """List tokenizer and template files, all from the outermost folder with a tokenizer."""
     for folder in weights.folders:
         if any(
             (folder / name).is_file()
@@ -162,12 +167,12 @@ def tokenizer_files(weights: Weights) -> list[Path]:
 
 
 def nearest_file(weights: Weights, name: str) -> list[Path]:
-    """The outermost folder's file of that name, or none."""
+    """List the outermost file of that name; empty if no folder has one."""
     return [folder / name for folder in weights.folders if (folder / name).is_file()][:1]
 
 
 def chat_template(weights: Weights) -> str | None:
-    """The template's text, wherever the tokenizer keeps it."""
+    """Read the chat template from chat_template.jinja, else from tokenizer_config.json."""
     for file in tokenizer_files(weights):
         if file.name == "chat_template.jinja":
             return file.read_text(encoding="utf-8")
@@ -178,20 +183,20 @@ def chat_template(weights: Weights) -> str | None:
 
 
 def split(tensors: Sequence[TensorSpec], shard_bytes: int) -> list[list[TensorSpec]]:
-    """In order, a new shard when the next tensor wouldn't fit; a larger tensor has its own."""
+    """Fill shards in order; a tensor larger than `shard_bytes` gets a shard of its own."""
     shards: list[list[TensorSpec]] = [[]]
     size = 0
-    for one in tensors:
-        if shards[-1] and size + one.nbytes > shard_bytes:
+    for spec in tensors:
+        if shards[-1] and size + spec.nbytes > shard_bytes:
             shards.append([])
             size = 0
-        shards[-1].append(one)
-        size += one.nbytes
+        shards[-1].append(spec)
+        size += spec.nbytes
     return shards
 
 
 def shard_names(count: int) -> list[str]:
-    """What transformers calls them."""
+    """Return the file names that transformers uses."""
     if count == 1:
         return ["model.safetensors"]
     return [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
@@ -199,7 +204,7 @@ def shard_names(count: int) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class _Share:
-    """The elements [start, stop) of a tensor, for one thread, and the file's byte of element 0."""
+    """Elements [start, stop) of a tensor, for one thread; `offset` is element 0's byte in the file."""
 
     tensor: TensorSpec
     offset: int
@@ -209,7 +214,7 @@ class _Share:
 
     @property
     def bytes(self) -> tuple[int, int]:
-        """Where they lie in the file."""
+        """First byte in the file, and the byte after the last."""
         width = self.tensor.nbytes // self.tensor.size
         return self.offset + self.start * width, self.offset + self.stop * width
 
@@ -221,7 +226,7 @@ def _write_shard(
     pool: ThreadPoolExecutor,
     advance: Callable[[int], object],
 ) -> str:
-    """Returns its SHA-256."""
+    """Write one shard and return its SHA-256."""
     aside = file.with_name(f".{file.name}.part")
     header = write_header(shard)
     handle = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
@@ -230,17 +235,17 @@ def _write_shard(
         digest = StreamingSha256(handle)
         digest.add(0, len(header))
         shares = _shares(shard, weights, len(header))
-        work = [pool.submit(_write_share, handle, one, weights, file.name) for one in shares]
+        futures = [pool.submit(_write_share, handle, share, weights, file.name) for share in shares]
         try:
-            for start, stop in _written(shares, work, handle):
+            for start, stop in _written(shares, futures, handle):
                 digest.add(start, stop)
                 advance(stop - start)
         except BaseException:
-            for one in work:
-                one.cancel()
-            for one in work:  # the file must not be closed under a thread that writes
-                if not one.cancelled():
-                    one.exception()
+            for future in futures:
+                future.cancel()
+            for future in futures:  # the file must not be closed under a thread that writes
+                if not future.cancelled():
+                    future.exception()
             raise
         os.fsync(handle)
     except OSError as error:
@@ -254,57 +259,62 @@ def _write_shard(
 
 
 def _written(
-    shares: Sequence[_Share], work: Sequence[Future[None]], handle: int
+    shares: Sequence[_Share], futures: Sequence[Future[None]], handle: int
 ) -> Iterator[tuple[int, int]]:
-    """The file's bytes of each share, when they are there.
+    """Yield each share's bytes in the file once they are written.
 
-    The disk gets its part meanwhile, so that the last sync is short.
+    Syncs go on meanwhile in a thread of their own, so that the last one is short.
     """
-    unsent, sending = 0, None
+    unsynced, sync = 0, None
     with ThreadPoolExecutor(1) as disk:
-        for share, done in zip(shares, work, strict=True):
-            done.result()
+        for share, future in zip(shares, futures, strict=True):
+            future.result()
             start, stop = share.bytes
             yield start, stop
-            unsent += stop - start
-            if unsent >= _SENT and (sending is None or sending.done()):
-                if sending is not None:
-                    sending.result()  # an error of the disk is told once
-                sending, unsent = disk.submit(os.fsync, handle), 0
-    if sending is not None:
-        sending.result()
+            unsynced += stop - start
+            if unsynced >= _SYNC_BYTES and (sync is None or sync.done()):
+                if sync is not None:
+                    sync.result()  # raises the disk's error
+                sync, unsynced = disk.submit(os.fsync, handle), 0
+    if sync is not None:
+        sync.result()
 
 
 def _shares(shard: Sequence[TensorSpec], weights: Weights, offset: int) -> list[_Share]:
-    """In the file's order. Tensors that one thread makes whole: the largest first, so that none is
+    """Cut tensors into work for threads, in the file's order.
+
+    A tensor without random access is one share. The largest of them go first, so that no thread is
     left with one at the end.
+
+        a: 3M elements, random access -> a[0:1M] a[1M:2M] a[2M:3M]      order: c, b, a[0:1M], ...
+        b, c: 2M and 5M, without      -> b[0:2M], c[0:5M]
     """
-    in_order: list[_Share] = []
-    whole: list[_Share] = []
-    for one in shard:
-        reader = weights.reader(one.name)
+    parts: list[_Share] = []
+    tensors: list[_Share] = []
+    for spec in shard:
+        reader = weights.reader(spec.name)
         step = reader.step or PIECE
-        length = max(_SHARE // step, 1) * step if reader.random_access else max(one.size, 1)
-        found = in_order if reader.random_access else whole
-        found += [
-            _Share(one, offset, start, min(start + length, one.size), step)
-            for start in range(0, one.size, length)
+        length = max(_SHARE // step, 1) * step if reader.random_access else max(spec.size, 1)
+        shares = parts if reader.random_access else tensors
+        shares += [
+            _Share(spec, offset, start, min(start + length, spec.size), step)
+            for start in range(0, spec.size, length)
         ]
-        offset += one.nbytes
-    return sorted(whole, key=lambda share: share.start - share.stop) + in_order
+        offset += spec.nbytes
+    return sorted(tensors, key=lambda share: share.start - share.stop) + parts
 
 
 def _write_share(handle: int, share: _Share, weights: Weights, shard: str) -> None:
-    one, reader = share.tensor, weights.reader(share.tensor.name)
-    width = one.nbytes // one.size
+    spec, reader = share.tensor, weights.reader(share.tensor.name)
+    width = spec.nbytes // spec.size
     for start in range(share.start, share.stop, share.step):
         values = reader.read(start, min(start + share.step, share.stop))
         try:
-            stored = from_float(values, one.dtype)
+            stored = from_float(values, spec.dtype)
         except NotFiniteError as error:
             raise MergeError(
-                f"{shard}: {one.name} would hold {values[error.place]} at element "
-                f"{start + error.place}, written as {DTYPE_NAMES[one.dtype]}; choose a wider dtype or "
+                f"{shard}: {spec.name} would hold {values[error.place]} at element "
+                f"{start + error.place}, written as {DTYPE_NAMES[spec.dtype]}; choose a wider dtype or "
                 "smaller weights"
             ) from None
         _write_all(handle, stored.view("u1").data, share.offset + start * width)
@@ -317,7 +327,7 @@ def _write_all(handle: int, data: memoryview, offset: int) -> None:
 
 
 def _clear(out: Path, *, keep: Sequence[str]) -> None:
-    """Remove what an earlier attempt left; beside a new index it could be loaded."""
+    """Remove shards of an earlier attempt; next to a new index they could be loaded."""
     for stale in [*out.glob("model*.safetensors*"), *out.glob(".model*.part")]:
         if stale.name not in keep:
             stale.unlink()

@@ -1,6 +1,6 @@
-"""From a path to weights: a plain model folder, or an adapter on a base.
+"""Open a reference's weights: a plain model folder, or an adapter on a base.
 
-The base may be an adapter itself, as a stage that trains on another stage's adapter leaves it.
+The base may be an adapter itself, after a stage that trained on another stage's adapter.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,7 +13,7 @@ from dualign.errors import CheckpointError
 from dualign.model_ref import ModelRef, adapter_base
 
 OpenBase = Callable[[Path], Weights]
-"""how the innermost base is read"""
+"""opens the innermost base"""
 
 
 def open_weights(model: Path | str, *, allow_pickle: bool = False) -> Weights:
@@ -96,20 +96,20 @@ def _require_folder(folder: Path) -> Path:
 
 
 def from_hub(name: str, *, revision: str | None = None, pickles: bool = False) -> Path:
-    """The local snapshot of a hub id, fetched if it isn't there and HF_HUB_OFFLINE isn't set.
+    """Return the local snapshot of a hub id, fetched if it is missing and HF_HUB_OFFLINE isn't set.
 
-    Pickles are fetched only when they are asked for.
+    Pickles are fetched only with `pickles`.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
-    wanted = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt"]
+    patterns = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt"]
     if pickles:
-        wanted.append("pytorch_model*.bin")
+        patterns.append("pytorch_model*.bin")
     try:
-        return Path(str(snapshot_download(name, revision=revision, allow_patterns=wanted)))
+        return Path(str(snapshot_download(name, revision=revision, allow_patterns=patterns)))
     except (HFValidationError, OSError) as error:
         raise CheckpointError(
-            f"{name!r} is neither a folder here nor to be had from the hub "
+            f"{name!r} is neither a folder here nor available from the hub "
             f"({type(error).__name__}); check the name, or fetch it first and give its path"
         ) from error

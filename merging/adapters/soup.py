@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from dualign.checkpoints.adapters import paths_of, read_summands, stack, write_adapter
-from dualign.checkpoints.lora import Adapter, LoraModule, wide
+from dualign.checkpoints.adapters import module_paths, read_summands, stack_ranks, write_adapter
+from dualign.checkpoints.lora import Adapter, LoraModule, to_float64
 from dualign.errors import ConfigError
 from dualign.merging.adapters.lowrank import Cut, LowRank, approximate, truncate
 from dualign.merging.adapters.output import (
@@ -61,8 +61,8 @@ def soup(meant: Soup, out: Path, *, force: bool = False) -> dict[str, Any]:
     adapters = read_summands(meant.adapters, weights)
     with new_folder(out, force=force) as work:
         modules, kept = {}, {}
-        for path in tqdm(paths_of(adapters), desc=f"merging {out.name}", disable=None):
-            modules[path], kept[path] = merge(stack(adapters, weights, path), adapters, path)
+        for path in tqdm(module_paths(adapters), desc=f"merging {out.name}", disable=None):
+            modules[path], kept[path] = merge(stack_ranks(adapters, weights, path), adapters, path)
         write_adapter(work, modules, adapters)
         copy_tokenizer(meant.adapters, work, chosen=meant.tokenizer_from)
         inputs = {
@@ -104,7 +104,7 @@ def _merger(meant: Soup) -> tuple[Merger, Sequence[float]]:
 
 
 def _linear(total: LoraModule, cut: Cut | None) -> tuple[LoraModule, Kept]:
-    B_OR, A_RI = wide(total.B), wide(total.A)
+    B_OR, A_RI = to_float64(total.B), to_float64(total.A)
     if cut is None:
         square = float(np.sum((B_OR.T @ B_OR) * (A_RI @ A_RI.T)))  # |B A|^2
         return total, Kept(rank=total.rank, norm=math.sqrt(max(square, 0)), error=0.0)

@@ -55,7 +55,7 @@ def test_quantized_weights_are_refused(tmp_path: Path) -> None:
     tensors = {"model.layer.weight": torch.ones(4, dtype=torch.uint8)}
     with pytest.raises(MergeError, match=r"model.layer.weight is stored as U8"):
         Checkpoint(folder(tmp_path, tensors))
-    with pytest.raises(MergeError, match="a quantised checkpoint"):
+    with pytest.raises(MergeError, match="a quantized checkpoint"):
         Checkpoint(folder(tmp_path, tensors, quantization_config={}))
 
 
