@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from dualign.data.config import DataConfig
-from dualign.training.arguments import DPO_ARGUMENTS, PREFERENCE_LOSSES
+from dualign.training.arguments import DPO_ARGUMENTS
 from dualign.training.config import TrainingStage, training_problems
 
+_LOSSES = ("apo_zero", "apo_down", "sigmoid", "ipo")
 Reference = Literal["auto", "adapter", "cached", "copy"]
 
 
@@ -25,48 +26,47 @@ class PreferenceStage(TrainingStage):
     """every other field of TRL's DPOConfig (loss_type, beta, ...), by its own name"""
 
     def problems(self) -> list[tuple[str, str]]:
-        found = TrainingStage.problems(self) + training_problems(self.train, self.dtype)
-        found += _loss_problems(self.train)
+        issues = TrainingStage.problems(self) + training_problems(self.train, self.dtype)
+        issues += _loss_problems(self.train)
         if self.reference == "adapter" and self.lora is None:
-            found.append(
+            issues.append(
                 ("reference", "adapter needs lora: without one there is no adapter to switch off")
             )
         if self.reference == "copy" and self.lora is not None:
-            found.append(
+            issues.append(
                 (
                     "reference",
                     "with lora the reference is the adapter switched off: a copy is waste",
                 )
             )
         if self.data.packing != "none":
-            found.append(("data.packing", "pairs aren't packed: set data.packing: none"))
+            issues.append(("data.packing", "pairs aren't packed: set data.packing: none"))
         if self.data.supervise != "assistant":
-            found.append(("data.supervise", "pairs are always supervised on chosen and rejected"))
-        return found
+            issues.append(("data.supervise", "pairs are always supervised on chosen and rejected"))
+        return issues
 
 
 def _loss_problems(train: Mapping[str, Any]) -> list[tuple[str, str]]:
     losses = train.get("loss_type", "apo_zero")
-    unknown = [
-        one
-        for one in ([losses] if isinstance(losses, str) else losses)
-        if one not in PREFERENCE_LOSSES
-    ]
-    found = [
-        ("train.loss_type", f"expected {', '.join(PREFERENCE_LOSSES)}, found {one!r}")
-        for one in unknown
+    issues = [
+        ("train.loss_type", f"expected {', '.join(_LOSSES)}, found {loss!r}")
+        for loss in ([losses] if isinstance(losses, str) else losses)
+        if loss not in _LOSSES
     ]
     beta = train.get("beta", 0.1)
     if isinstance(beta, (int, float)) and beta <= 0:
-        found.append(("train.beta", f"expected more than 0, found {beta}"))
+        issues.append(("train.beta", f"expected more than 0, found {beta}"))
     if train.get("ld_alpha") is not None:
-        found.append(("train.ld_alpha", "length-desensitised log-probabilities aren't supported"))
-    return found
+        issues.append(("train.ld_alpha", "length-desensitized log-probabilities aren't supported"))
+    return issues
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PairsStage:
-    """Preference pairs sampled from a checkpoint: right against wrong, or a strong model against a weak one."""
+    """Preference pairs sampled from a checkpoint.
+
+    Right answers against wrong ones, or a strong model against a weak one.
+    """
 
     name: str
     """names the stage and its run directory"""
@@ -98,12 +98,12 @@ class PairsStage:
     """the weights' type in memory"""
 
     def problems(self) -> list[tuple[str, str]]:
-        found = []
+        issues = []
         if self.rejected_model is None and self.samples < 2:
-            found.append(("samples", "right against wrong needs 2 samples or more"))
+            issues.append(("samples", "right against wrong needs 2 samples or more"))
         if self.rejected_model is None and self.temperature == 0:
-            found.append(("temperature", "greedy samples are all alike: expected more than 0"))
+            issues.append(("temperature", "greedy samples are all alike: expected more than 0"))
         for name in ("samples", "pairs_per_prompt", "max_new_tokens", "batch_tokens"):
             if getattr(self, name) < 1:
-                found.append((name, f"expected 1 or more, found {getattr(self, name)}"))
-        return found
+                issues.append((name, f"expected 1 or more, found {getattr(self, name)}"))
+        return issues

@@ -1,4 +1,8 @@
-"""The preference stage: `dualign prefer RECIPE`, or `accelerate launch ... -m dualign prefer RECIPE`."""
+"""The preference stage.
+
+dualign prefer RECIPE
+accelerate launch --config_file zero3.yaml -m dualign prefer RECIPE
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -27,25 +31,26 @@ from dualign.training.trainer import (
 
 
 def run(stage: PreferenceStage, work: Path, *, seed: int) -> Outcome:
-    """Train on pairs of both modes, resuming from what `work` holds; leave a model or an adapter there."""
-    start = resolve_model(stage.model, revision=stage.revision)
-    tokenizer, template = load_tokenizer(start, stage.template, stage.template_kwargs)
+    """Train on pairs of both modes, resuming from `work`; write a model or an adapter to it."""
+    source = resolve_model(stage.model, revision=stage.revision)
+    tokenizer, template = load_tokenizer(source, stage.template, stage.template_kwargs)
     data = prepare_pairs(DataRequest(stage.data, tokenizer, template, seed=seed))
     if stage.reference == "cached":
-        data = on_disk(data, work / CHECKPOINTS)
-    trainer = build_trainer(stage, start, data, tokenizer, work, seed=seed)
+        data = _pairs_on_disk(data, work / CHECKPOINTS)
+    trainer = build_trainer(stage, source, data, tokenizer, work, seed=seed)
     trainer.train(resume_from_checkpoint=last_checkpoint(work))
     save_log(trainer, work)
-    checks = save_result(trainer, stage, start, tokenizer, work)
+    checks = save_result(trainer, stage, source, tokenizer, work)
     return Outcome(
         metrics=training_metrics(trainer), rows=data.rows, checks=checks, data=data.sources
     )
 
 
-def on_disk(data: PairData, folder: Path) -> PairData:
-    """The same pairs in files that every rank reads: DPOTrainer puts the reference log-probabilities beside them.
+def _pairs_on_disk(data: PairData, folder: Path) -> PairData:
+    """Move the pairs into files that every rank reads.
 
-    It would put those of pairs in memory into a temporary folder of rank 0, where the other ranks don't look.
+    DPOTrainer caches reference log-probabilities next to a dataset's files. For pairs in memory it
+    uses a temporary folder of rank 0, which the other ranks don't see.
     """
     validation = data.validation and _from_disk(data.validation, folder / "validation-pairs")
     return replace(data, train=_from_disk(data.train, folder / "pairs"), validation=validation)
@@ -62,21 +67,22 @@ def _from_disk(pairs: Dataset, folder: Path) -> Dataset:
 
 def build_trainer(
     stage: PreferenceStage,
-    start: ModelSource,
+    source: ModelSource,
     data: PairData,
     tokenizer: PreTrainedTokenizerBase,
     work: Path,
     *,
     seed: int,
 ) -> DualModeDPOTrainer:
-    """TRL's trainer on tokenised pairs. The reference is the model as the stage found it.
+    """Build TRL's trainer on tokenized pairs. The reference is the model that the stage starts from.
 
-    auto: the new adapter off, or without LoRA a frozen copy. cached: log-probabilities computed once before training.
+    `reference: auto` is the policy with its new adapter off, or without LoRA a frozen copy; `cached`
+    computes the log-probabilities once, before training.
     """
-    given = {"loss_type": "apo_zero"} | trainer_arguments(stage, stage.train, work, seed)
+    settings = {"loss_type": "apo_zero"} | trainer_arguments(stage, stage.train, work, seed)
     # Before the model: under ZeRO-3 its weights are then sharded as they load.
-    arguments = DPOConfig(**given, precompute_ref_log_probs=stage.reference == "cached")
-    model, new_adapter = load_policy(stage, start, seed=seed)
+    arguments = DPOConfig(**settings, precompute_ref_log_probs=stage.reference == "cached")
+    model, new_adapter = load_policy(stage, source, seed=seed)
     trainer = DualModeDPOTrainer(
         model=model,
         args=arguments,
@@ -87,5 +93,5 @@ def build_trainer(
         peft_config=new_adapter,
         groups=data.groups,
     )
-    prepare_trainer(trainer, with_parent=start.adapter is not None)
+    prepare_trainer(trainer, with_parent=source.adapter is not None)
     return trainer

@@ -1,4 +1,4 @@
-"""TRL's DPOTrainer on pairs that are already tokenised, with rewards, margins and accuracies of each mode in the logs."""
+"""TRL's DPOTrainer on tokenized pairs, with rewards, margins and accuracies per mode in the logs."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from peft import PeftModel
 from torch import Tensor
 from trl import DPOTrainer
 
-from dualign.training.per_group_metrics import GroupTotals, capture_outputs
+from dualign.training.per_group_metrics import PerGroupMetrics, capture_outputs
 from dualign.training.policy import (
     REFERENCE_ADAPTER,
     activate_policy_adapters,
@@ -18,20 +18,23 @@ from dualign.training.policy import (
 
 
 class DualModeDPOTrainer(DPOTrainer):
-    """Trains exactly as DPOTrainer does; `groups` are the (mode, source) names that `group_ids` index.
+    """Trains exactly as DPOTrainer; `groups` are the (mode, source) names that `group_ids` index.
 
-    With an adapter of the stage before on the model, that adapter alone is the reference: the policy before its first
-    step. P pairs, T tokens.
+    If the model has an adapter of the stage before, that adapter alone is the reference: the policy
+    before its first step.
+
+    Shapes: P pairs, B rows (chosen, then rejected), T tokens.
     """
 
     def __init__(self, *args: Any, groups: Sequence[tuple[str, str]], **kwargs: Any) -> None:
-        self._totals = {True: GroupTotals(groups), False: GroupTotals(groups)}
+        self._group_metrics = PerGroupMetrics(groups)
         super().__init__(*args, **kwargs)
-        # From here on DPOTrainer reads the reference from the batch; `compute_loss` puts it there when it isn't cached.
+        # From here on DPOTrainer reads the reference log-probabilities from the batch; unless they
+        # are cached, `compute_loss` puts them there.
         self.precompute_ref_logps = True
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
-        """The rows come tokenised. DPOTrainer has no switch for that, as SFTTrainer has in `dataset_kwargs`."""
+        """Return the rows, which are tokenized. DPOTrainer has no switch for that, unlike SFTTrainer."""
         return dataset
 
     def compute_ref_log_probs(
@@ -40,14 +43,14 @@ class DualModeDPOTrainer(DPOTrainer):
         inputs = {key: value for key, value in inputs.items() if key != "group_ids"}
         unwrapped = self.accelerator.unwrap_model(self.model)
         if isinstance(unwrapped, PeftModel) and REFERENCE_ADAPTER in unwrapped.peft_config:
-            return self._parent_logps(unwrapped, model, inputs)
+            return self._reference_logps(unwrapped, model, inputs)
         chosen_P, rejected_P = super().compute_ref_log_probs(self.ref_model or model, inputs)
         return chosen_P, rejected_P
 
-    def _parent_logps(
+    def _reference_logps(
         self, unwrapped: PeftModel, model: torch.nn.Module, inputs: dict[str, Any]
     ) -> tuple[Tensor, Tensor]:
-        """Summed log-probabilities of chosen and rejected [P] with the new adapter off and the parent's on."""
+        """Return log-probabilities of chosen and rejected [P] under the reference adapter alone."""
         labels_BT = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
         activate_reference_adapter(unwrapped)
         try:
@@ -71,25 +74,23 @@ class DualModeDPOTrainer(DPOTrainer):
         if "ref_chosen_logps" not in inputs:
             reference_P = self.compute_ref_log_probs(model, inputs)
             inputs["ref_chosen_logps"], inputs["ref_rejected_logps"] = reference_P
-        with capture_outputs(self.model) as seen:
+        with capture_outputs(self.model) as outputs:
             result = super().compute_loss(model, inputs, *args, **kwargs)
-        policy_P = seen[0].log_probs.detach().sum(dim=1).chunk(2, dim=0)
+        policy_P = outputs[0].log_probs.detach().sum(dim=1).chunk(2, dim=0)
         reference_P = inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
         chosen_P, rejected_P = (
             self.beta * (p - r) for p, r in zip(policy_P, reference_P, strict=True)
         )
-        totals = self._totals[self.model.training]
         for name, values_P in (
             ("rewards/chosen", chosen_P),
             ("rewards/rejected", rejected_P),
             ("rewards/margins", chosen_P - rejected_P),
             ("rewards/accuracies", (chosen_P > rejected_P).float()),
         ):
-            totals.add(name, values_P, group_ids_P)
+            self._group_metrics.add(name, values_P, group_ids_P, training=self.model.training)
         return result
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         training = self.model.training
-        means = self._totals[training].means(self.accelerator)
-        logs.update({name if training else f"eval_{name}": value for name, value in means.items()})
+        logs.update(self._group_metrics.pop_means(self.accelerator, training=training))
         super().log(logs, *args, **kwargs)

@@ -1,4 +1,7 @@
-"""The SFT part of a recipe. Reasoning mid-training is this stage with its own template and `data.supervise: all`."""
+"""The SFT part of a recipe.
+
+Reasoning mid-training is this stage with its own template and `data.supervise: all`.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,8 +24,8 @@ class SFTStage(TrainingStage):
     """every other field of TRL's SFTConfig (and so of TrainingArguments), by its own name"""
 
     def problems(self) -> list[tuple[str, str]]:
-        found = TrainingStage.problems(self) + training_problems(self.train, self.dtype)
-        wants_validation = self.train.get("eval_strategy", "no") not in ("no", False)
-        if wants_validation and not self.data.validation_rows:
-            found.append(("train.eval_strategy", "needs data.validation_rows above 0"))
-        return found
+        issues = TrainingStage.problems(self) + training_problems(self.train, self.dtype)
+        validates = self.train.get("eval_strategy", "no") not in ("no", False)
+        if validates and not self.data.validation_rows:
+            issues.append(("train.eval_strategy", "needs data.validation_rows above 0"))
+        return issues

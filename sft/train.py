@@ -1,4 +1,8 @@
-"""The SFT stage: `dualign sft RECIPE`, or `accelerate launch --config_file zero3.yaml -m dualign sft RECIPE`."""
+"""The SFT stage.
+
+dualign sft RECIPE
+accelerate launch --config_file zero3.yaml -m dualign sft RECIPE
+"""
 
 from pathlib import Path
 
@@ -25,14 +29,14 @@ from dualign.training.trainer import (
 
 
 def run(stage: SFTStage, work: Path, *, seed: int) -> Outcome:
-    """Train on packed rows of both modes, resuming from what `work` holds; leave a model or an adapter there."""
-    start = resolve_model(stage.model, revision=stage.revision)
-    tokenizer, template = load_tokenizer(start, stage.template, stage.template_kwargs)
+    """Train on packed rows of both modes, resuming from `work`; write a model or an adapter to it."""
+    source = resolve_model(stage.model, revision=stage.revision)
+    tokenizer, template = load_tokenizer(source, stage.template, stage.template_kwargs)
     data = prepare_sft(DataRequest(stage.data, tokenizer, template, seed=seed))
-    trainer = build_trainer(stage, start, data, tokenizer, work, seed=seed)
+    trainer = build_trainer(stage, source, data, tokenizer, work, seed=seed)
     trainer.train(resume_from_checkpoint=last_checkpoint(work))
     save_log(trainer, work)
-    checks = save_result(trainer, stage, start, tokenizer, work)
+    checks = save_result(trainer, stage, source, tokenizer, work)
     return Outcome(
         metrics=training_metrics(trainer), rows=data.rows, checks=checks, data=data.sources
     )
@@ -40,20 +44,20 @@ def run(stage: SFTStage, work: Path, *, seed: int) -> Outcome:
 
 def build_trainer(
     stage: SFTStage,
-    start: ModelSource,
+    source: ModelSource,
     data: SFTData,
     tokenizer: PreTrainedTokenizerBase,
     work: Path,
     *,
     seed: int,
 ) -> DualModeSFTTrainer:
-    """TRL's trainer on rows that are already tokenised, masked and packed."""
-    given = trainer_arguments(stage, stage.train, work, seed)
+    """Build TRL's trainer on tokenized, masked and packed rows."""
+    settings = trainer_arguments(stage, stage.train, work, seed)
     # Before the model: under ZeRO-3 its weights are then sharded as they load.
-    arguments = SFTConfig(**given, dataset_kwargs={"skip_prepare_dataset": True})
-    model, new_adapter = load_policy(stage, start, seed=seed)
+    arguments = SFTConfig(**settings, dataset_kwargs={"skip_prepare_dataset": True})
+    model, new_adapter = load_policy(stage, source, seed=seed)
     if stage.data.packing != "none" or arguments.per_device_train_batch_size > 1:
-        check_isolation(model.config, start.base)
+        check_isolation(model.config, source.base)
     trainer = DualModeSFTTrainer(
         model=model,
         args=arguments,
@@ -64,5 +68,5 @@ def build_trainer(
         peft_config=new_adapter,
         groups=data.groups,
     )
-    prepare_trainer(trainer, with_parent=start.adapter is not None)
+    prepare_trainer(trainer, with_parent=source.adapter is not None)
     return trainer

@@ -1,7 +1,7 @@
 """The `train:` part of a recipe: every TrainingArguments field of the installed TRL, by its own name.
 
-The names and types are read from the source of the installed transformers and trl with `ast`, because importing
-them would import torch, and a recipe has to be refused before that.
+Names and types are read from the source of the installed transformers and trl with `ast`: importing
+them would import torch, and a recipe is refused before that.
 """
 
 import ast
@@ -15,8 +15,8 @@ from typing import Any
 
 from dualign.config import nearest
 
-# Set by dualign; the text says where the user sets it instead.
-OWNED: Mapping[str, str] = {
+# Set by dualign; the text says what the user sets instead.
+_OWNED: Mapping[str, str] = {
     "output_dir": "set output_dir of the recipe",
     "seed": "set seed of the stage or recipe",
     "data_seed": "set seed of the stage or recipe",
@@ -47,8 +47,7 @@ OWNED: Mapping[str, str] = {
     "do_train": "a stage trains",
     "do_eval": "set data.validation_rows and train.eval_strategy",
 }
-PREFERENCE_LOSSES = ("apo_zero", "apo_down", "sigmoid", "ipo")
-RENAMED: Mapping[str, str] = {
+_RENAMED: Mapping[str, str] = {
     "warmup_ratio": "warmup_steps; a value below 1 is a share of all steps",
     "evaluation_strategy": "eval_strategy",
     "tokenizer": "template",
@@ -60,16 +59,18 @@ _ENUMS = (("transformers", "trainer_utils.py"), ("transformers", "training_args.
 
 @dataclass(frozen=True, slots=True)
 class TrainingArgumentsOf:
-    """A check for a `train:` mapping. `config` is the TRL file that adds fields to TrainingArguments."""
+    """A check of a `train:` mapping. `config` is TRL's file that adds fields to TrainingArguments."""
 
     config: str
 
     def __call__(self, value: Any) -> list[tuple[str, str]]:
         if not isinstance(value, Mapping):
             return []
-        known = known_arguments(self.config)
+        types = _argument_types(self.config)
         return [
-            (name, text) for name, given in value.items() if (text := _problem(name, given, known))
+            (name, text)
+            for name, argument in value.items()
+            if (text := _problem(name, argument, types))
         ]
 
 
@@ -78,23 +79,23 @@ DPO_ARGUMENTS = TrainingArgumentsOf("trainer/dpo_config.py")
 
 
 @cache
-def known_arguments(config: str) -> Mapping[str, str]:
-    """Field name -> annotation as written, for TrainingArguments and TRL's additions."""
-    known: dict[str, str] = {}
+def _argument_types(config: str) -> Mapping[str, str]:
+    """Return field name -> annotation in the source, for TrainingArguments and TRL's additions."""
+    types: dict[str, str] = {}
     for package, file in (*_BASE, ("trl", config)):
         for node in _classes(package, file):
             if node.name.endswith(("TrainingArguments", "Config")):
-                known |= {
+                types |= {
                     item.target.id: ast.unparse(item.annotation)
                     for item in node.body
                     if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
                 }
-    return {name: kind for name, kind in known.items() if not name.startswith("_")}
+    return {name: kind for name, kind in types.items() if not name.startswith("_")}
 
 
 @cache
-def enum_values() -> Mapping[str, tuple[str, ...]]:
-    """Enum name -> its values, for the enums whose members are text (schedulers, optimisers, strategies)."""
+def _enum_values() -> Mapping[str, tuple[str, ...]]:
+    """Return enum name -> values, for enums of text (schedulers, optimizers, strategies)."""
     return {
         node.name: tuple(
             item.value.value
@@ -117,19 +118,19 @@ def _classes(package: str, file: str) -> list[ast.ClassDef]:
     return [node for node in tree.body if isinstance(node, ast.ClassDef)]
 
 
-def _problem(name: str, value: Any, known: Mapping[str, str]) -> str | None:
-    if name in OWNED:
-        return f"is set by dualign: {OWNED[name]}"
+def _problem(name: str, value: Any, types: Mapping[str, str]) -> str | None:
+    if name in _OWNED:
+        return f"is set by dualign: {_OWNED[name]}"
     if name.startswith("hub_"):
-        return f"is set by dualign: {OWNED['push_to_hub']}"
-    if name in RENAMED and name not in known:
-        return f"unknown training argument (now {RENAMED[name]})"
-    if name not in known:
+        return f"is set by dualign: {_OWNED['push_to_hub']}"
+    if name in _RENAMED and name not in types:
+        return f"unknown training argument (now {_RENAMED[name]})"
+    if name not in types:
         return (
-            f"unknown training argument{nearest(name, [key for key in known if key not in OWNED])}"
+            f"unknown training argument{nearest(name, [key for key in types if key not in _OWNED])}"
         )
-    kinds = set(re.findall(r"\w+", known[name]))
-    choices = [value for kind in kinds for value in enum_values().get(kind, ())]
+    kinds = set(re.findall(r"\w+", types[name]))
+    choices = [value for kind in kinds for value in _enum_values().get(kind, ())]
     if isinstance(value, str) and choices:
         return None if value in choices else f"unknown value {value!r}{nearest(value, choices)}"
     if _fits(value, kinds):
@@ -137,7 +138,7 @@ def _problem(name: str, value: Any, known: Mapping[str, str]) -> str | None:
     hint = (
         "; YAML reads no as false: write it in quotes" if value is False and "no" in choices else ""
     )
-    return f"expected {known[name]}, found {value!r}{hint}"
+    return f"expected {types[name]}, found {value!r}{hint}"
 
 
 def _fits(value: Any, kinds: set[str]) -> bool:

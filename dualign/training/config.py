@@ -1,4 +1,4 @@
-"""What the training stages (SFT, preference) have in common: the model, its adapter, its template, the trainer."""
+"""The keys that SFT and preference stages share: the model, its adapter, its template, the trainer."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,22 +22,22 @@ class AdapterConfig:
     use_dora: bool = False
     """weight-decomposed LoRA (arXiv 2402.09353)"""
     use_rslora: bool = False
-    """rank-stabilised scaling (arXiv 2312.03732)"""
+    """rank-stabilized scaling (arXiv 2312.03732)"""
 
     def problems(self) -> list[tuple[str, str]]:
-        found = []
+        issues = []
         if self.r < 1:
-            found.append(("r", f"expected a rank of 1 or more, found {self.r}"))
+            issues.append(("r", f"expected a rank of 1 or more, found {self.r}"))
         if not 0 <= self.lora_dropout < 1:
-            found.append(("lora_dropout", f"expected 0 <= dropout < 1, found {self.lora_dropout}"))
+            issues.append(("lora_dropout", f"expected 0 <= dropout < 1, found {self.lora_dropout}"))
         if self.target_modules == () or "lm_head" in self.target_modules:
-            found.append(
+            issues.append(
                 (
                     "target_modules",
                     "expected layers other than lm_head: the fused head would not train it",
                 )
             )
-        return found
+        return issues
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,34 +70,34 @@ class TrainingStage:
     """load what was saved and compare its logits with the live model's"""
 
     def problems(self) -> list[tuple[str, str]]:
-        found = []
+        issues = []
         if self.quantization and self.lora is None:
-            found.append(
+            issues.append(
                 ("quantization", "nf4 weights can't be trained: add lora, or remove quantization")
             )
         if self.save and self.lora is None:
-            found.append(("save", "only with lora: full fine-tuning always saves the weights"))
+            issues.append(("save", "only with lora: full fine-tuning always saves the weights"))
         if self.lora and self.lora.use_dora and self.quantization:
-            found.append(
+            issues.append(
                 ("lora.use_dora", "DoRA needs the base's exact weights: remove quantization")
             )
         if self.quantization and self.save == "merged":
-            found.append(("save", "an nf4 base can't be merged exactly: save the adapter"))
-        return found
+            issues.append(("save", "an nf4 base can't be merged exactly: save the adapter"))
+        return issues
 
 
 def training_problems(train: Mapping[str, Any], dtype: str) -> list[tuple[str, str]]:
-    """Combinations of training arguments that can't work together."""
-    found = []
+    """Return the problems of training arguments that can't work together."""
+    issues = []
     if train.get("bf16") and train.get("fp16"):
-        found.append(("train.fp16", "bf16 and fp16 are both on: choose one"))
+        issues.append(("train.fp16", "bf16 and fp16 are both on: choose one"))
     if dtype != "float32" and train.get("fp16"):
-        found.append(("train.fp16", f"fp16 autocast needs float32 weights, found dtype {dtype}"))
+        issues.append(("train.fp16", f"fp16 autocast needs float32 weights, found dtype {dtype}"))
     for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
         if name in train and isinstance(train[name], int) and train[name] < 1:
-            found.append((f"train.{name}", f"expected 1 or more, found {train[name]}"))
+            issues.append((f"train.{name}", f"expected 1 or more, found {train[name]}"))
     if isinstance(train.get("learning_rate"), (int, float)) and train["learning_rate"] <= 0:
-        found.append(
+        issues.append(
             ("train.learning_rate", f"expected more than 0, found {train['learning_rate']}")
         )
-    return found
+    return issues

@@ -1,4 +1,4 @@
-"""Which models keep the documents of a flat batch apart."""
+"""Refuse models that don't keep the documents of a flat batch apart."""
 
 from collections.abc import Iterable
 
@@ -11,7 +11,7 @@ _BOUNDED_LAYERS = frozenset({"full_attention", "sliding_attention", "chunked_att
 
 
 def unbounded_layers(layer_types: Iterable[str] | None) -> list[str]:
-    """The kinds of layers in which a document sees the one before it in its row."""
+    """Return the kinds of layers in which a document sees the one before it in its row."""
     return sorted(set(layer_types or ()) - _BOUNDED_LAYERS)
 
 
@@ -21,11 +21,11 @@ def check_isolation(config: PreTrainedConfig, model: str) -> None:
     Raises:
         CheckpointError: a layer that isn't bounded by positions.
     """
-    found = unbounded_layers(getattr(config, "layer_types", None))
-    if found:
+    layers = unbounded_layers(getattr(config, "layer_types", None))
+    if layers:
         raise CheckpointError(
-            f"{model}: has {', '.join(found)} layers, which carry a state from each document into the "
+            f"{model}: has {', '.join(layers)} layers, which carry a state from each document into the "
             "next one of its batch, so rows would be trained on what others say. Expected attention "
-            "that positions bound (full, sliding or chunked). Choose another model, or data.packing: none "
-            "with per_device_train_batch_size: 1."
+            "that positions bound (full, sliding or chunked). Choose another model, or "
+            "data.packing: none with per_device_train_batch_size: 1."
         )

@@ -1,4 +1,6 @@
-"""Means per mode and per source of what a trainer computes, kept as sums so that they add up over batches and ranks."""
+"""Means per mode and per source of a trainer's figures, kept as sums that add up over batches and
+ranks.
+"""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,49 +13,61 @@ from torch import Tensor
 
 @contextmanager
 def capture_outputs(model: torch.nn.Module) -> Iterator[list[Any]]:
-    """Every output of `model`'s forward passes inside the block, in order."""
-    seen: list[Any] = []
-    handle = model.register_forward_hook(lambda _module, _args, output: seen.append(output))
+    """Collect every output of `model`'s forward passes inside the block, in order."""
+    outputs: list[Any] = []
+    handle = model.register_forward_hook(lambda _module, _args, output: outputs.append(output))
     try:
-        yield seen
+        yield outputs
     finally:
         handle.remove()
 
 
-class GroupTotals:
-    """Sums and counts per (mode, source) of named figures since they were last asked for."""
+class PerGroupMetrics:
+    """Sums and counts of figures per (mode, source) since the last log, apart for training and
+    validation.
+    """
 
     def __init__(self, groups: Sequence[tuple[str, str]]) -> None:
         self._groups = tuple(groups)
-        self._sums: dict[str, Tensor] = {}
+        self._sums: dict[bool, dict[str, Tensor]] = {True: {}, False: {}}
 
     def add(
-        self, name: str, values: Tensor, group_ids: Tensor, counted: Tensor | None = None
+        self,
+        name: str,
+        values: Tensor,
+        group_ids: Tensor,
+        *,
+        training: bool,
+        mask: Tensor | None = None,
     ) -> None:
-        """Add `values` to the groups that `group_ids` (same shape) names, where `counted` is true."""
+        """Add `values` to the groups in `group_ids`, where `mask` is true; all of one shape."""
         ids = group_ids.reshape(-1)
         flat = values.reshape(-1).double()
-        ones = torch.ones_like(flat) if counted is None else counted.reshape(-1).double()
-        sums = self._sums.setdefault(
-            name, torch.zeros(2, len(self._groups), dtype=torch.float64, device=flat.device)
-        )
-        sums[0].scatter_add_(0, ids, flat * ones)
-        sums[1].scatter_add_(0, ids, ones)
+        counts = torch.ones_like(flat) if mask is None else mask.reshape(-1).double()
+        zeros = torch.zeros(2, len(self._groups), dtype=torch.float64, device=flat.device)
+        sums = self._sums[training].setdefault(name, zeros)
+        sums[0].scatter_add_(0, ids, flat * counts)
+        sums[1].scatter_add_(0, ids, counts)
 
-    def means(self, accelerator: Accelerator) -> dict[str, float]:
-        """`{"loss/think": ..., "loss/source/NAME": ...}` over all ranks; starts anew. Groups that had nothing are left out."""
-        found: dict[str, float] = {}
-        for name, sums in self._sums.items():
+    def pop_means(self, accelerator: Accelerator, *, training: bool) -> dict[str, float]:
+        """Return the means over all ranks and reset the sums.
+
+        `{"loss/think": ..., "loss/source/NAME": ...}`, with `eval_` before each name in validation.
+        Groups without a value are left out.
+        """
+        means: dict[str, float] = {}
+        for name, sums in self._sums[training].items():
             total, count = accelerator.reduce(sums, reduction="sum")
-            for label, members in self._labels(name).items():
+            for label, members in self._members(name).items():
                 if (n := float(count[members].sum())) > 0:
-                    found[label] = float(total[members].sum()) / n
-        self._sums.clear()
-        return found
+                    means[label if training else f"eval_{label}"] = float(total[members].sum()) / n
+        self._sums[training].clear()
+        return means
 
-    def _labels(self, name: str) -> dict[str, list[int]]:
-        labels: dict[str, list[int]] = {}
+    def _members(self, name: str) -> dict[str, list[int]]:
+        """Return the indices of groups behind each label: a mode's, and a source's."""
+        members: dict[str, list[int]] = {}
         for i, (mode, source) in enumerate(self._groups):
-            labels.setdefault(f"{name}/{mode}", []).append(i)
-            labels.setdefault(f"{name}/source/{source}", []).append(i)
-        return labels
+            members.setdefault(f"{name}/{mode}", []).append(i)
+            members.setdefault(f"{name}/source/{source}", []).append(i)
+        return members

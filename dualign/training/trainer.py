@@ -1,10 +1,9 @@
-"""What SFT and preference training share around TRL's trainers: arguments, checkpoints, saving, and proof of what was saved."""
+"""Around TRL's trainers, for both training stages: arguments, checkpoints, saving and its check."""
 
 import json
-import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,6 @@ from transformers import (
     PrinterCallback,
     ProgressCallback,
     Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
 )
 
 from dualign.checkpoints.adapters import concatenate, fold
@@ -36,21 +31,26 @@ from dualign.models.logits import (
 from dualign.models.source import ModelSource
 from dualign.models.tokenizer import sync_special_tokens
 from dualign.rundir import CHECKPOINTS
+from dualign.training.callbacks import (
+    COMPLETE,
+    LogLines,
+    MarkCompleteCheckpoints,
+    ProgressBarWithLogLines,
+    RestoreAdaptersOnResume,
+)
 from dualign.training.config import TrainingStage
 from dualign.training.policy import REFERENCE_ADAPTER, activate_policy_adapters
 
-logger = logging.getLogger(__name__)
-_TRL_COPY = (
-    "ref"  # DPOTrainer copies the adapter it finds as its reference; ours is the parent's adapter
-)
-_COMPLETE = "complete"  # a file in a checkpoint whose writing has ended
-PROBE_TOKENS = 256
+# DPOTrainer copies the adapter it finds under this name, as its reference. Ours is the earlier
+# stage's adapter.
+_TRL_REFERENCE = "ref"
+_PROBE_TOKENS = 256
 
 
 def trainer_arguments(
     stage: TrainingStage, train: Mapping[str, Any], work: Path, seed: int
 ) -> dict[str, Any]:
-    """The recipe's `train:` with what dualign sets and the defaults that differ from TRL's."""
+    """Return the recipe's `train:` over dualign's defaults, and under what dualign sets itself."""
     on_gpu = torch.cuda.is_available()
     defaults = {
         # Without it the processes of a launch on CPUs don't find each other, and each trains alone.
@@ -72,88 +72,11 @@ def trainer_arguments(
     return {**defaults, **train, **owned}
 
 
-class CompleteCheckpoints(TrainerCallback):
-    """Marks a checkpoint when all of it is written, by every rank, so that a run killed while saving doesn't resume from
-    half of one.
-    """
-
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        args.distributed_state.wait_for_everyone()
-        if state.is_world_process_zero:
-            (checkpoint / _COMPLETE).touch()
-
-
-class RestoreAdaptersOnResume(TrainerCallback):
-    """Resuming leaves only the new adapter active; this puts the parent's back before the first step."""
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        activate_policy_adapters(kwargs["model"])
-
-
-class LogLines(TrainerCallback):
-    """One short line per log, for output that is no terminal."""
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **_: Any,
-    ) -> None:
-        if state.is_world_process_zero and logs:
-            logger.info(log_line(state.global_step, state.max_steps, logs))
-
-
-class OneLineLogs(ProgressCallback):
-    """The progress bar, with one short line per log instead of a dict."""
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **_: Any,
-    ) -> None:
-        if self.training_bar is not None and state.is_world_process_zero and logs:
-            self.training_bar.write(log_line(state.global_step, state.max_steps, logs))
-
-
-_SHOWN = (
-    "loss",
-    "loss/think",
-    "loss/no_think",
-    "rewards/margins",
-    "rewards/accuracies",
-    "grad_norm",
-    "learning_rate",
-)
-
-
-def log_line(step: int, steps: int, logs: Mapping[str, float]) -> str:
-    """`step 10/80  loss 0.52  loss/think 0.41 ...`: the figures that people watch."""
-    names = [prefix + name for prefix in ("", "eval_") for name in _SHOWN]
-    figures = [f"{name} {float(logs[name]):.4g}" for name in names if name in logs]
-    if not figures:
-        figures = [
-            f"{name} {float(logs[name]):.4g}"
-            for name in ("train_loss", "train_runtime")
-            if name in logs
-        ]
-    return "  ".join([f"step {step}/{steps}", *figures])
-
-
 def require_all_processes(seen: int) -> None:
-    """The trainer has to see every process that a launcher started.
+    """Refuse a trainer that doesn't see every process that the launcher started.
 
     Raises:
-        CheckpointError: it sees fewer, so each would train alone, with plausible losses.
+        CheckpointError: it sees fewer: each would train alone, with plausible losses.
     """
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if seen != started:
@@ -164,32 +87,32 @@ def require_all_processes(seen: int) -> None:
 
 
 def prepare_trainer(trainer: Trainer, *, with_parent: bool) -> None:
-    """Our callbacks in place of the ones that print dicts."""
+    """Add our callbacks in place of those that print dicts, and activate the policy's adapters."""
     require_all_processes(trainer.args.world_size)
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(LogLines() if trainer.args.disable_tqdm else OneLineLogs())
-    trainer.add_callback(CompleteCheckpoints())
+    trainer.add_callback(LogLines() if trainer.args.disable_tqdm else ProgressBarWithLogLines())
+    trainer.add_callback(MarkCompleteCheckpoints())
     if with_parent:
-        if _TRL_COPY in trainer.model.peft_config:
-            trainer.model.delete_adapter(_TRL_COPY)
+        if _TRL_REFERENCE in trainer.model.peft_config:
+            trainer.model.delete_adapter(_TRL_REFERENCE)
         activate_policy_adapters(trainer.model)
         trainer.add_callback(RestoreAdaptersOnResume())
 
 
 def last_checkpoint(work: Path) -> str | None:
-    """The newest whole checkpoint in the work folder; half-written ones are deleted."""
-    whole: dict[int, Path] = {}
+    """Return the newest complete checkpoint in the work folder; delete incomplete ones."""
+    checkpoints: dict[int, Path] = {}
     for folder in (work / CHECKPOINTS).glob("checkpoint-*"):
-        if (folder / _COMPLETE).exists():
-            whole[int(folder.name.removeprefix("checkpoint-"))] = folder
+        if (folder / COMPLETE).exists():
+            checkpoints[int(folder.name.removeprefix("checkpoint-"))] = folder
         else:
             shutil.rmtree(folder, ignore_errors=True)
-    return str(whole[max(whole)]) if whole else None
+    return str(checkpoints[max(checkpoints)]) if checkpoints else None
 
 
 def save_log(trainer: Trainer, work: Path) -> None:
-    """log.jsonl: what the trainer logged, one object per line, earlier parts of a resumed run included."""
+    """Write log.jsonl: one object per logged step, those before a resume included."""
     if trainer.is_world_process_zero():
         lines = [json.dumps(entry) for entry in trainer.state.log_history]
         (work / "log.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -198,7 +121,7 @@ def save_log(trainer: Trainer, work: Path) -> None:
 def save_result(
     trainer: Trainer,
     stage: TrainingStage,
-    start: ModelSource,
+    source: ModelSource,
     tokenizer: PreTrainedTokenizerBase,
     work: Path,
 ) -> dict[str, Any]:
@@ -217,7 +140,7 @@ def save_result(
         trainer.save_model(str(work / CHECKPOINTS / "adapter"))
     if trainer.is_world_process_zero():
         if stage.lora is not None:
-            _publish_adapter(trainer.model, work / CHECKPOINTS / "adapter", stage, start, work)
+            _publish_adapter(trainer.model, work / CHECKPOINTS / "adapter", stage, source, work)
         tokenizer.save_pretrained(work)
         trainer.model.generation_config.save_pretrained(work)
     trainer.accelerator.wait_for_everyone()
@@ -226,53 +149,57 @@ def save_result(
 
 
 def _save_weights(trainer: Trainer, work: Path) -> None:
-    """The whole weights from all ranks. A tied head is stored once: gathering under ZeRO makes a copy of it."""
-    gathered = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    """Gather the weights from all ranks and write them.
+
+    A tied head is left out: gathering under ZeRO makes a copy of it.
+    """
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if not trainer.is_world_process_zero():
         return
     model = trainer.accelerator.unwrap_model(trainer.model)
     tied = model.all_tied_weights_keys if model.config.tie_word_embeddings else ()
-    weights = {name: tensor for name, tensor in gathered.items() if name not in tied}
+    weights = {name: tensor for name, tensor in state.items() if name not in tied}
     model.save_pretrained(work, state_dict=weights)
 
 
 def _publish_adapter(
-    model: PreTrainedModel, trained: Path, stage: TrainingStage, start: ModelSource, work: Path
+    model: PreTrainedModel, trained: Path, stage: TrainingStage, source: ModelSource, work: Path
 ) -> None:
-    """One adapter on the original base (ranks concatenated with the parent's), or the weights with it folded in."""
+    """Write one adapter on the original base, or the weights with it folded in.
+
+    Its ranks are those of the earlier stage's adapter and then those of the trained one.
+    """
     shutil.rmtree(trained / REFERENCE_ADAPTER, ignore_errors=True)
-    whole = trained
-    if start.adapter is not None:
-        whole = trained.with_name("concatenated")
-        concatenate([start.adapter, trained], whole)
+    adapter = trained
+    if source.adapter is not None:
+        adapter = trained.with_name("concatenated")
+        concatenate([source.adapter, trained], adapter)
     target = work
     if stage.save == "merged":
-        base = Path(start.base)
-        fold(
-            base if base.is_dir() else from_hub(start.base, revision=start.revision),
-            whole,
-            work,
-            dtype=stage.dtype,
-        )
-        _set_ends(work / "config.json", model)
+        base = Path(source.base)
+        if not base.is_dir():
+            base = from_hub(source.base, revision=source.revision)
+        fold(base, adapter, work, dtype=stage.dtype)
+        _set_special_ids(work / "config.json", model)
         target = work / "adapter"
         target.mkdir(exist_ok=True)
     for name in ("adapter_config.json", "adapter_model.safetensors"):
-        shutil.copyfile(whole / name, target / name)
+        shutil.copyfile(adapter / name, target / name)
 
 
-def _set_ends(config_json: Path, model: PreTrainedModel) -> None:
-    """The folded weights' config comes from the base; its end and pad ids are the trained model's."""
+def _set_special_ids(config_json: Path, model: PreTrainedModel) -> None:
+    """Put the trained model's eos and pad ids into the config of the folded weights, the base's."""
     config = json.loads(config_json.read_text(encoding="utf-8"))
     config |= {"eos_token_id": model.config.eos_token_id, "pad_token_id": model.config.pad_token_id}
     config_json.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def _verify(trainer: Trainer, stage: TrainingStage, work: Path) -> dict[str, Any]:
+    """Load what was saved and compare its logits with the live model's; {} on ranks but the first."""
     ids_BT = _probe(trainer)
     nf4 = stage.quantization == "nf4"
     if nf4:
-        _widen_adapters(trainer.model)
+        _adapters_to_float32(trainer.model)
     live_BTV = logits_of(trainer.model_wrapped, ids_BT)
     if not trainer.is_world_process_zero():
         return {}
@@ -289,32 +216,32 @@ def _verify(trainer: Trainer, stage: TrainingStage, work: Path) -> dict[str, Any
     if not checks[name] <= bound:
         raise CheckpointError(
             f"{work}: the saved {stage.save or 'model'} gives other logits than the live model: {name} "
-            f"{checks[name]:.3g}, bound {bound:.3g}, largest logit {checks['largest_logit']:.3g}; nothing was published"
+            f"{checks[name]:.3g}, bound {bound:.3g}, largest logit {checks['largest_logit']:.3g}; "
+            "nothing was published"
         )
     return checks
 
 
-def _widen_adapters(model: PreTrainedModel) -> None:
-    """Compute the adapters in float32, as PEFT does once they are loaded; on an NF4 base TRL trains them in bfloat16."""
+def _adapters_to_float32(model: PreTrainedModel) -> None:
+    """Convert the adapters to float32, as PEFT loads them; on an NF4 base TRL trains in bfloat16."""
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             parameter.data = parameter.data.float()
 
 
 def _probe(trainer: Trainer) -> Tensor:
-    """The first tokens of a training row, alone in a batch."""
+    """Return the first tokens of a training row as ids [1, T]."""
     row = trainer.train_dataset[0]
     ids = row["input_ids"] if "input_ids" in row else row["prompt_ids"] + row["chosen_ids"]
-    return torch.tensor([ids[:PROBE_TOKENS]], device=trainer.accelerator.device)
+    return torch.tensor([ids[:_PROBE_TOKENS]], device=trainer.accelerator.device)
 
 
 def training_metrics(trainer: Trainer) -> dict[str, Any]:
-    """What a training stage reports: steps, tokens, last and evaluated figures, trainable parameters."""
-    logged = trainer.state.log_history
-    losses = [entry["loss"] for entry in logged if "loss" in entry]
-    evaluated = [entry for entry in logged if any(key.startswith("eval_") for key in entry)]
-    ends = [entry for entry in logged if "train_runtime" in entry]
-    found: dict[str, Any] = {
+    """Return a training stage's metrics for run.json: steps, tokens, losses, parameters, memory."""
+    log = trainer.state.log_history
+    losses = [entry["loss"] for entry in log if "loss" in entry]
+    evaluations = [entry for entry in log if any(key.startswith("eval_") for key in entry)]
+    metrics: dict[str, Any] = {
         "steps": trainer.state.global_step,
         "first_loss": losses[0] if losses else None,
         "last_loss": losses[-1] if losses else None,
@@ -322,15 +249,17 @@ def training_metrics(trainer: Trainer) -> dict[str, Any]:
         "trainable_parameters": sum(
             getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters() if p.requires_grad
         ),
-        "tokens": next(
-            (entry["num_tokens"] for entry in reversed(logged) if "num_tokens" in entry), None
-        ),
-        "train_seconds": ends[-1]["train_runtime"] if ends else None,
+        "tokens": _last(log, "num_tokens"),
+        "train_seconds": _last(log, "train_runtime"),
     }
-    if evaluated:
-        found["validation"] = {
-            key: value for key, value in evaluated[-1].items() if key.startswith("eval_")
+    if evaluations:
+        metrics["validation"] = {
+            key: value for key, value in evaluations[-1].items() if key.startswith("eval_")
         }
     if torch.cuda.is_available():
-        found["peak_gpu_mb"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
-    return found
+        metrics["peak_gpu_mb"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    return metrics
+
+
+def _last(log: Sequence[Mapping[str, Any]], key: str) -> Any:
+    return next((entry[key] for entry in reversed(log) if key in entry), None)

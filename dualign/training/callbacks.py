@@ -1,0 +1,90 @@
+"""Callbacks of both training stages: marks of complete checkpoints, active adapters, one line a log."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import (
+    ProgressCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from dualign.training.policy import activate_policy_adapters
+
+logger = logging.getLogger(__name__)
+COMPLETE = "complete"  # the file that marks a checkpoint whose writing has ended
+_SHOWN = (
+    "loss",
+    "loss/think",
+    "loss/no_think",
+    "rewards/margins",
+    "rewards/accuracies",
+    "grad_norm",
+    "learning_rate",
+)
+
+
+class MarkCompleteCheckpoints(TrainerCallback):
+    """Marks a checkpoint once every rank has written its part.
+
+    A run that is killed while saving then doesn't resume from half a checkpoint.
+    """
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        args.distributed_state.wait_for_everyone()
+        if state.is_world_process_zero:
+            (checkpoint / COMPLETE).touch()
+
+
+class RestoreAdaptersOnResume(TrainerCallback):
+    """Activates both adapters before the first step; resuming leaves only the new one active."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        activate_policy_adapters(kwargs["model"])
+
+
+class LogLines(TrainerCallback):
+    """One short line per log, for output that is no terminal."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        if state.is_world_process_zero and logs:
+            logger.info(_log_line(state.global_step, state.max_steps, logs))
+
+
+class ProgressBarWithLogLines(ProgressCallback):
+    """transformers' progress bar, with one short line per log instead of a dict."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        if self.training_bar is not None and state.is_world_process_zero and logs:
+            self.training_bar.write(_log_line(state.global_step, state.max_steps, logs))
+
+
+def _log_line(step: int, steps: int, logs: Mapping[str, float]) -> str:
+    """`step 10/80  loss 0.52  loss/think 0.41 ...`; at the end `train_loss` and `train_runtime`."""
+    names = [prefix + name for prefix in ("", "eval_") for name in _SHOWN if prefix + name in logs]
+    names = names or [name for name in ("train_loss", "train_runtime") if name in logs]
+    figures = (f"{name} {float(logs[name]):.4g}" for name in names)
+    return "  ".join([f"step {step}/{steps}", *figures])
