@@ -21,7 +21,7 @@ class PreferenceStage(TrainingStage):
     kind: Literal["preference"] = "preference"
     """what the stage does"""
     reference: Reference = "auto"
-    """adapter: the policy with its new adapter off; cached: log-probabilities computed once; copy: a frozen copy"""
+    """adapter: the policy, new adapter off; cached: log-probabilities once; copy: a frozen copy"""
     train: Annotated[Mapping[str, Any], DPO_ARGUMENTS] = field(default_factory=dict)
     """every other field of TRL's DPOConfig (loss_type, beta, ...), by its own name"""
 
@@ -71,13 +71,13 @@ class PairsStage:
     name: str
     """names the stage and its run directory"""
     model: str
-    """the checkpoint that writes the answers; with rejected_model, the one that writes the chosen ones"""
+    """the checkpoint that answers; with rejected_model, the one that writes the chosen answers"""
     tasks: tuple[str, ...]
     """task files: prompts, expected answers and a verifier"""
     kind: Literal["pairs"] = "pairs"
     """what the stage does"""
     rejected_model: str | None = None
-    """writes the rejected answers, as SmolLM3's weak model did; absent: a verifier picks right against wrong"""
+    """writes the rejected answers, like SmolLM3's weak model; absent: a verifier sorts the samples"""
     modes: tuple[Literal["think", "no_think"], ...] = ("think", "no_think")
     """each mode gets its own pairs"""
     rows: int | None = None

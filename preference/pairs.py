@@ -1,4 +1,4 @@
-"""The pairs stage: `dualign pairs RECIPE` samples a checkpoint in both modes and writes pairs.jsonl.
+"""The pairs stage: `dualign pairs RECIPE` samples a checkpoint in both modes into pairs.jsonl.
 
 Right against wrong: a verifier sorts the samples of a prompt. Strong against weak, as for SmolLM3:
 with `rejected_model`, one model writes the chosen answers and the other the rejected ones.
@@ -132,7 +132,7 @@ def _well_formed(request: SampleRequest, answer: AnswerRecord) -> Reply | None:
 def _pair_up(
     stage: PairsStage, samples: Sequence[Sequence[tuple[SampleRequest, Reply | None]]], seed: int
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Return the pairs, and ROWS of run.json: a row is a prompt in a mode, kept if it gave a pair."""
+    """Return pairs and ROWS of run.json: a row is a prompt in a mode, kept if it has a pair."""
     prompts: dict[
         tuple[str, Mode, str], tuple[SampleRequest, list[Reply | None], list[Reply | None]]
     ] = {}

@@ -31,7 +31,7 @@ from dualign.training.trainer import (
 
 
 def run(stage: PreferenceStage, work: Path, *, seed: int) -> Outcome:
-    """Train on pairs of both modes, resuming from `work`; write a model or an adapter to it."""
+    """Train on pairs of both modes, resuming from `work`; write the result there."""
     source = resolve_model(stage.model, revision=stage.revision)
     tokenizer, template = load_tokenizer(source, stage.template, stage.template_kwargs)
     data = prepare_pairs(DataRequest(stage.data, tokenizer, template, seed=seed))
@@ -58,8 +58,8 @@ def _pairs_on_disk(data: PairData, folder: Path) -> PairData:
 
 def _from_disk(pairs: Dataset, folder: Path) -> Dataset:
     def write() -> None:
-        with complete_folder(folder, folder.with_name(f"{folder.name}.new")) as aside:
-            pairs.save_to_disk(aside)
+        with complete_folder(folder, folder.with_name(f"{folder.name}.new")) as work:
+            pairs.save_to_disk(work)
 
     run_on_main_process(lambda: None if folder.exists() else write())
     return Dataset.load_from_disk(str(folder))
@@ -74,10 +74,10 @@ def build_trainer(
     *,
     seed: int,
 ) -> DualModeDPOTrainer:
-    """Build TRL's trainer on tokenized pairs. The reference is the model that the stage starts from.
+    """Build TRL's trainer on tokenized pairs. The reference is the model the stage starts from.
 
-    `reference: auto` is the policy with its new adapter off, or without LoRA a frozen copy; `cached`
-    computes the log-probabilities once, before training.
+    `reference: auto` is the policy with its new adapter off, or without LoRA a frozen copy;
+    `cached` computes the log-probabilities once, before training.
     """
     settings = {"loss_type": "apo_zero"} | trainer_arguments(stage, stage.train, work, seed)
     # Before the model: under ZeRO-3 its weights are then sharded as they load.

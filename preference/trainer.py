@@ -1,4 +1,4 @@
-"""TRL's DPOTrainer on tokenized pairs, with rewards, margins and accuracies per mode in the logs."""
+"""TRL's DPOTrainer on tokenized pairs, with rewards, margins and accuracies of each mode logged."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -34,7 +34,7 @@ class DualModeDPOTrainer(DPOTrainer):
         self.precompute_ref_logps = True
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
-        """Return the rows, which are tokenized. DPOTrainer has no switch for that, unlike SFTTrainer."""
+        """Return the rows: they are tokenized, and DPOTrainer has no switch that says so."""
         return dataset
 
     def compute_ref_log_probs(

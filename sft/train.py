@@ -29,7 +29,7 @@ from dualign.training.trainer import (
 
 
 def run(stage: SFTStage, work: Path, *, seed: int) -> Outcome:
-    """Train on packed rows of both modes, resuming from `work`; write a model or an adapter to it."""
+    """Train on packed rows of both modes, resuming from `work`; write the result there."""
     source = resolve_model(stage.model, revision=stage.revision)
     tokenizer, template = load_tokenizer(source, stage.template, stage.template_kwargs)
     data = prepare_sft(DataRequest(stage.data, tokenizer, template, seed=seed))

@@ -46,7 +46,7 @@ class AdapterSize:
 def concatenate(
     folders: Sequence[Path], out: Path, *, weights: Sequence[float] | None = None
 ) -> AdapterSize:
-    """Write to `out` one adapter that equals all of them active on their base, each times its weight.
+    """Write to `out` one adapter that equals the weighted sum of all, active on their base.
 
     Ranks add up, so nothing is lost; factors are float32 and every scaling is exactly 1. A module
     that only one adapter has keeps its rank. `out` gets the two files of an adapter, no more, and
@@ -123,7 +123,7 @@ def with_tied_head(modules: Mapping[str, LoraModule]) -> dict[str, LoraModule]:
 
 
 def stack_ranks(adapters: Sequence[Adapter], weights: Sequence[float], path: str) -> LoraModule:
-    """Return the weighted sum of the adapters' changes of one module, with the ranks side by side."""
+    """Return the weighted sum of the adapters' changes of a module, with their ranks stacked."""
     parts = [
         (adapter.modules[path], weight)
         for adapter, weight in zip(adapters, weights, strict=True)
@@ -293,7 +293,7 @@ def _base_of(adapter: Adapter) -> str:
 
 
 def _others(adapters: Sequence[Adapter], modules: Iterable[str]) -> dict[str, Tensor]:
-    """Return the tensors besides low-rank changes by their names in the file, equal in all adapters.
+    """Return the tensors besides low-rank changes by name in the file; equal in all adapters.
 
     With several adapters these are embeddings that PEFT saved too.
     """

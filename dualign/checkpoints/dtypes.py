@@ -1,4 +1,4 @@
-"""Convert stored numbers to float32 and back. numpy has no bfloat16: uint16 arrays hold its bits."""
+"""Convert stored numbers to float32 and back; uint16 arrays hold the bits of bfloat16."""
 
 from typing import Any
 

@@ -26,8 +26,8 @@ from dualign.checkpoints.header import Entry
 from dualign.checkpoints.lora import Adapter, LoraModule, Rows, to_float64
 from dualign.errors import MergeError
 
-# Elements computed at once. BLAS splits larger products among threads of its own, which compete with
-# ours for the same processors: twice as many took twice the time.
+# Elements computed at once. BLAS splits larger products among threads of its own, which compete
+# with ours for the same processors: twice as many took twice the time.
 _PIECE = 1 << 15
 
 
@@ -118,7 +118,7 @@ class AdaptedWeights:
         return self._tied_embedding if name == HEAD and self._tied_embedding else name
 
     def _untie_if_they_differ(self, embedding: str) -> None:
-        """Keep one tensor if head and embedding change alike; else make two and untie the config."""
+        """Keep one tensor if head and embedding change alike; else make two and untie them."""
         rows = self.adapter.token_rows
         if embedding in rows and HEAD not in self._changed:
             return  # PEFT gives the new rows to a tied head as well

@@ -1,8 +1,10 @@
 """Read a LoRA adapter folder as PEFT writes it, and apply it to a weight.
 
-The folded weight is `W + s * B @ A` (LoRA, arXiv 2106.09685), with `s = alpha / r` or `alpha / sqrt(r)` (rsLoRA,
-arXiv 2312.03732); DoRA (arXiv 2402.09353) rescales the result to the learned magnitude. Shapes: R
-rank, I in, O out, V vocabulary, D hidden.
+The folded weight is `W + s * B @ A` (LoRA, arXiv 2106.09685), with `s = alpha / r` or
+`alpha / sqrt(r)` (rsLoRA, arXiv 2312.03732); DoRA (arXiv 2402.09353) rescales the result to the
+learned magnitude.
+
+Shapes: R rank, I in, O out, V vocabulary, D hidden.
 """
 
 import math
@@ -75,7 +77,7 @@ class LoraModule:
         return lambda start, stop: to_float64(left[start:stop]) @ scaled
 
     def apply(self, weight: Rows) -> Rows:
-        """Return the folded weight. DoRA on an embedding needs each column's norm: a pass before."""
+        """Return the folded weight. DoRA on an embedding reads all rows for column norms first."""
         delta = self.delta()
 
         def added(start: int, stop: int) -> Array:
@@ -236,7 +238,7 @@ def _module(
 
 
 def _configured(config: Mapping[str, Any], key: str, path: str) -> Any:
-    """Return a module's `r` or `lora_alpha`: of the first pattern that ends its path, else the adapter's."""
+    """Return a module's `r` or `lora_alpha`: of the first matching pattern, else the adapter's."""
     patterns = config.get({"r": "rank_pattern", "lora_alpha": "alpha_pattern"}[key]) or {}
     for pattern, value in patterns.items():
         if re.match(rf"(.*\.)?({pattern})$", path):

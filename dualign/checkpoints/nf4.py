@@ -25,7 +25,7 @@ _CHUNK = 1 << 18  # elements at once; a multiple of BLOCK
 
 
 class NF4Weights:
-    """The weights of a base after NF4 and back, in `dtype`, the type that training loaded them in."""
+    """A base's weights after NF4 and back; `dtype` is the type that training loaded them in."""
 
     def __init__(self, base: Weights, *, dtype: str | None = None) -> None:
         _require_bitsandbytes()

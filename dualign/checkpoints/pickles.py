@@ -23,7 +23,7 @@ class Pickle:
         self._tensors = _load(file)
 
     def entries(self) -> dict[str, Entry]:
-        """Return every tensor's shape and type, by safetensors' names; the offset has no meaning."""
+        """Return shapes and types, by safetensors' names of types; offsets have no meaning."""
         return {
             name: Entry(tuple(tensor.shape), _code(self.file, name, tensor.dtype), self.file, 0)
             for name, tensor in self._tensors.items()

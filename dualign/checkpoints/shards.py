@@ -204,7 +204,7 @@ def shard_names(count: int) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class _Share:
-    """Elements [start, stop) of a tensor, for one thread; `offset` is element 0's byte in the file."""
+    """Elements [start, stop) of a tensor, for one thread; element 0 is at `offset` in the file."""
 
     tensor: TensorSpec
     offset: int

@@ -57,7 +57,7 @@ def load_base(
 
 
 def nf4_options(dtype: str, device: str) -> dict[str, Any]:
-    """Return options of `from_pretrained`: NF4 with double quantization (QLoRA, arXiv 2305.14314)."""
+    """Return `from_pretrained` options: NF4, double quantization (QLoRA, arXiv 2305.14314)."""
     config = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -126,7 +126,7 @@ def load_model(reference: str, *, dtype: str = "auto") -> PreTrainedModel:
 
 
 def empty_model(folder: Path, *, dtype: str = "auto") -> PreTrainedModel:
-    """Build the model of a folder's config.json and generation_config.json, for weights not in a file.
+    """Build the model of a folder's config.json and generation_config.json, without its weights.
 
     The parameters are uninitialized memory: set every one before use. `dtype` and device are those
     of `load_model`.

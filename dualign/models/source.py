@@ -1,4 +1,4 @@
-"""From a reference to where a model's files are: base, adapter, tokenizer, revision. Loads nothing."""
+"""Resolve a reference to where a model's files are: base, adapter, tokenizer, revision."""
 
 from dataclasses import dataclass
 from pathlib import Path

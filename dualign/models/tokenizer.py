@@ -63,7 +63,7 @@ def load_chat_tokenizer(reference: str) -> PreTrainedTokenizerBase:
 def with_defaults(text: str, kwargs: Mapping[str, Any]) -> str:
     """Return a template with `kwargs` as defaults, so that it renders everywhere as in training.
 
-    `{"date": "2025-07-01"}` puts `{%- set date = date if date is defined else "2025-07-01" %}` on top.
+    `{"year": 2025}` puts `{%- set year = year if year is defined else 2025 %}` on top.
     """
     lines = [
         f"{{%- set {name} = {name} if {name} is defined else {json.dumps(value)} %}}\n"

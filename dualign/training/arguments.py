@@ -1,4 +1,4 @@
-"""The `train:` part of a recipe: every TrainingArguments field of the installed TRL, by its own name.
+"""The `train:` part of a recipe: every TrainingArguments field of the installed TRL.
 
 Names and types are read from the source of the installed transformers and trl with `ast`: importing
 them would import torch, and a recipe is refused before that.
@@ -59,7 +59,7 @@ _ENUMS = (("transformers", "trainer_utils.py"), ("transformers", "training_args.
 
 @dataclass(frozen=True, slots=True)
 class TrainingArgumentsOf:
-    """A check of a `train:` mapping. `config` is TRL's file that adds fields to TrainingArguments."""
+    """A check of a `train:` mapping; `config` is TRL's file with the fields that it adds."""
 
     config: str
 

@@ -1,4 +1,4 @@
-"""Callbacks of both training stages: marks of complete checkpoints, active adapters, one line a log."""
+"""Callbacks of both training stages: complete checkpoints, active adapters, one line a log."""
 
 import logging
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""The keys that SFT and preference stages share: the model, its adapter, its template, the trainer."""
+"""The keys that SFT and preference stages share: model, adapter, template, trainer."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -51,7 +51,7 @@ class TrainingStage:
     revision: str | None = None
     """branch, tag or commit of a hub id"""
     dtype: Dtype = "float32"
-    """the weights' type in memory; train.bf16: true keeps float32 weights and computes in bfloat16"""
+    """type of the weights in memory; train.bf16: true computes in bfloat16 over float32 weights"""
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] = "sdpa"
     """each isolates packed documents"""
     quantization: Literal["nf4"] | None = None

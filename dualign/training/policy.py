@@ -41,16 +41,16 @@ def load_policy(
         return model, lora_config(stage.lora) if stage.lora else None
     if stage.lora is None:
         raise CheckpointError(
-            f"{source.adapter}: is an adapter, and full fine-tuning starts from weights; add lora to this stage, or set "
-            "save: merged in the stage that trained it"
+            f"{source.adapter}: is an adapter, and full fine-tuning starts from weights; add lora to "
+            "this stage, or set save: merged in the stage that trained it"
         )
     from peft import PeftConfig, get_peft_model
     from transformers import set_seed  # it brings peft
 
     if PeftConfig.from_pretrained(str(source.adapter)).use_dora or stage.lora.use_dora:
         raise CheckpointError(
-            f"{source.adapter}: DoRA rescales the base, so two adapters don't add up when one is DoRA; set save: merged in "
-            "the stage that trained it"
+            f"{source.adapter}: DoRA rescales the base, so two adapters don't add up when one is DoRA; "
+            "set save: merged in the stage that trained it"
         )
     set_seed(seed)
     policy = get_peft_model(model, lora_config(stage.lora))

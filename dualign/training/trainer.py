@@ -195,7 +195,7 @@ def _set_special_ids(config_json: Path, model: PreTrainedModel) -> None:
 
 
 def _verify(trainer: Trainer, stage: TrainingStage, work: Path) -> dict[str, Any]:
-    """Load what was saved and compare its logits with the live model's; {} on ranks but the first."""
+    """Compare the logits of the saved model and the live one; {} on ranks other than 0."""
     ids_BT = _probe(trainer)
     nf4 = stage.quantization == "nf4"
     if nf4:
@@ -223,7 +223,7 @@ def _verify(trainer: Trainer, stage: TrainingStage, work: Path) -> dict[str, Any
 
 
 def _adapters_to_float32(model: PreTrainedModel) -> None:
-    """Convert the adapters to float32, as PEFT loads them; on an NF4 base TRL trains in bfloat16."""
+    """Convert adapters to float32, as PEFT loads them; over NF4, TRL trains them in bfloat16."""
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             parameter.data = parameter.data.float()
