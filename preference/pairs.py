@@ -30,7 +30,7 @@ from dualign.verifiers import verify
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SampleRequest:
+class _SampleRequest:
     """A sample to draw; `number` counts the samples of a problem in a mode from a model."""
 
     task: Task
@@ -69,7 +69,7 @@ def _sample(
     problems: Sequence[tuple[Task, Sequence[Problem]]],
     file: SampleFile,
     seed: int,
-) -> list[tuple[SampleRequest, Reply | None]]:
+) -> list[tuple[_SampleRequest, Reply | None]]:
     """Return every sample of a model; None if thinking or answer is malformed or was cut."""
     tokenizer = load_chat_tokenizer(model)
     name = f"{identity(model)}:{seed}"
@@ -111,15 +111,15 @@ def _sample(
 
 def _request(
     stage: PairsStage, task: Task, problem: Problem, mode: Mode, prompt: str, number: int, name: str
-) -> SampleRequest:
+) -> _SampleRequest:
     content = [name, prompt, number, stage.max_new_tokens, stage.temperature, stage.top_p]
     key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24]
-    return SampleRequest(
+    return _SampleRequest(
         task=task, problem=problem, mode=mode, prompt=prompt, number=number, key=key
     )
 
 
-def _well_formed(request: SampleRequest, answer: AnswerRecord) -> Reply | None:
+def _well_formed(request: _SampleRequest, answer: AnswerRecord) -> Reply | None:
     reply = split(request.prompt, answer.generated, mode=request.mode, finished=answer.finished)
     if request.mode == "think":
         follows_mode = reply.closed and not reply.empty
@@ -130,11 +130,11 @@ def _well_formed(request: SampleRequest, answer: AnswerRecord) -> Reply | None:
 
 
 def _pair_up(
-    stage: PairsStage, samples: Sequence[Sequence[tuple[SampleRequest, Reply | None]]], seed: int
+    stage: PairsStage, samples: Sequence[Sequence[tuple[_SampleRequest, Reply | None]]], seed: int
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Return pairs and ROWS of run.json: a row is a prompt in a mode, kept if it has a pair."""
     prompts: dict[
-        tuple[str, Mode, str], tuple[SampleRequest, list[Reply | None], list[Reply | None]]
+        tuple[str, Mode, str], tuple[_SampleRequest, list[Reply | None], list[Reply | None]]
     ] = {}
     for request, reply in samples[0]:
         key = (request.task.name, request.mode, request.problem.id)
@@ -154,7 +154,7 @@ def _pair_up(
 
 
 def _right_and_wrong(
-    request: SampleRequest, samples: Sequence[Reply | None]
+    request: _SampleRequest, samples: Sequence[Reply | None]
 ) -> tuple[list[Reply], list[Reply], str | None]:
     replies = [reply for reply in samples if reply is not None]
     verifier, expected = request.task.verifier, request.problem.expected
@@ -175,7 +175,7 @@ def _strong_and_weak(
 
 def _match(
     stage: PairsStage,
-    request: SampleRequest,
+    request: _SampleRequest,
     better: Sequence[Reply],
     worse: Sequence[Reply],
     rng: random.Random,

@@ -28,7 +28,7 @@ _FIX = (
     "fold it into its base first, and train the next adapter on the result, or merge the folded "
     "models"
 )
-HEAD_PATH = HEAD.removesuffix(".weight")
+_HEAD_PATH = HEAD.removesuffix(".weight")
 # The factors of a weight are stored under other names when it is an embedding.
 _NAMES = {False: ("lora_A.weight", "lora_B.weight"), True: ("lora_embedding_A", "lora_embedding_B")}
 
@@ -94,16 +94,16 @@ def module_paths(adapters: Sequence[Adapter]) -> list[str]:
     if not ties:
         return sorted(paths)
     for adapter in adapters:
-        if HEAD_PATH in adapter.modules and adapter not in ties:
+        if _HEAD_PATH in adapter.modules and adapter not in ties:
             raise MergeError(
                 f"{ties[0].folder} changes the head as it changes the embedding, {adapter.folder} by itself; {_FIX}"
             )
-    return sorted(paths - {HEAD_PATH})
+    return sorted(paths - {_HEAD_PATH})
 
 
 def _ties_head(adapter: Adapter) -> bool:
     """Return True if the head's factors are the embedding's, as with PEFT's ensure_weight_tying."""
-    head = adapter.modules.get(HEAD_PATH)
+    head = adapter.modules.get(_HEAD_PATH)
     embeddings = [module for module in adapter.modules.values() if module.embedding]
     if head is None or len(embeddings) != 1:
         return False
@@ -119,7 +119,7 @@ def with_tied_head(modules: Mapping[str, LoraModule]) -> dict[str, LoraModule]:
     """
     embedding = next(module for module in modules.values() if module.embedding)
     head = LoraModule(A=embedding.B.T, B=embedding.A.T, scaling=1.0, embedding=False)
-    return {**modules, HEAD_PATH: head}
+    return {**modules, _HEAD_PATH: head}
 
 
 def stack_ranks(adapters: Sequence[Adapter], weights: Sequence[float], path: str) -> LoraModule:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dualign.checkpoints.pickles import Pickle
 
 HEAD = "lm_head.weight"
-EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
+_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
 _COMPARED = 1 << 20  # elements compared at once
 
 
@@ -86,7 +86,7 @@ class Checkpoint:
         def read(start: int, stop: int) -> Array:
             piece = stored(start, stop)
             if not is_finite(piece, entry.dtype):
-                raise not_finite(entry, name, to_float32(piece, entry.dtype), start)
+                raise _not_finite(entry, name, to_float32(piece, entry.dtype), start)
             return to_float32(piece, entry.dtype)
 
         return Reader(read)
@@ -111,7 +111,7 @@ class Checkpoint:
 
     def _locate_pickles(self) -> dict[str, Entry] | None:
         """Locate the tensors of pickles; None if there are safetensors or no pickles."""
-        files = pickle_files(self.folder)
+        files = _pickle_files(self.folder)
         if not files:
             return None
         from dualign.checkpoints.pickles import Pickle
@@ -163,7 +163,7 @@ def _close(handles: dict[Path, int]) -> None:
         os.close(handle)
 
 
-def not_finite(entry: Entry, name: str, values: Array, start: int) -> MergeError:
+def _not_finite(entry: Entry, name: str, values: Array, start: int) -> MergeError:
     """Return the error for values, from element `start` on, that hold a NaN or an infinity."""
     places = np.flatnonzero(~np.isfinite(values))
     first = [int(i) for i in np.unravel_index(start + int(places[0]), entry.shape or (1,))]
@@ -198,8 +198,8 @@ def read_json(file: Path) -> dict[str, Any]:
 
 def embedding_name(names: Mapping[str, object]) -> str | None:
     """Return the name of the input embedding; None unless there is exactly one."""
-    endings = tuple(f".{embedding}" for embedding in EMBEDDINGS)
-    embeddings = [name for name in names if name in EMBEDDINGS or name.endswith(endings)]
+    endings = tuple(f".{embedding}" for embedding in _EMBEDDINGS)
+    embeddings = [name for name in names if name in _EMBEDDINGS or name.endswith(endings)]
     return embeddings[0] if len(embeddings) == 1 else None
 
 
@@ -280,7 +280,7 @@ def _locate(folder: Path) -> dict[str, Entry]:
     raise CheckpointError(f"{folder}: expected {single.name} or {index.name}{hint}")
 
 
-def pickle_files(folder: Path) -> dict[Path, set[str] | None]:
+def _pickle_files(folder: Path) -> dict[Path, set[str] | None]:
     """List pytorch_model.bin (None), or its shards with the tensors that the index lists for each.
 
     Empty if there are safetensors.

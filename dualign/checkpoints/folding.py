@@ -44,7 +44,7 @@ class AdaptedWeights:
         self.files = (*base.files, adapter.file)
         self.config: Mapping[str, Any] = {**base.config, **_special_ids(adapter.folder)}
         self.entries: Mapping[str, Entry] = base.entries
-        self._changed = changed_names(adapter)
+        self._changed = _changed_names(adapter)
         self._tied_embedding = embedding_name(base.entries) if is_tied(base) else None
         if self._tied_embedding and self._changed & {HEAD, self._tied_embedding}:
             self._untie_if_they_differ(self._tied_embedding)
@@ -154,7 +154,7 @@ class AdaptedWeights:
             _require_fit(self.adapter, name, self.entries[name].shape)
 
 
-def changed_names(adapter: Adapter) -> set[str]:
+def _changed_names(adapter: Adapter) -> set[str]:
     """Return the names of the base's tensors that the adapter changes."""
     return {*adapter.replaced, *adapter.token_rows, *(f"{path}.weight" for path in adapter.modules)}
 

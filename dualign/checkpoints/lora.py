@@ -24,7 +24,7 @@ from dualign.checkpoints.dtypes import Array
 from dualign.errors import CheckpointError, MergeError
 
 PREFIX = "base_model.model."
-FACTORS = {
+_FACTORS = {
     "lora_A": "A",
     "lora_B": "B",
     "lora_embedding_A": "A",
@@ -173,7 +173,7 @@ def _read_all(file: Path) -> dict[str, Tensor]:
                 f"{file}: expected tensors named {PREFIX}..., found {name!r}; "
                 "save the adapter with PEFT"
             )
-        require_finite(tensor, name, file)
+        _require_finite(tensor, name, file)
     return {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
 
 
@@ -184,8 +184,8 @@ def _adapter(
     replaced, rows, embeddings = {}, {}, set()
     for name, tensor in tensors.items():
         module, _, kind = name.removesuffix(".weight").rpartition(".")
-        if kind in FACTORS:
-            factors.setdefault(module, {})[FACTORS[kind]] = tensor
+        if kind in _FACTORS:
+            factors.setdefault(module, {})[_FACTORS[kind]] = tensor
             embeddings |= {module} if kind.startswith("lora_embedding") else set()
         elif name.endswith(TOKENS):
             module = name.removesuffix(TOKENS)
@@ -259,7 +259,7 @@ def _token_indices(
     return tuple(indices)
 
 
-def require_finite(tensor: Tensor, name: str, where: object) -> None:
+def _require_finite(tensor: Tensor, name: str, where: object) -> None:
     """Raise MergeError if the tensor holds a NaN or an infinity."""
     # A NaN or an infinity always spoils the sum: one pass, and no mask in memory.
     if bool(torch.isfinite(tensor.sum(dtype=torch.float32))):

@@ -12,7 +12,7 @@ from dualign.checkpoints.embedded import embedded_model
 from dualign.errors import CheckpointError
 from dualign.model_ref import ModelRef, adapter_base
 
-OpenBase = Callable[[Path], Weights]
+_OpenBase = Callable[[Path], Weights]
 """opens the innermost base"""
 
 
@@ -37,7 +37,7 @@ def open_weights(model: Path | str, *, allow_pickle: bool = False) -> Weights:
     return weights
 
 
-def _base_opener(ref: ModelRef, *, pickles: bool) -> OpenBase:
+def _base_opener(ref: ModelRef, *, pickles: bool) -> _OpenBase:
     if not ref.nf4:
         return lambda folder: Checkpoint(folder, allow_pickle=pickles)
     from dualign.checkpoints.nf4 import NF4Weights
@@ -58,7 +58,7 @@ def find_folder(model: ModelRef | str, *, pickles: bool = False) -> Path:
     return Path(ref.name)
 
 
-def _open(folder: Path, outer: tuple[Path, ...], open_base: OpenBase) -> Weights:
+def _open(folder: Path, outer: tuple[Path, ...], open_base: _OpenBase) -> Weights:
     if _require_folder(folder).resolve() in outer:
         raise CheckpointError(
             f"{folder}: the adapter names itself as its base: {' -> '.join(map(str, outer))}"

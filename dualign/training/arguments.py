@@ -58,7 +58,7 @@ _ENUMS = (("transformers", "trainer_utils.py"), ("transformers", "training_args.
 
 
 @dataclass(frozen=True, slots=True)
-class TrainingArgumentsOf:
+class _ArgumentCheck:
     """A check of a `train:` mapping; `config` is TRL's file with the fields that it adds."""
 
     config: str
@@ -74,8 +74,8 @@ class TrainingArgumentsOf:
         ]
 
 
-SFT_ARGUMENTS = TrainingArgumentsOf("trainer/sft_config.py")
-DPO_ARGUMENTS = TrainingArgumentsOf("trainer/dpo_config.py")
+SFT_ARGUMENTS = _ArgumentCheck("trainer/sft_config.py")
+DPO_ARGUMENTS = _ArgumentCheck("trainer/dpo_config.py")
 
 
 @cache

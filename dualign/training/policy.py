@@ -38,7 +38,7 @@ def load_policy(
         nf4=stage.quantization == "nf4",
     )
     if source.adapter is None:
-        return model, lora_config(stage.lora) if stage.lora else None
+        return model, _lora_config(stage.lora) if stage.lora else None
     if stage.lora is None:
         raise CheckpointError(
             f"{source.adapter}: is an adapter, and full fine-tuning starts from weights; add lora to "
@@ -53,13 +53,13 @@ def load_policy(
             "set save: merged in the stage that trained it"
         )
     set_seed(seed)
-    policy = get_peft_model(model, lora_config(stage.lora))
+    policy = get_peft_model(model, _lora_config(stage.lora))
     policy.load_adapter(str(source.adapter), adapter_name=REFERENCE_ADAPTER, is_trainable=False)
     activate_policy_adapters(policy)
     return policy, None
 
 
-def lora_config(adapter: AdapterConfig) -> "LoraConfig":
+def _lora_config(adapter: AdapterConfig) -> "LoraConfig":
     """Return the recipe's `lora:` as PEFT's config."""
     from peft import LoraConfig
 
