@@ -238,7 +238,7 @@ def test_stage_recipes_load(name: str) -> None:
 
 def test_pipeline_chains_every_stage_to_the_ones_before_it() -> None:
     recipe = load_recipe(SMOLLM3 / "pipeline.yaml", [])
-    chain = {entry.name: references(entry.config) for entry in recipe.stages}
+    chain = {entry.name: list(references(entry.config)) for entry in recipe.stages}
     assert chain == {
         "mid": [],
         "sft": ["stage:mid"],

@@ -202,4 +202,4 @@ def test_stages_and_paths_in_the_merge_are_those_of_the_recipe(tmp_path: Path) -
     config = load_recipe(file, []).stage("s").config
     assert config.models[0].model == str(tmp_path / "near")
     assert config.score.tasks == (str(tmp_path / "t.yaml"),)
-    assert references(config) == ["stage:d"]
+    assert list(references(config)) == ["stage:d"]
