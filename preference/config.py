@@ -63,10 +63,7 @@ def _loss_problems(train: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PairsStage:
-    """Preference pairs sampled from a checkpoint.
-
-    Right answers against wrong ones, or a strong model against a weak one.
-    """
+    """Preference pairs from a checkpoint: right against wrong, or a strong model against a weak."""
 
     name: str
     """names the stage and its run directory"""
