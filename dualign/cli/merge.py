@@ -94,11 +94,11 @@ def _require_none(args: Namespace) -> None:
 
 def _merge_file(args: Namespace) -> int:
     from dualign.cli.commands import say
-    from dualign.merging.mergekit.load import allowing_pickles, load
+    from dualign.merging.mergekit.load import allow_pickles, load
 
     loaded = load(Path(args.recipe), compat=args.compat is not None)
     if args.allow_pickle:
-        loaded = allowing_pickles(loaded)
+        loaded = allow_pickles(loaded)
     seed = args.seed or 0
     if args.dry_run:
         from dualign.merging.estimate import estimate

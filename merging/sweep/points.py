@@ -9,7 +9,7 @@ from typing import Any
 from dualign.config import Document, Key, parse
 from dualign.errors import ConfigError
 from dualign.merging.config import Merge, MergeSource, MergeStage
-from dualign.merging.mergekit.load import merged
+from dualign.merging.mergekit.load import parse_documents
 
 Point = Mapping[str, Any]
 """the value of each name; of a soup, `soup`: the places of the models that are in it"""
@@ -57,7 +57,7 @@ def _from_documents(
 ) -> tuple[Merge | None, list[Problem]]:
     documents = [_Noted(file=name, value=one) for one in values]
     try:
-        merge = merged([*documents], Path())
+        merge = parse_documents([*documents], Path())
     except ConfigError as error:
         several = len(documents) > 1
         found = [
