@@ -155,50 +155,51 @@ def _add_output(parser: argparse.ArgumentParser, action: Callable[[Namespace], i
 
 def soup(args: Namespace) -> int:
     """`dualign adapter soup A B OUT`."""
-    from dualign.merging.adapters.soup import Soup
-    from dualign.merging.adapters.soup import soup as make
+    from dualign.merging.adapters.soup import SoupConfig, make_soup
 
-    meant = Soup(
+    config = SoupConfig(
         adapters=tuple(map(_folder, args.adapters)),
         weights=_numbers("--weights", args.weights) if args.weights else None,
         method=args.method,
         parameters=dict(map(_parameter, args.set)),
-        cut=_cut(args),
+        truncation=_truncation(args),
         seed=args.seed,
         tokenizer_from=_folder(args.tokenizer_from) if args.tokenizer_from else None,
     )
-    return _say(make(meant, Path(args.out), force=args.force), args.out)
+    return _say(make_soup(config, Path(args.out), force=args.force), args.out)
 
 
 def compress(args: Namespace) -> int:
     """`dualign adapter compress ADAPTER OUT --rank R`: a soup of one."""
-    from dualign.merging.adapters.soup import Soup
-    from dualign.merging.adapters.soup import soup as make
+    from dualign.merging.adapters.soup import SoupConfig, make_soup
 
-    meant = Soup(adapters=(_folder(args.adapter),), cut=_cut(args))
-    return _say(make(meant, Path(args.out), force=args.force), args.out)
+    config = SoupConfig(adapters=(_folder(args.adapter),), truncation=_truncation(args))
+    return _say(make_soup(config, Path(args.out), force=args.force), args.out)
 
 
 def extract(args: Namespace) -> int:
     """`dualign adapter extract BASE TUNED OUT --rank R`."""
-    from dualign.merging.adapters.extract import Extraction
-    from dualign.merging.adapters.extract import extract as make
+    from dualign.merging.adapters.extract import ExtractConfig, extract_adapter
 
-    cut = _cut(args)
-    assert cut is not None
-    meant = Extraction(
-        base=args.base, tuned=args.tuned, cut=cut, embedding=args.embedding, seed=args.seed
+    truncation = _truncation(args)
+    assert truncation is not None
+    config = ExtractConfig(
+        base=args.base,
+        tuned=args.tuned,
+        truncation=truncation,
+        embedding=args.embedding,
+        seed=args.seed,
     )
-    return _say(make(meant, Path(args.out), force=args.force), args.out)
+    return _say(extract_adapter(config, Path(args.out), force=args.force), args.out)
 
 
 def fold(args: Namespace) -> int:
     """`dualign adapter fold ADAPTER OUT`."""
     from dualign.cli.commands import say
-    from dualign.merging.adapters.fold import Fold, fold_adapter, read_prompts, summary
+    from dualign.merging.adapters.fold import FoldConfig, fold_adapter, read_prompts, summary
 
     prompts = {"prompts": read_prompts(Path(args.prompts))} if args.prompts else {}
-    meant = Fold(
+    config = FoldConfig(
         adapter=args.adapter,
         model=args.model,
         base=args.base,
@@ -207,7 +208,7 @@ def fold(args: Namespace) -> int:
         measure=not args.no_gap,
         **prompts,
     )
-    record = fold_adapter(meant, Path(args.out), force=args.force)
+    record = fold_adapter(config, Path(args.out), force=args.force)
     about = record["fold"]
     if "gaps" in about:
         say("\n".join(["from the live adapter on NF4:", *summary(about["gaps"])]))
@@ -222,12 +223,12 @@ def _folder(name: str) -> Path:
     return find_folder(name)
 
 
-def _cut(args: Namespace) -> Any:
-    from dualign.merging.adapters.lowrank import Cut
+def _truncation(args: Namespace) -> Any:
+    from dualign.merging.adapters.lowrank import Truncation
 
     if args.rank is None and args.energy is None:
         return None
-    return Cut(rank=args.rank, energy=args.energy)
+    return Truncation(rank=args.rank, energy=args.energy)
 
 
 def _parameter(text: str) -> tuple[str, tuple[float, ...]]:

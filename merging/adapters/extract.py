@@ -1,9 +1,10 @@
-"""A LoRA adapter from two checkpoints: the difference of each linear layer, cut to a rank.
+"""A LoRA adapter from two checkpoints: the difference of each linear layer, truncated to a rank.
 
-What isn't linear can't be low rank in PEFT: it is kept whole where it changed, as modules_to_save (norms, embeddings)
-or `bias: all`.
+PEFT has low-rank changes of linear layers and embeddings alone. Other changed modules are kept whole: as
+modules_to_save (norms, embeddings), or by `bias: all`.
 """
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +22,9 @@ from dualign.checkpoints.meta_model import build_meta_model, linear_modules
 from dualign.checkpoints.shards import PIECE, nearest_file, tokenizer_files
 from dualign.checkpoints.weights import find_folder, open_weights
 from dualign.errors import MergeError
-from dualign.merging.adapters.lowrank import Cut, LowRank, approximate
-from dualign.merging.adapters.output import Kept, kept_of, write_record
-from dualign.merging.adapters.soup import low_rank_module
+from dualign.merging.adapters.lowrank import LowRank, Truncation, approximate
+from dualign.merging.adapters.output import TruncationReport, write_adapter_json
+from dualign.merging.adapters.soup import to_lora
 from dualign.merging.methods.random import stream
 from dualign.merging.methods.tensors import Array
 from dualign.model_ref import ModelRef
@@ -33,67 +34,67 @@ Embedding = Literal["save", "lora"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Extraction:
-    """What is taken from what."""
+class ExtractConfig:
+    """Two checkpoints, and how their difference becomes an adapter."""
 
     base: str
     """a folder, hub id (maybe @revision) or embedded model: the adapter's base"""
     tuned: str
-    cut: Cut
+    truncation: Truncation
     embedding: Embedding = "save"
-    """whether an embedding that changed is kept whole, or as low rank"""
+    """save: keep a changed embedding whole; lora: truncate it"""
     seed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Changed:
-    """The modules that differ, by what an adapter can do about them."""
+class _Differences:
+    """The modules that differ, by their form in the adapter."""
 
     linear: tuple[str, ...]
     embedding: tuple[str, ...]
-    """kept as low rank"""
+    """truncated, like the linear ones"""
     whole: tuple[str, ...]
     biases: bool
 
 
-def extract(meant: Extraction, out: Path, *, force: bool = False) -> dict[str, Any]:
-    """Write the adapter to `out`; returns what adapter.json says.
+def extract_adapter(config: ExtractConfig, out: Path, *, force: bool = False) -> dict[str, Any]:
+    """Write the adapter to `out`; return the content of adapter.json.
 
     Raises:
         MergeError: the two don't have the same tensors, or don't differ.
-        CheckpointError: a file is missing or broken, or `out` is there already.
+        CheckpointError: a file is missing or broken, or `out` exists.
     """
-    base, tuned = open_weights(meant.base), open_weights(meant.tuned)
+    base, tuned = open_weights(config.base), open_weights(config.tuned)
     _require_same_tensors(base, tuned)
     model = build_meta_model(base.config)
-    changed = _sort(model, base, tuned, meant.embedding)
+    changed = _differences(model, base, tuned, config.embedding)
     with new_folder(out, force=force) as work:
         modules: dict[str, LoraModule] = {}
-        kept: dict[str, Kept] = {}
+        reports: dict[str, TruncationReport] = {}
         for path in tqdm((*changed.linear, *changed.embedding), desc="extracting", disable=None):
-            found = _difference(base, tuned, path, meant, turned=path in changed.embedding)
-            modules[path] = low_rank_module(found, embedding=path in changed.embedding)
-            kept[path] = kept_of(found)
+            embedding = path in changed.embedding
+            low_rank = _difference(base, tuned, path, config, transposed=embedding)
+            modules[path] = to_lora(low_rank, embedding=embedding)
+            reports[path] = TruncationReport.of(low_rank)
         if changed.embedding and is_tied(base):
             modules = with_tied_head(modules)
-        config = _config(
-            meant, model, base, changed, {path: one.rank for path, one in kept.items()}
-        )
-        save_adapter(work, modules, config, others=_wholes(tuned, changed, modules))
-        for name in [*tokenizer_files(tuned), *nearest_file(tuned, "generation_config.json")]:
-            (work / name.name).write_bytes(name.read_bytes())
+        ranks = {path: report.rank for path, report in reports.items()}
+        adapter_config = _adapter_config(config, model, base, changed, ranks)
+        save_adapter(work, modules, adapter_config, others=_whole_tensors(tuned, changed, modules))
+        for file in [*tokenizer_files(tuned), *nearest_file(tuned, "generation_config.json")]:
+            shutil.copyfile(file, work / file.name)
         about = {
             "made_by": "extract",
-            "rank": meant.cut.rank,
-            "energy": meant.cut.energy,
-            "seed": meant.seed,
-            "base_model": config["base_model_name_or_path"],
-            "revision": config["revision"],
+            "rank": config.truncation.rank,
+            "energy": config.truncation.energy,
+            "seed": config.seed,
+            "base_model": adapter_config["base_model_name_or_path"],
+            "revision": adapter_config["revision"],
             "whole": list(changed.whole),
             "biases": changed.biases,
         }
-        inputs = {meant.base: base.files, meant.tuned: tuned.files}
-        return write_record(work, about, inputs, kept)
+        inputs = {config.base: base.files, config.tuned: tuned.files}
+        return write_adapter_json(work, about, inputs, reports)
 
 
 def _require_same_tensors(base: Weights, tuned: Weights) -> None:
@@ -114,74 +115,82 @@ def _require_same_tensors(base: Weights, tuned: Weights) -> None:
             )
 
 
-def _sort(model: nn.Module, base: Weights, tuned: Weights, embedding: Embedding) -> _Changed:
+def _differences(
+    model: nn.Module, base: Weights, tuned: Weights, embedding: Embedding
+) -> _Differences:
     names = [name for name in base.entries if _differs(base, tuned, name)]
     if not names:
         raise MergeError(f"{base.folders[0]} and {tuned.folders[0]} don't differ in any number")
     linear = set(linear_modules(model))
     parts = [name.rpartition(".") for name in names]
     low_rank = {path for path, _, kind in parts if path in linear and kind == "weight"}
-    vocabulary = (embedding_name(base.entries) or "").removesuffix(".weight")
-    as_low_rank = {vocabulary} if embedding == "lora" and f"{vocabulary}.weight" in names else set()
-    return _Changed(
+    embedding_path = (embedding_name(base.entries) or "").removesuffix(".weight")
+    truncated = set()
+    if embedding == "lora" and f"{embedding_path}.weight" in names:
+        truncated = {embedding_path}
+    return _Differences(
         linear=tuple(path for path in linear_modules(model) if path in low_rank),
-        embedding=tuple(sorted(as_low_rank)),
-        whole=tuple(dict.fromkeys(p for p, _, _ in parts if p not in {*linear, *as_low_rank})),
+        embedding=tuple(sorted(truncated)),
+        whole=tuple(dict.fromkeys(p for p, _, _ in parts if p not in {*linear, *truncated})),
         biases=any(path in linear and kind == "bias" for path, _, kind in parts),
     )
 
 
 def _differs(base: Weights, tuned: Weights, name: str) -> bool:
-    one, other, size = base.reader(name), tuned.reader(name), base.entries[name].size
-    step = one.step or other.step or PIECE
+    first, other, size = base.reader(name), tuned.reader(name), base.entries[name].size
+    step = first.step or other.step or PIECE
     ranges = [(start, min(start + step, size)) for start in range(0, size, step)]
-    return any(not np.array_equal(one.read(*at), other.read(*at)) for at in ranges)
+    return any(not np.array_equal(first.read(*part), other.read(*part)) for part in ranges)
 
 
 def _difference(
-    base: Weights, tuned: Weights, path: str, meant: Extraction, *, turned: bool
+    base: Weights, tuned: Weights, path: str, config: ExtractConfig, *, transposed: bool
 ) -> LowRank:
     name = f"{path}.weight"
     D_OI: Array = read_whole(tuned, name).astype(np.float64)
     D_OI -= read_whole(base, name)
-    return approximate(D_OI.T if turned else D_OI, meant.cut, key=stream(meant.seed, 0, name))
+    change = D_OI.T if transposed else D_OI
+    return approximate(change, config.truncation, key=stream(config.seed, 0, name))
 
 
-def _wholes(
-    tuned: Weights, changed: _Changed, modules: Mapping[str, LoraModule]
+def _whole_tensors(
+    tuned: Weights, changed: _Differences, modules: Mapping[str, LoraModule]
 ) -> dict[str, Tensor]:
-    """Whole tensors by their names in the file."""
+    """Return the tensors that are kept whole, by their names in the adapter's file."""
     names = {name: name for name in tuned.entries if name.rpartition(".")[0] in changed.whole}
     if changed.biases:
         for name in tuned.entries:
             path, _, kind = name.rpartition(".")
             if kind == "bias":
                 names[name] = f"{path}.base_layer.bias" if path in modules else name
-    found = {stored: _tensor(tuned, name) for name, stored in names.items()}
+    tensors = {stored: _tensor(tuned, name) for name, stored in names.items()}
     embedding = embedding_name(tuned.entries)
     if is_tied(tuned) and embedding in names:
-        found[HEAD] = found[embedding].clone()  # ensure_weight_tying has it twice
-    return found
+        tensors[HEAD] = tensors[embedding].clone()  # ensure_weight_tying stores it twice
+    return tensors
 
 
 def _tensor(weights: Weights, name: str) -> Tensor:
     dtypes = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-    read = torch.from_numpy(np.ascontiguousarray(read_whole(weights, name)))
-    return read.to(dtypes[weights.entries[name].dtype])
+    tensor = torch.from_numpy(np.ascontiguousarray(read_whole(weights, name)))
+    return tensor.to(dtypes[weights.entries[name].dtype])
 
 
-def _config(
-    meant: Extraction, model: nn.Module, base: Weights, changed: _Changed, ranks: Mapping[str, int]
+def _adapter_config(
+    config: ExtractConfig,
+    model: nn.Module,
+    base: Weights,
+    changed: _Differences,
+    ranks: Mapping[str, int],
 ) -> dict[str, Any]:
     if not ranks:
         raise MergeError(
-            f"{meant.base} and {meant.tuned}: no linear layer differs, so there is nothing of low rank; copy "
+            f"{config.base} and {config.tuned}: no linear layer differs, so there is nothing of low rank; copy "
             f"{', '.join(changed.whole[:3])} instead"
         )
-    ref = ModelRef.parse(meant.base)
+    ref = ModelRef.parse(config.base)
     name = str(find_folder(ref).resolve()) if ref.is_local else ref.name
-    touched = {*changed.whole, *changed.embedding}
-    vocabulary = (embedding_name(base.entries) or "").removesuffix(".weight")
+    embedding = (embedding_name(base.entries) or "").removesuffix(".weight")
     return {
         **ranks_in_config(ranks),
         "peft_type": "LORA",
@@ -191,13 +200,13 @@ def _config(
         "target_modules": [*_targets(changed.linear, model), *changed.embedding],
         "modules_to_save": list(changed.whole) or None,
         "bias": "all" if changed.biases else "none",
-        "ensure_weight_tying": is_tied(base) and vocabulary in touched,
+        "ensure_weight_tying": is_tied(base) and embedding in {*changed.whole, *changed.embedding},
         "lora_dropout": 0.0,
     }
 
 
 def _targets(paths: tuple[str, ...], model: nn.Module) -> list[str]:
-    """The last parts of the names (q_proj), if that means these modules and no others; else whole paths."""
+    """Return the last parts of the paths (q_proj) if they select these modules and no others; else paths."""
     leaves = {path.rpartition(".")[2] for path in paths}
-    meant = {path for path in linear_modules(model) if path.rpartition(".")[2] in leaves}
-    return sorted(leaves) if meant == set(paths) else sorted(paths)
+    selected = {path for path in linear_modules(model) if path.rpartition(".")[2] in leaves}
+    return sorted(leaves) if selected == set(paths) else sorted(paths)

@@ -1,7 +1,8 @@
-"""An adapter folded into its base: 16-bit, or as QLoRA training saw it.
+"""An adapter folded into its base: the 16-bit one, or the one that QLoRA training saw.
 
-A QLoRA adapter was trained beside NF4 weights. On the 16-bit ones it meets weights that it never saw; on NF4 and back
-it meets those that it was trained on. Which one is nearer to the live model is measured, not believed.
+A QLoRA adapter was trained on NF4 weights. Folded into the 16-bit ones it meets weights that it never saw;
+folded into what NF4 makes of them, those that it was trained on. Which of the two is nearer to the live
+model is measured.
 """
 
 import json
@@ -23,7 +24,7 @@ from dualign.merging.adapters.kl_gap import (
     live_logits,
     token_ids,
 )
-from dualign.merging.config import Dtype, Merge, MergeInput, MergeStage
+from dualign.merging.config import Dtype, MergeInput, MergeStage
 from dualign.merging.merge import prepare, write
 from dualign.merging.provenance import MERGE_JSON
 from dualign.rundir import new_folder, read_run, write_json
@@ -33,137 +34,134 @@ BASES: tuple[Base, ...] = ("16bit", "nf4")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Fold:
-    """What is folded into what."""
+class FoldConfig:
+    """An adapter, and the base that it is folded into."""
 
     adapter: str
     model: str | None = None
-    """the base, when it isn't the one that the adapter names"""
+    """the base, if not the one that the adapter names"""
     base: Base | None = None
-    """None: 16bit, or for an adapter that was trained by QLoRA the one that is nearer to it"""
+    """None: 16bit, or for an adapter that was trained by QLoRA the one with the smaller gap"""
     dtype: Dtype = "input"
     trained_dtype: str | None = None
-    """the type that the base was loaded in for training; None: as run.json says, else as it is stored"""
+    """the type that training loaded the base in; None: as in run.json, else as it is stored"""
     measure: bool = True
-    """whether both are compared with the live QLoRA model"""
+    """compare both with the live QLoRA model"""
     prompts: tuple[str, ...] = PROMPTS
 
 
-def fold_adapter(meant: Fold, out: Path, *, force: bool = False) -> dict[str, Any]:
-    """Write the folded model to `out`; returns what merge.json says, with `base` and the `gaps` of both bases.
+def fold_adapter(config: FoldConfig, out: Path, *, force: bool = False) -> dict[str, Any]:
+    """Write the folded model to `out`; return the content of merge.json.
+
+    It has `fold` with the base, and with the gaps of both if they were measured.
 
     Raises:
         MergeError: the adapter can't be folded exactly.
-        CheckpointError: a file is missing or broken, or `out` is there already.
+        CheckpointError: a file is missing or broken, or `out` exists.
     """
-    folder = find_folder(meant.adapter)
-    run = _training_of(folder)
-    qlora = run.get("quantization") == "nf4" or meant.base == "nf4"
-    dtype = meant.trained_dtype or run.get("dtype") or _stored_dtype(meant)
-    if not (qlora and meant.measure):
-        base = _without_measuring(meant, qlora)
+    folder = find_folder(config.adapter)
+    stage = _training_stage(folder)
+    qlora = stage.get("quantization") == "nf4" or config.base == "nf4"
+    dtype = config.trained_dtype or stage.get("dtype") or _stored_dtype(config)
+    if not (qlora and config.measure):
+        base = _unmeasured_base(config, qlora)
         with new_folder(out, force=force) as work:
-            record = _write(meant, base, dtype, work)
-            return _amend(work, record, {"base": base, "trained_dtype": dtype if qlora else None})
+            record = _write(config, base, dtype, work)
+            about = {"base": base, "trained_dtype": dtype if qlora else None}
+            return _add_to_record(work, record, about)
     with new_folder(out, force=force) as work:
-        records = {base: _write(meant, base, dtype, _room(work, base)) for base in BASES}
-        gaps = _measure(meant, folder, dtype, {base: work / base for base in BASES})
+        folders = {base: work / base for base in BASES}
+        records = {}
+        for base, room in folders.items():
+            room.mkdir()
+            records[base] = _write(config, base, dtype, room)
+        gaps = _measure(config, folder, dtype, folders)
         nearest = min(BASES, key=lambda base: gaps[base].kl)
-        chosen = meant.base or nearest
-        _keep(work, chosen)
+        chosen = config.base or nearest
+        for file in folders[chosen].iterdir():
+            file.rename(work / file.name)
+        for room in folders.values():
+            shutil.rmtree(room)
         about = {"base": chosen, "trained_dtype": dtype, "recommended": nearest}
         about["gaps"] = {base: asdict(gap) for base, gap in gaps.items()}
-        return _amend(work, records[chosen], about)
+        return _add_to_record(work, records[chosen], about)
 
 
-def _training_of(folder: Path) -> Mapping[str, Any]:
-    """The settings of the stage that trained the adapter, if dualign did: its run.json is there or one up."""
+def _training_stage(folder: Path) -> Mapping[str, Any]:
+    """Return the stage that trained the adapter, from the run.json in its folder or one up; or {}."""
     for place in (folder, folder.parent):
-        found = read_run(place).get("config")
-        if isinstance(found, dict):
-            return found
+        stage = read_run(place).get("config")
+        if isinstance(stage, dict):
+            return stage
     return {}
 
 
-def _stored_dtype(meant: Fold) -> str:
-    entries = open_weights(_name(meant, "16bit", None)).entries.values()
+def _stored_dtype(config: FoldConfig) -> str:
+    entries = open_weights(_reference(config, "16bit", None)).entries.values()
     return DTYPE_NAMES[max(entries, key=lambda entry: entry.size).dtype]
 
 
-def _without_measuring(meant: Fold, qlora: bool) -> Base:
-    if qlora and meant.base is None:
+def _unmeasured_base(config: FoldConfig, qlora: bool) -> Base:
+    if qlora and config.base is None:
         raise CheckpointError(
-            f"{meant.adapter}: was trained by QLoRA; without measuring, say with --base which weights it is folded "
+            f"{config.adapter}: was trained by QLoRA; without measuring, say with --base which weights it is folded "
             "into: nf4 (what it was trained on) or 16bit"
         )
-    return meant.base or "16bit"
+    return config.base or "16bit"
 
 
-def _name(meant: Fold, base: Base, dtype: str | None) -> str:
-    """The folded model as `open_weights` and a merge's config name it."""
-    model = f"{meant.model}+{meant.adapter}" if meant.model else meant.adapter
+def _reference(config: FoldConfig, base: Base, dtype: str | None) -> str:
+    """Return the folded model as a reference that `open_weights` takes."""
+    model = f"{config.model}+{config.adapter}" if config.model else config.adapter
     return f"nf4-{dtype}:{model}" if base == "nf4" else model
 
 
-def _merge(meant: Fold, base: Base, dtype: str) -> Merge:
-    models = (MergeInput(model=_name(meant, base, dtype)),)
-    stage = MergeStage(name="fold", models=models, method="passthrough", dtype=meant.dtype)
-    return stage.merge()
-
-
-def _room(work: Path, base: Base) -> Path:
-    (work / base).mkdir()
-    return work / base
-
-
-def _write(meant: Fold, base: Base, dtype: str, work: Path) -> dict[str, Any]:
-    return write(prepare(_merge(meant, base, dtype), seed=0), work, seed=0)
+def _write(config: FoldConfig, base: Base, dtype: str, work: Path) -> dict[str, Any]:
+    models = (MergeInput(model=_reference(config, base, dtype)),)
+    stage = MergeStage(name="fold", models=models, method="passthrough", dtype=config.dtype)
+    return write(prepare(stage.merge(), seed=0), work, seed=0)
 
 
 def _measure(
-    meant: Fold, adapter: Path, dtype: str, folders: Mapping[Base, Path]
+    config: FoldConfig, adapter: Path, dtype: str, folders: Mapping[Base, Path]
 ) -> dict[Base, Gap]:
-    named = read_json(adapter / "adapter_config.json")
-    base = find_folder(meant.model) if meant.model else find_base(adapter, named)
+    adapter_config = read_json(adapter / "adapter_config.json")
+    base = find_folder(config.model) if config.model else find_base(adapter, adapter_config)
     if (base / "adapter_config.json").is_file():
         raise CheckpointError(
             f"{base}: the base is an adapter itself, so there is no live model to measure against; use --no-gap"
         )
-    ids = token_ids(folders["16bit"], meant.prompts)
+    ids = token_ids(folders["16bit"], config.prompts)
     live = live_logits(base, adapter, ids, dtype=dtype)
     return {
-        one: gap_between(live, folded_logits(folder, ids, dtype=dtype))
-        for one, folder in folders.items()
+        name: gap_between(live, folded_logits(folder, ids, dtype=dtype))
+        for name, folder in folders.items()
     }
 
 
-def _keep(work: Path, chosen: Base) -> None:
-    for file in (work / chosen).iterdir():
-        file.rename(work / file.name)
-    for base in BASES:
-        shutil.rmtree(work / base)
-
-
-def _amend(work: Path, record: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
-    """merge.json with what is known of the fold."""
+def _add_to_record(
+    work: Path, record: Mapping[str, Any], about: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Add `fold` to merge.json."""
     written = json.loads((work / MERGE_JSON).read_text(encoding="utf-8"))
     write_json(work / MERGE_JSON, {**written, "fold": dict(about)})
     return {**record, "fold": dict(about)}
 
 
 def read_prompts(file: Path) -> tuple[str, ...]:
-    """The prompts of a text file, one on each line."""
+    """Read the prompts of a text file, one on each line."""
     try:
-        found = tuple(filter(None, map(str.strip, file.read_text(encoding="utf-8").splitlines())))
+        lines = map(str.strip, file.read_text(encoding="utf-8").splitlines())
     except OSError as error:
         raise CheckpointError(f"{file}: {error.strerror}") from None
-    if not found:
+    prompts = tuple(filter(None, lines))
+    if not prompts:
         raise CheckpointError(f"{file}: expected a prompt on each line, found none")
-    return found
+    return prompts
 
 
 def summary(gaps: Mapping[str, Mapping[str, Any]]) -> Sequence[str]:
-    """The gaps as a table."""
+    """Return the gaps as lines of a table."""
     lines = [f"{'base':8}{'KL, nats/token':>16}{'RMS logit':>12}{'largest':>10}"]
     lines += [
         f"{base:8}{gap['kl']:16.3e}{gap['rms']:12.4f}{gap['largest']:10.3f}"

@@ -1,4 +1,4 @@
-"""How far a folded model is from the live one: a QLoRA adapter on its NF4 base.
+"""Gap between a folded model and the live one: a QLoRA adapter on its NF4 base.
 
 Shapes: T tokens, V vocabulary.
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 from dualign.errors import CheckpointError
 from dualign.models.source import ModelSource
 
-# Questions of several kinds; what is compared is the next-token distribution at every place of them.
+# Several kinds of questions; the next-token distributions are compared at every token of them.
 PROMPTS = (
     "What is 17 times 24? Show the steps, then give the number.",
     "Write a Python function that returns the longest common prefix of a list of strings.",
@@ -30,7 +30,7 @@ PROMPTS = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Gap:
-    """Between the next-token distributions of two models, over all places of some texts."""
+    """Distances between the next-token distributions of two models, over all tokens of some texts."""
 
     kl: float
     """the mean of KL(live || folded), in nats per token"""
@@ -42,21 +42,24 @@ class Gap:
 
 
 def gap_between(live: Sequence[Tensor], folded: Sequence[Tensor]) -> Gap:
-    """The gap between logits [T, V] of the same texts. A shift of all logits of a place counts in rms and largest."""
-    tokens = sum(len(one) for one in live)
+    """Return the gap between logits [T, V] of the same texts.
+
+    A shift of all logits of a token counts in `rms` and `largest`, not in `kl`.
+    """
+    tokens = sum(len(logits) for logits in live)
     kl = square = largest = 0.0
-    for one_TV, other_TV in zip(live, folded, strict=True):
-        p_TV, q_TV = (x.double().log_softmax(-1) for x in (one_TV, other_TV))
+    for live_TV, folded_TV in zip(live, folded, strict=True):
+        p_TV, q_TV = (logits.double().log_softmax(-1) for logits in (live_TV, folded_TV))
         kl += float((p_TV.exp() * (p_TV - q_TV)).sum())
-        apart = (one_TV.double() - other_TV.double()).abs()
-        square += float(apart.square().sum())
-        largest = max(largest, float(apart.max()))
-    count = sum(one.numel() for one in live)
+        difference = (live_TV.double() - folded_TV.double()).abs()
+        square += float(difference.square().sum())
+        largest = max(largest, float(difference.max()))
+    count = sum(logits.numel() for logits in live)
     return Gap(kl=kl / tokens, rms=math.sqrt(square / count), largest=largest, tokens=tokens)
 
 
 def token_ids(folder: Path, prompts: Sequence[str]) -> list[Tensor]:
-    """Each prompt as a user's turn, by the tokenizer and template in `folder`; plain text without a template."""
+    """Tokenize each prompt as a user's turn; as plain text if the tokenizer in `folder` has no template."""
     from transformers import AutoTokenizer
 
     if (
@@ -69,16 +72,17 @@ def token_ids(folder: Path, prompts: Sequence[str]) -> list[Tensor]:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     texts = list(prompts)
     if tokenizer.chat_template:
-        turns = [[{"role": "user", "content": one}] for one in prompts]
         texts = [
-            tokenizer.apply_chat_template(one, tokenize=False, add_generation_prompt=True)
-            for one in turns
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+            )
+            for prompt in prompts
         ]
-    return [torch.tensor([tokenizer(one)["input_ids"]]) for one in texts]
+    return [torch.tensor([tokenizer(text)["input_ids"]]) for text in texts]
 
 
 def live_logits(base: Path, adapter: Path, ids: Sequence[Tensor], *, dtype: str) -> list[Tensor]:
-    """Logits [T, V] of the adapter on its base in NF4, as it was trained, on the CPU."""
+    """Return the logits [T, V] of the adapter on its base in NF4, as it was trained, on the CPU."""
     from dualign.models.loading import nf4_options
 
     source = ModelSource(base=str(base), adapter=adapter)
@@ -86,7 +90,7 @@ def live_logits(base: Path, adapter: Path, ids: Sequence[Tensor], *, dtype: str)
 
 
 def folded_logits(folder: Path, ids: Sequence[Tensor], *, dtype: str) -> list[Tensor]:
-    """Logits [T, V] of a model folder, on the CPU."""
+    """Return the logits [T, V] of a model folder, on the CPU."""
     return _logits(ModelSource(base=str(folder)), ids, dtype=dtype)
 
 

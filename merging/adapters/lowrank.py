@@ -1,4 +1,4 @@
-"""The nearest matrix of low rank (Eckart and Young 1936), and how near it is.
+"""Nearest matrix of low rank (Eckart and Young 1936), and its error.
 
 Shapes: O out, I in, R rank. Everything is float64.
 """
@@ -12,16 +12,16 @@ from dualign.errors import MergeError
 from dualign.merging.methods.tensors import Array
 
 EXACT_UP_TO = 1536
-"""up to this many rows or columns every singular value is computed"""
-_SPARE, _ROUNDS = 32, 6  # of the randomised range finder
-_LOOKED_AT = 1 << 18  # elements at once
+"""with at most this many rows or columns, all singular values are computed"""
+_OVERSAMPLING, _ITERATIONS = 32, 6  # of the randomized range finder
+_BLOCK = 1 << 18  # elements of the difference that are in memory at once
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Cut:
-    """Where the singular values are cut off: at a rank, or where the rest holds little.
+class Truncation:
+    """Number of singular values to keep: `rank`, or the fewest with the share `energy` of all squares.
 
-    `energy` keeps as few as hold that share of the sum of their squares.
+    Singular values 3, 2, 1 have squares 9, 4, 1: energy 0.9 (of 14) keeps two of them.
     """
 
     rank: int | None = None
@@ -36,70 +36,70 @@ class Cut:
             raise MergeError(f"energy {self.energy}: expected a share above 0 and up to 1")
 
     def count(self, values: Array, *, floor: float = 1e-14) -> int:
-        """How many of the singular values, the largest first, are kept: one at least.
+        """Return the number of singular values (largest first) to keep, at least one.
 
-        None is kept that is below `floor` times the largest.
+        Values below `floor` times the largest are dropped in any case.
         """
-        there = max(int(np.count_nonzero(values > values[0] * floor)), 1)
+        nonzero = max(int(np.count_nonzero(values > values[0] * floor)), 1)
         if self.rank is not None:
-            return min(self.rank, there)
-        held = np.cumsum(np.square(values))
+            return min(self.rank, nonzero)
+        energies = np.cumsum(np.square(values))
         assert self.energy is not None
-        return min(int(np.searchsorted(held, self.energy * held[-1] * (1 - 1e-14))) + 1, there)
+        threshold = self.energy * energies[-1] * (1 - 1e-14)
+        return min(int(np.searchsorted(energies, threshold)) + 1, nonzero)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LowRank:
-    """`B @ A`, near to a matrix."""
+    """`B @ A`, an approximation of a matrix."""
 
     B_OR: Array
     A_RI: Array
     norm: float
     """the Frobenius norm of the matrix"""
     error: float
-    """the Frobenius norm of what is missing"""
+    """the Frobenius norm of the difference"""
     values: Array
-    """the singular values of the matrix, the largest first, as far as they are known"""
+    """the singular values of the matrix that are known, the largest first"""
 
 
-def truncate(B_OK: Array, A_KI: Array, cut: Cut) -> LowRank:
-    """The nearest matrix of lower rank to `B @ A`, which is never formed.
+def truncate(B_OK: Array, A_KI: Array, truncation: Truncation) -> LowRank:
+    """Return the nearest matrix of lower rank to `B @ A`, without forming the product.
 
-    `B = Q1 R1` and `A^T = Q2 R2` make `B A = Q1 (R1 R2^T) Q2^T`: the singular values are those of the K x K core
-    (O(K^2 (O + I)) instead of O(O I min(O, I))).
+    `B = Q1 R1` and `A^T = Q2 R2` give `B A = Q1 (R1 R2^T) Q2^T`: the singular values are those of the
+    [K, K] core. It takes O(K^2 (O + I)) instead of O(O I min(O, I)).
     """
     left, first = np.linalg.qr(B_OK)
     right, second = np.linalg.qr(A_KI.T)
     U, values, Vt = np.linalg.svd(first @ second.T)
-    kept = cut.count(values)
+    rank = truncation.count(values)
     return LowRank(
-        B_OR=left @ (U[:, :kept] * np.sqrt(values[:kept])),
-        A_RI=np.sqrt(values[:kept])[:, None] * (Vt[:kept] @ right.T),
+        B_OR=left @ (U[:, :rank] * np.sqrt(values[:rank])),
+        A_RI=np.sqrt(values[:rank])[:, None] * (Vt[:rank] @ right.T),
         norm=float(np.linalg.norm(values)),
-        error=float(np.linalg.norm(values[kept:])),
+        error=float(np.linalg.norm(values[rank:])),
         values=values,
     )
 
 
-def approximate(D_OI: Array, cut: Cut, *, key: int = 0) -> LowRank:
-    """The nearest matrix of low rank to one that has all ranks.
+def approximate(D_OI: Array, truncation: Truncation, *, key: int = 0) -> LowRank:
+    """Return the nearest matrix of low rank to a matrix of full rank.
 
-    Exact for a cut by energy, and where one side is at most EXACT_UP_TO. Else the leading directions come from subspace
-    iteration on random vectors, drawn by `key` (Halko, Martinsson and Tropp, arXiv 0909.4061, algorithm 4.4). The error
-    is that of what is returned in any case.
+    Exact for a truncation by energy, and if one side is at most EXACT_UP_TO. Otherwise the leading
+    directions come from subspace iteration on random vectors, drawn by `key` (Halko, Martinsson and
+    Tropp, arXiv 0909.4061, algorithm 4.4). The error is always that of the returned matrix.
     """
     if D_OI.shape[0] > D_OI.shape[1]:
-        turned = approximate(D_OI.T, cut, key=key)
-        return replace(turned, B_OR=turned.A_RI.T, A_RI=turned.B_OR.T)
+        transposed = approximate(D_OI.T, truncation, key=key)
+        return replace(transposed, B_OR=transposed.A_RI.T, A_RI=transposed.B_OR.T)
     basis = None
-    if cut.rank is not None and D_OI.shape[0] > max(EXACT_UP_TO, 2 * cut.rank):
-        basis = _leading(D_OI, cut.rank, key)
+    if truncation.rank is not None and D_OI.shape[0] > max(EXACT_UP_TO, 2 * truncation.rank):
+        basis = _leading_directions(D_OI, truncation.rank, key)
     small = D_OI if basis is None else basis.T @ D_OI
     squares, vectors = np.linalg.eigh(small @ small.T)
     values = np.sqrt(np.maximum(squares[::-1], 0))
-    U = vectors[:, ::-1][
-        :, : cut.count(values, floor=1e-7)
-    ]  # below that they are the Gram matrix's rounding
+    # Below 1e-7 of the largest they are the rounding of the Gram matrix.
+    U = vectors[:, ::-1][:, : truncation.count(values, floor=1e-7)]
     if basis is not None:
         U = basis @ U
     roots = np.sqrt(values[: U.shape[1]])
@@ -114,21 +114,22 @@ def approximate(D_OI: Array, cut: Cut, *, key: int = 0) -> LowRank:
     )
 
 
-def _leading(D_OI: Array, rank: int, key: int) -> Array:
-    """An orthonormal basis [O, rank + spare] that holds the leading directions of the columns."""
+def _leading_directions(D_OI: Array, rank: int, key: int) -> Array:
+    """Return an orthonormal basis [O, rank + _OVERSAMPLING] of the columns' leading directions."""
     generator = np.random.Generator(np.random.Philox(key=key))
-    basis = D_OI @ generator.standard_normal((D_OI.shape[1], rank + _SPARE))
-    for _ in range(_ROUNDS):
+    basis = D_OI @ generator.standard_normal((D_OI.shape[1], rank + _OVERSAMPLING))
+    for _ in range(_ITERATIONS):
         basis = np.linalg.qr(basis)[0]
         basis = D_OI @ np.linalg.qr(D_OI.T @ basis)[0]
-    found: Array = np.linalg.qr(basis)[0]
-    return found
+    orthonormal: Array = np.linalg.qr(basis)[0]
+    return orthonormal
 
 
 def _distance(D_OI: Array, B_OR: Array, A_RI: Array) -> float:
-    step = max(_LOOKED_AT // D_OI.shape[1], 1)
+    """Return the Frobenius norm of `D - B @ A`, some rows at a time."""
+    step = max(_BLOCK // D_OI.shape[1], 1)
     total = 0.0
     for start in range(0, len(D_OI), step):
-        apart = D_OI[start : start + step] - B_OR[start : start + step] @ A_RI
-        total += float(np.square(apart).sum())
+        rest = D_OI[start : start + step] - B_OR[start : start + step] @ A_RI
+        total += float(np.square(rest).sum())
     return math.sqrt(total)

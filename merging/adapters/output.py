@@ -1,4 +1,4 @@
-"""The folder of a new adapter: complete or not there, with a record of what it was made of."""
+"""Files beside a new adapter: its tokenizer, and adapter.json with hashes and errors."""
 
 import shutil
 from collections.abc import Mapping, Sequence
@@ -20,69 +20,78 @@ from dualign.rundir import write_json
 
 ADAPTER_JSON = "adapter.json"
 SCHEMA = 1
-_FILES = ("adapter_model.safetensors", "adapter_config.json")
+_ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Kept:
-    """What is left of one module's change."""
+class TruncationReport:
+    """Rank and error of one module's change."""
 
     rank: int
     norm: float
-    """the Frobenius norm of the change that was meant"""
+    """the Frobenius norm of the change before truncation"""
     error: float
-    """that of what is missing"""
+    """the Frobenius norm of the part that was dropped"""
     values: tuple[float, ...] = ()
-    """the singular values that are known; none when nothing was cut"""
+    """the singular values that are known; empty if nothing was truncated"""
+
+    @classmethod
+    def of(cls, low_rank: LowRank) -> "TruncationReport":
+        """Report a truncation."""
+        return cls(
+            rank=len(low_rank.A_RI),
+            norm=low_rank.norm,
+            error=low_rank.error,
+            values=tuple(map(float, low_rank.values)),
+        )
 
     @property
     def relative(self) -> float:
+        """The error as a share of the norm."""
         return self.error / self.norm if self.norm else 0.0
 
 
-def kept_of(found: LowRank) -> Kept:
-    """The account of a truncation."""
-    return Kept(
-        rank=len(found.A_RI),
-        norm=found.norm,
-        error=found.error,
-        values=tuple(map(float, found.values)),
-    )
+Reports = Mapping[str, TruncationReport]
+"""by module"""
 
 
-def overall(kept: Mapping[str, Kept]) -> float:
-    """The relative Frobenius error of all modules taken together."""
-    norm = sqrt(fsum(one.norm**2 for one in kept.values()))
-    return sqrt(fsum(one.error**2 for one in kept.values())) / norm if norm else 0.0
+def _relative_error(reports: Reports) -> float:
+    """Return the relative Frobenius error of all modules together."""
+    norm = sqrt(fsum(report.norm**2 for report in reports.values()))
+    return sqrt(fsum(report.error**2 for report in reports.values())) / norm if norm else 0.0
 
 
-def by_rank(kept: Mapping[str, Kept]) -> dict[int, float]:
-    """The overall relative error if every module were cut at rank 1, 2, 4, ... as far as that is known."""
-    if not all(one.values for one in kept.values()):
+def _error_by_rank(reports: Reports) -> dict[int, float]:
+    """Return the relative error of all modules if each were truncated at rank 1, 2, 4, ...
+
+    Ranks beyond the singular values that are known are left out.
+    """
+    modules = reports.values()
+    if not all(module.values for module in modules):
         return {}
-    # Of large layers only the leading values are known; of the others all, and what follows is zero.
-    partly = [
-        one for one in kept.values() if fsum(v**2 for v in one.values) < 0.999999 * one.norm**2
-    ]
+    # Of large layers only the leading values are known; of the others all, and zeros follow them.
+    partial = [m for m in modules if fsum(v**2 for v in m.values) < 0.999999 * m.norm**2]
     known = min(
-        (len(one.values) for one in partly), default=max(len(one.values) for one in kept.values())
+        (len(module.values) for module in partial),
+        default=max(len(module.values) for module in modules),
     )
-    square = fsum(one.norm**2 for one in kept.values())
-    found: dict[int, float] = {}
+    square = fsum(module.norm**2 for module in modules)
+    errors: dict[int, float] = {}
     for rank in (2**power for power in range(known.bit_length()) if square):
-        held = fsum(value**2 for one in kept.values() for value in one.values[:rank])
-        found[rank] = sqrt(max(1 - held / square, 0))
-    return found
+        kept = fsum(value**2 for module in modules for value in module.values[:rank])
+        errors[rank] = sqrt(max(1 - kept / square, 0))
+    return errors
 
 
 def copy_tokenizer(folders: Sequence[Path], work: Path, *, chosen: Path | None = None) -> None:
-    """Copy tokenizer, template and generation settings, which must be the same wherever they are.
+    """Copy tokenizer, template and generation settings of the adapters.
 
     Raises:
-        MergeError: they differ, and none of the folders was chosen.
+        MergeError: they differ between `folders`, and none was chosen.
     """
+    sources = [chosen] if chosen else folders
     for name in (*TOKENIZER_FILES, "generation_config.json"):
-        files = [one / name for one in ([chosen] if chosen else folders) if (one / name).is_file()]
+        files = [folder / name for folder in sources if (folder / name).is_file()]
         for other in files[1:]:
             if other.read_bytes() != files[0].read_bytes():
                 raise MergeError(
@@ -92,17 +101,16 @@ def copy_tokenizer(folders: Sequence[Path], work: Path, *, chosen: Path | None =
             shutil.copyfile(files[0], work / name)
 
 
-def write_record(
+def write_adapter_json(
     work: Path,
     about: Mapping[str, Any],
     inputs: Mapping[str, Sequence[Path]],
-    kept: Mapping[str, Kept],
+    reports: Reports,
 ) -> dict[str, Any]:
-    """Write adapter.json: hashes of what went in and came out, and the error of each module."""
-    outputs = [work / name for name in _FILES]
-    digests = file_hashes(
-        [*(file for files in inputs.values() for file in files), *outputs], Digests()
-    )
+    """Write and return adapter.json: hashes of inputs and outputs, and the error of each module."""
+    outputs = [work / name for name in _ADAPTER_FILES]
+    files = [*(file for files in inputs.values() for file in files), *outputs]
+    digests = file_hashes(files, Digests())
     record: dict[str, Any] = {
         "schema": SCHEMA,
         **about,
@@ -111,11 +119,11 @@ def write_record(
             for name, files in inputs.items()
         ],
         "outputs": {file.name: digests[file] for file in outputs},
-        "error": overall(kept),
-        "error_by_rank": by_rank(kept),
+        "error": _relative_error(reports),
+        "error_by_rank": _error_by_rank(reports),
         "modules": {
-            path: {"rank": one.rank, "norm": one.norm, "error": one.relative}
-            for path, one in kept.items()
+            path: {"rank": report.rank, "norm": report.norm, "error": report.relative}
+            for path, report in reports.items()
         },
         "versions": {"dualign": __version__, "numpy": version("numpy"), "torch": version("torch")},
     }
@@ -124,17 +132,19 @@ def write_record(
 
 
 def verify_adapter(folder: Path) -> dict[str, int]:
-    """How many files of an adapter that was made here, and of its inputs, are what adapter.json says.
+    """Check the hashes in adapter.json; return the numbers of outputs and inputs.
 
     Raises:
-        CheckpointError: a file isn't there, or adapter.json isn't whole.
+        CheckpointError: a file is missing, or adapter.json is broken.
         MergeError: a file was changed.
     """
     record = read_json(folder / ADAPTER_JSON)
     try:
         outputs = {folder / name: digest for name, digest in record["outputs"].items()}
         inputs = {
-            Path(file): sha for one in record["inputs"] for file, sha in one["sha256"].items()
+            Path(file): digest
+            for model in record["inputs"]
+            for file, digest in model["sha256"].items()
         }
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder / ADAPTER_JSON}: isn't whole ({error!r})") from None

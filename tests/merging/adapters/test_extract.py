@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 from dualign.checkpoints.adapters import fold
 from dualign.cli.main import main
 from dualign.errors import CheckpointError, MergeError
-from dualign.merging.adapters.extract import Extraction, extract
-from dualign.merging.adapters.lowrank import Cut
+from dualign.merging.adapters.extract import ExtractConfig, extract_adapter
+from dualign.merging.adapters.lowrank import Truncation
 from tests.checkpoints.test_adapters import (
     SIZES,
     edit_config,
@@ -25,7 +25,7 @@ from tests.checkpoints.test_adapters import (
     make_base,
 )
 
-FULL = Cut(rank=64)
+FULL = Truncation(rank=64)
 
 
 def every(name: str) -> bool:
@@ -47,8 +47,8 @@ def tune(
 
 
 def taken(base: Path, tuned: Path, out: Path, **settings: Any) -> dict[str, Any]:
-    meant = Extraction(base=str(base), tuned=str(tuned), **{"cut": FULL, **settings})
-    return extract(meant, out)
+    meant = ExtractConfig(base=str(base), tuned=str(tuned), **{"truncation": FULL, **settings})
+    return extract_adapter(meant, out)
 
 
 def config_of(adapter: Path) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def test_only_what_changed_is_in_the_adapter(tmp_path: Path) -> None:
 def test_the_reported_errors_are_those_of_numpy(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base")
     tuned = tune(base, tmp_path / "tuned")
-    record = taken(base, tuned, tmp_path / "out", cut=Cut(rank=5))
+    record = taken(base, tuned, tmp_path / "out", truncation=Truncation(rank=5))
     before, after = (load_file(item / "model.safetensors") for item in (base, tuned))
     lost = total = 0.0
     for path, reported in record["modules"].items():
@@ -123,7 +123,9 @@ def test_the_reported_errors_are_those_of_numpy(tmp_path: Path) -> None:
 
 def test_energy_keeps_the_share_in_every_module(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base")
-    record = taken(base, tune(base, tmp_path / "t"), tmp_path / "out", cut=Cut(energy=0.8))
+    record = taken(
+        base, tune(base, tmp_path / "t"), tmp_path / "out", truncation=Truncation(energy=0.8)
+    )
     ranks = {path: module["rank"] for path, module in record["modules"].items()}
     assert all(module["error"] <= 0.2**0.5 for module in record["modules"].values())
     assert len(set(ranks.values())) > 1
@@ -142,7 +144,7 @@ def test_an_adapter_comes_back_out_of_the_model_it_was_folded_into(
     settings = {"target_modules": ["q_proj", "down_proj"], "use_dora": dora}
     adapter = make_adapter(base, tmp_path / "adapter", **settings)
     # an adapter's folder is a model, too
-    record = taken(base, adapter, tmp_path / "out", cut=Cut(rank=48 if dora else 4))
+    record = taken(base, adapter, tmp_path / "out", truncation=Truncation(rank=48 if dora else 4))
     torch.testing.assert_close(live(base, tmp_path / "out"), live(base, adapter), atol=1e-4, rtol=0)
     assert record["error"] < 1e-6
 

@@ -16,7 +16,7 @@ from dualign.checkpoints.checkpoint import read_whole
 from dualign.checkpoints.weights import open_weights
 from dualign.cli.main import main
 from dualign.errors import CheckpointError, MergeError
-from dualign.merging.adapters.fold import Fold, fold_adapter
+from dualign.merging.adapters.fold import FoldConfig, fold_adapter
 from dualign.merging.adapters.kl_gap import gap_between
 from dualign.merging.verify import verify_folder
 from dualign.models.loading import nf4_options
@@ -115,10 +115,10 @@ def test_the_base_that_is_asked_for_is_taken_and_the_other_recommended(
 ) -> None:
     base = wide_base(tmp_path / "base", embedded)
     adapter = make_adapter(base, tmp_path / "adapter", target_modules=ATTENTION)
-    edit = Fold(adapter=str(adapter), base="16bit", prompts=("Hello.",))
+    edit = FoldConfig(adapter=str(adapter), base="16bit", prompts=("Hello.",))
     plain = fold_adapter(edit, tmp_path / "plain")
     assert plain["fold"] == {"base": "16bit", "trained_dtype": None}  # not known to be QLoRA
-    meant = Fold(adapter=str(adapter), base="nf4", measure=False)
+    meant = FoldConfig(adapter=str(adapter), base="nf4", measure=False)
     assert fold_adapter(meant, tmp_path / "nf4")["fold"]["trained_dtype"] == "bfloat16"
     trained_over_nf4(adapter, "bfloat16")
     record = fold_adapter(edit, tmp_path / "out")["fold"]
@@ -130,11 +130,11 @@ def test_the_base_that_is_asked_for_is_taken_and_the_other_recommended(
 def test_a_plain_adapter_is_folded_without_asking(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base", tied=True)
     adapter = make_adapter(base, tmp_path / "adapter", target_modules="all-linear", use_dora=True)
-    fold_adapter(Fold(adapter=str(adapter)), tmp_path / "out")
+    fold_adapter(FoldConfig(adapter=str(adapter)), tmp_path / "out")
     found = logits_of(AutoModelForCausalLM.from_pretrained(tmp_path / "out"))
     torch.testing.assert_close(found, live(base, adapter), atol=1e-4, rtol=0)
     other = make_base(tmp_path / "other", tied=True, seed=5)
-    fold_adapter(Fold(adapter=str(adapter), model=str(other)), tmp_path / "elsewhere")
+    fold_adapter(FoldConfig(adapter=str(adapter), model=str(other)), tmp_path / "elsewhere")
     found = logits_of(AutoModelForCausalLM.from_pretrained(tmp_path / "elsewhere"))
     torch.testing.assert_close(found, live(other, adapter), atol=1e-4, rtol=0)
 
@@ -143,9 +143,9 @@ def test_what_cannot_be_measured_or_folded_is_refused(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base")
     adapter = qlora(base, tmp_path / "adapter")
     with pytest.raises(CheckpointError, match=r"no tokenizer, so the gap .* use --no-gap"):
-        fold_adapter(Fold(adapter=str(adapter)), tmp_path / "out")
+        fold_adapter(FoldConfig(adapter=str(adapter)), tmp_path / "out")
     with pytest.raises(CheckpointError, match="trained by QLoRA; without measuring, say with"):
-        fold_adapter(Fold(adapter=str(adapter), measure=False), tmp_path / "out")
+        fold_adapter(FoldConfig(adapter=str(adapter), measure=False), tmp_path / "out")
     with pytest.raises(CheckpointError, match=r"prompts.txt: No such file"):
         main_prompts(tmp_path)
     tensors = make_base(tmp_path / "large", seed=1)
@@ -154,7 +154,7 @@ def test_what_cannot_be_measured_or_folded_is_refused(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "large")
     head = make_adapter(base, tmp_path / "head", target_modules=["lm_head"])
     with pytest.raises(MergeError, match=r"lm_head.weight is \(64, 32\) in the adapter and \(70,"):
-        fold_adapter(Fold(adapter=str(head), model=str(tmp_path / "large")), tmp_path / "out")
+        fold_adapter(FoldConfig(adapter=str(head), model=str(tmp_path / "large")), tmp_path / "out")
     assert not [path for path in tmp_path.iterdir() if "out" in path.name]
 
 
@@ -197,7 +197,8 @@ def test_the_real_model_loses_less_on_the_nf4_base(tmp_path: Path, embedded: Pat
     adapter = qlora(embedded, tmp_path / "adapter", dtype="float32", target_modules=ATTENTION)
     shrink(adapter)
     record = fold_adapter(
-        Fold(adapter=str(adapter), dtype="bfloat16", prompts=("Say hello.",)), tmp_path / "out"
+        FoldConfig(adapter=str(adapter), dtype="bfloat16", prompts=("Say hello.",)),
+        tmp_path / "out",
     )
     gaps = record["fold"]["gaps"]
     assert gaps["16bit"]["kl"] > 5 * gaps["nf4"]["kl"]

@@ -19,8 +19,8 @@ from dualign.checkpoints.checkpoint import read_whole
 from dualign.checkpoints.weights import open_weights
 from dualign.cli.main import main
 from dualign.errors import CheckpointError, ConfigError, DualignError, MergeError
-from dualign.merging.adapters.lowrank import Cut
-from dualign.merging.adapters.soup import Soup, soup
+from dualign.merging.adapters.lowrank import Truncation
+from dualign.merging.adapters.soup import SoupConfig, make_soup
 from dualign.merging.config import MergeInput, MergeStage
 from dualign.merging.merge import prepare
 from tests.checkpoints.test_adapters import (
@@ -81,7 +81,7 @@ def two(tmp_path: Path, kind: str = "same modules", **base: Any) -> tuple[Path, 
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_sum_is_exact_and_loads_in_peft(tmp_path: Path, kind: str, tied: bool) -> None:
     _, *pair = two(tmp_path, kind, tied=tied)
-    record = soup(Soup(adapters=tuple(pair), weights=(0.75, -0.5)), tmp_path / "out")
+    record = make_soup(SoupConfig(adapters=tuple(pair), weights=(0.75, -0.5)), tmp_path / "out")
     expected = weighted([true_changes(item) for item in pair], [0.75, -0.5])
     found = true_changes(tmp_path / "out")
     assert found.keys() == expected.keys() == record["modules"].keys()
@@ -93,22 +93,25 @@ def test_the_sum_is_exact_and_loads_in_peft(tmp_path: Path, kind: str, tied: boo
 
 def test_weights_of_one_give_the_logits_of_both_active(tmp_path: Path) -> None:
     base, *pair = two(tmp_path, tied=True)
-    soup(Soup(adapters=tuple(pair), weights=(1, 1)), tmp_path / "out")
+    make_soup(SoupConfig(adapters=tuple(pair), weights=(1, 1)), tmp_path / "out")
     torch.testing.assert_close(live(base, tmp_path / "out"), live(base, *pair), atol=1e-5, rtol=0)
 
 
 def test_the_mean_is_the_default_and_a_weight_of_zero_leaves_the_other(tmp_path: Path) -> None:
     base, first, second = two(tmp_path)
-    soup(Soup(adapters=(first, first)), tmp_path / "mean")
+    make_soup(SoupConfig(adapters=(first, first)), tmp_path / "mean")
     torch.testing.assert_close(live(base, tmp_path / "mean"), live(base, first), atol=1e-5, rtol=0)
-    soup(Soup(adapters=(first, second), weights=(0, 1)), tmp_path / "one")
+    make_soup(SoupConfig(adapters=(first, second), weights=(0, 1)), tmp_path / "one")
     torch.testing.assert_close(live(base, tmp_path / "one"), live(base, second), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_cut_to_a_rank_the_error_reported_is_the_error(tmp_path: Path, kind: str) -> None:
     _, *pair = two(tmp_path, kind)
-    record = soup(Soup(adapters=tuple(pair), weights=(1, 1), cut=Cut(rank=2)), tmp_path / "out")
+    record = make_soup(
+        SoupConfig(adapters=tuple(pair), weights=(1, 1), truncation=Truncation(rank=2)),
+        tmp_path / "out",
+    )
     expected = weighted([true_changes(item) for item in pair], [1, 1])
     found = true_changes(tmp_path / "out")
     missing = {path: np.linalg.norm(change - found[path]) for path, change in expected.items()}
@@ -118,7 +121,10 @@ def test_cut_to_a_rank_the_error_reported_is_the_error(tmp_path: Path, kind: str
         reported = record["modules"][path]
         assert reported["error"] == pytest.approx(missing[path] / np.linalg.norm(values), abs=1e-5)
         assert reported["rank"] == 2
-    again = soup(Soup(adapters=tuple(pair), weights=(1, 1), cut=Cut(rank=4)), tmp_path / "four")
+    again = make_soup(
+        SoupConfig(adapters=tuple(pair), weights=(1, 1), truncation=Truncation(rank=4)),
+        tmp_path / "four",
+    )
     assert record["error_by_rank"][2] == pytest.approx(record["error"], abs=1e-7)
     assert record["error_by_rank"][4] == pytest.approx(again["error"], abs=1e-7)
     whole = math.hypot(*missing.values()) / math.hypot(*map(np.linalg.norm, expected.values()))
@@ -134,18 +140,20 @@ def test_a_tied_embedding_stays_tied(tmp_path: Path) -> None:
     for path, change in weighted([true_changes(item) for item in pair], [1, 1]).items():
         if path != "lm_head":
             model.get_submodule(path).weight.data += torch.from_numpy(change).float()
-    for name, cut in (("all", None), ("cut", Cut(rank=8))):
-        soup(Soup(adapters=tuple(pair), weights=(1, 1), cut=cut), tmp_path / name)
+    for name, cut in (("all", None), ("cut", Truncation(rank=8))):
+        make_soup(SoupConfig(adapters=tuple(pair), weights=(1, 1), truncation=cut), tmp_path / name)
         found = live(base, tmp_path / name)
         torch.testing.assert_close(found, logits_of(model), atol=1e-4, rtol=0)
     assert (live(base, *pair) - logits_of(model)).abs().max() > 0.1
-    soup(Soup(adapters=tuple(pair), cut=Cut(rank=2)), tmp_path / "less")
+    make_soup(SoupConfig(adapters=tuple(pair), truncation=Truncation(rank=2)), tmp_path / "less")
     assert "lm_head.weight" not in open_weights(tmp_path / "less").entries
 
 
 def test_energy_gives_each_module_the_ranks_it_needs(tmp_path: Path) -> None:
     _, *pair = two(tmp_path)
-    record = soup(Soup(adapters=tuple(pair), cut=Cut(energy=0.9)), tmp_path / "out")
+    record = make_soup(
+        SoupConfig(adapters=tuple(pair), truncation=Truncation(energy=0.9)), tmp_path / "out"
+    )
     for path, change in weighted([true_changes(item) for item in pair], [0.5, 0.5]).items():
         squares = np.square(np.linalg.svd(change, compute_uv=False))
         needed = int(np.searchsorted(np.cumsum(squares), 0.9 * squares.sum())) + 1
@@ -173,15 +181,15 @@ def test_a_method_on_adapters_is_the_method_on_the_folded_models(
     if method == "model_stock":  # it keeps what the changes have in common, so they need something
         pair[1] = perturbed(pair[0], tmp_path / "near")
     weights = (0.7, 0.4) if method not in ("sce", "model_stock") else None
-    meant = Soup(
+    meant = SoupConfig(
         adapters=tuple(pair),
         weights=weights,
         method=method,
         parameters=METHODS[method],
-        cut=Cut(rank=48),
+        truncation=Truncation(rank=48),
         seed=3,
     )
-    soup(meant, tmp_path / "out")
+    make_soup(meant, tmp_path / "out")
     each = {"density", "epsilon", "gamma"}
     models = tuple(
         MergeInput(
@@ -227,7 +235,10 @@ def test_ties_of_two_opposite_changes_keeps_the_stronger(tmp_path: Path) -> None
         name: -0.5 * tensor if "lora_B" in name else tensor for name, tensor in tensors.items()
     }
     save_file(flipped, file)
-    soup(Soup(adapters=(first, second), method="ties", cut=Cut(rank=4)), tmp_path / "out")
+    make_soup(
+        SoupConfig(adapters=(first, second), method="ties", truncation=Truncation(rank=4)),
+        tmp_path / "out",
+    )
     expected, found = true_changes(first), true_changes(tmp_path / "out")
     for path, change in expected.items():  # d and -d/2: the sign of d wins, and only d has it
         np.testing.assert_allclose(found[path], change, atol=1e-6)
@@ -262,8 +273,11 @@ def test_peft_is_met_where_it_is_exact_and_left_where_it_is_not(tmp_path: Path) 
     pair = [make_adapter(base, tmp_path / f"p{i}", seed=i, **settings) for i in (1, 2)]
     weights = [0.6, 0.5]
     exact = weighted([true_changes(entry) for entry in pair], weights)
-    soup(Soup(adapters=tuple(pair), weights=tuple(weights)), tmp_path / "all")
-    soup(Soup(adapters=tuple(pair), weights=tuple(weights), cut=Cut(rank=4)), tmp_path / "cut")
+    make_soup(SoupConfig(adapters=tuple(pair), weights=tuple(weights)), tmp_path / "all")
+    make_soup(
+        SoupConfig(adapters=tuple(pair), weights=tuple(weights), truncation=Truncation(rank=4)),
+        tmp_path / "cut",
+    )
     ours, cut = true_changes(tmp_path / "all"), true_changes(tmp_path / "cut")
     assert distance(exact, ours) < 1e-6
     assert distance(peft_changes(base, pair, weights, combination_type="cat"), ours) < 1e-6
@@ -278,7 +292,7 @@ def test_peft_scales_rslora_twice_and_ours_does_not(tmp_path: Path) -> None:
     settings = {"target_modules": ATTENTION, "use_rslora": True}
     pair = [make_adapter(base, tmp_path / f"p{i}", seed=i, **settings) for i in (1, 2)]
     exact = weighted([true_changes(item) for item in pair], [0.5, 0.5])
-    soup(Soup(adapters=tuple(pair)), tmp_path / "out")
+    make_soup(SoupConfig(adapters=tuple(pair)), tmp_path / "out")
     assert distance(exact, true_changes(tmp_path / "out")) < 1e-6
     theirs = peft_changes(base, pair, [0.5, 0.5], combination_type="cat")
     assert distance(exact, theirs) == pytest.approx(math.sqrt(8) - 1, rel=1e-3)
@@ -296,11 +310,13 @@ KEPT: dict[str, dict[str, Any]] = {
 def test_compressing_keeps_what_is_not_low_rank(tmp_path: Path, kind: str) -> None:
     base = make_base(tmp_path / "base")
     adapter = make_adapter(base, tmp_path / "a", target_modules=ATTENTION, r=8, **KEPT[kind])
-    record = soup(Soup(adapters=(adapter,), cut=Cut(rank=8)), tmp_path / "same")
+    record = make_soup(
+        SoupConfig(adapters=(adapter,), truncation=Truncation(rank=8)), tmp_path / "same"
+    )
     assert record["error"] < 1e-12
     expected = live(base, adapter)
     torch.testing.assert_close(live(base, tmp_path / "same"), expected, atol=1e-5, rtol=0)
-    soup(Soup(adapters=(adapter,), cut=Cut(rank=1)), tmp_path / "less")
+    make_soup(SoupConfig(adapters=(adapter,), truncation=Truncation(rank=1)), tmp_path / "less")
     before, after = (
         load_file(item / "adapter_model.safetensors") for item in (adapter, tmp_path / "less")
     )
@@ -310,7 +326,7 @@ def test_compressing_keeps_what_is_not_low_rank(tmp_path: Path, kind: str) -> No
 
 def test_the_record_has_the_hashes_of_what_went_in_and_came_out(tmp_path: Path) -> None:
     base, *pair = two(tmp_path)
-    soup(Soup(adapters=tuple(pair), cut=Cut(rank=3)), tmp_path / "out")
+    make_soup(SoupConfig(adapters=tuple(pair), truncation=Truncation(rank=3)), tmp_path / "out")
     record = json.loads((tmp_path / "out" / "adapter.json").read_text())
 
     def digest(file: Path) -> str:
@@ -331,7 +347,7 @@ def test_the_record_has_the_hashes_of_what_went_in_and_came_out(tmp_path: Path) 
 def test_verify_finds_a_changed_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, first, second = two(tmp_path)
     out = tmp_path / "out"
-    soup(Soup(adapters=(first, second)), out)
+    make_soup(SoupConfig(adapters=(first, second)), out)
     assert main(["verify", str(out)]) == 0
     assert f"{out}: 2 files and 4 inputs have their hashes" in capsys.readouterr().out
     (second / "adapter_config.json").write_text("{}")
@@ -348,10 +364,13 @@ def test_verify_finds_a_changed_file(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_the_same_soup_is_the_same_bytes(tmp_path: Path) -> None:
     _, *pair = two(tmp_path)
     for name in ("one", "two"):
-        meant = Soup(
-            adapters=tuple(pair), method="dare_ties", parameters={"density": [0.5]}, cut=Cut(rank=4)
+        meant = SoupConfig(
+            adapters=tuple(pair),
+            method="dare_ties",
+            parameters={"density": [0.5]},
+            truncation=Truncation(rank=4),
         )
-        soup(meant, tmp_path / name)
+        make_soup(meant, tmp_path / name)
     first, second = ((tmp_path / name / "adapter_model.safetensors") for name in ("one", "two"))
     assert first.read_bytes() == second.read_bytes()
 
@@ -360,7 +379,7 @@ def test_a_relative_base_is_still_found_from_the_new_folder(tmp_path: Path) -> N
     base, *pair = two(tmp_path)
     for item in pair:
         edit_config(item, base_model_name_or_path="../base")
-    soup(Soup(adapters=tuple(pair)), tmp_path / "deeper" / "out")
+    make_soup(SoupConfig(adapters=tuple(pair)), tmp_path / "deeper" / "out")
     written = json.loads((tmp_path / "deeper" / "out" / "adapter_config.json").read_text())
     assert Path(written["base_model_name_or_path"]) == base.resolve()
     open_weights(tmp_path / "deeper" / "out")
@@ -382,7 +401,7 @@ def test_what_does_not_add_up_is_refused(tmp_path: Path, kind: str) -> None:
     first = make_adapter(base, tmp_path / "first", target_modules=ATTENTION)
     second = make_adapter(base, tmp_path / "second", target_modules=ATTENTION, **settings)
     with pytest.raises(MergeError, match=message):
-        soup(Soup(adapters=(first, second)), tmp_path / "out")
+        make_soup(SoupConfig(adapters=(first, second)), tmp_path / "out")
     assert not [path for path in tmp_path.iterdir() if "out" in path.name]
 
 
@@ -390,13 +409,13 @@ def test_adapters_that_do_not_belong_together_are_refused(tmp_path: Path) -> Non
     _, first, second = two(tmp_path)
     edit_config(second, revision="abc")
     with pytest.raises(MergeError, match=r"on revision None of .* on 'abc'; if the weights are"):
-        soup(Soup(adapters=(first, second)), tmp_path / "out")
+        make_soup(SoupConfig(adapters=(first, second)), tmp_path / "out")
     edit_config(second, revision=None, ensure_weight_tying=True)
     with pytest.raises(MergeError, match="only one of them has ensure_weight_tying"):
-        soup(Soup(adapters=(first, second)), tmp_path / "out")
+        make_soup(SoupConfig(adapters=(first, second)), tmp_path / "out")
     edit_config(second, ensure_weight_tying=False, base_model_name_or_path="org/other")
     with pytest.raises(MergeError, match=r"on 'org/other'; all must be trained on one base; if"):
-        soup(Soup(adapters=(first, second)), tmp_path / "out")
+        make_soup(SoupConfig(adapters=(first, second)), tmp_path / "out")
 
 
 def test_adapters_of_other_shapes_are_refused(tmp_path: Path) -> None:
@@ -405,7 +424,7 @@ def test_adapters_of_other_shapes_are_refused(tmp_path: Path) -> None:
     wide = {n: torch.cat([t, t], 1) if "lora_A" in n else t for n, t in load_file(file).items()}
     save_file(wide, file)
     with pytest.raises(MergeError, match=r"factors of shapes .* they aren't of one base"):
-        soup(Soup(adapters=(first, second)), tmp_path / "out")
+        make_soup(SoupConfig(adapters=(first, second)), tmp_path / "out")
     assert not (tmp_path / "out").exists() and not (tmp_path / ".out.partial").exists()
 
 
@@ -417,28 +436,35 @@ def test_a_nan_is_named(tmp_path: Path) -> None:
     tensors[name][0, 0] = torch.inf
     save_file(tensors, file)
     with pytest.raises(MergeError, match=f"{re.escape(name)} holds 1 NaN or infinite"):
-        soup(Soup(adapters=(first, second)), tmp_path / "out")
+        make_soup(SoupConfig(adapters=(first, second)), tmp_path / "out")
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no rank": ({"method": "ties"}, "ties: the result has all ranks.*--rank or --energy"),
-    "method": ({"method": "tie", "cut": Cut(rank=2)}, r"'tie' \(did you mean 'ties'\?\)"),
-    "slerp": ({"method": "slerp", "cut": Cut(rank=2)}, "method 'slerp'"),
+    "method": (
+        {"method": "tie", "truncation": Truncation(rank=2)},
+        r"'tie' \(did you mean 'ties'\?\)",
+    ),
+    "slerp": ({"method": "slerp", "truncation": Truncation(rank=2)}, "method 'slerp'"),
     "parameter": (
-        {"method": "ties", "cut": Cut(rank=2), "parameters": {"densty": [0.5]}},
+        {"method": "ties", "truncation": Truncation(rank=2), "parameters": {"densty": [0.5]}},
         r"densty: ties has no such parameter \(did you mean 'density'\?\)",
     ),
     "range": (
-        {"method": "ties", "cut": Cut(rank=2), "parameters": {"density": [1.5]}},
+        {"method": "ties", "truncation": Truncation(rank=2), "parameters": {"density": [1.5]}},
         "density: expected 1 or less",
     ),
     "count": (
-        {"method": "ties", "cut": Cut(rank=2), "parameters": {"density": [0.1, 0.2, 0.3]}},
+        {
+            "method": "ties",
+            "truncation": Truncation(rank=2),
+            "parameters": {"density": [0.1, 0.2, 0.3]},
+        },
         "density has 3 values; expected 1 or 2",
     ),
     "weights": ({"weights": (1, 2, 3)}, "3 weights for 2 adapters"),
     "no weights": (
-        {"method": "sce", "cut": Cut(rank=2), "weights": (1, 2)},
+        {"method": "sce", "truncation": Truncation(rank=2), "weights": (1, 2)},
         "sce: takes no weights",
     ),
     "linear": ({"parameters": {"density": [1]}}, "linear: takes weights and nothing else, not den"),
@@ -450,7 +476,7 @@ def test_a_soup_that_cannot_be_says_why(tmp_path: Path, kind: str) -> None:
     _, *pair = two(tmp_path)
     settings, message = WRONG[kind]
     with pytest.raises(ConfigError, match=message):
-        soup(Soup(adapters=tuple(pair), **settings), tmp_path / "out")
+        make_soup(SoupConfig(adapters=tuple(pair), **settings), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -459,9 +485,9 @@ def test_tokenizers_that_differ_have_to_be_chosen(tmp_path: Path) -> None:
     for i, item in enumerate(pair):
         (item / "chat_template.jinja").write_text(f"template {i}")
     with pytest.raises(MergeError, match=r"chat_template.jinja differs from .*--tokenizer-from"):
-        soup(Soup(adapters=tuple(pair)), tmp_path / "out")
+        make_soup(SoupConfig(adapters=tuple(pair)), tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    soup(Soup(adapters=tuple(pair), tokenizer_from=pair[1]), tmp_path / "out")
+    make_soup(SoupConfig(adapters=tuple(pair), tokenizer_from=pair[1]), tmp_path / "out")
     assert (tmp_path / "out" / "chat_template.jinja").read_text() == "template 1"
 
 
@@ -500,8 +526,10 @@ def test_a_soup_on_the_real_model_gives_the_logits_of_both(tmp_path: Path, embed
         make_adapter(embedded, tmp_path / str(i), seed=i, r=8, target_modules=["q_proj", "up_proj"])
         for i in (1, 2)
     ]
-    for name, cut in (("all", None), ("cut", Cut(rank=16))):
-        record = soup(Soup(adapters=tuple(pair), weights=(1, 1), cut=cut), tmp_path / name)
+    for name, cut in (("all", None), ("cut", Truncation(rank=16))):
+        record = make_soup(
+            SoupConfig(adapters=tuple(pair), weights=(1, 1), truncation=cut), tmp_path / name
+        )
         assert len(record["modules"]) == 60 and record["error"] < 1e-12
     expected = live(embedded, *pair)
     bound = 1e-5 * float(expected.abs().max())
@@ -512,7 +540,7 @@ def test_a_soup_on_the_real_model_gives_the_logits_of_both(tmp_path: Path, embed
 def test_a_folder_that_is_no_adapter_is_an_error(tmp_path: Path) -> None:
     base, first, _ = two(tmp_path)
     with pytest.raises(CheckpointError, match=r"adapter_config.json: no such file"):
-        soup(Soup(adapters=(first, base)), tmp_path / "out")
+        make_soup(SoupConfig(adapters=(first, base)), tmp_path / "out")
     (first / "adapter_model.safetensors").unlink()
     with pytest.raises(DualignError, match=r"adapter_model.safetensors: no such file"):
-        soup(Soup(adapters=(first, first)), tmp_path / "out")
+        make_soup(SoupConfig(adapters=(first, first)), tmp_path / "out")
