@@ -1,4 +1,4 @@
-"""A sweep as a recipe says it: a merge with places left open, what may stand there, and how a candidate is scored.
+"""A sweep in a recipe: a merge with placeholders, their values, and how a candidate is scored.
 
     merge:
       models:
@@ -7,7 +7,7 @@
     vary: {a: [0.7, 0.8, 0.9, 1.0]}
     score: {tasks: [tasks/sums.yaml], rows: 40}
 
-Nothing heavy is imported: recipes load from here.
+It imports nothing heavy: recipes load from here.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,10 +17,16 @@ from typing import Any, Literal
 from dualign.config import nearest
 from dualign.evaluation.config import EvalConfig
 from dualign.merging.config import MergeInput
-from dualign.merging.sweep.points import Point, Problem, names_in, read_merge, wrong_expressions
+from dualign.merging.sweep.points import (
+    Point,
+    Problem,
+    invalid_expressions,
+    placeholders,
+    read_merge,
+)
 
 Kind = Literal["grid", "golden", "greedy_soup", "cma"]
-TRIED = 256  # points whose merges are looked through before anything starts
+MAX_VALIDATED_POINTS = 256  # of each name, whose merges are checked before anything starts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,21 +41,21 @@ class Range:
     """for a grid: so many values, evenly apart, both ends among them"""
 
     def problems(self) -> list[tuple[str, str]]:
-        found = []
+        issues = []
         if not self.low < self.high:
-            found.append(("high", f"expected more than low ({self.low:g}), found {self.high:g}"))
+            issues.append(("high", f"expected more than low ({self.low:g}), found {self.high:g}"))
         if self.points is not None and self.points < 2:
-            found.append(("points", f"expected 2 or more, found {self.points}"))
-        return found
+            issues.append(("points", f"expected 2 or more, found {self.points}"))
+        return issues
 
     def values(self) -> tuple[float, ...]:
-        """The points of the grid, without the dust of binary fractions (0.3, not 0.30000000000000004)."""
+        """Return the points of the grid, rounded: 0.3, not 0.30000000000000004."""
         steps = (self.points or 2) - 1
         width = self.high - self.low
         return tuple(round(self.low + width * i / steps, 12) for i in range(steps + 1))
 
-    def at(self, share: float) -> float:
-        """The number at a share of the way from low to high, to a millionth of it."""
+    def value_at(self, share: float) -> float:
+        """Return the number at `share` of the way from low to high, rounded to 9 digits."""
         return round(self.low + (self.high - self.low) * share, 9)
 
 
@@ -84,44 +90,47 @@ class SweepStage:
 
     @property
     def models(self) -> tuple[MergeInput, ...]:
-        """What is merged; the first one tells others what the merged model is like."""
+        """The models that are merged; the merged model has the architecture of the first."""
         merge, _ = read_merge(self.merge, self.first_point(), self.name)
         return tuple(MergeInput(model=name) for name in merge.models()) if merge else ()
 
     def first_point(self) -> Point:
-        """Some candidate."""
-        return next(iter(self.probes()), {})
+        """Return the point in the middle of all values; {} without any."""
+        return next(self._validated_points(), {})
 
-    def probes(self) -> Iterator[Point]:
-        """Points whose merges must be right: those of a small grid, else each value and end once."""
-        values = {name: _shown(one) for name, one in self.vary.items()}
-        if not all(values.values()):
+    def _validated_points(self) -> Iterator[Point]:
+        """Yield points whose merges are checked: each value of a name, the other names at their middle.
+
+        vary {a: [1, 2, 3], b: [4, 5]} gives (2, 5), (1, 5), (2, 5), (3, 5), (2, 4), (2, 5).
+        """
+        samples = {name: _sample(values) for name, values in self.vary.items()}
+        if not all(samples.values()):
             return
-        middle = {name: one[len(one) // 2] for name, one in values.items()}
+        middle = {name: sample[len(sample) // 2] for name, sample in samples.items()}
         yield middle
-        for name, each in values.items():
-            yield from ({**middle, name: one} for one in each[:TRIED])
+        for name, sample in samples.items():
+            yield from ({**middle, name: value} for value in sample[:MAX_VALIDATED_POINTS])
 
     def in_words(self) -> str:
-        """What is searched, and how it is scored, for `dualign plan`."""
-        scored = (
+        """Describe the search and the scores, for `dualign plan`."""
+        scorer = (
             "the command" if self.score is None else f"{len(self.score.tasks)} task(s), both modes"
         )
-        return f"{self.search} over {', '.join(self.vary) or 'the models'}; each candidate scored by {scored}"
+        return f"{self.search} over {', '.join(self.vary) or 'the models'}; each candidate scored by {scorer}"
 
     def problems(self) -> list[tuple[str, str]]:
-        found = [*self._name_problems(), *self._search_problems(), *self._score_problems()]
-        return found or self._merge_problems()
+        issues = [*self._name_problems(), *self._search_problems(), *self._score_problems()]
+        return issues or self._merge_problems()
 
     def _name_problems(self) -> Iterator[tuple[str, str]]:
-        used = names_in(self.merge)
+        used = placeholders(self.merge)
         for key, name in used:
             if name not in self.vary:
                 yield f"merge.{key}", f"${name}: vary has no such name{nearest(name, [*self.vary])}"
         for name in self.vary:
-            if name not in {one for _, one in used}:
+            if name not in {placeholder for _, placeholder in used}:
                 yield f"vary.{name}", f"has no effect: merge has no ${name}"
-        for key, text in wrong_expressions(self.merge, [*self.vary]):
+        for key, text in invalid_expressions(self.merge, [*self.vary]):
             yield f"merge.{key}", f"{text!r}: expected $NAME or 1 - $NAME alone"
 
     def _search_problems(self) -> Iterator[tuple[str, str]]:
@@ -129,15 +138,15 @@ class SweepStage:
             yield from self._soup_problems()
         elif not self.vary:
             yield "vary", "expected one name at least, with its values"
-        for name, one in self.vary.items():
+        for name, values in self.vary.items():
             if self.search in ("golden", "cma"):
-                if not isinstance(one, Range):
+                if not isinstance(values, Range):
                     yield f"vary.{name}", f"{self.search} needs a range: {{low: ..., high: ...}}"
-                elif one.points is not None:
+                elif values.points is not None:
                     yield f"vary.{name}.points", f"has no effect with search: {self.search}"
-            elif isinstance(one, Range) and one.points is None:
+            elif isinstance(values, Range) and values.points is None:
                 yield f"vary.{name}", "a grid needs points, the number of values; or list them"
-            elif isinstance(one, tuple) and not one:
+            elif isinstance(values, tuple) and not values:
                 yield f"vary.{name}", "expected one value at least"
         if self.search == "golden" and len(self.vary) > 1:
             yield (
@@ -150,8 +159,8 @@ class SweepStage:
         if self.vary:
             yield "vary", "has no effect: greedy_soup chooses among the models of merge"
             return
-        merge, wrong = read_merge(self.merge, {}, self.name)
-        if merge is None or wrong:
+        merge, problems = read_merge(self.merge, {}, self.name)
+        if merge is None or problems:
             return
         if merge.method != "linear":
             yield "search", f"greedy_soup averages models: the method is linear, not {merge.method}"
@@ -175,11 +184,9 @@ class SweepStage:
         if self.score is not None and self.score.backend != "transformers":
             yield "score.backend", "candidates live in memory, where vllm can't see them"
         if self.command is None:
-            yield from (
-                (key, "has no effect without command")
-                for key, given in (("files", self.files), ("best", self.best != "highest"))
-                if given
-            )
+            for key, is_set in (("files", self.files), ("best", self.best != "highest")):
+                if is_set:
+                    yield key, "has no effect without command"
         else:
             if "{model}" not in self.command:
                 yield "command", "expected {model} in it, where the candidate's folder goes"
@@ -187,30 +194,22 @@ class SweepStage:
                 yield "objective", "has no effect: a command's number is the score"
 
     def _merge_problems(self) -> list[tuple[str, str]]:
-        """Each problem once, with a point that has it if there are others that don't."""
-        probes = list(self.probes()) or [{}]
-        seen: dict[tuple[str, str], list[Point]] = {}
-        for point in probes:
+        """Return each problem once; with a point that has it, unless all points do."""
+        points = list(self._validated_points()) or [{}]
+        points_by_problem: dict[Problem, list[Point]] = {}
+        for point in points:
             for problem in read_merge(self.merge, point, self.name)[1]:
-                seen.setdefault(_flat(problem), []).append(point)
-        return [
-            (key, message + ("" if len(at) == len(probes) else _at(at[0])))
-            for (key, message), at in seen.items()
-        ]
+                points_by_problem.setdefault(problem, []).append(point)
+        issues = []
+        for (key, message), where in points_by_problem.items():
+            text = ", ".join(f"{name} = {value}" for name, value in where[0].items())
+            at = f" (at {text})" if text and len(where) < len(points) else ""
+            issues.append((".".join(map(str, ("merge", *key))), message + at))
+        return issues
 
 
-def _shown(one: Range | tuple[Any, ...]) -> tuple[Any, ...]:
-    if isinstance(one, Range):
-        return one.values() if one.points else (one.low, one.at(0.5), one.high)
-    return one
-
-
-def _flat(problem: Problem) -> tuple[str, str]:
-    key, message = problem
-    return ".".join(map(str, ("merge", *key))), message
-
-
-def _at(point: Point) -> str:
-    """` (at a = 0.9)`"""
-    values = ", ".join(f"{name} = {value}" for name, value in point.items())
-    return f" (at {values})" if values else ""
+def _sample(values: Range | tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return all values of a list or grid; ends and middle of another range."""
+    if isinstance(values, Range):
+        return values.values() if values.points else (values.low, values.value_at(0.5), values.high)
+    return values

@@ -1,4 +1,4 @@
-"""What a sweep will do and cost, without doing it: `dualign sweep --dry-run`."""
+"""Candidates and cost of a sweep, without running it: `dualign sweep --dry-run`."""
 
 from pathlib import Path
 from statistics import fmean
@@ -9,54 +9,54 @@ from dualign.errors import MergeError
 from dualign.evaluation.requests import limit_of
 from dualign.merging.estimate import seconds_per_element
 from dualign.merging.merge import PreparedMerge, prepare
-from dualign.merging.sweep import search
 from dualign.merging.sweep.config import SweepStage
-from dualign.merging.sweep.points import SOUP, merge_at
-from dualign.merging.sweep.result import label
-from dualign.merging.sweep.score_cache import memory_of
-from dualign.merging.sweep.scoring import LiveScoring, Scoring, scoring_of
+from dualign.merging.sweep.points import SOUP, Point, merge_at
+from dualign.merging.sweep.result import point_label
+from dualign.merging.sweep.score_cache import ScoreCache
+from dualign.merging.sweep.scoring import LiveScorer, Scorer, make_scorer
+from dualign.merging.sweep.search import grid_points, max_evaluations
 
 
 def estimate(stage: SweepStage, work: Path, *, seed: int) -> str:
-    """Candidates, what each reads and is asked, what is known already, and the time as far as it was measured.
+    """Return a table of candidates, reads, questions, known scores, and time if it was measured.
 
     Every merge of a grid is planned and checked. Nothing is written.
     """
-    memory = memory_of(work)
-    scoring = scoring_of(stage, work, memory, seed=seed)
-    before = memory.read()
-    points = search.points(stage) if stage.search == "grid" else []
+    cache = ScoreCache.beside(work)
+    scorer = make_scorer(stage, work, cache, seed=seed)
+    rows = cache.read()
+    points = grid_points(stage) if stage.search == "grid" else []
     first = prepare(
-        merge_at(stage.merge, (points or [first_point(stage)])[0], stage.name), seed=seed
+        merge_at(stage.merge, (points or [_any_point(stage)])[0], stage.name), seed=seed
     )
-    known = [_key(stage, point, scoring, seed) in before for point in points]
-    count = search.most(stage)
+    known = [_key(stage, point, scorer, seed) in rows for point in points]
+    count = max_evaluations(stage)
     at_most = "" if stage.search == "grid" else "at most "
     lines = [
         f"search      {stage.search}: {at_most}{count} candidate{'s' if count != 1 else ''}",
         *_merge_lines(first),
-        *_score_lines(stage, scoring),
-        f"known       {sum(known)} of {count}, from {memory.scores}" if points else "",
-        f"time        {_time(before, count - sum(known))}",
+        *_score_lines(stage, scorer),
+        f"known       {sum(known)} of {count}, from {cache.scores}" if points else "",
+        f"time        {_time(rows, count - sum(known))}",
         *(
-            f"{place + 1:4}  {label(stage, point)}{'  (known)' if done else ''}"
-            for place, (point, done) in enumerate(zip(points, known, strict=True))
+            f"{i + 1:4}  {point_label(stage, point)}{'  (known)' if cached else ''}"
+            for i, (point, cached) in enumerate(zip(points, known, strict=True))
         ),
     ]
     return "\n".join(line for line in lines if line)
 
 
-def first_point(stage: SweepStage) -> Any:
-    """Some point of the search; of a soup, all models."""
+def _any_point(stage: SweepStage) -> Point:
+    """Return a point of the search; for a greedy soup all models."""
     if stage.search == "greedy_soup":
         return {SOUP: tuple(range(len(stage.models)))}
     return stage.first_point()
 
 
-def _key(stage: SweepStage, point: Any, scoring: Scoring, seed: int) -> str:
-    """Empty where the point can't be merged, which the sweep itself will tell."""
+def _key(stage: SweepStage, point: Point, scorer: Scorer, seed: int) -> str:
+    """Return the key of a point's score; empty if it can't be merged, which the sweep reports."""
     try:
-        return scoring.key(prepare(merge_at(stage.merge, point, stage.name), seed=seed))
+        return scorer.key(prepare(merge_at(stage.merge, point, stage.name), seed=seed))
     except MergeError:
         return ""
 
@@ -64,8 +64,8 @@ def _key(stage: SweepStage, point: Any, scoring: Scoring, seed: int) -> str:
 def _merge_lines(prepared: PreparedMerge) -> list[str]:
     weights = prepared.weights
     read = sum(file.stat().st_size for file in weights.files)
-    written = sum(one.nbytes for one in tensor_specs(weights, prepared.merge.dtype))
-    elements = sum(one.size for one in weights.entries.values())
+    written = sum(tensor.nbytes for tensor in tensor_specs(weights, prepared.merge.dtype))
+    elements = sum(entry.size for entry in weights.entries.values())
     seconds = elements * seconds_per_element(prepared) / cpu_count()
     return [
         f"each        {prepared.merge.method} of {', '.join(prepared.models)}",
@@ -74,28 +74,26 @@ def _merge_lines(prepared: PreparedMerge) -> list[str]:
     ]
 
 
-def _score_lines(stage: SweepStage, scoring: Scoring) -> list[str]:
-    if not isinstance(scoring, LiveScoring):
+def _score_lines(stage: SweepStage, scorer: Scorer) -> list[str]:
+    if not isinstance(scorer, LiveScorer):
         return [f"score       by the command, on each candidate's folder: {stage.command}"]
-    settings = scoring.settings
-    asked = [(task, len(problems)) for task, problems in scoring.asked]
-    answers = 2 * sum(count for _, count in asked)
+    counts = [(task, len(problems)) for task, problems in scorer.tasks]
+    answers = 2 * sum(count for _, count in counts)
     tokens = sum(
-        count * (limit_of(task, settings, "think") + limit_of(task, settings, "no_think"))
-        for task, count in asked
+        count * limit_of(task, scorer.config, mode)
+        for task, count in counts
+        for mode in ("think", "no_think")
     )
-    names = ", ".join(f"{task.name} ({count})" for task, count in asked)
+    names = ", ".join(f"{task.name} ({count})" for task, count in counts)
     return [
         f"score       {stage.objective} on {names}, in both modes, by a model in memory",
         f"            {answers} answers a candidate, {tokens:,} new tokens at most",
     ]
 
 
-def _time(before: Any, left: int) -> str:
-    measured = [row["seconds"] for row in before.values() if "seconds" in row]
+def _time(rows: dict[str, dict[str, Any]], remaining: int) -> str:
+    measured = [row["seconds"] for row in rows.values() if "seconds" in row]
     if not measured:
         return "known when a candidate has been scored; computing its weights is the small part"
-    each = fmean(measured[-8:])
-    return (
-        f"about {each:.0f} s a candidate, as measured before: {each * left / 60:.1f} min for {left}"
-    )
+    seconds = fmean(measured[-8:])
+    return f"about {seconds:.0f} s a candidate, as measured before: {seconds * remaining / 60:.1f} min for {remaining}"

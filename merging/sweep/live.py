@@ -1,7 +1,8 @@
-"""A model in memory whose weights are set to one merge after the other, without a file between.
+"""A model in memory that takes the weights of one merge after the other, without a file between.
 
-The numbers are those of the written merge: each block is computed in float64 and rounded to the type that would be
-written, and only then to that of the model in memory (float32 on a CPU), which is exact when it is wider.
+The numbers are those of the written merge: each block is computed in float64 and rounded to the type that
+would be written, and only then to that of the model in memory (float32 on a CPU), which is exact if it is
+wider.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,13 +28,13 @@ from dualign.checkpoints.shards import PIECE, cpu_count, keep_freed_blocks
 from dualign.errors import MergeError
 from dualign.models.loading import empty_model
 
-_SHARE = 1 << 20  # elements that one thread sets before it looks for more work
+_SHARE = 1 << 20  # elements that a thread sets before it takes more work
 _TYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """A parameter as numpy sees it: its own storage on a CPU, else a copy that is put there at the end."""
+    """A parameter as a numpy array: its own storage on a CPU, else a copy that is moved at the end."""
 
     name: str
     parameter: Tensor
@@ -41,14 +42,14 @@ class _Target:
     stored: str
     """the type of `elements`"""
     shared: bool
-    """whether `elements` is the parameter's own storage"""
+    """`elements` is the parameter's own storage"""
 
 
 class LiveModel:
-    """One model; `apply` gives it the weights of a merge."""
+    """A model in memory; `apply` sets its weights to those of a merge."""
 
     def __init__(self, folder: Path, *, dtype: str) -> None:
-        """`folder` has the config and generation settings of the merged model."""
+        """Build the model from the config and generation settings in `folder`."""
         self.model: PreTrainedModel = empty_model(folder, dtype=dtype)
         self.threads = cpu_count()
 
@@ -56,48 +57,48 @@ class LiveModel:
         """Set every parameter to what `write_weights(weights, dtype=dtype)` would write.
 
         Raises:
-            MergeError: a number isn't finite in that type, or model and weights don't have the same tensors. The model
-                can't be used until another merge was applied.
+            MergeError: a number isn't finite in that type, or model and weights don't have the same
+                tensors. The model can't be used until another merge was applied.
         """
         keep_freed_blocks()
         pool = ThreadPoolExecutor(self.threads)
         try:
-            waiting: list[Future[None]] = []
+            pending: list[Future[None]] = []
             for target in self._targets(weights):
                 written = (
                     weights.entries[target.name].dtype if dtype == "input" else DTYPE_CODES[dtype]
                 )
                 shares = _shares(weights.reader(target.name), len(target.elements))
-                work = [pool.submit(_set, weights, target, written, *one) for one in shares]
+                futures = [pool.submit(_set, weights, target, written, *share) for share in shares]
                 if target.shared:
-                    waiting += work
+                    pending += futures
                 else:
-                    _finish(work)
-                    _put(target)
-            _finish(waiting)
+                    _wait(futures)
+                    _move(target)
+            _wait(pending)
         finally:
             pool.shutdown(cancel_futures=True)
 
     def _targets(self, weights: Weights) -> list[_Target]:
-        """The largest first. Tied parameters are one tensor, so setting one sets both."""
-        there = self.model.state_dict(keep_vars=True)
-        _require_same(there, weights)
+        """Return the parameters, the largest first. Tied parameters are one tensor."""
+        parameters = self.model.state_dict(keep_vars=True)
+        _require_same(parameters, weights)
         names = sorted(weights.entries, key=lambda name: -weights.entries[name].size)
-        return [_target(name, there[name]) for name in names]
+        return [_target(name, parameters[name]) for name in names]
 
 
-def _require_same(there: dict[str, Tensor], weights: Weights) -> None:
-    """Every tensor has its parameter in its shape, and no parameter is left as it was."""
+def _require_same(parameters: dict[str, Tensor], weights: Weights) -> None:
+    """Check that every tensor has a parameter of its shape, and that no parameter is left out."""
     for name, entry in weights.entries.items():
-        shape = tuple(there[name].shape) if name in there else None
+        shape = tuple(parameters[name].shape) if name in parameters else None
         if shape != entry.shape:
-            found = "no such parameter" if shape is None else f"one of shape {shape}"
+            other = "no such parameter" if shape is None else f"one of shape {shape}"
             raise MergeError(
-                f"{weights.folders[0]}: {name} is {entry.shape}, and the model in memory has {found}; candidates of "
+                f"{weights.folders[0]}: {name} is {entry.shape}, and the model in memory has {other}; candidates of "
                 "this architecture can't be applied to a live model: give the sweep a command, which gets them written"
             )
-    storages = {there[name].data_ptr() for name in weights.entries}
-    for name, parameter in there.items():
+    storages = {parameters[name].data_ptr() for name in weights.entries}
+    for name, parameter in parameters.items():
         if parameter.data_ptr() not in storages:
             raise MergeError(
                 f"{weights.folders[0]}: the model has a parameter {name}, for which the merge has no tensor; give the "
@@ -108,28 +109,29 @@ def _require_same(there: dict[str, Tensor], weights: Weights) -> None:
 def _target(name: str, parameter: Tensor) -> _Target:
     stored = _TYPES[parameter.dtype]
     shared = parameter.device.type == "cpu" and parameter.is_contiguous()
-    plain = parameter.detach() if shared else torch.empty(parameter.shape, dtype=parameter.dtype)
-    flat = plain.reshape(-1)
-    # numpy knows no bfloat16; its bits are seen as whole numbers.
+    storage = parameter.detach() if shared else torch.empty(parameter.shape, dtype=parameter.dtype)
+    flat = storage.reshape(-1)
+    # numpy has no bfloat16: view its bits as integers.
     elements = flat.view(torch.uint16).numpy() if stored == "BF16" else flat.numpy()
     return _Target(name, parameter, elements, stored, shared)
 
 
-def _finish(work: Sequence[Future[None]]) -> None:
-    for done in work:
-        done.result()
+def _wait(futures: Sequence[Future[None]]) -> None:
+    for future in futures:
+        future.result()
 
 
-def _put(target: _Target) -> None:
-    made: Any = torch.from_numpy(target.elements)
+def _move(target: _Target) -> None:
+    """Copy the elements to the parameter's device."""
+    tensor: Any = torch.from_numpy(target.elements)
     if target.stored == "BF16":
-        made = made.view(torch.bfloat16)
+        tensor = tensor.view(torch.bfloat16)
     with torch.no_grad():
-        target.parameter.copy_(made.reshape(target.parameter.shape))
+        target.parameter.copy_(tensor.reshape(target.parameter.shape))
 
 
 def _shares(reader: Reader, size: int) -> Iterator[tuple[int, int]]:
-    """Stretches for the threads: whole tensors where opening one costs something."""
+    """Yield (start, stop) for the threads; the whole tensor if opening its reader is expensive."""
     step = reader.step or PIECE
     length = max(_SHARE // step, 1) * step if reader.random_access else max(size, 1)
     for start in range(0, size, length):
@@ -137,26 +139,26 @@ def _shares(reader: Reader, size: int) -> Iterator[tuple[int, int]]:
 
 
 def _set(weights: Weights, target: _Target, written: str, first: int, last: int) -> None:
-    """The elements [first, last) of a parameter, rounded as they would be written."""
+    """Set the elements [first, last) of a parameter, rounded as they would be written."""
     reader = weights.reader(target.name)
     step = reader.step or PIECE
     for start in range(first, last, step):
         stop = min(start + step, last)
         values = reader.read(start, stop)
         try:
-            made = from_float(values, written)
+            rounded = from_float(values, written)
         except NotFiniteError as error:
             place, value = start + error.place, values[error.place]
             raise MergeError(
                 f"{target.name} would hold {value} at element {place}, as {DTYPE_NAMES[written]}; choose a wider dtype or "
                 "smaller weights"
             ) from None
-        target.elements[start:stop] = _as(made, written, target.stored)
+        target.elements[start:stop] = _converted(rounded, written, target.stored)
 
 
-def _as(made: Array, written: str, stored: str) -> Array:
-    """What was rounded to the written type, in the type of the model."""
+def _converted(values: Array, written: str, stored: str) -> Array:
+    """Convert values of the written type to the type of the model."""
     if stored == written:
-        return made
-    wide = to_float32(made, written)
+        return values
+    wide = to_float32(values, written)
     return wide if stored == "F32" else from_float(wide, stored)

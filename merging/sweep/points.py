@@ -1,4 +1,8 @@
-"""A point of a sweep -> its merge: `$NAME` and `1 - $NAME` give way to numbers, then the merge is read as always."""
+"""The merge at a point of a sweep: numbers replace `$NAME` and `1 - $NAME`, then it is read as usual.
+
+{model: runs/apo, weight: $a}, {model: runs/base, weight: 1 - $a}    at {a: 0.9}
+{model: runs/apo, weight: 0.9}, {model: runs/base, weight: 0.1}
+"""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,73 +16,76 @@ from dualign.merging.config import Merge, MergeSource, MergeStage
 from dualign.merging.mergekit.load import parse_documents
 
 Point = Mapping[str, Any]
-"""the value of each name; of a soup, `soup`: the places of the models that are in it"""
+"""the value of each name; for a greedy soup, `soup`: the indices of the models that are in it"""
 Problem = tuple[Key, str]
 SOUP = "soup"
 
-_OPEN = re.compile(r"(?P<rest>1\s*-\s*)?\$(?P<name>[A-Za-z_]\w*)")
+_PLACEHOLDER = re.compile(r"(?P<rest>1\s*-\s*)?\$(?P<name>[A-Za-z_]\w*)")
 
 
 @dataclass(slots=True)
-class _Noted(Document):
+class _KeyedDocument(Document):
     """A document that keeps the key of each problem."""
 
-    noted: list[Problem] = field(default_factory=list)
+    keyed_problems: list[Problem] = field(default_factory=list)
 
     def refuse(self, key: Key, message: str) -> None:
-        self.noted.append((key, message))
+        self.keyed_problems.append((key, message))
         Document.refuse(self, key, message)
 
 
-def read_merge(given: Any, point: Point, name: str) -> tuple[Merge | None, list[Problem]]:
-    """The merge at a point, and what is wrong with it, by key."""
-    filled = _filled(given, point)
-    if isinstance(filled, list) or "merge_method" in filled:
-        return _from_documents(filled if isinstance(filled, list) else [filled], point, name)
-    document = _Noted(file=name)
-    stage = parse(MergeStage, {"name": name, **filled}, document)
-    return _with_soup(stage.merge(), point) if stage else None, document.noted
+def read_merge(template: Any, point: Point, name: str) -> tuple[Merge | None, list[Problem]]:
+    """Return the merge at a point, and its problems by key.
+
+    `template` is the sweep's `merge`: a merge stage, or one or several documents in mergekit's form.
+    """
+    values = _substituted(template, point)
+    if isinstance(values, list) or "merge_method" in values:
+        return _read_documents(values if isinstance(values, list) else [values], point, name)
+    document = _KeyedDocument(file=name)
+    stage = parse(MergeStage, {"name": name, **values}, document)
+    return _with_soup(stage.merge(), point) if stage else None, document.keyed_problems
 
 
-def merge_at(given: Any, point: Point, name: str) -> Merge:
-    """The merge at a point.
+def merge_at(template: Any, point: Point, name: str) -> Merge:
+    """Return the merge at a point.
 
     Raises:
-        ConfigError: it can't be right, which the recipe's own checks should have told before.
+        ConfigError: it has problems; the checks of the recipe report most of them earlier.
     """
-    merge, problems = read_merge(given, point, name)
+    merge, problems = read_merge(template, point, name)
     if merge is None or problems:
         raise ConfigError("\n".join(f"{name}: {key}: {message}" for key, message in problems))
     return merge
 
 
-def _from_documents(
+def _read_documents(
     values: Sequence[Any], point: Point, name: str
 ) -> tuple[Merge | None, list[Problem]]:
-    documents = [_Noted(file=name, value=one) for one in values]
+    documents = [_KeyedDocument(file=name, value=value) for value in values]
     try:
         merge = parse_documents([*documents], Path())
     except ConfigError as error:
         several = len(documents) > 1
-        found = [
+        problems: list[Problem] = [
             ((i, *key) if several else key, message)
             for i, document in enumerate(documents)
-            for key, message in document.noted
+            for key, message in document.keyed_problems
         ]
-        return None, found or [((), str(error))]
+        return None, problems or [((), str(error))]
     return _with_soup(merge, point), []
 
 
 def _with_soup(merge: Merge, point: Point) -> Merge:
-    """Models that aren't in the soup get weight 0; they stay, so that config and tokenizer do."""
+    """Give models outside of the soup weight 0; they stay for their config and tokenizer."""
     if SOUP not in point:
         return merge
-    (one,) = merge.slices
+    (slice_,) = merge.slices
     sources = tuple(
-        source if place in point[SOUP] else _without_weight(source)
-        for place, source in enumerate(one.sources)
+        source if i in point[SOUP] else _without_weight(source)
+        for i, source in enumerate(slice_.sources)
     )
-    return replace(merge, slices=(replace(one, sources=sources),))
+    return replace(merge, slices=(replace(slice_, sources=sources),))
 
 
 def _without_weight(source: MergeSource) -> MergeSource:
@@ -86,36 +93,34 @@ def _without_weight(source: MergeSource) -> MergeSource:
     return replace(source, parameters=replace(level, values={**level.values, "weight": 0.0}))
 
 
-def _filled(value: Any, point: Point) -> Any:
-    """The same values as YAML gives them, with the point's numbers in the open places."""
+def _substituted(value: Any, point: Point) -> Any:
+    """Return plain YAML values with the point's numbers in place of the placeholders."""
     if isinstance(value, Mapping):
-        return {name: _filled(one, point) for name, one in value.items()}
+        return {name: _substituted(item, point) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_filled(one, point) for one in value]
-    found = _OPEN.fullmatch(value) if isinstance(value, str) else None
-    if found is None or found["name"] not in point:
+        return [_substituted(item, point) for item in value]
+    match = _PLACEHOLDER.fullmatch(value) if isinstance(value, str) else None
+    if match is None or match["name"] not in point:
         return value
-    number = point[found["name"]]
+    number = point[match["name"]]
+    is_number = isinstance(number, int | float) and not isinstance(number, bool)
     # Rounded, so that 1 - 0.9 is 0.1.
-    return round(1 - number, 12) if found["rest"] and _is_number(number) else number
+    return round(1 - number, 12) if match["rest"] and is_number else number
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def placeholders(template: Any) -> list[tuple[str, str]]:
+    """Return (dotted key, name) of each placeholder."""
+    matches = ((key, _PLACEHOLDER.fullmatch(text)) for key, text in _texts(template, ""))
+    return [(key, match["name"]) for key, match in matches if match]
 
 
-def names_in(value: Any, key: str = "") -> list[tuple[str, str]]:
-    """Where each name is used: (dotted key, name)."""
-    found = ((where, _OPEN.fullmatch(text)) for where, text in _texts(value, key))
-    return [(where, one["name"]) for where, one in found if one]
-
-
-def wrong_expressions(value: Any, names: Sequence[str]) -> list[tuple[str, str]]:
-    """Texts that use a name in a way that isn't understood, such as `2 * $a`."""
+def invalid_expressions(template: Any, names: Sequence[str]) -> list[tuple[str, str]]:
+    """Return (dotted key, text) of texts that use a name in another way, such as `2 * $a`."""
     return [
-        (where, text)
-        for where, text in _texts(value, "")
-        if not _OPEN.fullmatch(text) and any(one["name"] in names for one in _OPEN.finditer(text))
+        (key, text)
+        for key, text in _texts(template, "")
+        if not _PLACEHOLDER.fullmatch(text)
+        and any(match["name"] in names for match in _PLACEHOLDER.finditer(text))
     ]
 
 
@@ -127,5 +132,5 @@ def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
         items = value.items()
     elif isinstance(value, list | tuple):
         items = enumerate(value)
-    for name, one in items:
-        yield from _texts(one, f"{key}.{name}" if key else str(name))
+    for name, item in items:
+        yield from _texts(item, f"{key}.{name}" if key else str(name))

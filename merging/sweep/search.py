@@ -1,7 +1,7 @@
-"""The searches: each asks for points, gets their values, and says at the end what it has found.
+"""Searches: each asks for the values of points, and returns a summary at the end.
 
-A search is a generator: it yields a point and is sent that point's value, where higher is better. What it returns goes
-into sweep.json under `search`. All of them are deterministic for a seed.
+A search is a generator: it yields a point and is sent that point's value, higher is better. Its return
+value goes into sweep.json under `search`. All searches are deterministic for a seed.
 """
 
 import math
@@ -13,34 +13,34 @@ from dualign.errors import MergeError
 from dualign.merging.sweep.config import Range, SweepStage
 from dualign.merging.sweep.points import SOUP, Point
 
-Found = dict[str, Any]
-Search = Generator[Point, float, Found]
+SearchSummary = dict[str, Any]
+Search = Generator[Point, float, SearchSummary]
 
 GOLDEN = (math.sqrt(5) - 1) / 2
-FIRST_SPREAD = 0.3  # of CMA-ES, as a share of each range
+INITIAL_SPREAD = 0.3  # of CMA-ES, as a share of each range
 UNUSABLE = -math.inf
 """the value of a candidate that can't be merged"""
 
 
-def start(stage: SweepStage, *, seed: int) -> Search:
-    """The search that the stage names."""
+def start_search(stage: SweepStage, *, seed: int) -> Search:
+    """Return the search that the stage names."""
     match stage.search:
         case "grid":
             return grid(stage)
         case "golden":
-            ((name, one),) = stage.vary.items()
-            assert isinstance(one, Range), "checked when the recipe was read"
-            return golden(name, one, tolerance=stage.tolerance, budget=stage.budget)
+            ((name, range_),) = stage.vary.items()
+            assert isinstance(range_, Range), "checked when the recipe was read"
+            return golden(name, range_, tolerance=stage.tolerance, budget=stage.budget)
         case "cma":
-            ranges = {name: one for name, one in stage.vary.items() if isinstance(one, Range)}
+            ranges = {name: part for name, part in stage.vary.items() if isinstance(part, Range)}
             assert stage.budget is not None, "checked when the recipe was read"
             return cma(ranges, budget=stage.budget, seed=seed)
         case "greedy_soup":
             return greedy_soup(len(stage.models))
 
 
-def most(stage: SweepStage) -> int:
-    """The number of candidates, or an upper bound of it."""
+def max_evaluations(stage: SweepStage) -> int:
+    """Return the number of candidates, or an upper bound of it."""
     match stage.search:
         case "grid":
             return math.prod(len(values) for values in _values(stage))
@@ -53,65 +53,68 @@ def most(stage: SweepStage) -> int:
             return 2 * len(stage.models) - 1
 
 
-def points(stage: SweepStage) -> list[Point]:
-    """Those of a grid, the last name the fastest."""
-    return [dict(zip(stage.vary, one, strict=True)) for one in product(*_values(stage))]
+def grid_points(stage: SweepStage) -> list[Point]:
+    """Return the points of a grid; the last name varies fastest."""
+    return [dict(zip(stage.vary, values, strict=True)) for values in product(*_values(stage))]
 
 
 def _values(stage: SweepStage) -> list[tuple[Any, ...]]:
-    return [one.values() if isinstance(one, Range) else one for one in stage.vary.values()]
+    return [
+        values.values() if isinstance(values, Range) else values for values in stage.vary.values()
+    ]
 
 
 def grid(stage: SweepStage) -> Search:
     """Every combination of the values."""
-    for point in points(stage):  # noqa: UP028 - a list can't be sent the values
+    for point in grid_points(stage):  # noqa: UP028 - a list can't be sent the values
         yield point
     return {}
 
 
-def golden(name: str, one: Range, *, tolerance: float, budget: int | None) -> Search:
+def golden(name: str, range_: Range, *, tolerance: float, budget: int | None) -> Search:
     """Golden section search (Kiefer 1953) for the peak of a function that has one peak.
 
-    The interval shrinks by 0.618 with each candidate, until it is `tolerance` of the range. On equal values the part
-    with the higher end of the range stays.
+    The interval shrinks by 0.618 with each candidate, until it is `tolerance` of the range. On equal
+    values the part with the higher end of the range stays.
     """
     low, high = 0.0, 1.0
     left, right = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
-    at_left = yield {name: one.at(left)}
-    at_right = yield {name: one.at(right)}
-    asked = 2
-    while high - low > tolerance and (budget is None or asked < budget):
-        if at_left > at_right:
-            high, right, at_right = right, left, at_left
+    left_value = yield {name: range_.value_at(left)}
+    right_value = yield {name: range_.value_at(right)}
+    evaluations = 2
+    while high - low > tolerance and (budget is None or evaluations < budget):
+        if left_value > right_value:
+            high, right, right_value = right, left, left_value
             left = high - GOLDEN * (high - low)
-            at_left = yield {name: one.at(left)}
+            left_value = yield {name: range_.value_at(left)}
         else:
-            low, left, at_left = left, right, at_right
+            low, left, left_value = left, right, right_value
             right = low + GOLDEN * (high - low)
-            at_right = yield {name: one.at(right)}
-        asked += 1
-    if at_left > at_right:
+            right_value = yield {name: range_.value_at(right)}
+        evaluations += 1
+    if left_value > right_value:
         high = right
     else:
         low = left
-    return {"interval": [one.at(low), one.at(high)], "evaluations": asked}
+    interval = [range_.value_at(low), range_.value_at(high)]
+    return {"interval": interval, "evaluations": evaluations}
 
 
 def greedy_soup(count: int) -> Search:
     """Greedy soup (Wortsman et al. 2022, arXiv 2203.05482, Recipe 1) of `count` models.
 
-    Each model is scored alone; then, from the best down, each joins the average if the score doesn't fall.
+    Each model is scored alone; then, from the best down, each joins the average unless the score falls.
     """
     alone = []
-    for place in range(count):
-        alone.append((yield {SOUP: (place,)}))
-    order = sorted(range(count), key=lambda place: -alone[place])
+    for model in range(count):
+        alone.append((yield {SOUP: (model,)}))
+    order = sorted(range(count), key=lambda model: -alone[model])
     soup: tuple[int, ...] = (order[0],)
     best = alone[order[0]]
-    for place in order[1:]:
-        if alone[place] == UNUSABLE:
+    for model in order[1:]:
+        if alone[model] == UNUSABLE:
             continue
-        larger = tuple(sorted((*soup, place)))
+        larger = tuple(sorted((*soup, model)))
         value = yield {SOUP: larger}
         if value >= best:
             soup, best = larger, value
@@ -121,36 +124,36 @@ def greedy_soup(count: int) -> Search:
 def cma(ranges: dict[str, Range], *, budget: int, seed: int) -> Search:
     """CMA-ES (Hansen 2016, arXiv 1604.00772) by the package cmaes, each range scaled to [0, 1].
 
-    Starts in the middle with a spread of 0.3 of each range. What a last, incomplete generation brought counts for the
-    result, though not for the search.
+    Starts in the middle with a spread of 0.3 of each range. An incomplete last generation can win but
+    does not update the search.
     """
     optimizer = _optimizer(len(ranges), seed)
-    generations, left = 0, budget
-    while left > 0:
-        asked = [optimizer.ask() for _ in range(min(optimizer.population_size, left))]
-        told = []
-        for place in asked:
-            numbers = [one.at(float(x)) for one, x in zip(ranges.values(), place, strict=True)]
-            value = yield dict(zip(ranges, numbers, strict=True))
-            told.append((place, -value))
-        left -= len(asked)
-        if len(told) == optimizer.population_size:
-            optimizer.tell(_finite(told))
+    generations, remaining = 0, budget
+    while remaining > 0:
+        positions = [optimizer.ask() for _ in range(min(optimizer.population_size, remaining))]
+        losses = []
+        for position in positions:
+            value = yield _point(ranges, position)
+            losses.append((position, -value))
+        remaining -= len(positions)
+        if len(losses) == optimizer.population_size:
+            optimizer.tell(_finite(losses))
             generations += 1
             if optimizer.should_stop():
                 break
-    mean = [
-        one.at(min(max(float(x), 0.0), 1.0))
-        for one, x in zip(ranges.values(), optimizer.mean, strict=True)
-    ]
-    return {"generations": generations, "mean": dict(zip(ranges, mean, strict=True))}
+    mean = [min(max(float(share), 0.0), 1.0) for share in optimizer.mean]
+    return {"generations": generations, "mean": _point(ranges, mean)}
 
 
-def _finite(told: Sequence[tuple[Any, float]]) -> list[tuple[Any, float]]:
-    """Candidates that can't be merged count as worse than the worst of the others."""
-    known = [value for _, value in told if math.isfinite(value)]
-    worst = max(known, default=0.0) + 1.0
-    return [(place, value if math.isfinite(value) else worst) for place, value in told]
+def _point(ranges: dict[str, Range], position: Sequence[float]) -> dict[str, float]:
+    shares = zip(ranges.items(), position, strict=True)
+    return {name: range_.value_at(float(share)) for (name, range_), share in shares}
+
+
+def _finite(losses: Sequence[tuple[Any, float]]) -> list[tuple[Any, float]]:
+    """Count candidates that can't be merged as worse than the worst of the others."""
+    worst = max((loss for _, loss in losses if math.isfinite(loss)), default=0.0) + 1.0
+    return [(position, loss if math.isfinite(loss) else worst) for position, loss in losses]
 
 
 def _optimizer(count: int, seed: int) -> Any:
@@ -163,4 +166,4 @@ def _optimizer(count: int, seed: int) -> Any:
             "search: cma needs the package cmaes: pip install 'dualign[sweep]' (or cmaes)"
         ) from None
     bounds = np.tile([0.0, 1.0], (count, 1))
-    return CMA(mean=np.full(count, 0.5), sigma=FIRST_SPREAD, bounds=bounds, seed=seed)
+    return CMA(mean=np.full(count, 0.5), sigma=INITIAL_SPREAD, bounds=bounds, seed=seed)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dualign.merging.sweep.points import merge_at
-from dualign.merging.sweep.search import points
+from dualign.merging.sweep.search import grid_points
 from dualign.recipe import load_recipe
 from dualign.recipes.smollm3 import gsm_plus
 from dualign.tasks import load_problems, load_task
@@ -21,7 +21,7 @@ def test_its_points_hold_the_published_merge_and_the_checkpoint_alone() -> None:
             source.parameters.values["weight"]
             for source in merge_at(stage.merge, point, "s").slices[0].sources
         ]
-        for point in points(stage)
+        for point in grid_points(stage)
     ]
     assert [0.9, 0.1] in weights and [1.0, 0.0] in weights
     merge = merge_at(stage.merge, {"a": 0.9}, "s")

@@ -35,7 +35,7 @@ def test_a_grid_is_every_combination_the_last_name_the_fastest() -> None:
     asked, _ = drive(grid(stage), lambda _: 0.0)
     pairs = [(point["a"], point["b"]) for point in asked]
     assert pairs == [(1, 0.0), (1, 1.0), (2, 0.0), (2, 1.0)]
-    assert search.most(stage) == 4
+    assert search.max_evaluations(stage) == 4
 
 
 @pytest.mark.parametrize("peak", [0.0, 0.137, 0.5, 0.93, 1.0])
@@ -47,7 +47,7 @@ def test_golden_section_brackets_the_peak_of_a_function_with_one(peak: float) ->
     assert high - low <= 0.01
     assert len(asked) == found["evaluations"] <= 12, "0.618^10 is 0.008"
     whole = SweepStage(name="s", merge={}, vary={"a": UNIT}, search="golden", tolerance=0.01)
-    assert len(asked) <= search.most(whole)
+    assert len(asked) <= search.max_evaluations(whole)
 
 
 def test_golden_section_stops_at_its_budget_and_says_how_far_it_came() -> None:

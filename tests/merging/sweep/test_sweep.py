@@ -14,7 +14,7 @@ import dualign.evaluation.evaluate as evaluate
 from dualign.checkpoints.checkpoint import Checkpoint, read_whole
 from dualign.cli.main import main
 from dualign.merging.sweep import live, sweep
-from dualign.merging.sweep.score_cache import Memory
+from dualign.merging.sweep.score_cache import ScoreCache
 from tests.checkpoints.folders import write_model
 
 WriteSweep = Callable[..., Path]
@@ -392,7 +392,7 @@ def test_a_stage_of_a_recipe_is_planned_run_and_reported(
 
 
 def test_a_line_that_a_crash_cut_is_dropped(tmp_path: Path) -> None:
-    memory = Memory(tmp_path, "s")
+    memory = ScoreCache(tmp_path, "s")
     memory.add({"key": "a", "value": 1.0})
     with memory.scores.open("a", encoding="utf-8") as file:
         file.write('{"key": "b", "va')
@@ -406,4 +406,4 @@ def test_a_search_is_driven_to_its_end_even_if_it_asks_for_nothing() -> None:
         return {"done": True}
         yield
 
-    assert sweep._driven(nothing(), lambda point: 0.0) == {"done": True}
+    assert sweep._run_search(nothing(), lambda point: 0.0) == {"done": True}

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 import pytest
 
 from dualign.evaluation.scores import Change, paired_change, wilson
-from dualign.merging.sweep.scored import (
+from dualign.merging.sweep.candidates import (
     Candidate,
-    Scored,
+    CandidateScore,
     compare,
-    front,
     mean_of,
     objective_of,
-    scored_from,
+    pareto_front,
+    score_samples,
     winner,
 )
 
@@ -33,27 +33,27 @@ def samples(
     ]  # fmt: skip
 
 
-def candidate(scored: Scored | None, **point: object) -> Candidate:
-    return Candidate(point=point, key="", scored=scored)
+def candidate(scored: CandidateScore | None, **point: object) -> Candidate:
+    return Candidate(point=point, key="", score=scored)
 
 
 @pytest.mark.parametrize(
     ("objective", "value"), [("mean", 0.5), ("think", 0.75), ("no_think", 0.25), ("min", 0.25)]
 )
 def test_the_objective_is_of_the_modes(objective: str, value: float) -> None:
-    scored = scored_from(samples([1, 1, 1, 0], [1, 0, 0, 0]), objective)  # type: ignore[arg-type]
+    scored = score_samples(samples([1, 1, 1, 0], [1, 0, 0, 0]), objective)  # type: ignore[arg-type]
     assert scored.value == value
     assert scored.right["t"]["think"] == (True, True, True, False)
 
 
 def test_each_task_counts_alike_whatever_its_length() -> None:
     both = samples([1, 1], [0, 0]) + samples([0] * 8, [0] * 8, task="long")
-    scored = scored_from(both, "think")
+    scored = score_samples(both, "think")
     assert scored.value == 0.5
 
 
 def test_the_interval_of_one_task_is_wilsons_and_of_two_that_of_their_mean() -> None:
-    scored = scored_from(samples([1, 1, 1, 0], [0] * 4), "think")
+    scored = score_samples(samples([1, 1, 1, 0], [0] * 4), "think")
     found = objective_of(scored, "think")
     assert (found.low, found.high) == pytest.approx(wilson(0.75, 4))
     mean = mean_of([Change(value=0.6, low=0.3, high=0.7), Change(value=0.4, low=0.0, high=0.4)])
@@ -63,8 +63,8 @@ def test_the_interval_of_one_task_is_wilsons_and_of_two_that_of_their_mean() -> 
 
 
 def test_two_candidates_are_compared_problem_by_problem() -> None:
-    first = scored_from(samples([1] * 20, [0] * 20), "think")
-    second = scored_from(samples([1] * 10 + [0] * 10, [0] * 20), "think")
+    first = score_samples(samples([1] * 20, [0] * 20), "think")
+    second = score_samples(samples([1] * 10 + [0] * 10, [0] * 20), "think")
     found = compare(first, second, "think")
     expected = paired_change([True] * 10 + [False] * 10, [True] * 20)
     assert (found.value, found.low, found.high) == (expected.value, expected.low, expected.high)
@@ -73,25 +73,25 @@ def test_two_candidates_are_compared_problem_by_problem() -> None:
 
 
 def test_the_lower_mode_is_compared_with_the_lower_mode() -> None:
-    high_think = scored_from(samples([1] * 9 + [0], [1] * 5 + [0] * 5), "min")
-    low_think = scored_from(samples([1] * 4 + [0] * 6, [1] * 10), "min")
+    high_think = score_samples(samples([1] * 9 + [0], [1] * 5 + [0] * 5), "min")
+    low_think = score_samples(samples([1] * 4 + [0] * 6, [1] * 10), "min")
     found = compare(high_think, low_think, "min")
     assert found.value == pytest.approx(0.1)
     assert not found.measurable
 
 
 def test_ties_go_to_the_better_weak_mode_then_to_fewer_leaks_then_to_the_first() -> None:
-    lopsided = scored_from(samples([1, 1], [0, 0]), "mean")
-    even = scored_from(samples([1, 0], [1, 0]), "mean")
-    leaking = scored_from(samples([1, 0], [1, 0], leaked=True), "mean")
+    lopsided = score_samples(samples([1, 1], [0, 0]), "mean")
+    even = score_samples(samples([1, 0], [1, 0]), "mean")
+    leaking = score_samples(samples([1, 0], [1, 0], leaked=True), "mean")
     assert winner([candidate(lopsided), candidate(even)]) == 1
     assert winner([candidate(leaking), candidate(even), candidate(even)]) == 1
     assert winner([candidate(None), candidate(None)]) is None
-    numbers = [candidate(Scored(value=value)) for value in (2.0, 1.0, 3.0)]
+    numbers = [candidate(CandidateScore(value=value)) for value in (2.0, 1.0, 3.0)]
     assert (winner(numbers), winner(numbers, lowest=True)) == (2, 1)
 
 
 def test_the_front_is_what_no_other_beats() -> None:
     grid = [([1, 1], [0, 0]), ([1, 0], [1, 0]), ([0, 0], [1, 1]), ([1, 0], [0, 0])]
-    tried = [candidate(scored_from(samples(*point), "mean")) for point in grid]
-    assert front([*tried, candidate(None)]) == {0, 1, 2}
+    tried = [candidate(score_samples(samples(*point), "mean")) for point in grid]
+    assert pareto_front([*tried, candidate(None)]) == {0, 1, 2}
