@@ -73,12 +73,12 @@ def _read(args: Namespace) -> tuple[Recipe, StageEntry]:
 
 
 def _dry_run(recipe: Recipe, entry: StageEntry) -> str:
-    from dualign.cost.plan import resolved
+    from dualign.cost.plan import resolve_references
     from dualign.engine import statuses
     from dualign.merging.sweep.estimate import estimate
 
     found = statuses(recipe, remember=False)
-    config, missing = resolved(entry, found)
+    config, missing = resolve_references(entry, found)
     if missing:
         raise ConfigError(
             f"{recipe.file}: stage {entry.name} merges {', '.join(missing)}, which hasn't run yet"

@@ -1,7 +1,8 @@
-"""What a decoder layer keeps from its forward pass for its backward pass, tensor by tensor.
+"""Activation memory: what a decoder layer saves in its forward pass for the backward pass.
 
-Taken from transformers' Llama, Qwen and SmolLM3 layers under PyTorch's autograd, with and without PEFT's LoRA, and
-compared with what autograd saves (tests/cost/test_activations.py). Elements are counted per token and layer.
+Derived from transformers' Llama, Qwen and SmolLM3 layers under PyTorch's autograd, with and without
+PEFT's LoRA, and compared with what autograd saves (tests/cost/test_activations.py). Bytes are
+counted per token and layer.
 """
 
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from dualign.cost.model_shape import ModelShape
 from dualign.cost.training_shape import LoraShape, TrainingShape
 
-# Modules that read the same tensor: the two norms' outputs, the attention output, the gated product.
+# Modules that share an input: the two norms' outputs, the attention output, the gated product.
 _READERS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
 
 
@@ -18,20 +19,20 @@ class Activations:
     """Bytes for one micro-batch."""
 
     layer: int
-    """all that one layer keeps"""
+    """everything that one layer saves"""
     layer_input: int
-    """what remains of a layer under gradient checkpointing"""
-    ends: int
+    """what one layer saves under gradient checkpointing"""
+    outside_layers: int
     """final norm, the head's input, rotary tables"""
 
-    def kept(self, shape: ModelShape, training: TrainingShape) -> int:
-        """Alive between the forward and the backward pass."""
-        one = self.layer_input if training.gradient_checkpointing else self.layer
-        return shape.layers * one + self.ends
+    def saved(self, shape: ModelShape, training: TrainingShape) -> int:
+        """Return the bytes alive between forward and backward pass."""
+        per_layer = self.layer_input if training.gradient_checkpointing else self.layer
+        return shape.layers * per_layer + self.outside_layers
 
 
 def activations(shape: ModelShape, training: TrainingShape) -> Activations:
-    """The bytes that `training` makes the layers of `shape` keep."""
+    """Return the activation memory of one micro-batch."""
     per_token = (
         _norms(shape, training)
         + _attention(shape, training)
@@ -39,29 +40,29 @@ def activations(shape: ModelShape, training: TrainingShape) -> Activations:
         + _mlp(shape, training)
     )
     trained_norm = training.residual_bytes if training.lora is None else 0
-    ends = (
+    outside_layers = (
         shape.hidden * (4 + trained_norm + training.residual_bytes)
         + 2 * shape.head_dim * training.residual_bytes
     )
     return Activations(
         layer=training.tokens * per_token + _attention_square(shape, training),
         layer_input=training.tokens * shape.hidden * training.residual_bytes,
-        ends=training.tokens * ends,
+        outside_layers=training.tokens * outside_layers,
     )
 
 
 def _norms(shape: ModelShape, training: TrainingShape) -> int:
-    """Each norm keeps its input in float32, and the normalised input if its weight trains, and 1 / rms."""
+    """Norms save the input in float32, 1 / rms, and the normalized input if the weight trains."""
     trains = training.lora is None
-    kept = 2 * (shape.hidden * (4 + trains * training.residual_bytes) + 4)
+    size = 2 * (shape.hidden * (4 + trains * training.residual_bytes) + 4)
     if shape.qk_norm:
-        kept += (shape.attention_width + shape.kv_width) * (4 + trains * training.dtype_bytes)
-        kept += (shape.heads + shape.kv_heads) * 4
-    return kept
+        size += (shape.attention_width + shape.kv_width) * (4 + trains * training.dtype_bytes)
+        size += (shape.heads + shape.kv_heads) * 4
+    return size
 
 
 def _attention(shape: ModelShape, training: TrainingShape) -> int:
-    """Queries, keys, values, output and, except in eager attention, a log-sum-exp per head."""
+    """Queries, keys, values, output; a log-sum-exp per head, except in eager attention."""
     repeated = training.attention == "eager" or (training.attention == "sdpa" and training.masked)
     kv_width = shape.attention_width if repeated else shape.kv_width
     sums = 0 if training.attention == "eager" else shape.heads * 4
@@ -69,7 +70,7 @@ def _attention(shape: ModelShape, training: TrainingShape) -> int:
 
 
 def _attention_square(shape: ModelShape, training: TrainingShape) -> int:
-    """What grows with tokens x tokens: SDPA's mask as numbers, eager attention's probabilities."""
+    """Terms in tokens x tokens: SDPA's float mask, eager attention's probabilities."""
     square = training.micro_batch * training.max_tokens**2
     if training.attention == "eager":
         copies = 4 + (training.dtype_bytes if training.dtype_bytes < 4 else 0)
@@ -78,16 +79,19 @@ def _attention_square(shape: ModelShape, training: TrainingShape) -> int:
 
 
 def _mlp(shape: ModelShape, training: TrainingShape) -> int:
-    """The gate before and after its activation, and the up projection; the product is down_proj's input."""
+    """The gate before and after its activation, and the up projection.
+
+    Their product is down_proj's input, counted in `_linear_inputs`.
+    """
     return 3 * shape.intermediate * training.dtype_bytes
 
 
 def _linear_inputs(shape: ModelShape, training: TrainingShape) -> int:
-    """A linear module keeps its input if its weight trains; so does an adapter."""
+    """A linear module saves its input if its weight trains; so does an adapter."""
     linears = shape.linears()
     if training.lora:
         return _adapter_inputs(shape, training, training.lora)
-    # Autocast casts a norm's float32 output anew for each reader; the others already are in the compute type.
+    # Autocast casts a norm's float32 output once for each reader; the others have the compute type.
     return sum(
         linears[readers[0]][0] * training.dtype_bytes * (len(readers) if training.autocast else 1)
         for readers in _READERS
@@ -96,11 +100,11 @@ def _linear_inputs(shape: ModelShape, training: TrainingShape) -> int:
 
 
 def _adapter_inputs(shape: ModelShape, training: TrainingShape, lora: LoraShape) -> int:
-    """An adapter keeps its input, shared or its own copy, and A's output; DoRA keeps both outputs."""
+    """An adapter saves its input, shared or copied, and A's output; DoRA saves both outputs."""
     targets = lora.targets(shape)
-    kept = 2 if training.autocast else training.adapter_bytes
+    width = 2 if training.autocast else training.adapter_bytes
     total = sum(
-        lora.r * kept + lora.dora * outputs * (kept + training.dtype_bytes)
+        lora.r * width + lora.dora * outputs * (width + training.dtype_bytes)
         for _, outputs in targets.values()
     )
     if not (training.autocast or lora.dropout or training.adapter_bytes != training.dtype_bytes):
@@ -110,8 +114,8 @@ def _adapter_inputs(shape: ModelShape, training: TrainingShape, lora: LoraShape)
             for name in readers
             if name in targets and name != "o_proj"
         }
-        return total + sum(shape.linears()[readers[0]][0] * kept for readers in shared)
+        return total + sum(shape.linears()[readers[0]][0] * width for readers in shared)
     mask = 1 if training.device == "cuda" else training.adapter_bytes
     return total + sum(
-        inputs * (kept + mask * (lora.dropout > 0)) for inputs, _ in targets.values()
+        inputs * (width + mask * (lora.dropout > 0)) for inputs, _ in targets.values()
     )

@@ -1,8 +1,13 @@
-"""What a training stage needs in memory, from the model's dimensions alone, with the formula of each term.
+"""Peak memory of a training stage, estimated from the model's dimensions, with each term's formula.
 
-`dualign plan` prints it before anything is loaded. Peak memory isn't the sum of all terms: gradients grow while
-activations are freed. So the estimate looks at a few moments of a step, adds up what is alive at each, and takes the
-largest. All figures are bytes for one process.
+`dualign plan` prints it before anything is loaded. The peak isn't the sum of all terms, because
+gradients grow while activations are freed. So the estimate adds up the terms alive at a few moments
+of a step and takes the maximum. All figures are bytes for one process.
+
+Example, SFT without LoRA and without accumulation: during the backward pass of the last layer weights,
+optimizer, all activations and the head's gradient are alive; at the optimizer step weights,
+optimizer and all gradients, but no activations. Long rows make the first larger, a large model the
+second.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,7 +23,7 @@ _TERMS: Mapping[str, Callable[[ModelShape, TrainingShape], terms.Term]] = {
     "gradients": terms.gradients,
     "optimizer": terms.optimizer,
     "reference": terms.reference,
-    "activations": terms.kept_activations,
+    "activations": terms.saved_activations,
     "logits": terms.logits,
     "head_gradient": terms.head_gradient,
     "workspace": terms.workspace,
@@ -26,13 +31,13 @@ _TERMS: Mapping[str, Callable[[ModelShape, TrainingShape], terms.Term]] = {
     "saving": terms.saving,
     "framework": terms.framework,
 }
-# Alive at every moment.
+# Terms alive at every moment.
 _STEADY = ("weights", "master_weights", "optimizer", "reference", "framework")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MemoryEstimate:
-    """Each term at its full size, and what they come to at the worst moment of a step."""
+    """Each term at its full size, and the terms alive at each moment of a step."""
 
     weights: int
     master_weights: int
@@ -41,38 +46,38 @@ class MemoryEstimate:
     reference: int
     activations: int
     logits: int
-    """the fused output head at work"""
+    """the fused output head in its backward pass"""
     head_gradient: int
-    """the output head's gradient, there before all others"""
+    """the output head's gradient, which comes before all others"""
     workspace: int
     """the layer that is being differentiated"""
     step: int
-    """temporaries of the optimiser's step"""
+    """temporaries of the optimizer step"""
     saving: int
     framework: int
-    how: Mapping[str, str]
-    """term -> its formula with the numbers filled in"""
+    formulas: Mapping[str, str]
+    """term -> its formula with numbers"""
     moments: Mapping[str, tuple[str, ...]]
-    """moment of a step -> the terms alive then"""
+    """moment of a step -> terms alive"""
 
     def at(self, moment: str) -> int:
-        """Bytes alive at a moment."""
+        """Return the bytes alive at a moment."""
         return sum(getattr(self, name) for name in self.moments[moment])
 
     @property
     def peak(self) -> str:
-        """The moment that needs most."""
+        """The moment that needs the most."""
         return max(self.moments, key=self.at)
 
     @property
     def total(self) -> int:
         return self.at(self.peak)
 
-    def formula(self) -> tuple[str, ...]:
-        """A line for each term that isn't zero, then one for the peak."""
-        sizes = {name: getattr(self, name) for name in self.how}
+    def lines(self) -> tuple[str, ...]:
+        """Return a line for each term that isn't zero, then one for the peak."""
+        sizes = {name: getattr(self, name) for name in self.formulas}
         lines = [
-            f"{name:<14} {_size(size):>10} = {self.how[name]}"
+            f"{name:<14} {_size(size):>10} = {self.formulas[name]}"
             for name, size in sizes.items()
             if size
         ]
@@ -81,18 +86,18 @@ class MemoryEstimate:
 
 
 def estimate(shape: ModelShape, training: TrainingShape) -> MemoryEstimate:
-    """Peak memory of one process that trains `shape` as `training` says."""
-    found = {name: term(shape, training) for name, term in _TERMS.items()}
+    """Estimate the peak memory of one process that trains `shape` as `training` says."""
+    by_name = {name: term(shape, training) for name, term in _TERMS.items()}
     return MemoryEstimate(
-        **{name: round(term.bytes) for name, term in found.items()},
-        how={name: term.how for name, term in found.items()},
+        **{name: round(term.bytes) for name, term in by_name.items()},
+        formulas={name: term.formula for name, term in by_name.items()},
         moments=_moments(shape, training),
     )
 
 
 def _moments(shape: ModelShape, training: TrainingShape) -> Mapping[str, tuple[str, ...]]:
     earlier = ("gradients",) if training.gradient_accumulation > 1 else ()
-    # A tied or accumulated embedding has a gradient already when its own arrives.
+    # A tied or accumulated embedding already has a gradient when the embedding's own arrives.
     second = ("head_gradient",) if shape.tied or earlier else ()
     return {
         "loss": (*_STEADY, *earlier, "activations", "logits", "head_gradient"),

@@ -1,6 +1,6 @@
-"""The dimensions of a decoder, read from its config.json: enough to count parameters without loading anything.
+"""Dimensions of a decoder, read from its config.json: enough to count parameters.
 
-`dualign plan` has to say what a model costs before torch is imported and before the weights are there.
+`dualign plan` needs them before torch is imported and before the weights are downloaded.
 """
 
 import json
@@ -11,9 +11,9 @@ from typing import Any
 
 from dualign.errors import CheckpointError
 
-# The families whose layers were compared with the counts below: norm, attention, norm, gated MLP.
-KNOWN_TYPES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
-# What a config.json may leave out, by family: transformers' own defaults.
+# Families whose layers were compared with the counts below: norm, attention, norm, gated MLP.
+_SUPPORTED_TYPES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
+# Keys that a config.json may leave out, with transformers' defaults for the family.
 _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "mistral": {"num_key_value_heads": 8},
     "qwen2": {"num_key_value_heads": 32},
@@ -31,7 +31,7 @@ _REQUIRED = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelShape:
-    """A dense decoder: `layers` times (attention, gated MLP), an embedding, an output head."""
+    """A dense decoder: an embedding, `layers` times (attention, gated MLP), an output head."""
 
     model_type: str
     hidden: int
@@ -42,7 +42,7 @@ class ModelShape:
     head_dim: int
     vocab: int
     tied: bool
-    """the output head is the embedding's transpose"""
+    """the output head is the transposed embedding"""
     qkv_bias: bool = False
     o_bias: bool = False
     mlp_bias: bool = False
@@ -50,11 +50,15 @@ class ModelShape:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], *, where: str = "config.json") -> "ModelShape":
-        """The shape in a config.json; CheckpointError when it isn't a dense decoder that is known here."""
+        """Return the shape in a config.json.
+
+        Raises:
+            CheckpointError: not a supported dense decoder, or dimensions are missing.
+        """
         kind = config.get("model_type")
-        if kind not in KNOWN_TYPES:
+        if kind not in _SUPPORTED_TYPES:
             raise CheckpointError(
-                f"{where}: model_type {kind!r} can't be estimated; expected one of {', '.join(KNOWN_TYPES)}"
+                f"{where}: model_type {kind!r} can't be estimated; expected one of {', '.join(_SUPPORTED_TYPES)}"
             )
         config = {**_DEFAULTS.get(kind, {}), **config}
         missing = [key for key in _REQUIRED if not isinstance(config.get(key), int)]
@@ -80,7 +84,7 @@ class ModelShape:
 
     @classmethod
     def from_folder(cls, folder: Path) -> "ModelShape":
-        """The shape of a local checkpoint folder."""
+        """Return the shape of a local checkpoint folder."""
         path = folder / "config.json"
         try:
             config = json.loads(path.read_text(encoding="utf-8"))
@@ -104,7 +108,7 @@ class ModelShape:
         return self.kv_heads * self.head_dim
 
     def linears(self) -> Mapping[str, tuple[int, int]]:
-        """Name -> (inputs, outputs) of the linear modules of one layer."""
+        """Return name -> (inputs, outputs) of the linear modules of one layer."""
         hidden, wide = self.hidden, self.intermediate
         return {
             "q_proj": (hidden, self.attention_width),
@@ -118,7 +122,7 @@ class ModelShape:
 
     @property
     def layer_linear_parameters(self) -> int:
-        """The matrices of one layer: what NF4 quantises and autocast copies."""
+        """Parameters in the matrices of one layer, which NF4 quantizes and autocast copies."""
         return sum(inputs * outputs for inputs, outputs in self.linears().values())
 
     @property
@@ -133,7 +137,7 @@ class ModelShape:
 
     @property
     def embedding_parameters(self) -> int:
-        """One matrix of vocabulary x hidden."""
+        """Parameters of one vocabulary x hidden matrix."""
         return self.vocab * self.hidden
 
     @property

@@ -1,6 +1,6 @@
-"""What a recipe would do and what it would cost, stage by stage.
+"""Plan of a recipe, stage by stage: its state, rows, tokens, steps, memory and time.
 
-Nothing is trained and nothing is written. What depends on a stage that hasn't run yet is None.
+Nothing is trained or written. Figures that depend on a stage that hasn't run yet are None.
 """
 
 import json
@@ -27,7 +27,7 @@ from dualign.recipe import Recipe, StageEntry, references, replace_texts, stage_
 from dualign.stages import stage_kind
 from dualign.training.config import TrainingStage
 
-# TRL's and transformers' defaults, where the recipe is silent.
+# TRL's and transformers' defaults.
 _DEFAULTS = {
     "per_device_train_batch_size": 8,
     "gradient_accumulation_steps": 1,
@@ -37,8 +37,8 @@ _DEFAULTS = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Cost:
-    """A training stage in figures; None is unknown. Tokens and rows are those of one epoch."""
+class TrainingCost:
+    """Cost of a training stage; None is unknown. Rows and tokens are those of one epoch."""
 
     rows: int | None
     tokens: int | None
@@ -52,32 +52,32 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StagePlan:
-    """A stage of a recipe: where it stands, and what it costs if it trains."""
+    """State of a stage, and its cost if it trains."""
 
     name: str
     kind: str
     state: str
     """done, cut off (resumes), changed (runs again) or new"""
     parents: tuple[str, ...]
-    """the stages that it starts from"""
+    """stages that it starts from"""
     waits_for: tuple[str, ...] = ()
-    """those of a training stage that haven't run, so that its rows aren't known"""
+    """stages that haven't run, so that the rows of this training stage aren't known"""
     rows: Mapping[str, Any] | None = None
-    """ROWS of docs/architecture.md; None for a stage that doesn't train, and where its data isn't here"""
-    cost: Cost | None = None
+    """ROWS of docs/architecture.md; None if the stage doesn't train or its data isn't here"""
+    cost: TrainingCost | None = None
     details: str = ""
-    """what a stage of another kind says about itself"""
+    """description of a stage that doesn't train"""
 
 
 @runtime_checkable
 class _Described(Protocol):
-    """A stage's dataclass with more to say in the plan than its references."""
+    """A stage's dataclass with a description for the plan."""
 
     def in_words(self) -> str: ...
 
 
 def plan_stage(recipe: Recipe, status: StageStatus, statuses: list[StageStatus]) -> StagePlan:
-    """Return what a stage would do. For a training stage the data is prepared, if it is here."""
+    """Plan one stage. A training stage's data is prepared, if it is here."""
     entry = status.entry
     stage = StagePlan(
         name=entry.name,
@@ -88,7 +88,7 @@ def plan_stage(recipe: Recipe, status: StageStatus, statuses: list[StageStatus])
     )
     if not isinstance(entry.config, TrainingStage):
         return stage
-    config, missing = resolved(entry, statuses)
+    config, missing = resolve_references(entry, statuses)
     data = None
     if not missing and _data_is_here(config):
         data, _ = prepare_data(config, entry.seed)
@@ -102,7 +102,7 @@ def plan_stage(recipe: Recipe, status: StageStatus, statuses: list[StageStatus])
 
 
 def base_model(entry: StageEntry, stages: Mapping[str, StageEntry]) -> str:
-    """The model at the head of the road that leads to a stage."""
+    """Return the model that the pipeline up to this stage starts from."""
     models = getattr(entry.config, "models", ())
     first = getattr(models[0], "model", "") if models else ""
     reference = str(getattr(entry.config, "model", first))
@@ -110,10 +110,12 @@ def base_model(entry: StageEntry, stages: Mapping[str, StageEntry]) -> str:
     return base_model(stages[parent], stages) if parent else reference
 
 
-def training_cost(config: Any, data: SFTData | PairData | None, *, base: str, folder: Path) -> Cost:
-    """Steps, tokens, memory and time of a training stage.
+def training_cost(
+    config: Any, data: SFTData | PairData | None, *, base: str, folder: Path
+) -> TrainingCost:
+    """Estimate steps, tokens, memory and time of a training stage.
 
-    `base` is the model at the head of the road; `folder` the recipe's, where model_config.json may lie.
+    `base` is the model that the pipeline starts from, `folder` the recipe's, for model_config.json.
     """
     train = {**_DEFAULTS, **config.train}
     world, sharding = _launcher(config.launch)
@@ -143,7 +145,7 @@ def training_cost(config: Any, data: SFTData | PairData | None, *, base: str, fo
     if shape and steps:
         flops = training_flops(shape, step, steps * tokens_per_step)
         seconds = estimate_seconds(flops, _throughput(notes), devices=world)
-    return Cost(
+    return TrainingCost(
         rows=rows,
         tokens=tokens,
         steps=steps,
@@ -166,9 +168,9 @@ def _steps(train: Mapping[str, Any], rows: int | None, world: int) -> int | None
     return math.ceil(per_epoch * epochs)
 
 
-def resolved(entry: StageEntry, found: list[StageStatus]) -> tuple[Any, list[str]]:
-    """The stage with the references to finished stages replaced by paths, and the stages that aren't finished."""
-    done = {one.entry.name: one for one in found if one.state == "done"}
+def resolve_references(entry: StageEntry, statuses: list[StageStatus]) -> tuple[Any, list[str]]:
+    """Replace references to finished stages by paths; also return the unfinished stages."""
+    done = {status.entry.name: status for status in statuses if status.state == "done"}
     paths, missing = {}, []
     for text, ref in references(entry.config).items():
         if ref.name in done:
@@ -198,7 +200,7 @@ def prepare_data(config: Any, seed: int) -> tuple[SFTData | PairData, Any]:
 
 
 def _launcher(launch: str | None) -> tuple[int, Any]:
-    """Processes and sharding of an accelerate config file, or of the launcher that started us."""
+    """Read processes and sharding from an accelerate config file, or from the environment."""
     if launch is None:
         return int(os.environ.get("WORLD_SIZE", "1")), None
     settings = yaml.safe_load(Path(launch).read_text(encoding="utf-8"))
@@ -215,7 +217,7 @@ def _launcher(launch: str | None) -> tuple[int, Any]:
 
 
 def _model_shape(base: str, folder: Path, notes: list[str]) -> ModelShape | None:
-    """From the model's config.json; for a hub id that isn't here, from model_config.json beside the recipe."""
+    """Read the model's config.json; for a hub id, model_config.json in the recipe's folder."""
     for path in _config_candidates(base, folder):
         if path.is_file():
             settings = json.loads(path.read_text(encoding="utf-8"))
@@ -225,7 +227,7 @@ def _model_shape(base: str, folder: Path, notes: list[str]) -> ModelShape | None
                 notes.append(str(error))
                 return None
     notes.append(
-        f"memory and time: {base} isn't here; put its config.json beside the recipe as model_config.json"
+        f"memory and time: {base} isn't here; copy its config.json to {folder / 'model_config.json'}"
     )
     return None
 
@@ -240,16 +242,18 @@ def _config_candidates(model: str, folder: Path) -> list[Path]:
 
 
 def _pair_tokens(pairs: PairData) -> tuple[int, float]:
-    """(longest, mean): tokens of a prompt with its longer answer, which a batch is padded to, and of a pair as the
-    model gets it, with its prompt twice.
+    """Return (longest, mean) in tokens.
+
+    `longest` is a prompt with its longer answer, to which a batch is padded. `mean` is a whole pair,
+    with its prompt twice.
     """
     prompts, chosen, rejected = (
         [len(ids) for ids in pairs.train[name]]
         for name in ("prompt_ids", "chosen_ids", "rejected_ids")
     )
     sides = list(zip(prompts, chosen, rejected, strict=True))
-    longest = max(prompt + max(good, bad) for prompt, good, bad in sides)
-    return longest, sum(2 * prompt + good + bad for prompt, good, bad in sides) / len(sides)
+    longest = max(prompt + max(first, second) for prompt, first, second in sides)
+    return longest, sum(2 * prompt + first + second for prompt, first, second in sides) / len(sides)
 
 
 def _training_shape(config: Any, world: int, sharding: Any, *, longest: int) -> TrainingShape:
@@ -294,7 +298,7 @@ def _throughput(notes: list[str]) -> float | None:
     name = _gpu_name()
     if name is None:
         return cpu_throughput()
-    found = device_throughput(name)
-    if found is None:
+    throughput = device_throughput(name)
+    if throughput is None:
         notes.append(f"training time: the throughput of {name} isn't known")
-    return found
+    return throughput

@@ -5,7 +5,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from dualign.cost.plan import Cost, StagePlan, plan_stage, prepare_data, resolved
+from dualign.cost.plan import (
+    StagePlan,
+    TrainingCost,
+    plan_stage,
+    prepare_data,
+    resolve_references,
+)
 from dualign.engine import StageStatus, statuses
 from dualign.errors import ConfigError
 from dualign.recipe import Recipe, StageEntry, references
@@ -14,10 +20,10 @@ from dualign.recipe import Recipe, StageEntry, references
 def show_plan(recipe: Recipe, *, console: Console | None = None) -> None:
     """Print the stages, then rows, tokens, steps, memory and time of each training stage."""
     console = console or Console()
-    found = statuses(recipe, remember=False)
-    console.print(_stage_table(recipe, found))
-    for status in found:
-        stage = plan_stage(recipe, status, found)
+    all_statuses = statuses(recipe, remember=False)
+    console.print(_stage_table(recipe, all_statuses))
+    for status in all_statuses:
+        stage = plan_stage(recipe, status, all_statuses)
         if stage.cost or stage.details:
             console.rule(f"{stage.name} ({stage.kind})", align="left")
         if stage.cost:
@@ -27,14 +33,14 @@ def show_plan(recipe: Recipe, *, console: Console | None = None) -> None:
 
 
 def show_rows(recipe: Recipe, entry: StageEntry, *, count: int, html: Path | None = None) -> None:
-    """Print `count` rows per source and mode of a training stage, as the model gets them; or write
-    them as a page.
+    """Show `count` rows of each source and mode of a training stage, as the model gets them.
+
+    They are printed, or written to `html` as a page.
     """
     from dualign.inspect.html import write_page
     from dualign.inspect.terminal import show
 
-    found = statuses(recipe, remember=False)
-    config, missing = resolved(entry, found)
+    config, missing = resolve_references(entry, statuses(recipe, remember=False))
     if missing:
         raise ConfigError(
             f"{recipe.file}: stage {entry.name} reads from {', '.join(missing)}, which hasn't run yet"
@@ -55,18 +61,18 @@ def show_rows(recipe: Recipe, entry: StageEntry, *, count: int, html: Path | Non
     write_page(html, data, tokenizer, title=title, facts=facts, samples=count)
 
 
-def _stage_table(recipe: Recipe, found: list[StageStatus]) -> Table:
+def _stage_table(recipe: Recipe, all_statuses: list[StageStatus]) -> Table:
     table = Table(title=f"{recipe.name} -> {recipe.output_dir}", title_justify="left")
     for name in ("stage", "kind", "state", "starts from"):
         table.add_column(name, overflow="fold")
-    for status in found:
+    for status in all_statuses:
         parents = dict.fromkeys(ref.name for ref in references(status.entry.config).values())
         start = ", ".join(parents)
         table.add_row(status.entry.name, status.entry.kind, status.state, start or "-")
     return table
 
 
-def _show_training(stage: StagePlan, cost: Cost, console: Console) -> None:
+def _show_training(stage: StagePlan, cost: TrainingCost, console: Console) -> None:
     from dualign.inspect.terminal import rows_table
 
     if stage.rows:
@@ -77,13 +83,13 @@ def _show_training(stage: StagePlan, cost: Cost, console: Console) -> None:
         console.print(f"rows and tokens: known when {event}")
     console.print(_cost_table(cost))
     if cost.memory:
-        lines = "\n  ".join(cost.memory.formula())
+        lines = "\n  ".join(cost.memory.lines())
         console.print(f"memory of one process:\n  {lines}", highlight=False, soft_wrap=True)
     for note in cost.notes:
         console.print(f"note: {note}", highlight=False, soft_wrap=True)
 
 
-def _cost_table(cost: Cost) -> Table:
+def _cost_table(cost: TrainingCost) -> Table:
     table = Table(show_header=False, box=None)
     table.add_column(justify="right")
     table.add_column()

@@ -1,4 +1,4 @@
-"""The dimensions of a training step: what the memory estimate needs to know about a stage, and no more."""
+"""Dimensions of a training step: the input of the memory and time estimates."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,21 +7,21 @@ from typing import Literal
 from dualign.cost.model_shape import ModelShape
 from dualign.errors import ConfigError
 
-DTYPE_BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+_DTYPE_BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoraShape:
-    """A low-rank adapter on the linear modules of every layer."""
+    """A low-rank adapter on linear modules of every layer."""
 
     r: int
     modules: str | tuple[str, ...] = "all-linear"
-    """all-linear, or the names of modules"""
+    """all-linear, or names of modules"""
     dropout: float = 0.0
     dora: bool = False
 
     def targets(self, shape: ModelShape) -> Mapping[str, tuple[int, int]]:
-        """Name -> (inputs, outputs) of the modules with an adapter, in one layer."""
+        """Return name -> (inputs, outputs) of the modules with an adapter, in one layer."""
         linears = shape.linears()
         if self.modules == "all-linear":
             return linears
@@ -35,41 +35,41 @@ class LoraShape:
         return {name: linears[name] for name in names}
 
     def parameters(self, shape: ModelShape) -> int:
-        """Trained parameters: A (r x inputs), B (outputs x r), with DoRA a magnitude per output."""
+        """Count A (r x inputs), B (outputs x r) and, with DoRA, a magnitude per output."""
         targets = self.targets(shape).values()
         return shape.layers * sum(self.r * (n + m) + self.dora * m for n, m in targets)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingShape:
-    """One process's share of a step. Defaults are those of TRL's SFTConfig and DPOConfig."""
+    """One process's part of a step. Defaults are those of TRL's SFTConfig and DPOConfig."""
 
     pairs: bool = False
     """rows are preference pairs"""
     micro_batch: int
-    """rows that go through the model at once: per_device_train_batch_size, times two for pairs"""
+    """rows in one forward pass: per_device_train_batch_size, times two for pairs"""
     max_tokens: int
-    """the longest row"""
+    """length of the longest row"""
     tokens_per_micro_batch: int | None = None
-    """with padding; absent: micro_batch x max_tokens"""
+    """padding included; None: micro_batch x max_tokens"""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """what the layers compute in"""
+    """compute type of the layers"""
     master_weights: bool = False
-    """float32 weights behind a 2-byte dtype: train.bf16 on float32 weights, or DeepSpeed and FSDP2 in bf16"""
+    """float32 weights besides a 2-byte dtype: train.bf16 on float32, DeepSpeed or FSDP2 in bf16"""
     quantization: Literal["nf4"] | None = None
     lora: LoraShape | None = None
     optimizer: str = "adamw_torch_fused"
     gradient_checkpointing: bool = True
     gradient_accumulation: int = 1
     reference: Literal["adapter", "cached", "copy"] | None = None
-    """where a preference stage takes the reference log-probabilities from"""
+    """source of a preference stage's reference log-probabilities"""
     sharding: Literal["zero2", "zero3", "fsdp2"] | None = None
     world_size: int = 1
     attention: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] = "sdpa"
     masked: bool = True
-    """rows are packed or padded, so that SDPA needs a mask"""
+    """rows are packed or padded, so SDPA needs a mask"""
     save_copies: int = 0
-    """copies of the whole weights that saving makes (gathering, merging, reloading to compare)"""
+    """copies of all weights while saving (gathering, merging, reloading to compare)"""
     device: Literal["cpu", "cuda"] = "cpu"
 
     def __post_init__(self) -> None:
@@ -105,28 +105,31 @@ class TrainingShape:
 
     @property
     def dtype_bytes(self) -> int:
-        return DTYPE_BYTES[self.dtype]
+        return _DTYPE_BYTES[self.dtype]
 
     @property
     def autocast(self) -> bool:
-        """float32 weights, cast at each use; sharded training holds 2-byte weights instead."""
+        """True for float32 weights that are cast at each use; sharded training has 2-byte weights."""
         return self.master_weights and self.sharding is None
 
     @property
     def residual_bytes(self) -> int:
-        """Of an element of the residual stream: autocast leaves embedding and norms in float32."""
+        """Bytes of an element of the residual stream; autocast leaves embedding and norms in float32."""
         return 4 if self.autocast else self.dtype_bytes
 
     @property
     def adapter_bytes(self) -> int:
-        """Of an adapter's parameter: float32 (PEFT), but bfloat16 over nf4 and the base's type in ZeRO-3 (TRL)."""
+        """Bytes of an adapter's parameter.
+
+        float32 (PEFT), but bfloat16 on nf4, and the base's type in ZeRO-3 (TRL).
+        """
         if self.quantization:
             return 2
         return self.dtype_bytes if self.sharding == "zero3" else 4
 
     @property
     def trained_bytes(self) -> int:
-        """Of a trained parameter and of its gradient."""
+        """Bytes of a trained parameter and of its gradient."""
         if self.lora:
             return self.adapter_bytes
         # FSDP2 keeps float32 shards; DeepSpeed's gradients have the 2-byte type of its weights.

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dualign.cost.plan import base_model, resolved
+from dualign.cost.plan import base_model, resolve_references
 from dualign.doctor.findings import Finding, Findings
 from dualign.engine import StageStatus
 from dualign.models.source import ModelSource, resolve_model
@@ -36,7 +36,7 @@ def resolve_stage(entry: StageEntry, statuses: list[StageStatus]) -> ResolvedSta
     Instead of a parent that hasn't run, it starts from the first model of the pipeline, which has
     the same tokenizer, with the template of the nearest stage that names one.
     """
-    config, missing = resolved(entry, statuses)
+    config, missing = resolve_references(entry, statuses)
     stages = {status.entry.name: status.entry for status in statuses}
     if stage_of(config.model):
         template = _named_template(entry, stages)

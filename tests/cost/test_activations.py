@@ -128,7 +128,7 @@ def test_the_ends_of_the_model_are_close() -> None:
     training = TrainingShape(micro_batch=ROWS, max_tokens=TOKENS, gradient_checkpointing=False)
     shape = ModelShape.from_config({"model_type": "llama", **SIZES, "num_hidden_layers": 1})
     kept = kept_bytes(build("llama", 1, training), training)
-    assert activations(shape, training).kept(shape, training) == pytest.approx(kept, rel=0.02)
+    assert activations(shape, training).saved(shape, training) == pytest.approx(kept, rel=0.02)
 
 
 def test_dora_keeps_both_outputs_of_a_module() -> None:

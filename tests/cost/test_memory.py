@@ -176,7 +176,7 @@ def test_logits_are_bounded_by_the_fused_heads_tile() -> None:
 
 
 def test_the_formula_shows_each_term_with_its_numbers_and_the_peak() -> None:
-    lines = estimate(SMOLLM3, LORA).formula()
+    lines = estimate(SMOLLM3, LORA).lines()
     assert "3,075,098,624 x 2 B (bfloat16) + 30,228,480 x 4 B (adapter)" in lines[0]
     assert lines[-1].startswith("peak") and "weights + " in lines[-1]
     assert not any(line.startswith(("reference", "saving")) for line in lines)
