@@ -52,4 +52,4 @@ def test_the_embedded_model_is_made_ready_with_its_adapter(tmp_path: Path) -> No
     assert (
         "license: cc-by-4.0" in card and "base_model: HuggingFaceTB/SmolLM2-135M-Instruct" in card
     )
-    assert "- en\n" in card and "had been through 4 bits" in card
+    assert "- en\n" in card and "had been stored in 4 bits" in card

@@ -15,7 +15,7 @@ from dualign.evaluation.scores import ModelScores
 from dualign.publish.base import Base
 from dualign.publish.sources import DataSource
 
-BEGIN = "<!-- dualign: what stands between these marks is made anew by every `dualign publish`; write outside of them -->"
+BEGIN = "<!-- dualign: every `dualign publish` rewrites the text between these marks; write outside of them -->"
 END = "<!-- dualign: end -->"
 RELATIONS = ("adapter", "finetune", "merge", "quantized")
 _COMPUTED = ("license_name", "license_link", "base_model_relation", "model-index", "datasets")
