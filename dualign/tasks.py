@@ -42,21 +42,21 @@ class Task:
     """limit of an answer in no_think mode; absent: max_new_tokens, else the stage's"""
 
     def problems(self) -> list[tuple[str, str]]:
-        found = []
+        issues = []
         for key in ("name", "rows"):
             if not getattr(self, key).strip():
-                found.append((key, "expected a name, found nothing"))
+                issues.append((key, "expected a name, found nothing"))
         for key, limit in (
             ("max_new_tokens", self.max_new_tokens),
             ("max_new_tokens_no_think", self.max_new_tokens_no_think),
         ):
             if limit is not None and limit < 1:
-                found.append((key, f"expected 1 or more, found {limit}"))
+                issues.append((key, f"expected 1 or more, found {limit}"))
         try:
             list(string.Formatter().parse(self.prompt or ""))
         except ValueError as error:
-            found.append(("prompt", f"{error}; write {{{{ and }}}} for braces that are text"))
-        return found
+            issues.append(("prompt", f"{error}; write {{{{ and }}}} for braces that are text"))
+        return issues
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

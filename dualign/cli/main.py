@@ -194,7 +194,9 @@ def _report_command(sub: Sub) -> None:
 
 
 def _inspect_command(sub: Sub) -> None:
-    detail = "Supervised tokens are coloured; special tokens are visible; a table counts rows and tokens."
+    detail = (
+        "Supervised tokens are colored; special tokens are visible; a table counts rows and tokens."
+    )
     parser = command(sub, "inspect", "show a stage's rows as the model gets them", detail)
     parser.add_argument(
         "recipe", metavar="RECIPE", help="a YAML file, or the name of a recipe that ships"

@@ -1,4 +1,4 @@
-"""The dataclasses that several stages share. Nothing heavy is imported: recipes load from here."""
+"""The data part of a training stage's recipe. Nothing heavy is imported: recipes load from here."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -43,32 +43,32 @@ class SourceConfig:
     on_fault: Mapping[str, str] = field(default_factory=dict)
     """for each fault by its code, or any: error, drop, or a repair; absent: data.conflicts"""
     thinking_budget: int | None = None
-    """traces are cut after that many tokens; then only their closing and the answer are learnt"""
+    """traces are cut after that many tokens; then only their closing and the answer are learned"""
     label: str | None = None
     """the source's name in logs and tables; absent: made from the path"""
 
     def problems(self) -> list[tuple[str, str]]:
-        found = []
+        issues = []
         if not self.path.strip():
-            found.append(("path", "expected a file, a folder or a hub id, found nothing"))
-        given = [key for key in AMOUNTS if getattr(self, key) is not None]
+            issues.append(("path", "expected a file, a folder or a hub id, found nothing"))
+        amounts = [key for key in AMOUNTS if getattr(self, key) is not None]
         if self.weight is not None and self.rows is not None:
-            found.append(("rows", "weight is given too: expected one of them"))
-        if len(given) > 1:
-            found.append((given[1], f"{given[0]} is given too: expected one of them"))
+            issues.append(("rows", "weight is given too: expected one of them"))
+        if len(amounts) > 1:
+            issues.append((amounts[1], f"{amounts[0]} is given too: expected one of them"))
         if self.weight is not None and not 0 < self.weight <= 1000:
-            found.append(("weight", f"expected more than 0 and at most 1000, found {self.weight}"))
+            issues.append(("weight", f"expected more than 0 and at most 1000, found {self.weight}"))
         if self.share is not None and not 0 < self.share <= 1:
-            found.append(("share", f"expected more than 0 and at most 1, found {self.share}"))
+            issues.append(("share", f"expected more than 0 and at most 1, found {self.share}"))
         for key, count in (("rows", self.rows), ("tokens", self.tokens)):
             if count is not None and count < 1:
-                found.append((key, f"expected 1 or more, found {count}"))
+                issues.append((key, f"expected 1 or more, found {count}"))
         if self.streaming and "[" in self.split:
-            found.append(("split", f"a stream has no slices ({self.split}): use rows"))
+            issues.append(("split", f"a stream has no slices ({self.split}): use rows"))
         if self.thinking_budget is not None and self.thinking_budget < 1:
             expected = f"expected 1 token or more, found {self.thinking_budget}"
-            found.append(("thinking_budget", expected))
-        return found + on_fault_problems(self.on_fault)
+            issues.append(("thinking_budget", expected))
+        return issues + on_fault_problems(self.on_fault)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,12 +83,12 @@ class DedupConfig:
     """of minhash: so many words in a row are compared"""
 
     def problems(self) -> list[tuple[str, str]]:
-        found = []
+        issues = []
         if not 0 < self.threshold <= 1:
-            found.append(("threshold", f"expected more than 0, at most 1, found {self.threshold}"))
+            issues.append(("threshold", f"expected more than 0, at most 1, found {self.threshold}"))
         if self.ngram < 1:
-            found.append(("ngram", f"expected 1 or more, found {self.ngram}"))
-        return found
+            issues.append(("ngram", f"expected 1 or more, found {self.ngram}"))
+        return issues
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,12 +101,12 @@ class DecontaminateConfig:
     """so many words in a row make a row hold a problem; a shorter problem has to be a whole turn"""
 
     def problems(self) -> list[tuple[str, str]]:
-        found = []
+        issues = []
         if not self.tasks:
-            found.append(("tasks", "expected one task file or more, found none"))
+            issues.append(("tasks", "expected one task file or more, found none"))
         if self.ngram < 3:
-            found.append(("ngram", f"expected 3 or more, found {self.ngram}"))
-        return found
+            issues.append(("ngram", f"expected 3 or more, found {self.ngram}"))
+        return issues
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,25 +134,25 @@ class DataConfig:
     """what happens to a row that contradicts itself: stop, or leave it out and count it; a source's
     on_fault comes first"""
     supervise: Supervise = "assistant"
-    """which tokens are learnt: each assistant turn, the last one, all (no mask; mid-training), or of each
-    assistant turn the answers or the thinking alone"""
+    """which tokens are learned: each assistant turn, the last one, all (no mask; mid-training), or of
+    each assistant turn the answers or the thinking alone"""
     cache: bool = True
     """keep what was prepared on disk, for later runs and for the other processes of a launch"""
     num_proc: int = 1
-    """processes that tokenise"""
+    """processes that tokenize"""
 
     def problems(self) -> list[tuple[str, str]]:
-        found = []
+        issues = []
         if not self.sources:
-            found.append(("sources", "expected one source or more, found none"))
-        found += _share_problems(self.sources) + _mix_problems(self.mix, self.sources)
+            issues.append(("sources", "expected one source or more, found none"))
+        issues += _share_problems(self.sources) + _mix_problems(self.mix, self.sources)
         if self.validation_rows < 0:
-            found.append(("validation_rows", f"expected 0 or more, found {self.validation_rows}"))
+            issues.append(("validation_rows", f"expected 0 or more, found {self.validation_rows}"))
         if self.max_tokens < 2:
-            found.append(("max_tokens", f"expected 2 or more, found {self.max_tokens}"))
+            issues.append(("max_tokens", f"expected 2 or more, found {self.max_tokens}"))
         if self.num_proc < 1:
-            found.append(("num_proc", f"expected 1 or more, found {self.num_proc}"))
-        return found
+            issues.append(("num_proc", f"expected 1 or more, found {self.num_proc}"))
+        return issues
 
 
 def _share_problems(sources: Sequence[SourceConfig]) -> list[tuple[str, str]]:
@@ -163,8 +163,8 @@ def _share_problems(sources: Sequence[SourceConfig]) -> list[tuple[str, str]]:
     if all_shared:
         return [("sources", f"every source has a share and they add up to {total:g}: expected 1")]
     if total >= 1 - _ROUNDING:
-        found = f"shares add up to {total:g}: nothing is left for the sources without one"
-        return [("sources", found)]
+        message = f"shares add up to {total:g}: nothing is left for the sources without one"
+        return [("sources", message)]
     return []
 
 
@@ -173,14 +173,16 @@ def _mix_problems(
 ) -> list[tuple[str, str]]:
     if mix is None:
         return []
-    found = [(f"mix.{mode}", f"no mode{nearest(mode, MODES)}") for mode in mix if mode not in MODES]
-    found += [
+    issues = [
+        (f"mix.{mode}", f"no mode{nearest(mode, MODES)}") for mode in mix if mode not in MODES
+    ]
+    issues += [
         (f"mix.{mode}", f"expected 0 to 1, found {mix[mode]}") for mode in mix if mix[mode] < 0
     ]
-    if not found and abs(sum(mix.values()) - 1) > _ROUNDING:
-        found.append(("mix", f"the parts add up to {sum(mix.values()):g}: expected 1"))
+    if not issues and abs(sum(mix.values()) - 1) > _ROUNDING:
+        issues.append(("mix", f"the parts add up to {sum(mix.values()):g}: expected 1"))
     modes = {source.mode for source in sources}
     for mode, part in mix.items():
         if part > 0 and modes and not modes & {mode, "row"}:
-            found.append((f"mix.{mode}", f"every source says another mode: {', '.join(modes)}"))
-    return found
+            issues.append((f"mix.{mode}", f"every source says another mode: {', '.join(modes)}"))
+    return issues

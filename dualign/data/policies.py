@@ -1,4 +1,4 @@
-"""What a source does with a row that contradicts itself: stop, leave it out, or mend it by name.
+"""Policies for inconsistent rows: stop, drop the row, or repair it by name.
 
 Only repairs that need no guess are offered. An unclosed think block, for one, doesn't say where its
 answer begins, and of two blocks neither is the right one: such a row is dropped or stops the run.
@@ -36,39 +36,43 @@ MENDS: Mapping[Code, tuple[Repair, ...]] = {
     "trace_is_answer": ("strip_thinking",),
     "unopened_think": ("open_think",),
 }
-"""Which repairs can mend a fault; every fault can be dropped or stop the run."""
+"""The repairs of each fault; every fault can be dropped or stop the run."""
 
 
 def on_fault_problems(on_fault: Mapping[str, str]) -> list[tuple[str, str]]:
-    """What is wrong with a source's `on_fault`, as (key, message)."""
-    found = []
+    """Return the issues of a source's `on_fault`, as (key, message)."""
+    issues = []
     for code, action in on_fault.items():
         key = f"on_fault.{code}"
         if code != ANY and code not in CODES:
-            found.append((key, f"no fault is called {code!r}{nearest(str(code), [*CODES, ANY])}"))
+            issues.append((key, f"no fault is called {code!r}{nearest(str(code), [*CODES, ANY])}"))
         elif action not in (allowed := _allowed(code)):
             expected = f"expected one of {', '.join(allowed)}"
-            found.append((key, f"{expected}, found {action!r}{_elsewhere(action)}"))
-    return found
+            issues.append((key, f"{expected}, found {action!r}{_elsewhere(action)}"))
+    return issues
 
 
 def repair_for(code: Code, on_fault: Mapping[str, str]) -> Repair | None:
-    """The repair that a source names for a fault."""
+    """Return the repair that a source names for a fault."""
     action: Any = on_fault.get(code)
     return action if action in REPAIRS else None
 
 
 def stops(code: Code, on_fault: Mapping[str, str], *, default: str) -> bool:
-    """Whether a fault that stands ends the run. A repair that couldn't mend it leaves `default`."""
+    """Return whether a fault that remains ends the run. After a failed repair `default` decides."""
     named = on_fault.get(code, on_fault.get(ANY) if code != "too_long" else None)
     return (named if named in ("error", "drop") else default) == "error"
 
 
 def _allowed(code: str) -> tuple[str, ...]:
-    return ("error", "drop", *next((mends for known, mends in MENDS.items() if known == code), ()))
+    return (
+        "error",
+        "drop",
+        *next((repairs for fault, repairs in MENDS.items() if fault == code), ()),
+    )
 
 
 def _elsewhere(action: object) -> str:
-    """Which faults a repair mends, when it was given for another."""
+    """Name the faults that a repair mends, if it was given for another."""
     codes = [code for code, repairs in MENDS.items() if action in repairs]
     return f" (it mends {', '.join(codes)})" if codes else ""

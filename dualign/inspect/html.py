@@ -1,4 +1,4 @@
-"""The rows of a stage as one HTML page: samples with their tokens coloured, lengths, the account."""
+"""The rows of a stage as one HTML page: samples with their tokens colored, lengths, the account."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -57,7 +57,7 @@ def inspect_page(
     samples: int = 2,
 ) -> Report:
     """The page as blocks: the account of the rows, their lengths, and samples of each source."""
-    told = [*facts, *_packing(prepared)]
+    all_facts = [*facts, *_packing(prepared)]
     account: list[Block] = [_account(prepared.rows)]
     if prepared.rows["removed"]:
         account.append(_removed(prepared.rows))
@@ -66,7 +66,7 @@ def inspect_page(
         Section(name="lengths", title="Lengths", blocks=(_lengths(lengths_of(prepared)),)),
         *_samples(samples_of(prepared, samples), prepared.groups, tokenizer),
     ]
-    return Report(title=title, facts=tuple(told), sections=tuple(sections))
+    return Report(title=title, facts=tuple(all_facts), sections=tuple(sections))
 
 
 def _packing(prepared: SFTData | PairData) -> list[tuple[str, str]]:
@@ -96,13 +96,13 @@ def _removed(rows: Mapping[str, Any]) -> Table:
     """Some of the rows that were screened out, each with what it repeats."""
     lines = [
         (
-            one["source"],
-            str(one["row"]),
-            one["code"],
-            ", ".join(f"{key} {value}" for key, value in one["same_as"].items()),
-            one["text"],
+            row["source"],
+            str(row["row"]),
+            row["code"],
+            ", ".join(f"{key} {value}" for key, value in row["same_as"].items()),
+            row["text"],
         )
-        for one in rows["removed"]
+        for row in rows["removed"]
     ]
     return Table(
         columns=("source", "row", "code", "same as", "text"),
@@ -130,13 +130,13 @@ def _samples(
     documents: Sequence[Document], groups: Sequence[Group], tokenizer: "PreTrainedTokenizerBase"
 ) -> list[Section]:
     sources = list(dict.fromkeys(source for _, source in groups))
-    made = []
+    sections = []
     for number, source in enumerate(sources):
-        own = [one for one in documents if groups[one.group][1] == source]
+        of_source = [document for document in documents if groups[document.group][1] == source]
         blocks: list[Block] = [Paragraph(text=_LEGEND, quiet=True)] if number == 0 else []
-        blocks += [_tokens(one, groups, tokenizer) for one in own]
-        made.append(Section(name=f"source-{number}", title=source, blocks=tuple(blocks)))
-    return made
+        blocks += [_tokens(document, groups, tokenizer) for document in of_source]
+        sections.append(Section(name=f"source-{number}", title=source, blocks=tuple(blocks)))
+    return sections
 
 
 def _tokens(

@@ -2,7 +2,7 @@
 modes share.
 
 Supervised tokens are green, the others dim; special tokens are reversed. A newline is shown as an
-arrow and a break. The same as a page: `inspect_html.py`.
+arrow and a break. The same as a page: `html.py`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +17,6 @@ from rich.text import Text
 from dualign.data.conversation import Group
 from dualign.data.prepare import PairData, SFTData
 from dualign.data.tokens.labels import IGNORE_INDEX
-from dualign.inspect.removed import removed_table
 from dualign.report.blocks import TokenSpan
 
 if TYPE_CHECKING:
@@ -50,48 +49,48 @@ def show(
     console = console or Console()
     console.print(rows_table(prepared.rows))
     if prepared.rows["removed"]:
-        console.print(removed_table(prepared.rows))
+        console.print(_removed_table(prepared.rows))
     console.print(lengths_table(lengths_of(prepared)))
     for document in samples_of(prepared, samples):
         console.rule(title_of(document, prepared.groups))
-        console.print(coloured(document.ids, document.labels, tokenizer))
+        console.print(colored(document.ids, document.labels, tokenizer))
 
 
 def samples_of(prepared: SFTData | PairData, count: int) -> list[Document]:
     """The first `count` documents of each mode and source in the order of training; of pairs, both
     sides.
     """
-    found: dict[int, list[Document]] = {place: [] for place in range(len(prepared.groups))}
+    samples: dict[int, list[Document]] = {place: [] for place in range(len(prepared.groups))}
     for row in prepared.train:
         sides = 2 if "prompt_ids" in row else 1
         for document in documents_of(row):
-            if len(found[document.group]) < count * sides:
-                found[document.group].append(document)
-        if all(len(documents) >= count * sides for documents in found.values()):
+            if len(samples[document.group]) < count * sides:
+                samples[document.group].append(document)
+        if all(len(documents) >= count * sides for documents in samples.values()):
             break
-    return [document for documents in found.values() for document in documents]
+    return [document for documents in samples.values() for document in documents]
 
 
 def lengths_of(prepared: SFTData | PairData) -> dict[Group, list[int]]:
     """The tokens of each document that is trained on; of a pair, those of its prompt and both
     answers.
     """
-    found: dict[Group, list[int]] = {group: [] for group in prepared.groups}
+    lengths: dict[Group, list[int]] = {group: [] for group in prepared.groups}
     if isinstance(prepared, PairData):
         names = ("prompt_ids", "chosen_ids", "rejected_ids")
         for row in prepared.train:
-            found[prepared.groups[row["group"]]].append(sum(len(row[name]) for name in names))
-        return found
+            lengths[prepared.groups[row["group"]]].append(sum(len(row[name]) for name in names))
+        return lengths
     rows = prepared.train.select_columns(["doc_groups", "seq_lengths"])
     for row in rows:
         for group, length in zip(row["doc_groups"], row["seq_lengths"], strict=True):
-            found[prepared.groups[group]].append(length)
-    return found
+            lengths[prepared.groups[group]].append(length)
+    return lengths
 
 
 def lengths_table(lengths: Mapping[Group, Sequence[int]]) -> Table:
     """How many documents have up to 2, 4, 8, ... tokens, from the shortest to the longest."""
-    powers = sorted({_power(one) for values in lengths.values() for one in values})
+    powers = sorted({_power(length) for values in lengths.values() for length in values})
     table = Table(title="tokens of a row, up to", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("source", overflow="fold")
     table.add_column("mode")
@@ -99,7 +98,7 @@ def lengths_table(lengths: Mapping[Group, Sequence[int]]) -> Table:
     for power in shown:
         table.add_column(f"{2**power:,}", justify="right")
     for (mode, source), values in lengths.items():
-        counts = [sum(_power(one) == power for one in values) for power in shown]
+        counts = [sum(_power(length) == power for length in values) for power in shown]
         table.add_row(source, mode, *(f"{count:,}" if count else "" for count in counts))
     return table
 
@@ -123,8 +122,21 @@ def rows_table(rows: Mapping[str, Any]) -> Table:
         if entry is total:
             table.add_section()
         figures = [_figure(name, entry) for name in numbers]
-        told = [_reasons(entry[name]) for name in reasons]
-        table.add_row(entry["source"], entry["mode"], *figures, *told)
+        counts = [_reasons(entry[name]) for name in reasons]
+        table.add_row(entry["source"], entry["mode"], *figures, *counts)
+    return table
+
+
+def _removed_table(rows: Mapping[str, Any]) -> Table:
+    """Samples of the rows that were screened out: where a row was, why it was removed, and the row or
+    problem that it repeats.
+    """
+    table = Table(title="some of the rows that were left out")
+    for name in ("source", "row", "code", "same as", "text"):
+        table.add_column(name, overflow="fold")
+    for row in rows["removed"]:
+        same = ", ".join(f"{key} {value}" for key, value in row["same_as"].items())
+        table.add_row(row["source"], str(row["row"]), row["code"], same, row["text"])
     return table
 
 
@@ -152,13 +164,13 @@ def documents_of(row: Mapping[str, Any]) -> list[Document]:
             )
             for side, ids in sides.items()
         ]
-    found, start = [], 0
+    documents, start = [], 0
     for group, length in zip(row["doc_groups"], row["seq_lengths"], strict=True):
         stop = start + length
         ids, labels = row["input_ids"][start:stop], row["labels"][start:stop]
-        found.append(Document(group=group, ids=ids, labels=labels))
+        documents.append(Document(group=group, ids=ids, labels=labels))
         start = stop
-    return found
+    return documents
 
 
 def runs_of(
@@ -183,7 +195,7 @@ def runs_of(
             run = []
 
 
-def coloured(
+def colored(
     ids: Sequence[int], labels: Sequence[int], tokenizer: "PreTrainedTokenizerBase"
 ) -> Text:
     """The tokens as text, styled by whether they are supervised and special."""

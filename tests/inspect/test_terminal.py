@@ -12,7 +12,7 @@ from dualign.data.config import DataConfig, SourceConfig
 from dualign.data.prepare import DataRequest, prepare_pairs, prepare_sft
 from dualign.data.text.template import load_template
 from dualign.data.tokens.labels import IGNORE_INDEX
-from dualign.inspect.terminal import coloured, lengths_of, rows_table, runs_of, show
+from dualign.inspect.terminal import colored, lengths_of, rows_table, runs_of, show
 
 Write = Callable[[list[dict[str, Any]], str], Path]
 
@@ -20,7 +20,7 @@ Write = Callable[[list[dict[str, Any]], str], Path]
 def test_supervised_and_special_tokens_are_styled(tokenizer: PreTrainedTokenizerFast) -> None:
     ids = tokenizer("<|im_start|>Hé<|im_end|>\n", add_special_tokens=False)["input_ids"]
     labels = [IGNORE_INDEX, *ids[1:-1], IGNORE_INDEX]
-    text = coloured(ids, labels, tokenizer)
+    text = colored(ids, labels, tokenizer)
     assert text.plain == "<|im_start|>Hé<|im_end|>\u21b5\n"
     assert [(text.plain[span.start : span.end], span.style) for span in text.spans] == [
         ("<|im_start|>", "dim reverse"),

@@ -98,8 +98,8 @@ def render_row(
 
 
 def _whole(conversation: Conversation, text: str) -> RenderedRow:
-    made = _rendered(conversation, text, {}, "all")
-    return replace(made, spans=((0, len(text)),))
+    rendered = _rendered(conversation, text, {}, "all")
+    return replace(rendered, spans=((0, len(text)),))
 
 
 def _rendered(
@@ -178,8 +178,8 @@ def _turn(
     tail = template.turn_tail
     start = len(prompt)
     if not upto.endswith(tail) or len(upto) - len(tail) < start:
-        found = f"the turn doesn't end with the end-of-turn {tail!r} but with {upto[-60:]!r}"
-        raise TemplateError(f"{place}: template {template.name!r}: {found}.")
+        reason = f"the turn doesn't end with the end-of-turn {tail!r} but with {upto[-60:]!r}"
+        raise TemplateError(f"{place}: template {template.name!r}: {reason}.")
     message, produced = conversation.messages[which], upto[start:]
     _check_nothing_lost(template, place, message, produced)
     thought, answer = _thinking_ends(message, produced)
@@ -207,9 +207,9 @@ def _thinking_ends(message: Message, produced: str) -> tuple[int | None, int | N
 
 
 def _check_nothing_lost(template: ChatTemplate, place: str, message: Message, span: str) -> None:
-    wanted = {"trace": message.thinking or "", "answer": message.content}
-    wanted |= {f"call of {name}": name for name in _called(message)}
-    lost = [what for what, text in wanted.items() if text.strip() not in span]
+    expected = {"trace": message.thinking or "", "answer": message.content}
+    expected |= {f"call of {name}": name for name in _called(message)}
+    lost = [what for what, text in expected.items() if text.strip() not in span]
     if lost:
         what = " and the ".join(lost)
         raise TemplateError(
@@ -233,6 +233,6 @@ def _unproven(template: ChatTemplate, place: str, expected: str, text: str) -> T
     )
 
 
-def _common_length(one: str, other: str) -> int:
-    length = min(len(one), len(other))
-    return next((i for i in range(length) if one[i] != other[i]), length)
+def _common_length(first: str, second: str) -> int:
+    length = min(len(first), len(second))
+    return next((i for i in range(length) if first[i] != second[i]), length)

@@ -47,18 +47,20 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] = (),
         template_kwargs: Mapping[str, Any] | None = None,
     ) -> str:
-        """The text after which the model answers in `mode`."""
-        given = self._given(mode, tools, template_kwargs or {})
-        return self._text(self._dicts(messages), given, prompt=True)
+        """Render the text after which the model answers in `mode`."""
+        variables = self._variables(mode, tools, template_kwargs or {})
+        return self._text(self._dicts(messages), variables, prompt=True)
 
     def texts(self, conversation: Conversation) -> TextOf:
         """Return the function that renders the conversation's first messages; its errors name the row."""
         dicts = self._dicts(conversation.messages)
-        given = self._given(conversation.mode, conversation.tools, conversation.template_kwargs)
+        variables = self._variables(
+            conversation.mode, conversation.tools, conversation.template_kwargs
+        )
 
         def text_of(count: int, prompt: bool) -> str:
             try:
-                return self._text(dicts[:count], given, prompt=prompt)
+                return self._text(dicts[:count], variables, prompt=prompt)
             except TemplateError as error:
                 raise TemplateError(f"{conversation.place}: {error}") from error
 
@@ -66,37 +68,41 @@ class ChatTemplate:
 
     @property
     def end_of_turn(self) -> str:
-        """What closes an assistant turn, such as `<|im_end|>`."""
+        """The text that closes an assistant turn, such as `<|im_end|>`."""
         return self.turn_tail.strip()
 
     @cached_property
     def turn_tail(self) -> str:
-        """What the template puts after an answer: the end-of-turn, and whitespace that follows it."""
+        """The text after an answer: the end-of-turn, and whitespace that follows it."""
         messages = (Message(role="user", content="Hi"), Message(role="assistant", content=_PROBE))
-        rendered = self._text(self._dicts(messages), self._given("no_think", (), {}), prompt=False)
+        rendered = self._text(
+            self._dicts(messages), self._variables("no_think", (), {}), prompt=False
+        )
         if rendered.count(_PROBE) != 1:
             raise TemplateError(
                 f"template {self.name!r} doesn't print an assistant's answer once: {rendered!r}"
             )
         return rendered.split(_PROBE)[1]
 
-    def _given(
+    def _variables(
         self, mode: Mode, tools: Sequence[Mapping[str, Any]], template_kwargs: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """The template's variables, without the messages."""
-        given = {**self.special_tokens, **self.template_kwargs, **template_kwargs}
+        """Return the template's variables, without the messages."""
+        variables = {**self.special_tokens, **self.template_kwargs, **template_kwargs}
         return {
-            **{key: value for key, value in given.items() if key not in _RESERVED},
+            **{key: value for key, value in variables.items() if key not in _RESERVED},
             "tools": [dict(tool) for tool in tools] or None,
             "documents": None,
             "enable_thinking": mode == "think",
         }
 
     def _text(
-        self, messages: list[dict[str, Any]], given: Mapping[str, Any], *, prompt: bool
+        self, messages: list[dict[str, Any]], variables: Mapping[str, Any], *, prompt: bool
     ) -> str:
         try:
-            return sandbox.render(self.text, messages, {**given, "add_generation_prompt": prompt})
+            return sandbox.render(
+                self.text, messages, {**variables, "add_generation_prompt": prompt}
+            )
         except (jinja2.TemplateError, TypeError, ValueError) as error:
             if isinstance(error, TemplateError):
                 raise
@@ -113,7 +119,7 @@ def load_template(
     tokenizer: "PreTrainedTokenizerBase | None" = None,
     template_kwargs: Mapping[str, Any] | None = None,
 ) -> ChatTemplate:
-    """A template of `dualign/data/templates`, the tokenizer's own ("tokenizer"), or a `.jinja` file,
+    """Load a template of `dualign/data/templates`, the tokenizer's own ("tokenizer"), or a `.jinja` file,
     tried once.
 
     The tokenizer's special tokens are given to the template, as transformers does.
@@ -148,32 +154,32 @@ def _template_text(name_or_path: str, tokenizer: "PreTrainedTokenizerBase | None
             )
         return path.read_text(encoding="utf-8")
     folder = files("dualign.data") / "templates"
-    known = sorted(
+    names = sorted(
         file.name.removesuffix(".jinja")
         for file in folder.iterdir()
         if file.name.endswith(".jinja")
     )
-    if name_or_path not in known:
-        near = get_close_matches(name_or_path, known, n=1)
+    if name_or_path not in names:
+        near = get_close_matches(name_or_path, names, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise TemplateError(
             f"unknown template {name_or_path!r}{hint}. "
-            f"Expected {', '.join(known)}, tokenizer, or a .jinja file."
+            f"Expected {', '.join(names)}, tokenizer, or a .jinja file."
         )
     return (folder / f"{name_or_path}.jinja").read_text(encoding="utf-8")
 
 
 def _message_dict(message: Message, *, as_field: bool) -> dict[str, Any]:
-    """A message as templates expect it. A template that reads `reasoning_content` gets the trace
+    """Return a message as templates expect it. A template that reads `reasoning_content` gets the trace
     there; any other gets it at the head of the content. Never both: a template that knows both
     would print it twice.
     """
-    made: dict[str, Any] = {"role": message.role, "content": message.content}
+    entry: dict[str, Any] = {"role": message.role, "content": message.content}
     if message.thinking is not None and as_field:
         # `thinking` is the name that some templates know; transformers gives both.
-        made |= {"thinking": message.thinking, "reasoning_content": message.thinking}
+        entry |= {"thinking": message.thinking, "reasoning_content": message.thinking}
     elif message.thinking is not None:
-        made["content"] = f"{OPEN}\n{message.thinking}\n{CLOSE}\n\n{message.content}"
+        entry["content"] = f"{OPEN}\n{message.thinking}\n{CLOSE}\n\n{message.content}"
     if message.tool_calls:
-        made["tool_calls"] = [dict(call) for call in message.tool_calls]
-    return made
+        entry["tool_calls"] = [dict(call) for call in message.tool_calls]
+    return entry

@@ -1,4 +1,4 @@
-"""Shortens rows in ways that a model may learn from: whole turns from the front, or a trace up to a
+"""Shorten rows in ways that a model may learn from: whole turns from the front, or a trace up to a
 budget.
 """
 
@@ -8,12 +8,12 @@ from dataclasses import replace
 
 from dualign.data.conversation import Conversation, Message
 
-Ends = Callable[[str], list[int]]
-"""Where each token of a text ends, in characters."""
+TokenEnds = Callable[[str], list[int]]
+"""The character at which each token of a text ends."""
 
 
 def without_first_turns(conversation: Conversation) -> Conversation | None:
-    """The conversation without its first user turn and what answers it; system messages stay. None
+    """Return the conversation without its first user turn and what answers it; system messages stay. None
     if nothing supervised would be left.
     """
     users = [turn for turn, message in enumerate(conversation.messages) if message.role == "user"]
@@ -26,24 +26,24 @@ def without_first_turns(conversation: Conversation) -> Conversation | None:
     return replace(conversation, messages=(*head, *rest))
 
 
-def within_budget(conversation: Conversation, budget: int, ends: Ends) -> Conversation:
-    """The conversation with the traces of supervised turns cut after `budget` tokens or a little
+def within_budget(conversation: Conversation, budget: int, token_ends: TokenEnds) -> Conversation:
+    """Return the conversation with the traces of supervised turns cut after `budget` tokens or a little
     less: after a word, so that what closes the trace is a token of its own.
     """
-    messages = tuple(_cut(message, budget, ends) for message in conversation.messages)
+    messages = tuple(_cut(message, budget, token_ends) for message in conversation.messages)
     if messages == conversation.messages:
         return conversation
     repairs = (*conversation.repairs, "thinking_budget")
     return replace(conversation, messages=messages, repairs=repairs)
 
 
-def _cut(message: Message, budget: int, ends: Ends) -> Message:
+def _cut(message: Message, budget: int, token_ends: TokenEnds) -> Message:
     if message.role != "assistant" or not message.train or not message.thinking:
         return message
-    places = ends(message.thinking)
-    if len(places) <= budget:
+    ends = token_ends(message.thinking)
+    if len(ends) <= budget:
         return message
-    whole = message.thinking[: places[budget - 1] + 1]
+    whole = message.thinking[: ends[budget - 1] + 1]
     words = [match.end() for match in re.finditer(r"\w(?=\s)", whole)]
-    kept = words[-1] if words else places[budget - 1]
-    return replace(message, thinking=message.thinking[:kept], cut=True)
+    stop = words[-1] if words else ends[budget - 1]
+    return replace(message, thinking=message.thinking[:stop], cut=True)
