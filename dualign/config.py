@@ -1,4 +1,4 @@
-"""YAML -> frozen dataclasses, strictly: every problem is found, and all are told at once.
+"""YAML -> frozen dataclasses, strictly: all problems are found and reported together.
 
 A recipe is refused before anything heavy is imported, so this module and every dataclass it fills import only the
 standard library and PyYAML.
@@ -20,6 +20,7 @@ from typing import (
     get_args,
     get_origin,
     get_type_hints,
+    runtime_checkable,
 )
 
 import yaml
@@ -31,14 +32,14 @@ T = TypeVar("T")
 
 
 class Check(Protocol):
-    """Marks a field, by `Annotated`, whose value has rules that its type can't say."""
+    """A rule beyond a field's type, given by `Annotated`; returns (key, message) for each violation."""
 
     def __call__(self, value: Any) -> list[tuple[str, str]]: ...
 
 
 @dataclass(slots=True)
 class Document:
-    """A YAML file as plain values, the line of each key, and the problems found so far."""
+    """A YAML file as plain values, with the line of each key and the problems found so far."""
 
     file: str
     value: Any = None
@@ -68,7 +69,7 @@ def dotted(key: Key) -> str:
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
-    """` (did you mean 'x'?)`, or the list of what there is when nothing is near."""
+    """Return ` (did you mean 'x'?)`; if nothing is close, the list of known words."""
     match = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if match:
         return f" (did you mean {match[0]!r}?)"
@@ -76,7 +77,7 @@ def nearest(word: str, known: Sequence[str]) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, but 1e-3 is a number, as everyone who writes learning rates expects."""
+    """PyYAML's safe loader, except that 1e-3 is a number, as in every learning rate."""
 
 
 _Loader.add_implicit_resolver(
@@ -87,7 +88,7 @@ _Loader.add_implicit_resolver(
 
 
 def read_yaml(path: Path, *, shown_as: str | None = None) -> Document:
-    """Read a YAML file with the line of each key.
+    """Read a YAML file, with the line of each key.
 
     Raises:
         ConfigError: the file is missing, isn't YAML, or isn't a mapping.
@@ -118,25 +119,25 @@ def read_documents(path: Path) -> list[Document]:
     """
     if not path.is_file():
         raise ConfigError(f"{path}: no such file")
-    found: list[Document] = []
+    documents: list[Document] = []
     try:
         loader = _Loader(path.read_text(encoding="utf-8"))
         while node := loader.get_node() if loader.check_node() else None:
             document = Document(file=str(path))
             document.value = _plain(loader, node, (), document)
-            found.append(document)
+            documents.append(document)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not YAML: {error}") from None
-    for document in found:
+    for document in documents:
         if not isinstance(document.value, dict):
             raise ConfigError(f"{path}: expected keys with values, found {_shown(document.value)}")
-    if not found:
+    if not documents:
         raise ConfigError(f"{path}: expected keys with values, found nothing")
-    return found
+    return documents
 
 
 def parse_value(text: str) -> Any:
-    """The right side of `key=value`, read as YAML."""
+    """Read the right side of `key=value` as YAML."""
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
@@ -160,7 +161,7 @@ def _plain(loader: _Loader, node: yaml.Node, key: Key, document: Document) -> An
 
 
 def parse(cls: type[T], value: Any, document: Document, key: Key = ()) -> T | None:
-    """Fill the dataclass `cls` from a mapping; problems go to `document`, and None comes back if there were any."""
+    """Fill the dataclass `cls` from a mapping; returns None if it has problems, added to `document`."""
     before = len(document.problems)
     if not isinstance(value, dict):
         document.refuse(key, f"expected keys with values, found {_shown(value)}")
@@ -169,46 +170,45 @@ def parse(cls: type[T], value: Any, document: Document, key: Key = ()) -> T | No
     for name in value:
         if name not in hints:
             document.refuse((*key, name), f"unknown key{nearest(name, list(hints))}")
-    given, wanting = _fields(cls, hints, value, document, key)
-    made = None if wanting else cls(**given)
-    if made is not None:
-        _check(made, document, key, set(given))
-    return made if len(document.problems) == before else None
+    values, incomplete = _fields(cls, hints, value, document, key)
+    config = None if incomplete else cls(**values)
+    if config is not None:
+        _check(config, document, key, set(values))
+    return config if len(document.problems) == before else None
 
 
 def _fields(
     cls: type, hints: Mapping[str, Any], value: dict[str, Any], document: Document, key: Key
 ) -> tuple[dict[str, Any], bool]:
-    """The fields that could be read, and whether a required one is missing or wrong."""
-    given: dict[str, Any] = {}
-    wanting = False
+    """Return the valid fields, and whether a required one is missing or wrong."""
+    values: dict[str, Any] = {}
+    incomplete = False
     for spec in fields(cls):
         required = spec.default is MISSING and spec.default_factory is MISSING
         before = len(document.problems)
         if spec.name in value:
             converted = _convert(hints[spec.name], value[spec.name], document, (*key, spec.name))
             if len(document.problems) == before:
-                given[spec.name] = converted
+                values[spec.name] = converted
         elif required:
             document.refuse(key, f"needs the key {spec.name!r} ({named(hints[spec.name])})")
-        wanting = wanting or (required and spec.name not in given)
-    return given, wanting
+        incomplete = incomplete or (required and spec.name not in values)
+    return values, incomplete
 
 
+@runtime_checkable
 class _HasProblems(Protocol):
     def problems(self) -> list[tuple[str, str]]: ...
 
 
-def _check(made: Any, document: Document, key: Key, given: set[str]) -> None:
-    """Rules across fields, where the fields themselves could be read."""
-    if not hasattr(type(made), "problems"):
+def _check(config: Any, document: Document, key: Key, valid: set[str]) -> None:
+    """Apply the rules across fields, except to fields that are wrong by themselves."""
+    if not isinstance(config, _HasProblems):
         return
-    checked: _HasProblems = made
-    for name, message in checked.problems():
+    for name, message in config.problems():
         first = name.split(".")[0]
-        readable = first in given or (*key, first) not in document.lines
-        if not name or readable:
-            parts = [int(one) if one.isdigit() else one for one in name.split(".") if one]
+        if not name or first in valid or (*key, first) not in document.lines:
+            parts = [int(part) if part.isdigit() else part for part in name.split(".") if part]
             document.refuse((*key, *parts), message)
 
 
@@ -241,8 +241,8 @@ def _convert(expected: Any, value: Any, document: Document, key: Key) -> Any:
 def _convert_choice(choices: tuple[Any, ...], value: Any, document: Document, key: Key) -> Any:
     if value not in choices or isinstance(value, bool):
         known = [str(choice) for choice in choices]
-        found = f"found {_shown(value)}{_near(value, known)}"
-        document.refuse(key, f"expected one of {', '.join(known)}, {found}")
+        hint = _near(value, known)
+        document.refuse(key, f"expected one of {', '.join(known)}, found {_shown(value)}{hint}")
     return value
 
 
@@ -250,7 +250,7 @@ def _convert_list(item: Any, value: Any, document: Document, key: Key) -> tuple[
     if not isinstance(value, list):
         document.refuse(key, f"expected a list, found {_shown(value)}")
         return ()
-    return tuple(_convert(item, one, document, (*key, i)) for i, one in enumerate(value))
+    return tuple(_convert(item, part, document, (*key, i)) for i, part in enumerate(value))
 
 
 def _convert_union(args: tuple[Any, ...], value: Any, document: Document, key: Key) -> Any:
@@ -271,7 +271,7 @@ def _convert_union(args: tuple[Any, ...], value: Any, document: Document, key: K
 
 
 def _has_shape(expected: Any, value: Any) -> bool:
-    """Whether a list or keys with values are what is expected; False for any other value."""
+    """Return whether a list or mapping is of the expected type; False for any other value."""
     origin = get_origin(expected)
     if isinstance(value, dict):
         return is_dataclass(expected) or origin in (dict, Mapping)
@@ -302,7 +302,7 @@ def _shown(value: Any) -> str:
 
 
 def named(expected: Any) -> str:
-    """A type in a user's words."""
+    """Return a type in a user's words: `a whole number or nothing`."""
     if get_origin(expected) is Annotated:
         return named(get_args(expected)[0])
     if get_origin(expected) is Literal:

@@ -96,7 +96,9 @@ def inspect(args: Namespace) -> int:
         raise ConfigError(f"{recipe.file}: no {training_kinds()} stage to inspect")
     entry = recipe.stage(args.stage) if args.stage else training[0]
     if entry not in training:
-        raise ConfigError(f"{recipe.file}: stage {entry.name} is of kind {entry.kind}: has no rows")
+        raise ConfigError(
+            f"{recipe.file}: stage {entry.name} is of kind {entry.kind} and has no rows"
+        )
     page = Path(args.html) if args.html else None
     show_rows(recipe, entry, count=args.rows, html=page)
     if page:
@@ -110,7 +112,9 @@ def doctor(args: Namespace) -> int:
 
     kind = input_kind(args.target, recipes=shipped_names())
     if kind != "recipe" and args.overrides:
-        raise ConfigError(f"{args.overrides[0]}: only a recipe has keys; {args.target} is none")
+        raise ConfigError(
+            f"{args.overrides[0]}: only a recipe has keys, and {args.target} isn't one"
+        )
     from dualign.doctor.show import as_json, show
 
     diagnosis = api.diagnose(
@@ -158,14 +162,14 @@ def _keys(kind: str | None) -> str:
     from dualign.stages import config_classes
     from dualign.tasks import Task
 
-    known = {**config_classes(), "task": Task}
-    if kind is not None and kind not in known:
-        raise ConfigError(f"recipes keys: no kind of stage {kind!r}{nearest(kind, list(known))}")
-    return key_list(known if kind is None else {kind: known[kind]})
+    classes = {**config_classes(), "task": Task}
+    if kind is not None and kind not in classes:
+        raise ConfigError(f"recipes keys: no kind of stage {kind!r}{nearest(kind, list(classes))}")
+    return key_list(classes if kind is None else {kind: classes[kind]})
 
 
 def _purpose(recipe: Path) -> str:
-    """The first paragraph of a recipe's header, indented."""
+    """Return the first paragraph of a recipe's header, indented."""
     lines = recipe.read_text(encoding="utf-8").splitlines()
     paragraph = takewhile(lambda line: line.startswith("# "), lines)
     text = " ".join(line.removeprefix("# ") for line in paragraph)
@@ -173,13 +177,13 @@ def _purpose(recipe: Path) -> str:
 
 
 def say(text: str) -> None:
-    """A line for the user, at once."""
+    """Print a line for the user without buffering."""
     print(text, flush=True)
 
 
 def choose(recipe: Recipe, kind: str, name: str | None) -> StageEntry:
-    """The stage of a kind: the one that is named, or the only one."""
-    found = [entry for entry in recipe.stages if entry.kind == kind]
+    """Return the stage with a name, or the only one of a kind."""
+    entries = [entry for entry in recipe.stages if entry.kind == kind]
     if name:
         entry = recipe.stage(name)
         if entry.kind != kind:
@@ -187,12 +191,12 @@ def choose(recipe: Recipe, kind: str, name: str | None) -> StageEntry:
                 f"{recipe.file}: stage {name} is of kind {entry.kind}, expected {kind}"
             )
         return entry
-    if len(found) != 1:
-        names = ", ".join(entry.name for entry in found) or "none"
+    if len(entries) != 1:
+        names = ", ".join(entry.name for entry in entries) or "none"
         raise ConfigError(
             f"{recipe.file}: expected one stage of kind {kind}, found {names}; choose with --stage NAME"
         )
-    return found[0]
+    return entries[0]
 
 
 def _write_report(recipe: Recipe, folders: list[Path]) -> None:

@@ -9,8 +9,8 @@ from dualign.errors import ConfigError
 _EXPORT = """\
 Writes OUT/NAME-F16.gguf, NAME-Q8_0.gguf, NAME-Q4_K_M.gguf (for llama.cpp, LM Studio, ...), a
 Modelfile for Ollama, and export.json with hashes and the check. An adapter is folded into its base.
-The files are loaded in llama.cpp and answer in both modes, next to transformers; OUT is there when
-they agree.
+The check loads the files in llama.cpp and compares their answers in both modes with those of
+transformers. OUT appears if they agree.
 
   dualign export runs/quickstart/merged gguf
   llama-server -m gguf/merged-Q4_K_M.gguf --jinja
@@ -19,7 +19,7 @@ they agree.
 
 
 def add(sub: Sub) -> None:
-    """The command."""
+    """Add the command."""
     parser = command(sub, "export", "write GGUF files and an Ollama Modelfile", _EXPORT)
     parser.add_argument(
         "model", metavar="MODEL", help="a run directory, model folder, adapter or hub id"
@@ -61,14 +61,14 @@ def export(args: Namespace) -> int:
         raise ConfigError(
             f"{out}: OUT is a folder; files in it are called after MODEL, or after --name"
         )
-    types = [one for one in args.types.lower().split(",") if one]
+    types = [name for name in args.types.lower().split(",") if name]
     if args.dry_run:
         say(_dry_run(args, types))
         return 0
     from dualign.export.export import export as write
     from dualign.export.show import summary
 
-    made = write(
+    result = write(
         args.model,
         out,
         types=types,
@@ -77,8 +77,8 @@ def export(args: Namespace) -> int:
         runtime=None if args.no_check else args.runtime,
         force=args.force,
     )
-    Console().print(summary(made))
-    say(f"{out}: {len(made.files)} GGUF file(s), Modelfile, export.json")
+    Console().print(summary(result))
+    say(f"{out}: {len(result.files)} GGUF file(s), Modelfile, export.json")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""`dualign COMMAND ...`: what there is to run, in the words a newcomer needs."""
+"""`dualign COMMAND ...`: the parser of each command, and the exit status."""
 
 import argparse
 import gc
@@ -16,14 +16,14 @@ from dualign.errors import DualignError
 
 _ABOUT = """\
 Turn a language model into a dual-mode checkpoint: one set of weights that reasons aloud on
-/think and answers at once on /no_think. The road: SFT on mixed reasoning and non-reasoning
-traces -> APO preference optimisation -> merging -> evaluation in both modes -> a report.
+/think and answers at once on /no_think. The pipeline: SFT on mixed reasoning and non-reasoning
+traces -> APO preference optimization -> merging -> evaluation in both modes -> a report.
 """
 _EXAMPLES = """\
 start here:
   dualign recipes list                     the recipes that ship
-  dualign plan quickstart                  what it would do: stages, rows, tokens, steps, memory
-  dualign run quickstart                   the whole road on a real 135M model, on a laptop
+  dualign plan quickstart                  show its stages, rows, tokens, steps and memory
+  dualign run quickstart                   run the whole pipeline on a 135M model, on a laptop
   dualign chat runs/quickstart/merged      talk to the result; /think and /no_think switch
 
 any key of a recipe can be set on the command line:
@@ -35,34 +35,37 @@ many GPUs, one stage at a time:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Exit status: 0 done, 1 it found faults, 2 the user can mend something, 130 stopped."""
+    """Run one command; returns the exit status.
+
+    0: done. 1: a check failed. 2: a mistake that the user can fix. 130: interrupted.
+    """
     parser = _parser()
     args = parser.parse_args(arguments)
     if "action" not in args:
         parser.print_help()
         return 0
     _quiet()
-    # torch and transformers make half a million objects that stay; looking for garbage among them
-    # after every 700 takes a tenth of their import.
+    # Importing torch and transformers makes half a million objects that stay. At the default
+    # threshold, collections among them take a tenth of the import time.
     gc.set_threshold(50_000)
     try:
         return int(args.action(args))
     except DualignError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
+    except BrokenPipeError:  # the reader of a pipe, such as head, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
+        print("stopped; run the same command again to resume", file=sys.stderr)
         return 130
 
 
 def _quiet() -> None:
-    """Our own messages as plain lines; of the libraries, only what a user can act on."""
+    """Print our messages as plain lines, and of the libraries' only those a user can act on."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("dualign").setLevel(logging.INFO)
-    # It asks for a faster kernel wherever it is installed, whether or not anything is quantised.
+    # It suggests a faster kernel even when nothing is quantized.
     logging.getLogger("bitsandbytes.backends.cpu").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
@@ -102,24 +105,26 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-_RUN_ABOUT = "run every stage of a recipe, skipping what is done"
+_RUN_ABOUT = "run the stages of a recipe, skipping finished ones"
 _RUN = """\
-Runs the stages in order. Each writes OUTPUT_DIR/STAGE when it is complete. Run the same command
-again after a crash: finished stages are skipped, the one that was cut off resumes from its last
-checkpoint, and a stage whose settings, data or parents changed is redone with all that hangs on it.
+Runs the stages in order. OUTPUT_DIR/STAGE appears when a stage is complete. After a crash, run the
+same command again: finished stages are skipped, and the interrupted one resumes from its last
+checkpoint. A stage whose settings, data or parents changed runs again, and so do the stages that
+depend on it.
 """
 _PLAN_ABOUT = "show stages, rows, tokens, steps, memory and time; writes nothing"
 _PLAN = """\
-Prints what `dualign run` would do and what it would cost. Nothing is trained, nothing is written.
+Prints what `dualign run` would do and what it would cost. Nothing is trained or written.
 """
 _STAGE = """\
-RECIPE is a stage recipe, or a pipeline recipe with --stage NAME when it has several of this kind.
+RECIPE is a stage recipe or a pipeline recipe. If it has several stages of this kind, choose one with
+--stage NAME.
 """
 _DOCTOR = """\
-Reads every row on the path that training takes, and collects what is wrong instead of stopping at
-it: masks, modes, templates, tokens, what the stages of a recipe hand on, what was saved. Each
-finding says what it means for the model and how to mend it; docs/doctor.md lists them. Exit status
-1 if there is an error among them.
+Reads every row as training does and collects all faults instead of stopping at the first: masks,
+modes, templates, tokens, what one stage of a recipe leaves for the next, and saved models. Each
+finding says what it means for the model and how to fix it; docs/doctor.md lists them. The exit
+status is 1 if one of them is an error.
 """
 
 
@@ -195,7 +200,7 @@ def _report_command(sub: Sub) -> None:
 
 def _inspect_command(sub: Sub) -> None:
     detail = (
-        "Supervised tokens are colored; special tokens are visible; a table counts rows and tokens."
+        "Supervised tokens are colored, special tokens visible; a table counts rows and tokens."
     )
     parser = command(sub, "inspect", "show a stage's rows as the model gets them", detail)
     parser.add_argument(
@@ -213,15 +218,13 @@ def _inspect_command(sub: Sub) -> None:
 
 
 def _doctor_command(sub: Sub) -> None:
-    parser = command(sub, "doctor", "prove the data, the template and the saved model", _DOCTOR)
+    parser = command(sub, "doctor", "check data, template and saved model", _DOCTOR)
     parser.add_argument(
         "target",
         metavar="RECIPE|MODEL_DIR|DATA",
         help="a recipe; a model, adapter or run directory; a data file, folder, glob or hub id",
     )
-    parser.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="set a key, if it is a recipe"
-    )
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="set a key of a recipe")
     parser.add_argument(
         "--template", default="dualign", metavar="NAME", help="for DATA; default %(default)s"
     )
@@ -242,13 +245,13 @@ def _recipes_command(sub: Sub) -> None:
     parser = command(
         sub,
         "recipes",
-        "list, show or copy the recipes that ship; the keys of a stage",
-        "dualign recipes keys sft       what an sft stage takes: names, types, defaults",
+        "list, show or copy the recipes that ship; list the keys of a stage",
+        "dualign recipes keys sft       list the keys of an sft stage: names, types, defaults",
     )
     parser.add_argument(
         "what",
         choices=("list", "show", "copy", "keys"),
-        help="copy makes a folder to edit; keys tells what a stage takes",
+        help="copy makes a folder to edit; keys lists the keys of a stage",
     )
     parser.add_argument(
         "name",

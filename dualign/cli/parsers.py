@@ -1,4 +1,4 @@
-"""How every command looks in `--help`."""
+"""The form of every command in `--help`."""
 
 import argparse
 from typing import TypeAlias
@@ -7,7 +7,7 @@ Sub: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def command(sub: Sub, name: str, about: str, detail: str) -> argparse.ArgumentParser:
-    """A new command: `about` in the list of commands, `detail` in its own help."""
+    """Add a command: `about` is for the list of commands, `detail` for its own help."""
     return sub.add_parser(
         name,
         help=about,

@@ -15,13 +15,13 @@ SWEEP OUT            runs the sweep of a file of kind sweep; the best merge goes
 RECIPE [KEY=VALUE ...]   runs the sweep stage of a recipe, into its output_dir
 
 Each candidate's weights go into one model in memory, which answers the tasks in both modes; only
-the best one is written, with sweep.json (every score), table.md, pareto.png. A sweep that was cut
-off, or one with more values, asks only what wasn't asked before. docs/sweeps.md has the keys.
+the best one is written, with sweep.json (every score), table.md and pareto.png. An interrupted
+sweep, or one with more values, scores only the new candidates. docs/sweeps.md has the keys.
 """
 
 
 def add(sub: Sub) -> None:
-    """The command."""
+    """Add the command."""
     parser = command(sub, "sweep", "try many merges, score each, write the best", _SWEEP)
     parser.add_argument("recipe", metavar="SWEEP", help="a recipe with a sweep stage")
     parser.add_argument(
@@ -51,8 +51,8 @@ def sweep(args: Namespace) -> int:
 def _read(args: Namespace) -> tuple[Recipe, StageEntry]:
     from dualign.cli.commands import choose
 
-    folders = [one for one in args.overrides if "=" not in one]
-    overrides = [one for one in args.overrides if "=" in one]
+    folders = [text for text in args.overrides if "=" not in text]
+    overrides = [text for text in args.overrides if "=" in text]
     if len(folders) > 1:
         raise ConfigError(f"sweep {args.recipe}: expected one folder to write, found {folders}")
     out = Path(folders[0]) if folders else None
@@ -67,7 +67,9 @@ def _read(args: Namespace) -> tuple[Recipe, StageEntry]:
             f"{recipe.file}: has several stages, which write into its output_dir; leave out {out}"
         )
     if out.exists() and read_run(out).get("kind") != "sweep":
-        raise CheckpointError(f"{out}: is there already, and no sweep's; choose another folder")
+        raise CheckpointError(
+            f"{out}: is there already, and isn't a sweep's; choose another folder"
+        )
     entry = replace(entry, name=out.name)
     return replace(recipe, stages=(entry,)), entry
 
@@ -77,8 +79,7 @@ def _dry_run(recipe: Recipe, entry: StageEntry) -> str:
     from dualign.engine import statuses
     from dualign.merging.sweep.estimate import estimate
 
-    found = statuses(recipe, remember=False)
-    config, missing = resolve_references(entry, found)
+    config, missing = resolve_references(entry, statuses(recipe, remember=False))
     if missing:
         raise ConfigError(
             f"{recipe.file}: stage {entry.name} merges {', '.join(missing)}, which hasn't run yet"

@@ -347,7 +347,7 @@ def test_a_folder_that_is_no_sweeps_is_left_alone(
     mine.mkdir()
     (mine / "thesis.txt").touch()
     assert main(["sweep", str(write_sweep()), str(mine)]) == 2
-    assert "is there already, and no sweep's" in capsys.readouterr().err
+    assert "is there already, and isn't a sweep's" in capsys.readouterr().err
     assert (mine / "thesis.txt").exists()
 
 
