@@ -2,8 +2,9 @@
 
     python -m benchmarks.fold_memory WORK [--layers 4] [--nf4]
 
-SmolLM3's widths (hidden 2048, MLP 11008, vocabulary 128256, tied), bfloat16, fewer layers; LoRA r 16 on every linear
-layer and on the embedding. Memory is RssAnon above the interpreter with its imports, sampled every 10 ms.
+SmolLM3's widths (hidden 2048, MLP 11008, vocabulary 128256, tied), bfloat16, fewer layers; LoRA r
+16 on every linear layer and on the embedding. Memory is RssAnon above the interpreter with its
+imports, sampled every 10 ms.
 """
 
 import argparse

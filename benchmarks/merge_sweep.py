@@ -7,7 +7,8 @@ Three tools in turn, each with its whole process and what it imports:
             the tasks. Nothing is written.
   written   8 runs of `dualign merge`: 8 folders with hashes, merge.json, card.
   mergekit  8 runs of mergekit-yaml: 8 folders.
-The checkpoints and mergekit's environment are those of benchmarks/merge.py. Writes benchmarks/merge_sweep.md.
+The checkpoints and mergekit's environment are those of benchmarks/merge.py. Writes
+benchmarks/merge_sweep.md.
 """
 
 import argparse

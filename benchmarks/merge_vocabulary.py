@@ -2,8 +2,9 @@
 
     python -m benchmarks.merge_vocabulary WORK
 
-Tiny models with the real SmolLM2 tokenizer: base, a with `<think>`, b with `<tool>` and `<think>`. Both
-read the same YAML. Prints, for each case, how far the rows of the same token are apart at most.
+Tiny models with the real SmolLM2 tokenizer: base, a with `<think>`, b with `<tool>` and `<think>`.
+Both read the same YAML. Prints, for each case, how far the rows of the same token are apart at
+most.
 """
 
 import json

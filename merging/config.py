@@ -107,7 +107,7 @@ class MergeInput:
     model: str
     """a model folder or adapter folder, a hub id, stage:NAME, or embedded:smollm2-135m-instruct"""
     weight: float | None = None
-    """its share, for methods that have weights; 1 when it is left out"""
+    """its share, for methods that have weights; default 1"""
     parameters: Mapping[str, Any] = field(default_factory=dict)
     """the method's other parameters of this model: numbers, gradients, filters"""
 
@@ -131,19 +131,19 @@ class MergeStage:
     kind: Literal["merge"] = "merge"
     """what the stage does"""
     method: str = "linear"
-    """how: linear, slerp, ties, dare_ties, ...; docs/merging.md has all of them"""
+    """linear, slerp, ties, dare_ties, ...; docs/merging.md lists all of them"""
     base_model: str | None = None
     """the model that the others were made from, for methods that work on the changes"""
     parameters: Mapping[str, Any] = field(default_factory=dict)
     """the method's parameters for all models: numbers, gradients, filters"""
     normalize: bool | None = None
-    """divide the weights by their sum, so that they add up to 1; linear and ties do unless told"""
+    """divide the weights by their sum, so that they add up to 1; linear and ties do by default"""
     dtype: Dtype = "input"
     """the type of the written weights; input: that of the inputs, which must agree"""
     config_from: str | None = None
-    """the one of the models whose config, tokenizer settings and template win where they differ"""
+    """the model whose config, tokenizer settings and template win where the models differ"""
     tokenizer_from: str | None = None
-    """the one whose vocabulary, tokenizer settings and template win, when it isn't config_from"""
+    """the model whose vocabulary, tokenizer settings and template win, if it isn't config_from"""
 
     def problems(self) -> list[tuple[str, str]]:
         if self.method not in METHODS:
@@ -189,7 +189,7 @@ class MergeStage:
         return Level(("models", index, "parameters"), values)
 
     def _field(self, key: Key) -> str:
-        """Map a key of the merge to the stage's field: models.0.parameters.weight -> models.0.weight."""
+        """Map a key of the merge to the stage's: models.0.parameters.weight -> models.0.weight."""
         if (
             key[2:4] == ("parameters", "weight")
             and "weight" not in self.models[int(key[1])].parameters

@@ -25,7 +25,7 @@ FATAL = frozenset({
 
 
 def config_differences(first: Weights, other: Weights, *, slices: bool) -> dict[str, list[Any]]:
-    """Return each key that differs, with both values; with `slices` the number of layers may differ."""
+    """Return each key that differs, with both values; with `slices` layers may differ in number."""
     ours, theirs = _current_form(first.config), _current_form(other.config)
     differences = _compare(ours, theirs)
     if slices:

@@ -1,7 +1,7 @@
 """Infer a tensor's layer from its name, for any architecture.
 
-`model.layers.7.mlp.up_proj.weight` is in layer 7. The stack of layers is the prefix that is followed by
-the most numbers; tensors outside of it (embeddings, norms, heads) have no layer.
+`model.layers.7.mlp.up_proj.weight` is in layer 7. The stack of layers is the prefix that is
+followed by the most numbers; tensors outside of it (embeddings, norms, heads) have no layer.
 """
 
 import re

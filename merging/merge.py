@@ -3,8 +3,9 @@
     dualign merge recipes/smollm3/merge.yaml
     dualign merge config.yml OUT
 
-Weights stream through in blocks; each is computed in float64 and rounded once. The inputs are checked
-against each other before the first byte is written, and some tensors are computed again after the last.
+Weights stream through in blocks; each is computed in float64 and rounded once. The inputs are
+checked against each other before the first byte is written, and some tensors are computed again
+after the last.
 """
 
 from collections.abc import Mapping

@@ -45,8 +45,8 @@ class MergedWeights:
     def reader(self, name: str) -> Reader:
         """Return a reader of the merged tensor.
 
-        Elementwise methods start at any element. Others read the whole inputs first, when a range of
-        the result is first read.
+        Elementwise methods start at any element. Others read the whole inputs first, when a range
+        of the result is first read.
         """
         plan = self.plans[name]
         readers = [self.models[model].reader(tensor) for model, tensor in plan.inputs]

@@ -1,4 +1,4 @@
-"""A merge on its own: into a folder that is there when it is complete, and not before."""
+"""A merge into a folder of its own, which exists only when it is complete."""
 
 import hashlib
 import json
@@ -16,14 +16,14 @@ from dualign.rundir import new_folder, require_new
 def merge_into(
     merge: Merge, out: Path, *, seed: int = 0, threads: int | None = None, force: bool = False
 ) -> dict[str, Any]:
-    """Merge into `out`; returns what merge.json says.
+    """Merge into `out`; return the content of merge.json.
 
-    Everything is checked first. The work happens beside `out`, which gets its name when all is on
-    the disk; a run that was cut off is taken up after the last shard it finished.
+    All checks come first. The files are written beside `out` and renamed when they are on the disk;
+    an interrupted run continues after its last finished shard.
 
     Raises:
         DualignError: the inputs can't be merged; nothing is left behind.
-        CheckpointError: `out` is there, and `force` is false.
+        CheckpointError: `out` exists, and `force` is false.
     """
     require_new(out, force=force)
     prepared = prepare(merge, seed=seed)
@@ -34,7 +34,7 @@ def merge_into(
 
 
 def fingerprint(prepared: PreparedMerge, seed: int) -> str:
-    """What the result depends on, without reading the weights: finished shards of it can be kept."""
+    """Hash everything that the result depends on, the weights by size and time of their files."""
     files = [
         (str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in prepared.weights.files
     ]

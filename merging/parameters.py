@@ -4,9 +4,9 @@
     weight: [0, 0.5, 1]                            linear from the first layer to the last
     weight: [{filter: mlp, value: 0.3}, {value: 0.5}]    the first entry whose filter fits
 
-A filter is a part of the tensor's name; `*`, or no filter, fits every tensor. The value of an entry may
-be a gradient. If no entry fits, the parameter is looked up at the next level: model, slice, whole
-config.
+A filter is a part of the tensor's name; `*`, or no filter, fits every tensor. The value of an entry
+may be a gradient. If no entry fits, the parameter is looked up at the next level: model, slice,
+whole config.
 """
 
 import math
@@ -38,7 +38,7 @@ class Resolver:
     def value(
         self, name: str, spec: Parameter, levels: Sequence[Level], *, tensor: str, position: float
     ) -> Value:
-        """Return the parameter for a tensor; `position` of its layer is 0 in the first, 1 in the last.
+        """Return the parameter for a tensor in the layer at `position`: 0 is the first, 1 the last.
 
         Raises:
             MergeError: no level has it, and it has no default.
@@ -97,7 +97,7 @@ def _entries(level: Level) -> Iterator[Key]:
 def parameter_problems(
     method: str, values: Mapping[str, Any], *, of_model: bool
 ) -> list[tuple[Key, str]]:
-    """Check the parameters at one level; return (key, problem). `of_model`: the level is a model's."""
+    """Check the parameters at one level, with `of_model` a model's; return (key, problem)."""
     spec = METHODS[method]
     fitting = spec.per_model if of_model else spec.parameters
     issues: list[tuple[Key, str]] = []

@@ -1,4 +1,4 @@
-"""Plan a merge: from a config and the headers of its models to the sources of each merged tensor."""
+"""Plan a merge: from its config and the models' headers to the inputs of each merged tensor."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -262,7 +262,7 @@ def _require_use(merge: Merge, resolver: Resolver) -> None:
 
 
 def merged_config(merge: Merge, models: Models, config_source: str) -> dict[str, Any]:
-    """Return the config.json of `config_source`; with slices, for as many layers as there are now."""
+    """Return the config.json of `config_source`; with slices, for the new number of layers."""
     config = dict(models[config_source].config)
     if not _has_ranges(merge):
         return config

@@ -1,10 +1,10 @@
 """Check before a merge that its models agree: tensors, configuration, tokenizer, template.
 
-Headers and JSON alone are read. A difference is one of three kinds. Some can't be merged: other tensors,
-other architectures, tied against untied. Some change what the model computes or where it stops, and can
-have only one value: the config has to say whose, by `config_from`, `tokenizer_from` or
-`tokenizer_source`, and the answer goes into merge.json. Other differences are ignored. All problems are
-reported together.
+Headers and JSON alone are read. A difference is one of three kinds. Some can't be merged: other
+tensors, other architectures, tied against untied. Some change what the model computes or where it
+stops, and can have only one value: the config has to say whose, by `config_from`, `tokenizer_from`
+or `tokenizer_source`, and the answer goes into merge.json. Other differences are ignored. All
+problems are reported together.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -234,7 +234,7 @@ def _special_tokens(weights: Weights) -> dict[str, Any]:
 
 
 def _added_text(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return how a tokenizer.json finds added tokens and which it puts around a text (a BOS or none).
+    """Return how a tokenizer.json finds added tokens, and the tokens it puts around a text (BOS).
 
     Without ids, which differ between vocabularies.
     """

@@ -1,7 +1,7 @@
 """A LoRA adapter from two checkpoints: the difference of each linear layer, truncated to a rank.
 
-PEFT has low-rank changes of linear layers and embeddings alone. Other changed modules are kept whole: as
-modules_to_save (norms, embeddings), or by `bias: all`.
+PEFT has low-rank changes of linear layers and embeddings alone. Other changed modules are kept
+whole: as modules_to_save (norms, embeddings), or by `bias: all`.
 """
 
 import shutil
@@ -206,7 +206,7 @@ def _adapter_config(
 
 
 def _targets(paths: tuple[str, ...], model: nn.Module) -> list[str]:
-    """Return the last parts of the paths (q_proj) if they select these modules and no others; else paths."""
+    """Return the last parts of the paths (q_proj) if they select just these modules; else paths."""
     leaves = {path.rpartition(".")[2] for path in paths}
     selected = {path for path in linear_modules(model) if path.rpartition(".")[2] in leaves}
     return sorted(leaves) if selected == set(paths) else sorted(paths)

@@ -1,8 +1,8 @@
 """An adapter folded into its base: the 16-bit one, or the one that QLoRA training saw.
 
-A QLoRA adapter was trained on NF4 weights. Folded into the 16-bit ones it meets weights that it never saw;
-folded into what NF4 makes of them, those that it was trained on. Which of the two is nearer to the live
-model is measured.
+A QLoRA adapter was trained on NF4 weights. Folded into the 16-bit ones it meets weights that it
+never saw; folded into what NF4 makes of them, those that it was trained on. Which of the two is
+nearer to the live model is measured.
 """
 
 import json
@@ -88,7 +88,7 @@ def fold_adapter(config: FoldConfig, out: Path, *, force: bool = False) -> dict[
 
 
 def _training_stage(folder: Path) -> Mapping[str, Any]:
-    """Return the stage that trained the adapter, from the run.json in its folder or one up; or {}."""
+    """Return the stage that trained the adapter, by the run.json in its folder or one up; or {}."""
     for place in (folder, folder.parent):
         stage = read_run(place).get("config")
         if isinstance(stage, dict):

@@ -30,7 +30,7 @@ PROMPTS = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Gap:
-    """Distances between the next-token distributions of two models, over all tokens of some texts."""
+    """Distances between the next-token distributions of two models, over all tokens of texts."""
 
     kl: float
     """the mean of KL(live || folded), in nats per token"""
@@ -59,7 +59,7 @@ def gap_between(live: Sequence[Tensor], folded: Sequence[Tensor]) -> Gap:
 
 
 def token_ids(folder: Path, prompts: Sequence[str]) -> list[Tensor]:
-    """Tokenize each prompt as a user's turn; as plain text if the tokenizer in `folder` has no template."""
+    """Tokenize each prompt as a user's turn; as plain text without a template in `folder`."""
     from transformers import AutoTokenizer
 
     if (

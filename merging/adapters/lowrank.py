@@ -19,7 +19,7 @@ _BLOCK = 1 << 18  # elements of the difference that are in memory at once
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Truncation:
-    """Number of singular values to keep: `rank`, or the fewest with the share `energy` of all squares.
+    """Number of singular values to keep: `rank`, or the fewest with `energy` of the squares' sum.
 
     Singular values 3, 2, 1 have squares 9, 4, 1: energy 0.9 (of 14) keeps two of them.
     """
@@ -66,8 +66,8 @@ class LowRank:
 def truncate(B_OK: Array, A_KI: Array, truncation: Truncation) -> LowRank:
     """Return the nearest matrix of lower rank to `B @ A`, without forming the product.
 
-    `B = Q1 R1` and `A^T = Q2 R2` give `B A = Q1 (R1 R2^T) Q2^T`: the singular values are those of the
-    [K, K] core. It takes O(K^2 (O + I)) instead of O(O I min(O, I)).
+    `B = Q1 R1` and `A^T = Q2 R2` give `B A = Q1 (R1 R2^T) Q2^T`: the singular values are those of
+    the [K, K] core. It takes O(K^2 (O + I)) instead of O(O I min(O, I)).
     """
     left, first = np.linalg.qr(B_OK)
     right, second = np.linalg.qr(A_KI.T)

@@ -1,10 +1,10 @@
 """Adapters of one base -> one adapter, by their true changes to the weights.
 
-`linear` is the weighted sum of the changes: exact with the ranks side by side, or truncated to a rank
-without forming the sum. Methods that look at single elements (ties, dare, ...) work on the changes
-`s B A` themselves, one module at a time; their result has full rank, so it is truncated. Merging the
-factors, as PEFT's `ties` and `linear` do, doesn't merge the changes: (A1 + A2)(B1 + B2) has the products
-of one adapter's A with the other's B.
+`linear` is the weighted sum of the changes: exact with the ranks side by side, or truncated to a
+rank without forming the sum. Methods that look at single elements (ties, dare, ...) work on the
+changes `s B A` themselves, one module at a time; their result has full rank, so it is truncated.
+Merging the factors, as PEFT's `ties` and `linear` do, doesn't merge the changes: (A1 + A2)(B1 + B2)
+has the products of one adapter's A with the other's B.
 """
 
 import math

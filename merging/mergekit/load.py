@@ -1,15 +1,16 @@
 """Read mergekit's YAML, strictly: a key that is unknown or has no effect is an error.
 
     merge_method: ties
-    base_model: org/base@revision          # a folder, a hub id, base+adapter
-    models:                                # or slices: [{sources: [{model, layer_range}, ...]}, ...]
+    base_model: org/base@revision     # a folder, a hub id, base+adapter
+    models:                           # or slices: [{sources: [{model, layer_range}, ...]}, ...]
       - {model: ./a, parameters: {weight: 0.5, density: [1, 0.5]}}
       - {model: ./b, parameters: {weight: [{filter: mlp, value: 0.3}, {value: 0.5}]}}
     dtype: bfloat16
-    config_from: ./a                       # ours: the model whose value is taken where models differ
+    config_from: ./a                  # not mergekit's: the model whose config wins
 
 Several documents in one file are merges of merges: each but the last has a `name`, which later
-documents use as a model. They are computed in one pass; intermediate results aren't written or rounded.
+documents use as a model. They are computed in one pass; intermediate results aren't written or
+rounded.
 """
 
 from collections.abc import Mapping

@@ -13,8 +13,8 @@ def arcee_fusion(tensors: Tensors) -> Combine:
     """`y = b + d * [I >= median(I) + 1.5 IQR(I)]`, `d = x - b`. One input and the base.
 
     Importance: `I = |d| * KL(softmax(x) + 1e-8 || softmax(b) + 1e-8)`, the softmax over the last
-    dimension, one KL for each row (a vector is one row). Quartiles are elements of the whole tensor,
-    without interpolation.
+    dimension, one KL for each row (a vector is one row). Quartiles are elements of the whole
+    tensor, without interpolation.
     """
 
     def importance(start: int, stop: int) -> Array:

@@ -1,7 +1,7 @@
 """breadcrumbs, breadcrumbs_ties: drop the smallest changes and the outliers (arXiv 2312.06795).
 
-`y = b + scale * sum(w_i m_i d_i)`. m_i drops the share `gamma` with the largest magnitudes, keeps the
-share `density` below it, and drops the rest. breadcrumbs_ties adds TIES' vote on the sign.
+`y = b + scale * sum(w_i m_i d_i)`. m_i drops the share `gamma` with the largest magnitudes, keeps
+the share `density` below it, and drops the rest. breadcrumbs_ties adds TIES' vote on the sign.
 """
 
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ from dualign.merging.methods.tensors import Tensors
 def mask_tails(density: Sequence[float], gamma: Sequence[float]) -> Sparsify:
     """Keep the changes below the outliers and above the small ones.
 
-    Of 10 elements with density 0.6 and gamma 0.1 the ranks [1, 7) stay. With density 0.9 and gamma 0.3
-    too few would be left, so fewer outliers go: ranks [1, 10) stay.
+    Of 10 elements with density 0.6 and gamma 0.1 the ranks [1, 7) stay. With density 0.9 and gamma
+    0.3 too few would be left, so fewer outliers go: ranks [1, 10) stay.
     """
 
     def sparsify(tensors: Tensors, index: int) -> Mask | None:

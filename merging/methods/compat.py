@@ -1,7 +1,7 @@
 """linear, slerp and task_arithmetic in the arithmetic of mergekit 0.1.5 (`--compat mergekit`).
 
-linear and slerp compute in float32; task_arithmetic in the type of the tensors, where weights, changes,
-products and sums are each rounded.
+linear and slerp compute in float32; task_arithmetic in the type of the tensors, where weights,
+changes, products and sums are each rounded.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -83,8 +83,8 @@ def _cast_reads(read: Read, cast: Round) -> Read:
 def _slerp_factors(base: Read, other: Read, size: int, t: float) -> tuple[np.float32, np.float32]:
     """Return the factors of both.
 
-    The last bits of torch's sums, and so of these, depend on its release, on its number of threads and
-    on the processor, so the sums have to be torch's own.
+    The last bits of torch's sums, and so of these, depend on its release, on its number of threads
+    and on the processor, so the sums have to be torch's own.
     """
     import torch
 

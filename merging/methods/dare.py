@@ -1,8 +1,8 @@
 """dare_linear, dare_ties: drop changes at random and rescale the rest (arXiv 2311.03099).
 
-`y = b + scale * sum(w_i m_i d_i)`, each element of m_i is 1 with probability `density`. `rescale` gives
-the thinned change the L1 norm of the whole one, as mergekit does; the paper divides by the density,
-which is the same on average. dare_ties adds TIES' vote on the sign.
+`y = b + scale * sum(w_i m_i d_i)`, each element of m_i is 1 with probability `density`. `rescale`
+gives the thinned change the L1 norm of the whole one, as mergekit does; the paper divides by the
+density, which is the same on average. dare_ties adds TIES' vote on the sign.
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,8 @@
 """della, della_linear: drop changes at random, small ones more often (arXiv 2406.11617).
 
-MAGPRUNE keeps an element with the probability of its rank: in each row (a vector is one row) it rises
-in equal steps from `density - epsilon` for the smallest change to `density + epsilon` for the largest.
-Then della is TIES' vote and mean, della_linear the weighted sum.
+MAGPRUNE keeps an element with the probability of its rank: in each row (a vector is one row) it
+rises in equal steps from `density - epsilon` for the smallest change to `density + epsilon` for the
+largest. Then della is TIES' vote and mean, della_linear the weighted sum.
 """
 
 from collections.abc import Sequence

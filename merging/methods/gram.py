@@ -1,8 +1,8 @@
 """Inner products of tensors, block by block, for the methods on spheres.
 
-slerp, multislerp, karcher and model_stock are linear combinations of their inputs whose coefficients
-depend on the inputs only through their inner products. Those take one pass; the coefficients are then a
-small computation in float64.
+slerp, multislerp, karcher and model_stock are linear combinations of their inputs whose
+coefficients depend on the inputs only through their inner products. Those take one pass; the
+coefficients are then a small computation in float64.
 """
 
 from collections.abc import Sequence

@@ -13,9 +13,13 @@ MIN_NORM = 1e-7
 def karcher(tensors: Tensors, *, max_iter: int, tol: float) -> Combine:
     """`y = u * mean(|x_i|)`, u the Karcher mean of `x_i / |x_i|`; all inputs weigh the same.
 
-    Starts at the normalized mean and iterates `T = mean(theta_i / sin(theta_i) (u_i - cos(theta_i) u))`,
-    `u <- cos|T| u + sin|T| T/|T|`, until `|T| < tol` or for `max_iter` steps. Any shape, flattened.
-    Inputs of length zero have no direction and are left out.
+    Starts at the normalized mean and iterates
+
+        T = mean(theta_i / sin(theta_i) (u_i - cos(theta_i) u))
+        u <- cos|T| u + sin|T| T / |T|
+
+    until `|T| < tol`, or for `max_iter` steps. Any shape, flattened. Inputs of length zero have no
+    direction and are left out.
     """
     if len(tensors.inputs) == 1:
         return combination(tensors, [1.0])

@@ -9,8 +9,9 @@ from dualign.merging.methods.tensors import Array, Combine, Tensors, combination
 def linear(tensors: Tensors, *, weight: Sequence[float], normalize: bool) -> Combine:
     """`y = sum(w_i * x_i)`, divided by the sum of the weights with `normalize`. Any shape.
 
-    Summed in float64: bfloat16 values lie on a coarse grid, so weights such as 0.9 and 0.1 put one sum
-    in ten exactly between two of them, where the error of a float32 sum would round it the wrong way.
+    Summed in float64: bfloat16 values lie on a coarse grid, so weights such as 0.9 and 0.1 put one
+    sum in ten exactly between two of them, where the error of a float32 sum would round it the
+    wrong way.
     """
     if normalize and len(set(weight)) == 1:
         weight = [1.0] * len(weight)

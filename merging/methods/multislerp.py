@@ -23,8 +23,9 @@ def multislerp(
 ) -> Combine:
     """`y = (m cos a + T sin(a) / a) * sum(w_i |x_i|)`; with a base the same of `x_i - b`, plus b.
 
-    `u_i = x_i / |x_i|`, m their weighted mean scaled to length 1, `T = sum(w_i (u_i - (u_i . m) m))`
-    the step from m in the tangent space, a its length. Any shape, flattened; any number of inputs.
+    `u_i = x_i / |x_i|`, m their weighted mean scaled to length 1, a the length of T, and
+    `T = sum(w_i (u_i - (u_i . m) m))` the step from m in the tangent space. Any shape, flattened;
+    any number of inputs.
     """
     if len(tensors.inputs) == 1:
         return combination(tensors, [1.0])

@@ -20,8 +20,8 @@ def nuslerp(
 ) -> Combine:
     """The arc from x0 to x1 at `t = w1 / (w0 + w1)`; with a base the same of `x_i - b`, plus b.
 
-    Two inputs. `nuslerp_flatten`: one angle for the whole tensor. Otherwise one angle for each vector
-    along the last dimension, or along the first with `nuslerp_row_wise`.
+    Two inputs. `nuslerp_flatten`: one angle for the whole tensor. Otherwise one angle for each
+    vector along the last dimension, or along the first with `nuslerp_row_wise`.
     """
     total = weight[0] + weight[1]
     t = 0.5 if abs(total) < 1e-6 else weight[1] / total

@@ -14,7 +14,7 @@ _WORDS = 4  # 64-bit words of one Philox counter; an element takes one word
 
 
 def stream(seed: int, model: int, tensor: str) -> int:
-    """Return the 128-bit key of a tensor of a model. Models are numbered, so that a folder may move."""
+    """Return the 128-bit key of a tensor of a model. Models are numbered, so a folder may move."""
     text = f"{seed}:{model}:{tensor}".encode()
     return int.from_bytes(hashlib.sha256(text).digest()[:16], "little")
 

@@ -13,9 +13,9 @@ _MIN_ENERGY = 1e-6
 def sce(tensors: Tensors, *, select_topk: float) -> Combine:
     """`y = b + sum(w_i m_i d_i) / sum(w_i m_i)`, `d_i = x_i - b`. Any shape.
 
-    Select: the share `select_topk` of the elements with a variance between the d_i above 0, the largest
-    variances first. Calculate: w_i is the share of d_i in the sum of all squares. Erase: m_i drops
-    elements whose sign isn't that of the sum.
+    Select: the share `select_topk` of the elements with a variance between the d_i above 0, the
+    largest variances first. Calculate: w_i is the share of d_i in the sum of all squares. Erase:
+    m_i drops elements whose sign isn't that of the sum.
     """
     mask = _select(tensors, select_topk)
     weights = _energies(tensors, mask)

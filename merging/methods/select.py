@@ -1,12 +1,13 @@
 """Ranks in a tensor that is never whole in memory: exact, in two or three passes.
 
-Values are ranked as float32, the largest first; of equal values the first element first. A histogram of
-the upper halves of their bits finds the bin of a rank, one of the lower halves its value. Equal values
-are common: differences of bfloat16 weights lie on a coarse grid. So masks count them:
+Values are ranked as float32, the largest first; of equal values the first element first. A
+histogram of the upper halves of their bits finds the bin of a rank, one of the lower halves its
+value. Equal values are common: differences of bfloat16 weights lie on a coarse grid. So masks count
+them:
 
     values  0.3  0.1  0.3 | 0.2  0.3        two blocks; keep the ranks [0, 2)
     rank      0    4    1 |   3    2        the edge is the value of rank 1: 0.3
-    equals    0         1 |        2        of them 2 are before the second block, and none is larger
+    equals    0         1 |        2        2 of them are before the second block, none is larger
     mask      1    0    1 |   0    0        an equal's rank is `above + equal_before + its number`
 """
 

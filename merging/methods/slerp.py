@@ -1,4 +1,4 @@
-"""slerp: along the arc between two tensors (Shoemake 1985, "Animating rotation with quaternions")."""
+"""slerp: the arc between two tensors (Shoemake 1985, "Animating rotation with quaternions")."""
 
 import math
 from dataclasses import replace
@@ -13,8 +13,8 @@ MIN_NORM = 1e-8
 def slerp(tensors: Tensors, *, t: float) -> Combine:
     """`y = sin((1-t) theta)/sin(theta) b + sin(t theta)/sin(theta) x`.
 
-    The base is at t = 0, the one input at t = 1; any shape, flattened. theta is the angle between the
-    whole tensors; both keep their lengths.
+    The base is at t = 0, the one input at t = 1; any shape, flattened. theta is the angle between
+    the whole tensors; both keep their lengths.
     """
     assert tensors.base is not None
     pair = replace(tensors, inputs=(tensors.base, *tensors.inputs), base=None)

@@ -1,8 +1,8 @@
-"""The merge methods, in one table: what each needs, which parameters it takes, where its function is.
+"""The merge methods, in one table: inputs, parameters and function of each.
 
-A new method is a file in this folder, with a function `(tensors, **parameters) -> Combine`, and a row
-of `METHODS`. Functions are named by text and imported when a merge is computed, so configs are checked
-without numpy.
+A new method is a file in this folder, with a function `(tensors, **parameters) -> Combine`, and a
+row of `METHODS`. Functions are named by text and imported when a merge is computed, so configs are
+checked without numpy.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,7 +21,7 @@ class Parameter:
     min: float | None = None
     max: float | None = None
     argument: str | None = ""
-    """the function's argument; empty: the name in YAML; None: accepted for mergekit, without effect"""
+    """the function's argument; empty: the name in YAML; None: accepted, without effect"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,12 +47,12 @@ class Method:
 
     @property
     def function(self) -> Callable[..., Any]:
-        """The function `(tensors, **parameters) -> Combine`. Imports its module, and numpy with it."""
+        """The function `(tensors, **parameters) -> Combine`. Imports its module, and so numpy."""
         module, _, name = self.implementation.partition(":")
         return getattr(import_module(f"{__package__}.{module}"), name)  # type: ignore[no-any-return]
 
     def arguments(self, values: Mapping[str, Any], count: int) -> dict[str, Any]:
-        """Return the function's arguments for `count` models; missing `values` get their defaults."""
+        """Return the function's arguments for `count` models; defaults for missing `values`."""
         arguments: dict[str, Any] = {}
         for name, spec in self.parameters.items():
             default = [spec.default] * count if name in self.per_model else spec.default

@@ -1,8 +1,8 @@
 """Task vectors: the changes of fine-tunes, thinned out, weighted and added to the base.
 
-task_arithmetic, ties, dare_*, della* and breadcrumbs* are one sum (Task Arithmetic, arXiv 2212.04089),
-with or without a sparsifier and TIES' vote on the sign (arXiv 2306.01708). Each sparsifier is in the
-file of its paper.
+task_arithmetic, ties, dare_*, della* and breadcrumbs* are one sum (Task Arithmetic, arXiv
+2212.04089), with or without a sparsifier and TIES' vote on the sign (arXiv 2306.01708). Each
+sparsifier is in the file of its paper.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -29,7 +29,7 @@ def task_sum(
     vote: bool = False,
     **sparsity: Sequence[float],
 ) -> Combine:
-    """`y = b + scale * sum(w_i m_i d_i)`, `d_i = x_i - b`, `m_i` the mask of `sparsifier`. Any shape.
+    """`y = b + scale * sum(w_i m_i d_i)`, `d_i = x_i - b`, m_i the mask by `sparsifier`. Any shape.
 
     `rescale` restores the L1 norm of each d_i, as mergekit does. With `vote` an element keeps the
     changes whose sign is that of the weighted sum (+ for 0). `normalize` divides by the sum of the
@@ -96,7 +96,8 @@ def _elected(deltas: Sequence[Array], votes: Array, weight: Sequence[float] | No
         turned      [ 3,  1]  [-2,  4]  [ 1, -2]     losers are below 0
         clipped     [ 3,  1]  [ 0,  4]  [ 1,  0]     sum [4, 5], turned back [4, -5]
 
-    Changes the deltas in place: a choice by element (`np.where`) takes five times as long as a product.
+    Changes the deltas in place: a choice by element (`np.where`) takes five times as long as a
+    product.
     """
     side = np.copysign(1.0, votes)
     for delta in deltas:

@@ -1,8 +1,8 @@
 """One tensor of every input, read block by block: the input of every method.
 
-A method reads the blocks as often as it must (norms, thresholds) and returns a `Combine`, which computes
-any range of the merged tensor. So memory holds blocks, never whole tensors, and the methods know nothing
-of files. Elements are counted in row-major order.
+A method reads the blocks as often as it must (norms, thresholds) and returns a `Combine`, which
+computes any range of the merged tensor. So memory holds blocks, never whole tensors, and the
+methods know nothing of files. Elements are counted in row-major order.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,8 +19,8 @@ Read = Callable[[int, int], Array]
 Combine = Callable[[int, int], Array]
 """(start, stop) -> these elements of the merged tensor, in float64"""
 
-# Elements computed at once: 2 MiB in float64. Between two steps of numpy a thread takes Python's lock,
-# and with smaller blocks two threads wait for it longer than they compute.
+# Elements computed at once: 2 MiB in float64. Between two steps of numpy a thread takes Python's
+# lock, and with smaller blocks two threads wait for it longer than they compute.
 BLOCK = 1 << 18
 
 
@@ -76,7 +76,7 @@ def row_step(shape: Sequence[int], block: int) -> int:
 def combination(
     tensors: Tensors, coefficients: Sequence[float], *, base: float | None = None
 ) -> Combine:
-    """`sum(c_i * x_i) + base * b`, in float64 and in this order; without `base` the base isn't read.
+    """`sum(c_i * x_i) + base * b`, in float64, in this order; without `base` b isn't read.
 
     Inputs are read one after the other, so memory doesn't grow with their number.
     """

@@ -1,7 +1,8 @@
 """ties: keep the largest changes, elect a sign, merge the changes that agree (arXiv 2306.01708).
 
-Trim: of each change the share `density` with the largest magnitudes. Elect: the sign of the weighted
-sum. Merge: the weighted mean of the changes with that sign (their sum without `normalize`).
+Trim: of each change the share `density` with the largest magnitudes. Elect: the sign of the
+weighted sum. Merge: the weighted mean of the changes with that sign (their sum without
+`normalize`).
 """
 
 from collections.abc import Sequence

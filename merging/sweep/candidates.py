@@ -83,8 +83,8 @@ def objective_of(score: CandidateScore, objective: Objective) -> Change:
 def compare(first: CandidateScore, other: CandidateScore, objective: Objective) -> Change:
     """Return the objective of `first` minus that of `other`, with its 95 % interval.
 
-    Paired by problem if the same mode counts on both sides. For `min`, where it may be think on one side
-    and no_think on the other, as two samples.
+    Paired by problem if the same mode counts on both sides. For `min`, where it may be think on one
+    side and no_think on the other, as two samples.
     """
     if objective == "min":
         first_mode, other_mode = (
@@ -134,8 +134,8 @@ def _as_score(part: Change) -> Score:
 def winner(candidates: Sequence[Candidate], *, lowest: bool = False) -> int | None:
     """Return the index of the best candidate; None if none could be scored.
 
-    Ties go to the higher accuracy of the weaker mode, then to fewer leaks into no_think, then to more
-    closed think blocks, then to the earlier candidate.
+    Ties go to the higher accuracy of the weaker mode, then to fewer leaks into no_think, then to
+    more closed think blocks, then to the earlier candidate.
     """
     indices = [i for i, candidate in enumerate(candidates) if candidate.score is not None]
     if not indices:
@@ -155,7 +155,7 @@ def _rank(candidate: Candidate, *, lowest: bool) -> tuple[float, ...]:
 
 
 def pareto_front(candidates: Sequence[Candidate]) -> set[int]:
-    """Return the indices of candidates that no other beats in one mode without losing in the other."""
+    """Return the indices of candidates that no other dominates in the two modes."""
     scores = {
         i: tuple(round(candidate.score.accuracy(mode).value, 12) for mode in MODES)
         for i, candidate in enumerate(candidates)

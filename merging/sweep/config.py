@@ -34,11 +34,11 @@ class Range:
     """Every number from `low` to `high`."""
 
     low: float
-    """the least value"""
+    """the lowest value"""
     high: float
-    """the greatest"""
+    """the highest value"""
     points: int | None = None
-    """for a grid: so many values, evenly apart, both ends among them"""
+    """for a grid: the number of values, evenly spaced, both ends included"""
 
     def problems(self) -> list[tuple[str, str]]:
         issues = []
@@ -68,23 +68,23 @@ class SweepStage:
     kind: Literal["sweep"] = "sweep"
     """what the stage does"""
     merge: Mapping[str, Any] | tuple[Mapping[str, Any], ...]
-    """as in a merge stage, or in mergekit's form; a list of the latter is a merge of merges. $NAME and 1 - $NAME stand for what varies"""
+    """as in a merge stage, or in mergekit's form (a list of those is a merge of merges), with $NAME or 1 - $NAME for values that vary"""
     vary: Mapping[str, Range | tuple[Any, ...]] = field(default_factory=dict)
-    """for each NAME its values as a list, or {low, high}; with points, a range is a grid of that many"""
+    """for each NAME a list of values, or {low, high}; a grid needs {low, high, points}"""
     search: Kind = "grid"
     """grid: every combination. golden: one range with one peak. cma: several ranges. greedy_soup: which models to average"""
     budget: int | None = None
-    """golden and cma: so many candidates at most"""
+    """golden and cma: the maximum number of candidates"""
     tolerance: float = 0.02
-    """golden: stop when the peak is known to such a share of the range"""
+    """golden: stop when the interval of the peak is this share of the range"""
     score: EvalConfig | None = None
     """the tasks that each candidate is evaluated on in both modes, as in an eval stage"""
     command: str | None = None
     """instead of score: a shell command that gets the candidate's folder as {model}; the last number it prints is the score"""
     files: tuple[str, ...] = ()
-    """what the command reads, besides the candidate: its scores are kept as long as these don't change"""
+    """files that the command reads, besides the candidate; its scores are reused until they change"""
     objective: Literal["mean", "think", "no_think", "min"] = "mean"
-    """the number to raise: accuracy of one mode, the mean of both, or the lower of both"""
+    """the number to maximize: accuracy of one mode, the mean of both, or the lower of both"""
     best: Literal["highest", "lowest"] = "highest"
     """of a command's numbers"""
 
@@ -99,7 +99,7 @@ class SweepStage:
         return next(self._validated_points(), {})
 
     def _validated_points(self) -> Iterator[Point]:
-        """Yield points whose merges are checked: each value of a name, the other names at their middle.
+        """Yield the points to check: each value of a name, the other names at their middle.
 
         vary {a: [1, 2, 3], b: [4, 5]} gives (2, 5), (1, 5), (2, 5), (3, 5), (2, 4), (2, 5).
         """

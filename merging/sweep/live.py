@@ -1,8 +1,8 @@
 """A model in memory that takes the weights of one merge after the other, without a file between.
 
-The numbers are those of the written merge: each block is computed in float64 and rounded to the type that
-would be written, and only then to that of the model in memory (float32 on a CPU), which is exact if it is
-wider.
+The numbers are those of the written merge: each block is computed in float64 and rounded to the
+type that would be written, and only then to that of the model in memory (float32 on a CPU), which
+is exact if it is wider.
 """
 
 from collections.abc import Iterator, Sequence
@@ -34,7 +34,7 @@ _TYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """A parameter as a numpy array: its own storage on a CPU, else a copy that is moved at the end."""
+    """A parameter as a numpy array: its own storage on a CPU, else a copy to move at the end."""
 
     name: str
     parameter: Tensor

@@ -1,4 +1,4 @@
-"""The merge at a point of a sweep: numbers replace `$NAME` and `1 - $NAME`, then it is read as usual.
+"""The merge at a point of a sweep: numbers replace `$NAME` and `1 - $NAME` in its template.
 
 {model: runs/apo, weight: $a}, {model: runs/base, weight: 1 - $a}    at {a: 0.9}
 {model: runs/apo, weight: 0.9}, {model: runs/base, weight: 0.1}
@@ -37,7 +37,8 @@ class _KeyedDocument(Document):
 def read_merge(template: Any, point: Point, name: str) -> tuple[Merge | None, list[Problem]]:
     """Return the merge at a point, and its problems by key.
 
-    `template` is the sweep's `merge`: a merge stage, or one or several documents in mergekit's form.
+    `template` is the sweep's `merge`: a merge stage, or one or several documents in mergekit's
+    form.
     """
     values = _substituted(template, point)
     if isinstance(values, list) or "merge_method" in values:

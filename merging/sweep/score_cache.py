@@ -1,8 +1,8 @@
-"""Scores of earlier candidates, beside the run directory, so that a crash or a wider grid costs nothing twice.
+"""Scores of earlier candidates, beside the run directory: no candidate is scored twice.
 
-`.NAME.answers.jsonl` has every answer of every candidate, under a key of weights, prompt and settings;
-`.NAME.scores.jsonl` a line for each candidate that was scored. Both only grow; delete them when the sweep
-is finished.
+`.NAME.answers.jsonl` has every answer of every candidate, under a key of weights, prompt and
+settings; `.NAME.scores.jsonl` a line for each candidate that was scored. Both only grow; delete
+them when the sweep is finished.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Scorers of candidates: the evaluation, on a model in memory; or a command, on a temporary folder."""
+"""Scorers of candidates: evaluation of a model in memory, or a command on a temporary folder."""
 
 import gc
 import hashlib
@@ -117,7 +117,7 @@ class LiveScorer:
         return score_samples(result.samples, self.objective), len(self.file.answered) == before
 
     def _require_same_model(self, prepared: PreparedMerge) -> None:
-        """Check that candidates differ in their weights alone, as one model in memory serves all."""
+        """Check that candidates differ in weights alone, as one model in memory serves all."""
         weights = prepared.weights
         common = (
             weights.config,

@@ -1,7 +1,7 @@
 """Searches: each asks for the values of points, and returns a summary at the end.
 
-A search is a generator: it yields a point and is sent that point's value, higher is better. Its return
-value goes into sweep.json under `search`. All searches are deterministic for a seed.
+A search is a generator: it yields a point and is sent that point's value, higher is better. Its
+return value goes into sweep.json under `search`. All searches are deterministic for a seed.
 """
 
 import math
@@ -74,8 +74,8 @@ def grid(stage: SweepStage) -> Search:
 def golden(name: str, range_: Range, *, tolerance: float, budget: int | None) -> Search:
     """Golden section search (Kiefer 1953) for the peak of a function that has one peak.
 
-    The interval shrinks by 0.618 with each candidate, until it is `tolerance` of the range. On equal
-    values the part with the higher end of the range stays.
+    The interval shrinks by 0.618 with each candidate, until it is `tolerance` of the range. On
+    equal values the part with the higher end of the range stays.
     """
     low, high = 0.0, 1.0
     left, right = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
@@ -103,7 +103,8 @@ def golden(name: str, range_: Range, *, tolerance: float, budget: int | None) ->
 def greedy_soup(count: int) -> Search:
     """Greedy soup (Wortsman et al. 2022, arXiv 2203.05482, Recipe 1) of `count` models.
 
-    Each model is scored alone; then, from the best down, each joins the average unless the score falls.
+    Each model is scored alone; then, from the best down, each joins the average unless the score
+    falls.
     """
     alone = []
     for model in range(count):
@@ -124,8 +125,8 @@ def greedy_soup(count: int) -> Search:
 def cma(ranges: dict[str, Range], *, budget: int, seed: int) -> Search:
     """CMA-ES (Hansen 2016, arXiv 1604.00772) by the package cmaes, each range scaled to [0, 1].
 
-    Starts in the middle with a spread of 0.3 of each range. An incomplete last generation can win but
-    does not update the search.
+    Starts in the middle with a spread of 0.3 of each range. An incomplete last generation can win
+    but does not update the search.
     """
     optimizer = _optimizer(len(ranges), seed)
     generations, remaining = 0, budget

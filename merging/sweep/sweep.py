@@ -3,9 +3,9 @@
     dualign sweep sweep.yaml OUT
     dualign run recipe.yaml              # as a stage
 
-A candidate isn't written to be evaluated: its weights go block by block into one model in memory. Answers
-are kept beside the run directory, so a sweep that was interrupted, or a wider one, asks only new
-questions.
+A candidate isn't written to be evaluated: its weights go block by block into one model in memory.
+Answers are kept beside the run directory, so a sweep that was interrupted, or a wider one, asks
+only new questions.
 """
 
 import json
@@ -128,7 +128,7 @@ def _score(
 
 
 def _require_new_failure(candidate: Candidate, earlier: list[Candidate]) -> None:
-    """Stop if two points fail with the same words: the inputs are wrong, and the others fail too."""
+    """Stop if two points fail with the same message: the inputs are wrong, so all will fail."""
     if candidate.failure and any(candidate.failure == other.failure for other in earlier):
         raise MergeError(candidate.failure)
 

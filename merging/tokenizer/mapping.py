@@ -1,8 +1,8 @@
 """One vocabulary for models that have different ones, and the source of each model's rows for it.
 
-A token keeps its row, whatever its id was. A model that lacks a token gets a row for it: the one that
-the config names, else that of the base model, else that of the one model that has the token, else the
-mean of those that do (as in mergekit). Rows without a token (padding) stay where they are.
+A token keeps its row, whatever its id was. A model that lacks a token gets a row for it: the one
+that the config names, else that of the base model, else that of the one model that has the token,
+else the mean of those that do (as in mergekit). Rows without a token (padding) stay where they are.
 
     merged vocabulary   0 <s>   1 the   2 cat   3 <think>
     model a             0 <s>   1 cat   2 the                row map [0,  2, 1, -1]
@@ -106,7 +106,7 @@ def _have_one_vocabulary(
 def _read_vocabularies(
     models: Mapping[str, Weights], tokenizers: Sequence[TokenizerFiles], tokenizer_source: str
 ) -> dict[str, Vocabulary]:
-    """Read that of each model; one without a tokenizer has `tokenizer_source`'s, if it has its rows."""
+    """Read each model's; one without a tokenizer has `tokenizer_source`'s, if it has its rows."""
     vocabularies = {
         name: read_vocabulary(tokenizer, embedding_rows(weights))
         for (name, weights), tokenizer in zip(models.items(), tokenizers, strict=True)
@@ -167,7 +167,7 @@ def _union_base(vocabularies: Mapping[str, Vocabulary], merge: Merge, tokenizer_
 def _added_tokens(
     vocabularies: Mapping[str, Vocabulary], base_tokenizer: str, config: VocabularyConfig
 ) -> list[Mapping[str, Any]]:
-    """Return the tokens to add: in a union those of the other models, and those that `config` lists."""
+    """Return the tokens to add: in a union those of other models, and those in `config`."""
     base = vocabularies[base_tokenizer]
     added: dict[str, Mapping[str, Any]] = {}
     for vocabulary in vocabularies.values() if config.union else ():
@@ -240,7 +240,7 @@ def _default_rows(
     base_model: str | None,
     chosen: Mapping[int, RowSource],
 ) -> dict[int, RowSource]:
-    """Return for each row that a model lacks the base's row, else those of all models that have it."""
+    """Return for each row that a model lacks the base's row, else those of all its owners."""
     lacking = np.flatnonzero((np.stack(list(row_maps.values())) < 0).any(axis=0))
     tokens = {token_id: token for token, token_id in vocabulary.ids.items()}
     sources: dict[int, RowSource] = {}

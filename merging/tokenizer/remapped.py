@@ -95,8 +95,8 @@ class RemappedWeights:
 def _runs(row_map: Array, first: int, last: int) -> list[tuple[int, int]]:
     """Split the rows [first, last) into runs (row, count) that are contiguous in the model.
 
-    The row map [5, 6, -1, -1, 0] gives (0, 2), (2, 1), (3, 1), (4, 1): a row that the model lacks is a
-    run of its own.
+    The row map [5, 6, -1, -1, 0] gives (0, 2), (2, 1), (3, 1), (4, 1): a row that the model lacks
+    is a run of its own.
     """
     part = row_map[first:last]
     breaks = np.flatnonzero((np.diff(part) != 1) | (part[:-1] < 0)) + first + 1

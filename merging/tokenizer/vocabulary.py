@@ -1,7 +1,7 @@
 """A model's vocabulary: its tokens with their ids, how it splits text, and its number of rows.
 
-Read from tokenizer.json alone. `pieces` are the tokens that the tokenizer's model makes by itself (for
-BPE, by its merges); added tokens are looked for in the text before that.
+Read from tokenizer.json alone. `pieces` are the tokens that the tokenizer's model makes by itself
+(for BPE, by its merges); added tokens are looked for in the text before that.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -106,7 +106,7 @@ def read_vocabulary(tokenizer: TokenizerFiles, rows: int) -> Vocabulary | None:
     """Return the vocabulary of a model with `rows` rows; None if it has no tokenizer.
 
     Raises:
-        MergeError: it has no tokenizer.json but another tokenizer, or its parts contradict each other.
+        MergeError: it has a tokenizer but no tokenizer.json, or one that contradicts itself.
     """
     if tokenizer.file is not None:
         vocabulary = parse_vocabulary(tokenizer.file, tokenizer.content(), rows)
@@ -140,7 +140,7 @@ def parse_vocabulary(file: Path, content: Mapping[str, Any], rows: int = 0) -> V
 
 
 def _require_loaded_ids(vocabulary: Vocabulary) -> None:
-    """Refuse added tokens to which the tokenizers library gives other ids when it loads the file."""
+    """Refuse added tokens that get other ids when the tokenizers library loads the file."""
     _, piece_ids = _pieces(vocabulary.content["model"])
     before: dict[str, Mapping[str, Any]] = {}
     for name, token in vocabulary.added.items():
@@ -229,7 +229,7 @@ def _comparable(vocabulary: Vocabulary) -> dict[str, Any]:
 
 
 def missing_pieces(whole: Vocabulary, part: Vocabulary) -> list[str]:
-    """Return the pieces of `part` that `whole` can't make; else the first merge that is out of order.
+    """Return the pieces of `part` that `whole` can't make; else the first merge out of order.
 
     An empty list: `whole` makes every piece that `part` makes.
     """
