@@ -14,7 +14,7 @@ demo: $(VENV)/.ready
 
 # Two workers with a thread each: a thread pool in each of them would fight for the same two cores.
 test: $(VENV)/.ready-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu and not network" -n 2 --dist loadfile -p no:cacheprovider
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu and not network" -n 2 --dist loadfile --no-loadscope-reorder -p no:cacheprovider
 
 test-slow: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest -m "slow and not gpu and not network"

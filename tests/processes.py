@@ -1,13 +1,14 @@
-"""Processes that tests start: their end is awaited, and when one hangs all that it started ends with it."""
+"""Processes that tests start, whose end is awaited, and what the workers of a run share."""
 
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import psutil
+import pytest
 from filelock import FileLock
 
 LIMIT_SECONDS = 600  # only what hangs takes as long
@@ -42,6 +43,19 @@ def finish(process: subprocess.Popen[str]) -> str:
         raise AssertionError(f"hung: {process.communicate()[0][-5000:]}") from None
     assert process.returncode == 0, output[-5000:]
     return output
+
+
+def once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that `make` has filled, once for all workers of this run."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    folder, mark = root / name, root / f"{name}.complete"
+    with FileLock(root / f"{name}.lock"):
+        if not mark.exists():
+            folder.mkdir()
+            make(folder)
+            mark.touch()
+    return folder
 
 
 def build_deepspeed() -> None:

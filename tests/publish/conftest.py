@@ -13,6 +13,7 @@ from dualign.publish.release import PublishRequest
 from dualign.recipe import load_recipe
 from tests.chat_model import learn, make_model, make_tokenizer
 from tests.pipeline.test_tiny_road import SCRIPT
+from tests.processes import once
 
 COMMIT = "a" * 40
 TRAIN = {
@@ -64,8 +65,11 @@ def recipe(base: Path) -> dict:
 
 @pytest.fixture(scope="session")
 def road(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The pipeline's output directory."""
-    folder = tmp_path_factory.mktemp("road")
+    """The pipeline's output directory. Tests that break something take `copied`."""
+    return once(tmp_path_factory, "published-road", run_pipeline) / "out"
+
+
+def run_pipeline(folder: Path) -> None:
     tokenizer = make_tokenizer()
     model = make_model(tokenizer)
     learn(model, tokenizer)
@@ -77,7 +81,6 @@ def road(tmp_path_factory: pytest.TempPathFactory) -> Path:
         load_recipe(folder / "recipe.yaml", [f"output_dir={folder / 'out'}"]),
         say=lambda text: None,
     )
-    return folder / "out"
 
 
 @pytest.fixture
