@@ -39,8 +39,8 @@ _NOT_IN_KEY = ("cache", "num_proc")
 
 
 def cache_key(kind: str, request: DataRequest) -> str | None:
-    """Return the name under which the data is kept; None if the recipe wants no cache, or if its rows
-    can't be identified without reading them all (a stream from the hub).
+    """Return the name under which the data is kept; None if the recipe wants no cache, or if its
+    rows can't be identified without reading them all (a stream from the hub).
     """
     data, base, template, tokenizer = (
         request.data,

@@ -12,7 +12,9 @@ Packing = Literal["best_fit", "wrapped", "none"]
 Supervise = Literal["assistant", "last", "all", "answers", "thinking"]
 TooLong = Literal["drop", "error", "cut_history", "cut_end", "cut_end_in_thinking"]
 AMOUNTS = ("weight", "tokens", "share")
-"""Keys of a source that say how much of it is used, one at most. `rows` may say what they choose from."""
+"""Keys of a source that say how much of it is used, one at most. `rows` may say what they choose
+from.
+"""
 _ROUNDING = 1e-6
 
 
@@ -111,7 +113,7 @@ class DecontaminateConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
-    """What a training stage is fed with, and how its rows become tokens."""
+    """The rows of a training stage, and how they become tokens."""
 
     sources: tuple[SourceConfig, ...]
     """where the rows come from"""
@@ -128,14 +130,16 @@ class DataConfig:
     packing: Packing = "best_fit"
     """best_fit cuts nothing; wrapped joins documents and cuts every max_tokens; none: one each"""
     too_long: TooLong = "drop"
-    """a row of more than max_tokens: left out; stops the run; loses its first turns until it fits; or
-    its end, if no think block is cut by that, or even then"""
+    """a row of more than max_tokens: left out; stops the run; loses its first turns until it fits;
+    or its end, if no think block is cut by that, or even then
+    """
     conflicts: Literal["error", "drop"] = "error"
     """what happens to a row that contradicts itself: stop, or leave it out and count it; a source's
     on_fault comes first"""
     supervise: Supervise = "assistant"
-    """which tokens are learned: each assistant turn, the last one, all (no mask; mid-training), or of
-    each assistant turn the answers or the thinking alone"""
+    """which tokens are learned: each assistant turn, the last one, all (no mask; mid-training), or
+    of each assistant turn the answers or the thinking alone
+    """
     cache: bool = True
     """keep what was prepared on disk, for later runs and for the other processes of a launch"""
     num_proc: int = 1

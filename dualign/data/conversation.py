@@ -1,4 +1,4 @@
-"""The one form in which every stage sees a row: who said what, what was thought, and in which mode."""
+"""The canonical form of a row: turns, traces and mode."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,9 +15,10 @@ Role = Literal["system", "user", "assistant", "tool"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Message:
-    """One turn. `thinking` is the trace alone, without the tags; `train` says whether an assistant turn is supervised.
+    """One turn. `thinking` is the trace without the tags; `train`: an assistant turn is supervised.
 
-    `cut`: the trace was cut short, so the model learns to close it and to answer, but not the trace.
+    `cut`: the trace was cut short, so the model learns to close it and to answer, but not the
+    trace.
     """
 
     role: Role
@@ -30,9 +31,9 @@ class Message:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Conversation:
-    """A row as the template gets it. `row` is its place in `source`, for messages; `template_kwargs` go to the template.
+    """A row as the template gets it. `row` is its index in `source`, for messages.
 
-    `repairs` are what was done to a row that contradicted itself.
+    `template_kwargs` go to the template; `repairs` are the names of the repairs of the row.
     """
 
     messages: tuple[Message, ...]
@@ -45,7 +46,7 @@ class Conversation:
 
     @property
     def place(self) -> str:
-        """Where the row stands, for messages."""
+        """The row's source and number, for messages."""
         return f"{self.source}, row {self.row}"
 
 

@@ -1,4 +1,4 @@
-"""What can be wrong with one row. The code is the reason under which a dropped row is counted."""
+"""Faults of a row. Dropped rows are counted by their code."""
 
 from typing import Literal, get_args
 
@@ -54,9 +54,7 @@ class RowFault(Exception):
 
 
 class RowError(DataError):
-    """A row that can't be trained on as it is. `mode` is known when the fault was found after the
-    mode was.
-    """
+    """An inconsistent row. `mode` is None if the fault was found before the mode was known."""
 
     def __init__(
         self, code: Code, what: str, *, source: str, row: int, mode: Mode | None = None

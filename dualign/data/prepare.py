@@ -29,7 +29,8 @@ PACKED_FEATURES = datasets.Features(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SFTData:
-    """Packed rows: input_ids, labels, seq_lengths, doc_groups (for each document an index in `groups`).
+    """Packed rows: input_ids, labels, seq_lengths, doc_groups (for each document an index in
+    `groups`).
 
     `groups` are (mode, source); `rows` is ROWS of run.json, `sources` its `data`; `fill` is the
     share of max_tokens that the training rows use.
@@ -45,8 +46,8 @@ class SFTData:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PairData:
-    """Tokenized pairs: prompt_ids, chosen_ids, rejected_ids, group (an index in `groups`). The other
-    fields are those of SFTData.
+    """Tokenized pairs: prompt_ids, chosen_ids, rejected_ids, group (an index in `groups`). The
+    other fields are those of SFTData.
     """
 
     train: datasets.Dataset
@@ -83,8 +84,8 @@ def prepare_sft(request: DataRequest) -> SFTData:
 
 
 def prepare_pairs(request: DataRequest) -> PairData:
-    """Return tokenized training and validation pairs. Packing and `supervise` don't apply; raises as
-    `prepare_sft`.
+    """Return tokenized training and validation pairs. Packing and `supervise` don't apply; raises
+    as `prepare_sft`.
     """
     request = replace(request, data=replace(request.data, packing="none"))
 
@@ -180,8 +181,8 @@ def _documents_of(rows: Indices, offsets: Indices, ends: Indices) -> tuple[Indic
 
 @dataclass(frozen=True, kw_only=True)
 class _Filler:
-    """Consecutive numbers of packed rows -> packed rows, reading the documents of a batch of rows at
-    once. A callable for `datasets.Dataset.map`.
+    """Consecutive numbers of packed rows -> packed rows, reading the documents of a batch of rows
+    at once. A callable for `datasets.Dataset.map`.
     """
 
     table: datasets.Dataset

@@ -20,7 +20,8 @@ def mark_used(entry: Path) -> None:
 
 
 def make_room(folder: Path, *, spare: Path) -> list[Path]:
-    """Delete the entries of `folder` used longest ago until it is within its bound, and return them.
+    """Delete the entries of `folder` used longest ago until it is within its bound, and return
+    them.
 
     `spare` stays, and so do entries that another process prepares or reads at the moment.
     """

@@ -1,4 +1,4 @@
-"""What a data set is made of."""
+"""A request for prepared data."""
 
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""Which rows are used and in which order. Everything follows from one seed.
+"""Random choices of rows and of their order. Everything follows from one seed.
 
-Each random choice has a generator of its own, made from the seed, the stream's name and a number, so
-that adding a source or a validation split doesn't change the other choices.
+Each random choice has a generator of its own, made from the seed, the stream's name and a number,
+so that adding a source or a validation split doesn't change the other choices.
 """
 
 import zlib
@@ -28,8 +28,8 @@ def indices_of(mask: NDArray[np.bool_]) -> Indices:
 
 
 def rows_to_read(count: int, source: SourceConfig, random: np.random.Generator) -> Indices:
-    """Return the rows of a source of `count` that are tokenized, ascending: all of them, or as many as
-    `rows` or a weight below 1 asks for.
+    """Return the rows of a source of `count` that are tokenized, ascending: all of them, or as many
+    as `rows` or a weight below 1 asks for.
 
     `tokens` and `share` are applied later, when lengths are known: they need all rows.
 
@@ -70,7 +70,9 @@ def repeated(rows: Indices, weight: float, random: np.random.Generator) -> Indic
 
 
 def held_out(count: int, validation_rows: int, random: np.random.Generator) -> Indices:
-    """Return the validation rows among `count` kept ones; DataError if none would be left to train on."""
+    """Return the validation rows among `count` kept ones; DataError if none would be left to train
+    on.
+    """
     if validation_rows and validation_rows >= count:
         raise DataError(
             f"data.validation_rows is {validation_rows}, but only {count} rows were kept: "

@@ -16,9 +16,9 @@ def map_uncached(
 ) -> datasets.Dataset:
     """Return `rows.map(function, batched=True, **options)`, written to a temporary folder.
 
-    `datasets` finds a cached result by the function's name, not by its code or by what it calls, so a
-    new version of dualign would get the old one's tokens. The result gets a fingerprint of its own:
-    making one of the function means pickling it, with the tokenizer and all.
+    `datasets` finds a cached result by the function's name, not by its code or by what it calls, so
+    a new version of dualign would get the old one's tokens. The result gets a fingerprint of its
+    own: making one of the function means pickling it, with the tokenizer and all.
     """
     name = uuid4().hex
     return rows.map(

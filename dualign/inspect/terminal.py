@@ -1,5 +1,5 @@
-"""Shows rows as the model gets them: what is supervised, which tokens are special, how sources and
-modes share.
+"""Show rows as the model gets them: supervised and special tokens, and the shares of sources and
+modes.
 
 Supervised tokens are green, the others dim; special tokens are reversed. A newline is shown as an
 arrow and a break. The same as a page: `html.py`.
@@ -89,7 +89,7 @@ def lengths_of(prepared: SFTData | PairData) -> dict[Group, list[int]]:
 
 
 def lengths_table(lengths: Mapping[Group, Sequence[int]]) -> Table:
-    """How many documents have up to 2, 4, 8, ... tokens, from the shortest to the longest."""
+    """Histogram of document lengths: up to 2, 4, 8, ... tokens, from the shortest to the longest."""
     powers = sorted({_power(length) for values in lengths.values() for length in values})
     table = Table(title="tokens of a row, up to", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("source", overflow="fold")
@@ -104,8 +104,8 @@ def lengths_table(lengths: Mapping[Group, Sequence[int]]) -> Table:
 
 
 def rows_table(rows: Mapping[str, Any]) -> Table:
-    """Rows and tokens for each source and mode, and in total. Columns that hold nothing are left out:
-    a terminal is narrow.
+    """Rows and tokens for each source and mode, and in total. Columns that hold nothing are left
+    out: a terminal is narrow.
     """
     total = {"source": "all", "mode": "", **rows}
     entries = [*rows["by"], total]
@@ -128,8 +128,8 @@ def rows_table(rows: Mapping[str, Any]) -> Table:
 
 
 def _removed_table(rows: Mapping[str, Any]) -> Table:
-    """Samples of the rows that were screened out: where a row was, why it was removed, and the row or
-    problem that it repeats.
+    """Samples of the rows that were screened out: where a row was, why it was removed, and the row
+    or problem that it repeats.
     """
     table = Table(title="some of the rows that were left out")
     for name in ("source", "row", "code", "same as", "text"):

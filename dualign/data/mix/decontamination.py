@@ -1,8 +1,9 @@
 """Rows that hold a problem of an evaluation task: an index of the tasks' n-grams, and the look-up.
 
 A row holds a problem when one of its texts shares n consecutive words with the problem, as GPT-3's
-authors counted (arXiv 2005.14165, appendix C; n = 13), or when a turn is, as a whole, a problem that
-is shorter than n words. N-grams that many problems of a task share are its phrasing and don't count.
+authors counted (arXiv 2005.14165, appendix C; n = 13), or when a turn is, as a whole, a problem
+that is shorter than n words. N-grams that many problems of a task share are its phrasing and don't
+count.
 """
 
 from collections import Counter

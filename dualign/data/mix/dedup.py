@@ -1,9 +1,9 @@
 """Duplicate rows, exact and near.
 
-Near duplicates are found by MinHash (arXiv 2107.06499 dedups training sets this way): rows whose sets
-of word n-grams overlap by a share, estimated from 128 minima of hashes, which rensa makes. Rows that
-agree on one of several bands of minima are compared, so the time is that of sorting, and memory is a
-number for each row and band.
+Near duplicates are found by MinHash (arXiv 2107.06499 dedups training sets this way): rows whose
+sets of word n-grams overlap by a share, estimated from 128 minima of hashes, which rensa makes.
+Rows that agree on one of several bands of minima are compared, so the time is that of sorting, and
+memory is a number for each row and band.
 """
 
 import json
@@ -123,8 +123,8 @@ def bands_for(threshold: float) -> tuple[int, int]:
 
 
 def first_alike(bands: Hashes, read: Any, *, threshold: float) -> Indices:
-    """Return for each row the earlier row that it is a near duplicate of, or -1. A row is compared with
-    rows that stay, so the first of its kind stays.
+    """Return for each row the earlier row that it is a near duplicate of, or -1. A row is compared
+    with rows that stay, so the first of its kind stays.
 
     `bands` is [R, bands] as from `band_hashes`; `read(rows)` returns signatures.
     """
@@ -150,7 +150,9 @@ def first_alike(bands: Hashes, read: Any, *, threshold: float) -> Indices:
 
 
 def _buckets(bands: Hashes) -> NDArray[np.int32]:
-    """Return for each row and band a number that rows of the same hash share, or -1 for a row alone."""
+    """Return for each row and band a number that rows of the same hash share, or -1 for a row
+    alone.
+    """
     buckets = np.full(bands.shape, -1, dtype=np.int32)
     for band in range(bands.shape[1]):
         _, bucket, count = np.unique(bands[:, band], return_inverse=True, return_counts=True)

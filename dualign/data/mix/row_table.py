@@ -72,8 +72,8 @@ class RowTable:
 
 @dataclass(kw_only=True, slots=True)
 class RowStats:
-    """The rows of one source and mode. `examples`, `tokens`, `supervised` and `longest` are of the rows
-    trained on, repeats included.
+    """The rows of one source and mode. `examples`, `tokens`, `supervised` and `longest` are of the
+    rows trained on, repeats included.
     """
 
     source: str
@@ -113,8 +113,8 @@ def count_rows(
 ) -> list[RowStats]:
     """Return the statistics of each group.
 
-    `train` and `validation` are row indices. `untokenized` counts the rows that were left out before they
-    were tokenized, by the reason for it.
+    `train` and `validation` are row indices. `untokenized` counts the rows that were left out
+    before they were tokenized, by the reason for it.
     """
     stats = {
         key: _count_group(key, rows, group == number, train[group[train] == number], validation)

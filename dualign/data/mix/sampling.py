@@ -1,7 +1,7 @@
-"""Which of the kept rows are trained on: each source's amount, then the shares of sources and modes.
+"""Choose the rows to train on: each source's amount, then the shares of sources and modes.
 
-Rows are only ever left out to reach a share, never repeated. Of all the ways to reach the shares, the
-one with the most tokens is taken.
+Rows are only ever left out to reach a share, never repeated. Of all the ways to reach the shares,
+the one with the most tokens is taken.
 
 Shapes: S sources, M modes (in the order of MODES).
 """
@@ -23,8 +23,8 @@ _BISECTIONS = 60
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenCounts:
-    """Arrays with an entry for each row: the index of its source, the index of its mode in MODES, its
-    tokens. `labels` are the names of the sources.
+    """Arrays with an entry for each row: the index of its source, the index of its mode in MODES,
+    its tokens. `labels` are the names of the sources.
     """
 
     source_index: Indices
@@ -203,12 +203,14 @@ def rows_for(lengths: Indices, tokens: float) -> int:
 
 
 def _largest_total(pools: Tokens, shares: Tokens, think: float) -> float:
-    """Return the largest feasible token total. Feasibility is monotone, so it is found by bisection.
+    """Return the largest feasible token total. Feasibility is monotone, so it is found by
+    bisection.
 
-    Pools [[900, 0], [300, 100]] (think, no_think) with shares 0.5, 0.5 and think 0.75. A total of 400
-    takes 200 from each pool. The first gives 200 think tokens; the second can give 100 to 200 of
-    them. So 300 to 400 think tokens are possible, and 0.75 * 400 = 300 is among them. A total of 500
-    takes 250 of each: 250 + (150 to 250) is 400 at least, more than 375: not feasible. The result is 400.
+    Pools [[900, 0], [300, 100]] (think, no_think) with shares 0.5, 0.5 and think 0.75. A total of
+    400 takes 200 from each pool. The first gives 200 think tokens; the second can give 100 to 200
+    of them. So 300 to 400 think tokens are possible, and 0.75 * 400 = 300 is among them. A total of
+    500 takes 250 of each: 250 + (150 to 250) is 400 at least, more than 375: not feasible. The
+    result is 400.
     """
     low, high = 0.0, float(pools.sum())
     if _is_feasible(pools, shares, think, high):

@@ -4,8 +4,8 @@
                  -> contaminated, then duplicates, then near duplicates
 
 The first of a kind stays, in the order of the sources and of their rows. Rows of different modes
-aren't duplicates of each other. Inconsistent rows pass: tokenizing reports their faults. It reads the
-parsed rows, so no row is parsed twice.
+aren't duplicates of each other. Inconsistent rows pass: tokenizing reports their faults. It reads
+the parsed rows, so no row is parsed twice.
 """
 
 import json
@@ -154,8 +154,8 @@ def _parse(parser: RowParser, raw: Row, row: int) -> Parsed | RowError:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Verdict:
-    """For each row the code under which it is removed (empty: it stays), and the row that it repeats
-    (-1: none). Both arrays are written while rows are compared.
+    """For each row the code under which it is removed (empty: it stays), and the row that it
+    repeats (-1: none). Both arrays are written while rows are compared.
     """
 
     code: Any

@@ -49,8 +49,8 @@ def select_rows(
     data: DataConfig,
     seed: int,
 ) -> Selection:
-    """Hold rows out, take each source's amount, shuffle, and count. Rows that are left out get their
-    code in `rows`.
+    """Hold rows out, take each source's amount, shuffle, and count. Rows that are left out get
+    their code in `rows`.
 
     Raises:
         DataError: no row is left, or an amount that the rows don't hold.

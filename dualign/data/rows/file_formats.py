@@ -1,12 +1,12 @@
-"""What `datasets` needs to be told about files: columns of JSON and CSV, packed Parquet and Arrow.
+"""Options of `datasets` for files: columns of JSON and CSV, packed Parquet and Arrow.
 
 `datasets` infers columns from the first ten megabytes: a key that comes up later (the first trace,
-the first tool call) stops it, and a CSV answer of 42 becomes a number, one of NA nothing. So columns
-are inferred here, from all rows.
+the first tool call) stops it, and a CSV answer of 42 becomes a number, one of NA nothing. So
+columns are inferred here, from all rows.
 
-It reads the schemas of packed Parquet and Arrow files before it would unpack them. What it does unpack
-is cached by path and gives the old rows of a file that was written again. So files are unpacked here,
-under the hash of the packed one.
+It reads the schemas of packed Parquet and Arrow files before it would unpack them. What it does
+unpack is cached by path and gives the old rows of a file that was written again. So files are
+unpacked here, under the hash of the packed one.
 """
 
 import csv

@@ -1,4 +1,5 @@
-"""Sources -> tables on disk, through `datasets`: local files, globs, folders, saved datasets, or a hub id.
+"""Sources -> tables on disk, through `datasets`: local files, globs, folders, saved datasets, or a
+hub id.
 
 A table is memory-mapped Arrow: what a source takes in memory doesn't grow with its rows. A source
 with `streaming` is read as a stream, and only the rows that its amount asks for reach the disk.
@@ -41,8 +42,9 @@ _SHUFFLE_ROWS = 2_000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SampledRows:
-    """The rows of a source that its amount asks for. `rows` are their indices in the source, `total`
-    is how many rows were read, `sha256` is over the source's bytes or, of a hub dataset, its rows.
+    """The rows of a source that its amount asks for. `rows` are their indices in the source,
+    `total` is how many rows were read, `sha256` is over the source's bytes or, of a hub dataset,
+    its rows.
 
     `parsed`: the table has the column `parsed` (rows/parser.py) instead of the source's columns.
     """
@@ -67,8 +69,8 @@ def load_source(source: SourceConfig, *, base: Path | None = None) -> datasets.D
 def sample_rows(source: SourceConfig, *, seed: int, number: int, base: Path | None) -> SampledRows:
     """Return the rows of a source that its `weight` or `rows` asks for, in the source's order.
 
-    They are drawn by a random generator of their own, made from the seed and the source's `number` in
-    the recipe.
+    They are drawn by a random generator of their own, made from the seed and the source's `number`
+    in the recipe.
     """
     random = rng(seed, "weight", number)
     if not source.streaming or source.rows is None:
@@ -89,8 +91,8 @@ def sample_rows(source: SourceConfig, *, seed: int, number: int, base: Path | No
 def _first_shuffled(
     source: SourceConfig, stream: datasets.IterableDataset, seed: int
 ) -> SampledRows:
-    """Return the first rows of a hub dataset after its files, and then rows in a buffer, were shuffled:
-    only the files that are reached are downloaded.
+    """Return the first rows of a hub dataset after its files, and then rows in a buffer, were
+    shuffled: only the files that are reached are downloaded.
     """
     assert source.rows is not None, "sample_rows asks for rows"
     features = _features(stream)

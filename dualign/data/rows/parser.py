@@ -1,7 +1,7 @@
 """Parse the rows of one source, and store parsed rows between two passes over them.
 
-With dedup or decontaminate there are two passes: screening parses the rows, and tokenizing reads the
-parsed ones.
+With dedup or decontaminate there are two passes: screening parses the rows, and tokenizing reads
+the parsed ones.
 """
 
 import pickle

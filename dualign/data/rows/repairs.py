@@ -14,7 +14,9 @@ from dualign.data.rows.traces import take_trace, without_flags
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ParsedRow:
-    """A row before it is checked. `mode` is the decision of a repair, which beats the row's own words."""
+    """A row before it is checked. `mode` is the decision of a repair, which beats the row's own
+    words.
+    """
 
     parts: Parts
     mode: Mode | None = None
@@ -76,8 +78,8 @@ def _strip_thinking(message: Message) -> Message:
 
 
 def _open_think(message: Message) -> Message:
-    """`why</think>yes` -> `<think>\\nwhy</think>yes`: models whose prompt holds the opening tag write
-    the first.
+    """`why</think>yes` -> `<think>\\nwhy</think>yes`: models whose prompt holds the opening tag
+    write the first.
     """
     text = message.content
     unopened = OPEN not in text and text.count(CLOSE) == 1

@@ -1,8 +1,8 @@
 """The shapes in which people keep conversations, in one table: SHAPES.
 
 A shape says which columns its rows fill and how they are parsed. Detection over a whole source
-(shape_check.py), parsing, messages and the table of docs/data.md all follow SHAPES, so a new shape is
-one entry and its parse function.
+(shape_check.py), parsing, messages and the table of docs/data.md all follow SHAPES, so a new shape
+is one entry and its parse function.
 """
 
 import json
@@ -23,10 +23,11 @@ Parts = tuple[Part, ...]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RowShape:
-    """A row has the first shape of SHAPES all of whose `columns` it fills and none of whose `excludes`.
+    """A row has the first shape of SHAPES all of whose `columns` it fills and none of whose
+    `excludes`.
 
-    A key with the value None counts as absent: tables fill such keys in. `verbatim`: the row is plain
-    text that bypasses the template.
+    A key with the value None counts as absent: tables fill such keys in. `verbatim`: the row is
+    plain text that bypasses the template.
     """
 
     name: str
@@ -301,7 +302,9 @@ def _text(content: Any) -> str:
 
 
 def _calls(value: Any) -> tuple[Mapping[str, Any], ...]:
-    """Parse calls into `{"type": "function", "function": {"name", "arguments": {...}}}`, JSON included."""
+    """Parse calls into `{"type": "function", "function": {"name", "arguments": {...}}}`, JSON
+    included.
+    """
     if isinstance(value, str):
         value = _json(value, "tool_calls", list)
     return tuple(_call(item) for item in value)

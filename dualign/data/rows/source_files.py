@@ -22,7 +22,7 @@ _GLOB = frozenset("*?[")
 
 
 def local_files(path: str, base: Path | None = None) -> list[Path]:
-    """The data files that `path` names, sorted; empty when it is a hub id.
+    """Return the data files that `path` names, sorted; empty when it is a hub id.
 
     A relative path starts at `base` (default: the current folder). What looks like a file but isn't
     there is an error, so that a mistyped file name is never looked up on the hub.
@@ -43,19 +43,19 @@ def local_files(path: str, base: Path | None = None) -> list[Path]:
 
 
 def fingerprint_files(path: str, base: Path | None = None) -> list[tuple[str, str]]:
-    """(file, sha256 of its bytes) for each local file of a source; empty for a hub id."""
+    """Return (file, sha256 of its bytes) for each local file of a source; empty for a hub id."""
     return [(str(file), sha256(file)) for file in local_files(path, base)]
 
 
 def combined_sha256(fingerprints: list[tuple[str, str]]) -> str:
-    """One sha256 for a source: that of its only file, or one over all of them in order."""
+    """Return one sha256 for a source: that of its only file, or one over all of them in order."""
     if len(fingerprints) == 1:
         return fingerprints[0][1]
     return hashlib.sha256("\n".join(digest for _, digest in fingerprints).encode()).hexdigest()
 
 
 def data_format(file: Path) -> str:
-    """The reader of a file, by its extension; compression extensions are looked through."""
+    """Return the reader of a file, by its extension without that of a compression."""
     suffixes = [suffix.lower() for suffix in file.suffixes]
     if suffixes and suffixes[-1] in (".gz", ".bz2", ".xz", ".zst"):
         suffixes.pop()
@@ -68,7 +68,7 @@ def data_format(file: Path) -> str:
 
 
 def is_saved_dataset(folder: Path) -> bool:
-    """Whether the folder was written by `Dataset.save_to_disk`."""
+    """Return whether the folder was written by `Dataset.save_to_disk`."""
     return (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
 
 

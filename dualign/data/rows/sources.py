@@ -1,5 +1,5 @@
-"""Raw rows of a source -> Conversation | PreferencePair. An inconsistent row is refused with its place
-and a code.
+"""Raw rows of a source -> Conversation | PreferencePair. An inconsistent row is refused with its
+place and a code.
 
 `loading.py` reads the rows and `shapes.py` parses them. They are checked in `traces.py` (traces,
 modes), `turns.py` (order, tools) and `text_rules.py` (tokenizer, template).
@@ -30,8 +30,8 @@ from dualign.data.rows.turns import check_order, check_tools
 
 
 def source_label(source: SourceConfig) -> str:
-    """Return the name of a source in tables and logs: its label, or one made from path, configuration
-    and split.
+    """Return the name of a source in tables and logs: its label, or one made from path,
+    configuration and split.
     """
     if source.label:
         return source.label

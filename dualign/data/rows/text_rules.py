@@ -1,5 +1,5 @@
-"""Texts that a row may not hold under one tokenizer and template: their control tokens, and flags that
-the template would find inside words.
+"""Texts that a row may not hold under one tokenizer and template: their control tokens, and flags
+that the template would find inside words.
 """
 
 import re
@@ -22,8 +22,8 @@ _CONTENT_TAGS = re.compile(r"</?(think|tool_call|tool_response|tool_result|tools
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TextRules:
-    """`control` matches a control token, each of which begins with the character `head` (empty: they
-    begin differently); `flags_in_words`: the template takes the flag in a/thinking for a flag.
+    """`control` matches a control token, each of which begins with the character `head` (empty:
+    they begin differently); `flags_in_words`: the template takes the flag in a/thinking for a flag.
     """
 
     control: re.Pattern[str] | None = None
@@ -35,8 +35,8 @@ NO_RULES = TextRules()
 
 
 def text_rules(tokenizer: "PreTrainedTokenizerBase", template: ChatTemplate) -> TextRules:
-    """Return the rules of a tokenizer and a template. Control tokens are the tokenizer's special tokens
-    and the template's end of turn, except tags of contents.
+    """Return the rules of a tokenizer and a template. Control tokens are the tokenizer's special
+    tokens and the template's end of turn, except tags of contents.
     """
     added = tokenizer.added_tokens_decoder.values()
     tokens = {token.content for token in added if token.special} | {template.end_of_turn}

@@ -19,8 +19,8 @@ _FLAG_AND_SPACE = re.compile(WHOLE_FLAG.pattern + r"[ \t]?")
 def split_trace(content: str) -> tuple[str | None, str]:
     """Split an assistant's content into (trace, answer).
 
-    `<think>a</think>b` -> ("a", "b"); without a block (None, content). An empty block is no trace: it
-    is how some families write "not thinking".
+    `<think>a</think>b` -> ("a", "b"); without a block (None, content). An empty block is no trace:
+    it is how some families write "not thinking".
 
     Raises:
         RowFault: anything but one closed block at the head.
@@ -44,8 +44,8 @@ def split_trace(content: str) -> tuple[str | None, str]:
 
 
 def take_trace(message: Message) -> Message:
-    """Return the message with the trace of its content moved into `thinking`; RowFault if there is a
-    trace in both.
+    """Return the message with the trace of its content moved into `thinking`; RowFault if there is
+    a trace in both.
     """
     trace, answer = split_trace(message.content)
     thinking = (message.thinking or "").strip() or None

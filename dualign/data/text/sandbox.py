@@ -1,10 +1,10 @@
 """Render chat templates as transformers does, in less time and with the date pinned.
 
 The same sandbox, extensions, filters and names; tests/data/text/test_sandbox.py compares the two on
-many templates. Faster: whether an attribute is safe depends on the object's type and the attribute's
-name alone, so it is asked once; the generation marks cost nothing; and rows hold plain values
-already, so nothing is copied for each render. Different: `strftime_now` answers for a given day,
-because tokens must not change from one day to the next.
+many templates. Faster: whether an attribute is safe depends on the object's type and the
+attribute's name alone, so it is asked once; the generation marks cost nothing; and rows hold plain
+values already, so nothing is copied for each render. Different: `strftime_now` answers for a given
+day, because tokens must not change from one day to the next.
 """
 
 import json

@@ -1,8 +1,9 @@
-"""Conversation -> RenderedRow: the text of a row, and the parts of it that the model has to produce.
+"""Conversation -> RenderedRow: the text of a row, and the parts of it that the model has to
+produce.
 
-What a model must produce in a turn is what follows the generation prompt of that turn, up to and
-with the end-of-turn token. So the spans aren't searched for: each turn is rendered as it would be
-asked for, and the row's text has to start with that. A row for which this doesn't hold is refused.
+A model must produce the text after the generation prompt of a turn, up to and including the
+end-of-turn token. So the spans aren't searched for: each turn's generation prompt is rendered, and
+the row's text has to start with it. A row for which this doesn't hold is refused.
 Example, `dualign` template, no_think (| marks the span):
 
     <|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n|Hello<|im_end|>|\n
@@ -23,8 +24,9 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RenderedRow:
-    """The text of a row; `spans` are the (start, end) characters that are supervised, `traces` those
-    of the thinking in supervised turns, up to the answer. `conversation` is what was rendered.
+    """The text of a row; `spans` are the (start, end) characters that are supervised, `traces`
+    those of the thinking in supervised turns, up to the answer. `conversation` is what was
+    rendered.
     """
 
     text: str
@@ -169,8 +171,8 @@ def _supervised(conversation: Conversation, supervise: Supervise) -> list[int]:
 def _turn(
     template: ChatTemplate, conversation: Conversation, which: int, prompt: str, upto: str
 ) -> _Turn:
-    """What message `which` must produce: what follows its generation prompt in `upto`, the text that
-    ends with it, to its end-of-turn.
+    """Return the text that message `which` must produce: all that follows its generation prompt in
+    `upto`, the text that ends with it, to its end-of-turn.
     """
     place = f"{conversation.place}, message {which}"
     if not upto.startswith(prompt):
@@ -195,7 +197,7 @@ _CLOSING = re.compile(rf"\s*{re.escape(CLOSE)}\s*")
 
 
 def _thinking_ends(message: Message, produced: str) -> tuple[int | None, int | None]:
-    """Where the trace ends in what a turn produces, and where its closing does."""
+    """Return the ends of the trace and of its closing tag in the text of a turn."""
     trace = (message.thinking or "").strip()
     if not trace:
         return 0, 0

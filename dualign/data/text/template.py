@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TextOf = Callable[[int, bool], str]
-"""The text of a conversation's first `count` messages, with or without the next generation prompt."""
+"""The text of a conversation's first `count` messages, with or without the next generation prompt.
+"""
 _RESERVED = frozenset(
     {"messages", "tools", "enable_thinking", "add_generation_prompt", "documents", "strftime_now"}
 )
@@ -52,7 +53,9 @@ class ChatTemplate:
         return self._text(self._dicts(messages), variables, prompt=True)
 
     def texts(self, conversation: Conversation) -> TextOf:
-        """Return the function that renders the conversation's first messages; its errors name the row."""
+        """Return the function that renders the conversation's first messages; its errors name the
+        row.
+        """
         dicts = self._dicts(conversation.messages)
         variables = self._variables(
             conversation.mode, conversation.tools, conversation.template_kwargs
@@ -119,8 +122,8 @@ def load_template(
     tokenizer: "PreTrainedTokenizerBase | None" = None,
     template_kwargs: Mapping[str, Any] | None = None,
 ) -> ChatTemplate:
-    """Load a template of `dualign/data/templates`, the tokenizer's own ("tokenizer"), or a `.jinja` file,
-    tried once.
+    """Load a template of `dualign/data/templates`, the tokenizer's own ("tokenizer"), or a `.jinja`
+    file, tried once.
 
     The tokenizer's special tokens are given to the template, as transformers does.
     `template_kwargs` go to every render.
@@ -170,9 +173,9 @@ def _template_text(name_or_path: str, tokenizer: "PreTrainedTokenizerBase | None
 
 
 def _message_dict(message: Message, *, as_field: bool) -> dict[str, Any]:
-    """Return a message as templates expect it. A template that reads `reasoning_content` gets the trace
-    there; any other gets it at the head of the content. Never both: a template that knows both
-    would print it twice.
+    """Return a message as templates expect it. A template that reads `reasoning_content` gets the
+    trace there; any other gets it at the head of the content. Never both: a template that knows
+    both would print it twice.
     """
     entry: dict[str, Any] = {"role": message.role, "content": message.content}
     if message.thinking is not None and as_field:

@@ -13,8 +13,8 @@ TokenEnds = Callable[[str], list[int]]
 
 
 def without_first_turns(conversation: Conversation) -> Conversation | None:
-    """Return the conversation without its first user turn and what answers it; system messages stay. None
-    if nothing supervised would be left.
+    """Return the conversation without its first user turn and what answers it; system messages
+    stay. None if nothing supervised would be left.
     """
     users = [turn for turn, message in enumerate(conversation.messages) if message.role == "user"]
     if len(users) < 2:
@@ -27,8 +27,8 @@ def without_first_turns(conversation: Conversation) -> Conversation | None:
 
 
 def within_budget(conversation: Conversation, budget: int, token_ends: TokenEnds) -> Conversation:
-    """Return the conversation with the traces of supervised turns cut after `budget` tokens or a little
-    less: after a word, so that what closes the trace is a token of its own.
+    """Return the conversation with the traces of supervised turns cut after `budget` tokens or a
+    little less: after a word, so that what closes the trace is a token of its own.
     """
     messages = tuple(_cut(message, budget, token_ends) for message in conversation.messages)
     if messages == conversation.messages:

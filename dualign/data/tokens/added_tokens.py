@@ -1,9 +1,9 @@
 """Find spans among tokens by the added tokens between them, without the offsets of every token.
 
-Added tokens (`<|im_start|>`, `<|im_end|>`) cut a text before anything else happens to it. A span ends
-with one. It starts a few tokens after one, and those few can be checked: the end of a generation
-prompt, tokenized alone, must be what the row has there. That takes half the time of a tokenizer's
-offsets. Where any of it doesn't hold, the answer is None, and offsets decide.
+Added tokens (`<|im_start|>`, `<|im_end|>`) cut a text before anything else happens to it. A span
+ends with one. It starts a few tokens after one, and those few can be checked: the end of a
+generation prompt, tokenized alone, must be what the row has there. That takes half the time of a
+tokenizer's offsets. Where any of it doesn't hold, the answer is None, and offsets decide.
 """
 
 import re
@@ -29,7 +29,8 @@ class AddedTokenAligner:
         self._suffix_ids: dict[str, list[int]] = {}
 
     def token_spans(self, text: str, spans: Sequence[Span], ids: list[int]) -> list[Span] | None:
-        """Return the (first, stop) tokens of each (start, stop) characters; None if that isn't certain.
+        """Return the (first, stop) tokens of each (start, stop) characters; None if that isn't
+        certain.
 
         `ids` are the tokens of `text`.
         """

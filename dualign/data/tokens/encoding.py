@@ -1,5 +1,5 @@
-"""Raw rows -> tokenized rows, a batch at a time and in worker processes. Rows that can't be used come
-back as a code.
+"""Raw rows -> tokenized rows, a batch at a time and in worker processes. Rows that can't be used
+come back as a code.
 
 A callable for `datasets.Dataset.map`; it returns an Arrow table with a column for each field of the
 row, and `code`, which is empty for a row that is kept.
@@ -96,8 +96,8 @@ class _PendingRow:
 class Encoder:
     """Rows of one source -> tokens.
 
-    `rows` are the indices in the source of the rows that will come. `parsed`: they come as screening
-    stored them.
+    `rows` are the indices in the source of the rows that will come. `parsed`: they come as
+    screening stored them.
     """
 
     source: SourceConfig
@@ -206,8 +206,8 @@ class Encoder:
             )
 
     def _encode_texts(self, texts_of_all: list[Texts]) -> list[Examples]:
-        """Return the examples of each conversation. Faults stay in their places; a fault of one text
-        is its conversation's.
+        """Return the examples of each conversation. Faults stay in their places; a fault of one
+        text is its conversation's.
         """
         limit = None if self.data.packing == "wrapped" else self.data.max_tokens
         flat = [text for texts in texts_of_all if not isinstance(texts, RowError) for text in texts]

@@ -30,8 +30,8 @@ Offsets = list[tuple[int, int]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Example:
-    """A tokenized row. `spans` are the (first, stop) tokens that are supervised; `cut`: the recipe's
-    `too_long` shortened it.
+    """A tokenized row. `spans` are the (first, stop) tokens that are supervised; `cut`: the
+    recipe's `too_long` shortened it.
     """
 
     input_ids: list[int]
@@ -223,10 +223,10 @@ def _check_prompts(
     A prompt is tokenized from its last added token on, because text is cut at added tokens before
     anything else happens to it. Where that differs, the whole prompt decides.
 
-    Example: `...<|im_start|>assistant\\n\\n|Hello<|im_end|>`, where | marks the span's start. Alone,
-    `<|im_start|>assistant\\n\\n` must give the row's tokens from that `<|im_start|>` up to the span.
-    GPT-2 cuts white space before its last character if text follows, so the row has two newline
-    tokens. Alone the newlines are one token: a boundary fault.
+    Example: `...<|im_start|>assistant\\n\\n|Hello<|im_end|>`, where | marks the span's start.
+    Alone, `<|im_start|>assistant\\n\\n` must give the row's tokens from that `<|im_start|>` up to
+    the span. GPT-2 cuts white space before its last character if text follows, so the row has two
+    newline tokens. Alone the newlines are one token: a boundary fault.
     """
     added = frozenset(tokenizer.added_tokens_decoder)
     prompts = [

@@ -22,8 +22,9 @@ from dualign.errors import DataError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pieces:
-    """Tokens `start`..`stop` of a document for each piece: all of it, except in wrapped packing. Row i
-    has the pieces `offsets[i]`..`offsets[i + 1]`. Arrays, because there may be millions of them.
+    """Tokens `start`..`stop` of a document for each piece: all of it, except in wrapped packing.
+    Row i has the pieces `offsets[i]`..`offsets[i + 1]`. Arrays, because there may be millions of
+    them.
     """
 
     document: Indices
@@ -122,8 +123,8 @@ class _OpenRows:
 
     Bit r of `rooms` is set if some row has room for exactly r more tokens, so the fullest row that
     takes a document is found by shifting and taking the lowest bit. Rows with room for 2, 5 and 9:
-    rooms is 0b1000100100. A document of 4 shifts it to 0b100010, whose lowest bit is 1: the row with
-    room for 5 takes it and has 1 left.
+    rooms is 0b1000100100. A document of 4 shifts it to 0b100010, whose lowest bit is 1: the row
+    with room for 5 takes it and has 1 left.
     """
 
     max_tokens: int
@@ -160,9 +161,9 @@ def _best_fit(
     """Return documents in the order of placing, and the row of each, by best fit in random order.
 
     By decreasing length, the classic order, documents of one length share a row; where length goes
-    with mode that is a row of one mode. Only documents longer than half a row, which can't share one
-    with each other, are placed first. Of the next few of the others, one that fills a row goes before
-    its turn: rows end up as full as in the classic order, to a fraction of a percent.
+    with mode that is a row of one mode. Only documents longer than half a row, which can't share
+    one with each other, are placed first. Of the next few of the others, one that fills a row goes
+    before its turn: rows end up as full as in the classic order, to a fraction of a percent.
     """
     order = random.permutation(np.arange(len(lengths), dtype=np.int32))
     is_large = 2 * lengths[order] > max_tokens
