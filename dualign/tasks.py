@@ -1,7 +1,7 @@
-"""An evaluation task: a YAML file that names rows, how they are asked, and what checks answers.
+"""Evaluation task: a YAML file with rows, a prompt, and the verifier of the answers.
 
 name: sums-4
-rows: sums-4.jsonl          # beside this file; each row has a question and an answer
+rows: sums-4.jsonl          # next to this file; each row has a question and an answer
 prompt: "{question}"        # absent: the row's own `messages` or `prompt`
 verifier: integer
 """
@@ -61,7 +61,7 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Problem:
-    """A row as it is put to a model; `extra`: its other plain fields, for samples.jsonl."""
+    """A row to be answered; `extra` holds its other plain fields, for samples.jsonl."""
 
     id: str
     messages: tuple[Turn, ...]
@@ -70,14 +70,14 @@ class Problem:
 
     @property
     def question(self) -> str | list[Turn]:
-        """The text of the only user turn, or all turns where there are more."""
+        """Text of the only turn, or all turns if there are several."""
         if len(self.messages) == 1:
             return str(self.messages[0]["content"])
         return list(self.messages)
 
 
 def load_task(path: str | Path) -> Task:
-    """The task of a file; `rows` comes back as an absolute path.
+    """Load a task file; `rows` becomes an absolute path.
 
     Raises:
         EvaluationError: the file is missing.
@@ -96,7 +96,11 @@ def load_task(path: str | Path) -> Task:
 
 
 def load_tasks(paths: Sequence[str | Path]) -> tuple[Task, ...]:
-    """The tasks of several files; EvaluationError where two share a name and so would mix."""
+    """Load several task files.
+
+    Raises:
+        EvaluationError: two of them have the same name.
+    """
     tasks = tuple(load_task(path) for path in paths)
     files: dict[str, str | Path] = {}
     for task, path in zip(tasks, paths, strict=True):
@@ -109,7 +113,7 @@ def load_tasks(paths: Sequence[str | Path]) -> tuple[Task, ...]:
 
 
 def load_problems(task: Task, *, limit: int | None = None, seed: int = 0) -> tuple[Problem, ...]:
-    """The task's problems in the order of the file; with `limit`, a seeded sample of them.
+    """Return the task's problems in the order of the file; with `limit`, a seeded sample of them.
 
     Raises:
         EvaluationError: no rows, a row without question or answer, or an id given twice.

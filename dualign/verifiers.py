@@ -59,7 +59,7 @@ def _integer(answer: str, expected: str) -> bool:
 
 
 def _choice(answer: str, expected: str) -> bool:
-    """Compare the letter: a named one ("answer is B"), the first ("B) four"), or the last by itself."""
+    """Compare the letter: a named one ("answer is B"), the first ("B) four"), or the last alone."""
     letter = expected.strip().strip("().").upper()
     if not re.fullmatch(r"[A-Z]", letter):
         raise DataError(f"expected answer {expected!r} isn't one letter; use the verifier exact")

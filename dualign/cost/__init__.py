@@ -1,3 +1,3 @@
-"""What a recipe costs before it runs: memory, operations, time; `dualign plan` shows it."""
+"""Cost of a recipe before it runs: memory, operations, time; `dualign plan` shows it."""
 
 __all__ = ["plan", "show"]

@@ -4,8 +4,8 @@
 gradients grow while activations are freed. So the estimate adds up the terms alive at a few moments
 of a step and takes the maximum. All figures are bytes for one process.
 
-Example, SFT without LoRA and without accumulation: during the backward pass of the last layer weights,
-optimizer, all activations and the head's gradient are alive; at the optimizer step weights,
+Example, SFT without LoRA and without accumulation: in the backward pass of the last layer, weights,
+optimizer, all activations and the head's gradient are alive; at the optimizer step, weights,
 optimizer and all gradients, but no activations. Long rows make the first larger, a large model the
 second.
 """

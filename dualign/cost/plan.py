@@ -244,8 +244,8 @@ def _config_candidates(model: str, folder: Path) -> list[Path]:
 def _pair_tokens(pairs: PairData) -> tuple[int, float]:
     """Return (longest, mean) in tokens.
 
-    `longest` is a prompt with its longer answer, to which a batch is padded. `mean` is a whole pair,
-    with its prompt twice.
+    `longest` is a prompt with its longer answer, to which a batch is padded. `mean` is a whole
+    pair, with its prompt twice.
     """
     prompts, chosen, rejected = (
         [len(ids) for ids in pairs.train[name]]

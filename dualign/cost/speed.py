@@ -1,8 +1,8 @@
 """Training time: floating-point operations of a step over a device's throughput.
 
-Assumptions: a matrix multiplication with N weights costs 2 N operations per token. The backward pass
-costs the same for the gradient of the input, and again for the gradient of the weight. Attention
-adds its tokens x tokens products. Devices reach `_UTILIZATION` of their peak. Loading, tokenizing,
+Assumptions: a matrix multiplication with N weights costs 2 N operations per token. The backward
+pass costs the same for the gradient of the input, and again for the gradient of the weight.
+Attention adds its tokens x tokens products. Devices reach `_UTILIZATION` of their peak. Loading, tokenizing,
 evaluation and saving aren't counted.
 """
 
@@ -62,7 +62,7 @@ def estimate_seconds(flops: int, throughput: float | None, *, devices: int = 1) 
 
 
 def cpu_throughput(width: int = 512, seconds: float = 0.2) -> float:
-    """Measure this CPU's operations per second in a float32 matrix multiplication. Imports torch."""
+    """Measure this CPU's float32 operations per second, in a matrix multiplication. Imports torch."""
     import torch
 
     left_NN, right_NN = torch.ones(width, width), torch.ones(width, width)

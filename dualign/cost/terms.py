@@ -11,8 +11,8 @@ from dualign.cost.model_shape import ModelShape
 from dualign.cost.training_shape import TrainingShape
 from dualign.errors import ConfigError
 
-# NF4 with double quantization: half a byte per weight, an 8-bit scale per block of 64, and a float32
-# scale per 256 of those.
+# NF4 with double quantization: half a byte per weight, an 8-bit scale per block of 64, and a
+# float32 scale per 256 of those.
 _NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 # bitsandbytes: a byte per state, a float32 scale per block of 256.
 _EIGHT_BIT = 1 + 4 / 256
@@ -191,7 +191,7 @@ def workspace(shape: ModelShape, training: TrainingShape) -> Term:
     gradients = training.tokens * (2 * shape.intermediate + 2 * shape.hidden) * training.dtype_bytes
     largest = max(inputs * outputs for inputs, outputs in shape.linears().values())
     dense = largest * training.dtype_bytes if training.quantization else 0
-    # DoRA takes the norm of each merged weight: the product of A and B, the sum, an identity matrix.
+    # DoRA takes the norm of each merged weight: product of A and B, sum, identity matrix.
     dora = 3 * largest * 4 if training.lora and training.lora.dora else 0
     formula = f"a layer: recomputed {recomputed / 1e6:.0f} MB + gradients {gradients / 1e6:.0f} MB"
     formula += f" + weights {(dense + dora) / 1e6:.0f} MB" if dense + dora else ""

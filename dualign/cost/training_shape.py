@@ -109,12 +109,12 @@ class TrainingShape:
 
     @property
     def autocast(self) -> bool:
-        """True for float32 weights that are cast at each use; sharded training has 2-byte weights."""
+        """True for float32 weights, cast at each use; sharded training has 2-byte weights."""
         return self.master_weights and self.sharding is None
 
     @property
     def residual_bytes(self) -> int:
-        """Bytes of an element of the residual stream; autocast leaves embedding and norms in float32."""
+        """Bytes of an element of the residual stream, which autocast leaves in float32."""
         return 4 if self.autocast else self.dtype_bytes
 
     @property

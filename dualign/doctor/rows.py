@@ -24,8 +24,8 @@ _LONG_ENOUGH = 20
 
 def foreign_markers(tokenizer: "PreTrainedTokenizerBase") -> re.Pattern[str]:
     """Return a pattern of the turn markers that aren't this tokenizer's."""
-    own = {token.content for token in tokenizer.added_tokens_decoder.values()}
-    foreign = [re.escape(marker) for marker in _MARKERS if marker not in own]
+    known_markers = {token.content for token in tokenizer.added_tokens_decoder.values()}
+    foreign = [re.escape(marker) for marker in _MARKERS if marker not in known_markers]
     return re.compile("|".join(foreign) or r"(?!)")
 
 

@@ -47,14 +47,14 @@ def _mode_lines(rows: Mapping[str, Any]) -> list[str]:
     lines = []
     for mode in MODES:
         of_mode = [entry for entry in entries if entry["mode"] == mode and entry["kept"]]
-        kept, tokens, supervised = (
+        count, tokens, supervised = (
             sum(entry[name] for entry in of_mode)
             for name in ("kept", "tokens", "supervised_tokens")
         )
         if of_mode:
             share = f"{supervised / total:.1%}" if total else "-"
             lines.append(
-                f"{mode}: {kept:,} rows, {tokens:,} tokens, {supervised:,} supervised ({share})"
+                f"{mode}: {count:,} rows, {tokens:,} tokens, {supervised:,} supervised ({share})"
             )
     return lines
 

@@ -164,16 +164,16 @@ class _Survey:
         rows, data = self.log.row_table(), sources.data
         if not len(rows):
             return {}
-        kept = indices_of(rows.code.equals(""))
+        trainable = indices_of(rows.code.equals(""))
         try:
             seed = self.subject.seed
             return select_rows(rows, sources.sampled, sources.screened, data, seed).rows
         except DataError as error:
-            code = "mixture_impossible" if len(kept) else "nothing_left"
+            code = "mixture_impossible" if len(trainable) else "nothing_left"
             self.findings.add(Finding(code, str(error)), source=self._stage)
             labels = [source_label(source) for source in data.sources]
             group, groups = group_rows(rows, labels)
-            return summarize_rows(count_rows(rows, group, groups, kept, kept[:0], {}))
+            return summarize_rows(count_rows(rows, group, groups, trainable, trainable[:0], {}))
 
     def _report_repeats(self) -> None:
         """Add a finding for every row with the text of an earlier one."""

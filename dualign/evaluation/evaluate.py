@@ -45,7 +45,7 @@ class EvalResult:
 
 
 def run(stage: EvalStage, work: Path, *, seed: int) -> Outcome:
-    """Evaluate every model on every task; write metrics.json, samples.jsonl and table.md to `work`."""
+    """Evaluate every model on every task; write metrics.json, samples.jsonl and table.md."""
     work.mkdir(parents=True, exist_ok=True)
     tasks = load_tasks(stage.tasks)
     problems = [(task, load_problems(task, limit=stage.rows, seed=seed)) for task in tasks]
@@ -174,7 +174,7 @@ def _count(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
 
 
 def _metrics(results: Sequence[EvalResult], tasks: Sequence[Task]) -> dict[str, Any]:
-    """Build metrics.json: the last model at the top, all under `all`, changes from each to the next."""
+    """Build metrics.json: the last model at the top, all under `all`, and changes between them."""
     by_task = [_by_task(result, tasks) for result in results]
     entries = [
         {

@@ -52,7 +52,7 @@ def with_gain(tasks: Mapping[str, Mapping[Mode, Sequence[Sample]]]) -> dict[str,
 
 
 def gain(before: Sequence[Sample], after: Sequence[Sample]) -> Change:
-    """Return the paired change from `before` to `after`, two sets of samples on the same problems."""
+    """Return the paired change from `before` to `after`, samples on the same problems."""
     earlier = {sample["id"]: bool(sample["correct"]) for sample in before}
     later = {sample["id"]: bool(sample["correct"]) for sample in after}
     assert earlier.keys() == later.keys(), "every model answers every problem in both modes"

@@ -86,7 +86,7 @@ def build_requests(
 def _require_switch(
     task: Task, problems: Sequence[Problem], prompts: Mapping[Mode, Sequence[str]]
 ) -> None:
-    """Refuse a problem whose prompt is the same in both modes although the template has a switch."""
+    """Refuse a problem with one prompt for both modes although the template has a switch."""
     for problem, *by_mode in zip(problems, *(prompts[mode] for mode in MODES), strict=True):
         if len(set(by_mode)) == 1:
             raise EvaluationError(

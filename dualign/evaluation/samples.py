@@ -46,7 +46,7 @@ class SampleFile:
             os.fsync(file.fileno())
 
     def finish(self, samples: Iterable[Mapping[str, Any]]) -> None:
-        """Replace the file with the judged samples, from which a later run reads the answers again."""
+        """Replace the file with the judged samples; a later run reads the answers from them."""
         aside = self.path.with_name(f".{self.path.name}.new")
         with aside.open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)

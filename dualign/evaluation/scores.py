@@ -110,7 +110,7 @@ def paired_change(before: Sequence[bool], after: Sequence[bool]) -> Change:
 
 
 def read_scores(metrics: Mapping[str, Any], *, where: str) -> tuple[ModelScores, ...]:
-    """Return the models of a metrics.json in its order: those under `all`, else the top-level one."""
+    """Return the models of a metrics.json in order: those under `all`, else the top-level one."""
     parts = metrics.get("all") or [metrics]
     for part in parts:
         if "model" not in part or "tasks" not in part:

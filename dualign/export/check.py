@@ -1,9 +1,9 @@
 """Check an exported file: llama.cpp has to read and answer as transformers does.
 
-Conversations are rendered by the embedded template and tokenized by llama.cpp; the tokens have to be
-the same. Then both answer greedily in both modes. For an exact file (f32, f16) the answers have to
-agree token by token, up to a near tie of llama.cpp's two best tokens: it multiplies in float16, so a
-lead of less than `_NEAR_TIE` nats is chance.
+Conversations are rendered by the embedded template and tokenized by llama.cpp; the tokens have to
+be the same. Then both answer greedily in both modes. For an exact file (f32, f16) the answers have
+to agree token by token, up to a near tie of llama.cpp's two best tokens: it multiplies in float16,
+so a lead of less than `_NEAR_TIE` nats is chance.
 """
 
 from collections.abc import Mapping, Sequence
@@ -162,13 +162,13 @@ def _check_prompts(
         if actual_ids != expected_ids:
             what = "other tokens" if expected == actual else "another text"
             place = _common(expected_ids, actual_ids)
-            theirs, ours = (
+            expected_tokens, actual_tokens = (
                 tokenizer.convert_ids_to_tokens(list(ids[max(place - 2, 0) : place + 4]))
                 for ids in (expected_ids, actual_ids)
             )
             faults.append(
                 f"{name} becomes {what} in llama.cpp, from token {place} on: transformers has "
-                f"{theirs}, llama.cpp {ours}"
+                f"{expected_tokens}, llama.cpp {actual_tokens}"
             )
     return compared, faults
 

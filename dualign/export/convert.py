@@ -1,8 +1,8 @@
 """Exact files (f32, f16) of a checkpoint, by llama.cpp's converter or by dualign.
 
-llama.cpp's converter knows more architectures, but handles some settings worse: the bos token before
-a chat, and those that `architecture.py` refuses. So its file is compared with what dualign would
-write before it is used.
+llama.cpp's converter knows more architectures, but handles some settings worse: the bos token
+before a chat, and those that `architecture.py` refuses. So its file is compared with what dualign
+would write before it is used.
 """
 
 import os
@@ -81,7 +81,7 @@ def write_exact(
 
 
 def _compare(file: Path, layout: GGUFLayout, type: str) -> list[str]:
-    """Compare the converter's file with dualign's settings and tensors; return what was corrected."""
+    """Compare the converter's file with dualign's settings and tensors; return corrections."""
     from gguf import GGUFReader
 
     reader = GGUFReader(file, "r+")

@@ -62,7 +62,7 @@ def library() -> ctypes.CDLL:
 
 
 def _candidates() -> Iterator[Path]:
-    """Yield llama-cpp-python's libggml, then xllamacpp's extension module, which contains all of ggml."""
+    """Yield llama-cpp-python's libggml, then xllamacpp's extension, which contains all of ggml."""
     ending = {"darwin": "dylib", "win32": "dll"}.get(sys.platform, "so")
     if (spec := find_spec("llama_cpp")) and spec.origin:
         yield from sorted((Path(spec.origin).parent / "lib").glob(f"*ggml-base.{ending}"))

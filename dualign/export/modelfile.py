@@ -14,7 +14,7 @@ from typing import Any
 from dualign.export.chat_format import ChatFormat, detect_chat_format
 
 _MAX_CONTEXT = 8192
-"""Upper bound of num_ctx: a 64k window would take gigabytes; Ollama's default cuts thinking short."""
+"""Upper bound of num_ctx: a 64k window takes gigabytes, and Ollama's default cuts thinking."""
 _INSTRUCTIONS = ("default_think_instructions", "default_no_think_instructions")
 _KWARGS = {
     "dualign": frozenset({"date", "custom_instructions"}),
@@ -58,7 +58,7 @@ def modelfile(
 
 
 def go_template(chat_template: str) -> str | None:
-    """Return the Go template of one of dualign's chat formats, with the recipe's values; else None."""
+    """Return the Go template of one of dualign's chat formats, with its values; else None."""
     chat_format = detect_chat_format(chat_template)
     if chat_format is None or set(chat_format.values) - _KWARGS[chat_format.name]:
         return None

@@ -47,7 +47,7 @@ def vocabulary_of(tokenizer: "PreTrainedTokenizerBase", size: int, place: str) -
     """Return the vocabulary for `size` embedding rows; rows without a token become unused tokens.
 
     Raises:
-        CheckpointError: the tokenizer isn't byte-level BPE, or llama.cpp would split text otherwise.
+        CheckpointError: not byte-level BPE, or llama.cpp would split text otherwise.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:

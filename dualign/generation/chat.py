@@ -190,7 +190,7 @@ class _Streamer(TextStreamer):
 
 
 class _Writer:
-    """Print an answer in pieces, thinking dimmed; a tag is left out even if split between pieces."""
+    """Print an answer in pieces, thinking dimmed, without tags, also those split between pieces."""
 
     def __init__(self, console: Console, *, thinking: bool) -> None:
         self.console = console

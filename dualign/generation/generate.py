@@ -1,8 +1,8 @@
 """Batched generation from rendered prompts.
 
-transformers' `generate` decodes a whole batch until its longest row ends. So each batch is generated
-in rounds: a round stops once a quarter of its rows have ended; these leave the batch and the cache,
-and the others continue. Rows are batched by length. Shapes: B rows, T tokens, V vocabulary.
+transformers' `generate` decodes a whole batch until its longest row ends. So each batch is
+generated in rounds: a round stops once a quarter of its rows have ended; these leave the batch and
+the cache, and the others continue. Rows are batched by length. Shapes: B rows, T tokens.
 
 Example, 8 rows that end after 2, 2, 5, 6, 6, 9, 9 and 9 tokens: the first round runs 2 steps and
 drops 2 rows, the second 4 steps (6 rows, to token 6) and drops 3, the third 3 steps with 3 rows.
@@ -34,7 +34,7 @@ _MAX_ROWS = 256
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Generation:
-    """The continuation of a prompt, special tokens included, without the token that ended the turn."""
+    """Continuation of a prompt: with special tokens, without the token that ended the turn."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -159,8 +159,8 @@ def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[
     ends = eos_token_ids(generation.eos_token_id if generation else None, tokenizer)
     if not ends:
         raise EvaluationError(
-            "neither generation_config.json nor the tokenizer names an end-of-turn token, so no answer would end; "
-            "set eos_token_id in generation_config.json"
+            "neither generation_config.json nor the tokenizer names an end-of-turn token, so no answer "
+            "would end; set eos_token_id in generation_config.json"
         )
     return ends
 

@@ -21,7 +21,7 @@ from transformers import (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampling:
-    """How the next token is chosen, and how many there may be."""
+    """Choice of the next token, and limit of a generation."""
 
     max_new_tokens: int
     temperature: float = 0.0
@@ -57,7 +57,7 @@ class _Draw(LogitsProcessor):
     def __call__(self, input_ids: LongTensor, scores: Tensor) -> Tensor:
         step = input_ids.shape[1] - self.prompt_length
         cumulative_BV = scores.double().softmax(dim=-1).cumsum(dim=-1)
-        # Scaled by the total: rounding may leave it below 1, and the draw would pass the last token.
+        # Scaled by the total: if rounding leaves it below 1, a draw could pass the last token.
         draw_B1 = self.uniforms_BT[:, step, None].to(cumulative_BV) * cumulative_BV[:, -1:]
         chosen_B1 = torch.searchsorted(cumulative_BV, draw_B1, right=True)
         return torch.full_like(scores, -math.inf).scatter(1, chosen_B1, 0.0)
