@@ -31,12 +31,6 @@ Key = tuple[str | int, ...]
 T = TypeVar("T")
 
 
-class Check(Protocol):
-    """A rule beyond a field's type, given by `Annotated`; returns (key, message) for each violation."""
-
-    def __call__(self, value: Any) -> list[tuple[str, str]]: ...
-
-
 @dataclass(slots=True)
 class Document:
     """A YAML file as plain values, with the line of each key and the problems found so far."""

@@ -24,9 +24,9 @@ from dualign.errors import ConfigError
 from dualign.model_ref import StageRef
 from dualign.stages import config_classes
 
-RECIPE_KEYS = ("name", "output_dir", "seed", "stages")
+_RECIPE_KEYS = ("name", "output_dir", "seed", "stages")
 # Values of these keys are paths relative to the recipe's folder, if such a file exists.
-PATH_KEYS = (
+_PATH_KEYS = (
     "path",
     "model",
     "models",
@@ -41,7 +41,7 @@ PATH_KEYS = (
     "tokenizer_from",
     "lora",
 )
-FILE_ENDINGS = (
+_FILE_ENDINGS = (
     ".yaml",
     ".yml",
     ".py",
@@ -170,7 +170,7 @@ def _absolute_paths(document: Document, value: Any, folder: Path, key: Key = ())
             path = _existing_path(folder, item)
             if path:
                 value[name] = str(path)
-            elif item.endswith(FILE_ENDINGS):
+            elif item.endswith(_FILE_ENDINGS):
                 document.refuse(place, f"{item!r}: no such file (looked in {folder.resolve()})")
 
 
@@ -178,7 +178,7 @@ def may_be_path(key: str, value: str) -> bool:
     """Return whether `value` under `key` may be a file or folder; templates that ship aren't."""
     if key == "template" and not value.endswith(".jinja"):
         return False
-    return key in PATH_KEYS and ":" not in value
+    return key in _PATH_KEYS and ":" not in value
 
 
 def _existing_path(folder: Path, item: str) -> Path | None:
@@ -224,14 +224,14 @@ def _apply(document: Document, override: str) -> None:
     target: Any = document.value
     if first in names:
         target = stages[names.index(first)]
-    elif first in RECIPE_KEYS:
+    elif first in _RECIPE_KEYS:
         rest = [first, *rest]
     elif len(stages) == 1:
         target, rest = stages[0], [first, *rest]
     else:
         document.refuse(
             (),
-            f"override {override!r}: no stage or key {first!r}{nearest(first, [*names, *RECIPE_KEYS])}",
+            f"override {override!r}: no stage or key {first!r}{nearest(first, [*names, *_RECIPE_KEYS])}",
         )
         return
     _set(document, target, rest, parse_value(text), override)
@@ -261,8 +261,8 @@ def _set(document: Document, target: Any, keys: list[str], value: Any, override:
 def _parse_recipe(document: Document, path: Path) -> Recipe | None:
     value = document.value
     for key in value:
-        if key not in RECIPE_KEYS:
-            document.refuse((key,), f"unknown key{nearest(key, RECIPE_KEYS)}")
+        if key not in _RECIPE_KEYS:
+            document.refuse((key,), f"unknown key{nearest(key, _RECIPE_KEYS)}")
     seed = value.get("seed", 42)
     if not isinstance(seed, int) or isinstance(seed, bool):
         document.refuse(("seed",), f"expected a whole number, found {seed!r}")
@@ -312,10 +312,10 @@ def _check_names(document: Document, stages: list[Any]) -> None:
         name = str(stage.get("name"))
         if name in seen:
             document.refuse(("stages", i, "name"), f"{name!r} is the name of an earlier stage")
-        if name in RECIPE_KEYS or not name.replace("-", "").replace("_", "").isalnum():
+        if name in _RECIPE_KEYS or not name.replace("-", "").replace("_", "").isalnum():
             document.refuse(
                 ("stages", i, "name"),
-                f"expected letters, digits, - and _ (not {', '.join(RECIPE_KEYS)}), found {name!r}",
+                f"expected letters, digits, - and _ (not {', '.join(_RECIPE_KEYS)}), found {name!r}",
             )
         for key, reference in _texts(stage, ("stages", i)):
             parent = stage_of(reference)

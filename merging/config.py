@@ -14,7 +14,7 @@ from dualign.merging.methods.table import METHODS
 from dualign.merging.parameters import Level, parameter_problems
 
 Dtype = Literal["float32", "bfloat16", "float16", "input"]
-COMPATIBLE = ("linear", "slerp", "task_arithmetic")
+_COMPATIBLE = ("linear", "slerp", "task_arithmetic")
 """methods that `--compat mergekit` can compute"""
 
 
@@ -210,11 +210,11 @@ def merge_problems(merge: Merge) -> list[tuple[Key, str]]:
     for key, value in _model_references(merge):
         if value is not None and value not in names:
             issues.append((key, f"expected one of {', '.join(names)}, found {value!r}"))
-    if merge.arithmetic is not None and merge.method not in COMPATIBLE:
+    if merge.arithmetic is not None and merge.method not in _COMPATIBLE:
         issues.append(
             (
                 ("merge_method",),
-                f"--compat mergekit is there for {', '.join(COMPATIBLE)}, not for {merge.method}",
+                f"--compat mergekit is there for {', '.join(_COMPATIBLE)}, not for {merge.method}",
             )
         )
     return issues or _weight_problems(merge)

@@ -10,7 +10,7 @@ from dualign.checkpoints.checkpoint import Weights
 from dualign.merging.layers import find_stack
 
 # Keys of config.json that don't change what a model computes in evaluation.
-NEUTRAL = frozenset({
+_NEUTRAL = frozenset({
     "_name_or_path", "_commit_hash", "_attn_implementation", "transformers_version", "auto_map",
     "dtype", "torch_dtype", "use_cache", "initializer_range", "attention_dropout", "pretraining_tp",
     "return_dict", "output_attentions", "output_hidden_states", "chunk_size_feed_forward",
@@ -63,7 +63,7 @@ def _current_form(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _compare(first: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, list[Any]]:
-    keys = sorted((set(first) | set(other)) - NEUTRAL)
+    keys = sorted((set(first) | set(other)) - _NEUTRAL)
     return {
         key: [first.get(key), other.get(key)] for key in keys if first.get(key) != other.get(key)
     }

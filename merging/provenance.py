@@ -22,7 +22,7 @@ from dualign.merging.plan import TensorPlan
 from dualign.rundir import write_json
 
 MERGE_JSON = "merge.json"
-SCHEMA = 1
+_SCHEMA = 1
 
 
 @contextmanager
@@ -130,7 +130,7 @@ def write_merge_json(work: Path, merge: Merge, record: Mapping[str, Any]) -> Non
     """Write the record beside the weights."""
     write_json(
         work / MERGE_JSON,
-        {"schema": SCHEMA, **record, "config": merge.file, "versions": _versions()},
+        {"schema": _SCHEMA, **record, "config": merge.file, "versions": _versions()},
     )
 
 

@@ -20,11 +20,11 @@ from dualign.merging.config_diff import FATAL, config_differences
 from dualign.merging.tokenizer.token_id_fields import ids_in
 from dualign.merging.tokenizer.vocabulary import TokenizerFiles, first_difference
 
-SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
-TOKEN_FLAGS = ("special", "normalized", "lstrip", "rstrip", "single_word")
-CONFIG_ADVICE = "set config_from to the model whose config is meant"
-TOKENIZER_ADVICE = "set config_from or tokenizer_from to the model whose tokenizer is meant"
-VOCABULARY_ADVICE = (
+_SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
+_TOKEN_FLAGS = ("special", "normalized", "lstrip", "rstrip", "single_word")
+_CONFIG_ADVICE = "set config_from to the model whose config is meant"
+_TOKENIZER_ADVICE = "set config_from or tokenizer_from to the model whose tokenizer is meant"
+_VOCABULARY_ADVICE = (
     "set tokenizer_source to the model whose vocabulary is meant, or to union, and rows go by token"
 )
 
@@ -48,7 +48,7 @@ class ConflictPolicy:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Difference:
+class _Difference:
     """A setting, token or file in which models differ."""
 
     key: str
@@ -96,7 +96,7 @@ def validate_inputs(
     return _resolved(configs, config_source) | _resolved(others, tokenizer_source)
 
 
-def _resolved(differences: Sequence[Difference], source: str) -> dict[str, dict[str, Any]]:
+def _resolved(differences: Sequence[_Difference], source: str) -> dict[str, dict[str, Any]]:
     conflicts: dict[str, dict[str, Any]] = {}
     for difference in differences:
         conflicts.setdefault(difference.key, {}).update(difference.values)
@@ -146,21 +146,21 @@ def _dtype_problems(models: Sequence[Weights]) -> Iterator[str]:
                 break
 
 
-def _config_differences(models: Sequence[Weights], policy: ConflictPolicy) -> Iterator[Difference]:
+def _config_differences(models: Sequence[Weights], policy: ConflictPolicy) -> Iterator[_Difference]:
     """Yield the keys of config.json, and the ids in generation_config.json, that differ."""
     for first, other in pairwise(models):
         for key, values in config_differences(first, other, slices=policy.slices).items():
             problem: str | None
             if key == "vocab_size":
                 problem = (
-                    f"models of different sizes can't be summed row by row: {VOCABULARY_ADVICE}"
+                    f"models of different sizes can't be summed row by row: {_VOCABULARY_ADVICE}"
                 )
             elif key == "tie_word_embeddings":
                 problem = "tied and untied models can't be merged"
             elif key in FATAL:
                 problem = "models that differ in it can't be merged"
             else:
-                problem = _unless(policy.config, CONFIG_ADVICE)
+                problem = _unless(policy.config, _CONFIG_ADVICE)
             yield _difference(key, (first, other), values, problem)
         if policy.mapped_vocabulary:
             continue  # the ids are those of config_source, whatever the files have
@@ -168,23 +168,23 @@ def _config_differences(models: Sequence[Weights], policy: ConflictPolicy) -> It
         for key in sorted(set(ours) & set(theirs)):
             if ours[key] != theirs[key]:
                 name, values = f"generation_config.{key}", [ours[key], theirs[key]]
-                problem = _unless(policy.config, CONFIG_ADVICE)
+                problem = _unless(policy.config, _CONFIG_ADVICE)
                 yield _difference(name, (first, other), values, problem)
 
 
 def _tokenizer_differences(
     models: Sequence[Weights], tokenizers: Sequence[TokenizerFiles], policy: ConflictPolicy
-) -> Iterator[Difference]:
+) -> Iterator[_Difference]:
     """Yield the differences in vocabularies, special tokens and templates."""
     for ours, theirs in pairwise(tokenizers):
         difference = None if policy.mapped_vocabulary else first_difference(ours, theirs)
         if difference is not None:
             key, our_value, their_value = difference
-            yield Difference(
+            yield _Difference(
                 key="tokenizers differ",
                 values={},
                 problem=f"{key!r} is {excerpt(our_value)} in {ours.folder} and "
-                f"{excerpt(their_value)} in {theirs.folder}: {VOCABULARY_ADVICE}",
+                f"{excerpt(their_value)} in {theirs.folder}: {_VOCABULARY_ADVICE}",
             )
     same = all(tokenizer.hashes == tokenizers[0].hashes for tokenizer in tokenizers)
     settings = [
@@ -199,7 +199,7 @@ def _tokenizer_differences(
             if first_has[key] != other_has[key]:
                 chosen = policy.template if key == "chat_template" else policy.tokenizer
                 values = [first_has[key], other_has[key]]
-                yield _difference(key, (first, other), values, _unless(chosen, TOKENIZER_ADVICE))
+                yield _difference(key, (first, other), values, _unless(chosen, _TOKENIZER_ADVICE))
 
 
 def _unless(chosen: bool, advice: str) -> str | None:
@@ -208,9 +208,9 @@ def _unless(chosen: bool, advice: str) -> str | None:
 
 def _difference(
     key: str, pair: tuple[Weights, Weights], values: Sequence[Any], problem: str | None
-) -> Difference:
+) -> _Difference:
     folders = [str(weights.folders[0]) for weights in pair]
-    return Difference(key=key, values=dict(zip(folders, values, strict=True)), problem=problem)
+    return _Difference(key=key, values=dict(zip(folders, values, strict=True)), problem=problem)
 
 
 def _generation_ids(weights: Weights) -> dict[str, list[int]]:
@@ -226,7 +226,7 @@ def _special_tokens(weights: Weights) -> dict[str, Any]:
     files = {file.name: file for file in tokenizer_files(weights)}
     file = files.get("tokenizer_config.json")
     config = read_json(file) if file else {}
-    tokens = {key: config.get(key) for key in SPECIAL_TOKENS}
+    tokens = {key: config.get(key) for key in _SPECIAL_TOKENS}
     return {
         key: value.get("content") if isinstance(value, dict) else value
         for key, value in tokens.items()
@@ -240,7 +240,7 @@ def _added_text(content: Mapping[str, Any]) -> dict[str, Any]:
     """
     settings = {key: _without_ids(content.get(key)) for key in ("post_processor", "decoder")}
     for token in content.get("added_tokens") or ():
-        flags = [name for name in TOKEN_FLAGS if token.get(name)]
+        flags = [name for name in _TOKEN_FLAGS if token.get(name)]
         settings[f"added token {token['content']!r}"] = flags
     return settings
 

@@ -33,7 +33,7 @@ def run(stage: SFTStage, work: Path, *, seed: int) -> Outcome:
     source = resolve_model(stage.model, revision=stage.revision)
     tokenizer, template = load_tokenizer(source, stage.template, stage.template_kwargs)
     data = prepare_sft(DataRequest(stage.data, tokenizer, template, seed=seed))
-    trainer = build_trainer(stage, source, data, tokenizer, work, seed=seed)
+    trainer = _build_trainer(stage, source, data, tokenizer, work, seed=seed)
     trainer.train(resume_from_checkpoint=last_checkpoint(work))
     save_log(trainer, work)
     checks = save_result(trainer, stage, source, tokenizer, work)
@@ -42,7 +42,7 @@ def run(stage: SFTStage, work: Path, *, seed: int) -> Outcome:
     )
 
 
-def build_trainer(
+def _build_trainer(
     stage: SFTStage,
     source: ModelSource,
     data: SFTData,

@@ -78,7 +78,7 @@ def _add_soup(sub: Sub) -> None:
     parser.add_argument(
         "--tokenizer-from", metavar="ADAPTER", help="whose tokenizer and template, if they differ"
     )
-    _add_output(parser, soup)
+    _add_output(parser, _soup)
 
 
 def _add_compress(sub: Sub) -> None:
@@ -86,7 +86,7 @@ def _add_compress(sub: Sub) -> None:
     parser.add_argument("adapter", metavar="ADAPTER", help="a folder or hub id")
     parser.add_argument("out", metavar="OUT", help="the folder to write")
     _add_cut(parser, required=True)
-    _add_output(parser, compress)
+    _add_output(parser, _compress)
 
 
 def _add_extract(sub: Sub) -> None:
@@ -104,7 +104,7 @@ def _add_extract(sub: Sub) -> None:
     parser.add_argument(
         "--seed", type=int, default=0, help="of the range finder for large layers; default 0"
     )
-    _add_output(parser, extract)
+    _add_output(parser, _extract)
 
 
 def _add_fold(sub: Sub) -> None:
@@ -134,7 +134,7 @@ def _add_fold(sub: Sub) -> None:
         metavar="FILE",
         help="texts to measure on, one on each line; default: 8 questions",
     )
-    _add_output(parser, fold)
+    _add_output(parser, _fold)
 
 
 def _add_cut(parser: argparse.ArgumentParser, *, required: bool) -> None:
@@ -153,7 +153,7 @@ def _add_output(parser: argparse.ArgumentParser, action: Callable[[Namespace], i
     parser.set_defaults(action=action)
 
 
-def soup(args: Namespace) -> int:
+def _soup(args: Namespace) -> int:
     """`dualign adapter soup A B OUT`."""
     from dualign.merging.adapters.soup import SoupConfig, make_soup
 
@@ -169,7 +169,7 @@ def soup(args: Namespace) -> int:
     return _say(make_soup(config, Path(args.out), force=args.force), args.out)
 
 
-def compress(args: Namespace) -> int:
+def _compress(args: Namespace) -> int:
     """`dualign adapter compress ADAPTER OUT --rank R`: a soup of one."""
     from dualign.merging.adapters.soup import SoupConfig, make_soup
 
@@ -177,7 +177,7 @@ def compress(args: Namespace) -> int:
     return _say(make_soup(config, Path(args.out), force=args.force), args.out)
 
 
-def extract(args: Namespace) -> int:
+def _extract(args: Namespace) -> int:
     """`dualign adapter extract BASE TUNED OUT --rank R`."""
     from dualign.merging.adapters.extract import ExtractConfig, extract_adapter
 
@@ -193,7 +193,7 @@ def extract(args: Namespace) -> int:
     return _say(extract_adapter(config, Path(args.out), force=args.force), args.out)
 
 
-def fold(args: Namespace) -> int:
+def _fold(args: Namespace) -> int:
     """`dualign adapter fold ADAPTER OUT`."""
     from dualign.cli.commands import say
     from dualign.merging.adapters.fold import FoldConfig, fold_adapter, read_prompts, summary

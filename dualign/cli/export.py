@@ -47,10 +47,10 @@ def add(sub: Sub) -> None:
     parser.add_argument("--no-check", action="store_true", help="don't load what was written")
     parser.add_argument("--dry-run", action="store_true", help="show sizes; write nothing")
     parser.add_argument("--force", action="store_true", help="replace OUT when it is there")
-    parser.set_defaults(action=export)
+    parser.set_defaults(action=_export)
 
 
-def export(args: Namespace) -> int:
+def _export(args: Namespace) -> int:
     """`dualign export MODEL OUT`."""
     from rich.console import Console
 

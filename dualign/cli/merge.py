@@ -34,13 +34,13 @@ def add(sub: Sub) -> None:
         metavar="N",
         help="tensors computed again; default %(default)s",
     )
-    verify_parser.set_defaults(action=verify)
+    verify_parser.set_defaults(action=_verify)
     diff_parser = command(sub, "diff", "how far two checkpoints are apart", _DIFF)
     diff_parser.add_argument("first", metavar="A", help="a model or adapter folder, or a hub id")
     diff_parser.add_argument("second", metavar="B", help="another, with the same tensors")
     diff_parser.add_argument("--tensors", action="store_true", help="one line for each tensor")
     diff_parser.add_argument("--plot", metavar="FILE", help="a picture of it, .png or .svg")
-    diff_parser.set_defaults(action=diff)
+    diff_parser.set_defaults(action=_diff)
 
 
 def _add_merge(sub: Sub) -> None:
@@ -64,10 +64,10 @@ def _add_merge(sub: Sub) -> None:
     parser.add_argument("--force", action="store_true", help="replace OUT when it is there")
     parser.add_argument("--seed", type=int, help="of the methods that draw at random; default 0")
     parser.add_argument("--threads", type=int, metavar="N", help="default: one for each processor")
-    parser.set_defaults(action=merge)
+    parser.set_defaults(action=_merge)
 
 
-def merge(args: Namespace) -> int:
+def _merge(args: Namespace) -> int:
     """`dualign merge CONFIG OUT`, or a stage of a recipe."""
     from dualign.merging.mergekit.load import is_merge_file
 
@@ -128,7 +128,7 @@ def _summary(record: dict[str, Any], out: Path) -> str:
     return "\n".join(lines)
 
 
-def verify(args: Namespace) -> int:
+def _verify(args: Namespace) -> int:
     """`dualign verify OUT`."""
     from dualign.cli.commands import say
     from dualign.merging.verify import verify_folder
@@ -147,7 +147,7 @@ def verify(args: Namespace) -> int:
     return 0
 
 
-def diff(args: Namespace) -> int:
+def _diff(args: Namespace) -> int:
     """`dualign diff A B`."""
     from dualign.checkpoints.weights import open_weights
     from dualign.cli.commands import say

@@ -79,10 +79,10 @@ def add(sub: Sub) -> None:
     )
     parser.add_argument("--message", metavar="TEXT", help="of the commit")
     parser.add_argument("--out", metavar="DIR", help="leave a copy of the files in a new folder")
-    parser.set_defaults(action=publish)
+    parser.set_defaults(action=_publish)
 
 
-def publish(args: Namespace) -> int:
+def _publish(args: Namespace) -> int:
     """`dualign publish RUN_DIR REPO_ID`: 1 if a check failed."""
     from dualign.cli.commands import say
     from dualign.publish.publish import leave_copy, prepare, upload_release

@@ -31,10 +31,10 @@ def add(sub: Sub) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="check, list the candidates and their cost"
     )
-    parser.set_defaults(action=sweep)
+    parser.set_defaults(action=_sweep)
 
 
-def sweep(args: Namespace) -> int:
+def _sweep(args: Namespace) -> int:
     """`dualign sweep SWEEP OUT`, or a stage of a recipe."""
     from dualign import engine
     from dualign.cli.commands import say

@@ -97,7 +97,7 @@ def plan_stage(recipe: Recipe, status: StageStatus, statuses: list[StageStatus])
         stage,
         waits_for=tuple(missing),
         rows=data.rows if data else None,
-        cost=training_cost(config, data, base=base, folder=recipe.file.parent),
+        cost=_training_cost(config, data, base=base, folder=recipe.file.parent),
     )
 
 
@@ -110,7 +110,7 @@ def base_model(entry: StageEntry, stages: Mapping[str, StageEntry]) -> str:
     return base_model(stages[parent], stages) if parent else reference
 
 
-def training_cost(
+def _training_cost(
     config: Any, data: SFTData | PairData | None, *, base: str, folder: Path
 ) -> TrainingCost:
     """Estimate steps, tokens, memory and time of a training stage.

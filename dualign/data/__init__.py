@@ -1,3 +1,3 @@
 """From a raw row to a packed batch: the one path that every training stage uses."""
 
-__all__ = ["config", "conversation", "faults", "modes", "policies", "prepare", "seeds"]
+__all__ = ["config", "conversation", "faults", "modes", "policies", "prepare", "request", "seeds"]

@@ -11,7 +11,7 @@ from dualign.data.policies import on_fault_problems
 Packing = Literal["best_fit", "wrapped", "none"]
 Supervise = Literal["assistant", "last", "all", "answers", "thinking"]
 TooLong = Literal["drop", "error", "cut_history", "cut_end", "cut_end_in_thinking"]
-AMOUNTS = ("weight", "tokens", "share")
+_AMOUNTS = ("weight", "tokens", "share")
 """Keys of a source that say how much of it is used, one at most. `rows` may say what they choose
 from.
 """
@@ -53,7 +53,7 @@ class SourceConfig:
         issues = []
         if not self.path.strip():
             issues.append(("path", "expected a file, a folder or a hub id, found nothing"))
-        amounts = [key for key in AMOUNTS if getattr(self, key) is not None]
+        amounts = [key for key in _AMOUNTS if getattr(self, key) is not None]
         if self.weight is not None and self.rows is not None:
             issues.append(("rows", "weight is given too: expected one of them"))
         if len(amounts) > 1:

@@ -20,8 +20,8 @@ Repair = Literal[
     "strip_thinking",
     "trim_tokens",
 ]
-REPAIRS: tuple[Repair, ...] = get_args(Repair)
-ANY = "any"
+_REPAIRS: tuple[Repair, ...] = get_args(Repair)
+_ANY = "any"
 """In `on_fault`: every fault that isn't named there, except too_long."""
 
 MENDS: Mapping[Code, tuple[Repair, ...]] = {
@@ -44,8 +44,8 @@ def on_fault_problems(on_fault: Mapping[str, str]) -> list[tuple[str, str]]:
     issues = []
     for code, action in on_fault.items():
         key = f"on_fault.{code}"
-        if code != ANY and code not in CODES:
-            issues.append((key, f"no fault is called {code!r}{nearest(str(code), [*CODES, ANY])}"))
+        if code != _ANY and code not in CODES:
+            issues.append((key, f"no fault is called {code!r}{nearest(str(code), [*CODES, _ANY])}"))
         elif action not in (allowed := _allowed(code)):
             expected = f"expected one of {', '.join(allowed)}"
             issues.append((key, f"{expected}, found {action!r}{_elsewhere(action)}"))
@@ -55,12 +55,12 @@ def on_fault_problems(on_fault: Mapping[str, str]) -> list[tuple[str, str]]:
 def repair_for(code: Code, on_fault: Mapping[str, str]) -> Repair | None:
     """Return the repair that a source names for a fault."""
     action: Any = on_fault.get(code)
-    return action if action in REPAIRS else None
+    return action if action in _REPAIRS else None
 
 
 def stops(code: Code, on_fault: Mapping[str, str], *, default: str) -> bool:
     """Return whether a fault that remains ends the run. After a failed repair `default` decides."""
-    named = on_fault.get(code, on_fault.get(ANY) if code != "too_long" else None)
+    named = on_fault.get(code, on_fault.get(_ANY) if code != "too_long" else None)
     return (named if named in ("error", "drop") else default) == "error"
 
 

@@ -22,7 +22,7 @@ __all__ = ["DataRequest", "PairData", "SFTData", "prepare_pairs", "prepare_sft"]
 
 _BATCH = 1 << 16
 _IDS = datasets.List(datasets.Value("int32"))
-PACKED_FEATURES = datasets.Features(
+_PACKED_FEATURES = datasets.Features(
     {"input_ids": _IDS, "labels": _IDS, "seq_lengths": _IDS, "doc_groups": _IDS}
 )
 
@@ -133,7 +133,7 @@ def _packed(
         filler,
         batch_size=128,
         remove_columns=["number"],
-        features=PACKED_FEATURES,
+        features=_PACKED_FEATURES,
         desc=title,
     )
 
@@ -207,7 +207,7 @@ class _Filler:
         )
         return pa.Table.from_arrays(
             [packed.input_ids, packed.labels, packed.seq_lengths, packed.groups],
-            schema=PACKED_FEATURES.arrow_schema,
+            schema=_PACKED_FEATURES.arrow_schema,
         )
 
 

@@ -23,7 +23,7 @@ from dualign.hashing import sha256
 from dualign.rundir import new_folder, require_new, write_json
 
 _EXACT = ("f32", "f16")
-TYPES = (*_EXACT, "q8_0", "q4_k_m")
+_TYPES = (*_EXACT, "q8_0", "q4_k_m")
 _RECORD = "export.json"
 _RECORD_KEYS = {"fixed_fields": "mended", "actual": "found"}
 """Fields that export.json has under other names."""
@@ -116,10 +116,10 @@ def choose_runtime(runtime: str | None) -> str | None:
 
 def require_types(source: ExportSource, types: Sequence[str]) -> None:
     """Refuse types that don't exist, or that can't be made of this model here."""
-    if unknown := [type for type in types if type not in TYPES]:
-        raise ConfigError(f"--types: unknown type {unknown[0]!r}; there are {', '.join(TYPES)}")
+    if unknown := [type for type in types if type not in _TYPES]:
+        raise ConfigError(f"--types: unknown type {unknown[0]!r}; there are {', '.join(_TYPES)}")
     if not types:
-        raise ConfigError(f"--types: expected some of {', '.join(TYPES)}")
+        raise ConfigError(f"--types: expected some of {', '.join(_TYPES)}")
     quantized = [type for type in types if type not in _EXACT]
     if source.layout is None and quantized:
         raise ConfigError(

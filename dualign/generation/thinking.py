@@ -45,7 +45,7 @@ def prompt_opens_block(prompt: str) -> bool:
     return prompt.rstrip().endswith(OPEN)
 
 
-def prompt_has_block(prompt: str) -> bool:
+def _prompt_has_block(prompt: str) -> bool:
     """Return whether the prompt ends with a closed think block, as no_think prompts do."""
     return prompt.rstrip().endswith(CLOSE)
 
@@ -95,7 +95,7 @@ def _without_block(text: str) -> Reply:
 
 
 def _split_no_think(prompt: str, generated: str) -> Reply:
-    text = generated if prompt_has_block(prompt) else EMPTY_BLOCK.sub("", generated, count=1)
+    text = generated if _prompt_has_block(prompt) else EMPTY_BLOCK.sub("", generated, count=1)
     before, close, after = text.partition(CLOSE)
     stray = bool(close) and OPEN not in before
     return Reply(

@@ -50,7 +50,7 @@ def show(
     console.print(rows_table(prepared.rows))
     if prepared.rows["removed"]:
         console.print(_removed_table(prepared.rows))
-    console.print(lengths_table(lengths_of(prepared)))
+    console.print(_lengths_table(lengths_of(prepared)))
     for document in samples_of(prepared, samples):
         console.rule(title_of(document, prepared.groups))
         console.print(colored(document.ids, document.labels, tokenizer))
@@ -63,7 +63,7 @@ def samples_of(prepared: SFTData | PairData, count: int) -> list[Document]:
     samples: dict[int, list[Document]] = {place: [] for place in range(len(prepared.groups))}
     for row in prepared.train:
         sides = 2 if "prompt_ids" in row else 1
-        for document in documents_of(row):
+        for document in _documents_of(row):
             if len(samples[document.group]) < count * sides:
                 samples[document.group].append(document)
         if all(len(documents) >= count * sides for documents in samples.values()):
@@ -88,7 +88,7 @@ def lengths_of(prepared: SFTData | PairData) -> dict[Group, list[int]]:
     return lengths
 
 
-def lengths_table(lengths: Mapping[Group, Sequence[int]]) -> Table:
+def _lengths_table(lengths: Mapping[Group, Sequence[int]]) -> Table:
     """Histogram of document lengths: up to 2, 4, 8, ... tokens, from the shortest to the longest."""
     powers = sorted({_power(length) for values in lengths.values() for length in values})
     table = Table(title="tokens of a row, up to", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
@@ -153,7 +153,7 @@ _NUMBERS = {
 }
 
 
-def documents_of(row: Mapping[str, Any]) -> list[Document]:
+def _documents_of(row: Mapping[str, Any]) -> list[Document]:
     """The documents of a packed row, or both sides of a pair."""
     if "prompt_ids" in row:
         hidden = [IGNORE_INDEX] * len(row["prompt_ids"])

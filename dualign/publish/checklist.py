@@ -45,7 +45,7 @@ class CheckSpec:
     """the load test is skipped if it failed"""
 
 
-CHECKS = (
+CHECKS: tuple[CheckSpec, ...] = (
     # Called with (release, hub), before a file is staged.
     CheckSpec(name="lineage", phase="release", function="provenance:check_lineage", may_fail=True),
     CheckSpec(name="files", phase="release", function="files:check_files", needed_to_load=True),

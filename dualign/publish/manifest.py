@@ -11,7 +11,7 @@ from dualign.errors import CheckpointError, PublishError
 from dualign.publish.lineage import Lineage
 
 Contents = Literal["adapter", "weights", "both"]
-ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
+_ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 _WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
 _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
@@ -47,9 +47,9 @@ def is_published(name: str) -> bool:
     """True for files that a publication writes, and for weights that would be loaded."""
     written = {
         *_TOKENIZER_FILES,
-        *ADAPTER,
+        *_ADAPTER,
         *SETTINGS,
-        *(f"adapter/{file}" for file in ADAPTER),
+        *(f"adapter/{file}" for file in _ADAPTER),
         "metrics.json",
     }
     figure = name.startswith("figures/") and name.endswith(".png")
@@ -79,7 +79,7 @@ def make_manifest(lineage: Lineage, contents: Contents | None) -> Manifest:
     files = {name: run / name for name in names if _exists(run / name)}
     if adapter and contents != "weights":
         prefix = "adapter/" if contents == "both" else ""
-        files |= {prefix + name: adapter / name for name in ADAPTER if _exists(adapter / name)}
+        files |= {prefix + name: adapter / name for name in _ADAPTER if _exists(adapter / name)}
     return Manifest(
         contents=contents,
         files=files,
@@ -98,7 +98,7 @@ def _left_out(run: Path, files: dict[str, Path]) -> Iterator[tuple[str, str]]:
     for file in sorted(run.iterdir()):
         if file in going or file.name in ("run.json", "adapter", "merge.json", "config.json"):
             continue
-        if file.name in ADAPTER or _WEIGHTS.fullmatch(file.name):
+        if file.name in _ADAPTER or _WEIGHTS.fullmatch(file.name):
             yield file.name, "not asked for"
         else:
             reasons = (reason for pattern, reason in _REASONS if re.fullmatch(pattern, file.name))
@@ -106,9 +106,9 @@ def _left_out(run: Path, files: dict[str, Path]) -> Iterator[tuple[str, str]]:
 
 
 def _faults(run: Path, files: dict[str, Path], contents: Contents, *, fold: bool) -> Iterator[str]:
-    required = list(ADAPTER) if contents == "adapter" else []
+    required = list(_ADAPTER) if contents == "adapter" else []
     if contents == "both":
-        required += [f"adapter/{name}" for name in ADAPTER]
+        required += [f"adapter/{name}" for name in _ADAPTER]
     if contents != "adapter" and not fold:
         required.append("config.json")
         if not any(_WEIGHTS.fullmatch(name) for name in files):

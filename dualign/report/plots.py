@@ -27,7 +27,7 @@ LINES = {"think": "-", "no_think": "--", "": "-"}
 _MARKERS = {"think": "o", "no_think": "s", "": "."}
 INK = "#010203"  # stands for the color of the page's text; replaced in the SVG
 MAX_POINTS = 300
-SIZE = (4.1, 3.0)
+_SIZE = (4.1, 3.0)
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "path",
     "font.size": 9.5,
@@ -63,7 +63,7 @@ def accuracy_plot(name: str, task: str, models: Sequence[ModelScores]) -> Pictur
 
     height = max(2.0, 1.25 + 0.42 * len(models))
     return picture(
-        name, f"{task}: accuracy of each model", draw, title=task, size=(SIZE[0], height)
+        name, f"{task}: accuracy of each model", draw, title=task, size=(_SIZE[0], height)
     )
 
 
@@ -192,7 +192,7 @@ def cost_plot(name: str, title: str, values: Mapping[str, float], *, digits: int
         axes.grid(visible=False, axis="y")
 
     height = max(1.6, 0.75 + 0.32 * len(values))
-    return picture(name, title, draw, title=title, size=(SIZE[0], height))
+    return picture(name, title, draw, title=title, size=(_SIZE[0], height))
 
 
 def _in_percent(scores: Sequence[Score]) -> tuple[list[float], list[list[float]]]:
@@ -266,7 +266,7 @@ def picture(
     draw: Callable[[Axes], None],
     *,
     title: str,
-    size: tuple[float, float] = SIZE,
+    size: tuple[float, float] = _SIZE,
     stacked: bool = False,
 ) -> Picture:
     """Return the plot that `draw` makes, with title and legend, as SVG and PNG."""

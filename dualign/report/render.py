@@ -35,7 +35,7 @@ def environment(folder: Path, *, autoescape: bool = False) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    templates.filters |= {"inline": inline, "row": row, "fenced": fenced, "kind": _kind}
+    templates.filters |= {"inline": inline, "row": _row, "fenced": fenced, "kind": _kind}
     return templates
 
 
@@ -49,7 +49,7 @@ def inline(text: str) -> str:
     return "<br>".join(escaped.splitlines())
 
 
-def row(cells: Iterable[str]) -> str:
+def _row(cells: Iterable[str]) -> str:
     """Return a line of a Markdown table."""
     return f"| {' | '.join(inline(cell) for cell in cells)} |"
 

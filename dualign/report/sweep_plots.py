@@ -11,7 +11,7 @@ from dualign.report.plots import COLORS, INK, LINES, label_text, mark, picture
 
 Entry = Mapping[str, Any]
 FRONT, WINNER = "#0072B2", "#D55E00"
-SIZE = (5.2, 4.4)
+_SIZE = (5.2, 4.4)
 _MAX_LABELED = 8  # more names would lie on top of each other
 
 
@@ -43,7 +43,7 @@ def pareto_plot(name: str, title: str, entries: Sequence[Entry]) -> Picture:
         axes.margins(0.08)
 
     alt = f"{title}: think accuracy against no_think accuracy of each candidate"
-    return picture(name, alt, draw, title=f"{title}: both modes", size=SIZE, stacked=True)
+    return picture(name, alt, draw, title=f"{title}: both modes", size=_SIZE, stacked=True)
 
 
 def _points(axes: Axes, entries: Sequence[Entry], color: str, label: str, *, filled: bool) -> None:

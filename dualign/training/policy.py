@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel
 
-POLICY_ADAPTER = "default"  # the adapter in training: PEFT and TRL call it so
+_POLICY_ADAPTER = "default"  # the adapter in training: PEFT and TRL call it so
 REFERENCE_ADAPTER = "parent"  # the adapter of the stage before, frozen
 
 
@@ -80,7 +80,7 @@ def activate_policy_adapters(policy: "PeftModel") -> None:
 
     The new one comes first: transformers restores and trains the first of several active adapters.
     """
-    policy.base_model.set_adapter([POLICY_ADAPTER, REFERENCE_ADAPTER])
+    policy.base_model.set_adapter([_POLICY_ADAPTER, REFERENCE_ADAPTER])
     policy.set_requires_grad(REFERENCE_ADAPTER, requires_grad=False)
 
 

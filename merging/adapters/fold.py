@@ -30,7 +30,7 @@ from dualign.merging.provenance import MERGE_JSON
 from dualign.rundir import new_folder, read_run, write_json
 
 Base = Literal["16bit", "nf4"]
-BASES: tuple[Base, ...] = ("16bit", "nf4")
+_BASES: tuple[Base, ...] = ("16bit", "nf4")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,13 +70,13 @@ def fold_adapter(config: FoldConfig, out: Path, *, force: bool = False) -> dict[
             about = {"base": base, "trained_dtype": dtype if qlora else None}
             return _add_to_record(work, record, about)
     with new_folder(out, force=force) as work:
-        folders = {base: work / base for base in BASES}
+        folders = {base: work / base for base in _BASES}
         records = {}
         for base, room in folders.items():
             room.mkdir()
             records[base] = _write(config, base, dtype, room)
         gaps = _measure(config, folder, dtype, folders)
-        nearest = min(BASES, key=lambda base: gaps[base].kl)
+        nearest = min(_BASES, key=lambda base: gaps[base].kl)
         chosen = config.base or nearest
         for file in folders[chosen].iterdir():
             file.rename(work / file.name)

@@ -18,8 +18,8 @@ from dualign.merging.provenance import file_hashes
 from dualign.merging.verify import require_hashes
 from dualign.rundir import write_json
 
-ADAPTER_JSON = "adapter.json"
-SCHEMA = 1
+_ADAPTER_JSON = "adapter.json"
+_SCHEMA = 1
 _ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 
 
@@ -112,7 +112,7 @@ def write_adapter_json(
     files = [*(file for files in inputs.values() for file in files), *outputs]
     digests = file_hashes(files, Digests())
     record: dict[str, Any] = {
-        "schema": SCHEMA,
+        "schema": _SCHEMA,
         **about,
         "inputs": [
             {"model": name, "sha256": {str(file): digests[file] for file in files}}
@@ -127,7 +127,7 @@ def write_adapter_json(
         },
         "versions": {"dualign": __version__, "numpy": version("numpy"), "torch": version("torch")},
     }
-    write_json(work / ADAPTER_JSON, record)
+    write_json(work / _ADAPTER_JSON, record)
     return record
 
 
@@ -138,7 +138,7 @@ def verify_adapter(folder: Path) -> dict[str, int]:
         CheckpointError: a file is missing, or adapter.json is broken.
         MergeError: a file was changed.
     """
-    record = read_json(folder / ADAPTER_JSON)
+    record = read_json(folder / _ADAPTER_JSON)
     try:
         outputs = {folder / name: digest for name, digest in record["outputs"].items()}
         inputs = {
@@ -147,7 +147,7 @@ def verify_adapter(folder: Path) -> dict[str, int]:
             for file, digest in model["sha256"].items()
         }
     except (KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{folder / ADAPTER_JSON}: isn't whole ({error!r})") from None
+        raise CheckpointError(f"{folder / _ADAPTER_JSON}: isn't whole ({error!r})") from None
     require_hashes(outputs, "was changed after it was written")
     require_hashes(inputs, "isn't the file that the adapter was made of")
     return {"outputs": len(outputs), "inputs": len(inputs)}

@@ -10,7 +10,7 @@ from dualign.merging.parameters import parameter_problems
 
 LINEAR = "linear"
 # task_arithmetic of changes is their weighted sum: linear.
-METHODS_ON_CHANGES = tuple(
+_METHODS_ON_CHANGES = tuple(
     name
     for name, method in METHODS.items()
     if method.base == "required" and method.max_models is None and name != "task_arithmetic"
@@ -29,8 +29,8 @@ def method_arguments(
     Raises:
         ConfigError: the method is unknown, or doesn't take a parameter.
     """
-    if name not in METHODS_ON_CHANGES:
-        raise ConfigError(f"method {name!r}{nearest(name, [LINEAR, *METHODS_ON_CHANGES])}")
+    if name not in _METHODS_ON_CHANGES:
+        raise ConfigError(f"method {name!r}{nearest(name, [LINEAR, *_METHODS_ON_CHANGES])}")
     method = METHODS[name]
     if count < method.min_models:
         raise ConfigError(f"{name}: expected {method.min_models} adapters or more, found {count}")

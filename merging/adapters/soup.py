@@ -73,11 +73,11 @@ def make_soup(config: SoupConfig, out: Path, *, force: bool = False) -> dict[str
         return write_adapter_json(work, _about(config, adapters[0], weights), inputs, reports)
 
 
-MergeModule = Callable[[LoraModule, Sequence[Adapter], str], tuple[LoraModule, TruncationReport]]
+_MergeModule = Callable[[LoraModule, Sequence[Adapter], str], tuple[LoraModule, TruncationReport]]
 """(weighted sum of a module's changes, adapters, path of the module) -> (merged module, report)"""
 
 
-def _merge_function(config: SoupConfig) -> tuple[MergeModule, Sequence[float]]:
+def _merge_function(config: SoupConfig) -> tuple[_MergeModule, Sequence[float]]:
     count, truncation = len(config.adapters), config.truncation
     weights = config.weights or [1 / count] * count
     if len(weights) != count:

@@ -12,7 +12,7 @@ from dualign.merging.methods.task_arithmetic import Sparsify, magnitudes, task_s
 from dualign.merging.methods.tensors import Tensors
 
 
-def mask_tails(density: Sequence[float], gamma: Sequence[float]) -> Sparsify:
+def _mask_tails(density: Sequence[float], gamma: Sequence[float]) -> Sparsify:
     """Keep the changes below the outliers and above the small ones.
 
     Of 10 elements with density 0.6 and gamma 0.1 the ranks [1, 7) stay. With density 0.9 and gamma
@@ -30,5 +30,5 @@ def mask_tails(density: Sequence[float], gamma: Sequence[float]) -> Sparsify:
     return sparsify
 
 
-breadcrumbs = partial(task_sum, sparsifier=mask_tails)
-breadcrumbs_ties = partial(task_sum, sparsifier=mask_tails, vote=True)
+breadcrumbs = partial(task_sum, sparsifier=_mask_tails)
+breadcrumbs_ties = partial(task_sum, sparsifier=_mask_tails, vote=True)

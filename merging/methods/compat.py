@@ -23,7 +23,7 @@ def rounding(dtype: str) -> Round:
     return lambda values: to_float32(from_float(np.asarray(values), dtype), dtype)
 
 
-def linear(tensors: Tensors, cast: Round, *, weight: Sequence[float], normalize: bool) -> Combine:
+def _linear(tensors: Tensors, cast: Round, *, weight: Sequence[float], normalize: bool) -> Combine:
     """`sum(w_i * x_i) / sum(w_i)` in float32, each product fused with its addition."""
     weights = [np.float32(w) for w in weight]
     total_weight = sum(weights, np.float32(0))
@@ -39,7 +39,7 @@ def linear(tensors: Tensors, cast: Round, *, weight: Sequence[float], normalize:
     return combine
 
 
-def task_arithmetic(
+def _task_arithmetic(
     tensors: Tensors, cast: Round, *, weight: Sequence[float], normalize: bool, scale: float
 ) -> Combine:
     """`b + sum(w_i (x_i - b))`, rounded after every step but the additions of the sum."""
@@ -63,7 +63,7 @@ def task_arithmetic(
     return combine
 
 
-def slerp(tensors: Tensors, cast: Round, *, t: float) -> Combine:
+def _slerp(tensors: Tensors, cast: Round, *, t: float) -> Combine:
     """The arc from the base to the one input, in float32 throughout."""
     assert tensors.base is not None
     base, other = (_cast_reads(read, cast) for read in (tensors.base, tensors.inputs[0]))
@@ -113,7 +113,7 @@ def _slerp_factors(base: Read, other: Read, size: int, t: float) -> tuple[np.flo
 
 
 FUNCTIONS: Mapping[str, Callable[..., Combine]] = {
-    "linear": linear,
-    "slerp": slerp,
-    "task_arithmetic": task_arithmetic,
+    "linear": _linear,
+    "slerp": _slerp,
+    "task_arithmetic": _task_arithmetic,
 }

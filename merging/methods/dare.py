@@ -16,7 +16,7 @@ from dualign.merging.methods.task_arithmetic import Sparsify, task_sum
 from dualign.merging.methods.tensors import Array, Tensors
 
 
-def bernoulli(density: Sequence[float]) -> Sparsify:
+def _bernoulli(density: Sequence[float]) -> Sparsify:
     """Keep each element with probability `density`."""
 
     def sparsify(tensors: Tensors, index: int) -> Mask | None:
@@ -33,5 +33,5 @@ def bernoulli(density: Sequence[float]) -> Sparsify:
     return sparsify
 
 
-dare_linear = partial(task_sum, sparsifier=bernoulli)
-dare_ties = partial(task_sum, sparsifier=bernoulli, vote=True)
+dare_linear = partial(task_sum, sparsifier=_bernoulli)
+dare_ties = partial(task_sum, sparsifier=_bernoulli, vote=True)

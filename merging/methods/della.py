@@ -17,7 +17,7 @@ from dualign.merging.methods.task_arithmetic import Sparsify, task_sum
 from dualign.merging.methods.tensors import Array, Tensors
 
 
-def magprune(density: Sequence[float], epsilon: Sequence[float]) -> Sparsify:
+def _magprune(density: Sequence[float], epsilon: Sequence[float]) -> Sparsify:
     """Keep each element with the probability of its rank in its row."""
 
     def sparsify(tensors: Tensors, index: int) -> Mask | None:
@@ -57,5 +57,5 @@ def _probabilities(sizes: Array, density: float, epsilon: float) -> Array:
     return chances
 
 
-della = partial(task_sum, sparsifier=magprune, vote=True)
-della_linear = partial(task_sum, sparsifier=magprune)
+della = partial(task_sum, sparsifier=_magprune, vote=True)
+della_linear = partial(task_sum, sparsifier=_magprune)

@@ -7,7 +7,7 @@ import numpy as np
 from dualign.merging.methods.gram import gram
 from dualign.merging.methods.tensors import Array, Combine, Tensors, combination
 
-MIN_NORM = 1e-7
+_MIN_NORM = 1e-7
 
 
 def karcher(tensors: Tensors, *, max_iter: int, tol: float) -> Combine:
@@ -29,7 +29,7 @@ def karcher(tensors: Tensors, *, max_iter: int, tol: float) -> Combine:
 def _coefficients(products: Array, max_iter: int, tol: float) -> Array:
     """Return the factor of each input, from their inner products [K, K]."""
     norms = np.sqrt(np.diag(products).clip(min=0))
-    used = norms >= MIN_NORM
+    used = norms >= _MIN_NORM
     factors = np.zeros(len(norms))
     if not used.any():
         return factors
@@ -45,7 +45,7 @@ def _mean_direction(cosines: Array, max_iter: int, tol: float) -> Array:
     count = len(cosines)
     mean = np.full(count, 1 / count)
     length = _length(mean, cosines)
-    mean = mean / length if length >= MIN_NORM else np.eye(count)[0]
+    mean = mean / length if length >= _MIN_NORM else np.eye(count)[0]
     for _ in range(max_iter):
         towards = np.clip(cosines @ mean, -1, 1)
         theta = np.arccos(towards)

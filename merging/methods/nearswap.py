@@ -4,7 +4,7 @@ import numpy as np
 
 from dualign.merging.methods.tensors import Array, Combine, Tensors
 
-MIN_DISTANCE = 1e-6
+_MIN_DISTANCE = 1e-6
 
 
 def nearswap(tensors: Tensors, *, t: float) -> Combine:
@@ -13,7 +13,7 @@ def nearswap(tensors: Tensors, *, t: float) -> Combine:
     def combine(start: int, stop: int) -> Array:
         assert tensors.base is not None
         delta = tensors.delta(0, start, stop)
-        share = np.clip(t / np.maximum(np.abs(delta), MIN_DISTANCE), 0, 1)
+        share = np.clip(t / np.maximum(np.abs(delta), _MIN_DISTANCE), 0, 1)
         return tensors.base(start, stop) + share * delta
 
     return combine

@@ -7,8 +7,8 @@ import numpy as np
 from dualign.merging.methods.gram import gram, gram_by_column, gram_by_row
 from dualign.merging.methods.tensors import Array, Combine, Tensors
 
-MIN_NORM = 1e-7
-COLINEAR = 1e-16  # sin(theta)^2
+_MIN_NORM = 1e-7
+_COLINEAR = 1e-16  # sin(theta)^2
 
 
 def nuslerp(
@@ -51,9 +51,9 @@ def _by_row(deltas: Sequence[Array], columns: int, t: float) -> tuple[Array, Arr
 
 def _factors(products: Array, t: float) -> tuple[Array, Array]:
     """Return the factors [N] of the two inputs, from their inner products [2, 2, N]."""
-    norms = np.maximum(np.sqrt([products[0, 0], products[1, 1]]), MIN_NORM)
+    norms = np.maximum(np.sqrt([products[0, 0], products[1, 1]]), _MIN_NORM)
     cosine = np.clip(products[0, 1] / (norms[0] * norms[1]), -1, 1)
-    colinear = 1 - cosine**2 <= COLINEAR
+    colinear = 1 - cosine**2 <= _COLINEAR
     theta = np.arccos(np.where(colinear, 0, cosine))
     first, second = np.sin((1 - t) * theta), np.sin(t * theta)
     return (

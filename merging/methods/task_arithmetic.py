@@ -15,7 +15,7 @@ from dualign.merging.methods.tensors import Array, Combine, Tensors, combination
 Sparsify = Callable[[Tensors, int], Mask | None]
 """(tensors, index of an input) -> the mask of the changes to keep; None keeps all"""
 
-MIN_SUM = 1e-7
+_MIN_SUM = 1e-7
 
 
 def task_sum(
@@ -121,4 +121,4 @@ def _gain(tensors: Tensors, index: int, mask: Mask | None) -> float:
         sizes = np.abs(tensors.delta(index, start, stop))
         before += float(sizes.sum())
         after += float((sizes * mask(start, stop, sizes)).sum())
-    return 1.0 if before < MIN_SUM or after < MIN_SUM else before / after
+    return 1.0 if before < _MIN_SUM or after < _MIN_SUM else before / after

@@ -13,7 +13,7 @@ from dualign.merging.methods.task_arithmetic import Sparsify, magnitudes, task_s
 from dualign.merging.methods.tensors import Tensors
 
 
-def trim(density: Sequence[float]) -> Sparsify:
+def _trim(density: Sequence[float]) -> Sparsify:
     """Keep the `int(density * n)` largest changes of each input, and at least one."""
 
     def sparsify(tensors: Tensors, index: int) -> Mask | None:
@@ -24,4 +24,4 @@ def trim(density: Sequence[float]) -> Sparsify:
     return sparsify
 
 
-ties = partial(task_sum, sparsifier=trim, vote=True)
+ties = partial(task_sum, sparsifier=_trim, vote=True)

@@ -26,7 +26,7 @@ from dualign.merging.sweep.points import (
 )
 
 Kind = Literal["grid", "golden", "greedy_soup", "cma"]
-MAX_VALIDATED_POINTS = 256  # of each name, whose merges are checked before anything starts
+_MAX_VALIDATED_POINTS = 256  # of each name, whose merges are checked before anything starts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,7 +109,7 @@ class SweepStage:
         middle = {name: sample[len(sample) // 2] for name, sample in samples.items()}
         yield middle
         for name, sample in samples.items():
-            yield from ({**middle, name: value} for value in sample[:MAX_VALIDATED_POINTS])
+            yield from ({**middle, name: value} for value in sample[:_MAX_VALIDATED_POINTS])
 
     def in_words(self) -> str:
         """Describe the search and the scores, for `dualign plan`."""

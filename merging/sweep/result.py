@@ -12,7 +12,7 @@ from dualign.merging.sweep.points import SOUP, Point
 from dualign.merging.sweep.search import SearchSummary
 from dualign.report.sweep import format_setting
 
-SCHEMA = 1
+_SCHEMA = 1
 _MAX_NAMED = 4  # candidates in one sentence
 
 
@@ -46,7 +46,7 @@ def sweep_record(
         _entry(stage, candidates, i, best=best, on_front=i in front) for i in range(len(candidates))
     ]
     record = {
-        "schema": SCHEMA,
+        "schema": _SCHEMA,
         "name": stage.name,
         "search": {"kind": stage.search, **search},
         "objective": "command" if stage.command else stage.objective,

@@ -57,7 +57,7 @@ def make_scorer(stage: SweepStage, work: Path, cache: ScoreCache, *, seed: int) 
     if stage.score is not None:
         return LiveScorer(stage.score, stage.objective, work, cache, seed=seed)
     assert stage.command is not None, "checked when the recipe was read"
-    return CommandScorer(stage.command, stage.files, work, cache, seed=seed)
+    return _CommandScorer(stage.command, stage.files, work, cache, seed=seed)
 
 
 def _merge_hash(prepared: PreparedMerge, *, seed: int) -> str:
@@ -144,7 +144,7 @@ class LiveScorer:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-class CommandScorer:
+class _CommandScorer:
     """Takes the last number that a command prints about a candidate's folder."""
 
     def __init__(

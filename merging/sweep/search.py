@@ -16,8 +16,8 @@ from dualign.merging.sweep.points import SOUP, Point
 SearchSummary = dict[str, Any]
 Search = Generator[Point, float, SearchSummary]
 
-GOLDEN = (math.sqrt(5) - 1) / 2
-INITIAL_SPREAD = 0.3  # of CMA-ES, as a share of each range
+_GOLDEN = (math.sqrt(5) - 1) / 2
+_INITIAL_SPREAD = 0.3  # of CMA-ES, as a share of each range
 UNUSABLE = -math.inf
 """the value of a candidate that can't be merged"""
 
@@ -45,7 +45,7 @@ def max_evaluations(stage: SweepStage) -> int:
         case "grid":
             return math.prod(len(values) for values in _values(stage))
         case "golden":
-            steps = 2 + math.ceil(math.log(stage.tolerance) / math.log(GOLDEN))
+            steps = 2 + math.ceil(math.log(stage.tolerance) / math.log(_GOLDEN))
             return min(steps, stage.budget or steps)
         case "cma":
             return stage.budget or 0
@@ -78,18 +78,18 @@ def golden(name: str, range_: Range, *, tolerance: float, budget: int | None) ->
     equal values the part with the higher end of the range stays.
     """
     low, high = 0.0, 1.0
-    left, right = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
+    left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
     left_value = yield {name: range_.value_at(left)}
     right_value = yield {name: range_.value_at(right)}
     evaluations = 2
     while high - low > tolerance and (budget is None or evaluations < budget):
         if left_value > right_value:
             high, right, right_value = right, left, left_value
-            left = high - GOLDEN * (high - low)
+            left = high - _GOLDEN * (high - low)
             left_value = yield {name: range_.value_at(left)}
         else:
             low, left, left_value = left, right, right_value
-            right = low + GOLDEN * (high - low)
+            right = low + _GOLDEN * (high - low)
             right_value = yield {name: range_.value_at(right)}
         evaluations += 1
     if left_value > right_value:
@@ -167,4 +167,4 @@ def _optimizer(count: int, seed: int) -> Any:
             "search: cma needs the package cmaes: pip install 'dualign[sweep]' (or cmaes)"
         ) from None
     bounds = np.tile([0.0, 1.0], (count, 1))
-    return CMA(mean=np.full(count, 0.5), sigma=INITIAL_SPREAD, bounds=bounds, seed=seed)
+    return CMA(mean=np.full(count, 0.5), sigma=_INITIAL_SPREAD, bounds=bounds, seed=seed)

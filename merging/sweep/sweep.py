@@ -40,7 +40,7 @@ from dualign.report.sweep import pictures, sweep_markdown, terminal_table
 from dualign.rundir import Outcome, write_json
 from dualign.terminal import wide_console
 
-SWEEP_JSON = "sweep.json"
+_SWEEP_JSON = "sweep.json"
 
 
 def run(stage: SweepStage, work: Path, *, seed: int) -> Outcome:
@@ -135,7 +135,7 @@ def _require_new_failure(candidate: Candidate, earlier: list[Candidate]) -> None
 
 def _write_results(work: Path, record: dict[str, Any], scorer: Scorer, best: Candidate) -> None:
     """Write the files beside the weights, and print the table."""
-    write_json(work / SWEEP_JSON, record)
+    write_json(work / _SWEEP_JSON, record)
     (work / "table.md").write_text(sweep_markdown(record), encoding="utf-8")
     for picture in pictures(record):
         (work / f"{picture.name}.png").write_bytes(picture.png)

@@ -9,23 +9,23 @@ from dualign.errors import MergeError
 if TYPE_CHECKING:
     from dualign.checkpoints.checkpoint import Weights
 
-AUTO = "auto"
-SHIPPED = ("chatml",)
-MERGEKIT_ONLY = ("llama3", "mistral", "alpaca", "exaone")
+_AUTO = "auto"
+_SHIPPED = ("chatml",)
+_MERGEKIT_ONLY = ("llama3", "mistral", "alpaca", "exaone")
 
 
 def template_problem(value: str) -> str | None:
     """Say why a `chat_template` can't be used, as far as that shows without the models."""
-    if value in (AUTO, *SHIPPED):
+    if value in (_AUTO, *_SHIPPED):
         return None
-    if value in MERGEKIT_ONLY:
+    if value in _MERGEKIT_ONLY:
         return (
             f"the template {value} isn't part of dualign; give its jinja text here, or set "
-            f"tokenizer_from to a model that has it (by name there are {AUTO}, {', '.join(SHIPPED)})"
+            f"tokenizer_from to a model that has it (by name there are {_AUTO}, {', '.join(_SHIPPED)})"
         )
     if "{" not in value:
         return (
-            f"expected a jinja template, or {AUTO} or {', '.join(SHIPPED)}, found {value!r}; to take "
+            f"expected a jinja template, or {_AUTO} or {', '.join(_SHIPPED)}, found {value!r}; to take "
             "a model's, set tokenizer_from"
         )
     return None
@@ -37,10 +37,10 @@ def template_text(value: str | None, models: "Sequence[Weights]") -> str | None:
     Raises:
         MergeError: auto, and two templates are the most common, or there is none.
     """
-    if value in SHIPPED:
+    if value in _SHIPPED:
         file = files("dualign.data") / "templates" / f"{value}.jinja"
         return file.read_text(encoding="utf-8")
-    return _most_common(models) if value == AUTO else value
+    return _most_common(models) if value == _AUTO else value
 
 
 def _most_common(models: "Sequence[Weights]") -> str:

@@ -23,11 +23,11 @@ from dualign.merging.tokenizer.token_id_fields import IdMap, map_ids, unmapped_i
 from dualign.merging.tokenizer.vocabulary import write_tokenizer
 from dualign.rundir import write_json
 
-GENERATION = "generation_config.json"
-HEADS = ("lm_head.weight", "lm_head.bias", "embed_out.weight", "embed_out.bias", "output.weight")
+_GENERATION = "generation_config.json"
+_HEADS = ("lm_head.weight", "lm_head.bias", "embed_out.weight", "embed_out.bias", "output.weight")
 
 
-class RemappedWeights:
+class _RemappedWeights:
     """One model of a merge in the merged vocabulary; the ids in `config` are mapped as well."""
 
     def __init__(
@@ -129,7 +129,7 @@ def _token_tensors(weights: Weights) -> set[str]:
     for name, entry in weights.entries.items():
         if entry.shape[:1] != (rows,) or name == embedding or stack.layer(name) is not None:
             continue
-        if name in HEADS or name.endswith(tuple(f".{head}" for head in HEADS)):
+        if name in _HEADS or name.endswith(tuple(f".{head}" for head in _HEADS)):
             names.add(name)
         elif len(entry.shape) > 1 and not ("wpe" in name or "position" in name):
             raise MergeError(
@@ -171,7 +171,7 @@ def remap_models(
     """Return each model in the merged vocabulary."""
     if mapping is None:
         return models
-    return {name: RemappedWeights(name, models, mapping) for name in models}
+    return {name: _RemappedWeights(name, models, mapping) for name in models}
 
 
 def require_ids(config: Mapping[str, Any], file: Path) -> None:
@@ -192,9 +192,9 @@ def write_vocabulary(work: Path, name: str, weights: Weights, mapping: Vocabular
         MergeError: they name a token that the merged vocabulary doesn't have.
     """
     write_tokenizer(work, mapping.vocabulary, mapping.added)
-    for file in nearest_file(weights, GENERATION):
+    for file in nearest_file(weights, _GENERATION):
         before = read_json(file)
         mapped = map_ids(before, _id_map(name, mapping))
         require_ids(mapped, file)
         if mapped != before:
-            write_json(work / GENERATION, mapped)
+            write_json(work / _GENERATION, mapped)

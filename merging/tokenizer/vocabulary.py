@@ -109,7 +109,7 @@ def read_vocabulary(tokenizer: TokenizerFiles, rows: int) -> Vocabulary | None:
         MergeError: it has a tokenizer but no tokenizer.json, or one that contradicts itself.
     """
     if tokenizer.file is not None:
-        vocabulary = parse_vocabulary(tokenizer.file, tokenizer.content(), rows)
+        vocabulary = _parse_vocabulary(tokenizer.file, tokenizer.content(), rows)
         _require_loaded_ids(vocabulary)
         return vocabulary
     if not tokenizer.hashes:
@@ -120,7 +120,7 @@ def read_vocabulary(tokenizer: TokenizerFiles, rows: int) -> Vocabulary | None:
     )
 
 
-def parse_vocabulary(file: Path, content: Mapping[str, Any], rows: int = 0) -> Vocabulary:
+def _parse_vocabulary(file: Path, content: Mapping[str, Any], rows: int = 0) -> Vocabulary:
     """Return the vocabulary in the content of a tokenizer.json.
 
     Raises:
@@ -209,7 +209,7 @@ def first_difference(first: TokenizerFiles, other: TokenizerFiles) -> tuple[str,
     if first.hashes == other.hashes or not (first.hashes and other.hashes):
         return None
     ours, theirs = (
-        _comparable(parse_vocabulary(tokenizer.file, tokenizer.content()))
+        _comparable(_parse_vocabulary(tokenizer.file, tokenizer.content()))
         if tokenizer.file
         else tokenizer.hashes
         for tokenizer in (first, other)

@@ -1,3 +1,3 @@
-"""Choose the rows to train on: sampling, screening, amounts, shares, and their statistics."""
+"""Which rows are trained on: sampling, screening, amounts, shares, and their statistics."""
 
 __all__ = ["mixture", "row_table", "screening", "selection"]

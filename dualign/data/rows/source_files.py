@@ -9,7 +9,7 @@ from dualign.errors import DataError
 from dualign.hashing import sha256
 from dualign.model_ref import HubRef
 
-FORMATS = {
+_FORMATS = {
     ".json": "json",
     ".jsonl": "json",
     ".ndjson": "json",
@@ -59,12 +59,12 @@ def data_format(file: Path) -> str:
     suffixes = [suffix.lower() for suffix in file.suffixes]
     if suffixes and suffixes[-1] in (".gz", ".bz2", ".xz", ".zst"):
         suffixes.pop()
-    if not suffixes or suffixes[-1] not in FORMATS:
+    if not suffixes or suffixes[-1] not in _FORMATS:
         raise DataError(
-            f"{file}: can't tell how to read it. Expected one of {', '.join(FORMATS)}, "
+            f"{file}: can't tell how to read it. Expected one of {', '.join(_FORMATS)}, "
             "also compressed (.gz, .bz2, .xz, .zst)."
         )
-    return FORMATS[suffixes[-1]]
+    return _FORMATS[suffixes[-1]]
 
 
 def is_saved_dataset(folder: Path) -> bool:
@@ -78,7 +78,7 @@ def _files_in(folder: Path) -> list[Path]:
     files = sorted(file for file in folder.rglob("*") if file.is_file() and _is_data(file))
     if not files:
         raise DataError(
-            f"source {str(folder)!r}: the folder holds no data file. Expected {', '.join(FORMATS)}."
+            f"source {str(folder)!r}: the folder holds no data file. Expected {', '.join(_FORMATS)}."
         )
     return files
 
@@ -104,5 +104,5 @@ def _is_data(file: Path) -> bool:
 
 def may_be_hub_id(path: str) -> bool:
     """Tell a dataset's hub id from a path that doesn't exist: it doesn't end like a data file."""
-    named_like_file = any(suffix.lower() in FORMATS for suffix in Path(path).suffixes)
+    named_like_file = any(suffix.lower() in _FORMATS for suffix in Path(path).suffixes)
     return HubRef.parse(path) is not None and not named_like_file

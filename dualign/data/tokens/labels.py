@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORE_INDEX = -100
-Offsets = list[tuple[int, int]]
+_Offsets = list[tuple[int, int]]
 """(start, stop) characters of each token."""
 
 
@@ -155,7 +155,7 @@ def _example(rendered: RenderedRow, ids: list[int], spans: Sequence[Span]) -> Ex
 def _fit(
     rendered: RenderedRow,
     example: Example | RowError,
-    offsets: Offsets,
+    offsets: _Offsets,
     max_tokens: int,
     too_long: TooLong,
 ) -> Example | RowError:
@@ -175,7 +175,7 @@ def _fit(
     return replace(example, input_ids=example.input_ids[:max_tokens], spans=spans, cut=True)
 
 
-def _align(rendered: RenderedRow, ids: list[int], offsets: Offsets) -> Example | RowError:
+def _align(rendered: RenderedRow, ids: list[int], offsets: _Offsets) -> Example | RowError:
     """Return the row's spans in tokens, or the fault that a token crosses an edge."""
     if rendered.spans == ((0, len(rendered.text)),):
         return _example(rendered, ids, [(0, len(ids))])
@@ -214,7 +214,7 @@ class _Prompt:
 def _check_prompts(
     rendered: Sequence[RenderedRow],
     examples: list[Example | RowError],
-    offsets: list[Offsets],
+    offsets: list[_Offsets],
     tokenizer: "PreTrainedTokenizerBase",
 ) -> list[Example | RowError]:
     """Replace each example with a prompt that alone gives other ids than the row starts with by a
@@ -249,7 +249,7 @@ def _check_prompts(
 
 
 def _prompt(
-    row: int, ids: list[int], offsets: Offsets, stop: int, added: frozenset[int]
+    row: int, ids: list[int], offsets: _Offsets, stop: int, added: frozenset[int]
 ) -> _Prompt:
     last = bisect_left(offsets, stop, key=itemgetter(0))
     first = next((token for token in range(last - 1, 0, -1) if ids[token] in added), 0)

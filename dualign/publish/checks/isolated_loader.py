@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 
-def main(request_file: str) -> None:
+def _main(request_file: str) -> None:
     """Load the model, ask it, and write the output."""
     sys.modules["dualign"] = None  # type: ignore[assignment] # an import of it fails
     request = json.loads(Path(request_file).read_text(encoding="utf-8"))
@@ -22,7 +22,7 @@ def main(request_file: str) -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(request["folder"])
-    model, faults = load(request)
+    model, faults = _load(request)
     answers, logits = [], {}
     for number, question in enumerate(request["questions"]):
         for mode in ("think", "no_think"):
@@ -48,7 +48,7 @@ def main(request_file: str) -> None:
                     "mode": mode,
                     "prompt": text,
                     "ids": ids_BT[0].tolist(),
-                    **decoded(tokenizer, new),
+                    **_decoded(tokenizer, new),
                 }
             )
     out = Path(request["out"])
@@ -57,7 +57,7 @@ def main(request_file: str) -> None:
     out.with_suffix(".json").write_text(json.dumps(output), encoding="utf-8")
 
 
-def load(request: dict[str, Any]) -> tuple[Any, list[str]]:
+def _load(request: dict[str, Any]) -> tuple[Any, list[str]]:
     """Return the model, and the weights that were missing or left over."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -90,7 +90,7 @@ def load(request: dict[str, Any]) -> tuple[Any, list[str]]:
     return model.eval(), faults
 
 
-def decoded(tokenizer: Any, new: list[int]) -> dict[str, Any]:
+def _decoded(tokenizer: Any, new: list[int]) -> dict[str, Any]:
     """Return the answer's text up to its end, and whether it has one."""
     finished = tokenizer.eos_token_id in new
     if finished:
@@ -99,4 +99,4 @@ def decoded(tokenizer: Any, new: list[int]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    _main(sys.argv[1])
