@@ -2,6 +2,9 @@
 
 A recipe is refused before anything heavy is imported, so this module and every dataclass it fills import only the
 standard library and PyYAML.
+
+Rules beyond a field's type are functions that return (key, message) for each violation: of one field
+by `Annotated[T, rule]`, across the fields of a dataclass by its method `problems`.
 """
 
 import difflib

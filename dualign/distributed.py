@@ -18,11 +18,6 @@ LAUNCHER_PID = "DUALIGN_LAUNCHER_PID"
 """Environment variable of a launched stage: the process id of the `dualign run` that launched it."""
 
 
-def _process_count() -> int:
-    """Return the number of processes that the launcher started; 1 without a launcher."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
 def is_main_process() -> bool:
     """Return True for rank 0 of a launch, and without a launcher."""
     return int(os.environ.get("RANK", "0")) == 0
@@ -30,7 +25,7 @@ def is_main_process() -> bool:
 
 def run_on_main_process(action: Callable[[], T]) -> T | None:
     """Call `action` on rank 0 while the others wait; returns its result there, None elsewhere."""
-    if _process_count() == 1:
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:  # no launcher
         return action()
     result = action() if is_main_process() else None
     _partial_state().wait_for_everyone()

@@ -10,12 +10,13 @@ from dualign.cli.parsers import Sub, command
 from dualign.errors import ConfigError
 
 _ADAPTER = """\
-Adapters are added up, cut and folded by what they do to the weights, s B A, and never factor by factor. Outputs load with
-PeftModel.from_pretrained; adapter.json beside them has the hashes of the inputs and the error of each module.
+Adapters are added, truncated and folded by their change of the weights, s B A, never factor by factor.
+Outputs load with PeftModel.from_pretrained. Next to them, adapter.json has the hashes of the inputs and
+the error of each module.
 """
 _SOUP = """\
-Without --rank the sum is exact: the ranks stand side by side. With it, the nearest adapter of that rank is written, and
-its error printed. A module that one adapter doesn't have is unchanged by it.
+Without --rank the sum is exact: the ranks are concatenated. With --rank, the nearest adapter of that
+rank is written and its error printed. A module that an adapter lacks is not changed by it.
 
   dualign adapter soup runs/a runs/b OUT                         the mean of two
   dualign adapter soup runs/a runs/b OUT --weights 1,-0.5        any sum
@@ -26,7 +27,8 @@ _COMPRESS = """\
 The nearest adapter of a lower rank. What is kept whole (modules_to_save, trained tokens) stays as it is.
 """
 _EXTRACT = """\
-Takes the difference of two checkpoints: linear layers cut to a rank, what else changed (norms, embeddings) kept whole.
+Writes the difference of two checkpoints as an adapter. Linear layers are cut to a rank; other weights
+that changed (norms, embeddings) are kept whole.
 
   dualign adapter extract BASE TUNED OUT --rank 64
   dualign adapter extract BASE TUNED OUT --energy 0.99           as many ranks as hold 99 % of each difference
@@ -34,14 +36,14 @@ Takes the difference of two checkpoints: linear layers cut to a rank, what else 
 _FOLD = """\
 Writes base plus adapter as a plain model, block by block: memory doesn't grow with the model.
 
-An adapter that was trained by QLoRA saw NF4 weights. It can be folded into the 16-bit ones, or into what NF4 makes of
-them. Both are compared with the live adapter (the NF4 model is loaded on the CPU), and without --base the nearer one is
-kept.
+An adapter that was trained by QLoRA saw NF4 weights. It can be folded into the 16-bit weights, or into
+their NF4 values. Both are compared with the live adapter (the NF4 model is loaded on the CPU), and
+without --base the nearer one is kept.
 """
 
 
 def add(sub: Sub) -> None:
-    """The group and its commands."""
+    """Add the group and its commands."""
     group = command(sub, "adapter", "add up, cut, extract or fold LoRA adapters", _ADAPTER)
 
     def show_help(_: Namespace) -> int:
@@ -241,7 +243,7 @@ def _parameter(text: str) -> tuple[str, tuple[float, ...]]:
 def _numbers(where: str, text: str) -> tuple[float, ...]:
     words = {"true": 1.0, "false": 0.0}
     try:
-        return tuple(words[one] if one in words else float(one) for one in text.split(","))
+        return tuple(words[word] if word in words else float(word) for word in text.split(","))
     except ValueError:
         raise ConfigError(
             f"{where}: expected numbers with commas between, found {text!r}"
@@ -252,7 +254,7 @@ def _say(record: Mapping[str, Any], out: str) -> int:
     from dualign.cli.commands import say
 
     modules = record["modules"]
-    ranks = sorted({one["rank"] for one in modules.values()})
+    ranks = sorted({module["rank"] for module in modules.values()})
     shown = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
     say(f"{out}: {len(modules)} modules, {shown}; relative error {record['error']:.2e}")
     worst = sorted(modules, key=lambda path: -modules[path]["error"])[:3] if record["error"] else []

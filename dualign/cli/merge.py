@@ -11,8 +11,8 @@ _MERGE = """\
 CONFIG OUT      merges as mergekit's YAML CONFIG says, into the folder OUT
 RECIPE [KEY=VALUE ...]   runs the merge stage of a recipe
 
-Everything is checked before the first byte is written. OUT is complete or it isn't there; run the
-same command again after a crash, and it goes on from the last finished shard.
+Everything is checked before the first byte is written, and OUT appears when it is complete. After a
+crash, run the same command again: it continues after the last finished shard.
 """
 _VERIFY = (
     "Checks the sha256 of every shard and input in merge.json, and computes some tensors again."
@@ -21,7 +21,7 @@ _DIFF = "Shows for each layer how far two checkpoints are apart, relative to the
 
 
 def add(sub: Sub) -> None:
-    """The three commands."""
+    """Add the three commands."""
     _add_merge(sub)
     verify_parser = command(sub, "verify", "check a merged folder against its merge.json", _VERIFY)
     verify_parser.add_argument(
@@ -124,7 +124,8 @@ def _summary(record: dict[str, Any], out: Path) -> str:
         f"{record['bytes'] / 1e9:.2f} GB in {len(record['shards'])} file(s)",
         f"config from {record['config_donor']}, tokenizer from {record['tokenizer_donor']}",
     ]
-    lines += [f"{key}: taken from {one['taken_from']}" for key, one in record["decided"].items()]
+    conflicts = record["decided"].items()
+    lines += [f"{key}: taken from {conflict['taken_from']}" for key, conflict in conflicts]
     return "\n".join(lines)
 
 
@@ -136,8 +137,10 @@ def _verify(args: Namespace) -> int:
     if (Path(args.out) / "adapter.json").is_file():
         from dualign.merging.adapters.output import verify_adapter
 
-        found = verify_adapter(Path(args.out))
-        say(f"{args.out}: {found['outputs']} files and {found['inputs']} inputs have their hashes")
+        counts = verify_adapter(Path(args.out))
+        say(
+            f"{args.out}: {counts['outputs']} files and {counts['inputs']} inputs have their hashes"
+        )
         return 0
     verdict = verify_folder(Path(args.out), tensors=args.tensors)
     say(
@@ -153,17 +156,16 @@ def _diff(args: Namespace) -> int:
     from dualign.cli.commands import say
     from dualign.merging.diff import distances
 
-    models = [open_weights(one) for one in (args.first, args.second)]
-    found = distances(*models, by_layer=not args.tensors)
-    width = max(len(one.name) for one in found)
+    rows = distances(open_weights(args.first), open_weights(args.second), by_layer=not args.tensors)
+    width = max(len(row.name) for row in rows)
     say(f"{'':{width}}  relative  1 - cosine   largest   changed")
-    for one in found:
+    for row in rows:
         say(
-            f"{one.name:{width}}  {one.relative:8.2e}    {1 - one.cosine:8.1e}  {one.largest:8.2e}"
-            f"  {one.changed:7.2%}"
+            f"{row.name:{width}}  {row.relative:8.2e}    {1 - row.cosine:8.1e}  {row.largest:8.2e}"
+            f"  {row.changed:7.2%}"
         )
     if args.plot:
         from dualign.merging.diff import plot_distances
 
-        plot_distances(found, Path(args.plot), title=f"{args.first} and {args.second}")
+        plot_distances(rows, Path(args.plot), title=f"{args.first} and {args.second}")
     return 0
