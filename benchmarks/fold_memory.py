@@ -36,22 +36,22 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--nf4", action="store_true", help="into what NF4 makes of the base")
-    given = parser.parse_args()
-    base, adapter, out = (given.work / name for name in ("base", "adapter", "out"))
-    make(base, adapter, given.layers)
+    args = parser.parse_args()
+    base, adapter, out = (args.work / name for name in ("base", "adapter", "out"))
+    make(base, adapter, args.layers)
     shutil.rmtree(out, ignore_errors=True)
     from dualign.checkpoints.adapters import fold
 
     idle = anonymous_mb()
     with Watch() as watch:
         start, cpu = time.perf_counter(), time.process_time()
-        fold(Path(f"nf4:{base}") if given.nf4 else base, adapter, out)
+        fold(Path(f"nf4:{base}") if args.nf4 else base, adapter, out)
         took, spent = time.perf_counter() - start, time.process_time() - cpu
     size = sum(file.stat().st_size for file in out.glob("*.safetensors"))
-    print(f"{size / 1e9:.2f} GB, {given.layers} layers: {took:.1f} s, {spent:.1f} CPU s")
+    print(f"{size / 1e9:.2f} GB, {args.layers} layers: {took:.1f} s, {spent:.1f} CPU s")
     print(f"peak RssAnon {watch.peak:.0f} MB, {watch.peak - idle:.0f} MB above idle")
-    if not given.nf4:
-        compare(base, adapter, out, given.layers)
+    if not args.nf4:
+        compare(base, adapter, out, args.layers)
 
 
 def make(base: Path, adapter: Path, layers: int) -> None:
@@ -133,12 +133,12 @@ def compare(base: Path, adapter: Path, out: Path, layers: int) -> None:
                 for item in "AB"
             )
             exact = old.get_tensor(f"{name}.weight").double() + 2 * B @ A
-            found = new.get_tensor(f"{name}.weight")
+            folded = new.get_tensor(f"{name}.weight")
             _, exponent = torch.frexp(exact)
-            steps = (found.double() - exact).abs() / torch.exp2(exponent.double() - 8)
+            steps = (folded.double() - exact).abs() / torch.exp2(exponent.double() - 8)
             worst = max(worst, float(steps.max()))
             total += exact.numel()
-            differ += int((found != exact.to(torch.bfloat16)).sum())
+            differ += int((folded != exact.to(torch.bfloat16)).sum())
     print(f"against float64: at most {worst:.4f} ulp, {differ} of {total} elements differ")
 
 

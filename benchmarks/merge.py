@@ -50,15 +50,15 @@ def main() -> None:
     parser.add_argument("--only", default="", help="cases, separated by commas")
     parser.add_argument("--scale-only", action="store_true", help="only how cost grows")
     parser.add_argument("--no-scale", action="store_true", help="leave out how cost grows")
-    given = parser.parse_args()
-    given.work.mkdir(parents=True, exist_ok=True)
-    theirs = install_mergekit(given.work / "mergekit")
-    text = heading(theirs, given.runs)
-    if not given.scale_only:
-        text += table(given.work, theirs, given.runs, given.only)
-    if not given.no_scale and not given.only:
-        text += scale(given.work, theirs.parent / "mergekit-yaml", FAIR, HERE / "merge.png")
-    if given.runs >= 5 and not (given.only or given.scale_only or given.no_scale):
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    mergekit = install_mergekit(args.work / "mergekit")
+    text = heading(mergekit, args.runs)
+    if not args.scale_only:
+        text += table(args.work, mergekit, args.runs, args.only)
+    if not args.no_scale and not args.only:
+        text += scale(args.work, mergekit.parent / "mergekit-yaml", FAIR, HERE / "merge.png")
+    if args.runs >= 5 and not (args.only or args.scale_only or args.no_scale):
         (HERE / "merge.md").write_text(text, encoding="utf-8")
     print(text)
 
@@ -77,11 +77,11 @@ def install_mergekit(folder: Path) -> Path:
     return python
 
 
-def make_cases(work: Path, models: Sequence[Path], theirs: Path) -> dict[str, Case]:
+def make_cases(work: Path, models: Sequence[Path], mergekit: Path) -> dict[str, Case]:
     """What is compared, by name."""
     base, *tuned = models
     configs = write_configs(work, base, tuned)
-    kit, multi = str(theirs.parent / "mergekit-yaml"), str(theirs.parent / "mergekit-multi")
+    kit, multi = str(mergekit.parent / "mergekit-yaml"), str(mergekit.parent / "mergekit-multi")
     inside = str(HERE / "merge_inside.py")
     linear, ties = configs["linear"], configs["ties"]
     many = [multi, configs["multi"], "--out-path", "OUT", "-I", "OUT.between", *FAIR]
@@ -100,7 +100,7 @@ def make_cases(work: Path, models: Sequence[Path], theirs: Path) -> dict[str, Ca
         "linear in process": Case(
             bar=0.6,
             ours=ours_inside,
-            other=("mergekit", [str(theirs), inside, "mergekit", linear, "OUT"]),
+            other=("mergekit", [str(mergekit), inside, "mergekit", linear, "OUT"]),
         ),
         "linear against the floor": Case(bar=2, ours=ours_inside, other=floor),
         "linear again against the floor": Case(
@@ -135,9 +135,9 @@ def write_configs(work: Path, base: Path, tuned: Sequence[Path]) -> dict[str, st
     return {name: str(work / f"{name}.yml") for name in texts}
 
 
-def table(work: Path, theirs: Path, runs: int, only: str) -> str:
+def table(work: Path, mergekit: Path, runs: int, only: str) -> str:
     """Every case measured."""
-    cases = make_cases(work, make_inputs(work / "in", 3), theirs)
+    cases = make_cases(work, make_inputs(work / "in", 3), mergekit)
     if only:
         cases = {name: case for name, case in cases.items() if name in only.split(",")}
     idle = idle_mb()
@@ -147,8 +147,8 @@ def table(work: Path, theirs: Path, runs: int, only: str) -> str:
     ]
     for name, case in cases.items():
         both = {"dualign": case.ours, case.other[0]: case.other[1]}
-        found = interleaved(both, runs, work, remembers=case.remembers)
-        mine, other = (summary(entry, idle) for entry in found.values())
+        measured = interleaved(both, runs, work, remembers=case.remembers)
+        mine, other = (summary(entry, idle) for entry in measured.values())
         ratios = f"**{mine[0] / other[0]:.2f}** | {mine[1] / other[1]:.2f} | {case.bar}"
         for tool, item, end in ((f"{name} | dualign", mine, ratios), (f"| {case.other[0]}", other, "| |")):  # fmt: skip
             lines.append(f"| {tool} | {item[0]:.2f} | {item[1]:.2f} | {item[2]:.0f} | {end} |")
@@ -159,7 +159,7 @@ def interleaved(
     commands: Mapping[str, list[str]], runs: int, work: Path, *, remembers: bool = False
 ) -> dict[str, list[Run]]:
     """Each command in turn, `runs` times after one that isn't counted (but for a single run)."""
-    found: dict[str, list[Run]] = {name: [] for name in commands}
+    measured: dict[str, list[Run]] = {name: [] for name in commands}
     out, known = work / "out", work / "digests.json"
     known.unlink(missing_ok=True)
     for number in range(runs + 1 if runs > 1 else 1):
@@ -171,9 +171,9 @@ def interleaved(
             command = [part.replace("OUT", str(out)) for part in command]
             run = measure(command, DUALIGN_DIGESTS=str(known))
             if number or runs == 1:
-                found[name].append(run)
+                measured[name].append(run)
             print(f"{name:20} {run}", file=sys.stderr)
-    return found
+    return measured
 
 
 def summary(runs: Sequence[Run], idle: float) -> tuple[float, float, float]:
@@ -189,10 +189,10 @@ def summary(runs: Sequence[Run], idle: float) -> tuple[float, float, float]:
     )
 
 
-def heading(theirs: Path, runs: int) -> str:
+def heading(mergekit: Path, runs: int) -> str:
     """What was measured, on what."""
     freeze = subprocess.run(
-        [str(theirs), "-m", "pip", "freeze"], capture_output=True, text=True, check=True
+        [str(mergekit), "-m", "pip", "freeze"], capture_output=True, text=True, check=True
     ).stdout.split()
     named = ("mergekit", "torch", "safetensors", "transformers")
     pinned = [line for line in freeze if line.split("==")[0] in named]

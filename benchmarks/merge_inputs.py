@@ -37,18 +37,18 @@ def make_inputs(folder: Path, count: int, *, stored: str = "BF16", **sizes: int)
     """
     config = {**CONFIG, **sizes, "dtype": DTYPE_NAMES[stored]}
     names = ["base", *(f"m{i}" for i in range(1, count + 1))]
-    made = [folder / name for name in names]
+    folders = [folder / name for name in names]
 
     def make(number: int) -> None:
-        path = made[number]
+        path = folders[number]
         if not (path / "config.json").is_file():
             path.mkdir(parents=True, exist_ok=True)
             _write(path / "model.safetensors", _tensors(config, stored), number)
             (path / "config.json").write_text(json.dumps(config, indent=2))
 
     with ThreadPoolExecutor() as pool:
-        list(pool.map(make, range(len(made))))
-    return made
+        list(pool.map(make, range(len(folders))))
+    return folders
 
 
 def _tensors(config: dict[str, object], stored: str) -> list[TensorSpec]:
@@ -61,10 +61,10 @@ def _tensors(config: dict[str, object], stored: str) -> list[TensorSpec]:
         "self_attn.v_proj": (hidden // 4, hidden), "self_attn.o_proj": (hidden, hidden),
         "mlp.gate_proj": (inner, hidden), "mlp.up_proj": (inner, hidden), "mlp.down_proj": (hidden, inner),
     }  # fmt: skip
-    found = [("model.embed_tokens", (vocab, hidden)), ("model.norm", (hidden,))]
+    named_shapes = [("model.embed_tokens", (vocab, hidden)), ("model.norm", (hidden,))]
     for layer in range(int(str(config["num_hidden_layers"]))):
-        found += [(f"model.layers.{layer}.{name}", shape) for name, shape in shapes.items()]
-    return [TensorSpec(f"{name}.weight", shape, stored) for name, shape in found]
+        named_shapes += [(f"model.layers.{layer}.{name}", shape) for name, shape in shapes.items()]
+    return [TensorSpec(f"{name}.weight", shape, stored) for name, shape in named_shapes]
 
 
 def _write(file: Path, tensors: list[TensorSpec], number: int) -> None:

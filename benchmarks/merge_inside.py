@@ -39,9 +39,9 @@ def with_mergekit(config: Path, out: Path) -> float:
         out_shard_size=100_000_000,
         async_write=True,
     )
-    made = MergeConfiguration.model_validate(yaml.safe_load(config.read_text()))
+    configuration = MergeConfiguration.model_validate(yaml.safe_load(config.read_text()))
     clock = time.perf_counter()
-    run_merge(made, str(out), options=options)
+    run_merge(configuration, str(out), options=options)
     os.sync()
     return time.perf_counter() - clock
 

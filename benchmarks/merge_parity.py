@@ -85,27 +85,27 @@ def main() -> None:
     ]  # fmt: skip
     groups = {title: models for title, models in groups.items() if only in title}
     for title, models in groups.items():
-        found = compare(CASES, models, work, theirs, FLOAT32, compat=False)
-        lines += ["", f"## {title}", "", *rows(found)]
+        cells = compare(CASES, models, work, theirs, FLOAT32, compat=False)
+        lines += ["", f"## {title}", "", *rows(cells)]
     lines += ["", "## `--compat mergekit`, both with `dtype: bfloat16`", ""]
     for title, models in groups.items():
         if "float32" in title:
             continue
-        found = compare({name: CASES[name] for name in COMPAT}, models, work, theirs, BFLOAT16, compat=True)  # fmt: skip
-        lines += [title, "", *rows(found), ""]
+        cells = compare({name: CASES[name] for name in COMPAT}, models, work, theirs, BFLOAT16, compat=True)  # fmt: skip
+        lines += [title, "", *rows(cells), ""]
     lines += ["Not covered here, because dualign hasn't them: ram, ramplus_tl.", ""]
     if not only:
         (HERE / "merge_parity.md").write_text("\n".join(lines), encoding="utf-8")
     print("\n".join(lines))
 
 
-def rows(found: dict[str, str]) -> list[str]:
-    """A table of what `compare` found."""
+def rows(cells: dict[str, str]) -> list[str]:
+    """Return the cells as a table."""
     lines = ["| method | identical | largest distance, bfloat16 steps | beyond one step |"]
     return [
         *lines,
         "|---|---|---|---|",
-        *(f"| {name} | {entry} |" for name, entry in found.items()),
+        *(f"| {name} | {entry} |" for name, entry in cells.items()),
     ]
 
 
@@ -126,12 +126,12 @@ def compare(
     command = [str(theirs), str(HERE / "merge_inside.py"), "mergekit", *arguments]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
-    found = {}
+    cells = {}
     for place, name in enumerate(cases):
         both = [folder / f"{who}-{place}" for who in ("ours", "theirs")]
         whole = any(both[1].glob("*.safetensors"))
-        found[name] = compared(*both) if whole else "mergekit fails | | "
-    return found
+        cells[name] = compared(*both) if whole else "mergekit fails | | "
+    return cells
 
 
 def make_real(folder: Path, count: int) -> list[Path]:
@@ -139,8 +139,8 @@ def make_real(folder: Path, count: int) -> list[Path]:
     source = Checkpoint(embedded_model())
     names = [name for name in source.entries if not re.search(r"layers\.(?!0\.|1\.)", name)]
     config = {**source.config, "num_hidden_layers": 2, "vocab_size": 8192, "dtype": "bfloat16"}
-    made = [folder / "base", *(folder / f"m{i}" for i in range(1, count + 1))]
-    for number, path in enumerate(made):
+    folders = [folder / "base", *(folder / f"m{i}" for i in range(1, count + 1))]
+    for number, path in enumerate(folders):
         generator = np.random.default_rng(number)
         path.mkdir(parents=True, exist_ok=True)
         tensors = {}
@@ -153,7 +153,7 @@ def make_real(folder: Path, count: int) -> list[Path]:
         data = b"".join(from_float(tensor, "BF16").tobytes() for tensor in tensors.values())
         (path / "model.safetensors").write_bytes(write_header(planned) + data)
         (path / "config.json").write_text(json.dumps(config))
-    return made
+    return folders
 
 
 def config_of(case: Case, base: Path, tuned: list[Path]) -> str:
@@ -171,8 +171,8 @@ def config_of(case: Case, base: Path, tuned: list[Path]) -> str:
     for place, model in enumerate(tuned[:count]):
         lines.append(f"  - model: {model}")
         if each:
-            given = ", ".join(f"{key}: {value}" for key, value in each[place].items())
-            lines.append(f"    parameters: {{{given}}}")
+            parameters = ", ".join(f"{key}: {value}" for key, value in each[place].items())
+            lines.append(f"    parameters: {{{parameters}}}")
     return "\n".join(lines) + "\n"
 
 

@@ -42,7 +42,7 @@ class Measured:
 def scale(work: Path, mergekit: Path, flags: Sequence[str], picture: Path) -> str:
     """Measure every point once, plot, and return the table."""
     idle = idle_mb()
-    found: list[Measured] = []
+    measurements: list[Measured] = []
     for axis, points in AXES.items():
         for x, count, sizes in points:
             name = "in" if not sizes else "in-" + "-".join(map(str, sizes.values()))
@@ -54,9 +54,9 @@ def scale(work: Path, mergekit: Path, flags: Sequence[str], picture: Path) -> st
                 digests = work / "scale-digests.json"
                 digests.unlink(missing_ok=True)
                 run = measure(command, DUALIGN_DIGESTS=str(digests))
-                found.append(Measured(axis, x, tool, run))
+                measurements.append(Measured(axis, x, tool, run))
                 print(axis, x, tool, run, file=sys.stderr)
-    plot(found, idle, picture)
+    plot(measurements, idle, picture)
     return "\n".join(
         [
             "",
@@ -69,7 +69,7 @@ def scale(work: Path, mergekit: Path, flags: Sequence[str], picture: Path) -> st
             *(
                 f"| {entry.axis} | {entry.x:g} | {entry.tool} | {entry.run.wall:.1f} | {entry.run.cpu:.1f} | "
                 f"{entry.run.anonymous_mb - idle:.0f} |"
-                for entry in found
+                for entry in measurements
             ),
             "",
         ]
@@ -94,7 +94,7 @@ def commands(
     }
 
 
-def plot(found: Sequence[Measured], idle: float, picture: Path) -> None:
+def plot(measurements: Sequence[Measured], idle: float, picture: Path) -> None:
     """Seconds and memory, a column for each axis."""
     from matplotlib.figure import Figure
 
@@ -102,7 +102,7 @@ def plot(found: Sequence[Measured], idle: float, picture: Path) -> None:
     rows = figure.subplots(2, len(AXES), sharex="col")
     for column, axis in enumerate(AXES):
         for tool, mark in (("dualign", "o-"), ("mergekit", "s--")):
-            runs = [entry for entry in found if entry.axis == axis and entry.tool == tool]
+            runs = [entry for entry in measurements if entry.axis == axis and entry.tool == tool]
             places = [entry.x for entry in runs]
             rows[0][column].plot(places, [entry.run.wall for entry in runs], mark, label=tool)
             memory = [entry.run.anonymous_mb - idle for entry in runs]

@@ -38,15 +38,15 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--dtype", default="bfloat16", help="of the model in memory")
     parser.add_argument("--inside", action="store_true", help="the live sweep alone")
-    given = parser.parse_args()
-    models = make_inputs(given.work / "in", 3)[1:]
-    if given.inside:
-        live_sweep(models, given.work / "live", given.dtype)
+    args = parser.parse_args()
+    models = make_inputs(args.work / "in", 3)[1:]
+    if args.inside:
+        live_sweep(models, args.work / "live", args.dtype)
         return
-    theirs = install_mergekit(given.work / "mergekit")
-    case = commands(given.work, models, theirs)
-    measured = interleaved(case, given.runs, given.work)
-    text = report(measured, given.runs)
+    theirs = install_mergekit(args.work / "mergekit")
+    case = commands(args.work, models, theirs)
+    measured = interleaved(case, args.runs, args.work)
+    text = report(measured, args.runs)
     (HERE / "merge_sweep.md").write_text(text, encoding="utf-8")
     print(text)
 
@@ -136,8 +136,11 @@ def report(measured: dict[str, list[Run]], runs: int) -> str:
         "written": "dualign, 8 folders written",
         "mergekit": "mergekit, 8 folders written",
     }
-    for tool, found in measured.items():
-        wall, cpu = _middle(found, lambda run: run.wall), _middle(found, lambda run: run.cpu)
+    for tool, runs_of_tool in measured.items():
+        wall, cpu = (
+            _middle(runs_of_tool, lambda run: run.wall),
+            _middle(runs_of_tool, lambda run: run.cpu),
+        )
         lines.append(
             f"| {words[tool]} | {wall:.1f} | {cpu:.1f} | {wall / theirs:.2f} | {cpu / theirs_cpu:.2f} |"
         )

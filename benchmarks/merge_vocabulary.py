@@ -101,8 +101,8 @@ def main() -> None:
         command = [str(theirs.parent / "mergekit-yaml"), str(file), "theirs", *FAIR]
         command = [item for item in command if "copy-tokenizer" not in item]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-        told = compared(*outs) if done.returncode == 0 else done.stderr.splitlines()[-1]
-        print(f"{name}: {told}", flush=True)
+        summary = compared(*outs) if done.returncode == 0 else done.stderr.splitlines()[-1]
+        print(f"{name}: {summary}", flush=True)
 
 
 def compared(ours: Path, theirs: Path) -> str:
