@@ -301,7 +301,7 @@ def test_every_package_has_a_docstring_and_names_its_doors() -> None:
 
 
 def public_names(path: Path) -> Iterator[tuple[str, int]]:
-    """What a module defines at its top without an underscore, a logger apart."""
+    """What a module defines at its top without an underscore; a logger and the main of a script apart."""
     for node in tree(path).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             names = [node.name]
@@ -312,7 +312,7 @@ def public_names(path: Path) -> Iterator[tuple[str, int]]:
         else:
             continue
         for name in names:
-            if not name.startswith("_") and name != "logger":
+            if not name.startswith("_") and name not in ("logger", "main"):
                 yield name, node.lineno
 
 

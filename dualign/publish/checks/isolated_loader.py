@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 
-def _main(request_file: str) -> None:
+def main(request_file: str) -> None:
     """Load the model, ask it, and write the output."""
     sys.modules["dualign"] = None  # type: ignore[assignment] # an import of it fails
     request = json.loads(Path(request_file).read_text(encoding="utf-8"))
@@ -99,4 +99,4 @@ def _decoded(tokenizer: Any, new: list[int]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1])
+    main(sys.argv[1])
