@@ -1,16 +1,19 @@
-"""The functions of `import dualign`: what the commands do, with plain arguments and typed results.
+"""The functions of `import dualign`: what the commands do, with plain arguments, typed results.
 
 docs/api.md has an example of each, which tests/test_api.py runs.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from dualign import engine
 from dualign.errors import ConfigError
-from dualign.recipe import Recipe, find_recipe
+from dualign.recipe import Recipe, find_recipe, shipped_names
 from dualign.recipe import load_recipe as load_recipe_file
+from dualign.rundir import RUN_JSON, locked
 from dualign.stages import stage_kind
 
 if TYPE_CHECKING:
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
     from dualign.data.config import DataConfig
     from dualign.data.prepare import DataRequest, PairData, SFTData
     from dualign.doctor.doctor import Diagnosis
+    from dualign.evaluation.config import Backend
     from dualign.evaluation.scores import ModelScores
     from dualign.publish.checklist import CheckResult
     from dualign.publish.hub.upload import Publication
@@ -97,10 +101,8 @@ def run(
     Raises:
         DualignError: a stage was refused or failed; finished stages stay.
     """
-    from dualign import engine
     from dualign.report.report import write_report
     from dualign.report.runs import read_stage
-    from dualign.rundir import RUN_JSON
 
     recipe = _loaded(recipe)
     folders = engine.run(recipe, only=only, say=say)
@@ -126,10 +128,9 @@ def plan(recipe: Recipe | str | Path) -> "tuple[StagePlan, ...]":
         DualignError: the recipe or its data can't be used.
     """
     from dualign.cost.plan import plan_stage
-    from dualign.engine import statuses
 
     recipe = _loaded(recipe)
-    stages = statuses(recipe, remember=False)
+    stages = engine.statuses(recipe, remember=False)
     return tuple(plan_stage(recipe, status, stages) for status in stages)
 
 
@@ -193,7 +194,7 @@ def evaluate(
     max_new_tokens: int = 512,
     temperature: float = 0.0,
     top_p: float = 1.0,
-    backend: Literal["transformers", "vllm"] = "transformers",
+    backend: "Backend" = "transformers",
     seed: int = 42,
 ) -> "ModelScores":
     """Ask a model every task in think and in no_think mode.
@@ -220,7 +221,6 @@ def evaluate(
     from dualign.evaluation.config import EvalStage
     from dualign.evaluation.evaluate import run as evaluate_stage
     from dualign.evaluation.scores import read_scores
-    from dualign.rundir import locked
 
     stage = EvalStage(
         name="eval",
@@ -232,8 +232,7 @@ def evaluate(
         top_p=top_p,
         backend=backend,
     )
-    problems = [f"{key}: {message}" for key, message in stage.problems()]
-    if problems:
+    if problems := [f"{key}: {message}" for key, message in stage.problems()]:
         raise ConfigError("\n".join(problems))
     with locked(Path(out)):
         outcome = evaluate_stage(stage, Path(out), seed=seed)
@@ -249,8 +248,6 @@ def merge(
     force: bool = False,
 ) -> MergeResult:
     """Merge models as a file in mergekit's form says. `out` is there when all of it is written.
-
-    A merge stage of a recipe is run with `run(recipe, only=...)`.
 
     Args:
         config: the YAML file.
@@ -299,11 +296,9 @@ def diagnose(
         ConfigError: the target isn't there, or is a recipe without a training stage.
     """
     from dualign.doctor.inputs import input_kind
-    from dualign.recipe import shipped_names
 
-    kind = (
-        "recipe" if isinstance(target, Recipe) else input_kind(str(target), recipes=shipped_names())
-    )
+    names = shipped_names()
+    kind = "recipe" if isinstance(target, Recipe) else input_kind(str(target), recipes=names)
     from dualign.doctor import doctor
 
     if kind == "recipe":
@@ -348,7 +343,7 @@ def publish(
         The files, every check, the card, and the commit if there was one.
 
     Raises:
-        DualignError: it isn't a run directory with a model, or the Hub refused the upload.
+        DualignError: there is no model in it, or the Hub refused the upload.
     """
     from dualign.publish.publish import prepare, upload_release
     from dualign.publish.release import PublishRequest
@@ -393,21 +388,13 @@ def _data_request(
     from dualign.models.source import resolve_model
     from dualign.models.tokenizer import load_tokenizer
 
-    config: DataConfig | None
-    if isinstance(data, DataConfig):
-        config = data
-    else:
-        value = data if isinstance(data, Mapping) else {"sources": [{"path": str(data)}]}
+    config = data if isinstance(data, DataConfig) else None
+    if config is None:
+        value = dict(data) if isinstance(data, Mapping) else {"sources": [{"path": str(data)}]}
         document = Document(file="data")
-        config = parse(DataConfig, _plain(value), document)
+        # Tuples and paths become what a YAML file would give.
+        config = parse(DataConfig, json.loads(json.dumps(value, default=str)), document)
         document.raise_problems()
     assert config is not None, "no problems means a configuration"
     tokenizer, chat = load_tokenizer(resolve_model(model), template, template_kwargs or {})
     return DataRequest(config, tokenizer, chat, seed=seed)
-
-
-def _plain(value: Any) -> Any:
-    """Return the value as a YAML file would give it: dicts and lists."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -33,7 +33,7 @@ FLOORS = [
     "dualign.engine",
     "dualign.checkpoints",
     "dualign.data.conversation",
-    "dualign.data.modes",
+    "dualign.data.think_tags",
     "dualign.data.faults",
     "dualign.data.policies",
     "dualign.data.config",

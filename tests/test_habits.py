@@ -151,3 +151,17 @@ def test_the_layout_names_modules_that_are_there() -> None:
         present = {path.stem for path in (ROOT / room).glob("*.py")} - {"__init__"}
         if room.startswith(("dualign/", "sft", "preference")):
             assert present == set(re.findall(r"`(\w+)`", modules)), room
+
+
+def test_the_page_names_definitions_that_are_there() -> None:
+    """`NAME` (`file.py`) in "How to add or change" is a definition in that file; paths exist."""
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    section = page.partition("## How to add or change")[2].partition("\n## ")[0]
+    pairs = re.findall(r"`(\w+)` \(`([\w/]+\.py)`", section)
+    assert len(pairs) > 15
+    for name, file in pairs:
+        text = (ROOT / file).read_text()
+        assert re.search(rf"^(?:class |\s*def |){name}\b", text, re.MULTILINE), f"{name} ({file})"
+    for path in re.findall(r"`([\w/]+/[\w.]*)`", section):
+        if path != "recipes/NAME/":
+            assert (ROOT / path).exists(), path

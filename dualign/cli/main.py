@@ -8,11 +8,13 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import get_args
 
 from dualign import __version__, stages
 from dualign.cli import adapter, commands, export, merge, publish, sweep
 from dualign.cli.parsers import Sub, command
 from dualign.errors import DualignError
+from dualign.evaluation.config import Backend
 
 _ABOUT = """\
 Turn a language model into a dual-mode checkpoint: one set of weights that reasons aloud on
@@ -163,7 +165,7 @@ def _eval_command(sub: Sub) -> None:
         "--temperature", type=float, default=0.0, help="0 is greedy; default %(default)s"
     )
     parser.add_argument("--top-p", type=float, default=1.0, help="default %(default)s")
-    parser.add_argument("--backend", choices=("transformers", "vllm"), default="transformers")
+    parser.add_argument("--backend", choices=get_args(Backend), default="transformers")
     parser.add_argument("--seed", type=int, default=42, help="default %(default)s")
     parser.set_defaults(action=commands.evaluate)
 

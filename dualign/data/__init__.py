@@ -1,3 +1,12 @@
 """From a raw row to a packed batch: the one path that every training stage uses."""
 
-__all__ = ["config", "conversation", "faults", "modes", "policies", "prepare", "request", "seeds"]
+__all__ = [
+    "config",
+    "conversation",
+    "faults",
+    "policies",
+    "prepare",
+    "request",
+    "seeds",
+    "think_tags",
+]

@@ -8,9 +8,9 @@ from typing import Any
 
 from dualign.data.config import Supervise
 from dualign.data.conversation import MODES, Conversation, Message, Mode
-from dualign.data.modes import EMPTY_BLOCK, OPEN, WHOLE_FLAG
 from dualign.data.text.spans import RenderedRow
 from dualign.data.text.template import ChatTemplate
+from dualign.data.think_tags import EMPTY_BLOCK, OPEN, WHOLE_FLAG
 from dualign.doctor.findings import Finding
 from dualign.doctor.rows import tool_name
 from dualign.errors import TemplateError

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from dualign.data.conversation import Conversation, Message
-from dualign.data.modes import CLOSE, FLAG, FLAGS, OPEN, WHOLE_FLAG
+from dualign.data.think_tags import CLOSE, FLAG, FLAGS, OPEN, WHOLE_FLAG
 from dualign.doctor.findings import Finding
 
 if TYPE_CHECKING:

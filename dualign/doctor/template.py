@@ -5,8 +5,8 @@ from collections.abc import Collection, Iterator
 from dataclasses import replace
 
 from dualign.data.conversation import MODES, Conversation, Message, Mode
-from dualign.data.modes import FLAG, OPEN
 from dualign.data.text.template import ChatTemplate
+from dualign.data.think_tags import FLAG, OPEN
 from dualign.doctor.findings import Finding
 from dualign.doctor.rendering import opening
 from dualign.errors import TemplateError

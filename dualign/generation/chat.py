@@ -14,7 +14,7 @@ from rich.text import Text
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
 from dualign.data.conversation import Mode
-from dualign.data.modes import CLOSE, OPEN
+from dualign.data.think_tags import CLOSE, OPEN
 from dualign.errors import EvaluationError
 from dualign.generation.generate import end_ids, generation_settings, tokenize
 from dualign.generation.sampling import Sampling, sampler, uniforms

@@ -9,9 +9,8 @@ import re
 from dataclasses import dataclass
 
 from dualign.data.conversation import Mode
-from dualign.data.modes import CLOSE, EMPTY_BLOCK, OPEN
+from dualign.data.think_tags import CLOSE, EMPTY_BLOCK, LEAKED_TAG, OPEN
 
-_TAG = re.compile(r"<\s*/?\s*think(?:ing)?\s*>", re.IGNORECASE)
 _BLOCK = re.compile(rf"{OPEN}(.*?)(?:{CLOSE}|\Z)", re.DOTALL)
 
 
@@ -67,8 +66,10 @@ def split(prompt: str, generated: str, *, mode: Mode, finished: bool) -> Reply:
     if not opened:
         return _without_block(text)
     thinking, close, rest = text.partition(CLOSE)
-    leaked = leaked or _TAG.search(thinking) is not None or _TAG.search(rest) is not None
-    thinking = _TAG.sub("", thinking).strip()
+    leaked = (
+        leaked or LEAKED_TAG.search(thinking) is not None or LEAKED_TAG.search(rest) is not None
+    )
+    thinking = LEAKED_TAG.sub("", thinking).strip()
     return Reply(
         thinking=thinking,
         answer=_visible(rest),
@@ -88,7 +89,7 @@ def _without_block(text: str) -> Reply:
         thinking=thinking,
         answer=_visible(after if stray else text),
         closed=False,
-        leaked=_TAG.search(text) is not None,
+        leaked=LEAKED_TAG.search(text) is not None,
         empty=not thinking,
         cut_in_think=False,
     )
@@ -102,7 +103,7 @@ def _split_no_think(prompt: str, generated: str) -> Reply:
         thinking=before.strip() if stray else _in_blocks(text),
         answer=_visible(after if stray else text),
         closed=False,
-        leaked=_TAG.search(text) is not None,
+        leaked=LEAKED_TAG.search(text) is not None,
         empty=False,
         cut_in_think=False,
     )
@@ -115,4 +116,4 @@ def _in_blocks(text: str) -> str | None:
 
 def _visible(text: str) -> str:
     """Remove think blocks, closed or not, and stray tags."""
-    return _TAG.sub("", _BLOCK.sub("", text)).strip()
+    return LEAKED_TAG.sub("", _BLOCK.sub("", text)).strip()

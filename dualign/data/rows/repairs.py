@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 
 from dualign.data.conversation import Message, Mode
 from dualign.data.faults import Code
-from dualign.data.modes import CLOSE, OPEN
 from dualign.data.policies import Repair
 from dualign.data.rows.shapes import Part, Parts
 from dualign.data.rows.text_rules import TextRules, trim_control_tokens
 from dualign.data.rows.traces import take_trace, without_flags
+from dualign.data.think_tags import CLOSE, OPEN
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from dualign.data.conversation import Message, Mode
 from dualign.data.faults import RowFault
-from dualign.data.modes import FLAG, WHOLE_FLAG
 from dualign.data.text.template import ChatTemplate
+from dualign.data.think_tags import FLAG, WHOLE_FLAG
 from dualign.errors import TemplateError
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import Any
 
 from dualign.data.conversation import MODES, Message, Mode
 from dualign.data.faults import RowFault
-from dualign.data.modes import CLOSE, FLAGS, OPEN, WHOLE_FLAG
+from dualign.data.think_tags import CLOSE, FLAGS, OPEN, WHOLE_FLAG
 from dualign.errors import excerpt
 
 _FLAG_AND_SPACE = re.compile(WHOLE_FLAG.pattern + r"[ \t]?")

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 from dualign.data.config import Supervise
 from dualign.data.conversation import Conversation, Message, Mode
-from dualign.data.modes import CLOSE, OPEN
 from dualign.data.text.template import ChatTemplate
+from dualign.data.think_tags import CLOSE, OPEN
 from dualign.errors import TemplateError
 
 Span = tuple[int, int]

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 
 from dualign.data.conversation import Conversation, Message, Mode
-from dualign.data.modes import CLOSE, OPEN
 from dualign.data.text import sandbox
+from dualign.data.think_tags import CLOSE, OPEN
 from dualign.errors import TemplateError
 
 if TYPE_CHECKING:

@@ -10,5 +10,7 @@ FLAG = re.compile(r"/(?:no_)?think")
 """A flag anywhere, also as part of a word: docs/thinkers holds one."""
 WHOLE_FLAG = re.compile(r"(?<!\S)/(?:no_)?think(?!\S)")
 """A flag that is a word of its own."""
+LEAKED_TAG = re.compile(rf"<\s*/?\s*{OPEN.strip('<>')}(?:ing)?\s*>", re.IGNORECASE)
+"""A think tag as a model may misspell it: `< think >`, `</thinking>`."""
 EMPTY_BLOCK = re.compile(rf"\s*{OPEN}\s*{CLOSE}")
 """A think block without a thought, as no_think turns begin with in some families."""
