@@ -28,7 +28,7 @@ MOST_TOKENS = 4000
 """Tokens shown of a document; of a longer one, so many from its head and its end together."""
 _COLUMNS = ("in", "kept", "validation", "repeats", "tokens", "supervised_tokens")
 _LEGEND = (
-    "Tinted text is supervised: the model has to produce it. Grey text is given to it. Framed are "
+    "Tinted text is supervised: the model has to produce it. Gray text is given to it. Framed are "
     "special tokens; an arrow is a newline."
 )
 
