@@ -13,6 +13,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dualign.version import __version__
+
 if TYPE_CHECKING:
     from dualign.api import (
         diagnose,
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
         run,
     )
 
-__version__ = "0.1.0"
+
 __all__ = [
     "__version__",
     "diagnose",

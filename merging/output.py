@@ -5,12 +5,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dualign import __version__
 from dualign.merging.card import write_card
 from dualign.merging.config import Merge
 from dualign.merging.merge import PreparedMerge, prepare, write
 from dualign.merging.provenance import merge_to_json
 from dualign.rundir import new_folder, require_new
+from dualign.version import __version__
 
 
 def merge_into(

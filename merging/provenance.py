@@ -140,7 +140,7 @@ def _versions() -> dict[str, str]:
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
-            from dualign import __version__
+            from dualign.version import __version__
 
             versions[package] = __version__
     return versions

@@ -16,6 +16,7 @@ SOURCE = ("dualign", "sft", "preference", "merging")
 # From the ground up: a module imports its own room and the rooms above this line in the list. A module belongs to
 # the longest entry that its name starts with, so `dualign.data` below stands for what isn't listed by itself.
 FLOORS = [
+    "dualign.version",
     "dualign.errors",
     "dualign.terminal",
     "dualign.distributed",
@@ -149,13 +150,8 @@ def _imports(path: Path) -> Iterator[Import]:
 
 @cache
 def all_imports() -> list[Import]:
-    """Of the source; where the version is asked for is no dependency."""
-    return [
-        entry
-        for path in source().values()
-        for entry in imports(path)
-        if (entry.module, entry.name) != ("dualign", "__version__")
-    ]
+    """Every import of the source."""
+    return [entry for path in source().values() for entry in imports(path)]
 
 
 def room(module: str) -> str:

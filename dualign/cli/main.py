@@ -10,11 +10,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import get_args
 
-from dualign import __version__, stages
+from dualign import stages
 from dualign.cli import adapter, commands, export, merge, publish, sweep
 from dualign.cli.parsers import Sub, command
 from dualign.errors import DualignError
 from dualign.evaluation.config import Backend
+from dualign.version import __version__
 
 _ABOUT = """\
 Turn a language model into a dual-mode checkpoint: one set of weights that reasons aloud on

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dualign import __version__
 from dualign.errors import CheckpointError, ConfigError
 from dualign.export import llama_runtime
 from dualign.export.check import CheckResult, ask_transformers, check
@@ -21,6 +20,7 @@ from dualign.export.modelfile import modelfile
 from dualign.export.quantize import quantize, types_of
 from dualign.hashing import sha256
 from dualign.rundir import new_folder, require_new, write_json
+from dualign.version import __version__
 
 _EXACT = ("f32", "f16")
 _TYPES = (*_EXACT, "q8_0", "q4_k_m")

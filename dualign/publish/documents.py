@@ -5,7 +5,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from dualign import __version__
 from dualign.evaluation.scores import short_label
 from dualign.hashing import sha256
 from dualign.publish.card.body import render_body
@@ -25,6 +24,7 @@ from dualign.report.runs import (
 )
 from dualign.rundir import write_json
 from dualign.stages import stage_kind
+from dualign.version import __version__
 
 _FIGURES = "figures"
 

@@ -8,7 +8,6 @@ from math import fsum, sqrt
 from pathlib import Path
 from typing import Any
 
-from dualign import __version__
 from dualign.checkpoints.checkpoint import read_json
 from dualign.checkpoints.shards import TOKENIZER_FILES
 from dualign.errors import CheckpointError, MergeError
@@ -17,6 +16,7 @@ from dualign.merging.adapters.lowrank import LowRank
 from dualign.merging.provenance import file_hashes
 from dualign.merging.verify import require_hashes
 from dualign.rundir import write_json
+from dualign.version import __version__
 
 _ADAPTER_JSON = "adapter.json"
 _SCHEMA = 1

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dualign import __version__
 from dualign.evaluation.scores import ModelScores, gain_text, score_text, short_label, task_names
 from dualign.generation.vllm import max_lora_rank
 from dualign.publish.base import EMBEDDED_ON_THE_HUB
@@ -18,6 +17,7 @@ from dualign.publish.release import LoadTestAnswer, Release
 from dualign.report.conclusions import format_finding, thinking_finding
 from dualign.report.render import environment
 from dualign.report.runs import ModelEvaluation
+from dualign.version import __version__
 
 _QUESTION = "Add 17, 28 and 5."
 _MAX_CHARACTERS = 160  # of a question that fits a snippet

@@ -11,8 +11,8 @@ from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]
 
-from dualign import __version__
 from dualign.errors import PublishError
+from dualign.version import __version__
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
