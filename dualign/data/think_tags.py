@@ -12,5 +12,5 @@ WHOLE_FLAG = re.compile(r"(?<!\S)/(?:no_)?think(?!\S)")
 """A flag that is a word of its own."""
 LEAKED_TAG = re.compile(rf"<\s*/?\s*{OPEN.strip('<>')}(?:ing)?\s*>", re.IGNORECASE)
 """A think tag as a model may misspell it: `< think >`, `</thinking>`."""
-EMPTY_BLOCK = re.compile(rf"\s*{OPEN}\s*{CLOSE}")
+EMPTY_BLOCK = re.compile(rf"\s*{re.escape(OPEN)}\s*{re.escape(CLOSE)}")
 """A think block without a thought, as no_think turns begin with in some families."""

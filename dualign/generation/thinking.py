@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from dualign.data.conversation import Mode
 from dualign.data.think_tags import CLOSE, EMPTY_BLOCK, LEAKED_TAG, OPEN
 
-_BLOCK = re.compile(rf"{OPEN}(.*?)(?:{CLOSE}|\Z)", re.DOTALL)
+_BLOCK = re.compile(rf"{re.escape(OPEN)}(.*?)(?:{re.escape(CLOSE)}|\Z)", re.DOTALL)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
