@@ -88,7 +88,7 @@ def test_importing_dualign_imports_nothing_of_it_and_takes_a_moment() -> None:
         "print([m for m in ('torch', 'transformers', 'numpy', 'datasets') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["['dualign']", "[]"]
+    assert done.stdout.splitlines() == ["['dualign', 'dualign.version']", "[]"]
 
 
 def test_publish_is_callable_after_its_room_is_imported() -> None:
