@@ -75,12 +75,13 @@ def report(args: Namespace) -> int:
     """`dualign report RECIPE`: the files, and their first table here."""
     from rich.console import Console
 
-    from dualign.report.report import read_models
+    from dualign.report.report import read_models, write_report
     from dualign.report.tables import summary_table
 
     recipe = api.load_recipe(args.recipe, *args.overrides)
     folders = [recipe.output_dir / entry.name for entry in recipe.stages]
-    _write_report(recipe, folders)
+    write_report(recipe.output_dir, folders, title=recipe.name)
+    say(f"report: {recipe.output_dir / 'report.html'}")
     if models := read_models(folders):
         Console().print(summary_table(models))
     return 0
@@ -197,10 +198,3 @@ def choose(recipe: Recipe, kind: str, name: str | None) -> StageEntry:
             f"{recipe.file}: expected one stage of kind {kind}, found {names}; choose with --stage NAME"
         )
     return entries[0]
-
-
-def _write_report(recipe: Recipe, folders: list[Path]) -> None:
-    from dualign.report.report import write_report
-
-    write_report(recipe.output_dir, folders, title=recipe.name)
-    say(f"report: {recipe.output_dir / 'report.html'}")

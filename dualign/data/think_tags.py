@@ -8,9 +8,9 @@ OPEN, CLOSE = "<think>", "</think>"
 FLAGS: dict[str, Mode] = {"/think": "think", "/no_think": "no_think"}
 FLAG = re.compile(r"/(?:no_)?think")
 """A flag anywhere, also as part of a word: docs/thinkers holds one."""
-WHOLE_FLAG = re.compile(r"(?<!\S)/(?:no_)?think(?!\S)")
+WHOLE_FLAG = re.compile(rf"(?<!\S){FLAG.pattern}(?!\S)")
 """A flag that is a word of its own."""
-LEAKED_TAG = re.compile(rf"<\s*/?\s*{OPEN.strip('<>')}(?:ing)?\s*>", re.IGNORECASE)
+LEAKED_TAG = re.compile(rf"<\s*/?\s*{re.escape(OPEN.strip('<>'))}(?:ing)?\s*>", re.IGNORECASE)
 """A think tag as a model may misspell it: `< think >`, `</thinking>`."""
 EMPTY_BLOCK = re.compile(rf"\s*{re.escape(OPEN)}\s*{re.escape(CLOSE)}")
 """A think block without a thought, as no_think turns begin with in some families."""
