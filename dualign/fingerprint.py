@@ -24,6 +24,9 @@ from dualign.rundir import RUN_JSON, read_run, write_json
 
 # Keys that change how a stage runs, not its result.
 _EXCLUDED = ("launch", "verify_reload", "name", "cache", "num_proc")
+# Keys that came after the first release, at any depth: left out while they are null, false or
+# empty, so that runs that were finished without them stay finished.
+_ADDED_LATER: tuple[str, ...] = ()
 _SCHEMA = 1
 
 
@@ -76,6 +79,7 @@ def fingerprint(entry: StageEntry, parents: Mapping[str, str], digests: Digests)
     config = dataclasses.asdict(entry.config)
     if isinstance(config.get("data"), dict):
         config["data"] = _included(config["data"])
+    config = _without_unused(config)
     content = {
         "schema": _SCHEMA,
         "kind": entry.kind,
@@ -84,6 +88,19 @@ def fingerprint(entry: StageEntry, parents: Mapping[str, str], digests: Digests)
         "files": dict(sorted(file_digests(config, digests))),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _without_unused(item: Any) -> Any:
+    """Return a configuration without the keys of _ADDED_LATER that aren't used."""
+    if isinstance(item, list | tuple):
+        return [_without_unused(value) for value in item]
+    if not isinstance(item, Mapping):
+        return item
+    return {
+        key: _without_unused(value)
+        for key, value in item.items()
+        if value or key not in _ADDED_LATER
+    }
 
 
 def _included(config: Mapping[str, Any]) -> dict[str, Any]:
