@@ -13,14 +13,13 @@ from dualign.data.config import SourceConfig, Supervise
 from dualign.data.conversation import Conversation, Mode, PreferencePair
 from dualign.data.faults import Code, RowError, RowFault
 from dualign.data.policies import Repair, repair_for
+from dualign.data.rows.calls import as_kwargs, as_tools
 from dualign.data.rows.repairs import ParsedRow, apply_repair
 from dualign.data.rows.shapes import (
     Part,
     Parts,
     Row,
     RowShape,
-    as_kwargs,
-    as_tools,
     shape_of,
     unknown_shape,
 )
