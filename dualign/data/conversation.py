@@ -17,6 +17,7 @@ Role = Literal["system", "user", "assistant", "tool"]
 class Message:
     """One turn. `thinking` is the trace without the tags; `train`: an assistant turn is supervised.
 
+    `tool_call_id` and `name` are the call that a tool's result answers, and its function.
     `cut`: the trace was cut short, so the model learns to close it and to answer, but not the
     trace.
     """
@@ -25,8 +26,15 @@ class Message:
     content: str
     thinking: str | None = None
     tool_calls: tuple[Mapping[str, Any], ...] = ()
+    tool_call_id: str | None = None
+    name: str | None = None
     train: bool = True
     cut: bool = False
+
+    @property
+    def functions(self) -> list[Mapping[str, Any]]:
+        """The function and the arguments of each call."""
+        return [call["function"] for call in self.tool_calls]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,6 +8,7 @@ memory is a number for each row and band.
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
 from dualign.data.config import DedupConfig
+from dualign.data.conversation import Message
 from dualign.data.mix.ngrams import HASH_BASE, Hashes, shingles, word_hashes
 from dualign.data.rows.parser import Parsed, parts_of
 from dualign.data.seeds import Indices
@@ -29,6 +31,8 @@ _MOST_COMPARED = 100
 comparing all of them would take the square of their number.
 """
 _BATCH = 10_000
+_NOT_SAID = frozenset({"train", "cut", "tool_call_id"})
+"""Fields of a turn that duplicates may differ in."""
 
 Signatures = NDArray[np.uint32]
 """The minima of rows [R, MINIMA]."""
@@ -38,15 +42,18 @@ def digest(parsed: Parsed) -> bytes:
     """Return 16 bytes that two rows share if all is the same but white space and where they come
     from.
     """
-    turns = [
-        [
-            (message.role, message.thinking, " ".join(message.content.split()), message.tool_calls)
-            for message in part
-        ]
-        for part in parts_of(parsed)
-    ]
+    turns = [[_said(message) for message in part] for part in parts_of(parsed)]
     content = [parsed.mode, turns, list(parsed.tools), dict(parsed.template_kwargs)]
     return xxh3_128_digest(json.dumps(content, sort_keys=True, default=str).encode())
+
+
+def _said(message: Message) -> dict[str, Any]:
+    """Return what two equal turns share. The ids of calls are drawn anew for each copy of a row."""
+    said = {entry.name: getattr(message, entry.name) for entry in fields(message)}
+    said = {name: value for name, value in said.items() if name not in _NOT_SAID}
+    said["content"] = " ".join(message.content.split())
+    said["tool_calls"] = message.functions
+    return said
 
 
 def signatures(texts_of_rows: Sequence[Sequence[str]], ngram: int) -> list[bytes]:

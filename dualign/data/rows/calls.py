@@ -7,6 +7,9 @@ from typing import Any
 from dualign.data.faults import RowFault
 from dualign.errors import excerpt
 
+_ARGUMENTS = ("arguments", "parameters", "args", "input")
+_IN_CALLS = ("id", "call_id", "type", "index", "name")
+
 
 def as_kwargs(value: Any) -> dict[str, Any]:
     """Parse `chat_template_kwargs`, without the keys that a table filled with None."""
@@ -49,8 +52,8 @@ def as_tools(value: Any) -> tuple[Mapping[str, Any], ...]:
 
 
 def as_calls(value: Any) -> tuple[Mapping[str, Any], ...]:
-    """Parse calls into `{"type": "function", "function": {"name", "arguments": {...}}}`, JSON
-    included.
+    """Parse calls into `{"id", "type": "function", "function": {"name", "arguments": {...}}}`, JSON
+    included. A call without an id has none afterwards.
     """
     if isinstance(value, str):
         value = parse_json(value, "tool_calls", list)
@@ -62,13 +65,39 @@ def _call(item: Any) -> Mapping[str, Any]:
     function = (call.get("function") or call) if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not function.get("name"):
         raise RowFault("bad_tools", f"tool call {excerpt(item)}: expected a function name")
-    arguments = function.get("arguments")
-    if isinstance(arguments, str):
-        arguments = parse_json(arguments, f"the arguments of {function['name']}", dict)
+    identity = first_filled(call, ("id", "call_id"))
     return {
+        **({} if identity is None else {"id": str(identity)}),
         "type": "function",
-        "function": {"name": function["name"], "arguments": arguments or {}},
+        "function": {"name": function["name"], "arguments": _arguments(function)},
     }
+
+
+def _arguments(function: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the arguments of a call, which Llama and Anthropic call by other names."""
+    what = f"the arguments of {function['name']}"
+    value = first_filled(function, _ARGUMENTS)
+    if value is None:
+        others = [key for key in function if key not in (*_ARGUMENTS, *_IN_CALLS)]
+        if others:
+            found = f"has {', '.join(map(str, others))}"
+            raise RowFault("bad_tools", f"{what}: expected them under arguments; the call {found}")
+        return {}
+    if isinstance(value, str):
+        value = parse_json(value, what, dict)
+    if not isinstance(value, Mapping):
+        raise RowFault("bad_tools", f"{what} are {excerpt(value)}: expected an object")
+    return value
+
+
+def first_filled(item: Mapping[str, Any], keys: Sequence[str]) -> Any:
+    """Return the first value of these keys that is neither null nor blank; else None."""
+    values = (item.get(key) for key in keys)
+    return next((value for value in values if value is not None and not _is_blank(value)), None)
+
+
+def _is_blank(value: Any) -> bool:
+    return isinstance(value, str) and not value.strip()
 
 
 def parse_json(text: str, what: str, kind: type) -> Any:

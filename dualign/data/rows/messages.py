@@ -5,7 +5,7 @@ from typing import Any
 
 from dualign.data.conversation import Message, Role
 from dualign.data.faults import RowFault
-from dualign.data.rows.calls import as_calls, parse_json
+from dualign.data.rows.calls import as_calls, first_filled, parse_json
 from dualign.errors import excerpt
 
 ROLES: dict[str, Role] = {
@@ -25,6 +25,7 @@ ROLES: dict[str, Role] = {
     "function_response": "tool",
     "function_call": "assistant",
 }
+_CALL_IDS = ("tool_call_id", "call_id")
 _TRACE_FIELDS = ("reasoning_content", "thinking", "reasoning")
 
 
@@ -62,6 +63,7 @@ def _message(item: Mapping[str, Any]) -> Message:
         content=text_of(content),
         thinking=_trace(item, content) if ROLES[name] == "assistant" else None,
         tool_calls=as_calls(item.get("tool_calls") or _old_call(item)),
+        **_links(item, ROLES[name]),
         train=item.get("train") is not False and item.get("weight") != 0,
     )
 
@@ -80,6 +82,17 @@ def _trace(item: Mapping[str, Any], content: Any) -> str | None:
 
 def _is_thought(part: Any) -> bool:
     return isinstance(part, Mapping) and part.get("type") == "thinking" and "thinking" in part
+
+
+def _links(item: Mapping[str, Any], role: Role) -> dict[str, Any]:
+    """Return the call that a tool's result answers, and the name of the function or the speaker.
+
+    The prompt for an answer can't hold the name of who will give it.
+    """
+    keys = {"tool_call_id": _CALL_IDS} if role == "tool" else {}
+    keys |= {"name": ("name", "tool_name")} if role != "assistant" else {}
+    values = {key: first_filled(item, names) for key, names in keys.items()}
+    return {key: str(value) for key, value in values.items() if value is not None}
 
 
 def _old_call(item: Mapping[str, Any]) -> list[Any]:

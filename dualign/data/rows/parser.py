@@ -6,7 +6,9 @@ the parsed ones.
 
 import pickle
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from operator import attrgetter
+from typing import Any
 
 from dualign.data.config import SourceConfig, Supervise
 from dualign.data.conversation import Conversation, Message, PreferencePair
@@ -16,6 +18,11 @@ from dualign.data.rows.sources import source_label, to_conversation, to_pair
 from dualign.data.rows.text_rules import NO_RULES, TextRules
 
 Parsed = Conversation | PreferencePair
+_TURN_FIELDS = tuple(entry.name for entry in fields(Message))
+_turn_values = attrgetter(*_TURN_FIELDS)
+_ROW_FIELDS = tuple(
+    entry.name for entry in fields(Conversation) if entry.name not in ("messages", "source", "row")
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,14 +57,8 @@ def dump_row(parsed: Parsed | RowError) -> bytes:
     """Serialize a parsed row, or its fault. As plain tuples it takes a fifth of pickle's time."""
     if isinstance(parsed, RowError):
         return pickle.dumps(parsed)
-    turns = [
-        [
-            (turn.role, turn.content, turn.thinking, turn.tool_calls, turn.train, turn.cut)
-            for turn in part
-        ]
-        for part in parts_of(parsed)
-    ]
-    return pickle.dumps((turns, parsed.mode, parsed.tools, parsed.template_kwargs, parsed.repairs))
+    turns = [[_turn_values(turn) for turn in part] for part in parts_of(parsed)]
+    return pickle.dumps((turns, {name: getattr(parsed, name) for name in _ROW_FIELDS}))
 
 
 def load_row(data: bytes, *, source: SourceConfig, index: int) -> Parsed:
@@ -65,25 +66,13 @@ def load_row(data: bytes, *, source: SourceConfig, index: int) -> Parsed:
     content = pickle.loads(data)
     if isinstance(content, RowError):
         raise content
-    turns, mode, tools, template_kwargs, repairs = content
-    about = {
-        "mode": mode,
-        "source": source_label(source),
-        "row": index,
-        "tools": tools,
-        "template_kwargs": template_kwargs,
-        "repairs": repairs,
-    }
+    turns, about = content
+    about |= {"source": source_label(source), "row": index}
     if len(turns) == 1:
         return Conversation(messages=_messages(turns[0]), **about)
     prompt, chosen, rejected = map(_messages, turns)
     return PreferencePair(prompt=prompt, chosen=chosen, rejected=rejected, **about)
 
 
-def _messages(turns: Sequence[tuple]) -> Part:  # type: ignore[type-arg]
-    return tuple(
-        Message(
-            role=role, content=content, thinking=thinking, tool_calls=calls, train=train, cut=cut
-        )
-        for role, content, thinking, calls, train, cut in turns
-    )
+def _messages(turns: Sequence[tuple[Any, ...]]) -> Part:
+    return tuple(Message(**dict(zip(_TURN_FIELDS, values, strict=True))) for values in turns)

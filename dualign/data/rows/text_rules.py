@@ -78,8 +78,9 @@ def _check_control_tokens(
     messages: Sequence[Message], kwargs: Mapping[str, Any], rules: TextRules, mode: Mode
 ) -> None:
     for turn, message in enumerate(messages):
+        texts = (message.content, message.thinking, message.tool_call_id, message.name)
         calls = _strings(message.tool_calls) if message.tool_calls else ()
-        for text in (message.content, message.thinking or "", *calls):
+        for text in (*filter(None, texts), *calls):
             if match := _control_in(text, rules):
                 raise _control_fault(f"message {turn} of the {message.role}", match, mode)
     for text in _strings(list(kwargs.values())):

@@ -1,5 +1,6 @@
 """Chat templates: jinja texts of ours, of a file or of a tokenizer, and the texts they render."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -50,16 +51,16 @@ class ChatTemplate:
     ) -> str:
         """Render the text after which the model answers in `mode`."""
         variables = self._variables(mode, tools, template_kwargs or {})
-        return self._text(self._dicts(messages), variables, prompt=True)
+        return self._text(self._dicts(messages, variables), variables, prompt=True)
 
     def texts(self, conversation: Conversation) -> TextOf:
         """Return the function that renders the conversation's first messages; its errors name the
         row.
         """
-        dicts = self._dicts(conversation.messages)
         variables = self._variables(
             conversation.mode, conversation.tools, conversation.template_kwargs
         )
+        dicts = self._dicts(conversation.messages, variables)
 
         def text_of(count: int, prompt: bool) -> str:
             try:
@@ -78,9 +79,8 @@ class ChatTemplate:
     def turn_tail(self) -> str:
         """The text after an answer: the end-of-turn, and whitespace that follows it."""
         messages = (Message(role="user", content="Hi"), Message(role="assistant", content=_PROBE))
-        rendered = self._text(
-            self._dicts(messages), self._variables("no_think", (), {}), prompt=False
-        )
+        variables = self._variables("no_think", (), {})
+        rendered = self._text(self._dicts(messages, variables), variables, prompt=False)
         if rendered.count(_PROBE) != 1:
             raise TemplateError(
                 f"template {self.name!r} doesn't print an assistant's answer once: {rendered!r}"
@@ -111,9 +111,39 @@ class ChatTemplate:
                 raise
             raise TemplateError(f"template {self.name!r} can't render it: {error}") from error
 
-    def _dicts(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+    def _dicts(
+        self, messages: Sequence[Message], variables: Mapping[str, Any]
+    ) -> list[dict[str, Any]]:
+        """Return messages as this template expects them."""
         as_field = "reasoning_content" in self.text
-        return [_message_dict(message, as_field=as_field) for message in messages]
+        dicts = [_message_dict(message, as_field=as_field) for message in messages]
+        arguments = [call["arguments"] for message in messages for call in message.functions]
+        if not arguments or self._prints(arguments, dicts, variables):
+            return dicts
+        as_text = [_with_json_arguments(entry) for entry in dicts]
+        texts = [_json(item) for item in arguments]
+        return as_text if self._prints(texts, as_text, variables) else dicts
+
+    def _prints(
+        self,
+        arguments: Sequence[Mapping[str, Any] | str],
+        dicts: list[dict[str, Any]],
+        variables: Mapping[str, Any],
+    ) -> bool:
+        """Return whether the arguments of calls are rendered: objects not as Python prints them,
+        texts as they are.
+
+        Some templates join them to other texts, and engines then give them JSON; more iterate over
+        them or print them by tojson.
+        """
+        try:
+            text = self._text(dicts, variables, prompt=False)
+        except TemplateError:
+            return False
+        return all(
+            item in text if isinstance(item, str) else not item or str(item) not in text
+            for item in arguments
+        )
 
 
 def load_template(
@@ -185,4 +215,24 @@ def _message_dict(message: Message, *, as_field: bool) -> dict[str, Any]:
         entry["content"] = f"{OPEN}\n{message.thinking}\n{CLOSE}\n\n{message.content}"
     if message.tool_calls:
         entry["tool_calls"] = [dict(call) for call in message.tool_calls]
+    if message.tool_call_id is not None:
+        entry["tool_call_id"] = message.tool_call_id
+    if message.name is not None:
+        entry["name"] = message.name
     return entry
+
+
+def _with_json_arguments(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a message whose calls have their arguments as JSON text."""
+    calls = [
+        {
+            **call,
+            "function": {**call["function"], "arguments": _json(call["function"]["arguments"])},
+        }
+        for call in entry.get("tool_calls", ())
+    ]
+    return {**entry, "tool_calls": calls} if calls else dict(entry)
+
+
+def _json(arguments: Mapping[str, Any]) -> str:
+    return json.dumps(arguments, ensure_ascii=False)

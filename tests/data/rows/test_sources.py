@@ -85,7 +85,7 @@ def test_tools_and_calls_are_read_from_json() -> None:
     made = to_conversation(row, source=ROWS, index=0)
     assert made.tools == ({"type": "function", "function": {"name": "f"}},)
     assert made.messages[1].tool_calls == (
-        {"type": "function", "function": {"name": "f", "arguments": {"a": 1}}},
+        {"id": "1", "type": "function", "function": {"name": "f", "arguments": {"a": 1}}},
     )
 
 
