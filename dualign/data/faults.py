@@ -7,6 +7,7 @@ from dualign.errors import DataError
 
 Code = Literal[
     "assistant_first",
+    "bad_answer",
     "bad_content",
     "bad_tools",
     "boundary",
@@ -38,6 +39,7 @@ Code = Literal[
     "unknown_shape",
     "unknown_tool",
     "unopened_think",
+    "wrong_stage",
 ]
 CODES: tuple[Code, ...] = get_args(Code)
 

@@ -40,8 +40,9 @@ def read_sources(
         except DataError as error:
             findings.add(Finding("source_unreadable", str(error)), source=name)
             continue
-        # Rows of unknown shape get a finding each, when they are read.
-        dropping = replace(source, on_fault={**source.on_fault, "unknown_shape": "drop"})
+        # Rows of no known shape get a finding each, when they are read.
+        each = {"unknown_shape": "drop", "wrong_stage": "drop"}
+        dropping = replace(source, on_fault={**source.on_fault, **each})
         try:
             check_shapes(rows.table, rows.rows, dropping, data, pairs=pairs)
         except DataError as error:

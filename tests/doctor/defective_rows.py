@@ -148,6 +148,14 @@ def no_known_shape(_: Row) -> Row:
     return {"headline": "Two", "body": "It is two.", "mode": "no_think"}
 
 
+def answer_with_a_bad_verdict(_: Row) -> Row:
+    return no_think_row() | {"label": False}
+
+
+def problem_without_answer(_: Row) -> Row:
+    return {"prompt": "What is 1 + 1?", "ground_truth": "2", "mode": "no_think"}
+
+
 def plain_text_in_chat(_: Row) -> Row:
     return {"text": "Once upon a time.", "mode": "no_think"}
 
@@ -346,6 +354,8 @@ PLANTED = (
     Planted(no_assistant, "no_answer"),
     Planted(role_nobody_knows, "unknown_role"),
     Planted(no_known_shape, "unknown_shape"),
+    Planted(answer_with_a_bad_verdict, "bad_answer"),
+    Planted(problem_without_answer, "wrong_stage"),
     Planted(plain_text_in_chat, "plain_text"),
     Planted(picture_in_content, "bad_content"),
     Planted(tools_that_are_no_json, "bad_tools"),

@@ -9,13 +9,15 @@ from numpy.typing import NDArray
 from dualign.data.config import DataConfig, SourceConfig
 from dualign.data.faults import RowError
 from dualign.data.policies import stops
-from dualign.data.rows.shapes import RowShape, expected_shapes, shapes_of
+from dualign.data.rows.kinds import misplaced_row
+from dualign.data.rows.shapes import RowShape, shapes_of
 from dualign.data.rows.sources import source_label
 from dualign.data.seeds import Indices
 from dualign.errors import DataError
 
 _UNKNOWN = "unknown"
 _BATCH = 10_000
+_COLUMNS_SHOWN = 6
 
 
 def shapes_in(table: datasets.Dataset, *, pairs: bool) -> dict[str, Indices]:
@@ -66,7 +68,8 @@ def check_shapes(
     `on_fault`: they are dropped and counted if it says so.
 
     Raises:
-        DataError: rows of several shapes, with the first row of each. RowError: an unknown shape.
+        DataError: rows of several shapes, with the first row of each. RowError: an unknown shape, or
+        one of another stage.
     """
     by_shape = shapes_in(table, pairs=pairs)
     unknown = by_shape.pop(_UNKNOWN, None)
@@ -80,17 +83,19 @@ def check_shapes(
             f"source {source.path!r}: rows of {len(by_shape)} shapes. {listed}. "
             "Expected one: give each shape a source (a file or a split) of its own."
         )
-    if unknown is not None and stops("unknown_shape", source.on_fault, default=data.conflicts):
+    if unknown is None:
+        return
+    fault = misplaced_row(table[int(unknown[0])], pairs=pairs)
+    if stops(fault.code, source.on_fault, default=data.conflicts):
         what = (
-            f"{len(unknown):,} of {len(table):,} rows have no known shape; the first has "
-            f"{_shown(table, unknown[0])}. Expected {expected_shapes(pairs=pairs)}"
+            f"{len(unknown):,} of {len(table):,} rows have no known shape; the first "
+            f"has {_shown(table, unknown[0])}: {fault}"
         )
-        raise RowError(
-            "unknown_shape", what, source=source_label(source), row=int(rows[unknown[0]])
-        )
+        raise RowError(fault.code, what, source=source_label(source), row=int(rows[unknown[0]]))
 
 
 def _shown(table: datasets.Dataset, index: int) -> str:
     row = {key: value for key, value in table[int(index)].items() if value is not None}
-    text = ", ".join(f"{key}: {value!r:.40}" for key, value in row.items())
-    return text or "no values"
+    shown = [f"{key}: {value!r:.40}" for key, value in list(row.items())[:_COLUMNS_SHOWN]]
+    more = len(row) - len(shown)
+    return (", ".join(shown) or "no values") + (f", and {more} more columns" if more else "")

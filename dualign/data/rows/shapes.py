@@ -7,7 +7,7 @@ is one entry and its parse function.
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dualign.data.conversation import Message, Role
@@ -32,6 +32,8 @@ class RowShape:
 
     name: str
     columns: tuple[str, ...]
+    optional: tuple[str, ...] = ()
+    """other columns that `parse` reads"""
     excludes: tuple[str, ...] = ()
     parse: Callable[[Row], Parts]
     is_pair: bool = False
@@ -59,16 +61,14 @@ def expected_shapes(*, pairs: bool) -> str:
     return "; ".join(shape.name + shape.hint for shape in shapes_of(pairs=pairs))
 
 
-def unknown_shape(row: Row, *, pairs: bool) -> RowFault:
-    """Return the fault of a row without a known shape."""
-    keys = ", ".join(key for key in row if row[key] is not None) or "(none)"
-    return RowFault(
-        "unknown_shape", f"a row with keys {keys}. Expected {expected_shapes(pairs=pairs)}"
-    )
-
-
 _HISTORY: tuple[Role, Role] = ("user", "assistant")
 _SPEAKER = re.compile(r"\n\n(Human|Assistant):")
+_TRACES = ("thinking", "reasoning_content")
+"""Columns with the trace of a row's only answer."""
+_QUESTION = ("instruction", "input", "history")
+"""Alpaca's columns of a question."""
+_PROMPTS = ("prompt", "conversations", "question", "messages")
+"""Columns with the prompt of a pair; the first that a row fills counts."""
 
 
 def _messages(row: Row) -> Parts:
@@ -80,24 +80,49 @@ def _sharegpt(row: Row) -> Parts:
 
 
 def _prompt_completion(row: Row) -> Parts:
-    turns = [*as_turn(row["prompt"], "user"), *as_turn(row["completion"], "assistant")]
-    return (_with_system(row, turns),)
+    answer = _with_trace(row, as_turn(row["completion"], "assistant"))
+    return (_with_system(row, [*_history(row), *as_turn(row["prompt"], "user"), *answer]),)
 
 
 def _alpaca(row: Row) -> Parts:
+    answer = _with_trace(row, [Message(role="assistant", content=text_of(row["output"]))])
+    return (_with_system(row, [*_instruction(row), *answer]),)
+
+
+def _instruction(row: Row) -> list[Message]:
+    """Parse Alpaca's question, with the turns before it."""
     question = "\n\n".join(text_of(row[key]) for key in ("instruction", "input") if row.get(key))
-    answer = Message(role="assistant", content=text_of(row["output"]))
-    history = row.get("history") or ()
-    if any(len(pair) != len(_HISTORY) for pair in history):
+    return [*_history(row), Message(role="user", content=question)]
+
+
+def _history(row: Row) -> list[Message]:
+    """Parse the turns before a row's question: pairs of texts, or messages."""
+    history = row.get("history")
+    if not history:
+        return []
+    if isinstance(history, str) or isinstance(history[0], Mapping):
+        return as_messages(history)
+    if any(isinstance(pair, str) or len(pair) != len(_HISTORY) for pair in history):
         raise RowFault(
             "unknown_shape", f"history {excerpt(history)}: expected [question, answer] pairs"
         )
-    past = [
+    return [
         Message(role=role, content=text_of(text))
         for pair in history
         for role, text in zip(_HISTORY, pair, strict=True)
     ]
-    return (_with_system(row, [*past, Message(role="user", content=question), answer]),)
+
+
+def _with_trace(row: Row, answer: list[Message]) -> list[Message]:
+    """Return the answer with the trace that the row has in a column of its own."""
+    trace = next((row[name] for name in _TRACES if row.get(name)), None)
+    if trace is None or not answer or answer[-1].role != "assistant":
+        return answer
+    if not isinstance(trace, str):
+        raise RowFault("bad_content", f"a trace {excerpt(trace)}: expected text")
+    if answer[-1].thinking:
+        raise RowFault("double_think", "a trace in the answer and another in a column of its own")
+    return [*answer[:-1], replace(answer[-1], thinking=trace)]
 
 
 def _plain_text(row: Row) -> Parts:
@@ -115,21 +140,46 @@ def _pair(row: Row) -> Parts:
     explicit = _explicit_prompt(row)
     parse = as_turn if explicit else _as_transcript
     chosen, rejected = (parse(row[key], "assistant") for key in ("chosen", "rejected"))
+    if explicit and explicit[-1].role == "assistant" and explicit[-1] in (chosen[-1], rejected[-1]):
+        explicit = explicit[:-1]  # the conversation with one of the answers
+    shared, chosen, rejected = _split_shared(chosen, rejected)
+    prompt = _join_prompt(explicit, shared)
+    return _with_system(row, prompt), tuple(chosen), tuple(rejected)
+
+
+def _messages_rejected(row: Row) -> Parts:
+    """Parse a conversation whose last turn is the chosen answer, beside the rejected one."""
+    chosen, rejected = as_messages(row["messages"]), as_turn(row["rejected"], "assistant")
+    if len(rejected) == 1:
+        rejected = [*chosen[:-1], *rejected]
+    prompt, chosen, rejected = _split_shared(chosen, rejected)
+    return _with_system(row, prompt), tuple(chosen), tuple(rejected)
+
+
+def _split_shared(
+    chosen: list[Message], rejected: list[Message]
+) -> tuple[list[Message], list[Message], list[Message]]:
+    """Return the turns that both begin with, and the rest of each: one turn or more."""
     shared = 0
     while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
         shared += 1
-    prompt = _join_prompt(explicit, chosen[:shared])
-    return _with_system(row, prompt), tuple(chosen[shared:]), tuple(rejected[shared:])
+    return chosen[:shared], chosen[shared:], rejected[shared:]
 
 
 SHAPES: tuple[RowShape, ...] = (
     RowShape(name="messages", columns=("messages",), parse=_messages),
     RowShape(name="conversations (ShareGPT)", columns=("conversations",), parse=_sharegpt),
     RowShape(
-        name="prompt + completion", columns=("prompt", "completion"), parse=_prompt_completion
+        name="prompt + completion",
+        columns=("prompt", "completion"),
+        optional=("history", *_TRACES),
+        parse=_prompt_completion,
     ),
     RowShape(
-        name="instruction + output (Alpaca)", columns=("instruction", "output"), parse=_alpaca
+        name="instruction + output (Alpaca)",
+        columns=("instruction", "output"),
+        optional=("input", "history", *_TRACES),
+        parse=_alpaca,
     ),
     RowShape(
         name="text",
@@ -142,20 +192,32 @@ SHAPES: tuple[RowShape, ...] = (
     RowShape(
         name="chosen + rejected",
         columns=("chosen", "rejected"),
+        optional=(*_PROMPTS, *_QUESTION),
         parse=_pair,
         is_pair=True,
         hint=", with a prompt in a column of its own or at the head of both",
+    ),
+    RowShape(
+        name="messages + rejected",
+        columns=("messages", "rejected"),
+        excludes=("chosen",),
+        parse=_messages_rejected,
+        is_pair=True,
     ),
 )
 
 
 def _explicit_prompt(row: Row) -> list[Message]:
-    """Return the prompt of a column of its own: `prompt`, ShareGPT's `conversations`, Orca's
-    `question`.
-    """
-    names = ("prompt", "conversations", "question")
-    name = next((name for name in names if _has(row, name)), None)
-    return as_turn(row[name], "user") if name else []
+    """Return the prompt of a pair from columns of its own."""
+    name = next((name for name in _PROMPTS if _has(row, name)), None)
+    if name is None:
+        return _instruction(row) if _has(row, "instruction") else []
+    parse = as_messages if name in ("conversations", "messages") else _as_question
+    return [*_history(row), *parse(row[name])]
+
+
+def _as_question(value: Any) -> list[Message]:
+    return as_turn(value, "user")
 
 
 def _as_transcript(value: Any, role: Role) -> list[Message]:

@@ -14,6 +14,7 @@ from dualign.data.conversation import Conversation, Mode, PreferencePair
 from dualign.data.faults import Code, RowError, RowFault
 from dualign.data.policies import Repair, repair_for
 from dualign.data.rows.calls import as_kwargs, as_tools
+from dualign.data.rows.kinds import check_answered, check_verdict, misplaced_row
 from dualign.data.rows.repairs import ParsedRow, apply_repair
 from dualign.data.rows.shapes import (
     Part,
@@ -21,7 +22,6 @@ from dualign.data.rows.shapes import (
     Row,
     RowShape,
     shape_of,
-    unknown_shape,
 )
 from dualign.data.rows.text_rules import NO_RULES, TextRules, check_texts
 from dualign.data.rows.traces import check_turns, resolve_mode, take_trace
@@ -62,7 +62,8 @@ def to_conversation(
             return _verbatim(row, shape, source, index, supervise, rules)
         kwargs = _template_kwargs(row)
         if shape is None:
-            raise unknown_shape(row, pairs=False)
+            raise misplaced_row(row, pairs=False)
+        check_verdict(row)
         checked = _repair_and_check(
             ParsedRow(parts=shape.parse(row)),
             lambda parsed: _check_conversation(parsed, row, kwargs, source, supervise, rules),
@@ -93,7 +94,7 @@ def to_pair(
         kwargs = _template_kwargs(row)
         shape = shape_of(row, pairs=True)
         if shape is None:
-            raise unknown_shape(row, pairs=True)
+            raise misplaced_row(row, pairs=True)
         checked = _repair_and_check(
             ParsedRow(parts=shape.parse(row)),
             lambda parsed: _check_pair(parsed, row, kwargs, source, rules),
@@ -197,6 +198,7 @@ def _check_conversation(
     check_texts(messages, kwargs.rest, rules, mode)
     if supervise == "all":
         return _CheckedRow(parts=(messages,), mode=mode)
+    check_answered(row, messages)
     check_order(messages, mode)
     check_tools(messages, kwargs.tools, mode)
     turns = [turn for turn, message in enumerate(messages) if message.role == "assistant"]

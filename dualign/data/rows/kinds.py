@@ -1,0 +1,134 @@
+"""Rows that a stage can't train on, by what they are: pairs, rated answers, problems without answers.
+
+Such a row has no fault of its own. It is told which stage takes it, instead of what it lacks.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from dualign.data.conversation import Message
+from dualign.data.faults import RowFault
+from dualign.data.rows.shapes import Part, Row, RowShape, expected_shapes, shape_of
+
+_QUESTIONS = ("prompt", "question", "query", "problem", "instruction", "input")
+_TRUTHS = (
+    "ground_truth",
+    "reward_model",
+    "expected_answer",
+    "verification_info",
+    "test_cases",
+    "tests",
+    "gold_standard_solution",
+)
+"""Columns of what an answer is checked against; nobody answers like that."""
+_ANSWERS = ("answer", "solution", "target", "final_answer")
+"""Columns that hold an answer in some sets, and in others what it is checked against."""
+_LABELS = ("label", "kto_tag")
+_BAD = ("false", "0", "-1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RowKind:
+    """`fits` recognizes a row by the columns that it fills; `use` says what takes such rows."""
+
+    name: str
+    fits: Callable[[frozenset[str]], bool]
+    use: str
+
+
+_PROBLEM = RowKind(
+    name="a problem with what its answer is checked against, as for RL",
+    fits=lambda names: (
+        any(name in names for name in _QUESTIONS)
+        and any(name in names for name in (*_TRUTHS, *_ANSWERS))
+    ),
+    use="It has no answer to learn: name the file in a task, which `pairs` and `eval` stages take, "
+    "or let a `script` stage write traces for it. If a column is the answer, say so with "
+    "`columns: {prompt: ..., completion: ...}`",
+)
+_RATED: tuple[RowKind, ...] = (
+    RowKind(
+        name="a step of a message tree (OpenAssistant)",
+        fits=lambda names: {"message_id", "parent_id", "role"} <= names,
+        use="Join each path from a root to a leaf to one row with `messages` first",
+    ),
+    RowKind(
+        name="an answer whose steps are rated, as for a reward model",
+        fits=lambda names: "labels" in names and bool(names & {"completions", "steps"}),
+        use="No stage trains on rated steps; `pairs` makes pairs of right and wrong answers",
+    ),
+    RowKind(
+        name="one answer with a verdict (KTO)",
+        fits=lambda names: (
+            bool(names & set(_LABELS))
+            and bool(names & {"completion", "messages", "conversations", "output", "response"})
+        ),
+        use="A preference stage needs two answers to one prompt, `chosen` and `rejected`; an sft "
+        "stage learns the answers whose verdict is good",
+    ),
+)
+_UNANSWERED: tuple[RowKind, ...] = (
+    RowKind(
+        name="several answers to one prompt",
+        fits=lambda names: (
+            any(name in names for name in _QUESTIONS)
+            and bool(names & {"completions", "responses", "answers", "generations"})
+        ),
+        use="Keep one answer for an sft stage, such as `columns: {completion: responses.0}`, or two "
+        "for a preference stage (`chosen`, `rejected`)",
+    ),
+    _PROBLEM,
+)
+
+
+def misplaced_row(row: Row, *, pairs: bool) -> RowFault:
+    """Return the fault of a row that has none of the stage's shapes: what it is, if that is known."""
+    names = frozenset(name for name, value in row.items() if value is not None)
+    other = shape_of(row, pairs=not pairs)
+    kinds = _UNANSWERED if other is None or other.verbatim else (_other_stage(other),)
+    kind = next((kind for kind in (*_RATED, *kinds) if kind.fits(names)), None)
+    if kind is not None:
+        return RowFault("wrong_stage", f"the row ({_listed(names)}) is {kind.name}. {kind.use}")
+    return RowFault(
+        "unknown_shape",
+        f"a row with keys {_listed(names) or '(none)'}. Expected {expected_shapes(pairs=pairs)}",
+    )
+
+
+def _other_stage(shape: RowShape) -> RowKind:
+    """Return the kind of rows that have a shape of the other training stage."""
+    what, stage = (
+        ("a preference pair", "A preference") if shape.is_pair else ("a conversation", "An sft")
+    )
+    return RowKind(
+        name=f"{what} ({shape.name})", fits=lambda names: True, use=f"{stage} stage takes it"
+    )
+
+
+def check_verdict(row: Row) -> None:
+    """Raise RowFault for a row whose own label says that its answer is a bad one (KTO)."""
+    for name in _LABELS:
+        if str(row.get(name)).lower() in _BAD:
+            raise RowFault(
+                "bad_answer",
+                f"{name} is {row[name]!r}: a rated answer (KTO), and this one is bad. Leave those out "
+                "with on_fault {bad_answer: drop}, or make pairs of good and bad ones for a "
+                "preference stage",
+            )
+
+
+def check_answered(row: Row, messages: Part) -> None:
+    """Raise RowFault for a conversation that ends with a question and holds only what its answer is
+    checked against.
+    """
+    last: Message | None = messages[-1] if messages else None
+    names = {name for name, value in row.items() if value is not None}
+    unanswered = not any(message.role == "assistant" for message in messages)
+    truths = (*_TRUTHS, *_ANSWERS) if unanswered else _TRUTHS
+    if last is None or last.role != "user" or not names & set(truths):
+        return
+    raise RowFault("wrong_stage", f"the row is {_PROBLEM.name}. {_PROBLEM.use}")
+
+
+def _listed(names: frozenset[str]) -> str:
+    return ", ".join(sorted(names))
