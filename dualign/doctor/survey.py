@@ -113,6 +113,7 @@ class _Survey:
             template=subject.template,
             rows=rows.rows,
             parsed=rows.parsed,
+            structs=rows.structs,
         )
 
     def check_row(self, source: SourceConfig, source_index: int, row: EncodedRow) -> None:

@@ -63,6 +63,7 @@ def mix(request: DataRequest, kind: type[ExampleEncoder] | type[PairEncoder]) ->
             template=request.template,
             rows=rows.rows,
             parsed=rows.parsed,
+            structs=rows.structs,
         )
         tables.append(
             map_uncached(

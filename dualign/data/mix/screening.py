@@ -74,7 +74,10 @@ def screen(sampled: Sequence[SampledRows], request: DataRequest, *, pairs: bool)
         map_uncached(
             rows.table,
             _Fingerprinter(
-                parser=replace(parser, source=source), rows=rows.rows, dedup=data.dedup, index=index
+                parser=replace(parser, source=source, structs=rows.structs),
+                rows=rows.rows,
+                dedup=data.dedup,
+                index=index,
             ),
             with_indices=True,
             remove_columns=rows.table.column_names,

@@ -78,9 +78,9 @@ def _arguments(function: Mapping[str, Any]) -> Mapping[str, Any]:
     what = f"the arguments of {function['name']}"
     value = first_filled(function, _ARGUMENTS)
     if value is None:
-        others = [key for key in function if key not in (*_ARGUMENTS, *_IN_CALLS)]
-        if others:
-            found = f"has {', '.join(map(str, others))}"
+        unknown = [key for key in function if key not in (*_ARGUMENTS, *_IN_CALLS)]
+        if unknown:
+            found = f"has {', '.join(map(str, unknown))}"
             raise RowFault("bad_tools", f"{what}: expected them under arguments; the call {found}")
         return {}
     if isinstance(value, str):

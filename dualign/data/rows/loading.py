@@ -25,6 +25,7 @@ from dualign.data.rows.file_formats import (
     require_zstandard,
     unpack_files,
 )
+from dualign.data.rows.padding import Structs, struct_columns
 from dualign.data.rows.source_files import (
     combined_sha256,
     data_format,
@@ -54,6 +55,11 @@ class SampledRows:
     total: int
     sha256: str
     parsed: bool = False
+
+    @property
+    def structs(self) -> Structs:
+        """The columns whose objects may hold nulls that the table put there."""
+        return struct_columns(self.table.features)
 
 
 def load_source(source: SourceConfig, *, base: Path | None = None) -> datasets.Dataset:

@@ -6,13 +6,14 @@ the parsed ones.
 
 import pickle
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from operator import attrgetter
 from typing import Any
 
 from dualign.data.config import SourceConfig, Supervise
 from dualign.data.conversation import Conversation, Message, PreferencePair
 from dualign.data.faults import RowError
+from dualign.data.rows.padding import Structs, without_padding
 from dualign.data.rows.shapes import Part, Row
 from dualign.data.rows.sources import source_label, to_conversation, to_pair
 from dualign.data.rows.text_rules import NO_RULES, TextRules
@@ -27,14 +28,19 @@ _ROW_FIELDS = tuple(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RowParser:
-    """Raw row -> Conversation, or PreferencePair with `pairs`; RowError if it is inconsistent."""
+    """Raw row -> Conversation, or PreferencePair with `pairs`; RowError if it is inconsistent.
+
+    `structs` are the columns whose objects hold padding.
+    """
 
     source: SourceConfig
     supervise: Supervise
     pairs: bool
     rules: TextRules
+    structs: Structs = field(default_factory=dict)
 
     def __call__(self, row: Row, index: int) -> Parsed:
+        row = without_padding(row, self.structs)
         if self.pairs:
             return to_pair(row, source=self.source, index=index, rules=self.rules)
         return to_conversation(

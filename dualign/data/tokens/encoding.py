@@ -20,6 +20,7 @@ from dualign.data.config import DataConfig, SourceConfig, Supervise
 from dualign.data.conversation import UNKNOWN_MODE, Conversation, PreferencePair
 from dualign.data.faults import Code, RowError
 from dualign.data.policies import stops
+from dualign.data.rows.padding import Structs
 from dualign.data.rows.parser import RowParser, load_row
 from dualign.data.rows.text_rules import text_rules
 from dualign.data.seeds import Indices
@@ -97,7 +98,7 @@ class Encoder:
     """Rows of one source -> tokens.
 
     `rows` are the indices in the source of the rows that will come. `parsed`: they come as
-    screening stored them.
+    screening stored them. `structs` are the columns whose objects hold padding.
     """
 
     source: SourceConfig
@@ -106,6 +107,7 @@ class Encoder:
     template: ChatTemplate
     rows: Indices = field(repr=False)
     parsed: bool = False
+    structs: Structs = field(default_factory=dict, repr=False)
     features: ClassVar[datasets.Features]
     conversations_per_row: ClassVar[int]
 
@@ -179,6 +181,7 @@ class Encoder:
             supervise=self.data.supervise,
             pairs=isinstance(self, PairEncoder),
             rules=text_rules(self.tokenizer, self.template),
+            structs=self.structs,
         )
 
     def _stops(self, code: Code) -> bool:

@@ -1,0 +1,45 @@
+"""Nulls that a table put into objects, since all objects of an Arrow column have the same keys.
+
+    rows     {"city": "Oslo"}, {"table": 3}
+    table    {"city": "Oslo", "table": null}, {"city": null, "table": 3}
+
+A call or a schema with them would be learned with them. They are dropped at any depth of objects
+that Arrow made. Objects that are kept as JSON, as those of JSON lines are, hold only nulls of their
+own, which stay.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import datasets
+
+Structs = Mapping[str, Any]
+"""The types of the columns that hold objects of Arrow's, by name."""
+
+
+def struct_columns(features: datasets.Features) -> Structs:
+    """Return the columns that may hold padding."""
+    return {name: kind for name, kind in features.items() if _has_structs(kind)}
+
+
+def without_padding(row: Mapping[str, Any], structs: Structs) -> Mapping[str, Any]:
+    """Return the row without nulls of objects."""
+    if not structs:
+        return row
+    return {
+        key: _clean(value, structs[key]) if key in structs else value for key, value in row.items()
+    }
+
+
+def _has_structs(kind: Any) -> bool:
+    return isinstance(kind, Mapping) or (
+        isinstance(kind, datasets.List | datasets.LargeList) and _has_structs(kind.feature)
+    )
+
+
+def _clean(value: Any, kind: Any) -> Any:
+    if value is None or not _has_structs(kind):
+        return value
+    if isinstance(kind, Mapping):
+        return {key: _clean(item, kind[key]) for key, item in value.items() if item is not None}
+    return [_clean(item, kind.feature) for item in value]
