@@ -1,21 +1,21 @@
 """The processes of a launch: the work of rank 0, and how `dualign run` starts a stage on several."""
 
-import contextlib
 import os
 import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
+
+from dualign.config import read_yaml
+from dualign.deepspeed_ops import ops_of_config, prepare_ops
+from dualign.lifetime import LAUNCHER_PID
 
 if TYPE_CHECKING:
     from accelerate import PartialState
 
 T = TypeVar("T")
-LAUNCHER_PID = "DUALIGN_LAUNCHER_PID"
-"""Environment variable of a launched stage: the process id of the `dualign run` that launched it."""
 
 
 def is_main_process() -> bool:
@@ -47,9 +47,11 @@ def _partial_state() -> "PartialState":
 def launch(config_file: str, arguments: Sequence[str]) -> tuple[str, int]:
     """Run `dualign ARGUMENTS` through accelerate launch; returns the command line and the exit status.
 
-    If this process is interrupted, the launcher is told to stop its processes: they are in sessions
-    of their own and would continue without it.
+    What DeepSpeed compiles is compiled first, here. If this process is interrupted, the launcher is
+    told to stop its processes; if it is killed, they end by themselves (lifetime.py).
     """
+    settings = read_yaml(Path(config_file)).value
+    prepare_ops(ops_of_config(settings if isinstance(settings, dict) else {}))
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config_file]
     command += ["-m", "dualign", *arguments]
     process = subprocess.Popen(command, env={**os.environ, LAUNCHER_PID: str(os.getpid())})
@@ -63,25 +65,6 @@ def launch(config_file: str, arguments: Sequence[str]) -> tuple[str, int]:
     finally:
         signal.signal(signal.SIGTERM, before)
     return " ".join(command), code
-
-
-def exit_with_process(pid: int) -> None:
-    """Exit soon after process `pid` has ended, however it ended.
-
-    The processes of a launch are in sessions of their own. After kill -9, `dualign run` can't stop
-    them, and they would keep the output locked until they finish.
-    """
-    threading.Thread(target=_watch, args=(pid,), daemon=True).start()
-
-
-def _watch(pid: int) -> None:
-    import psutil
-
-    with contextlib.suppress(psutil.NoSuchProcess):
-        watched = psutil.Process(pid)
-        while watched.is_running() and watched.status() != psutil.STATUS_ZOMBIE:
-            time.sleep(0.2)
-    os._exit(1)
 
 
 def _interrupt(_signal: int, _frame: object) -> None:

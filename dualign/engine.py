@@ -20,15 +20,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from dualign.distributed import (
-    LAUNCHER_PID,
-    exit_with_process,
-    is_main_process,
-    launch,
-    run_on_main_process,
-)
+from dualign.deepspeed_ops import ops_of_environment, prepare_ops
+from dualign.distributed import is_main_process, launch, run_on_main_process
 from dualign.errors import CheckpointError
 from dualign.fingerprint import Digests, fingerprint
+from dualign.lifetime import LAUNCHER_PID, end_with_launcher
 from dualign.recipe import Recipe, StageEntry, references, replace_texts
 from dualign.rundir import (
     LAUNCHED,
@@ -112,11 +108,11 @@ def run(
     Raises:
         DualignError: a stage was refused or failed; finished stages stay, and the next run resumes.
     """
+    end_with_launcher()
     recipe.output_dir.mkdir(parents=True, exist_ok=True)
-    if LAUNCHER_PID in os.environ:
-        exit_with_process(int(os.environ[LAUNCHER_PID]))
     if not is_main_process():
         say = _silent
+    prepare_ops(ops_of_environment(os.environ))
     with _locked_output(recipe.output_dir):
         stages = statuses(recipe, remember=is_main_process())
         for number, status in enumerate(stages, start=1):

@@ -63,6 +63,11 @@ def write_json(path: Path, value: Any) -> None:
     temporary.replace(path)
 
 
+def cache_folder() -> Path:
+    """Return the folder of what is made once for a machine: $DUALIGN_CACHE, else ~/.cache/dualign."""
+    return Path(os.environ.get("DUALIGN_CACHE", "~/.cache/dualign")).expanduser()
+
+
 def work_folder(out: Path) -> Path:
     """Return the hidden folder next to `out` that is written before `out` is there."""
     return out.with_name(f".{out.name}.partial")

@@ -2,11 +2,10 @@
 
 import json
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-
-from tests import processes
 
 # The files that take longest, by seconds of CPU. They go first, so that the workers of `make test` end together.
 LONGEST = (
@@ -80,6 +79,6 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="session")
 def deepspeed() -> None:
-    """DeepSpeed, ready to be launched."""
-    pytest.importorskip("deepspeed", reason="needs deepspeed", exc_type=ImportError)
-    processes.build_deepspeed()
+    """DeepSpeed is here; the first launch compiles its op, once for the machine."""
+    if find_spec("deepspeed") is None:
+        pytest.skip("needs deepspeed")

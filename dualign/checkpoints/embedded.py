@@ -4,20 +4,14 @@
 transformers folder once.
 """
 
-import os
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
 from dualign.errors import CheckpointError
-from dualign.rundir import complete_folder, locked, work_folder
+from dualign.rundir import cache_folder, complete_folder, locked, work_folder
 
 EMBEDDED = "embedded:smollm2-135m-instruct"
-
-
-def cache_folder() -> Path:
-    """Return the folder of converted models: $DUALIGN_CACHE, else ~/.cache/dualign."""
-    return Path(os.environ.get("DUALIGN_CACHE", "~/.cache/dualign")).expanduser()
 
 
 def embedded_model(name: str = EMBEDDED) -> Path:

@@ -21,7 +21,6 @@ from typing import Any
 import datasets
 from filelock import FileLock
 
-from dualign.checkpoints.embedded import cache_folder
 from dualign.data.config import SourceConfig
 from dualign.data.pruning import make_room, mark_used
 from dualign.data.request import DataRequest
@@ -29,7 +28,7 @@ from dualign.data.rows.loading import load_source
 from dualign.data.rows.source_files import combined_sha256, fingerprint_files, local_files
 from dualign.data.rows.sources import source_label
 from dualign.fingerprint import Digests, file_digests
-from dualign.rundir import complete_folder
+from dualign.rundir import cache_folder, complete_folder
 
 Tables = Mapping[str, datasets.Dataset]
 Metadata = Mapping[str, Any]

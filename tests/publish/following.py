@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from urllib.request import Request, urlopen
 
-from dualign.checkpoints.embedded import cache_folder
+from dualign.rundir import cache_folder
 from tests.publish.hub.client import ROOT, Done, environment
 from tests.publish.hub.server import Hub
 from tests.publish.hub.store import Repo
