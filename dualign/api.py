@@ -130,7 +130,7 @@ def plan(recipe: Recipe | str | Path) -> "tuple[StagePlan, ...]":
     from dualign.cost.plan import plan_stage
 
     recipe = _loaded(recipe)
-    stages = engine.statuses(recipe, remember=False)
+    stages = engine.require_runnable(recipe, engine.statuses(recipe, remember=False))
     return tuple(plan_stage(recipe, status, stages) for status in stages)
 
 

@@ -12,7 +12,7 @@ run.json of the finished stage and in stage.json of the work folder:
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -22,7 +22,7 @@ from typing import Any
 
 from dualign.deepspeed_ops import ops_of_environment, prepare_ops
 from dualign.distributed import is_main_process, launch, run_on_main_process
-from dualign.errors import CheckpointError
+from dualign.errors import CheckpointError, ConfigError
 from dualign.fingerprint import Digests, fingerprint
 from dualign.lifetime import LAUNCHER_PID, end_with_launcher
 from dualign.recipe import Recipe, StageEntry, references, replace_texts
@@ -115,6 +115,7 @@ def run(
     prepare_ops(ops_of_environment(os.environ))
     with _locked_output(recipe.output_dir):
         stages = statuses(recipe, remember=is_main_process())
+        require_runnable(recipe, stages, only=only)
         for number, status in enumerate(stages, start=1):
             label = f"[{number}/{len(stages)}] {status.entry.name} ({status.entry.kind})"
             if status.state == "done":
@@ -126,6 +127,41 @@ def run(
                 seconds = _run_stage(recipe, status, stages)
                 say(f"{label}: finished in {seconds:.0f} s -> {status.run_dir}")
     return [status.run_dir for status in stages]
+
+
+def require_runnable(
+    recipe: Recipe, stages: list[StageStatus], *, only: str | None = None
+) -> list[StageStatus]:
+    """Return the stages, if those that aren't done could run right.
+
+    What depends on an earlier stage that isn't done is left to the start of the stage itself.
+
+    Raises:
+        ConfigError: with every reason, by stage and key.
+    """
+    run_dirs = {status.entry.name: status.run_dir for status in stages}
+    issues: list[str] = []
+    for status in stages:
+        if status.state != "done" and only in (None, status.entry.name):
+            paths = {
+                text: str(path)
+                for text, ref in references(status.entry.config).items()
+                if (path := run_dirs[ref.name].resolve() / ref.path).exists()
+            }
+            issues += _issues(status.entry, replace_texts(status.entry.config, paths))
+    _raise_issues(recipe, issues)
+    return stages
+
+
+def _issues(entry: StageEntry, config: Any) -> list[str]:
+    issues = stage_kind(entry.kind).issues(config)
+    return [f"  stage {entry.name}: {key}: {message}" for key, message in issues]
+
+
+def _raise_issues(recipe: Recipe, issues: Sequence[str]) -> None:
+    if issues:
+        count = f"{len(issues)} problem{'s' if len(issues) > 1 else ''}"
+        raise ConfigError("\n".join([f"{recipe.file}: {count}; nothing was started", *issues]))
 
 
 @contextmanager
@@ -170,6 +206,7 @@ def _run_stage(recipe: Recipe, status: StageStatus, stages: list[StageStatus]) -
         return _launch(recipe, entry, kind.command)
     by_name = {stage.entry.name: stage for stage in stages}
     config = _with_paths(entry.config, by_name)
+    _raise_issues(recipe, _issues(entry, config))
     work = work_folder(status.run_dir)
     resumed = run_on_main_process(lambda: open_work(status.run_dir, status.fingerprint)[1])
     started, clock = datetime.now(UTC), time.monotonic()

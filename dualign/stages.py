@@ -21,6 +21,8 @@ class StageKind:
     """MODULE:CLASS, the frozen dataclass with the keys of the stage; light to import"""
     run: str
     """MODULE:FUNCTION, `run(stage, work, *, seed) -> Outcome`"""
+    check: str = ""
+    """MODULE:FUNCTION, `check(stage) -> [(key, message)]`: why the stage can't run right on this machine"""
     command: str | None = None
     """the command that runs one stage of this kind, and that a launcher starts; needed if the dataclass has `launch`"""
     about: str = ""
@@ -48,6 +50,10 @@ class StageKind:
         """Whether a recipe may give the stage a `launch` configuration. Imports the dataclass."""
         return any(field.name == "launch" for field in fields(self.config_class))
 
+    def issues(self, stage: Any) -> list[tuple[str, str]]:
+        """Return why a stage can't run right on this machine, as (key, message). Reads no weights."""
+        return _resolved(self.check)(stage) if self.check else []
+
     @property
     def runner(self) -> Callable[..., Any]:
         """The function that does the work. Imports its module, and with it what the stage needs."""
@@ -64,6 +70,7 @@ STAGE_KINDS: tuple[StageKind, ...] = (
         name="sft",
         config="dualign.sft.config:SFTStage",
         run="dualign.sft.train:run",
+        check="dualign.training.preflight:issues",
         command="sft",
         about="run one SFT stage (also under accelerate launch)",
         trains=True,
@@ -81,6 +88,7 @@ STAGE_KINDS: tuple[StageKind, ...] = (
         name="preference",
         config="dualign.preference.config:PreferenceStage",
         run="dualign.preference.train:run",
+        check="dualign.training.preflight:issues",
         command="prefer",
         about="run one preference stage (also under accelerate launch)",
         trains=True,

@@ -4,11 +4,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+from dualign.config import nearest
 from dualign.data.config import DataConfig
 from dualign.training.arguments import DPO_ARGUMENTS
 from dualign.training.config import TrainingStage, training_problems
 
 _LOSSES = ("apo_zero", "apo_down", "sigmoid", "ipo")
+# Losses of the difference of chosen and rejected; TRL's f-divergences exist for these alone.
+_OF_DIFFERENCES = ("sigmoid", "ipo")
+_DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
 Reference = Literal["auto", "adapter", "cached", "copy"]
 
 
@@ -48,9 +52,12 @@ class PreferenceStage(TrainingStage):
 
 def _loss_problems(train: Mapping[str, Any]) -> list[tuple[str, str]]:
     losses = train.get("loss_type", "apo_zero")
+    losses = [losses] if isinstance(losses, str) else losses
+    if not isinstance(losses, list):
+        return []  # the type is refused elsewhere
     issues = [
         ("train.loss_type", f"expected {', '.join(_LOSSES)}, found {loss!r}")
-        for loss in ([losses] if isinstance(losses, str) else losses)
+        for loss in losses or [None]
         if loss not in _LOSSES
     ]
     beta = train.get("beta", 0.1)
@@ -58,7 +65,31 @@ def _loss_problems(train: Mapping[str, Any]) -> list[tuple[str, str]]:
         issues.append(("train.beta", f"expected more than 0, found {beta}"))
     if train.get("ld_alpha") is not None:
         issues.append(("train.ld_alpha", "length-desensitized log-probabilities aren't supported"))
-    return issues
+    return issues + _weight_problems(train.get("loss_weights"), losses) + _divergence(train, losses)
+
+
+def _weight_problems(weights: Any, losses: list[Any]) -> list[tuple[str, str]]:
+    if not isinstance(weights, list):
+        return []
+    if len(weights) != len(losses):
+        counts = f"{len(weights)} weights for {len(losses)} losses ({', '.join(map(str, losses))})"
+        return [("train.loss_weights", f"expected a weight for each of loss_type, found {counts}")]
+    if not all(isinstance(weight, (int, float)) for weight in weights):
+        return [("train.loss_weights", f"expected numbers, found {weights!r}")]
+    return []
+
+
+def _divergence(train: Mapping[str, Any], losses: list[Any]) -> list[tuple[str, str]]:
+    """Return what TRL refuses of an f-divergence, when the loss is computed first."""
+    divergence = train.get("f_divergence_type", _DIVERGENCES[0])
+    if divergence not in _DIVERGENCES:
+        known = nearest(str(divergence), _DIVERGENCES)
+        return [("train.f_divergence_type", f"unknown value {divergence!r}{known}")]
+    anchored = [loss for loss in losses if loss not in _OF_DIFFERENCES]
+    if divergence != _DIVERGENCES[0] and anchored:
+        message = f"{divergence} is defined for {', '.join(_OF_DIFFERENCES)}, not for {anchored[0]}"
+        return [("train.f_divergence_type", message)]
+    return []
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

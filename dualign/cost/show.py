@@ -12,7 +12,7 @@ from dualign.cost.plan import (
     prepare_data,
     resolve_references,
 )
-from dualign.engine import StageStatus, statuses
+from dualign.engine import StageStatus, require_runnable, statuses
 from dualign.errors import ConfigError
 from dualign.recipe import Recipe, StageEntry, references
 
@@ -20,7 +20,7 @@ from dualign.recipe import Recipe, StageEntry, references
 def show_plan(recipe: Recipe, *, console: Console | None = None) -> None:
     """Print the stages, then rows, tokens, steps, memory and time of each training stage."""
     console = console or Console()
-    all_statuses = statuses(recipe, remember=False)
+    all_statuses = require_runnable(recipe, statuses(recipe, remember=False))
     console.print(_stage_table(recipe, all_statuses))
     for status in all_statuses:
         stage = plan_stage(recipe, status, all_statuses)

@@ -1,3 +1,11 @@
 """Code around TRL's trainers that SFT and preference training share."""
 
-__all__ = ["arguments", "config", "isolation", "per_group_metrics", "policy", "trainer"]
+__all__ = [
+    "arguments",
+    "config",
+    "isolation",
+    "per_group_metrics",
+    "policy",
+    "preflight",
+    "trainer",
+]

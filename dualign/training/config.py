@@ -52,6 +52,8 @@ class TrainingStage:
     """branch, tag or commit of a hub id"""
     dtype: Dtype = "float32"
     """type of the weights in memory; train.bf16: true computes in bfloat16 over float32 weights"""
+    rounded_updates: bool = False
+    """full fine-tuning of 16-bit weights at a learning rate at which rounding loses most of each update"""
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] = "sdpa"
     """each isolates packed documents"""
     quantization: Literal["nf4"] | None = None
