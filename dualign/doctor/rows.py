@@ -1,8 +1,8 @@
 """Checks of a well-formed conversation: its text, its turns, its flags."""
 
 import re
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from dualign.data.conversation import Conversation, Message
 from dualign.data.think_tags import CLOSE, FLAG, FLAGS, OPEN, WHOLE_FLAG
@@ -85,13 +85,6 @@ def _check_echo(conversation: Conversation) -> Iterator[Finding]:
             question = answer
         elif message.role == "assistant" and answer == question and len(answer) >= _LONG_ENOUGH:
             yield Finding("answer_is_prompt", f"message {turn} repeats the question")
-
-
-def tool_name(tool: Mapping[str, Any]) -> str:
-    """Return the function's name in a schema or a call."""
-    inner = tool.get("function")
-    function = inner if isinstance(inner, Mapping) else tool
-    return str(function.get("name", ""))
 
 
 def _around(text: str, at: int) -> str:

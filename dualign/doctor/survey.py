@@ -4,7 +4,7 @@ Faults are collected instead of raised. Only the length and a hash of each row s
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,6 @@ from dualign.data.text.template import ChatTemplate
 from dualign.data.tokens.encoding import EncodedRow, ExampleEncoder, PairEncoder
 from dualign.doctor.balance import PairTokens, check_modes, check_pair_lengths
 from dualign.doctor.findings import Finding, Findings
-from dualign.doctor.rendering import TurnMarkers, check_rendering, turn_markers
 from dualign.doctor.row_log import RowLog
 from dualign.doctor.rows import check_conversation, foreign_markers
 from dualign.doctor.sources import ReadableSources, read_sources
@@ -71,7 +70,6 @@ def survey(subject: SurveyInput, findings: Findings) -> Mapping[str, Any]:
         subject=replace(subject, data=sources.data),
         findings=findings,
         foreign=foreign_markers(subject.tokenizer),
-        markers=turn_markers(subject.template),
         unknown=unknown_id(subject.tokenizer),
     )
     screened = zip(sources.data.sources, sources.screened.sampled, strict=True)
@@ -91,7 +89,6 @@ class _Survey:
     subject: SurveyInput
     findings: Findings
     foreign: re.Pattern[str]
-    markers: TurnMarkers
     unknown: int | None
     log: RowLog = field(default_factory=RowLog)
     samples: dict[tuple[str, str], list[PromptSample]] = field(default_factory=dict)
@@ -118,7 +115,11 @@ class _Survey:
 
     def check_row(self, source: SourceConfig, source_index: int, row: EncodedRow) -> None:
         """Run all checks of one row, and log it."""
-        findings = list(self._content_findings(row))
+        findings = [
+            finding
+            for conversation in row.conversations
+            for finding in check_conversation(conversation, self.foreign)
+        ]
         if row.fault:
             findings.append(_from_error(row.fault, source, self.subject.data))
         else:
@@ -134,13 +135,6 @@ class _Survey:
         self.log.add(source_index, row)
         # Report a fault common to chosen and rejected once.
         self.findings.extend(dict.fromkeys(findings), source=self._name(source), row=row.row)
-
-    def _content_findings(self, row: EncodedRow) -> Iterator[Finding]:
-        supervise = "last" if self.subject.pairs else self.subject.data.supervise
-        for conversation in row.conversations:
-            yield from check_conversation(conversation, self.foreign)
-        for rendered in row.rendered:
-            yield from check_rendering(rendered, self.markers, supervise=supervise)
 
     def conclude(self, sources: ReadableSources) -> Mapping[str, Any]:
         """Run the checks that need all rows; return ROWS."""

@@ -8,7 +8,6 @@ from dualign.data.conversation import MODES, Conversation, Message, Mode
 from dualign.data.text.template import ChatTemplate
 from dualign.data.think_tags import FLAG, OPEN
 from dualign.doctor.findings import Finding
-from dualign.doctor.rendering import opening
 from dualign.errors import TemplateError
 
 _DAYS = ("9 February 2024", "23 November 2031")
@@ -40,6 +39,16 @@ def check_template(template: ChatTemplate, *, modes: Collection[str] = ()) -> li
         message = f"the trace isn't in the text of a think turn: {texts['think'][-120:]!r}"
         findings.append(Finding("thinking_lost", message))
     return findings
+
+
+def opening(template: ChatTemplate, mode: Mode) -> str:
+    """Return the text that the generation prompt appends to a conversation."""
+    try:
+        text_of = template.texts(_conversation(_USER_TURN, mode))
+        prompt, without = text_of(1, True), text_of(1, False)
+    except TemplateError:
+        return ""
+    return prompt[len(without) :] if prompt.startswith(without) else ""
 
 
 def _check_turns(template: ChatTemplate) -> Iterator[Finding]:

@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 
 from dualign.data.text.template import ChatTemplate, load_template
-from dualign.doctor.rendering import turn_markers
-from dualign.doctor.template import check_template
+from dualign.doctor.template import check_template, opening
 from dualign.errors import TemplateError
 from tests.doctor import defective_templates as made
 from tests.doctor.conftest import Examine
@@ -51,12 +50,9 @@ def test_a_pinned_date_is_no_leak() -> None:
 
 
 def test_openings_are_what_the_generation_prompt_adds() -> None:
-    turns = turn_markers(load_template("dualign"))
-    assert turns.openings == {
-        "think": "<|im_start|>assistant\n<think>\n",
-        "no_think": "<|im_start|>assistant\n<think>\n\n</think>\n",
-    }
-    assert turns.end_of_turn == "<|im_end|>"
+    template = load_template("dualign")
+    assert opening(template, "think") == "<|im_start|>assistant\n<think>\n"
+    assert opening(template, "no_think") == "<|im_start|>assistant\n<think>\n\n</think>\n"
 
 
 def _planted_file(folder: Path, text: str) -> str:

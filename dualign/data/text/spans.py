@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 from dualign.data.config import Supervise
 from dualign.data.conversation import Conversation, Message, Mode
-from dualign.data.text.template import ChatTemplate
+from dualign.data.text.checks import RenderingError, row_defects, turn_defects
+from dualign.data.text.template import ChatTemplate, TextOf
 from dualign.data.think_tags import CLOSE, OPEN
 from dualign.errors import TemplateError
 
@@ -64,7 +65,9 @@ def render_rows(
         return [_whole(conversation, text)]
     text_of = template.texts(conversation)
     if supervise == "all":
-        return [_whole(conversation, text_of(len(conversation.messages), False))]
+        text = text_of(len(conversation.messages), False)
+        _check_row(template, conversation, text)
+        return [_whole(conversation, text)]
     turns = _supervised(conversation, supervise)
     if not turns:
         return [_rendered(conversation, text_of(len(conversation.messages), False), {}, supervise)]
@@ -75,11 +78,12 @@ def render_rows(
         text = alone[end - 1] if end - 1 in alone else text_of(end, False)
         seen = [turn for turn in turns if text.startswith(alone.get(turn, text))]
         proven = {
-            turn: _turn(template, conversation, turn, text_of(turn, True), alone.get(turn, text))
+            turn: _turn(template, conversation, turn, text_of, alone.get(turn, text))
             for turn in seen
         }
         if proven:
             part = _part(conversation, end, proven)
+            _check_row(template, part, text)
             rows.append(_rendered(part, text, proven, supervise))
         turns = [turn for turn in turns if turn not in proven]
         end = turns[-1] + 1 if turns else 0
@@ -97,6 +101,13 @@ def render_row(
             f"that the supervised turns make {len(rows)} rows. Expected one: use supervise: last."
         )
     return rows[0]
+
+
+def _check_row(template: ChatTemplate, conversation: Conversation, text: str) -> None:
+    for code, what in row_defects(conversation, text):
+        raise RenderingError(
+            f"{conversation.place}: template {template.name!r}: {what} [{code}]", code
+        )
 
 
 def _whole(conversation: Conversation, text: str) -> RenderedRow:
@@ -169,11 +180,12 @@ def _supervised(conversation: Conversation, supervise: Supervise) -> list[int]:
 
 
 def _turn(
-    template: ChatTemplate, conversation: Conversation, which: int, prompt: str, upto: str
+    template: ChatTemplate, conversation: Conversation, which: int, text_of: TextOf, upto: str
 ) -> _Turn:
     """Return the text that message `which` must produce: all that follows its generation prompt in
     `upto`, the text that ends with it, to its end-of-turn.
     """
+    prompt = text_of(which, True)
     place = f"{conversation.place}, message {which}"
     if not upto.startswith(prompt):
         raise _unproven(template, place, prompt, upto)
@@ -184,6 +196,9 @@ def _turn(
         raise TemplateError(f"{place}: template {template.name!r}: {reason}.")
     message, produced = conversation.messages[which], upto[start:]
     _check_nothing_lost(template, place, message, produced)
+    opening = template.opening(conversation, which, prompt, text_of)
+    for code, what in turn_defects(message, opening, produced):
+        raise RenderingError(f"{place}: template {template.name!r}: {what} [{code}]", code)
     thought, answer = _thinking_ends(message, produced)
     return _Turn(
         start,

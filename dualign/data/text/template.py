@@ -70,6 +70,26 @@ class ChatTemplate:
 
         return text_of
 
+    def opening(self, conversation: Conversation, which: int, prompt: str, text_of: TextOf) -> str:
+        """Return what the generation prompt of message `which` appends to the text before it.
+
+        Rows are alike: a text that was an opening before, and ends this prompt, is this one's too.
+        """
+        role = conversation.messages[which - 1].role if which else ""
+        known = self._openings.setdefault((conversation.mode, role, bool(conversation.tools)), [])
+        for opening in known:
+            if prompt.endswith(opening):
+                return opening
+        before = text_of(which, False)
+        opening = prompt[len(before) :] if prompt.startswith(before) else ""
+        known.append(opening)
+        known.sort(key=len, reverse=True)
+        return opening
+
+    @cached_property
+    def _openings(self) -> dict[tuple[Mode, str, bool], list[str]]:
+        return {}
+
     @property
     def end_of_turn(self) -> str:
         """The text that closes an assistant turn, such as `<|im_end|>`."""

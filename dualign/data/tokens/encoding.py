@@ -24,6 +24,7 @@ from dualign.data.rows.padding import Structs
 from dualign.data.rows.parser import RowParser, load_row
 from dualign.data.rows.text_rules import text_rules
 from dualign.data.seeds import Indices
+from dualign.data.text.checks import RenderingError
 from dualign.data.text.spans import RenderedRow, render_rows
 from dualign.data.text.template import ChatTemplate
 from dualign.data.text.truncation import within_budget, without_first_turns
@@ -198,10 +199,11 @@ class Encoder:
         try:
             return render_rows(self.template, conversation, supervise)
         except TemplateError as error:
-            if self._stops("template"):
+            code = error.code if isinstance(error, RenderingError) else "template"
+            if self._stops(code):
                 raise
             return RowError(
-                "template",
+                code,
                 str(error),
                 source=conversation.source,
                 row=conversation.row,

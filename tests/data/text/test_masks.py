@@ -47,6 +47,7 @@ MISTRAL_3 = _MISTRAL_TURNS + (
 WRITTEN = {"mistral": MISTRAL, "mistral-3": MISTRAL_3}
 NAMES = ["dualign", "chatml", "smollm3", "smollm3-training"]
 NAMES += ["qwen3", "qwen2_5", "llama3", "gemma3", "mistral", "mistral-3"]
+NO_TOOLS = {"chatml", "smollm3", "llama3", "gemma3", "mistral"}
 TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
 
 
@@ -130,7 +131,8 @@ def test_the_supervised_text_is_what_the_model_must_emit(
     name: str, llama_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     template = template_of(name, llama_tokenizer, tmp_path)
-    for mode, turns, tools in product(("think", "no_think"), (1, 2, 3, 4), (False, True)):
+    with_tools = (False,) if name in NO_TOOLS else (False, True)
+    for mode, turns, tools in product(("think", "no_think"), (1, 2, 3, 4), with_tools):
         row = conversation(mode, turns, tools=tools)  # type: ignore[arg-type]
         plain = Plain(template, llama_tokenizer, row)
         answers = list(range(2, 2 * turns + 1, 2))
@@ -217,6 +219,16 @@ def test_mistrals_calls_are_learnt_and_their_results_are_not(
     ]
     assert first.text.count("[AVAILABLE_TOOLS]") == second.text.count("[AVAILABLE_TOOLS]") == 1
     assert '[TOOL_RESULTS] {"content": "a tree"}[/TOOL_RESULTS] A tree.' in second.text
+
+
+@pytest.mark.parametrize("name", sorted(NO_TOOLS))
+def test_tools_that_a_template_loses_are_refused(
+    name: str, llama_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    template = template_of(name, llama_tokenizer, tmp_path)
+    refusal = r"rows, row 0: .* look is.* \[tools_(lost|as_repr)\]"
+    with pytest.raises(TemplateError, match=refusal):
+        render_rows(template, conversation("no_think", 1, tools=True), "assistant")
 
 
 @pytest.mark.parametrize("name", ["chatml", "smollm3", "gemma3", "mistral"])
