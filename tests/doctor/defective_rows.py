@@ -156,12 +156,22 @@ def problem_without_answer(_: Row) -> Row:
     return {"prompt": "What is 1 + 1?", "ground_truth": "2", "mode": "no_think"}
 
 
+def half_a_weight(_: Row) -> Row:
+    row = no_think_row()
+    row["messages"][1]["loss_weight"] = 0.5
+    return row
+
+
 def plain_text_in_chat(_: Row) -> Row:
     return {"text": "Once upon a time.", "mode": "no_think"}
 
 
 def picture_in_content(_: Row) -> Row:
     return _say(no_think_row(), 0, [{"type": "image", "url": "a.png"}])
+
+
+def text_under_an_unknown_key(_: Row) -> Row:
+    return _say(no_think_row(), 0, [{"type": "text", "body": "1 + 1?"}])
 
 
 def tools_that_are_no_json(_: Row) -> Row:
@@ -357,7 +367,9 @@ PLANTED = (
     Planted(answer_with_a_bad_verdict, "bad_answer"),
     Planted(problem_without_answer, "wrong_stage"),
     Planted(plain_text_in_chat, "plain_text"),
-    Planted(picture_in_content, "bad_content"),
+    Planted(picture_in_content, "multimodal"),
+    Planted(text_under_an_unknown_key, "bad_content"),
+    Planted(half_a_weight, "loss_weight"),
     Planted(tools_that_are_no_json, "bad_tools"),
     Planted(arguments_that_are_no_json, "bad_tools"),
     Planted(call_without_name, "bad_tools"),

@@ -31,7 +31,7 @@ _MOST_COMPARED = 100
 comparing all of them would take the square of their number.
 """
 _BATCH = 10_000
-_NOT_SAID = frozenset({"train", "cut", "tool_call_id"})
+_NOT_COMPARED = frozenset({"train", "cut", "tool_call_id"})
 """Fields of a turn that duplicates may differ in."""
 
 Signatures = NDArray[np.uint32]
@@ -42,18 +42,18 @@ def digest(parsed: Parsed) -> bytes:
     """Return 16 bytes that two rows share if all is the same but white space and where they come
     from.
     """
-    turns = [[_said(message) for message in part] for part in parts_of(parsed)]
+    turns = [[_comparable(message) for message in part] for part in parts_of(parsed)]
     content = [parsed.mode, turns, list(parsed.tools), dict(parsed.template_kwargs)]
     return xxh3_128_digest(json.dumps(content, sort_keys=True, default=str).encode())
 
 
-def _said(message: Message) -> dict[str, Any]:
+def _comparable(message: Message) -> dict[str, Any]:
     """Return what two equal turns share. The ids of calls are drawn anew for each copy of a row."""
-    said = {entry.name: getattr(message, entry.name) for entry in fields(message)}
-    said = {name: value for name, value in said.items() if name not in _NOT_SAID}
-    said["content"] = " ".join(message.content.split())
-    said["tool_calls"] = message.functions
-    return said
+    values = {entry.name: getattr(message, entry.name) for entry in fields(message)}
+    values = {name: value for name, value in values.items() if name not in _NOT_COMPARED}
+    values["content"] = " ".join(message.content.split())
+    values["tool_calls"] = message.functions
+    return values
 
 
 def signatures(texts_of_rows: Sequence[Sequence[str]], ngram: int) -> list[bytes]:

@@ -37,8 +37,23 @@ def _check_listed_tools(key: str, value: Any) -> None:
         raise RowFault("bad_tools", f"{key} is {excerpt(value)}: expected a list of schemas")
 
 
-def as_tools(value: Any) -> tuple[Mapping[str, Any], ...]:
-    """Parse function schemas: a list, or JSON; each item may be JSON too."""
+def as_tools(value: Any, *, functions: Any = None) -> tuple[Mapping[str, Any], ...]:
+    """Parse function schemas: a list, or JSON; each item may be JSON too.
+
+    `functions` is OpenAI's column before `tools`: the functions without their envelopes.
+    """
+    tools = _schemas(value)
+    old = tuple({"type": "function", "function": _function(item)} for item in _schemas(functions))
+    if tools and old and [_function(tool) for tool in tools] != [_function(tool) for tool in old]:
+        raise RowFault("bad_tools", "tools and functions differ: expected one of the two columns")
+    return tools or old
+
+
+def _function(tool: Mapping[str, Any]) -> Any:
+    return tool.get("function") or tool
+
+
+def _schemas(value: Any) -> tuple[Mapping[str, Any], ...]:
     if value is None or value == "":
         return ()
     if isinstance(value, str):
@@ -56,8 +71,10 @@ def as_calls(value: Any) -> tuple[Mapping[str, Any], ...]:
     included. A call without an id has none afterwards.
     """
     if isinstance(value, str):
-        value = parse_json(value, "tool_calls", list)
-    return tuple(_call(item) for item in value)
+        value = parse_json(value, "tool_calls", list if value.lstrip()[:1] == "[" else dict)
+    if value is not None and not isinstance(value, Sequence | Mapping):
+        raise RowFault("bad_tools", f"tool_calls are {excerpt(value)}: expected a list of calls")
+    return tuple(_call(item) for item in ([value] if isinstance(value, Mapping) else value or ()))
 
 
 def _call(item: Any) -> Mapping[str, Any]:
@@ -80,8 +97,10 @@ def _arguments(function: Mapping[str, Any]) -> Mapping[str, Any]:
     if value is None:
         unknown = [key for key in function if key not in (*_ARGUMENTS, *_IN_CALLS)]
         if unknown:
-            found = f"has {', '.join(map(str, unknown))}"
-            raise RowFault("bad_tools", f"{what}: expected them under arguments; the call {found}")
+            names = ", ".join(map(str, unknown))
+            raise RowFault(
+                "bad_tools", f"{what}: expected them under arguments; the call has {names}"
+            )
         return {}
     if isinstance(value, str):
         value = parse_json(value, what, dict)

@@ -6,6 +6,8 @@ from typing import Any
 from dualign.data.conversation import Message, Role
 from dualign.data.faults import RowFault
 from dualign.data.rows.calls import as_calls, first_filled, parse_json
+from dualign.data.rows.contents import calls_in, check_media, text_of, thought_in
+from dualign.data.rows.loss_flags import is_trained
 from dualign.errors import excerpt
 
 ROLES: dict[str, Role] = {
@@ -23,10 +25,19 @@ ROLES: dict[str, Role] = {
     "ipython": "tool",
     "observation": "tool",
     "function_response": "tool",
+    "tool_response": "tool",
     "function_call": "assistant",
+    "tool_call": "assistant",
 }
 _CALL_IDS = ("tool_call_id", "call_id")
-_TRACE_FIELDS = ("reasoning_content", "thinking", "reasoning")
+_TRACE_FIELDS = ("reasoning_content", "thinking", "reasoning", "thought")
+_CALLS = ("function_call", "tool_call")
+"""Roles of turns that are nothing but calls."""
+_CONTENTS = ("content", "value", "text", "parts")
+_KEYS = frozenset(
+    {"role", "from", "id", "type", "name", "tool_name", "tool_calls", "function_call"}
+)
+"""Keys of a message that hold no text of it."""
 
 
 def as_turn(value: Any, role: Role) -> list[Message]:
@@ -53,35 +64,75 @@ def as_messages(value: Any) -> list[Message]:
 
 def _message(item: Mapping[str, Any]) -> Message:
     name = item.get("role") if item.get("role") is not None else item.get("from")
-    if name not in ROLES:
+    role = ROLES.get(name) if isinstance(name, str) else None
+    if role is None:
         raise RowFault("unknown_role", f"role {name!r}: expected one of {', '.join(ROLES)}")
-    content = item.get("content") if item.get("role") is not None else item.get("value")
-    if name == "function_call":
-        return Message(role="assistant", content="", tool_calls=as_calls([content]))
+    check_media(item, f"a message of the {role}")
+    listed = next((key for key in ("tools", "functions", "function_calls") if item.get(key)), None)
+    if listed:
+        what = (
+            f"{listed} inside a message: expected the row's tools in a column, calls in tool_calls"
+        )
+        raise RowFault("bad_tools", what)
+    content = _content(item, "content" if item.get("role") is not None else "value")
+    train = is_trained(item, role)
+    if name in _CALLS:
+        return Message(role="assistant", content="", tool_calls=as_calls(content), train=train)
+    calls = item.get("tool_calls") or _old_call(item) or calls_in(content)
+    trace = _trace(item, content)
+    if role != "assistant" and (calls or trace):
+        what = f"a {'call' if calls else 'trace'} in a message of the {role}"
+        raise RowFault("bad_tools" if calls else "bad_content", what)
     return Message(
-        role=ROLES[name],
+        role=role,
         content=text_of(content),
-        thinking=_trace(item, content) if ROLES[name] == "assistant" else None,
-        tool_calls=as_calls(item.get("tool_calls") or _old_call(item)),
-        **_links(item, ROLES[name]),
-        train=item.get("train") is not False and item.get("weight") != 0,
+        thinking=trace,
+        tool_calls=as_calls(calls),
+        train=train,
+        **_links(item, role),
     )
 
 
+def _content(item: Mapping[str, Any], usual: str) -> Any:
+    """Return the content of a message under its usual key, or else under the only one that it has.
+
+    Raises:
+        RowFault: none of the keys, but others that may hold the text.
+    """
+    filled = [key for key in (usual, *_CONTENTS) if item.get(key) not in (None, "", [])]
+    texts = {key: item[key] for key in filled if isinstance(item[key], str)}
+    if len(set(texts.values())) > 1:
+        raise RowFault("bad_content", f"a message with different texts in {', '.join(texts)}")
+    if filled:
+        return item[filled[0]]
+    spoken = any(item.get(key) for key in ("tool_calls", "function_call", *_TRACE_FIELDS))
+    if item.get(usual) is None and not spoken and (keys := _unknown_texts(item)):
+        what = f"a message with the keys {', '.join(map(str, item))}: its text may be in "
+        raise RowFault("bad_content", f"{what}{', '.join(keys)}: expected it in {usual}")
+    return item.get(usual)
+
+
+def _unknown_texts(item: Mapping[str, Any]) -> list[str]:
+    """Return the keys, other than those of messages, that hold words."""
+    return [
+        key
+        for key, value in item.items()
+        if key not in _KEYS and value and isinstance(value, str | Sequence | Mapping)
+    ]
+
+
 def _trace(item: Mapping[str, Any], content: Any) -> str | None:
-    """Return the trace of a field of its own, or of the content's parts of type thinking."""
-    fields = (item[key] for key in _TRACE_FIELDS if item.get(key) is not None)
-    trace = next(fields, None)
-    if trace is None and not isinstance(content, str) and isinstance(content, Sequence):
-        thoughts = [part["thinking"] for part in content if _is_thought(part)]
-        trace = "".join(map(text_of, thoughts)) if thoughts else None
-    if trace is not None and not isinstance(trace, str):
-        raise RowFault("bad_content", f"a trace {excerpt(trace)}: expected text")
-    return trace
-
-
-def _is_thought(part: Any) -> bool:
-    return isinstance(part, Mapping) and part.get("type") == "thinking" and "thinking" in part
+    """Return the trace of a field of its own, or of the content's parts; RowFault for two."""
+    traces = [item[key] for key in _TRACE_FIELDS if item.get(key)]
+    wrong = next((trace for trace in traces if not isinstance(trace, str)), None)
+    if wrong is not None:
+        raise RowFault("bad_content", f"a trace {excerpt(wrong)}: expected text")
+    traces.extend(filter(None, [thought_in(content)]))
+    if len(set(traces)) > 1:
+        raise RowFault(
+            "double_think", f"{len(set(traces))} different traces in fields of their own"
+        )
+    return traces[0] if traces else None
 
 
 def _links(item: Mapping[str, Any], role: Role) -> dict[str, Any]:
@@ -99,20 +150,3 @@ def _old_call(item: Mapping[str, Any]) -> list[Any]:
     """Return OpenAI's `function_call`, the form before `tool_calls`."""
     call = item.get("function_call")
     return [call] if call else []
-
-
-def text_of(content: Any) -> str:
-    """Return the text of a content: a string, or parts without those of the trace."""
-    if content is None:
-        return ""
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, Sequence):
-        raise RowFault("bad_content", f"content {excerpt(content)}: expected text or parts")
-    parts = [part for part in content if not _is_thought(part)]
-    for part in parts:
-        if not isinstance(part, Mapping) or part.get("type") != "text":
-            raise RowFault(
-                "bad_content", f"content part {excerpt(part)}: only text can be trained on"
-            )
-    return "".join(str(part.get("text") or "") for part in parts)

@@ -12,7 +12,8 @@ from typing import Any
 
 from dualign.data.conversation import Message, Role
 from dualign.data.faults import RowFault
-from dualign.data.rows.messages import ROLES, as_messages, as_turn, text_of
+from dualign.data.rows.contents import text_of
+from dualign.data.rows.messages import ROLES, as_messages, as_turn
 from dualign.errors import excerpt
 
 Row = Mapping[str, Any]

@@ -14,7 +14,9 @@ from dualign.data.conversation import Conversation, Mode, PreferencePair
 from dualign.data.faults import Code, RowError, RowFault
 from dualign.data.policies import Repair, repair_for
 from dualign.data.rows.calls import as_kwargs, as_tools
+from dualign.data.rows.contents import check_media
 from dualign.data.rows.kinds import check_answered, check_verdict, misplaced_row
+from dualign.data.rows.loss_flags import check_row_weight
 from dualign.data.rows.repairs import ParsedRow, apply_repair
 from dualign.data.rows.shapes import (
     Part,
@@ -57,6 +59,7 @@ def to_conversation(
     """
     label = source_label(source)
     try:
+        _check_columns(row)
         shape = shape_of(row, pairs=False)
         if shape is not None and shape.verbatim:
             return _verbatim(row, shape, source, index, supervise, rules)
@@ -91,6 +94,7 @@ def to_pair(
     """
     label = source_label(source)
     try:
+        _check_columns(row)
         kwargs = _template_kwargs(row)
         shape = shape_of(row, pairs=True)
         if shape is None:
@@ -135,6 +139,12 @@ class _CheckedRow:
     repairs: tuple[str, ...] = ()
 
 
+def _check_columns(row: Row) -> None:
+    """Raise RowFault for columns that change what the texts mean, or whether they are learned."""
+    check_media(row, "the row")
+    check_row_weight(row)
+
+
 def _template_kwargs(row: Row) -> _TemplateKwargs:
     rest = as_kwargs(row.get("chat_template_kwargs"))
     enable_thinking = rest.pop("enable_thinking", None)
@@ -142,7 +152,7 @@ def _template_kwargs(row: Row) -> _TemplateKwargs:
         what = f"enable_thinking is {enable_thinking!r}: expected true or false"
         raise RowFault("unknown_mode", what)
     tools_in_kwargs = rest.pop("tools", None)
-    tools = as_tools(row.get("tools") or tools_in_kwargs)
+    tools = as_tools(row.get("tools") or tools_in_kwargs, functions=row.get("functions"))
     return _TemplateKwargs(enable_thinking=enable_thinking, tools=tools, rest=rest)
 
 
