@@ -178,7 +178,7 @@ def _locked_output(folder: Path) -> Iterator[None]:
             yield
     else:
         with locked(folder):
-            with locked(folder, LAUNCHED, wait=30):
+            with locked(folder, LAUNCHED, wait=300):
                 pass
             yield
 

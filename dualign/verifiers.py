@@ -21,6 +21,8 @@ _NAMED_CHOICE = re.compile(
     r"(?:answer|choice|option)\s*(?:is|:|=)?\s*[\s*_(\[{$`\"']*([A-Z])(?![A-Za-z])|\\boxed\{\s*(?:\\text\{)?\(?([A-Z])\)?"
 )
 _FIRST_CHOICE = re.compile(r"\A[\s*_(\[`\"']*([A-Z])(?:[\s*_)\]`\"'.:]*\Z|[*_`]*[).:\]])")
+# math-verify's limit by the clock is 5, which a busy machine may reach with a plain answer.
+_MATH_SECONDS = 30
 _LONE_CHOICE = re.compile(r"(?<![\w'\u2019])([B-HJ-Z]|A(?!\s+[a-z]))(?![\w'\u2019])")
 
 
@@ -82,12 +84,14 @@ def _math(answer: str, expected: str) -> bool:
         raise EvaluationError(
             "the verifier math needs a package: pip install 'dualign[eval]'"
         ) from None
-    gold = parse(expected if "$" in expected or "\\boxed" in expected else f"${expected}$")
+    text = expected if "$" in expected or "\\boxed" in expected else f"${expected}$"
+    gold = parse(text, parsing_timeout=_MATH_SECONDS)
     if not gold:
         raise DataError(
             f"expected answer {expected!r} can't be read as mathematics; use the verifier exact"
         )
-    return bool(equal(gold, parse(answer)))
+    value = parse(answer, parsing_timeout=_MATH_SECONDS)
+    return bool(equal(gold, value, timeout_seconds=_MATH_SECONDS))
 
 
 def _normal(text: str) -> str:

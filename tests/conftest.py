@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import pytest_runtest_call, pytest_runtest_setup  # noqa: F401 - hooks
+
 # The files that take longest, by seconds of CPU. They go first, so that the workers of `make test` end together.
 LONGEST = (
     "training/test_many_processes.py",

@@ -1,6 +1,9 @@
 """The files that a contributor's tools read agree with each other: pins, workflows, hooks, pages, links."""
 
+import ast
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,7 @@ import pytest
 import yaml
 
 from dualign import __version__
+from tests import processes
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -165,3 +169,48 @@ def test_the_page_names_definitions_that_are_there() -> None:
     for path in re.findall(r"`([\w/]+/[\w.]*)`", section):
         if path != "recipes/NAME/":
             assert (ROOT / path).exists(), path
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="children are listed by Linux")
+def test_a_test_that_hangs_ends_with_all_stacks_and_without_its_children(tmp_path: Path) -> None:
+    file = tmp_path / "test_hang.py"
+    file.write_text(
+        "import pathlib, subprocess, threading\n"
+        "def wait_in_a_thread(event): event.wait()\n"
+        "def test_hang():\n"
+        "    child = subprocess.Popen(['sh', '-c', 'sleep 1000000 & echo $!; wait'], stdout=-1)\n"
+        "    pathlib.Path(__file__).with_name('pid').write_bytes(child.stdout.readline())\n"
+        "    event = threading.Event()\n"
+        "    threading.Thread(target=wait_in_a_thread, args=(event,), daemon=True).start()\n"
+        "    child.wait()\n"
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "tests.processes",
+        "-o",
+        "timeout=3",
+        str(file),
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stdout
+    assert "Timeout (>3.0s)" in done.stdout
+    assert "wait_in_a_thread" in done.stdout + done.stderr
+    processes.wait_until(lambda: processes.gone(int((tmp_path / "pid").read_text())))
+
+
+def test_every_test_has_a_limit_that_only_what_hangs_reaches() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
+    assert 3600 <= settings["timeout"] < settings["faulthandler_timeout"]
+    assert settings["faulthandler_exit_on_timeout"]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("*.py")), ids=lambda path: path.name)
+def test_no_test_has_a_limit_of_its_own(path: Path) -> None:
+    """On a machine that others keep busy, it would fail what is right."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call):
+            names = [word.arg for word in node.keywords]
+            assert "timeout" not in names, f"{path}:{node.lineno}"

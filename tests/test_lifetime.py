@@ -71,10 +71,6 @@ def launch(rank: Path, state: str, launcher: str) -> tuple[subprocess.Popen[str]
     return process, child
 
 
-def gone(process: psutil.Process) -> bool:
-    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-
-
 @pytest.mark.parametrize("state", ["lock", "native code", "rendezvous"])
 def test_a_rank_ends_with_its_launcher_whatever_it_waits_for(rank: Path, state: str) -> None:
     with locked(rank.parent):
@@ -83,7 +79,7 @@ def test_a_rank_ends_with_its_launcher_whatever_it_waits_for(rank: Path, state: 
             processes.wait_until(lambda: child.cpu_times().user > 2)
         launcher.kill()
         launcher.wait()
-        processes.wait_until(lambda: gone(child))
+        processes.wait_until(lambda: processes.gone(child.pid))
 
 
 def test_what_a_rank_has_started_ends_too(rank: Path) -> None:
@@ -97,12 +93,12 @@ def test_what_a_rank_has_started_ends_too(rank: Path) -> None:
     )
     file = rank.with_name("compiler")
     processes.wait_until(lambda: file.exists() and file.read_text().endswith("\n"))
-    compiler = psutil.Process(int(file.read_text()))
+    compiler = int(file.read_text())
     run.kill()
     run.wait()
     assert "has ended, so this one ends too" in child.communicate()[1]
     assert child.returncode == 1
-    processes.wait_until(lambda: gone(compiler))
+    processes.wait_until(lambda: processes.gone(compiler))
 
 
 def test_a_rank_that_starts_after_its_launcher_ended_ends_too(rank: Path) -> None:
@@ -152,4 +148,4 @@ def test_ranks_of_accelerate_end_when_it_is_killed(tmp_path: Path) -> None:
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
         for child in ranks:
-            processes.wait_until(lambda child=child: gone(child))
+            processes.wait_until(lambda child=child: processes.gone(child.pid))

@@ -70,7 +70,6 @@ def test_a_real_pipe_drives_it(learnt):
         input="/no_think\nWhat is 1+2?\n/quit\n",
         capture_output=True,
         text=True,
-        timeout=600,
         check=True,
     )
     assert "mode: no_think" in done.stdout

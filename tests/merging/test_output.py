@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -97,37 +98,32 @@ def test_threads_do_not_change_a_byte(folder: Path, method: str) -> None:
 
 
 DRIVER = """
-import sys
+import os, signal, sys, threading
 from pathlib import Path
 from dualign.checkpoints.shards import write_weights
 from dualign.merging.mergekit.load import load
 from dualign.merging.output import merge_into
 write_weights.__kwdefaults__["shard_bytes"] = 600_000
-print("ready", flush=True)
-sys.stdin.readline()
-merge_into(load(Path(sys.argv[1])), Path(sys.argv[2]))
+merge, calls = load(Path(sys.argv[1])), int(sys.argv[3])
+def count(*_):
+    global calls
+    calls -= 1
+    if calls == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+threading.setprofile(count)
+sys.setprofile(count)
+merge_into(merge, Path(sys.argv[2]))
+sys.setprofile(None)
+print(int(sys.argv[3]) - calls)
 """
 
 
-def killed_or_done(config: Path, out: Path, seconds: float) -> bool:
-    """Whether it was killed."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, str(config), str(out)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    assert process.stdin and process.stdout
-    process.stdout.readline()
-    process.stdin.write("\n")
-    process.stdin.flush()
-    try:
-        process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        process.kill()
-    process.communicate()
-    return process.returncode != 0
+def calls_of_merge(config: Path, out: Path, *, kill_at: int = 0) -> int:
+    """Calls and returns of functions in all threads until it ended; 0 if it was killed at one of them."""
+    command = [sys.executable, "-c", DRIVER, str(config), str(out), str(kill_at)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode in (0, -signal.SIGKILL), done.stderr
+    return int(done.stdout or 0)
 
 
 def kill_often(folder: Path, times: int) -> None:
@@ -136,24 +132,22 @@ def kill_often(folder: Path, times: int) -> None:
     for place, name in enumerate(("base", "a", "b")):
         values = {f"w{i}": item + np.float32(place) for i, item in enumerate(big)}
         write_model(folder / name, values=values, dtype="BF16")
-    (folder / "m.yml").write_text(TIES.format(method="ties"))
+    config, out = folder / "m.yml", folder / "out"
+    config.write_text(TIES.format(method="ties"))
+    calls = calls_of_merge(config, folder / "calm" / "out")
+    expected = files(folder / "calm" / "out")
     drawn, killed = random.Random(0), 0
-    expected = None
     for _ in range(times):
-        out = folder / "out"
-        killed += killed_or_done(folder / "m.yml", out, drawn.uniform(0.005, 0.1))
+        killed += not calls_of_merge(config, out, kill_at=drawn.randrange(1, calls))
         if out.exists():
-            found = files(out)
-            expected = expected or found
-            assert found == expected
+            assert files(out) == expected
             verify_folder(out, tensors=1)
             for file in out.iterdir():
                 file.unlink()
             out.rmdir()
-    while killed_or_done(folder / "m.yml", folder / "out", 20):
-        pass
-    verify_folder(folder / "out", tensors=12)
-    assert expected is None or files(folder / "out") == expected
+    assert calls_of_merge(config, out)
+    verify_folder(out, tensors=12)
+    assert files(out) == expected
     assert killed >= times // 4
 
 

@@ -29,9 +29,7 @@ def base_id(machine: Machine, road: Path, tmp_path: Path) -> str:
 
 def publish(machine: Machine, *words: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "dualign", "publish", *map(str, words)]
-    return subprocess.run(
-        command, env=machine.env(), capture_output=True, text=True, check=False, timeout=600
-    )
+    return subprocess.run(command, env=machine.env(), capture_output=True, text=True, check=False)
 
 
 def state(machine: Machine, repo_id: str) -> dict[str, Any]:

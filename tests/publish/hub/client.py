@@ -58,7 +58,7 @@ def start(env: dict[str, str], what: str, **asked: Any) -> subprocess.Popen[str]
 
 def call(env: dict[str, str], what: str, **asked: Any) -> Done:
     process = start(env, what, **asked)
-    out, err = process.communicate(timeout=600)
+    out, err = process.communicate()
     return Done(status=process.returncode, out=out, err=err)
 
 
@@ -84,7 +84,7 @@ class Worker:
     def stop(self) -> None:
         assert self._process.stdin
         self._process.stdin.close()
-        self._process.wait(timeout=600)
+        self._process.wait()
 
 
 def _act(what: str, asked: dict[str, Any]) -> int:
