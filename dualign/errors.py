@@ -26,6 +26,10 @@ class CheckpointError(DualignError, OSError):
     """A model folder or run directory that is missing, incomplete, locked or of another kind."""
 
 
+class TrainingError(DualignError, ArithmeticError):
+    """A training step, or a trained model, that isn't made of finite numbers."""
+
+
 class MergeError(DualignError, ValueError):
     """Checkpoints or weights that can't be merged."""
 

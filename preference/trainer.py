@@ -9,6 +9,7 @@ from peft import PeftModel
 from torch import Tensor
 from trl import DPOTrainer
 
+from dualign.training.finite_steps import FiniteSteps
 from dualign.training.per_group_metrics import PerGroupMetrics, capture_outputs
 from dualign.training.policy import (
     REFERENCE_ADAPTER,
@@ -17,7 +18,7 @@ from dualign.training.policy import (
 )
 
 
-class DualModeDPOTrainer(DPOTrainer):
+class DualModeDPOTrainer(FiniteSteps, DPOTrainer):
     """Trains exactly as DPOTrainer; `groups` are the (mode, source) names that `group_ids` index.
 
     If the model has an adapter of the stage before, that adapter alone is the reference: the policy
@@ -27,6 +28,7 @@ class DualModeDPOTrainer(DPOTrainer):
     """
 
     def __init__(self, *args: Any, groups: Sequence[tuple[str, str]], **kwargs: Any) -> None:
+        self.groups = groups
         self._group_metrics = PerGroupMetrics(groups)
         super().__init__(*args, **kwargs)
         # From here on DPOTrainer reads the reference log-probabilities from the batch; unless they

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 from trl import SFTTrainer
 
+from dualign.training.finite_steps import FiniteSteps
 from dualign.training.per_group_metrics import PerGroupMetrics, capture_outputs
 
 
-class DualModeSFTTrainer(SFTTrainer):
+class DualModeSFTTrainer(FiniteSteps, SFTTrainer):
     """Trains exactly as SFTTrainer; `groups` are the (mode, source) names that `group_ids` index.
 
     Shapes: B rows, T tokens.
@@ -18,6 +19,7 @@ class DualModeSFTTrainer(SFTTrainer):
 
     def __init__(self, *args: Any, groups: Sequence[tuple[str, str]], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.groups = groups
         self._group_metrics = PerGroupMetrics(groups)
 
     def compute_loss(

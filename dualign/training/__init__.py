@@ -3,6 +3,7 @@
 __all__ = [
     "arguments",
     "config",
+    "finite_steps",
     "isolation",
     "per_group_metrics",
     "policy",

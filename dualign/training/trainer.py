@@ -18,8 +18,9 @@ from transformers import (
 )
 
 from dualign.checkpoints.adapters import concatenate, fold
+from dualign.checkpoints.finite import non_finite_tensors
 from dualign.checkpoints.weights import from_hub
-from dualign.errors import CheckpointError
+from dualign.errors import CheckpointError, TrainingError
 from dualign.models.logits import (
     FLOAT32_BOUND,
     FLOOR,
@@ -131,6 +132,7 @@ def save_result(
         The checks for run.json: `reload_max_logit_difference`, `largest_logit`, `saved`.
 
     Raises:
+        TrainingError: a trained tensor isn't finite.
         CheckpointError: the logits of what was saved differ from the live model's.
     """
     sync_special_tokens(trainer.model, tokenizer)
@@ -140,12 +142,24 @@ def save_result(
         trainer.save_model(str(work / CHECKPOINTS / "adapter"))
     if trainer.is_world_process_zero():
         if stage.lora is not None:
+            _require_finite(work / CHECKPOINTS / "adapter")
             _publish_adapter(trainer.model, work / CHECKPOINTS / "adapter", stage, source, work)
         tokenizer.save_pretrained(work)
         trainer.model.generation_config.save_pretrained(work)
+        _require_finite(work)
     trainer.accelerator.wait_for_everyone()
     saved = "weights" if stage.lora is None else stage.save or "adapter"
     return {"saved": saved} | (_verify(trainer, stage, work) if stage.verify_reload else {})
+
+
+def _require_finite(folder: Path) -> None:
+    broken = non_finite_tensors(folder)
+    if broken:
+        name, count = next(iter(broken.items()))
+        raise TrainingError(
+            f"{folder}: {len(broken)} trained tensors hold NaN or infinite values, such as {name} with {count}; "
+            "nothing was published; try a lower train.learning_rate or train.max_grad_norm: 1.0"
+        )
 
 
 def _save_weights(trainer: Trainer, work: Path) -> None:
