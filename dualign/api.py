@@ -278,16 +278,17 @@ def diagnose(
     tokenizer: str | None = None,
     max_tokens: int = 2048,
     split: str = "train",
+    tensors: bool = False,
 ) -> "Diagnosis":
     """Examine a recipe, a saved model, or data, as `dualign doctor` does. Nothing is trained.
 
     Args:
-        target: a recipe or its file; a model, adapter or run directory; a data file, folder, glob
-            or Hub dataset.
+        target: a recipe; a model, adapter or run directory; a data file, folder, glob, Hub dataset.
         template: the chat template for data.
         tokenizer: the model folder whose tokenizer is used for data; None: the embedded model's.
         max_tokens: the length of a packed row, for data.
         split: the split of a Hub dataset.
+        tensors: read all weights of a saved model, for NaN and infinite values.
 
     Returns:
         The findings, each with its meaning and what to do, and the count of rows.
@@ -304,7 +305,7 @@ def diagnose(
     if kind == "recipe":
         return doctor.diagnose_recipe(_loaded(target))
     if kind == "model":
-        return doctor.diagnose_model(str(target))
+        return doctor.diagnose_model(str(target), tensors=tensors)
     return doctor.diagnose_data(
         str(target), template=template, tokenizer=tokenizer, max_tokens=max_tokens, split=split
     )
@@ -363,8 +364,7 @@ def publish(
     )
     with staging_folder(request.run_dir) as folder:
         staged = prepare(request, folder)
-        ready = yes and not staged.failed
-        publication = upload_release(staged, message=message) if ready else None
+        publication = upload_release(staged, message=message) if yes and not staged.failed else None
     return PublishResult(
         files=staged.files, checks=staged.checks, card=staged.card, publication=publication
     )

@@ -124,6 +124,7 @@ def doctor(args: Namespace) -> int:
         tokenizer=args.tokenizer,
         max_tokens=args.max_tokens,
         split=args.split,
+        tensors=args.tensors,
     )
     if args.json:
         say(as_json(diagnosis))

@@ -240,6 +240,9 @@ def _doctor_command(sub: Sub) -> None:
     parser.add_argument(
         "--split", default="train", metavar="NAME", help="for DATA; default %(default)s"
     )
+    parser.add_argument(
+        "--tensors", action="store_true", help="for MODEL_DIR: read all weights, for NaN"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON for machines")
     parser.set_defaults(action=commands.doctor)
 

@@ -16,7 +16,7 @@ from dualign.data.rows.shapes import shapes_of
 from dualign.data.rows.sources import source_label
 from dualign.data.text.template import ChatTemplate, load_template
 from dualign.doctor.findings import Finding, Findings
-from dualign.doctor.saved_model import check_saved_model, read_saved_model
+from dualign.doctor.saved_model import check_saved_model, check_tensors, read_saved_model
 from dualign.doctor.stages import (
     ResolvedStage,
     check_model_config,
@@ -77,13 +77,19 @@ def diagnose_recipe(recipe: Recipe) -> Diagnosis:
     return Diagnosis(findings=findings, rows=_sum_rows(counts))
 
 
-def diagnose_model(model: str) -> Diagnosis:
-    """Check files, template and tokenizer of a saved model, an adapter or a run directory."""
+def diagnose_model(model: str, *, tensors: bool = False) -> Diagnosis:
+    """Check files, template and tokenizer of a saved model, an adapter or a run directory.
+
+    Args:
+        tensors: also read all of its weights, for NaN and infinite values.
+    """
     ref = ModelRef.parse(model)
     folder = embedded_model(model) if ref.kind == "embedded" else Path(ref.name)
     findings = Findings()
     saved, unreadable = read_saved_model(folder)
     findings.extend(unreadable, source=model)
+    if tensors:
+        findings.extend(check_tensors(folder), source=model)
     if tokenizer := _load_saved_tokenizer(folder, findings, model):
         findings.extend(check_saved_model(saved, tokenizer), source=model)
         _check_saved_template(tokenizer, findings, model)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dualign.checkpoints.checkpoint import Checkpoint, embedding_name, read_json
+from dualign.checkpoints.finite import non_finite_tensors
 from dualign.data.text.template import load_template
 from dualign.doctor.findings import Finding
 from dualign.errors import CheckpointError, MergeError, TemplateError
@@ -58,6 +59,17 @@ def check_saved_model(saved: SavedModel, tokenizer: "PreTrainedTokenizerBase") -
     yield from _check_pad(saved, tokenizer)
     yield from _check_weights(saved, tokenizer)
     yield from _check_run(saved.run)
+
+
+def check_tensors(folder: Path) -> Iterator[Finding]:
+    """Read every number of the safetensors files in a folder."""
+    try:
+        counts = non_finite_tensors(folder)
+    except CheckpointError as error:
+        yield Finding("weights_unreadable", str(error))
+        return
+    for name, count in counts.items():
+        yield Finding("weights_not_finite", f"{name} holds {count:,} NaN or infinite values")
 
 
 def _read(path: Path, findings: list[Finding]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ class FiniteSteps(Trainer):
     def training_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Tensor:
-        loss = super().training_step(model, inputs, *args, **kwargs)
+        loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
         self._parts = [*getattr(self, "_parts", []), (loss, inputs)]
         return loss
 

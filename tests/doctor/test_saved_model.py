@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from dualign import diagnose
 from dualign.doctor.doctor import diagnose_model
 from dualign.models.tokenizer import sync_special_tokens
 from tests.doctor.defective_directories import PLANTED, Planted
@@ -61,6 +63,20 @@ def test_a_planted_defect_of_a_directory_is_found(
     planted.make(folder)
     findings = diagnose_model(str(folder)).findings
     assert planted.code in {finding.code for finding in findings.all()}
+
+
+@pytest.mark.parametrize("name", ["model", "adapter"])
+def test_weights_are_read_for_nan_when_asked(name: str, saved: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(saved / name, tmp_path / name)
+    assert diagnose_model(str(folder), tensors=True).findings.all() == []
+    file = next(folder.glob("*.safetensors"))
+    tensors = load_file(file)
+    next(iter(tensors.values()))[0, 0] = float("nan")
+    save_file(tensors, file, {"format": "pt"})
+    assert diagnose_model(str(folder)).findings.all() == []
+    found = diagnose(folder, tensors=True).findings.all()
+    assert [finding.code for finding in found] == ["weights_not_finite"]
+    assert found[0].message.endswith(" holds 1 NaN or infinite values")
 
 
 def test_the_embedded_model_pads_with_its_end_of_turn() -> None:

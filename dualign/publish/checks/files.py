@@ -86,7 +86,7 @@ def check_doctor(release: Release, folder: Path) -> CheckOutcome:
         findings = [
             finding
             for directory in (release.lineage.run.path, folder)
-            for finding in diagnose_model(str(directory)).findings.all()
+            for finding in diagnose_model(str(directory), tensors=True).findings.all()
         ]
     except (OSError, ValueError) as error:  # a file of the tokenizer that doctor can't do without
         return judge([f"can't be examined: {error}"], "")
