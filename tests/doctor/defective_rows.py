@@ -327,6 +327,13 @@ def tools_with_a_template_that_drops_them(_: Row) -> Row:
     return no_think_row() | {"tools": tool_row()["tools"]}
 
 
+def tools_of_calls_with_a_template_that_drops_them(_: Row) -> Row:
+    row = tool_row()
+    row["messages"][1]["content"] = '<tool_call>{"name": "add", "arguments": {"a": 1}}</tool_call>'
+    del row["messages"][1]["tool_calls"]
+    return row
+
+
 def tools_printed_by_python(_: Row) -> Row:
     return no_think_row() | {"tools": tool_row()["tools"]}
 
@@ -401,6 +408,7 @@ PLANTED = (
     Planted(two_turns_on_one_side, "not_one_answer", pairs=True),
     Planted(calls_with_a_template_that_drops_them, "template", template="chatml"),
     Planted(tools_with_a_template_that_drops_them, "tools_lost", template="chatml"),
+    Planted(tools_of_calls_with_a_template_that_drops_them, "tools_lost", template="chatml"),
     Planted(tools_printed_by_python, "tools_as_repr", template="smollm3"),
     Planted(persona_that_is_ignored, "kwargs_ignored", template="chatml"),
     Planted(system_override_with_tools, "tools_lost", template="smollm3-training"),

@@ -43,7 +43,7 @@ def row_defects(conversation: Conversation, text: str) -> Iterator[Defect]:
     if conversation.template_kwargs:
         yield from _kwargs_defects(conversation.template_kwargs, text)
     if conversation.tools or conversation.template_kwargs.get("xml_tools"):
-        yield from _tool_defects(_all_tools(conversation), text)
+        yield from _tool_defects(_all_tools(conversation), conversation.messages, text)
     yield from _repeats(conversation, text)
 
 
@@ -103,16 +103,55 @@ def _all_tools(conversation: Conversation) -> list[Any]:
     return [*conversation.tools, *([xml_tools] if isinstance(xml_tools, str) else xml_tools)]
 
 
-def _tool_defects(tools: Sequence[Any], text: str) -> Iterator[Defect]:
+def _tool_defects(tools: Sequence[Any], messages: Sequence[Message], text: str) -> Iterator[Defect]:
     for tool in tools:
         if isinstance(tool, Mapping) and str(dict(tool)) in text:
             what = f"{_tool_name(tool)} is printed as {str(dict(tool))[:80]!r}"
             yield Defect("tools_as_repr", what)
-        elif isinstance(tool, Mapping) and _tool_name(tool) not in text:
+        elif isinstance(tool, Mapping) and not _is_shown(tool, messages, text):
             yield Defect("tools_lost", f"{_tool_name(tool)} isn't in the text")
         elif isinstance(tool, str) and tool.strip() not in text:
             code: Code = "tools_as_repr" if repr(tool) in text else "tools_lost"
             yield Defect(code, f"{tool[:80]!r} isn't in the text as it is")
+
+
+def _is_shown(tool: Mapping[str, Any], messages: Sequence[Message], text: str) -> bool:
+    """Return whether the text describes a tool. That it holds the tool's name isn't enough: calls
+    and results hold it too.
+    """
+    name = _tool_name(tool)
+    if name not in text:
+        return False
+    mentions = sum(_mentions(message, name, text) for message in messages)
+    if text.count(name) > mentions or not mentions:
+        return True
+    words = _words(text)
+    return any(
+        _words(form) in words
+        for description in _descriptions(tool)
+        for form in (description, json.dumps(description)[1:-1])
+    )
+
+
+def _mentions(message: Message, name: str, text: str) -> int:
+    """Return how often a message that isn't an instruction puts the name into the text."""
+    if message.role == "system":
+        return 0
+    parts = [part for part in (message.content, message.thinking or "") if part in text]
+    parts += [json.dumps(function) for function in message.functions]
+    return sum(part.count(name) for part in parts)
+
+
+def _descriptions(schema: Any) -> Iterator[str]:
+    """Yield the descriptions in a schema, at any depth."""
+    if isinstance(schema, Mapping):
+        description = schema.get("description")
+        if isinstance(description, str) and description.strip():
+            yield description
+        schema = list(schema.values())
+    if isinstance(schema, list | tuple):
+        for item in schema:
+            yield from _descriptions(item)
 
 
 def _repeats(conversation: Conversation, text: str) -> Iterator[Defect]:

@@ -1,6 +1,7 @@
 """What doctor calls an error isn't trained: the same checks stop the encoder, for real families' ways."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ NEMOTRON = (
     "{% endfor %}{% if add_generation_prompt %}<SPECIAL_10>assistant\n{{ block }}{% endif %}"
 )
 DEEPSEEK = (
-    "{% for m in messages %}{% if m.role == 'user' %}<user>{{ m.content }}{% elif m.role == 'assistant' %}"
+    "{{ tools | tojson if tools else '' }}{% for m in messages %}{% if m.role == 'user' %}<user>{{ m.content }}{% elif m.role == 'assistant' %}"
     "<assistant>{% if m.tool_calls %}</think>{{ m.content.split('</think>')[-1] }}{% for c in m.tool_calls %}"
     "<call>{{ c.function.name }}{{ c.function.arguments | tojson }}</call>{% endfor %}{% else %}"
     "{{ m.content if '</think>' in m.content else '</think>' + m.content }}{% endif %}<eos>{% else %}<out>"
@@ -161,3 +162,50 @@ def test_the_encoder_stops_for_them_or_drops_and_counts_them(
     (dropped,) = encoder(tmp_path, tokenizer, tools_lost="drop").encode(batch, [0])
     assert isinstance(dropped.fault, RowError)
     assert dropped.entry["code"] == dropped.fault.code == "tools_lost"
+
+
+CALLS = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% for c in m.tool_calls or [] %}"
+    "{{ c.function.name }}({{ c.function.arguments | tojson }}){% endfor %}<end>{% endfor %}"
+)
+PLAIN_TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+DESCRIBED = {
+    "type": "function",
+    "function": {"name": "look", "description": 'Look "there"\n and here.', "parameters": {}},
+}
+
+
+@pytest.mark.parametrize("tool", [PLAIN_TOOL, DESCRIBED])
+@pytest.mark.parametrize(
+    ("shown", "lost"),
+    [
+        ("", True),
+        ("{{ tools | tojson }}", False),
+        ("{{ tools[0] | tojson(indent=4) }}", False),
+        (
+            "{% for t in tools %}{{ t.function.name }}: {{ t.function.description }}{% endfor %}",
+            False,
+        ),
+        ("You have some tools.", True),
+    ],
+)
+def test_tools_are_lost_though_a_call_holds_their_name(
+    tool: dict[str, Any], shown: str, lost: bool
+) -> None:
+    conversation = replace(row("no_think", calls=True), tools=(tool,))
+    for results in (0, 2):
+        answers = (conversation.messages[-1], Message(role="tool", content="x", name="look"))
+        messages = (*conversation.messages, *(answers * results))
+        longer = replace(conversation, messages=messages)
+        template = ChatTemplate(name="t", text=shown + CALLS)
+        text = template.texts(longer)(len(messages), False)
+        codes = [defect.code for defect in row_defects(longer, text)]
+        assert codes == (["tools_lost"] if lost else [])
+
+
+def test_tools_that_the_system_text_describes_are_shown() -> None:
+    instruction = Message(role="system", content=f"Call these: {json.dumps(TOOL)}")
+    conversation = row("no_think", calls=True)
+    conversation = replace(conversation, messages=(instruction, *conversation.messages))
+    text = ChatTemplate(name="t", text=CALLS).texts(conversation)(3, False)
+    assert list(row_defects(conversation, text)) == []
