@@ -39,6 +39,7 @@ FLOORS = [
     "dualign.data.think_tags",
     "dualign.data.faults",
     "dualign.data.policies",
+    "dualign.data.columns",
     "dualign.data.config",
     "dualign.data.seeds",
     "dualign.data.uncached",

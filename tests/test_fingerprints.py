@@ -146,3 +146,11 @@ def test_fingerprints_do_not_depend_on_where_the_files_lie(tmp_path: Path) -> No
 def test_how_a_stage_is_started_is_no_part_of_its_fingerprint(tmp_path: Path) -> None:
     assert fingerprints(tmp_path, "sft.launch=null", "sft.data.num_proc=2") == FINGERPRINTS
     assert fingerprints(tmp_path, "sft.data.max_tokens=64") != FINGERPRINTS
+
+
+def test_columns_of_a_source_are_part_of_the_fingerprint_once_they_are_given(
+    tmp_path: Path,
+) -> None:
+    assert fingerprints(tmp_path, "sft.data.sources.0.columns={}") == FINGERPRINTS
+    mapped = fingerprints(tmp_path, "sft.data.sources.0.columns={text: body}")
+    assert mapped["sft"] != FINGERPRINTS["sft"] and mapped["script"] == FINGERPRINTS["script"]

@@ -20,6 +20,7 @@ from dualign.cost.model_shape import ModelShape
 from dualign.cost.speed import cpu_throughput, device_throughput, estimate_seconds, training_flops
 from dualign.cost.training_shape import LoraShape, TrainingShape
 from dualign.data.prepare import PairData, SFTData
+from dualign.data.rows.reading import reading_notes
 from dualign.engine import StageStatus
 from dualign.errors import CheckpointError, DualignError
 from dualign.model_ref import ModelRef, adapter_base
@@ -125,7 +126,7 @@ def _training_cost(
     rows = len(data.train) if data else None
     tokens = data.rows["tokens"] if data else None
     steps = _steps(train, rows, world)
-    notes: list[str] = []
+    notes = list(reading_notes(data.sources)) if data else []
     shape = _model_shape(base, folder, notes)
     longest, mean = config.data.max_tokens, float(config.data.max_tokens)
     if isinstance(data, PairData):

@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from dualign.config import nearest
+from dualign.data.columns import column_problems
 from dualign.data.conversation import MODES
 from dualign.data.policies import on_fault_problems
 
@@ -46,6 +47,10 @@ class SourceConfig:
     """for each fault by its code, or any: error, drop, or a repair; absent: data.conflicts"""
     thinking_budget: int | None = None
     """traces are cut after that many tokens; then only their closing and the answer are learned"""
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """our names, each with the file's column, path or template: {prompt: question, completion: answer}
+    (docs/data.md)
+    """
     label: str | None = None
     """the source's name in logs and tables; absent: made from the path"""
 
@@ -70,7 +75,7 @@ class SourceConfig:
         if self.thinking_budget is not None and self.thinking_budget < 1:
             expected = f"expected 1 token or more, found {self.thinking_budget}"
             issues.append(("thinking_budget", expected))
-        return issues + on_fault_problems(self.on_fault)
+        return issues + on_fault_problems(self.on_fault) + column_problems(self.columns)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

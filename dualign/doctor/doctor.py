@@ -11,8 +11,8 @@ from transformers import AutoTokenizer
 from dualign.checkpoints.checkpoint import read_json
 from dualign.checkpoints.embedded import embedded_model
 from dualign.data.config import DataConfig, SourceConfig
+from dualign.data.rows.known_columns import looks_like_pairs, samples_of
 from dualign.data.rows.loading import load_source
-from dualign.data.rows.shapes import shapes_of
 from dualign.data.rows.sources import source_label
 from dualign.data.text.template import ChatTemplate, load_template
 from dualign.doctor.findings import Finding, Findings
@@ -114,11 +114,10 @@ def diagnose_data(
         return Diagnosis(findings=findings, rows={})
     loaded_tokenizer, chat_template = loaded
     try:
-        columns = set(load_source(source).column_names)
+        pairs = looks_like_pairs(samples_of(load_source(source)))
     except DataError as error:
         findings.add(Finding("source_unreadable", str(error)), source=source_label(source))
         return Diagnosis(findings=findings, rows={})
-    pairs = any(columns.issuperset(shape.columns) for shape in shapes_of(pairs=True))
     data = DataConfig(sources=(source,), max_tokens=max_tokens)
     subject = SurveyInput(
         pairs=pairs,

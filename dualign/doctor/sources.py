@@ -1,17 +1,21 @@
 """Sources as training samples and screens them; what would stop training becomes a finding."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from dualign.data.config import DataConfig, SourceConfig
+from dualign.data.conversation import Message
 from dualign.data.mix.screening import ScreenedRows, screen
 from dualign.data.mix.selection import check_labels
 from dualign.data.request import DataRequest
 from dualign.data.rows.loading import SampledRows, sample_rows
-from dualign.data.rows.shape_check import check_shapes
+from dualign.data.rows.parser import RowParser, parts_of
+from dualign.data.rows.reading import as_yaml, columns_to_try, read_source
+from dualign.data.rows.shape_check import UNKNOWN, check_shapes, shapes_in
 from dualign.data.rows.sources import source_label
+from dualign.data.rows.text_rules import NO_RULES
 from dualign.doctor.findings import Finding, Findings
-from dualign.errors import DataError
+from dualign.errors import DataError, excerpt
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +44,12 @@ def read_sources(
         except DataError as error:
             findings.add(Finding("source_unreadable", str(error)), source=name)
             continue
+        try:
+            reading = read_source(source, rows.table, pairs=pairs, supervise=data.supervise)
+        except DataError as error:
+            findings.add(Finding("source_unreadable", str(error)), source=name)
+            continue
+        source = reading.source
         # Rows of no known shape get a finding each, when they are read.
         each = {"unknown_shape": "drop", "wrong_stage": "drop"}
         dropping = replace(source, on_fault={**source.on_fault, **each})
@@ -47,6 +57,7 @@ def read_sources(
             check_shapes(rows.table, rows.rows, dropping, data, pairs=pairs)
         except DataError as error:
             findings.add(Finding("several_shapes", str(error)), source=name)
+        findings.extend(_columns_to_try(source, rows, pairs=pairs), source=name)
         sampled.append(rows)
         sources.append(source)
     readable = replace(data, sources=tuple(sources))
@@ -63,6 +74,29 @@ def read_sources(
             message = f"{code}: {count:,} rows{_example(screened.samples, label, code)}"
             findings.add(Finding("screened_out", message), source=prefix + label)
     return ReadableSources(data=readable, sampled=tuple(sampled), screened=screened)
+
+
+def _columns_to_try(source: SourceConfig, rows: SampledRows, *, pairs: bool) -> Iterator[Finding]:
+    """Yield the mapping to try for a source without a row of a known shape, and what its first row
+    would become.
+    """
+    columns = {} if source.columns else columns_to_try(rows.table, pairs=pairs)
+    if not columns or set(shapes_in(rows.table, pairs=pairs)) != {UNKNOWN}:
+        return
+    mapped = replace(source, columns=columns)
+    try:
+        parser = RowParser(source=mapped, supervise="assistant", pairs=pairs, rules=NO_RULES)
+        turns = [message for part in parts_of(parser(rows.table[0], 0)) for message in part]
+        becomes = "\n".join(f"  {_shown(message)}" for message in turns)
+    except DataError as error:
+        becomes = f"  {error}"
+    message = f"columns: {as_yaml(columns)}\nthe first row becomes\n{becomes}"
+    yield Finding("columns_to_try", message)
+
+
+def _shown(message: Message) -> str:
+    trace = f"(thinks {excerpt(message.thinking)}) " if message.thinking else ""
+    return f"{message.role}: {trace}{excerpt(message.content)}"
 
 
 def _example(samples: Sequence[object], source: str, code: str) -> str:

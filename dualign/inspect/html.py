@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from dualign.data.conversation import MODES, Group
 from dualign.data.prepare import PairData, SFTData
+from dualign.data.rows.reading import reading_notes
 from dualign.data.tokens.labels import IGNORE_INDEX
 from dualign.inspect.terminal import NEWLINE, Document, lengths_of, runs_of, samples_of, title_of
 from dualign.report.blocks import (
@@ -59,6 +60,7 @@ def inspect_page(
     """The page as blocks: the account of the rows, their lengths, and samples of each source."""
     all_facts = [*facts, *_packing(prepared)]
     account: list[Block] = [_account(prepared.rows)]
+    account += [Paragraph(text=f"{note}.", quiet=True) for note in reading_notes(prepared.sources)]
     if prepared.rows["removed"]:
         account.append(_removed(prepared.rows))
     sections = [

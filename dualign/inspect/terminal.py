@@ -16,6 +16,7 @@ from rich.text import Text
 
 from dualign.data.conversation import Group
 from dualign.data.prepare import PairData, SFTData
+from dualign.data.rows.reading import reading_notes
 from dualign.data.tokens.labels import IGNORE_INDEX
 from dualign.report.blocks import TokenSpan
 
@@ -48,6 +49,8 @@ def show(
     """
     console = console or Console()
     console.print(rows_table(prepared.rows))
+    for note in reading_notes(prepared.sources):
+        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
     if prepared.rows["removed"]:
         console.print(_removed_table(prepared.rows))
     console.print(_lengths_table(lengths_of(prepared)))

@@ -7,7 +7,7 @@ Each source is an Arrow table on disk; only indices and lengths are held in memo
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import datasets
@@ -19,6 +19,7 @@ from dualign.data.mix.screening import screen
 from dualign.data.mix.selection import check_labels, select_rows
 from dualign.data.request import DataRequest
 from dualign.data.rows.loading import sample_rows
+from dualign.data.rows.reading import read_source
 from dualign.data.rows.shape_check import check_shapes
 from dualign.data.rows.sources import source_label
 from dualign.data.seeds import Indices
@@ -51,9 +52,14 @@ def mix(request: DataRequest, kind: type[ExampleEncoder] | type[PairEncoder]) ->
         sample_rows(source, seed=request.seed, number=number, base=request.base)
         for number, source in enumerate(data.sources)
     ]
+    readings = [
+        read_source(source, rows.table, pairs=pairs, supervise=data.supervise)
+        for source, rows in zip(data.sources, sampled, strict=True)
+    ]
+    data = replace(data, sources=tuple(reading.source for reading in readings))
     for rows, source in zip(sampled, data.sources, strict=True):
         check_shapes(rows.table, rows.rows, source, data, pairs=pairs)
-    screened = screen(sampled, request, pairs=pairs)
+    screened = screen(sampled, replace(request, data=data), pairs=pairs)
     tables = []
     for rows, source in zip(screened.sampled, data.sources, strict=True):
         encoder = kind(
@@ -87,8 +93,9 @@ def mix(request: DataRequest, kind: type[ExampleEncoder] | type[PairEncoder]) ->
         groups=selection.groups,
         rows=selection.rows,
         sources=tuple(
-            {"source": source.path, "sha256": rows.sha256, "rows": rows.total}
-            for source, rows in zip(data.sources, sampled, strict=True)
+            {"source": reading.source.path, "sha256": rows.sha256, "rows": rows.total}
+            | reading.record()
+            for reading, rows in zip(readings, sampled, strict=True)
         ),
     )
 

@@ -1,9 +1,11 @@
 """Raw rows of files or of the Hub -> conversations that are consistent."""
 
 __all__ = [
+    "known_columns",
     "loading",
     "padding",
     "parser",
+    "reading",
     "shape_check",
     "shapes",
     "source_files",

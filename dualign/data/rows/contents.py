@@ -15,7 +15,7 @@ _TEXTS = ("text", "input_text", "output_text")
 _THOUGHTS = ("thinking", "reasoning", "thought", "think", "reasoning_text", "reasoning_content")
 _CALLS = ("tool_call", "tool_use", "function_call", "function")
 _MEDIA = ("image", "audio", "video")
-_MEDIA_KEYS = frozenset(
+MEDIA_KEYS = frozenset(
     {
         *(
             f"{kind}{end}"
@@ -26,7 +26,7 @@ _MEDIA_KEYS = frozenset(
         *("media", "pixel_values"),
     }
 )
-_MEDIA_TYPES = _MEDIA_KEYS | {"file", "input_file", "document"}
+_MEDIA_TYPES = MEDIA_KEYS | {"file", "input_file", "document"}
 _VALUES = ("text", "value", "content")
 _ABOUT = frozenset({"type", "cache_control", "annotations", "citations", "logprobs", "signature"})
 """Keys of a part beside its text."""
@@ -61,7 +61,7 @@ def calls_in(content: Any) -> list[Any]:
 
 def check_media(item: Mapping[str, Any], what: str) -> None:
     """Raise RowFault if a row, a message or a part has an image, a sound or a video."""
-    media = [key for key, value in item.items() if key in _MEDIA_KEYS and _is_filled(value)]
+    media = [key for key, value in item.items() if key in MEDIA_KEYS and _is_filled(value)]
     if media or _is_medium(item.get("type")):
         names = ", ".join(media) or f"type {item['type']}"
         raise RowFault(

@@ -11,7 +11,7 @@ from dualign.data.faults import RowFault
 from dualign.data.rows.shapes import Part, Row, RowShape, expected_shapes, shape_of
 
 _QUESTIONS = ("prompt", "question", "query", "problem", "instruction", "input")
-_TRUTHS = (
+TRUTHS = (
     "ground_truth",
     "reward_model",
     "expected_answer",
@@ -21,7 +21,7 @@ _TRUTHS = (
     "gold_standard_solution",
 )
 """Columns of what an answer is checked against; nobody answers like that."""
-_ANSWERS = ("answer", "solution", "target", "final_answer")
+ANSWERS = ("answer", "solution", "target", "final_answer")
 """Columns that hold an answer in some sets, and in others what it is checked against."""
 _LABELS = ("label", "kto_tag")
 _BAD = ("false", "0", "-1")
@@ -40,7 +40,7 @@ _PROBLEM = RowKind(
     name="a problem with what its answer is checked against, as for RL",
     fits=lambda names: (
         any(name in names for name in _QUESTIONS)
-        and any(name in names for name in (*_TRUTHS, *_ANSWERS))
+        and any(name in names for name in (*TRUTHS, *ANSWERS))
     ),
     use="It has no answer to learn: name the file in a task, which `pairs` and `eval` stages take, "
     "or let a `script` stage write traces for it. If a column is the answer, say so with "
@@ -124,7 +124,7 @@ def check_answered(row: Row, messages: Part) -> None:
     last: Message | None = messages[-1] if messages else None
     names = {name for name, value in row.items() if value is not None}
     unanswered = not any(message.role == "assistant" for message in messages)
-    truths = (*_TRUTHS, *_ANSWERS) if unanswered else _TRUTHS
+    truths = (*TRUTHS, *ANSWERS) if unanswered else TRUTHS
     if last is None or last.role != "user" or not names & set(truths):
         return
     raise RowFault("wrong_stage", f"the row is {_PROBLEM.name}. {_PROBLEM.use}")

@@ -17,6 +17,8 @@ _WEIGHTS = ("weight", "loss", "loss_weight", "loss_scale")
 _MASKS = ("masked", "mask")
 _PARTIAL = ("train_detail", "training_detail", "train_spans", "loss_mask")
 """Which parts of a turn are trained on."""
+ROW_FLAGS = (*_TRAINED, *_WEIGHTS, "weights", *_MASKS, *_PARTIAL)
+"""Columns of a row that say something of its loss."""
 _FLAGS: Mapping[Any, bool] = {
     **dict.fromkeys(("true", "1", "1.0", "yes"), True),
     **dict.fromkeys(("false", "0", "0.0", "no"), False),

@@ -68,7 +68,7 @@ _TRACES = ("thinking", "reasoning_content")
 """Columns with the trace of a row's only answer."""
 _QUESTION = ("instruction", "input", "history")
 """Alpaca's columns of a question."""
-_PROMPTS = ("prompt", "conversations", "question", "messages")
+PROMPTS = ("prompt", "conversations", "question", "messages")
 """Columns with the prompt of a pair; the first that a row fills counts."""
 
 
@@ -193,7 +193,7 @@ SHAPES: tuple[RowShape, ...] = (
     RowShape(
         name="chosen + rejected",
         columns=("chosen", "rejected"),
-        optional=(*_PROMPTS, *_QUESTION),
+        optional=(*PROMPTS, *_QUESTION),
         parse=_pair,
         is_pair=True,
         hint=", with a prompt in a column of its own or at the head of both",
@@ -210,7 +210,7 @@ SHAPES: tuple[RowShape, ...] = (
 
 def _explicit_prompt(row: Row) -> list[Message]:
     """Return the prompt of a pair from columns of its own."""
-    name = next((name for name in _PROMPTS if _has(row, name)), None)
+    name = next((name for name in PROMPTS if _has(row, name)), None)
     if name is None:
         return _instruction(row) if _has(row, "instruction") else []
     parse = as_messages if name in ("conversations", "messages") else _as_question

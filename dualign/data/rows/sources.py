@@ -14,6 +14,7 @@ from dualign.data.conversation import Conversation, Mode, PreferencePair
 from dualign.data.faults import Code, RowError, RowFault
 from dualign.data.policies import Repair, repair_for
 from dualign.data.rows.calls import as_kwargs, as_tools
+from dualign.data.rows.columns import mapped_row
 from dualign.data.rows.contents import check_media
 from dualign.data.rows.kinds import check_answered, check_verdict, misplaced_row
 from dualign.data.rows.loss_flags import check_row_weight
@@ -59,6 +60,7 @@ def to_conversation(
     """
     label = source_label(source)
     try:
+        row = mapped_row(row, source.columns, pairs=False)
         _check_columns(row)
         shape = shape_of(row, pairs=False)
         if shape is not None and shape.verbatim:
@@ -94,6 +96,7 @@ def to_pair(
     """
     label = source_label(source)
     try:
+        row = mapped_row(row, source.columns, pairs=True)
         _check_columns(row)
         kwargs = _template_kwargs(row)
         shape = shape_of(row, pairs=True)

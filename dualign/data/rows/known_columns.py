@@ -1,0 +1,260 @@
+"""Names of public sets that are read without a mapping, if only one reading is possible.
+
+Where several are possible, or none by name, `guessed_columns` is what to try: it is shown, never
+trained on.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+import datasets
+
+from dualign.data.rows.kinds import ANSWERS, TRUTHS
+from dualign.data.rows.messages import ROLES
+from dualign.data.rows.shapes import PROMPTS, shapes_of
+
+Samples = Mapping[str, Any]
+"""The first value of each column that has one."""
+Columns = Mapping[str, Any]
+_Names = tuple[str, ...]
+_PROMPTS: _Names = ("prompt", "question", "query", "problem", "instruction", "input", "human")
+_PROMPTS += ("user", "inputs", "user_prompt", "user_input")
+_COMPLETIONS: _Names = ("completion", "response", "output", "assistant", "targets", "gpt", "bot")
+_COMPLETIONS += ("generated_solution", "model_response", "assistant_response")
+_TRACES: _Names = ("thinking", "reasoning_content", "complex_cot", "cot", "chain_of_thought")
+_TRACES += ("thought", "thoughts", "reasoning", "reasoning_trace", "rationale")
+_CONTEXTS: _Names = ("context", "input", "passage")
+_SYSTEMS: _Names = ("system_prompt", "system_instruction", "system_message")
+_TURNS: _Names = ("messages", "conversations", "conversation", "dialog", "dialogue", "dialogues")
+_TURNS += ("turns", "chat", "data")
+_ROLE_KEYS: _Names = ("role", "from", "speaker", "author")
+_CONTENT_KEYS: _Names = ("content", "value", "text", "message", "utterance")
+_SPEAKERS: Mapping[str, _Names] = {
+    "user": ("human", "user", "question", "instruction", "input"),
+    "assistant": ("assistant", "gpt", "bot", "answer", "output", "response"),
+}
+_CHOSEN_REJECTED = (
+    ("chosen", "rejected"),
+    ("chosen_response", "rejected_response"),
+    ("chosen_messages", "rejected_messages"),
+    ("chosen_answer", "rejected_answer"),
+    ("response_chosen", "response_rejected"),
+    ("answer_chosen", "answer_rejected"),
+    ("response_j", "response_k"),
+    ("preferred", "dispreferred"),
+)
+_RATINGS = ("score", "reward", "rating", "rank", "helpfulness", "correctness", "is_correct")
+"""Columns that say how good an answer is: such a set holds bad ones too."""
+_WORDS_OF_TRACE = 3
+"""A trace has more; `reasoning: on` is a switch."""
+_LOOKED_AT = 100
+_BATCH = 10_000
+
+
+def samples_of(table: datasets.Dataset) -> Samples:
+    """Return the first value of each column that has one; a text that isn't empty comes first."""
+    samples: dict[str, Any] = {}
+    for row in islice(table, _LOOKED_AT):
+        for name, value in row.items():
+            if value is not None and samples.get(name) in (None, ""):
+                samples[name] = value
+    for name in table.column_names:
+        if name not in samples and (row := _first_filled(table, name)) is not None:
+            samples[name] = table[row][name]
+    return samples
+
+
+def _first_filled(table: datasets.Dataset, name: str) -> int | None:
+    batches = table.select_columns([name]).with_format("arrow").iter(batch_size=_BATCH)
+    for number, batch in enumerate(batches):
+        filled = batch.column(name).is_valid().to_numpy()
+        if filled.any():
+            return number * _BATCH + int(filled.argmax())
+    return None
+
+
+def known_columns(samples: Samples, *, pairs: bool, verbatim: bool = False) -> Columns:
+    """Return the only mapping that these columns allow; an empty one if the rows need none, or if
+    there isn't exactly one. `verbatim`: rows may be plain text.
+    """
+    if _has_shape(samples, pairs=pairs, verbatim=verbatim):
+        return _names_in_messages(samples, pairs=pairs)
+    readings = list(_pair_readings(samples) if pairs else _readings(samples))
+    return readings[0] if len(readings) == 1 and not _is_unsure(samples, readings[0]) else {}
+
+
+def guessed_columns(samples: Samples, *, pairs: bool) -> Columns:
+    """Return a mapping to try: by names, else by the lengths of texts; empty if there is none."""
+    readings = list(_pair_readings(samples) if pairs else _readings(samples))
+    if readings:
+        return max(
+            readings, key=lambda reading: len(str(samples.get(reading.get("completion", ""))))
+        )
+    texts = [name for name, value in samples.items() if isinstance(value, str)]
+    texts = [name for name in texts if len(str(samples[name]).split()) > 1]
+    turns = [name for name, value in samples.items() if _turn_names(value) is not None]
+    if pairs:
+        names = ("prompt", "chosen", "rejected")
+        return dict(zip(names, texts, strict=False)) if len(texts) >= len(names) else {}
+    if turns:
+        return {"messages": turns[0], **(_turn_names(samples[turns[0]]) or {})}
+    return {"prompt": texts[0], "completion": texts[-1]} if len(texts) > 1 else {}
+
+
+def _has_shape(samples: Samples, *, pairs: bool, verbatim: bool = False) -> bool:
+    """Return whether the columns are those of a known shape, a pair's prompt included."""
+    shapes = [shape for shape in shapes_of(pairs=pairs) if verbatim or not shape.verbatim]
+    shape = next((shape for shape in shapes if shape.fits(samples)), None)
+    if shape is None or not pairs:
+        return shape is not None
+    alone = isinstance(samples["rejected"], str) and not _is_transcript(samples["rejected"])
+    return not alone or any(samples.get(name) for name in (*PROMPTS, "instruction"))
+
+
+def looks_like_pairs(samples: Samples) -> bool:
+    """Return whether the columns are those of preference pairs."""
+    fits = any(shape.fits(samples) for shape in shapes_of(pairs=True))
+    return fits or bool(known_columns(samples, pairs=True))
+
+
+def _is_transcript(text: str) -> bool:
+    return "Human:" in text and "Assistant:" in text
+
+
+def _is_unsure(samples: Samples, reading: Columns) -> bool:
+    """Return whether the answers may be bad ones, or what an answer is checked against."""
+    names = {name.lower() for name in samples}
+    if "completion" not in reading:
+        return False
+    prompt, completion = str(reading["prompt"]).lower(), str(reading["completion"]).lower()
+    if names & set(_RATINGS):
+        return True
+    checked = completion in ANSWERS and bool(names & set(TRUTHS))
+    return checked or (prompt, completion) in _AMBIGUOUS
+
+
+_AMBIGUOUS = (("prompt", "answer"), ("prompt", "solution"), ("problem", "answer"))
+"""Sets for RL have these columns, with the number that the answer is checked against."""
+
+
+def _readings(samples: Samples) -> Iterator[Columns]:
+    """Yield the ways in which the columns may be a conversation."""
+    turns = [
+        reading for name in _present(samples, _TURNS) for reading in _turns(name, samples[name])
+    ]
+    if turns:
+        yield from turns
+        return
+    side = _side(samples)
+    answers = [name for name in _present(samples, _COMPLETIONS) if isinstance(samples[name], str)]
+    weak = [name for name in _present(samples, ANSWERS) if isinstance(samples[name], str)]
+    for prompt in _questions(samples):
+        for answer in (*answers, *weak):
+            yield {"prompt": prompt, **side, "completion": answer}
+
+
+def _questions(samples: Samples) -> list[str]:
+    """Return the columns that may be the question, each with the context that belongs to it."""
+    prompts = [name for name in _present(samples, _PROMPTS) if _is_question(samples[name])]
+    if len(prompts) > 1:
+        prompts = [name for name in prompts if name.lower() != "input"]
+    contexts = [name for name in _present(samples, _CONTEXTS) if isinstance(samples[name], str)]
+    contexts = [name for name in contexts if name not in prompts]
+    if len(contexts) == 1 and all(isinstance(samples[name], str) for name in prompts):
+        return [f"{{{name}}}\n\n{{{contexts[0]}}}" for name in prompts]
+    return prompts if not contexts else []
+
+
+def _is_question(value: Any) -> bool:
+    return isinstance(value, str) or _turn_names(value) == {}
+
+
+def _side(samples: Samples) -> dict[str, str]:
+    """Return the columns of a trace and of a system text, where there is one of them."""
+    traces = [
+        name
+        for name in _present(samples, _TRACES)
+        if isinstance(samples[name], str) and len(samples[name].split()) > _WORDS_OF_TRACE
+    ]
+    systems = [name for name in _present(samples, _SYSTEMS) if isinstance(samples[name], str)]
+    side = {"thinking": traces[0]} if len(traces) == 1 else {}
+    return side | (
+        {"system": systems[0]} if len(systems) == 1 and not samples.get("system") else {}
+    )
+
+
+def _pair_readings(samples: Samples) -> Iterator[Columns]:
+    lower = {name.lower(): name for name in samples}
+    turns = [name for name in _present(samples, _TURNS) if _turn_names(samples[name]) == {}]
+    for chosen, rejected in _CHOSEN_REJECTED:
+        if rejected not in lower:
+            continue
+        answers = {"rejected": lower[rejected]}
+        if chosen in lower:
+            answers = {"chosen": lower[chosen]} | answers
+        elif "messages" not in samples:
+            continue
+        if "chosen" not in answers or not isinstance(samples[lower[rejected]], str):
+            yield answers
+            continue
+        yield from ({"prompt": prompt} | answers for prompt in _questions(samples))
+        yield from ({"messages": column} | answers for column in turns)
+
+
+def _turns(path: str, value: Any) -> Iterator[Columns]:
+    """Yield the readings of a column as a conversation, itself or a list inside of it."""
+    names = _turn_names(value)
+    if names is not None:
+        yield {"messages": path} | names
+    elif isinstance(value, Mapping):
+        for key in _present(value, _TURNS):
+            yield from _turns(f"{path}.{key}", value[key])
+
+
+def _turn_names(value: Any) -> dict[str, str] | None:
+    """Return the names of a message's fields that aren't ours; None for what is no conversation."""
+    if isinstance(value, str) and value.lstrip()[:1] == "[":
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError:
+            return None
+    if isinstance(value, str | Mapping) or not isinstance(value, Sequence) or not value:
+        return None
+    if all(isinstance(item, str) for item in value):
+        return {} if len(value) > 1 else None
+    if not all(isinstance(item, Mapping) for item in value):
+        return None
+    return _field_names(value[0])
+
+
+def _field_names(message: Mapping[str, Any]) -> dict[str, str] | None:
+    message = {name: value for name, value in message.items() if value is not None}
+    roles = _present(message, _ROLE_KEYS)
+    contents = _present(message, _CONTENT_KEYS)
+    if len(roles) == 1 and len(contents) == 1:
+        if str(message[roles[0]]).lower() not in ROLES:
+            return None
+        ours = (roles[0], contents[0]) in (("role", "content"), ("from", "value"))
+        return {} if ours else {"role": roles[0], "content": contents[0]}
+    speakers = {ours: _present(message, names) for ours, names in _SPEAKERS.items()}
+    if not roles and all(len(names) == 1 for names in speakers.values()):
+        return {ours: names[0] for ours, names in speakers.items()}
+    return None
+
+
+def _names_in_messages(samples: Samples, *, pairs: bool) -> Columns:
+    """Return the mapping of a conversation that has our column, and other names in its messages."""
+    for name in () if pairs else ("messages", "conversations"):
+        if samples.get(name) is not None:
+            value = samples[name]
+            names = _turn_names(value)
+            plain = isinstance(value, list) and isinstance(value[0], str) if value else False
+            return {"messages": name} | names if names or (names is not None and plain) else {}
+    return {}
+
+
+def _present(columns: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """Return the columns that have one of these names, whatever their case."""
+    return [name for known in names for name in columns if str(name).lower() == known]

@@ -1,0 +1,99 @@
+"""How a source's rows are read: under its own `columns`, or under the names of public sets; and which
+of its columns aren't used.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import datasets
+import yaml
+
+from dualign.data.config import SourceConfig, Supervise
+from dualign.data.rows.columns import check_columns, shape_for, unused_columns
+from dualign.data.rows.known_columns import guessed_columns, known_columns, samples_of
+
+_PLAIN = re.compile(r"[\w./-]+(?: [\w./-]+)*")
+_CHANGES_MEANING = frozenset({"score", "reward", "rating", "rank", "labels", "history"})
+"""Columns whose names say that they change what is learned."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceReading:
+    """A source whose `columns` say how its rows are read. `known`: by the names of public sets."""
+
+    source: SourceConfig
+    unused: tuple[str, ...] = ()
+    known: bool = False
+
+    def record(self) -> dict[str, Any]:
+        """Return what run.json keeps; nothing for a source whose columns are ours, all of them."""
+        record: dict[str, Any] = {}
+        if self.source.columns:
+            record["columns"] = dict(self.source.columns)
+            record["known"] = self.known
+        if self.unused:
+            record["unused"] = list(self.unused)
+        return record
+
+
+def read_source(
+    source: SourceConfig, table: datasets.Dataset, *, pairs: bool, supervise: Supervise
+) -> SourceReading:
+    """Return how the rows of a source are read.
+
+    Raises:
+        DataError: `columns` names what the file doesn't have.
+    """
+    columns = source.columns
+    if columns:
+        check_columns(source, table)
+    else:
+        verbatim = supervise == "all" and not pairs
+        columns = known_columns(samples_of(table), pairs=pairs, verbatim=verbatim)
+    names = table.column_names
+    shape = shape_for(columns, dict.fromkeys(names), pairs=pairs)
+    return SourceReading(
+        source=replace(source, columns=columns),
+        unused=tuple(unused_columns(names, columns, shape)) if shape else (),
+        known=bool(columns) and not source.columns,
+    )
+
+
+def columns_to_try(table: datasets.Dataset, *, pairs: bool) -> Mapping[str, Any]:
+    """Return a mapping to try for a source of unknown shape; empty if a guess would have no ground."""
+    return guessed_columns(samples_of(table), pairs=pairs)
+
+
+def as_yaml(value: Any) -> str:
+    """Return a mapping as YAML on one line; texts that YAML would take for something else are in
+    double quotes.
+    """
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {as_yaml(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, str) and _PLAIN.fullmatch(value) and yaml.safe_load(value) == value:
+        return value
+    return json.dumps(value, ensure_ascii=False)
+
+
+def reading_notes(sources: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield what to say about the sources of run.json: a reading by known names, unused columns."""
+    for source in sources:
+        name = source["source"].rsplit("/", 1)[-1]
+        if source.get("known"):
+            yield (
+                f"{name}: read by the names of its columns as {as_yaml(source['columns'])}; "
+                "`columns` of the source says otherwise"
+            )
+        unused = source.get("unused", ())
+        telling = [column for column in unused if column.lower() in _CHANGES_MEANING]
+        others = [column for column in unused if column not in telling]
+        if telling:
+            yield (
+                f"{name}: {', '.join(telling)} would change what is learned, by the name, and isn't "
+                "used"
+            )
+        if others:
+            yield f"{name}: columns that aren't used: {', '.join(others)}"

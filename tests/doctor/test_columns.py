@@ -1,0 +1,80 @@
+"""A source of unknown shape gets a mapping to paste, with what its first row would become."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dualign.cli.main import main
+
+
+def write(path: Path, *rows: dict[str, object]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def test_doctor_prints_the_mapping_to_try_and_what_the_first_row_becomes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"id": "a1", "stem": "What is one more?", "worked": "One more is two, as ever."}
+    assert main(["doctor", write(tmp_path / "r.jsonl", row, row)]) == 1
+    out = capsys.readouterr().out
+    assert "columns: {prompt: stem, completion: worked}" in out
+    assert "user: 'What is one more?'" in out and "assistant: 'One more is two, as ever.'" in out
+
+
+@pytest.mark.parametrize(
+    ("row", "mapping"),
+    [
+        (
+            {"q_text": [{"author": "User", "message": "Hi"}, {"author": "bot", "message": "yes"}]},
+            "columns: {messages: q_text, role: author, content: message}",
+        ),
+        (
+            {"problem": "1 + 1?", "solution": "It is two.", "answer": "2"},
+            "columns: {prompt: problem, completion: solution}",
+        ),
+        ({"prompt": "Hi", "response": "a", "helpfulness": 1}, "{prompt: prompt, completion: resp"),
+    ],
+)
+def test_the_mapping_follows_names_and_forms(
+    row: dict[str, object], mapping: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["doctor", write(tmp_path / "r.jsonl", row), "--json"]) == 1
+    findings = json.loads(capsys.readouterr().out)["findings"]
+    (message,) = [entry["message"] for entry in findings if entry["code"] == "columns_to_try"]
+    assert mapping in message
+
+
+def test_pairs_of_known_names_are_told_from_conversations(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {"question": f"Is {n} odd?", "response_j": f"It is {n}.", "response_k": f"No {n}."}
+        for n in range(3)
+    ]
+    assert main(["doctor", write(tmp_path / "r.jsonl", *rows), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rows"]["kept"] == 3
+
+
+def test_a_recipes_columns_are_checked_by_doctor_and_said_by_plan_and_inspect(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], embedded: Path
+) -> None:
+    rows = [{"q": f"What is {n}?", "a": f"It is {n}.", "score": 0.5} for n in range(4)]
+    write(tmp_path / "r.jsonl", *rows)
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(
+        f"name: r\noutput_dir: out\nstages:\n  - name: sft\n    kind: sft\n    model: {embedded}\n"
+        "    data: {sources: [{path: r.jsonl, columns: {prompt: q, completion: a}}]}\n"
+    )
+    assert main(["doctor", str(recipe)]) == 0
+    for command in (["plan"], ["inspect"]):
+        assert main([*command, str(recipe)]) == 0
+    out = capsys.readouterr().out
+    assert out.count("r.jsonl: score would change what is learned") == 2
+    wrong = "sft.data.sources.0.columns={prompt: qq, completion: a}"
+    assert main(["doctor", str(recipe), wrong]) == 1
+    assert main(["plan", str(recipe), wrong]) == 2
+    assert "columns.prompt: no column 'qq'" in capsys.readouterr().err
+    assert main(["plan", str(recipe), "sft.data.sources.0.columns={promt: q}"]) == 2
+    assert "columns.promt: no name of ours (did you mean 'prompt'?)" in capsys.readouterr().err
