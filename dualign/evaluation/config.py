@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from dualign.data.config import SourceConfig
+
 Backend = Literal["transformers", "vllm"]
 
 
@@ -54,6 +56,13 @@ class EvalConfig:
         return problems
 
 
+def pairs_name(pairs: str | SourceConfig) -> str:
+    """Return the name of preference pairs in tables and in metrics.json."""
+    if isinstance(pairs, str):
+        return Path(pairs).stem
+    return pairs.label or Path(pairs.path).stem
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvalStage(EvalConfig):
     """Every model answers every task in think and in no_think mode."""
@@ -64,14 +73,16 @@ class EvalStage(EvalConfig):
     """this kind of stage"""
     models: tuple[str, ...]
     """run directories, model or adapter folders, hub ids; the last one is the result"""
-    pairs: tuple[str, ...] = ()
-    """files of preference pairs: how often, and by how much, each model prefers the chosen answer"""
+    pairs: tuple[str | SourceConfig, ...] = ()
+    """preference pairs, each a file, or a source with keys: how often, and by how much, each model
+    prefers the chosen answer
+    """
 
     def problems(self) -> list[tuple[str, str]]:
         problems = [] if self.models else [("models", "expected one or more, found none")]
         if len(set(self.models)) < len(self.models):
             problems.append(("models", "names a model twice"))
-        if len({Path(file).stem for file in self.pairs}) < len(self.pairs):
+        if len({pairs_name(source) for source in self.pairs}) < len(self.pairs):
             problems.append(
                 ("pairs", "two files have the same name; tables couldn't tell them apart")
             )

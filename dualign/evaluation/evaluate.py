@@ -14,9 +14,10 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from dualign.data.config import SourceConfig
 from dualign.data.conversation import MODES, Mode
 from dualign.data.rows.source_files import combined_sha256, fingerprint_files
-from dualign.evaluation.config import EvalConfig, EvalStage
+from dualign.evaluation.config import EvalConfig, EvalStage, pairs_name
 from dualign.evaluation.metrics import Sample, gain, with_gain
 from dualign.evaluation.pairs import Margins, margin_change, pair_margins, summarize_margins
 from dualign.evaluation.requests import EvalRequest, TaskSet, build_requests
@@ -65,9 +66,10 @@ def run(stage: EvalStage, work: Path, *, seed: int) -> Outcome:
     if stage.pairs:
         console.print(terminal_pairs(metrics))
     sources = [data_source(task.rows, len(rows)) for task, rows in problems]
-    for name in stage.pairs:
-        margins = results[-1].pairs[Path(name).stem]
-        sources.append(data_source(name, sum(map(len, margins.values()))))
+    for pairs in stage.pairs:
+        margins = results[-1].pairs[pairs_name(pairs)]
+        path = pairs if isinstance(pairs, str) else pairs.path
+        sources.append(data_source(path, sum(map(len, margins.values()))))
     return Outcome(metrics=metrics, data=tuple(sources))
 
 
@@ -78,7 +80,7 @@ def evaluate_model(
     file: SampleFile,
     *,
     seed: int,
-    pairs: Sequence[str] = (),
+    pairs: Sequence[str | SourceConfig] = (),
 ) -> EvalResult:
     """Evaluate one model; answers that `file` holds already aren't generated again."""
     name = f"{subject.identity}:{config.backend}:{config.dtype}"

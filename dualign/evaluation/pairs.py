@@ -7,7 +7,6 @@ answer. Shapes: B rows, T tokens, V vocabulary.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
@@ -21,6 +20,7 @@ from dualign.data.config import DataConfig, SourceConfig
 from dualign.data.conversation import MODES, Mode
 from dualign.data.prepare import DataRequest, PairData, prepare_pairs
 from dualign.data.text.template import load_template
+from dualign.evaluation.config import pairs_name
 from dualign.evaluation.scores import Z_95, Change, short_label, wilson
 from dualign.models.loading import EvalModel
 
@@ -30,26 +30,27 @@ _BATCH_ROWS = 8  # sorted by length, so few tokens of a batch are padding
 _ANY_LENGTH = 1 << 30
 
 
-def pair_margins(subject: EvalModel, files: Sequence[str]) -> dict[str, Margins]:
-    """Return each file's margins by mode, in the same order for every model.
+def pair_margins(subject: EvalModel, sources: Sequence[str | SourceConfig]) -> dict[str, Margins]:
+    """Return each source's margins by mode, in the same order for every model.
 
     Raises:
         DataError: a row contradicts itself.
         TemplateError: the model's template can't render a row.
     """
-    if not files:
+    if not sources:
         return {}
     tokenizer, weights = subject.tokenizer, subject.weights()
     template = load_template("tokenizer", tokenizer=tokenizer)
     margins = {}
-    for file in files:
-        source = SourceConfig(path=file)
+    for pairs_of in sources:
+        source = SourceConfig(path=pairs_of) if isinstance(pairs_of, str) else pairs_of
+        name = pairs_name(pairs_of)
         data = DataConfig(
             sources=(source,), packing="none", max_tokens=_ANY_LENGTH, too_long="error"
         )
         pairs = prepare_pairs(DataRequest(data, tokenizer, template, seed=0))
-        label = f"{short_label(subject.model)}, {Path(file).stem}"
-        margins[Path(file).stem] = _by_mode(pairs, _margins(weights, pairs, label=label))
+        label = f"{short_label(subject.model)}, {name}"
+        margins[name] = _by_mode(pairs, _margins(weights, pairs, label=label))
     return margins
 
 

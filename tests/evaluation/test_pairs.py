@@ -7,12 +7,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from dualign.errors import DataError
+from dualign.data.config import SourceConfig
+from dualign.errors import ConfigError, DataError
 from dualign.evaluation import evaluate
 from dualign.evaluation.config import EvalStage
 from dualign.evaluation.pairs import margin_change, pair_margins, summarize_margins
 from dualign.models import loading
 from dualign.models.loading import open_model
+from dualign.recipe import load_recipe
 from tests.chat_model import LEARNT, make_model, prompt
 
 
@@ -52,6 +54,36 @@ def test_margins_are_those_of_each_answer_scored_alone(learnt: Path, pairs_file:
             chosen = logp(asked, mode, head + (right if mode == "think" else quick))
             wanted.append(chosen - logp(asked, mode, head + "0, I suppose"))
         assert sorted(found[mode]) == pytest.approx(sorted(wanted), rel=1e-4)
+
+
+def test_pairs_of_other_names_have_the_same_margins(
+    learnt: Path, pairs_file: Path, tmp_path: Path
+) -> None:
+    rows = [json.loads(line) for line in pairs_file.read_text(encoding="utf-8").splitlines()]
+    names = {"prompt": "asked", "chosen": "good", "rejected": "bad", "mode": "mode"}
+    renamed = [{names[name]: value for name, value in row.items()} for row in rows]
+    file = tmp_path / "renamed.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in renamed), encoding="utf-8")
+    columns = {"prompt": "asked", "chosen": "good", "rejected": "bad"}
+    source = SourceConfig(path=str(file), columns=columns, label="mine")
+    margins = pair_margins(open_model(str(learnt)), [str(pairs_file), source])
+    assert margins["mine"] == margins["heldout"]
+
+
+def test_pairs_of_a_recipe_are_files_or_sources(tmp_path: Path) -> None:
+    (tmp_path / "t.yaml").write_text("name: t\nrows: t.jsonl\nverifier: exact\n")
+    (tmp_path / "p.jsonl").write_text("{}\n")
+    path = tmp_path / "r.yaml"
+    recipe = (
+        "name: r\noutput_dir: out\nstages:\n  - {name: e, kind: eval, models: [base], tasks: [t.yaml],"
+        " pairs: [q.txt, {path: p.jsonl, columns: {COLUMNS}}]}\n"
+    )
+    path.write_text(recipe.replace("COLUMNS", "prompt: asked"))
+    text, source = load_recipe(path, ()).stage("e").config.pairs
+    assert (text, source.path) == ("q.txt", str(tmp_path / "p.jsonl"))
+    path.write_text(recipe.replace("COLUMNS", "promt: asked"))
+    with pytest.raises(ConfigError, match=r"pairs\[1\].columns.promt: .*did you mean 'prompt'"):
+        load_recipe(path, ())
 
 
 def test_an_evaluation_says_how_much_a_model_gained_in_ranking(
