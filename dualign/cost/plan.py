@@ -4,37 +4,32 @@ Nothing is trained or written. Figures that depend on a stage that hasn't run ye
 """
 
 import json
-import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import yaml
-
 from dualign.checkpoints.checkpoint import read_json
 from dualign.checkpoints.embedded import embedded_model
+from dualign.cost.measured import base_model, mean_row_tokens, throughput
 from dualign.cost.memory import MemoryEstimate, estimate
 from dualign.cost.model_shape import ModelShape
-from dualign.cost.speed import cpu_throughput, device_throughput, estimate_seconds, training_flops
-from dualign.cost.training_shape import LoraShape, TrainingShape
+from dualign.cost.speed import estimate_seconds, training_flops
+from dualign.cost.stage_shape import (
+    count_steps,
+    launcher,
+    rows_per_step,
+    train_settings,
+    training_shape,
+)
 from dualign.data.prepare import PairData, SFTData
 from dualign.data.rows.reading import reading_notes
 from dualign.engine import StageStatus
 from dualign.errors import CheckpointError, DualignError
 from dualign.model_ref import ModelRef, adapter_base
-from dualign.recipe import Recipe, StageEntry, references, replace_texts, stage_of
+from dualign.recipe import Recipe, StageEntry, references, replace_texts
 from dualign.stages import stage_kind
 from dualign.training.config import TrainingStage
-
-# TRL's and transformers' defaults.
-_DEFAULTS = {
-    "per_device_train_batch_size": 8,
-    "gradient_accumulation_steps": 1,
-    "num_train_epochs": 3.0,
-    "max_steps": -1,
-}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,6 +43,8 @@ class TrainingCost:
     tokens_per_step: int
     memory: MemoryEstimate | None
     seconds: float | None
+    seconds_at_most: bool
+    """the rows aren't known, and all were taken as long as `max_tokens`"""
     notes: tuple[str, ...]
 
 
@@ -93,40 +90,36 @@ def plan_stage(recipe: Recipe, status: StageStatus, statuses: list[StageStatus])
     data = None
     if not missing and _data_is_here(config):
         data, _ = prepare_data(config, entry.seed)
-    base = base_model(entry, {status.entry.name: status.entry for status in statuses})
     return replace(
         stage,
         waits_for=tuple(missing),
         rows=data.rows if data else None,
-        cost=_training_cost(config, data, base=base, folder=recipe.file.parent),
+        cost=_training_cost(status, config, data, statuses, folder=recipe.file.parent),
     )
-
-
-def base_model(entry: StageEntry, stages: Mapping[str, StageEntry]) -> str:
-    """Return the model that the pipeline up to this stage starts from."""
-    models = getattr(entry.config, "models", ())
-    first = getattr(models[0], "model", "") if models else ""
-    reference = str(getattr(entry.config, "model", first))
-    parent = stage_of(reference)
-    return base_model(stages[parent], stages) if parent else reference
 
 
 def _training_cost(
-    config: Any, data: SFTData | PairData | None, *, base: str, folder: Path
+    status: StageStatus,
+    config: Any,
+    data: SFTData | PairData | None,
+    statuses: list[StageStatus],
+    *,
+    folder: Path,
 ) -> TrainingCost:
     """Estimate steps, tokens, memory and time of a training stage.
 
-    `base` is the model that the pipeline starts from, `folder` the recipe's, for model_config.json.
+    Args:
+        config: the stage's, with paths in place of references to finished stages.
+        folder: the recipe's, for model_config.json.
     """
-    train = {**_DEFAULTS, **config.train}
-    world, sharding = _launcher(config.launch)
-    rows_per_step = (
-        train["per_device_train_batch_size"] * train["gradient_accumulation_steps"] * world
-    )
+    train = train_settings(config)
+    world, _ = launcher(config.launch)
+    step_rows = rows_per_step(config, world)
     rows = len(data.train) if data else None
     tokens = data.rows["tokens"] if data else None
-    steps = _steps(train, rows, world)
+    steps = count_steps(train, rows, world)
     notes = list(reading_notes(data.sources)) if data else []
+    base = base_model(status.entry, {status.entry.name: status.entry for status in statuses})
     shape = _model_shape(base, folder, notes)
     longest, mean = config.data.max_tokens, float(config.data.max_tokens)
     if isinstance(data, PairData):
@@ -135,38 +128,35 @@ def _training_cost(
         mean = data.rows["tokens"] / len(data.train)
     elif stage_kind(config.kind).takes_pairs:
         mean *= 2
-    step = _training_shape(config, world, sharding, longest=longest)
+    earlier = mean_row_tokens(status) if data is None else None
+    mean = earlier or mean
+    step = training_shape(config, longest=longest)
     try:
         memory = estimate(shape, step) if shape else None
     except DualignError as error:
         notes.append(str(error))
         memory = None
-    tokens_per_step = round(mean * rows_per_step)
+    tokens_per_step = round(mean * step_rows)
     seconds = None
     if shape and steps:
         flops = training_flops(shape, step, steps * tokens_per_step)
-        seconds = estimate_seconds(flops, _throughput(notes), devices=world)
+        speed, source = throughput(status, statuses, shape, longest=longest)
+        seconds = estimate_seconds(flops, speed, devices=world)
+        notes.append(f"training time: {source}")
+        if data is None:
+            length = "as in its earlier run" if earlier else "as max_tokens"
+            notes.append(f"the rows aren't known yet; they are taken to be as long {length}")
     return TrainingCost(
         rows=rows,
         tokens=tokens,
         steps=steps,
-        rows_per_step=rows_per_step,
+        rows_per_step=step_rows,
         tokens_per_step=tokens_per_step,
         memory=memory,
         seconds=seconds,
+        seconds_at_most=data is None and not earlier,
         notes=tuple(notes),
     )
-
-
-def _steps(train: Mapping[str, Any], rows: int | None, world: int) -> int | None:
-    if train["max_steps"] > 0:
-        return int(train["max_steps"])
-    if rows is None:
-        return None
-    batches = math.ceil(rows / (train["per_device_train_batch_size"] * world))
-    per_epoch: int = max(1, math.ceil(batches / train["gradient_accumulation_steps"]))
-    epochs: float = train["num_train_epochs"]
-    return math.ceil(per_epoch * epochs)
 
 
 def resolve_references(entry: StageEntry, statuses: list[StageStatus]) -> tuple[Any, list[str]]:
@@ -198,23 +188,6 @@ def prepare_data(config: Any, seed: int) -> tuple[SFTData | PairData, Any]:
     )
     prepare = prepare_pairs if stage_kind(config.kind).takes_pairs else prepare_sft
     return prepare(DataRequest(config.data, tokenizer, template, seed=seed)), tokenizer
-
-
-def _launcher(launch: str | None) -> tuple[int, Any]:
-    """Read processes and sharding from an accelerate config file, or from the environment."""
-    if launch is None:
-        return int(os.environ.get("WORLD_SIZE", "1")), None
-    settings = yaml.safe_load(Path(launch).read_text(encoding="utf-8"))
-    kind = str(settings.get("distributed_type", "NO")).upper()
-    stage = settings.get("deepspeed_config", {}).get("zero_stage")
-    sharding = (
-        f"zero{stage}"
-        if kind == "DEEPSPEED" and stage in (2, 3)
-        else "fsdp2"
-        if kind == "FSDP"
-        else None
-    )
-    return int(settings.get("num_processes", 1)), sharding
 
 
 def _model_shape(base: str, folder: Path, notes: list[str]) -> ModelShape | None:
@@ -255,51 +228,3 @@ def _pair_tokens(pairs: PairData) -> tuple[int, float]:
     sides = list(zip(prompts, chosen, rejected, strict=True))
     longest = max(prompt + max(first, second) for prompt, first, second in sides)
     return longest, sum(2 * prompt + first + second for prompt, first, second in sides) / len(sides)
-
-
-def _training_shape(config: Any, world: int, sharding: Any, *, longest: int) -> TrainingShape:
-    pairs = stage_kind(config.kind).takes_pairs
-    train = {**_DEFAULTS, **config.train}
-    lora = config.lora
-    shape = lora and LoraShape(
-        r=lora.r, modules=lora.target_modules, dropout=lora.lora_dropout, dora=lora.use_dora
-    )
-    bf16 = bool(train.get("bf16")) and config.dtype == "float32"
-    reference = None
-    if pairs:
-        reference = "adapter" if lora else "copy"
-        reference = "cached" if config.reference == "cached" else reference
-    return TrainingShape(
-        pairs=pairs,
-        micro_batch=train["per_device_train_batch_size"] * (2 if pairs else 1),
-        max_tokens=longest,
-        dtype="bfloat16" if bf16 else config.dtype,
-        master_weights=bf16,
-        quantization=config.quantization,
-        lora=shape,
-        optimizer=train.get("optim", "adamw_torch_fused"),
-        gradient_checkpointing=train.get("gradient_checkpointing", True),
-        gradient_accumulation=train["gradient_accumulation_steps"],
-        reference=reference,  # type: ignore[arg-type]  # as narrowed above
-        sharding=sharding,
-        world_size=world,
-        attention=config.attn_implementation,
-        save_copies=1 if config.verify_reload else 0,
-        device="cuda" if _gpu_name() or sharding or config.dtype != "float32" or bf16 else "cpu",
-    )
-
-
-def _gpu_name() -> str | None:
-    import torch
-
-    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
-
-
-def _throughput(notes: list[str]) -> float | None:
-    name = _gpu_name()
-    if name is None:
-        return cpu_throughput()
-    throughput = device_throughput(name)
-    if throughput is None:
-        notes.append(f"training time: the throughput of {name} isn't known")
-    return throughput

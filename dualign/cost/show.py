@@ -104,10 +104,16 @@ def _cost_table(cost: TrainingCost) -> Table:
             "peak memory",
             f"{cost.memory.total / 1e9:.2f} GB per process" if cost.memory else unknown,
         ),
-        ("training time", _duration(cost.seconds) if cost.seconds else unknown),
+        ("training time", _training_time(cost)),
     ):
         table.add_row(name, value)
     return table
+
+
+def _training_time(cost: TrainingCost) -> str:
+    if not cost.seconds:
+        return "unknown"
+    return ("at most " if cost.seconds_at_most else "") + _duration(cost.seconds)
 
 
 def _duration(seconds: float) -> str:

@@ -61,14 +61,17 @@ def estimate_seconds(flops: int, throughput: float | None, *, devices: int = 1) 
     return None if throughput is None else flops / (throughput * devices)
 
 
-def cpu_throughput(width: int = 512, seconds: float = 0.2) -> float:
-    """Measure this CPU's float32 operations per second, in a matrix multiplication. Imports torch."""
+def cpu_throughput(width: int = 1024, count: int = 10) -> float:
+    """Return this CPU's float32 operations per second in the fastest of `count` matrix products.
+
+    The fastest is the one that other processes have disturbed least. Imports torch.
+    """
     import torch
 
     left_NN, right_NN = torch.ones(width, width), torch.ones(width, width)
-    left_NN @ right_NN
-    start, count = perf_counter(), 0
-    while perf_counter() - start < seconds:
+    seconds = []
+    for _ in range(count + 1):
+        start = perf_counter()
         left_NN @ right_NN
-        count += 1
-    return count * 2 * width**3 / (perf_counter() - start)
+        seconds.append(perf_counter() - start)
+    return 2 * width**3 / min(seconds[1:])

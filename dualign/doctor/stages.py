@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dualign.cost.plan import base_model, resolve_references
+from dualign.cost.measured import base_model
+from dualign.cost.plan import resolve_references
 from dualign.doctor.findings import Finding, Findings
 from dualign.engine import StageStatus
 from dualign.models.source import ModelSource, resolve_model

@@ -21,6 +21,7 @@ from dualign.checkpoints.adapters import concatenate, fold
 from dualign.checkpoints.finite import non_finite_tensors
 from dualign.checkpoints.weights import from_hub
 from dualign.errors import CheckpointError, TrainingError
+from dualign.models.device import device_name
 from dualign.models.logits import (
     FLOAT32_BOUND,
     FLOOR,
@@ -265,6 +266,7 @@ def training_metrics(trainer: Trainer) -> dict[str, Any]:
         ),
         "tokens": _last(log, "num_tokens"),
         "train_seconds": _last(log, "train_runtime"),
+        "device": device_name(),
     }
     if evaluations:
         metrics["validation"] = {

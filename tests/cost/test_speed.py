@@ -67,4 +67,4 @@ def test_seconds_are_unknown_when_the_device_is() -> None:
 
 
 def test_a_cpu_is_measured() -> None:
-    assert 1e8 < cpu_throughput(seconds=0.05) < 1e14
+    assert 1e6 < cpu_throughput(width=256) < 1e15

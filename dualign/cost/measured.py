@@ -1,0 +1,128 @@
+"""A stage's speed: measured when it or its like trained here before, else assumed from the device."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+from dualign.cost.model_shape import ModelShape
+from dualign.cost.speed import cpu_throughput, device_throughput, training_flops
+from dualign.cost.stage_shape import launcher, rows_per_step, training_shape
+from dualign.engine import StageStatus
+from dualign.errors import DualignError
+from dualign.models.device import device_name, gpu_name
+from dualign.recipe import StageEntry, stage_of
+from dualign.rundir import read_run
+from dualign.training.config import TrainingStage
+
+_SIZES = ("dtype", "quantization", "launch", "attn_implementation")
+_TOKENS = 10**6  # operations are counted for so many, and divided again
+
+
+def base_model(entry: StageEntry, stages: Mapping[str, StageEntry]) -> str:
+    """Return the model that the pipeline up to this stage starts from."""
+    models = getattr(entry.config, "models", ())
+    first = getattr(models[0], "model", "") if models else ""
+    reference = str(getattr(entry.config, "model", first))
+    parent = stage_of(reference)
+    return base_model(stages[parent], stages) if parent else reference
+
+
+def throughput(
+    status: StageStatus, statuses: list[StageStatus], shape: ModelShape, *, longest: int
+) -> tuple[float | None, str]:
+    """Return the operations per second of one device in this stage, and where the figure is from.
+
+    First choice is the stage's own earlier run, then a stage of its kind, then any on the same
+    model: their records in the output folder have tokens and seconds. None if nothing is known.
+    """
+    for other in sorted(statuses, key=lambda other: _distance(other, status)):
+        measured = _measured(other, status, statuses, shape, longest=longest)
+        if measured is not None:
+            speed, tokens_per_second = measured
+            return speed, (
+                f"as {other.entry.name} trained here before, {tokens_per_second:,.0f} tokens per second"
+            )
+    return _assumed()
+
+
+def mean_row_tokens(status: StageStatus) -> float | None:
+    """Return the mean tokens of a row (of a pair, its prompt twice) in the stage's earlier run."""
+    record = read_run(status.run_dir)
+    metrics = record.get("metrics", {})
+    if not metrics.get("tokens") or not metrics.get("steps"):
+        return None
+    recorded = replace(status.entry.config, train=record["config"]["train"])
+    world, _ = launcher(recorded.launch)
+    rows = metrics["steps"] * rows_per_step(recorded, world)
+    return float(metrics["tokens"] / rows)
+
+
+def _distance(other: StageStatus, status: StageStatus) -> tuple[bool, bool]:
+    entry = status.entry
+    return other.entry.name != entry.name, other.entry.kind != entry.kind
+
+
+def _measured(
+    other: StageStatus,
+    status: StageStatus,
+    statuses: list[StageStatus],
+    shape: ModelShape,
+    *,
+    longest: int,
+) -> tuple[float, float] | None:
+    """Return operations and tokens per second of a finished stage on the same model and device."""
+    config = other.entry.config
+    if not isinstance(config, TrainingStage):
+        return None
+    record = read_run(other.run_dir)
+    metrics: Mapping[str, Any] = record.get("metrics", {})
+    tokens, seconds = metrics.get("tokens"), metrics.get("train_seconds")
+    # The clock of a resumed run began when it was resumed.
+    if not tokens or not seconds or record.get("resumed"):
+        return None
+    stages = {status.entry.name: status.entry for status in statuses}
+    if (
+        base_model(other.entry, stages) != base_model(status.entry, stages)
+        or metrics.get("device", device_name()) != device_name()
+        or not _same_size(record["config"], config)
+    ):
+        return None
+    try:
+        step = training_shape(config, longest=longest)
+        operations = training_flops(shape, step, _TOKENS) / _TOKENS
+    except DualignError:  # the memory of such a step isn't known, and the stage's own plan says so
+        return None
+    world, _ = launcher(config.launch)
+    return operations * tokens / seconds / world, tokens / seconds
+
+
+def _same_size(recorded: Mapping[str, Any], config: TrainingStage) -> bool:
+    """Return whether the stage, which may have been changed since, costs as much per token as then."""
+    lora = config.lora
+    ranks = (recorded.get("lora") or {}).get("r"), lora.r if lora else None
+    settings = all(recorded.get(name) == getattr(config, name) for name in _SIZES)
+    return settings and ranks[0] == ranks[1]
+
+
+def _assumed() -> tuple[float | None, str]:
+    name = gpu_name()
+    if name is None:
+        measured = _cpu_throughput()
+        return measured, (
+            f"assumed from a matrix product on this CPU, {measured:.1e} operations per second; "
+            "once a stage has trained here, its speed is used"
+        )
+    speed = device_throughput(name)
+    if speed is None:
+        return None, f"the throughput of {name} isn't known"
+    return speed, (
+        f"assumed to be {speed:.1e} operations per second on {name}; "
+        "once a stage has trained here, its speed is used"
+    )
+
+
+@cache
+def _cpu_throughput() -> float:
+    """Measure once, so that equal stages get equal guesses."""
+    return cpu_throughput()

@@ -1,0 +1,96 @@
+"""A training stage's config -> the dimensions of its step: processes, sharding, rows, optimizer."""
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dualign.cost.training_shape import LoraShape, TrainingShape
+from dualign.models.device import gpu_name
+from dualign.stages import stage_kind
+
+# TRL's and transformers' defaults.
+_DEFAULTS = {
+    "per_device_train_batch_size": 8,
+    "gradient_accumulation_steps": 1,
+    "num_train_epochs": 3.0,
+    "max_steps": -1,
+}
+
+
+def train_settings(config: Any) -> dict[str, Any]:
+    """Return the stage's `train:` over the defaults."""
+    return {**_DEFAULTS, **config.train}
+
+
+def rows_per_step(config: Any, world: int) -> int:
+    """Return the rows of one optimizer step, in all processes."""
+    train = train_settings(config)
+    batch: int = train["per_device_train_batch_size"]
+    return batch * int(train["gradient_accumulation_steps"]) * world
+
+
+def count_steps(train: Mapping[str, Any], rows: int | None, world: int) -> int | None:
+    """Return the optimizer steps of a training; None if they depend on rows that aren't known."""
+    if train["max_steps"] > 0:
+        return int(train["max_steps"])
+    if rows is None:
+        return None
+    batches = math.ceil(rows / (train["per_device_train_batch_size"] * world))
+    per_epoch: int = max(1, math.ceil(batches / train["gradient_accumulation_steps"]))
+    epochs: float = train["num_train_epochs"]
+    return math.ceil(per_epoch * epochs)
+
+
+def launcher(launch: str | None) -> tuple[int, Any]:
+    """Read processes and sharding from an accelerate config file, or from the environment."""
+    if launch is None:
+        return int(os.environ.get("WORLD_SIZE", "1")), None
+    settings = yaml.safe_load(Path(launch).read_text(encoding="utf-8"))
+    kind = str(settings.get("distributed_type", "NO")).upper()
+    stage = settings.get("deepspeed_config", {}).get("zero_stage")
+    sharding = (
+        f"zero{stage}"
+        if kind == "DEEPSPEED" and stage in (2, 3)
+        else "fsdp2"
+        if kind == "FSDP"
+        else None
+    )
+    return int(settings.get("num_processes", 1)), sharding
+
+
+def training_shape(config: Any, *, longest: int) -> TrainingShape:
+    """Return the dimensions of a step of this stage; `longest` is its longest row in tokens."""
+    world, sharding = launcher(config.launch)
+    pairs = stage_kind(config.kind).takes_pairs
+    train = train_settings(config)
+    lora = config.lora
+    shape = lora and LoraShape(
+        r=lora.r, modules=lora.target_modules, dropout=lora.lora_dropout, dora=lora.use_dora
+    )
+    bf16 = bool(train.get("bf16")) and config.dtype == "float32"
+    reference = None
+    if pairs:
+        reference = "adapter" if lora else "copy"
+        reference = "cached" if config.reference == "cached" else reference
+    return TrainingShape(
+        pairs=pairs,
+        micro_batch=train["per_device_train_batch_size"] * (2 if pairs else 1),
+        max_tokens=longest,
+        dtype="bfloat16" if bf16 else config.dtype,
+        master_weights=bf16,
+        quantization=config.quantization,
+        lora=shape,
+        optimizer=train.get("optim", "adamw_torch_fused"),
+        gradient_checkpointing=train.get("gradient_checkpointing", True),
+        gradient_accumulation=train["gradient_accumulation_steps"],
+        reference=reference,  # type: ignore[arg-type]  # as narrowed above
+        sharding=sharding,
+        world_size=world,
+        attention=config.attn_implementation,
+        save_copies=1 if config.verify_reload else 0,
+        device="cuda" if gpu_name() or sharding or config.dtype != "float32" or bf16 else "cpu",
+    )
