@@ -15,6 +15,7 @@ from dualign.recipe import Recipe, find_recipe, shipped_names
 from dualign.recipe import load_recipe as load_recipe_file
 from dualign.rundir import RUN_JSON, locked
 from dualign.stages import stage_kind
+from dualign.switch import Switch, read_switch
 
 if TYPE_CHECKING:
     from dualign.cost.plan import StagePlan
@@ -140,6 +141,7 @@ def prepare_sft(
     model: str,
     template: str = "dualign",
     template_kwargs: Mapping[str, Any] | None = None,
+    switch: Switch | Mapping[str, Any] | None = None,
     seed: int = 42,
 ) -> "SFTData":
     """Render, mask, tokenize and pack rows as an SFT stage does.
@@ -150,6 +152,7 @@ def prepare_sft(
         model: the model whose tokenizer is used: a folder, Hub id or `embedded:...`.
         template: the chat template, by name or as a .jinja file.
         template_kwargs: arguments of the template for every row, such as `date`.
+        switch: what switches the modes, as in `evaluate`; None: what the template reads.
         seed: the seed of shuffling and sampling.
 
     Returns:
@@ -162,7 +165,7 @@ def prepare_sft(
     """
     from dualign.data.prepare import prepare_sft as prepare
 
-    return prepare(_data_request(data, model, template, template_kwargs, seed))
+    return prepare(_data_request(data, model, template, template_kwargs, switch, seed))
 
 
 def prepare_pairs(
@@ -171,6 +174,7 @@ def prepare_pairs(
     model: str,
     template: str = "dualign",
     template_kwargs: Mapping[str, Any] | None = None,
+    switch: Switch | Mapping[str, Any] | None = None,
     seed: int = 42,
 ) -> "PairData":
     """Render and tokenize preference pairs as a preference stage does.
@@ -182,7 +186,7 @@ def prepare_pairs(
     """
     from dualign.data.prepare import prepare_pairs as prepare
 
-    return prepare(_data_request(data, model, template, template_kwargs, seed))
+    return prepare(_data_request(data, model, template, template_kwargs, switch, seed))
 
 
 def evaluate(
@@ -195,6 +199,7 @@ def evaluate(
     temperature: float = 0.0,
     top_p: float = 1.0,
     backend: "Backend" = "transformers",
+    switch: Switch | Mapping[str, Any] | None = None,
     seed: int = 42,
 ) -> "ModelScores":
     """Ask a model every task in think and in no_think mode.
@@ -209,6 +214,8 @@ def evaluate(
         temperature: 0 is greedy.
         top_p: sample from the likeliest tokens that together have this probability.
         backend: `vllm` must be installed.
+        switch: what switches the modes, as in a recipe: `{"think": {"thinking": True}, "no_think":
+            {"thinking": False}}`; None: what the model's template reads; `{}`: it has no modes.
         seed: the seed of drawing rows and of sampling.
 
     Returns:
@@ -231,6 +238,7 @@ def evaluate(
         temperature=temperature,
         top_p=top_p,
         backend=backend,
+        switch=read_switch(switch, "switch"),
     )
     if problems := [f"{key}: {message}" for key, message in stage.problems()]:
         raise ConfigError("\n".join(problems))
@@ -379,6 +387,7 @@ def _data_request(
     model: str,
     template: str,
     template_kwargs: Mapping[str, Any] | None,
+    switch: Switch | Mapping[str, Any] | None,
     seed: int,
 ) -> "DataRequest":
     """Return the data's configuration with tokenizer and chat template as a stage loads them."""
@@ -396,5 +405,7 @@ def _data_request(
         config = parse(DataConfig, json.loads(json.dumps(value, default=str)), document)
         document.raise_problems()
     assert config is not None, "no problems means a configuration"
-    tokenizer, chat = load_tokenizer(resolve_model(model), template, template_kwargs or {})
+    tokenizer, chat = load_tokenizer(
+        resolve_model(model), template, template_kwargs or {}, read_switch(switch, "switch")
+    )
     return DataRequest(config, tokenizer, chat, seed=seed)

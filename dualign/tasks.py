@@ -16,6 +16,7 @@ from typing import Any
 
 from dualign.config import parse, read_yaml
 from dualign.errors import EvaluationError
+from dualign.switch import Switch
 from dualign.verifiers import VerifierName
 
 Turn = Mapping[str, Any]
@@ -40,6 +41,8 @@ class Task:
     """limit of an answer in think mode; absent: the stage's"""
     max_new_tokens_no_think: int | None = None
     """limit of an answer in no_think mode; absent: max_new_tokens, else the stage's"""
+    switch: Switch | None = None
+    """what switches the modes for this task; absent: the stage's"""
 
     def problems(self) -> list[tuple[str, str]]:
         issues = []

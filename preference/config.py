@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from dualign.config import nearest
 from dualign.data.config import DataConfig
+from dualign.switch import Switch
 from dualign.training.arguments import DPO_ARGUMENTS
 from dualign.training.config import TrainingStage, training_problems
 
@@ -124,6 +125,8 @@ class PairsStage:
     """tokens that are in memory at once: rows of a batch times (longest prompt + limit)"""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """the weights' type in memory"""
+    switch: Switch | None = None
+    """what switches the modes; absent: that of each model's template"""
 
     def problems(self) -> list[tuple[str, str]]:
         issues = []

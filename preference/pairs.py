@@ -14,17 +14,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from dualign.data.conversation import Mode
-from dualign.errors import DataError
-from dualign.evaluation.requests import render_question
+from dualign.errors import DataError, EvaluationError
+from dualign.evaluation.requests import render_question, task_switch
 from dualign.evaluation.samples import AnswerRecord, SampleFile
 from dualign.generation.generate import generate_batches
 from dualign.generation.sampling import Sampling
 from dualign.generation.thinking import Reply, split
+from dualign.models import prompts
 from dualign.models.loading import identity, load_model
 from dualign.models.tokenizer import load_chat_tokenizer
 from dualign.preference.config import PairsStage
 from dualign.rundir import Outcome
+from dualign.switch import Switch
 from dualign.tasks import Problem, Task, load_problems, load_tasks
 from dualign.verifiers import verify
 
@@ -75,8 +79,11 @@ def _sample(
     name = f"{identity(model)}:{seed}"
     count = stage.samples if stage.rejected_model is None else 1
     requests = [
-        _request(stage, task, problem, mode, render_question(tokenizer, problem, mode), n, name)
+        _request(
+            stage, task, problem, mode, render_question(tokenizer, problem, mode, switch), n, name
+        )
         for task, problems_of_task in problems
+        for switch in [_switch(tokenizer, task, stage)]
         for mode in stage.modes
         for problem in problems_of_task
         for n in range(count)
@@ -107,6 +114,18 @@ def _sample(
         del weights
         gc.collect()  # the second model needs the room
     return [(request, _well_formed(request, file.answered[request.key])) for request in requests]
+
+
+def _switch(tokenizer: PreTrainedTokenizerBase, task: Task, stage: PairsStage) -> Switch | None:
+    """Return what switches the modes; refuse a model that is asked in one way for both."""
+    switch = task_switch(tokenizer, task, stage.switch)
+    if len(stage.modes) > 1 and not prompts.switches(tokenizer, switch):
+        named = task.switch if task.switch is not None else stage.switch
+        raise EvaluationError(
+            f"stage {stage.name}, {tokenizer.name_or_path}: {prompts.one_prompt(named)}. "
+            "For a model without modes, sample one: modes: [no_think]"
+        )
+    return switch
 
 
 def _request(

@@ -33,7 +33,9 @@ from dualign.training.trainer import (
 def run(stage: PreferenceStage, work: Path, *, seed: int) -> Outcome:
     """Train on pairs of both modes, resuming from `work`; write the result there."""
     source = resolve_model(stage.model, revision=stage.revision)
-    tokenizer, template = load_tokenizer(source, stage.template, stage.template_kwargs)
+    tokenizer, template = load_tokenizer(
+        source, stage.template, stage.template_kwargs, stage.switch
+    )
     data = prepare_pairs(DataRequest(stage.data, tokenizer, template, seed=seed))
     if stage.reference == "cached":
         data = _pairs_on_disk(data, work / CHECKPOINTS)

@@ -24,6 +24,7 @@ FLOORS = [
     "dualign.config",
     "dualign.config_reference",
     "dualign.verifiers",
+    "dualign.switch",
     "dualign.tasks",
     "dualign.lifetime",
     "dualign.rundir",

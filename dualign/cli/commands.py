@@ -7,7 +7,7 @@ from pathlib import Path
 from textwrap import fill, indent
 
 from dualign import api
-from dualign.config import nearest
+from dualign.config import nearest, parse_value
 from dualign.errors import ConfigError
 from dualign.recipe import (
     Recipe,
@@ -17,6 +17,7 @@ from dualign.recipe import (
     shipped_names,
 )
 from dualign.stages import stage_kind, training_kinds
+from dualign.switch import Switch, read_switch
 
 
 def run(args: Namespace) -> int:
@@ -53,6 +54,7 @@ def evaluate(args: Namespace) -> int:
         temperature=args.temperature,
         top_p=args.top_p,
         backend=args.backend,
+        switch=_switch(args.switch),
         seed=args.seed,
     )
     return 0
@@ -67,8 +69,14 @@ def chat(args: Namespace) -> int:
         mode=args.mode,
         max_new_tokens=args.max_new_tokens,
         temperature=args.temperature,
+        switch=_switch(args.switch),
     )
     return 0
+
+
+def _switch(text: str | None) -> Switch | None:
+    """Return the switch that --switch gives as YAML."""
+    return None if text is None else read_switch(parse_value(text), "--switch")
 
 
 def report(args: Namespace) -> int:

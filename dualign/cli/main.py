@@ -130,6 +130,11 @@ finding says what it means for the model and how to fix it; docs/doctor.md lists
 status is 1 if one of them is an error.
 """
 
+_SWITCH = (
+    "what switches the modes, as in a recipe: '{think: {thinking: true}, no_think: {thinking: false}}'; "
+    "default: what the template reads"
+)
+
 
 def _recipe_command(
     sub: Sub, name: str, about: str, detail: str, action: Callable[[argparse.Namespace], int]
@@ -167,6 +172,7 @@ def _eval_command(sub: Sub) -> None:
     )
     parser.add_argument("--top-p", type=float, default=1.0, help="default %(default)s")
     parser.add_argument("--backend", choices=get_args(Backend), default="transformers")
+    parser.add_argument("--switch", metavar="YAML", help=_SWITCH)
     parser.add_argument("--seed", type=int, default=42, help="default %(default)s")
     parser.set_defaults(action=commands.evaluate)
 
@@ -186,6 +192,7 @@ def _chat_command(sub: Sub) -> None:
     parser.add_argument(
         "--temperature", type=float, default=0.6, help="0 is greedy; default %(default)s"
     )
+    parser.add_argument("--switch", metavar="YAML", help=_SWITCH)
     parser.set_defaults(action=commands.chat)
 
 

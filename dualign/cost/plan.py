@@ -185,6 +185,7 @@ def prepare_data(config: Any, seed: int) -> tuple[SFTData | PairData, Any]:
         resolve_model(config.model, revision=config.revision),
         config.template,
         config.template_kwargs,
+        config.switch,
     )
     prepare = prepare_pairs if stage_kind(config.kind).takes_pairs else prepare_sft
     return prepare(DataRequest(config.data, tokenizer, template, seed=seed)), tokenizer

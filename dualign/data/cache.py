@@ -58,7 +58,13 @@ def cache_key(kind: str, request: DataRequest) -> str | None:
         "settings": settings | {"sources": [_source(source, base) for source in data.sources]},
         "tasks": dict(file_digests({"tasks": tasks}, Digests())),
         "seed": request.seed,
-        "template": [template.text, template.special_tokens, template.template_kwargs],
+        "template": [
+            template.text,
+            template.special_tokens,
+            template.template_kwargs,
+            template.tool_use,
+            str(template.switch),
+        ],
         "tokenizer": sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
         "special_tokens": dict(tokenizer.special_tokens_map),
     }

@@ -21,3 +21,5 @@ class DataRequest:
     _: KW_ONLY
     seed: int
     base: Path | None = None
+    any_modes: bool = False
+    """rows of both modes may be asked in one way: they are scored, not trained on"""

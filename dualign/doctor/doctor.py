@@ -68,8 +68,9 @@ def diagnose_recipe(recipe: Recipe) -> Diagnosis:
         except DualignError as error:
             findings.add(Finding("tokenizer_unreadable", str(error)), source=entry.name)
             continue
+        config = stage.config
         key = repr(
-            (stage.config.data, stage.config.template, stage.config.template_kwargs, entry.kind)
+            (config.data, config.template, config.template_kwargs, config.switch, entry.kind)
         )
         if key not in seen:
             seen.add(key)
@@ -168,7 +169,7 @@ def _load_tokenizer(
         TemplateError: no template has that name.
     """
     try:
-        return load_tokenizer(start, stage.template, stage.template_kwargs)
+        return load_tokenizer(start, stage.template, stage.template_kwargs, stage.switch)
     except TemplateError as error:
         if not stage.template.endswith(".jinja") and stage.template != "tokenizer":
             load_template(stage.template)

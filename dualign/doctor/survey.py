@@ -13,6 +13,7 @@ from dualign.data.config import DataConfig, SourceConfig
 from dualign.data.faults import RowError
 from dualign.data.mix.row_table import count_rows, group_rows, summarize_rows
 from dualign.data.mix.selection import select_rows
+from dualign.data.mix.switching import PromptSettings, same_prompt
 from dualign.data.policies import stops
 from dualign.data.request import DataRequest
 from dualign.data.rows.loading import SampledRows
@@ -93,6 +94,7 @@ class _Survey:
     log: RowLog = field(default_factory=RowLog)
     samples: dict[tuple[str, str], list[PromptSample]] = field(default_factory=dict)
     pair_tokens: PairTokens = field(default_factory=PairTokens)
+    settings: PromptSettings = field(default_factory=PromptSettings)
 
     def encoder(self, source: SourceConfig, rows: SampledRows) -> ExampleEncoder | PairEncoder:
         """Return training's encoder, but drop rows where training would stop."""
@@ -133,6 +135,8 @@ class _Survey:
         if "chosen_ids" in row.entry:
             self.pair_tokens.add(len(row.entry["chosen_ids"]), len(row.entry["rejected_ids"]))
         self.log.add(source_index, row)
+        place = f"{self._name(source)}, row {row.row}"
+        self.settings.add(row.entry["mode"], row.entry["setting"], place)
         # Report a fault common to chosen and rejected once.
         self.findings.extend(dict.fromkeys(findings), source=self._name(source), row=row.row)
 
@@ -140,6 +144,9 @@ class _Survey:
         """Run the checks that need all rows; return ROWS."""
         subject, findings = self.subject, self.findings
         self._report_repeats()
+        if pair := self.settings.shared():
+            message = same_prompt(pair, subject.template)
+            findings.add(Finding("mode_switch_dead", message, "error"), source=self._stage)
         rows = self._count_rows(sources)
         masked = subject.data.supervise != "all"
         if masked:

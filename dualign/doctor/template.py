@@ -9,6 +9,7 @@ from dualign.data.text.template import ChatTemplate
 from dualign.data.think_tags import FLAG, OPEN
 from dualign.doctor.findings import Finding
 from dualign.errors import TemplateError
+from dualign.switch import tried
 
 _DAYS = ("9 February 2024", "23 November 2031")
 _ANSWER, _TRACE, _QUESTION = "probeanswer", "probetrace", "probequestion"
@@ -72,8 +73,9 @@ def _check_turns(template: ChatTemplate) -> Iterator[Finding]:
 def _check_switch(template: ChatTemplate, modes: Collection[str]) -> Iterator[Finding]:
     prompts = {mode: template.prompt(_USER_TURN, mode=mode) for mode in MODES}
     if prompts["think"] == prompts["no_think"]:
-        message = f"both modes have the prompt {prompts['think'][-80:]!r}"
-        yield Finding("mode_switch_dead", message, "error" if set(MODES) <= set(modes) else None)
+        if not set(MODES) <= set(modes):  # else their rows were compared
+            message = f"both modes have the prompt {prompts['think'][-80:]!r}. Tried: "
+            yield Finding("mode_switch_dead", message + f"{tried(template.named_switch)}")
     elif OPEN not in opening(template, "think"):
         message = f"the think prompt ends with {prompts['think'][-40:]!r}"
         yield Finding("think_not_prefilled", message)

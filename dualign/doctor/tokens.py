@@ -13,6 +13,7 @@ from dualign.data.tokens.encoding import EncodedRow
 from dualign.data.tokens.labels import Example
 from dualign.doctor.findings import Finding
 from dualign.errors import TemplateError
+from dualign.models.prompts import arguments, switch_of
 from dualign.models.tokenizer import end_of_turn
 
 if TYPE_CHECKING:
@@ -119,12 +120,13 @@ def _served(conversation: Conversation, tokenizer: "PreTrainedTokenizerBase") ->
         template = load_template("tokenizer", tokenizer=tokenizer)
         text = template.prompt(prompt, mode=mode, tools=conversation.tools, template_kwargs=kwargs)
         return _ids(text, tokenizer, special=False)
+    turns = [{"role": message.role, "content": message.content} for message in prompt]
+    messages, variables = arguments(turns, mode, switch_of(tokenizer), kwargs)
     rendered = tokenizer.apply_chat_template(
-        [{"role": message.role, "content": message.content} for message in prompt],
+        messages,
         tools=[dict(tool) for tool in conversation.tools] or None,
         add_generation_prompt=True,
-        enable_thinking=mode == "think",
         tokenize=False,
-        **kwargs,
+        **variables,
     )
     return _ids(str(rendered), tokenizer, special=False)

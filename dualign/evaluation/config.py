@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from dualign.data.config import SourceConfig
+from dualign.switch import Switch
 
 Backend = Literal["transformers", "vllm"]
 
@@ -31,6 +32,8 @@ class EvalConfig:
     """the engine that generates; vllm has to be installed"""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """type of the weights; auto: as saved on an accelerator, float32 on a CPU"""
+    switch: Switch | None = None
+    """what switches the modes; absent: that of each model's template; {}: the models have no modes"""
 
     def problems(self) -> list[tuple[str, str]]:
         problems = [] if self.tasks else [("tasks", "expected one or more, found none")]

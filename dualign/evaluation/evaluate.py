@@ -52,9 +52,21 @@ def run(stage: EvalStage, work: Path, *, seed: int) -> Outcome:
     problems = [(task, load_problems(task, limit=stage.rows, seed=seed)) for task in tasks]
     file = SampleFile(work / "samples.jsonl")
     results = []
+    result = open_model(stage.models[-1], dtype=stage.dtype)
+    # Refuses what can't be asked before the models before it are.
+    build_requests(result.tokenizer, problems, stage, name=result.identity, seed=seed)
     for model in stage.models:
         subject = open_model(model, dtype=stage.dtype)
-        results.append(evaluate_model(subject, problems, stage, file, seed=seed, pairs=stage.pairs))
+        evaluated = evaluate_model(
+            subject,
+            problems,
+            stage,
+            file,
+            seed=seed,
+            pairs=stage.pairs,
+            baseline=model != stage.models[-1],
+        )
+        results.append(evaluated)
         del subject
         gc.collect()  # a model and its cache form reference cycles; the next model needs the room
     file.finish(sample for result in results for sample in result.samples)
@@ -81,10 +93,15 @@ def evaluate_model(
     *,
     seed: int,
     pairs: Sequence[str | SourceConfig] = (),
+    baseline: bool = False,
 ) -> EvalResult:
-    """Evaluate one model; answers that `file` holds already aren't generated again."""
+    """Evaluate one model; answers that `file` holds already aren't generated again. A `baseline` may
+    have no modes.
+    """
     name = f"{subject.identity}:{config.backend}:{config.dtype}"
-    requests = build_requests(subject.tokenizer, tasks, config, name=name, seed=seed)
+    requests = build_requests(
+        subject.tokenizer, tasks, config, name=name, seed=seed, baseline=baseline
+    )
     _answer_all(subject, requests.items, config, file)
     samples = tuple(
         _sample(subject, request, file.answered[request.key]) for request in requests.items
@@ -93,7 +110,7 @@ def evaluate_model(
         model=subject.model,
         mode_switch=requests.mode_switch,
         samples=samples,
-        pairs=pair_margins(subject, pairs),
+        pairs=pair_margins(subject, pairs, config.switch, any_modes=not requests.mode_switch),
     )
 
 

@@ -23,6 +23,7 @@ from dualign.data.text.template import load_template
 from dualign.evaluation.config import pairs_name
 from dualign.evaluation.scores import Z_95, Change, short_label, wilson
 from dualign.models.loading import EvalModel
+from dualign.switch import Switch
 
 Margins = Mapping[Mode, tuple[float, ...]]
 
@@ -30,8 +31,18 @@ _BATCH_ROWS = 8  # sorted by length, so few tokens of a batch are padding
 _ANY_LENGTH = 1 << 30
 
 
-def pair_margins(subject: EvalModel, sources: Sequence[str | SourceConfig]) -> dict[str, Margins]:
+def pair_margins(
+    subject: EvalModel,
+    sources: Sequence[str | SourceConfig],
+    switch: Switch | None = None,
+    *,
+    any_modes: bool = False,
+) -> dict[str, Margins]:
     """Return each source's margins by mode, in the same order for every model.
+
+    Args:
+        switch: what switches the modes; None: what the template reads.
+        any_modes: the model may have no modes; both are then asked in one way.
 
     Raises:
         DataError: a row contradicts itself.
@@ -40,7 +51,7 @@ def pair_margins(subject: EvalModel, sources: Sequence[str | SourceConfig]) -> d
     if not sources:
         return {}
     tokenizer, weights = subject.tokenizer, subject.weights()
-    template = load_template("tokenizer", tokenizer=tokenizer)
+    template = load_template("tokenizer", tokenizer=tokenizer).with_switch(switch)
     margins = {}
     for pairs_of in sources:
         source = SourceConfig(path=pairs_of) if isinstance(pairs_of, str) else pairs_of
@@ -48,7 +59,7 @@ def pair_margins(subject: EvalModel, sources: Sequence[str | SourceConfig]) -> d
         data = DataConfig(
             sources=(source,), packing="none", max_tokens=_ANY_LENGTH, too_long="error"
         )
-        pairs = prepare_pairs(DataRequest(data, tokenizer, template, seed=0))
+        pairs = prepare_pairs(DataRequest(data, tokenizer, template, seed=0, any_modes=any_modes))
         label = f"{short_label(subject.model)}, {name}"
         margins[name] = _by_mode(pairs, _margins(weights, pairs, label=label))
     return margins

@@ -10,6 +10,8 @@ from transformers import PreTrainedTokenizerBase
 from dualign.data.conversation import MODES, Mode
 from dualign.errors import EvaluationError
 from dualign.evaluation.config import EvalConfig
+from dualign.models import prompts
+from dualign.switch import Switch
 from dualign.tasks import Problem, Task
 
 TaskSet = Sequence[tuple[Task, Sequence[Problem]]]
@@ -43,30 +45,35 @@ def build_requests(
     *,
     name: str,
     seed: int,
+    baseline: bool = False,
 ) -> EvalRequests:
     """Render every problem in both modes for one model.
 
-    If the template has no mode switch, both modes get the same prompt and think mode's limit, and
-    share one greedy answer.
+    A model without modes (a baseline, or `switch: {}`) gets the same prompt and think mode's limit
+    in both, and shares one greedy answer.
 
     Args:
         name: identifies the model and its backend; part of each request's key.
+        baseline: the model may have no modes.
 
     Raises:
-        EvaluationError: the template can't render a problem, or the problem sets its mode itself.
+        EvaluationError: the template can't render a problem, the problem sets its mode itself, or
+        nothing switches the modes.
     """
-    switch = _has_switch(tokenizer)
-    items = []
+    items, all_switch = [], True
     for task, problems in tasks:
-        prompts = {
-            mode: [render_question(tokenizer, problem, mode) for problem in problems]
+        switch = task_switch(tokenizer, task, config.switch)
+        has_modes = _has_modes(tokenizer, task, switch, config, baseline=baseline)
+        all_switch = all_switch and has_modes
+        asked = {
+            mode: [render_question(tokenizer, problem, mode, switch) for problem in problems]
             for mode in MODES
         }
-        if switch:
-            _require_switch(task, problems, prompts)
+        if has_modes:
+            _require_switch(task, problems, asked)
         for mode in MODES:
-            limit = limit_of(task, config, mode if switch else "think")
-            for problem, prompt in zip(problems, prompts[mode], strict=True):
+            limit = limit_of(task, config, mode if has_modes else "think")
+            for problem, prompt in zip(problems, asked[mode], strict=True):
                 identity = f"{seed}:{task.name}:{mode}:{problem.id}"
                 own_seed = _number(identity) if config.temperature else 0
                 content = [name, prompt, limit, config.temperature, config.top_p, own_seed]
@@ -80,26 +87,48 @@ def build_requests(
                     key=hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24],
                 )
                 items.append(request)
-    return EvalRequests(items=tuple(items), mode_switch=switch)
+    return EvalRequests(items=tuple(items), mode_switch=all_switch)
 
 
 def _require_switch(
-    task: Task, problems: Sequence[Problem], prompts: Mapping[Mode, Sequence[str]]
+    task: Task, problems: Sequence[Problem], asked: Mapping[Mode, Sequence[str]]
 ) -> None:
     """Refuse a problem with one prompt for both modes although the template has a switch."""
-    for problem, *by_mode in zip(problems, *(prompts[mode] for mode in MODES), strict=True):
+    for problem, *by_mode in zip(problems, *(asked[mode] for mode in MODES), strict=True):
         if len(set(by_mode)) == 1:
             raise EvaluationError(
                 f"task {task.name}, problem {problem.id}: its prompt is the same in both modes, so "
-                "its system message sets the mode; remove /think or /no_think from it"
+                "its system message sets the mode; remove /think or /no_think from it. If the template "
+                "forgets the switch where there is a system message, name another way with switch"
             )
 
 
-def _has_switch(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Return whether the template renders a plain question differently in the two modes."""
+def task_switch(
+    tokenizer: PreTrainedTokenizerBase, task: Task, of_stage: Switch | None
+) -> Switch | None:
+    """Return what switches the modes of a task: its own switch, the stage's, or the template's."""
+    return prompts.switch_of(tokenizer, task.switch if task.switch is not None else of_stage)
+
+
+def _has_modes(
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    switch: Switch | None,
+    config: EvalConfig,
+    *,
+    baseline: bool,
+) -> bool:
+    """Return whether a plain question is asked in two ways; refuse one way if nobody says so."""
     messages = ({"role": "user", "content": "Hi"},)
     plain = Problem(id="a plain question", messages=messages, expected="", extra={})
-    think, no_think = (render_question(tokenizer, plain, mode) for mode in MODES)
+    think, no_think = (render_question(tokenizer, plain, mode, switch) for mode in MODES)
+    named = task.switch if task.switch is not None else config.switch
+    no_modes = named is not None and not named
+    if think == no_think and not (baseline or no_modes):
+        raise EvaluationError(
+            f"{tokenizer.name_or_path}, task {task.name}: {prompts.one_prompt(named)}. "
+            "A model without modes is asked once with switch: {}, or as a baseline before the last model"
+        )
     return think != no_think
 
 
@@ -112,21 +141,17 @@ def limit_of(task: Task, config: EvalConfig, mode: Mode) -> int:
     return task_limit or config.max_new_tokens_no_think or think
 
 
-def render_question(tokenizer: PreTrainedTokenizerBase, problem: Problem, mode: Mode) -> str:
+def render_question(
+    tokenizer: PreTrainedTokenizerBase, problem: Problem, mode: Mode, switch: Switch | None
+) -> str:
     """Render the prompt of a problem in a mode, with the checkpoint's own template."""
     try:
-        text = tokenizer.apply_chat_template(
-            [dict(turn) for turn in problem.messages],
-            add_generation_prompt=True,
-            tokenize=False,
-            enable_thinking=mode == "think",
-        )
+        return prompts.prompt(tokenizer, problem.messages, mode, switch)
     except Exception as error:  # a template can raise anything
         raise EvaluationError(
             f"{tokenizer.name_or_path}: its chat template can't render problem {problem.id} in "
             f"{mode} mode: {error}"
         ) from error
-    return str(text)
 
 
 def _number(text: str) -> int:

@@ -6,7 +6,7 @@ to agree token by token, up to a near tie of llama.cpp's two best tokens: it mul
 so a lead of less than `_NEAR_TIE` nats is chance.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,15 +34,12 @@ _TALK = [
     {"role": "assistant", "content": "No.\n\n```py\n3.14 == 22 / 7  # False\n```"},
     {"role": "user", "content": "I've 1234 don't's"},
 ]
-_CONVERSATIONS: tuple[tuple[str, list[dict[str, str]], dict[str, Any]], ...] = (
-    ("a question", [_HI], {}),
-    ("a question in think mode", [_HI], {"enable_thinking": True}),
-    ("a question in no_think mode", [_HI], {"enable_thinking": False}),
-    ("/think in the system message", [{"role": "system", "content": "Help. /think"}, _HI], {}),
-    ("/no_think in the system message", [{"role": "system", "content": "/no_think"}, _HI], {}),
-    ("a conversation in think mode", _TALK, {"enable_thinking": True}),
-    ("a conversation in no_think mode", _TALK, {"enable_thinking": False}),
+_PLAIN: tuple[tuple[str, list[dict[str, str]]], ...] = (
+    ("a question", [_HI]),
+    ("/think in the system message", [{"role": "system", "content": "Help. /think"}, _HI]),
+    ("/no_think in the system message", [{"role": "system", "content": "/no_think"}, _HI]),
 )
+_IN_BOTH_MODES = (("a question", [_HI]), ("a conversation", _TALK))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,10 +88,12 @@ def ask_transformers(model: str, tokenizer: "PreTrainedTokenizerBase") -> list[R
     from dualign.generation.generate import generate, tokenize
     from dualign.generation.sampling import Sampling
     from dualign.models.loading import load_model
+    from dualign.models.prompts import prompt, switch_of
 
     questions = [(question, mode) for question in QUESTIONS for mode in MODES]
+    switch = switch_of(tokenizer)
     prompts = [
-        _render(tokenizer, [{"role": "user", "content": question}], enable_thinking=mode == "think")
+        prompt(tokenizer, [{"role": "user", "content": question}], mode, switch)
         for question, mode in questions
     ]
     weights = load_model(model, dtype="float32")
@@ -150,7 +149,7 @@ def _check_prompts(
 ) -> tuple[int, list[str]]:
     """Render and tokenize all conversations on both sides; return their number and the faults."""
     compared, faults = 0, []
-    for name, messages, kwargs in _CONVERSATIONS:
+    for name, messages, kwargs in _conversations(tokenizer):
         try:
             expected = _render(tokenizer, messages, **kwargs)
         except Exception:  # a template may refuse such a conversation, with any exception
@@ -171,6 +170,19 @@ def _check_prompts(
                 f"{expected_tokens}, llama.cpp {actual_tokens}"
             )
     return compared, faults
+
+
+def _conversations(
+    tokenizer: "PreTrainedTokenizerBase",
+) -> Iterator[tuple[str, list[dict[str, Any]], dict[str, Any]]]:
+    """Yield name, messages and template variables of what is rendered on both sides."""
+    from dualign.models.prompts import arguments, switch_of
+
+    switch = switch_of(tokenizer)
+    yield from ((name, messages, {}) for name, messages in _PLAIN)
+    for name, messages in _IN_BOTH_MODES:
+        for mode in MODES:
+            yield f"{name} in {mode} mode", *arguments(messages, mode, switch)
 
 
 def _render(

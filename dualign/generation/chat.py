@@ -19,8 +19,10 @@ from dualign.errors import EvaluationError
 from dualign.generation.generate import end_ids, generation_settings, tokenize
 from dualign.generation.sampling import Sampling, sampler, uniforms
 from dualign.generation.thinking import prompt_opens_block, split
+from dualign.models import prompts
 from dualign.models.loading import load_model
 from dualign.models.tokenizer import load_chat_tokenizer
+from dualign.switch import Switch
 
 _HELP = (
     "/think and /no_think switch the mode (a question may follow). "
@@ -37,6 +39,7 @@ def chat(
     top_p: float = 0.95,
     seed: int = 0,
     dtype: str = "auto",
+    switch: Switch | None = None,
     console: Console | None = None,
 ) -> None:
     """Chat with a model until /quit or the end of the input, which may be a pipe."""
@@ -51,6 +54,7 @@ def chat(
         sampling=Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p),
         seed=seed,
     )
+    session.switch = prompts.switch_of(session.tokenizer, switch)
     console.print(Text(f"{model}\n{_HELP}", style="dim"))
     for line in _lines(session):
         if not session.handle(line):
@@ -79,6 +83,8 @@ class _Session:
     seed: int
     history: list[dict[str, str]] = field(default_factory=list)
     turns: int = 0
+    switch: Switch | None = None
+    """what switches the modes"""
 
     def handle(self, line: str) -> bool:
         """Run a command or answer a question; return False to end the conversation."""
@@ -154,15 +160,9 @@ class _Session:
 
     def _prompt(self, messages: list[dict[str, str]], mode: Mode) -> str:
         try:
-            text = self.tokenizer.apply_chat_template(
-                messages,
-                add_generation_prompt=True,
-                tokenize=False,
-                enable_thinking=mode == "think",
-            )
+            return prompts.prompt(self.tokenizer, messages, mode, self.switch)
         except Exception as error:  # a template can raise anything
             raise EvaluationError(f"the chat template can't render this: {error}") from error
-        return str(text)
 
     def _note(self, text: str) -> None:
         self.console.print(Text(text, style="dim italic"))

@@ -6,9 +6,11 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from dualign.data.text.template import ChatTemplate, load_template
+from dualign.data.text.modes import stated_switch, switch_line
+from dualign.data.text.template import ChatTemplate, load_template, named_templates
 from dualign.errors import CheckpointError, TemplateError
 from dualign.models.source import ModelSource, resolve_model
+from dualign.switch import Switch
 
 _PAD_NAMES = (
     "<|pad|>",
@@ -21,7 +23,10 @@ _PAD_NAMES = (
 
 
 def load_tokenizer(
-    source: ModelSource, template: str, template_kwargs: Mapping[str, Any]
+    source: ModelSource,
+    template: str,
+    template_kwargs: Mapping[str, Any],
+    switch: Switch | None = None,
 ) -> tuple[PreTrainedTokenizerBase, ChatTemplate]:
     """Load a tokenizer for training, as it will be saved.
 
@@ -31,17 +36,42 @@ def load_tokenizer(
     Args:
         template: a name that ships, `tokenizer` or a .jinja file.
         template_kwargs: variables of the template, which become defaults of the saved one.
+        switch: what switches the modes, which the saved template states; None: what the template
+            reads.
     """
     tokenizer = AutoTokenizer.from_pretrained(source.tokenizer, revision=source.revision)
     chat = load_template(template, tokenizer=tokenizer)
-    tokenizer.chat_template = with_defaults(chat.text, template_kwargs)
+    tokenizer.chat_template = _saved(tokenizer, chat, template_kwargs, switch)
     end = end_of_turn(chat, tokenizer)
     if tokenizer.eos_token != end:
         tokenizer.eos_token = end
         chat = load_template(template, tokenizer=tokenizer)  # it may write eos_token out
     if tokenizer.pad_token is None or tokenizer.pad_token == end:
         tokenizer.pad_token = _pad_token(tokenizer, end)
-    return tokenizer, chat.with_kwargs(template_kwargs)
+    return tokenizer, chat.with_kwargs(template_kwargs).with_switch(switch)
+
+
+def _saved(
+    tokenizer: PreTrainedTokenizerBase,
+    chat: ChatTemplate,
+    template_kwargs: Mapping[str, Any],
+    switch: Switch | None,
+) -> str | dict[str, str]:
+    """Return the template to save: all of the tokenizer's named ones, if they are trained with."""
+    is_own = chat.name == "tokenizer" and isinstance(tokenizer.chat_template, dict)
+    texts = named_templates(tokenizer) if is_own else {"default": chat.text}
+    saved = {
+        name: _with_switch(with_defaults(text, template_kwargs), switch, read=chat.switch)
+        for name, text in texts.items()
+    }
+    return saved if is_own else saved["default"]
+
+
+def _with_switch(text: str, switch: Switch | None, *, read: Switch | None) -> str:
+    """Return a template that states the switch, unless it is the one that its text has (`read`)."""
+    if switch is None or switch == read or switch == stated_switch(text):
+        return text
+    return switch_line(switch) + text
 
 
 def load_chat_tokenizer(reference: str) -> PreTrainedTokenizerBase:

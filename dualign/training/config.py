@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from dualign.switch import Switch
+
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
@@ -62,6 +64,8 @@ class TrainingStage:
     """dualign, chatml, smollm3, smollm3-training, tokenizer (the model's own), or a .jinja file"""
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     """given to the template for every row, e.g. date"""
+    switch: Switch | None = None
+    """what switches the modes; absent: found by trying the known switches on the template"""
     lora: AdapterConfig | None = None
     """train an adapter; absent: every weight"""
     save: Literal["adapter", "merged"] | None = None
@@ -83,6 +87,8 @@ class TrainingStage:
             issues.append(
                 ("lora.use_dora", "DoRA needs the base's exact weights: remove quantization")
             )
+        if self.switch is not None and not self.switch:
+            issues.append(("switch", "says nothing: expected entries for think and no_think"))
         if self.quantization and self.save == "merged":
             issues.append(("save", "an nf4 base can't be merged exactly: save the adapter"))
         return issues

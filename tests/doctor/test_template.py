@@ -8,6 +8,7 @@ import pytest
 from dualign.data.text.template import ChatTemplate, load_template
 from dualign.doctor.template import check_template, opening
 from dualign.errors import TemplateError
+from tests.data.text import families
 from tests.doctor import defective_templates as made
 from tests.doctor.conftest import Examine
 from tests.doctor.defective_rows import no_think_row, think_row, tool_row
@@ -33,10 +34,24 @@ def test_the_default_template_has_no_fault() -> None:
     assert codes(load_template("dualign"), modes={"think", "no_think"}) == {}
 
 
-def test_a_dead_switch_is_an_error_where_rows_are_of_both_modes() -> None:
+def test_a_dead_switch_is_an_error_where_rows_are_of_both_modes(examine: Examine) -> None:
     template = load_template("chatml")
     assert codes(template, modes={"think"})["mode_switch_dead"] is None
-    assert codes(template, modes={"think", "no_think"})["mode_switch_dead"] == "error"
+    findings, _ = examine({"rows": [think_row(), no_think_row()]}, template="chatml")
+    (dead,) = [entry for entry in findings.all() if entry.code == "mode_switch_dead"]
+    assert dead.severity == "error" and "rows, row 0 is think" in dead.message
+    findings, _ = examine({"rows": [think_row()]}, template="chatml")
+    assert "mode_switch_dead" not in {entry.code for entry in findings.all()}
+
+
+@pytest.mark.parametrize("name", ["GRANITE", "GPT_OSS", "NEMOTRON", "DEEPSEEK", "NEMOTRON_NANO"])
+def test_a_known_switch_isn_t_dead(name: str, examine: Examine, tmp_path: Path) -> None:
+    file = tmp_path / "family.jinja"
+    file.write_text(getattr(families, name), encoding="utf-8")
+    template = load_template(str(file))
+    assert "mode_switch_dead" not in codes(template, modes={"think"})
+    findings, _ = examine({"rows": [think_row(), no_think_row()]}, template=str(file))
+    assert "mode_switch_dead" not in {entry.code for entry in findings.all()}
 
 
 def test_a_pinned_date_is_no_leak() -> None:

@@ -14,7 +14,9 @@ from dualign.errors import CheckpointError, EvaluationError
 from dualign.evaluation.config import EvalStage
 from dualign.models.loading import identity, load_model
 from dualign.models.tokenizer import load_chat_tokenizer
+from dualign.switch import Switch
 from tests.chat_model import LEARNT
+from tests.data.text import families
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -148,13 +150,62 @@ def test_a_damaged_line_in_the_middle_is_an_error(learnt, task_file, tmp_path):
 
 def test_a_template_without_modes_is_asked_once_for_both(learnt, task_file, tmp_path, counted):
     plain = without_modes(learnt, tmp_path / "plain")
-    metrics = evaluate.run(stage(plain, tasks=[task_file]), tmp_path / "out", seed=1).metrics
+    without = stage(plain, tasks=[task_file], switch=Switch())
+    metrics = evaluate.run(without, tmp_path / "out", seed=1).metrics
     assert metrics["mode_switch"] is False
     assert counted == [4]
     rows = {(row["id"], row["mode"]): row for row in samples_of(tmp_path / "out")}
     for question in LEARNT:
         assert rows[question, "think"]["rendered"] == rows[question, "no_think"]["rendered"]
     assert "has no mode switch" in (tmp_path / "out/table.md").read_text(encoding="utf-8")
+
+
+def test_one_prompt_for_both_modes_is_refused_unless_the_model_is_a_baseline(
+    learnt, task_file, tmp_path, counted
+):
+    plain = without_modes(learnt, tmp_path / "plain")
+    for switch in (None, Switch(think={"depth": 1}, no_think={"depth": 0})):
+        with pytest.raises(EvaluationError) as caught:
+            evaluate.run(stage(learnt, plain, tasks=[task_file], switch=switch), tmp_path, seed=1)
+        assert "plain, task sums: both modes have the same prompt. Tried: " in str(caught.value)
+        assert "switch: {think: {thinking: true}" in str(caught.value)
+    assert counted == []  # before any model is asked
+    metrics = evaluate.run(stage(plain, learnt, tasks=[task_file]), tmp_path, seed=1).metrics
+    assert [model["mode_switch"] for model in metrics["all"]] == [False, True]
+
+
+def test_a_task_is_asked_by_its_own_switch_before_the_stage_s(learnt, task_file, tmp_path):
+    """The template's own switch is found; a stage may name another, and a task one more."""
+    family = without_modes(learnt, tmp_path / "family")
+    tokenizer = AutoTokenizer.from_pretrained(family)
+    tokenizer.chat_template = families.GRANITE
+    tokenizer.save_pretrained(family)
+    words = Switch(think={"system": "Think."}, no_think={"system": "Answer."})
+    own = tmp_path / "own.yaml"
+    text = task_file.read_text(encoding="utf-8").replace("name: sums", "name: own")
+    own.write_text(text + "switch: {think: {thinking: true}, no_think: {thinking: false}}\n")
+    (tmp_path / "sums.jsonl").write_text((task_file.parent / "sums.jsonl").read_text())
+    found = stage(family, tasks=[task_file])
+    heads = {
+        (row["task"], row["mode"]): row["rendered"].partition("<|im_end|>")[0]
+        for row in rendered(found, tmp_path / "found")
+    }
+    assert "Think in a <think> block." in heads["sums", "think"]
+    assert heads["sums", "no_think"].endswith("You are Granite.")
+    named = stage(family, tasks=[task_file, own], switch=words)
+    heads = {
+        (row["task"], row["mode"]): row["rendered"].partition("<|im_end|>")[0]
+        for row in rendered(named, tmp_path / "named")
+    }
+    assert heads["sums", "think"].endswith("Think.") and heads["sums", "no_think"].endswith(
+        "Answer."
+    )
+    assert "Think in a <think> block." in heads["own", "think"]
+
+
+def rendered(subject, folder):
+    evaluate.run(subject, folder, seed=1)
+    return samples_of(folder)
 
 
 @pytest.mark.parametrize("template", ["dualign", "smollm3"])

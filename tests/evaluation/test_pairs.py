@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from dualign.data.config import SourceConfig
-from dualign.errors import ConfigError, DataError
+from dualign.errors import ConfigError, DataError, TemplateError
 from dualign.evaluation import evaluate
 from dualign.evaluation.config import EvalStage
 from dualign.evaluation.pairs import margin_change, pair_margins, summarize_margins
@@ -16,6 +16,7 @@ from dualign.models import loading
 from dualign.models.loading import open_model
 from dualign.recipe import load_recipe
 from tests.chat_model import LEARNT, make_model, prompt
+from tests.data.text import families
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +55,17 @@ def test_margins_are_those_of_each_answer_scored_alone(learnt: Path, pairs_file:
             chosen = logp(asked, mode, head + (right if mode == "think" else quick))
             wanted.append(chosen - logp(asked, mode, head + "0, I suppose"))
         assert sorted(found[mode]) == pytest.approx(sorted(wanted), rel=1e-4)
+
+
+def test_a_model_without_modes_ranks_pairs_of_both_where_it_may(
+    learnt: Path, pairs_file: Path
+) -> None:
+    subject = open_model(str(learnt))
+    subject.tokenizer.chat_template = families.PLAIN
+    with pytest.raises(TemplateError, match="asks both in one way"):
+        pair_margins(subject, [str(pairs_file)])
+    margins = pair_margins(subject, [str(pairs_file)], any_modes=True)["heldout"]
+    assert {mode: len(values) for mode, values in margins.items()} == {"think": 4, "no_think": 4}
 
 
 def test_pairs_of_other_names_have_the_same_margins(

@@ -21,6 +21,7 @@ from dualign.publish.publish import leave_copy, prepare, stale
 from dualign.publish.release import PublishRequest, StagedRelease
 from dualign.publish.show import format_bytes
 from dualign.publish.staging import staging_folder
+from dualign.switch import ENABLE_THINKING, Switch
 
 ACCEPT = frozenset({"base_weights"})
 
@@ -157,10 +158,29 @@ def test_the_python_of_the_card_runs_as_it_stands(
         assert "one and two" in think and quick.strip().split() == ["3", "3"]
 
 
+WORDS = Switch(think={"system": "Don't hurry"}, no_think={"system": "Quick", "depth": 0})
+
+
+def test_the_card_says_how_another_switch_switches() -> None:
+    usage = Usage(repo_id="me/it", contents="weights", base="", revision="", rank=0, switch=WORDS)
+    text = render_usage(usage)
+    assert (
+        "Think mode: `Don't hurry` in the system message. "
+        "no_think mode: `Quick` in the system message and `depth=0`. The text before" in text
+    )
+    assert "enable_thinking" not in text and '"chat_template_kwargs": {"depth": 0}' in text
+    (python, *_) = snippets(usage)
+    assert "{'role': 'system', 'content': 'Quick'}" in python.code
+    assert "depth=0, add_generation_prompt=True" in python.code
+
+
+@pytest.mark.parametrize("switch", [ENABLE_THINKING, WORDS], ids=["usual", "words"])
 @pytest.mark.parametrize("what", ["adapter", "weights", "both"])
-def test_every_snippet_parses_and_names_the_repository(what: str) -> None:
+def test_every_snippet_parses_and_names_the_repository(what: str, switch: Switch) -> None:
     found = snippets(
-        Usage(repo_id="me/it", contents=what, base="acme/base", revision="main", rank=6)
+        Usage(
+            repo_id="me/it", contents=what, base="acme/base", revision="main", rank=6, switch=switch
+        )
     )
     titles = [item.title for item in found]
     assert ("transformers" in titles) == (what != "adapter")

@@ -13,10 +13,12 @@ from typing import Any
 import datasets
 import numpy as np
 
+from dualign.data.config import DataConfig
 from dualign.data.conversation import Group
 from dualign.data.mix.row_table import CategoryColumn, RowTable
 from dualign.data.mix.screening import screen
 from dualign.data.mix.selection import check_labels, select_rows
+from dualign.data.mix.switching import PromptSettings, check_switch
 from dualign.data.request import DataRequest
 from dualign.data.rows.loading import sample_rows
 from dualign.data.rows.reading import read_source
@@ -85,6 +87,8 @@ def mix(request: DataRequest, kind: type[ExampleEncoder] | type[PairEncoder]) ->
     table = datasets.concatenate_datasets(tables)
     row_table = _row_table(table, [len(part) for part in tables])
     selection = select_rows(row_table, sampled, screened, data, request.seed)
+    if not request.any_modes:
+        check_switch(_settings(table, row_table, selection.group, data), request.template)
     return Mixture(
         table=table,
         group=selection.group,
@@ -98,6 +102,22 @@ def mix(request: DataRequest, kind: type[ExampleEncoder] | type[PairEncoder]) ->
             for reading, rows in zip(readings, sampled, strict=True)
         ),
     )
+
+
+def _settings(
+    table: datasets.Dataset, rows: RowTable, group: Indices, data: DataConfig
+) -> PromptSettings:
+    """Return how the rows that are used are asked."""
+    settings = PromptSettings()
+    numbers = table.select_columns(["row", "setting"]).with_format("numpy")[:]
+    keys = np.stack([numbers["setting"], rows.mode.codes], axis=1)[group >= 0]
+    used = np.flatnonzero(group >= 0)
+    for index in used[np.unique(keys, axis=0, return_index=True)[1]].tolist():
+        source = source_label(data.sources[rows.source_index[index]])
+        mode = rows.mode.categories[rows.mode.codes[index]]
+        place = f"{source}, row {numbers['row'][index]}"
+        settings.add(mode, int(numbers["setting"][index]), place)
+    return settings
 
 
 def _row_table(table: datasets.Dataset, sizes: Sequence[int]) -> RowTable:

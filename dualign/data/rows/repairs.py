@@ -26,9 +26,9 @@ def apply_repair(row: ParsedRow, repair: Repair, code: Code, rules: TextRules) -
     """Return the row after a repair of the fault `code`; an equal row if there is nothing to do."""
     match repair:
         case "as_think":
-            return _as_mode(row, "think")
+            return _as_mode(row, "think", rules)
         case "as_no_think":
-            return _as_mode(row, "no_think")
+            return _as_mode(row, "no_think", rules)
         case "skip_turn":
             return _each_answer(row, lambda message: _skip_turn(message, code))
         case "trim_tokens":
@@ -45,9 +45,19 @@ def apply_repair(row: ParsedRow, repair: Repair, code: Code, rules: TextRules) -
             return _drop_first_turns(row)
 
 
-def _as_mode(row: ParsedRow, mode: Mode) -> ParsedRow:
-    """Remove the flags of the other mode; `mode` beats the row's and the source's mode."""
-    return ParsedRow(parts=tuple(without_flags(part, mode) for part in row.parts), mode=mode)
+def _as_mode(row: ParsedRow, mode: Mode, rules: TextRules) -> ParsedRow:
+    """Remove the flags of the other mode, and what else switches to it; `mode` beats the row's and
+    the source's mode.
+    """
+    parts = tuple(_switched(without_flags(part, mode), mode, rules) for part in row.parts)
+    return ParsedRow(parts=parts, mode=mode)
+
+
+def _switched(part: Part, mode: Mode, rules: TextRules) -> Part:
+    if rules.switch is None or not part or part[0].role != "system":
+        return part
+    head = replace(part[0], content=rules.switch.without_other(part[0].content, mode))
+    return (head, *part[1:])
 
 
 def _drop_first_turns(row: ParsedRow) -> ParsedRow:

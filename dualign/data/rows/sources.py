@@ -189,10 +189,22 @@ def _repair_and_check(
 
 
 def _mode_of(
-    parsed: ParsedRow, messages: Part, row: Row, kwargs: _TemplateKwargs, source: SourceConfig
+    parsed: ParsedRow,
+    messages: Part,
+    row: Row,
+    kwargs: _TemplateKwargs,
+    source: SourceConfig,
+    rules: TextRules,
 ) -> Mode:
-    return parsed.mode or resolve_mode(
-        row, messages, source_mode=source.mode, enable_thinking=kwargs.enable_thinking
+    if parsed.mode:
+        return parsed.mode
+    system = messages[0].content if messages and messages[0].role == "system" else ""
+    return resolve_mode(
+        row,
+        messages,
+        source_mode=source.mode,
+        enable_thinking=kwargs.enable_thinking,
+        declared=rules.switch.declared(system, kwargs.rest) if rules.switch else {},
     )
 
 
@@ -207,7 +219,7 @@ def _check_conversation(
     (messages,) = parsed.parts
     if supervise != "all":
         messages = _take_traces(messages)
-    mode = _mode_of(parsed, messages, row, kwargs, source)
+    mode = _mode_of(parsed, messages, row, kwargs, source, rules)
     check_texts(messages, kwargs.rest, rules, mode)
     if supervise == "all":
         return _CheckedRow(parts=(messages,), mode=mode)
@@ -228,7 +240,7 @@ def _check_pair(
 ) -> _CheckedRow:
     parts = tuple(_take_traces(part) for part in parsed.parts)
     prompt, chosen, rejected = parts
-    mode = _mode_of(parsed, (*prompt, *chosen), row, kwargs, source)
+    mode = _mode_of(parsed, (*prompt, *chosen), row, kwargs, source, rules)
     _check_answers(prompt, chosen, rejected, mode)
     for answer in (chosen, rejected):
         messages = (*prompt, *answer)

@@ -12,6 +12,7 @@ from dualign.data.faults import RowFault
 from dualign.data.text.template import ChatTemplate
 from dualign.data.think_tags import FLAG, WHOLE_FLAG
 from dualign.errors import TemplateError
+from dualign.switch import Switch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,12 +24,14 @@ _CONTENT_TAGS = re.compile(r"</?(think|tool_call|tool_response|tool_result|tools
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TextRules:
     """`control` matches a control token, each of which begins with the character `head` (empty:
-    they begin differently); `flags_in_words`: the template takes the flag in a/thinking for a flag.
+    they begin differently); `flags_in_words`: the template takes the flag in a/thinking for a flag;
+    `switch`: what switches the modes, so that rows that hold it say their mode.
     """
 
     control: re.Pattern[str] | None = None
     head: str = ""
     flags_in_words: bool = False
+    switch: Switch | None = None
 
 
 NO_RULES = TextRules()
@@ -47,6 +50,7 @@ def text_rules(tokenizer: "PreTrainedTokenizerBase", template: ChatTemplate) -> 
         control=re.compile("|".join(map(re.escape, longest_first))) if control else None,
         head=heads.pop() if len(heads) == 1 else "",
         flags_in_words=_reads_flags_in_words(template),
+        switch=template.switch,
     )
 
 

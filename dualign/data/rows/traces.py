@@ -64,16 +64,18 @@ def resolve_mode(
     *,
     source_mode: str,
     enable_thinking: bool | None,
+    declared: Mapping[str, Mode] | None = None,
 ) -> Mode:
     """Return the mode on which all declarations agree: the row's `mode`, its `enable_thinking`, its
-    source, and the flags (whole words) in the system message and in the last user turn.
+    source, the flags (whole words) in the system message and in the last user turn, and what the
+    template's switch finds in the row (`declared`).
 
     Without any declaration: think if an assistant turn has a trace.
 
     Raises:
         RowFault: declarations that contradict each other, or no known mode.
     """
-    declared: dict[str, Mode] = {}
+    declared = dict(declared or {})
     if row.get("mode") is not None:
         declared["the row's mode"] = _as_mode(row["mode"])
     if enable_thinking is not None:

@@ -60,6 +60,7 @@ def render_rows(
     several: each holds the conversation up to a turn, and supervises the turns that look in it as
     they did when they were asked for.
     """
+    template = template.for_tools(conversation.tools)
     if conversation.template_kwargs.get("verbatim"):
         text = conversation.messages[0].content + template.special_tokens.get("eos_token", "")
         return [_whole(conversation, text)]

@@ -5,16 +5,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cached_property
+from hashlib import blake2b
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jinja2
 
-from dualign.data.conversation import Conversation, Message, Mode
+from dualign.data.conversation import MODES, Conversation, Message, Mode
 from dualign.data.text import sandbox
+from dualign.data.text.modes import find_switch, stated_switch
 from dualign.data.think_tags import CLOSE, OPEN
 from dualign.errors import TemplateError
+from dualign.switch import ENABLE_THINKING, Switch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,16 +33,92 @@ _PROBE = "dualignprobe"
 
 @dataclass(frozen=True, kw_only=True)
 class ChatTemplate:
-    """A jinja template. `special_tokens` and `template_kwargs` are given to it in every render."""
+    """A jinja template. `special_tokens` and `template_kwargs` are given to it in every render.
+
+    `tool_use` is the text for rows with tools, if that is another one. `named_switch` comes before
+    a switch that is found.
+    """
 
     name: str
     text: str
     special_tokens: Mapping[str, str] = field(default_factory=dict)
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    tool_use: str | None = None
+    named_switch: Switch | None = None
 
     def with_kwargs(self, template_kwargs: Mapping[str, Any]) -> "ChatTemplate":
         """Return the template with more variables for every render; a row's own come before them."""
         return replace(self, template_kwargs={**self.template_kwargs, **template_kwargs})
+
+    def with_switch(self, switch: Switch | None) -> "ChatTemplate":
+        """Return the template with the switch that a recipe names."""
+        return self if switch is None else replace(self, named_switch=switch)
+
+    def for_tools(self, tools: Sequence[Mapping[str, Any]]) -> "ChatTemplate":
+        """Return the template of a row: rows with tools have their own in some families."""
+        return self._tool_template if tools and self.tool_use is not None else self
+
+    @cached_property
+    def _tool_template(self) -> "ChatTemplate":
+        switch = self.named_switch or self.switch
+        return replace(self, text=self.tool_use or "", tool_use=None, named_switch=switch)
+
+    @cached_property
+    def switch(self) -> Switch | None:
+        """What switches the modes: named, stated by the template, or found; None: nothing does."""
+        named = self.named_switch if self.named_switch is not None else stated_switch(self.text)
+        return named if named is not None else find_switch(self.text, self._ask)
+
+    @cached_property
+    def switches(self) -> bool:
+        """Whether a plain question has another prompt in each mode."""
+        question = (Message(role="user", content="Hi"),)
+        try:
+            return len({self.prompt(question, mode=mode) for mode in MODES}) > 1
+        except TemplateError:
+            return False
+
+    def setting(self, conversation: Conversation) -> int:
+        """Return a number that tells how the row is asked: rows of one number get one prompt for
+        the same question. 0 where enable_thinking tells the modes apart, as in most families.
+        """
+        template = self.for_tools(conversation.tools)
+        if template.switches and template.switch == ENABLE_THINKING:
+            return 0
+        system = [turn for turn in conversation.messages[:1] if turn.role == "system"]
+        key = [
+            conversation.mode,
+            [turn.content for turn in system],
+            conversation.template_kwargs,
+            conversation.tools,
+        ]
+        text = _number(json.dumps(key, sort_keys=True, default=str))
+        if text not in self._settings:
+            self._settings[text] = _number(self._question(conversation, system))
+        return self._settings[text]
+
+    @cached_property
+    def _settings(self) -> dict[int, int]:
+        return {}
+
+    def _question(self, conversation: Conversation, system: list[Message]) -> str:
+        question = [*system, Message(role="user", content="Hi")]
+        try:
+            return self.prompt(
+                question,
+                mode=conversation.mode,
+                tools=conversation.tools,
+                template_kwargs=conversation.template_kwargs,
+            )
+        except TemplateError:  # the row was rendered, so its own question would be
+            return str(conversation.messages)
+
+    def _ask(self, system: str | None, variables: Mapping[str, Any]) -> str:
+        turns: list[dict[str, Any]] = [{"role": "user", "content": "Hi"}]
+        if system is not None:
+            turns.insert(0, {"role": "system", "content": system})
+        fixed = {**self.special_tokens, **self.template_kwargs, "tools": None, "documents": None}
+        return self._text(turns, {**fixed, **variables}, prompt=True)
 
     def prompt(
         self,
@@ -50,21 +129,23 @@ class ChatTemplate:
         template_kwargs: Mapping[str, Any] | None = None,
     ) -> str:
         """Render the text after which the model answers in `mode`."""
-        variables = self._variables(mode, tools, template_kwargs or {})
-        return self._text(self._dicts(messages, variables), variables, prompt=True)
+        template = self.for_tools(tools)
+        variables = template._variables(mode, tools, template_kwargs or {})
+        turns = template._switched(template._dicts(messages, variables), mode)
+        return template._text(turns, variables, prompt=True)
 
     def texts(self, conversation: Conversation) -> TextOf:
         """Return the function that renders the conversation's first messages; its errors name the
         row.
         """
-        variables = self._variables(
-            conversation.mode, conversation.tools, conversation.template_kwargs
-        )
-        dicts = self._dicts(conversation.messages, variables)
+        template, mode = self.for_tools(conversation.tools), conversation.mode
+        variables = template._variables(mode, conversation.tools, conversation.template_kwargs)
+        dicts = template._dicts(conversation.messages, variables)
 
         def text_of(count: int, prompt: bool) -> str:
             try:
-                return self._text(dicts[:count], variables, prompt=prompt)
+                messages = template._switched(dicts[:count], mode)
+                return template._text(messages, variables, prompt=prompt)
             except TemplateError as error:
                 raise TemplateError(f"{conversation.place}: {error}") from error
 
@@ -100,7 +181,8 @@ class ChatTemplate:
         """The text after an answer: the end-of-turn, and whitespace that follows it."""
         messages = (Message(role="user", content="Hi"), Message(role="assistant", content=_PROBE))
         variables = self._variables("no_think", (), {})
-        rendered = self._text(self._dicts(messages, variables), variables, prompt=False)
+        turns = self._switched(self._dicts(messages, variables), "no_think")
+        rendered = self._text(turns, variables, prompt=False)
         if rendered.count(_PROBE) != 1:
             raise TemplateError(
                 f"template {self.name!r} doesn't print an assistant's answer once: {rendered!r}"
@@ -116,8 +198,12 @@ class ChatTemplate:
             **{key: value for key, value in variables.items() if key not in _RESERVED},
             "tools": [dict(tool) for tool in tools] or None,
             "documents": None,
-            "enable_thinking": mode == "think",
+            **(self.switch or ENABLE_THINKING).variables(mode, template_kwargs),
         }
+
+    def _switched(self, messages: list[dict[str, Any]], mode: Mode) -> list[dict[str, Any]]:
+        """Return the messages with the text that switches to the mode, where a text does."""
+        return self.switch.with_system(messages, mode) if self.switch else messages
 
     def _text(
         self, messages: list[dict[str, Any]], variables: Mapping[str, Any], *, prompt: bool
@@ -181,6 +267,7 @@ def load_template(
     template = ChatTemplate(
         name=name_or_path,
         text=_template_text(name_or_path, tokenizer),
+        tool_use=_tool_use_text(name_or_path, tokenizer),
         special_tokens=dict(tokenizer.special_tokens_map) if tokenizer is not None else {},
         template_kwargs=dict(template_kwargs or {}),
     )
@@ -198,7 +285,13 @@ def _template_text(name_or_path: str, tokenizer: "PreTrainedTokenizerBase | None
             raise TemplateError(
                 "template 'tokenizer': the tokenizer has no chat template. Name one: dualign."
             )
-        return str(tokenizer.get_chat_template())
+        named = named_templates(tokenizer)
+        if "default" not in named:
+            raise TemplateError(
+                f"template 'tokenizer': the tokenizer has the templates {', '.join(sorted(named))} and "
+                "none named default, so which one to take can't be told. Name a .jinja file."
+            )
+        return named["default"]
     if name_or_path.endswith(".jinja"):
         path = Path(name_or_path)
         if not path.is_file():
@@ -220,6 +313,24 @@ def _template_text(name_or_path: str, tokenizer: "PreTrainedTokenizerBase | None
             f"Expected {', '.join(names)}, tokenizer, or a .jinja file."
         )
     return (folder / f"{name_or_path}.jinja").read_text(encoding="utf-8")
+
+
+def named_templates(tokenizer: "PreTrainedTokenizerBase") -> dict[str, str]:
+    """Return a tokenizer's templates by name; a single one is `default`."""
+    templates = tokenizer.chat_template or {}
+    return {"default": templates} if isinstance(templates, str) else dict(templates)
+
+
+def _tool_use_text(name_or_path: str, tokenizer: "PreTrainedTokenizerBase | None") -> str | None:
+    """Return the template that transformers takes for rows with tools, if it is another one."""
+    if name_or_path != "tokenizer" or tokenizer is None:
+        return None
+    return named_templates(tokenizer).get("tool_use")
+
+
+def _number(text: str) -> int:
+    """Return 62 bits of a text's hash, never 0."""
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest()) >> 2 or 1
 
 
 def _message_dict(message: Message, *, as_field: bool) -> dict[str, Any]:

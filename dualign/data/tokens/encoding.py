@@ -44,6 +44,7 @@ _ROW_FEATURES = {
     "tokens": datasets.Value("int64"),
     "supervised": datasets.Value("int64"),
     "repairs": datasets.Value("string"),
+    "setting": datasets.Value("int64"),
 }
 
 
@@ -259,7 +260,14 @@ class Encoder:
         source_mode = UNKNOWN_MODE if self.source.mode == "row" else self.source.mode
         entry: dict[str, Any] = {name: [] for name in self.features if name not in _ROW_FEATURES}
         entry |= {"row": row, "mode": error.mode or source_mode, "code": error.code}
-        return entry | {"repairs": "", "tokens": 0, "supervised": 0}
+        return entry | {"repairs": "", "tokens": 0, "supervised": 0, "setting": 0}
+
+    def _setting(self, row: _PendingRow) -> int:
+        """Return how the row is asked; 0 where nothing is asked."""
+        conversations = _conversations(row.parsed)
+        if self.data.supervise == "all" or not conversations:
+            return 0
+        return self.template.setting(conversations[0])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -301,6 +309,7 @@ class ExampleEncoder(Encoder):
             "tokens": len(labels),
             "supervised": len(labels) - labels.count(IGNORE_INDEX),
             "repairs": ",".join(filter(None, repairs)),
+            "setting": self._setting(row),
         }
 
 
@@ -338,6 +347,7 @@ class PairEncoder(Encoder):
             "tokens": len(prompt_ids) + supervised,
             "supervised": supervised,
             "repairs": _repairs(row.parsed),
+            "setting": self._setting(row),
         }
 
 

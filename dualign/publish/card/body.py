@@ -6,8 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dualign.data.conversation import MODES, Mode
 from dualign.evaluation.scores import ModelScores, gain_text, score_text, short_label, task_names
 from dualign.generation.vllm import max_lora_rank
+from dualign.models.prompts import saved_switch
 from dualign.publish.base import EMBEDDED_ON_THE_HUB
 from dualign.publish.card.training import hyper_parameters, stage_findings
 from dualign.publish.checklist import CheckResult
@@ -17,6 +19,7 @@ from dualign.publish.release import LoadTestAnswer, Release
 from dualign.report.conclusions import format_finding, thinking_finding
 from dualign.report.render import environment
 from dualign.report.runs import ModelEvaluation
+from dualign.switch import ENABLE_THINKING, Switch
 from dualign.version import __version__
 
 _QUESTION = "Add 17, 28 and 5."
@@ -34,11 +37,37 @@ class Usage:
     revision: str
     rank: int
     question: str = _QUESTION
+    switch: Switch = ENABLE_THINKING
 
     @property
     def max_lora_rank(self) -> int:
         """The --max-lora-rank of vLLM."""
         return max_lora_rank(self.rank) or self.rank
+
+    @property
+    def usual(self) -> bool:
+        """Whether enable_thinking switches the modes, as in most families."""
+        return self.switch == ENABLE_THINKING
+
+    def how(self, mode: Mode) -> str:
+        """Say what switches to a mode."""
+        entry = self.switch.of(mode)
+        parts = [f"`{entry['system']}` in the system message"] if "system" in entry else []
+        parts += [f"`{name}={value!r}`" for name, value in self.switch.variables(mode).items()]
+        return " and ".join(parts) or "the default"
+
+    @property
+    def modes(self) -> list[tuple[Mode, str, str, str]]:
+        """Return for each mode its Python messages, its Python arguments and its JSON request."""
+        listed = []
+        for mode in MODES:
+            turns = self.switch.with_system([{"role": "user", "content": self.question}], mode)
+            variables = self.switch.variables(mode)
+            options = "".join(f"{name}={value!r}, " for name, value in variables.items())
+            request = {"messages": turns, "chat_template_kwargs": variables}
+            quoted = json.dumps(request, ensure_ascii=False)[1:-1].replace("'", "'\\''")
+            listed.append((mode, repr(turns), options, quoted))
+        return listed
 
 
 def render_body(
@@ -105,6 +134,7 @@ def _usage(release: Release) -> Usage:
         revision=(base.revision if base else None) or "main",
         rank=sum(ranks),
         question=quotable[0] if quotable else _QUESTION,
+        switch=saved_switch(release.lineage.run.path),
     )
 
 

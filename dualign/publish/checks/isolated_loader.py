@@ -2,9 +2,10 @@
 
     python -I isolated_loader.py REQUEST.json
 
-REQUEST: {"folder", "adapter": null or a folder, "base", "revision", "dtype", "questions", "limit",
-"out"}. The outputs are OUT.json with the answers to each question in both modes, and
-OUT.safetensors with the logits of each prompt under NUMBER/MODE.
+REQUEST: {"folder", "adapter": null or a folder, "base", "revision", "dtype", "questions", "modes":
+{MODE: {"system": text or null, "variables"}}, "limit", "out"}. The outputs are OUT.json with the
+answers to each question in both modes, and OUT.safetensors with the logits of each prompt under
+NUMBER/MODE.
 """
 
 import json
@@ -25,12 +26,12 @@ def main(request_file: str) -> None:
     model, faults = _load(request)
     answers, logits = [], {}
     for number, question in enumerate(request["questions"]):
-        for mode in ("think", "no_think"):
+        for mode, switch in request["modes"].items():
+            messages = [{"role": "user", "content": question}]
+            if switch["system"]:
+                messages.insert(0, {"role": "system", "content": switch["system"]})
             text = tokenizer.apply_chat_template(
-                [{"role": "user", "content": question}],
-                add_generation_prompt=True,
-                tokenize=False,
-                enable_thinking=mode == "think",
+                messages, add_generation_prompt=True, tokenize=False, **switch["variables"]
             )
             ids_BT = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"].to(
                 model.device

@@ -31,11 +31,13 @@ from dualign.models.logits import (
     compare_logits,
     logits_of,
 )
+from dualign.models.prompts import one_prompt, saved_switch
 from dualign.publish.base import Base
 from dualign.publish.checklist import CheckOutcome, judge
 from dualign.publish.checks import isolated_loader
 from dualign.publish.lineage import Lineage
 from dualign.publish.release import LoadTestAnswer
+from dualign.switch import Switch
 
 _FLOAT32_BYTES = 4_000_000_000  # of weights, up to which all is computed in float32
 _ENVIRONMENT = (
@@ -91,6 +93,7 @@ def run_load_test(
             "revision": base.revision if base and not base.root.is_local else None,
             "dtype": dtype,
             "questions": questions,
+            "modes": _modes_of(saved_switch(folder)),
             "limit": limit,
             "out": f"{work}/out",
         }
@@ -115,6 +118,14 @@ def run_load_test(
         ),
         answers=tuple(_answer(entry) for entry in output["answers"]),
     )
+
+
+def _modes_of(switch: Switch) -> dict[str, Any]:
+    """Return for each mode the system text and the variables of a plain question."""
+    return {
+        mode: {"system": switch.of(mode).get("system"), "variables": switch.variables(mode)}
+        for mode in MODES
+    }
 
 
 def _weight_bytes(folder: Path, base: Base | None) -> int:
@@ -230,7 +241,10 @@ def check_modes(test: LoadTestResult) -> CheckOutcome:
     closed = [answer for answer in think if answer.closed and answer.answer]
     leaks = [answer for answer in no_think if answer.leaked]
     silent = [answer for answer in no_think if not answer.answer]
+    texts = [{prompt.text for prompt in test.prompts if prompt.mode == mode} for mode in MODES]
     faults = []
+    if texts[0] & texts[1]:
+        faults.append(f"{one_prompt(None)}. Set switch in the stage that trained it")
     if 2 * len(closed) < len(think):
         faults.append(
             f"in think mode {len(think) - len(closed)} of {len(think)} answers don't close their think block and answer"

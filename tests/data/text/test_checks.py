@@ -17,6 +17,7 @@ from dualign.data.text.checks import RenderingError, row_defects, turn_defects
 from dualign.data.text.spans import render_row
 from dualign.data.text.template import ChatTemplate, load_template
 from dualign.data.tokens.encoding import ExampleEncoder
+from dualign.switch import ENABLE_THINKING
 
 ANSWER = Message(role="assistant", content="Yes.")
 OPENING = "<|assistant|>"
@@ -110,7 +111,7 @@ def test_a_result_that_is_printed_as_json_is_there(ascii: bool) -> None:
 def test_a_family_whose_turns_do_not_continue_their_prompt_is_refused(
     text: str, conversation: Conversation, code: str
 ) -> None:
-    template = ChatTemplate(name="family", text=text)
+    template = ChatTemplate(name="family", text=text, named_switch=ENABLE_THINKING)
     with pytest.raises(ValueError, match=r"rows, row 3, message 1: template 'family'") as refusal:
         render_row(template, conversation, "assistant")
     assert getattr(refusal.value, "code", "template") == code
@@ -119,6 +120,7 @@ def test_a_family_whose_turns_do_not_continue_their_prompt_is_refused(
 @pytest.mark.parametrize(
     ("text", "conversation", "learnt"),
     [
+        (NEMOTRON, row("no_think"), "A tree.\n<SPECIAL_12>"),  # its switch is the flag
         (DEEPSEEK, row("no_think"), "A tree.<eos>"),
         (
             DEEPSEEK,
@@ -127,7 +129,7 @@ def test_a_family_whose_turns_do_not_continue_their_prompt_is_refused(
         ),
         (KIMI, row("think", thinking="I see it"), "<think>I see it</think>A tree.<end>"),
     ],
-    ids=["deepseek", "deepseek-calls", "kimi-think"],
+    ids=["nemotron", "deepseek", "deepseek-calls", "kimi-think"],
 )
 def test_the_other_rows_of_those_families_are_trained(
     text: str, conversation: Conversation, learnt: str

@@ -1,0 +1,49 @@
+"""Rows of two modes that the template asks in one way: a model can't learn to switch from them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from dualign.data.conversation import MODES
+from dualign.data.text.template import ChatTemplate
+from dualign.errors import TemplateError
+from dualign.switch import ADVICE, tried
+
+
+@dataclass(kw_only=True, slots=True)
+class PromptSettings:
+    """The settings (`ChatTemplate.setting`) of rows by mode, each with the first row that has it."""
+
+    first: dict[tuple[str, int], str] = field(default_factory=dict)
+
+    def add(self, mode: str, setting: int, place: str) -> None:
+        """Count a row; `place` names it."""
+        if setting:
+            self.first.setdefault((mode, setting), place)
+
+    def shared(self) -> tuple[str, str] | None:
+        """Return a think row and a no_think row of one setting."""
+        think, no_think = MODES
+        for (mode, setting), place in self.first.items():
+            if mode == think and (other := self.first.get((no_think, setting))):
+                return place, other
+        return None
+
+
+def check_switch(settings: PromptSettings, template: ChatTemplate) -> None:
+    """Refuse rows of both modes that the template asks in one way.
+
+    Raises:
+        TemplateError: names such a row of each mode, and what was tried.
+    """
+    if pair := settings.shared():
+        raise TemplateError(same_prompt(pair, template))
+
+
+def same_prompt(pair: Sequence[str], template: ChatTemplate) -> str:
+    """Say that two rows of different modes are asked in one way."""
+    think, no_think = pair
+    return (
+        f"{think} is think and {no_think} is no_think, but template {template.name!r} asks both in one "
+        "way, so a model can't know which mode is meant. Tried: "
+        f"{tried(template.named_switch)}. {ADVICE}."
+    )
