@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dualign.config import parse, read_yaml
-from dualign.errors import EvaluationError
+from dualign.errors import EvaluationError, excerpt
 from dualign.switch import Switch
 from dualign.verifiers import VerifierName
 
@@ -34,7 +34,11 @@ class Task:
     verifier: VerifierName
     """what compares an answer with the row's `answer`"""
     prompt: str | None = None
-    """the question, with fields of the row in braces; absent: the row's `messages` or `prompt`"""
+    """the question, with fields of the row in braces; absent: the row's `messages`, or `prompt` as
+    text or messages
+    """
+    answer: str | None = None
+    """the expected answer, with fields of the row in braces; absent: the row's `answer`"""
     instruction: str | None = None
     """text that is added to the question, after an empty line; the same in both modes"""
     max_new_tokens: int | None = None
@@ -55,10 +59,11 @@ class Task:
         ):
             if limit is not None and limit < 1:
                 issues.append((key, f"expected 1 or more, found {limit}"))
-        try:
-            list(string.Formatter().parse(self.prompt or ""))
-        except ValueError as error:
-            issues.append(("prompt", f"{error}; write {{{{ and }}}} for braces that are text"))
+        for key in ("prompt", "answer"):
+            try:
+                list(string.Formatter().parse(getattr(self, key) or ""))
+            except ValueError as error:
+                issues.append((key, f"{error}; write {{{{ and }}}} for braces that are text"))
         return issues
 
 
@@ -159,14 +164,18 @@ def _read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _problem(task: Task, number: int, row: dict[str, Any]) -> Problem:
     where = f"{task.rows}:{number}"
-    if row.get("answer") in (None, ""):
+    expected = row.get("answer")
+    if task.answer is not None:
+        expected = _filled(task.answer, row, f"{where}: the answer")
+    if expected in (None, ""):
         raise EvaluationError(
-            f"{where}: no 'answer'; the verifier {task.verifier} compares with it"
+            f"{where}: no 'answer' (found {', '.join(sorted(row))}); the verifier {task.verifier} "
+            "compares with it; name the field in the task, e.g. answer: '{expected_answer}'"
         )
     return Problem(
         id=str(row.get("id", number)),
         messages=_with_instruction(_turns(task, row, where), task.instruction, where),
-        expected=str(row["answer"]),
+        expected=str(expected),
         extra={
             key: value
             for key, value in row.items()
@@ -175,29 +184,44 @@ def _problem(task: Task, number: int, row: dict[str, Any]) -> Problem:
     )
 
 
+def _filled(template: str, row: Mapping[str, Any], what: str) -> str:
+    """Fill a template with fields of a row; EvaluationError if it asks for what is no plain value."""
+    names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+    try:
+        values = {name: string.Formatter().get_field(name, (), row)[0] for name in names}
+        text = template.format_map(row)
+    except (KeyError, IndexError, AttributeError, TypeError) as error:
+        raise EvaluationError(
+            f"{what} {template!r} asks for {error}; the row has {', '.join(sorted(row))}"
+        ) from None
+    for name, value in values.items():
+        if value is None or isinstance(value, list | dict):
+            raise EvaluationError(
+                f"{what} {template!r} asks for {name!r}, which is {excerpt(value)}: expected text. "
+                "Messages are asked as they are if the task has no prompt."
+            )
+    return text
+
+
 def _turns(task: Task, row: Mapping[str, Any], where: str) -> list[Turn]:
     if task.prompt is not None:
-        try:
-            return [{"role": "user", "content": task.prompt.format_map(row)}]
-        except (KeyError, IndexError) as error:
-            raise EvaluationError(
-                f"{where}: the prompt {task.prompt!r} asks for {error}; the row has {', '.join(sorted(row))}"
-            ) from None
-    if "messages" in row:
-        turns = row["messages"]
-        if not (isinstance(turns, list) and turns and all(_is_turn(turn) for turn in turns)):
-            raise EvaluationError(f"{where}: 'messages' has to be a list of role and content")
-        if turns[-1]["role"] == "assistant":
-            raise EvaluationError(
-                f"{where}: 'messages' ends with the assistant's turn, which is the model's"
-            )
-        return list(turns)
-    if isinstance(row.get("prompt"), str):
-        return [{"role": "user", "content": row["prompt"]}]
-    raise EvaluationError(
-        f"{where}: neither 'messages' nor 'prompt' (found {', '.join(sorted(row))}); "
-        "name the field in the task, e.g. prompt: '{question}'"
-    )
+        return [{"role": "user", "content": _filled(task.prompt, row, f"{where}: the prompt")}]
+    name = next((name for name in ("messages", "prompt") if row.get(name)), None)
+    if name is None:
+        raise EvaluationError(
+            f"{where}: neither 'messages' nor 'prompt' (found {', '.join(sorted(row))}); "
+            "name the field in the task, e.g. prompt: '{question}'"
+        )
+    turns = row[name]
+    if name == "prompt" and isinstance(turns, str):
+        return [{"role": "user", "content": turns}]
+    if not (isinstance(turns, list) and all(_is_turn(turn) for turn in turns)):
+        raise EvaluationError(f"{where}: {name!r} has to be a list of role and content")
+    if turns[-1]["role"] == "assistant":
+        raise EvaluationError(
+            f"{where}: {name!r} ends with the assistant's turn, which is the model's"
+        )
+    return list(turns)
 
 
 def _is_turn(turn: object) -> bool:

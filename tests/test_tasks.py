@@ -102,3 +102,34 @@ def test_a_field_that_the_row_lacks_is_named(tmp_path):
 def test_a_prompt_with_a_lone_brace_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="for braces that are text"):
         load_task(write(tmp_path, GOOD + "prompt: '{question'\n"))
+
+
+def test_a_prompt_may_be_messages_and_the_answer_under_another_name(tmp_path):
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1?"}]
+    rows = [{"prompt": turns, "reward_model": {"ground_truth": 2, "style": "rule"}}]
+    file = write(tmp_path, GOOD + "answer: '{reward_model[ground_truth]}'\n", rows=rows)
+    (problem,) = load_problems(load_task(file))
+    assert (list(problem.messages), problem.expected) == (turns, "2")
+
+
+@pytest.mark.parametrize(
+    ("keys", "row", "message"),
+    [
+        ("prompt: '{prompt}'", {"prompt": [{"role": "user", "content": "a"}]}, "expected text"),
+        ("prompt: '{x}'", {"x": None}, "asks for 'x', which is None"),
+        ("prompt: '{x[y]}'", {"x": "a"}, "the prompt .* asks for"),
+        ("answer: '{y}'", {"prompt": "a", "y": ["1"]}, "the answer '{y}' asks for 'y'"),
+        ("answer: '{z}'", {"prompt": "a"}, "the answer '{z}' asks for 'z'; the row has answer"),
+        (
+            "",
+            {"prompt": [{"role": "assistant", "content": "a"}]},
+            "'prompt' ends with the assistant",
+        ),
+        ("", {"prompt": ["a"]}, "'prompt' has to be a list of role and content"),
+        ("", {"prompt": []}, "neither 'messages' nor 'prompt'"),
+    ],
+)
+def test_what_is_no_text_is_never_asked_as_its_repr(tmp_path, keys, row, message):
+    file = write(tmp_path, f"{GOOD}{keys}\n", rows=[{"answer": "1"} | row])
+    with pytest.raises(EvaluationError, match=message):
+        load_problems(load_task(file))

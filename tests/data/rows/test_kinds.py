@@ -30,7 +30,11 @@ PAIR = {"prompt": "Hi", "chosen": "yes", "rejected": "no"}
         ({"instruction": "Hi", "output": "no", "kto_tag": False}, "bad_answer", "kto_tag"),
         (PAIR, "wrong_stage", "a preference pair .chosen . rejected.. A preference stage takes it"),
         ({"messages": [HI], "chosen": YES, "rejected": NO}, "no_answer", "no assistant turn"),
-        ({"prompt": "1 + 1?", "ground_truth": "2"}, "wrong_stage", "name the file in a task"),
+        (
+            {"prompt": "1 + 1?", "ground_truth": "2"},
+            "wrong_stage",
+            "name the file in a task .prompt, answer.",
+        ),
         ({"prompt": "1 + 1?", "answer": "2"}, "wrong_stage", "columns: .prompt: "),
         ({"problem": "1 + 1?", "solution": "2"}, "wrong_stage", "`pairs` and `eval` stages"),
         (
