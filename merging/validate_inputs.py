@@ -14,13 +14,19 @@ from typing import Any
 
 from dualign.checkpoints.checkpoint import Weights, embedding_name, read_json
 from dualign.checkpoints.dtypes import DTYPE_NAMES
-from dualign.checkpoints.shards import chat_template, nearest_file, tokenizer_files
+from dualign.checkpoints.shards import (
+    MORE_TEMPLATES,
+    chat_template,
+    nearest_file,
+    tokenizer_files,
+)
 from dualign.errors import MergeError, excerpt
 from dualign.merging.config_diff import FATAL, config_differences
 from dualign.merging.tokenizer.token_id_fields import ids_in
 from dualign.merging.tokenizer.vocabulary import TokenizerFiles, first_difference
 
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
+_TEMPLATE_KEYS = ("chat_template", MORE_TEMPLATES)
 _TOKEN_FLAGS = ("special", "normalized", "lstrip", "rstrip", "single_word")
 _CONFIG_ADVICE = "set config_from to the model whose config is meant"
 _TOKENIZER_ADVICE = "set config_from or tokenizer_from to the model whose tokenizer is meant"
@@ -197,7 +203,7 @@ def _tokenizer_differences(
         # An added token that only one of them has is a difference of vocabulary, reported above.
         for key in sorted(set(first_has) & set(other_has)):
             if first_has[key] != other_has[key]:
-                chosen = policy.template if key == "chat_template" else policy.tokenizer
+                chosen = policy.template if key in _TEMPLATE_KEYS else policy.tokenizer
                 values = [first_has[key], other_has[key]]
                 yield _difference(key, (first, other), values, _unless(chosen, _TOKENIZER_ADVICE))
 
@@ -219,7 +225,14 @@ def _generation_ids(weights: Weights) -> dict[str, list[int]]:
 
 
 def _presence(weights: Weights) -> dict[str, Any]:
-    return {"tokenizer": bool(tokenizer_files(weights)), "chat_template": chat_template(weights)}
+    files = tokenizer_files(weights)
+    named = {
+        file.stem: file.read_text(encoding="utf-8")
+        for file in files
+        if file.parent.name == MORE_TEMPLATES
+    }
+    more = {MORE_TEMPLATES: named} if named else {}
+    return {"tokenizer": bool(files), "chat_template": chat_template(weights), **more}
 
 
 def _special_tokens(weights: Weights) -> dict[str, Any]:

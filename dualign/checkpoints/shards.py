@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,8 @@ TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "merges.txt", "tokenizer.model", "chat_template.jinja",
 )  # fmt: skip
+MORE_TEMPLATES = "additional_chat_templates"
+"""transformers' folder of a tokenizer's named templates, besides chat_template.jinja."""
 PIECE = 1 << 18  # elements computed at once
 _SHARE = 1 << 20  # elements that a thread computes before it takes more work
 _SYNC_BYTES = 64 << 20  # bytes after which a sync is started
@@ -146,11 +148,10 @@ def write_side_files(
         config.pop("torch_dtype", None)
         config["dtype"] = dtype
     _write_json(out / "config.json", config)
-    for file in [
-        *tokenizer_files(tokenizer or weights),
-        *nearest_file(weights, "generation_config.json"),
-    ]:
-        shutil.copyfile(file, out / file.name)
+    copied = tokenizer_files(tokenizer or weights)
+    if chat_template is not None:  # the one template, for rows with tools as well
+        copied = [file for file in copied if file.parent.name != MORE_TEMPLATES]
+    copy_files([*copied, *nearest_file(weights, "generation_config.json")], out)
     if chat_template is not None:
         (out / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
 
@@ -162,8 +163,24 @@ def tokenizer_files(weights: Weights) -> list[Path]:
             (folder / name).is_file()
             for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
         ):
-            return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+            names = [*TOKENIZER_FILES, *more_templates(folder)]
+            return [folder / name for name in names if (folder / name).is_file()]
     return []
+
+
+def more_templates(folder: Path) -> list[str]:
+    """List a tokenizer's named templates by their paths in its folder."""
+    return sorted(
+        f"{MORE_TEMPLATES}/{file.name}" for file in (folder / MORE_TEMPLATES).glob("*.jinja")
+    )
+
+
+def copy_files(files: Iterable[Path], out: Path) -> None:
+    """Copy files of a model's folder, named templates into their own."""
+    for file in files:
+        folder = out / MORE_TEMPLATES if file.parent.name == MORE_TEMPLATES else out
+        folder.mkdir(exist_ok=True)
+        shutil.copyfile(file, folder / file.name)
 
 
 def nearest_file(weights: Weights, name: str) -> list[Path]:
@@ -178,8 +195,16 @@ def chat_template(weights: Weights) -> str | None:
             return file.read_text(encoding="utf-8")
     for file in tokenizer_files(weights):
         if file.name == "tokenizer_config.json":
-            return read_json(file).get("chat_template")
+            return _default_template(read_json(file).get("chat_template"))
     return None
+
+
+def _default_template(value: Any) -> str | None:
+    """Return the template in tokenizer_config.json, of several the one named default."""
+    if isinstance(value, list):
+        named = {entry.get("name"): entry.get("template") for entry in value}
+        value = named.get("default")
+    return value if isinstance(value, str) else None
 
 
 def split(tensors: Sequence[TensorSpec], shard_bytes: int) -> list[list[TensorSpec]]:

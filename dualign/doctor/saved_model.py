@@ -12,9 +12,10 @@ from dualign.data.text.template import load_template
 from dualign.doctor.findings import Finding
 from dualign.errors import CheckpointError, MergeError, TemplateError
 from dualign.model_ref import adapter_base
-from dualign.models.tokenizer import with_defaults
+from dualign.models.tokenizer import saved_template
 from dualign.rundir import read_run
 from dualign.stages import stage_kind
+from dualign.switch import read_switch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -115,11 +116,14 @@ def _check_template(saved: SavedModel, tokenizer: "PreTrainedTokenizerBase") -> 
     if not name or name == "tokenizer" or not tokenizer.chat_template:
         return
     try:
-        text = load_template(name, tokenizer=tokenizer).text
+        template = load_template(name, tokenizer=tokenizer)
     except TemplateError:
         return  # the user's file no longer exists
     kwargs = trained.get("template_kwargs") or {}
-    if str(tokenizer.get_chat_template()).strip() != with_defaults(text, kwargs).strip():
+    named = read_switch(trained.get("switch"), "run.json")
+    switch = None if named == template.switch else named
+    expected = saved_template(template.text, kwargs, switch)
+    if str(tokenizer.get_chat_template()).strip() != expected.strip():
         settings_text = f" with {kwargs}" if kwargs else ""
         message = f"run.json says {name!r}{settings_text}; the saved template is another"
         yield Finding("template_not_trained", message)

@@ -20,10 +20,11 @@ class ChatFormat:
 
 def detect_chat_format(chat_template: str) -> ChatFormat | None:
     """Return the format of a template's text; None if it isn't one of dualign's."""
+    from dualign.data.text.modes import without_switch_line
     from dualign.data.text.template import load_template
 
     values: dict[str, Any] = {}
-    text = chat_template
+    text = without_switch_line(chat_template)
     while match := _DEFAULT.match(text):
         values[match[1]] = json.loads(match[2])
         text = text[match.end() :]

@@ -41,6 +41,8 @@ class GGUFVocabulary:
     """prepend the bos token to a prompt: as the chat template does, not as the tokenizer does for
     plain text"""
     chat_template: str
+    more_templates: Mapping[str, str]
+    """named templates besides it, such as tool_use"""
 
 
 def vocabulary_of(tokenizer: "PreTrainedTokenizerBase", size: int, place: str) -> GGUFVocabulary:
@@ -49,6 +51,8 @@ def vocabulary_of(tokenizer: "PreTrainedTokenizerBase", size: int, place: str) -
     Raises:
         CheckpointError: not byte-level BPE, or llama.cpp would split text otherwise.
     """
+    from dualign.data.text.template import named_templates
+
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise CheckpointError(f"{place}: a slow tokenizer; expected one with a tokenizer.json")
@@ -69,6 +73,9 @@ def vocabulary_of(tokenizer: "PreTrainedTokenizerBase", size: int, place: str) -
         ids=_special_ids(tokenizer),
         add_bos=_chat_adds_bos(tokenizer),
         chat_template=str(tokenizer.get_chat_template()),
+        more_templates={
+            name: text for name, text in named_templates(tokenizer).items() if name != "default"
+        },
     )
 
 

@@ -148,7 +148,9 @@ def _add_vocabulary(writer: "GGUFWriter", vocabulary: GGUFVocabulary) -> None:
     for name, number in vocabulary.ids.items():
         writer.add_uint32(f"tokenizer.ggml.{name}_token_id", number)
     writer.add_add_bos_token(vocabulary.add_bos)
-    writer.add_chat_template(vocabulary.chat_template)
+    named = {"default": vocabulary.chat_template, **vocabulary.more_templates}
+    entries = [{"name": name, "template": text} for name, text in named.items()]
+    writer.add_chat_template(entries if vocabulary.more_templates else vocabulary.chat_template)
 
 
 def _add_sampling(writer: "GGUFWriter", generation: Mapping[str, Any]) -> None:

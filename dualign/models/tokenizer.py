@@ -60,18 +60,17 @@ def _saved(
     """Return the template to save: all of the tokenizer's named ones, if they are trained with."""
     is_own = chat.name == "tokenizer" and isinstance(tokenizer.chat_template, dict)
     texts = named_templates(tokenizer) if is_own else {"default": chat.text}
-    saved = {
-        name: _with_switch(with_defaults(text, template_kwargs), switch, read=chat.switch)
-        for name, text in texts.items()
-    }
+    stated = None if switch == chat.switch else switch
+    saved = {name: saved_template(text, template_kwargs, stated) for name, text in texts.items()}
     return saved if is_own else saved["default"]
 
 
-def _with_switch(text: str, switch: Switch | None, *, read: Switch | None) -> str:
-    """Return a template that states the switch, unless it is the one that its text has (`read`)."""
-    if switch is None or switch == read or switch == stated_switch(text):
-        return text
-    return switch_line(switch) + text
+def saved_template(text: str, kwargs: Mapping[str, Any], switch: Switch | None) -> str:
+    """Return a template as a stage saves it: with defaults, and with the switch that it doesn't have
+    by itself.
+    """
+    text = with_defaults(text, kwargs)
+    return text if switch is None or switch == stated_switch(text) else switch_line(switch) + text
 
 
 def load_chat_tokenizer(reference: str) -> PreTrainedTokenizerBase:

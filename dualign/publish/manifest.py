@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from dualign.checkpoints.checkpoint import require_inside
+from dualign.checkpoints.shards import MORE_TEMPLATES, more_templates
 from dualign.errors import CheckpointError, PublishError
 from dualign.publish.lineage import Lineage
 
@@ -54,7 +55,8 @@ def is_published(name: str) -> bool:
     }
     figure = name.startswith("figures/") and name.endswith(".png")
     pickle = re.fullmatch(r"(pytorch_model|adapter_model).*\.bin(\.index\.json)?", name)
-    return name in written or figure or bool(pickle) or bool(_WEIGHTS.fullmatch(name))
+    template = re.fullmatch(rf"{MORE_TEMPLATES}/[\w-]+\.jinja", name)
+    return name in written or figure or bool(pickle or template or _WEIGHTS.fullmatch(name))
 
 
 def make_manifest(lineage: Lineage, contents: Contents | None) -> Manifest:
@@ -72,7 +74,7 @@ def make_manifest(lineage: Lineage, contents: Contents | None) -> Manifest:
             "or name the stage that trained the adapter"
         )
     fold = contents != "adapter" and lineage.is_adapter
-    names = list(_TOKENIZER_FILES)
+    names = [*_TOKENIZER_FILES, *more_templates(run)]
     if contents != "adapter" and not fold:
         names += ["config.json", "merge.json"]
         names += [file.name for file in sorted(run.iterdir()) if _WEIGHTS.fullmatch(file.name)]
@@ -96,7 +98,11 @@ def _exists(file: Path) -> bool:
 def _left_out(run: Path, files: dict[str, Path]) -> Iterator[tuple[str, str]]:
     going = set(files.values())
     for file in sorted(run.iterdir()):
-        if file in going or file.name in ("run.json", "adapter", "merge.json", "config.json"):
+        if (
+            file.name == MORE_TEMPLATES
+            or file in going
+            or file.name in ("run.json", "adapter", "merge.json", "config.json")
+        ):
             continue
         if file.name in _ADAPTER or _WEIGHTS.fullmatch(file.name):
             yield file.name, "not asked for"

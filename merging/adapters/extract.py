@@ -4,7 +4,6 @@ PEFT has low-rank changes of linear layers and embeddings alone. Other changed m
 whole: as modules_to_save (norms, embeddings), or by `bias: all`.
 """
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from dualign.checkpoints.adapters import ranks_in_config, save_adapter, with_tie
 from dualign.checkpoints.checkpoint import HEAD, Weights, embedding_name, is_tied, read_whole
 from dualign.checkpoints.lora import LoraModule
 from dualign.checkpoints.meta_model import build_meta_model, linear_modules
-from dualign.checkpoints.shards import PIECE, nearest_file, tokenizer_files
+from dualign.checkpoints.shards import PIECE, copy_files, nearest_file, tokenizer_files
 from dualign.checkpoints.weights import find_folder, open_weights
 from dualign.errors import MergeError
 from dualign.merging.adapters.lowrank import LowRank, Truncation, approximate
@@ -81,8 +80,7 @@ def extract_adapter(config: ExtractConfig, out: Path, *, force: bool = False) ->
         ranks = {path: report.rank for path, report in reports.items()}
         adapter_config = _adapter_config(config, model, base, changed, ranks)
         save_adapter(work, modules, adapter_config, others=_whole_tensors(tuned, changed, modules))
-        for file in [*tokenizer_files(tuned), *nearest_file(tuned, "generation_config.json")]:
-            shutil.copyfile(file, work / file.name)
+        copy_files([*tokenizer_files(tuned), *nearest_file(tuned, "generation_config.json")], work)
         about = {
             "made_by": "extract",
             "rank": config.truncation.rank,

@@ -1,6 +1,5 @@
 """Files beside a new adapter: its tokenizer, and adapter.json with hashes and errors."""
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dualign.checkpoints.checkpoint import read_json
-from dualign.checkpoints.shards import TOKENIZER_FILES
+from dualign.checkpoints.shards import TOKENIZER_FILES, copy_files, more_templates
 from dualign.errors import CheckpointError, MergeError
 from dualign.fingerprint import Digests
 from dualign.merging.adapters.lowrank import LowRank
@@ -90,15 +89,15 @@ def copy_tokenizer(folders: Sequence[Path], work: Path, *, chosen: Path | None =
         MergeError: they differ between `folders`, and none was chosen.
     """
     sources = [chosen] if chosen else folders
-    for name in (*TOKENIZER_FILES, "generation_config.json"):
+    templates = dict.fromkeys(name for folder in sources for name in more_templates(folder))
+    for name in (*TOKENIZER_FILES, *templates, "generation_config.json"):
         files = [folder / name for folder in sources if (folder / name).is_file()]
         for other in files[1:]:
             if other.read_bytes() != files[0].read_bytes():
                 raise MergeError(
                     f"{other} differs from {files[0]}; say whose is meant with --tokenizer-from"
                 )
-        if files:
-            shutil.copyfile(files[0], work / name)
+        copy_files(files[:1], work)
 
 
 def write_adapter_json(

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,19 @@ def test_the_command_writes_checked_files_a_modelfile_and_a_record(
     fields = GGUFReader(out / "mine-Q4_K_M.gguf").fields
     assert fields["general.file_type"].contents() == 15
     assert "enable_thinking" in fields["tokenizer.chat_template"].contents()
+
+
+def test_all_named_templates_of_a_tokenizer_are_written(tiny_llama: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_llama, model)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    named = {"default": tokenizer.chat_template, "tool_use": tokenizer.chat_template + "{# #}"}
+    tokenizer.chat_template = named
+    tokenizer.save_pretrained(model)
+    export(str(model), tmp_path / "out", types=["f32"], name="x", runtime=None)
+    fields = GGUFReader(tmp_path / "out" / "x-F32.gguf").fields
+    assert fields["tokenizer.chat_template"].contents() == named["default"]
+    assert fields["tokenizer.chat_template.tool_use"].contents() == named["tool_use"]
 
 
 def test_transformers_own_reader_finds_the_same_model(tiny_llama: Path, tmp_path: Path) -> None:

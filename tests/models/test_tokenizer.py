@@ -1,11 +1,13 @@
 """What a trained tokenizer is saved with: its switch, and all of its named templates."""
 
+import json
 from pathlib import Path
 
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from dualign.data.conversation import MODES
+from dualign.doctor.doctor import diagnose_model
 from dualign.errors import TemplateError
 from dualign.models.prompts import prompt, saved_switch, switch_of, switches
 from dualign.models.source import ModelSource
@@ -43,6 +45,25 @@ def test_the_saved_template_states_a_named_switch_once(tmp_path: Path) -> None:
         )
     again, _ = load_tokenizer(ModelSource(base=str(tmp_path / "sft")), "tokenizer", {}, EFFORT)
     assert again.chat_template == model.chat_template
+
+
+def test_doctor_knows_the_template_that_a_stage_saved(tmp_path: Path) -> None:
+    file = tmp_path / "own.jinja"
+    file.write_text(families.CUSTOM, encoding="utf-8")
+    start = saved(tmp_path / "start", families.PLAIN)
+    kwargs = {"date": "2025"}
+    tokenizer, _ = load_tokenizer(start, str(file), kwargs, EFFORT)
+    folder = tmp_path / "sft"
+    tokenizer.save_pretrained(folder)
+    switch = {mode: dict(EFFORT.of(mode)) for mode in MODES}
+    config = {"template": str(file), "template_kwargs": kwargs, "switch": switch}
+    run = {"schema": 1, "name": "sft", "kind": "sft", "config": config}
+    (folder / "run.json").write_text(json.dumps(run), encoding="utf-8")
+    found = {finding.code for finding in diagnose_model(str(folder)).findings.all()}
+    assert not {"template_not_trained", "mode_switch_dead"} & found
+    (folder / "chat_template.jinja").write_text(families.CUSTOM, encoding="utf-8")
+    found = {finding.code for finding in diagnose_model(str(folder)).findings.all()}
+    assert {"template_not_trained", "mode_switch_dead"} <= found
 
 
 @pytest.mark.parametrize("switch", [None, ENABLE_THINKING])

@@ -7,7 +7,7 @@ import pytest
 
 from dualign.publish.card.training import hyper_parameters
 from dualign.publish.lineage import read_lineage
-from dualign.publish.manifest import make_manifest
+from dualign.publish.manifest import is_published, make_manifest
 from dualign.publish.redaction import (
     redact_adapter_config,
     redact_record,
@@ -40,6 +40,17 @@ def test_what_is_no_part_of_a_checkpoint_stays_and_is_named(copied: Path) -> Non
     plan = make_manifest(read_lineage(copied / "merged"), None)
     assert dict(plan.left_out) == STAYS
     assert not set(STAYS) & set(plan.files)
+
+
+def test_named_templates_of_a_tokenizer_go(copied: Path) -> None:
+    folder = copied / "merged" / "additional_chat_templates"
+    folder.mkdir()
+    (folder / "tool_use.jinja").write_text("{{ tools }}")
+    plan = make_manifest(read_lineage(copied / "merged"), None)
+    assert plan.files["additional_chat_templates/tool_use.jinja"] == folder / "tool_use.jinja"
+    assert folder.name not in dict(plan.left_out) and not plan.faults
+    assert is_published("additional_chat_templates/tool_use.jinja")
+    assert not is_published("additional_chat_templates/x.py")
 
 
 def test_the_default_is_what_the_run_directory_holds(road: Path) -> None:

@@ -45,6 +45,11 @@ def stated_switch(text: str) -> Switch | None:
     return None if switch.problems() else switch
 
 
+def without_switch_line(text: str) -> str:
+    """Return a template without the line that states its switch."""
+    return re.sub(_LINE.pattern + "\n", "", text, count=1, flags=re.MULTILINE)
+
+
 def find_switch(text: str, ask: Ask) -> Switch | None:
     """Return the known switch that a template reads; None if there is none."""
     return next((switch for switch in KNOWN if _reads(switch, text, ask)), None)

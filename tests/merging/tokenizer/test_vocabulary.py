@@ -525,6 +525,23 @@ def test_templates_by_name(tmp_path: Path) -> None:
     assert said == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
 
 
+@pytest.mark.parametrize("source", ["", "tokenizer_source: union"])
+def test_all_named_templates_of_a_tokenizer_are_kept(tmp_path: Path, source: str) -> None:
+    named = {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
+    for seed, name in enumerate("ab"):
+        model_of(tmp_path / name, trained(CORPUS, 290), seed)
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / name)
+        tokenizer.chat_template = named
+        tokenizer.save_pretrained(tmp_path / name)
+    out = merge(tmp_path, soup("a", "b", more=source))
+    assert AutoTokenizer.from_pretrained(out).chat_template == named
+    out = merge(tmp_path, soup("a", "b", more="chat_template: chatml"))
+    assert isinstance(AutoTokenizer.from_pretrained(out).chat_template, str)
+    (tmp_path / "b" / "additional_chat_templates" / "tool_use.jinja").write_text("{{ other }}")
+    with pytest.raises(MergeError, match="additional_chat_templates"):
+        merge(tmp_path, soup("a", "b"))
+
+
 def test_a_merge_inside_of_another_keeps_its_vocabulary(tmp_path: Path) -> None:
     model_of(tmp_path / "a", trained(CORPUS, 290), 1)
     model_of(tmp_path / "b", trained(CORPUS, 290, ["<new>"]), 2)
