@@ -103,25 +103,18 @@ def with_defaults(text: str, kwargs: Mapping[str, Any]) -> str:
 
 
 def end_of_turn(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return the special token that closes an assistant turn, as the template writes it.
+    """Return the special token that ends an answer, as the template writes it.
 
     Raises:
-        TemplateError: no token of the vocabulary closes it, so the model couldn't learn to stop.
+        TemplateError: no token of the vocabulary ends it, so the model couldn't learn to stop.
     """
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    text = tokenizer.apply_chat_template(
-        turns, tokenize=False, chat_template=template.text, enable_thinking=False
-    )
-    ending = text[text.rindex("b") + 1 :]
-    special = set(tokenizer.get_added_vocab().values()) | set(tokenizer.all_special_ids)
-    ids = tokenizer(ending, add_special_tokens=False)["input_ids"]
-    closing = [token for token in ids if token in special]
-    if not closing:
+    end = template.end_of_turn
+    if end not in tokenizer.get_added_vocab() and end not in tokenizer.all_special_tokens:
         raise TemplateError(
-            f"template {template.name}: an assistant turn ends in {ending!r}, which holds no special "
+            f"template {template.name}: an assistant turn ends in {end!r}, which is no special "
             f"token of this tokenizer; choose a template whose end-of-turn token it has"
         )
-    return str(tokenizer.convert_ids_to_tokens(closing[0]))
+    return end
 
 
 def _pad_token(tokenizer: PreTrainedTokenizerBase, end: str) -> str:
@@ -148,14 +141,24 @@ def eos_token_ids(
 def sync_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Copy the tokenizer's eos and pad ids into config and generation_config.
 
-    generation_config keeps further ids that end a turn.
+    generation_config also has the other tokens that end a turn of its template, such as those after
+    calls, and keeps its own.
     """
     model.config.eos_token_id = tokenizer.eos_token_id
     model.config.pad_token_id = tokenizer.pad_token_id
     generation = model.generation_config
-    ends = [tokenizer.eos_token_id, *_listed(generation.eos_token_id)]
+    ends = [tokenizer.eos_token_id, *_turn_ends(tokenizer), *_listed(generation.eos_token_id)]
     generation.eos_token_id = list(dict.fromkeys(ends))
     generation.pad_token_id = tokenizer.pad_token_id
+
+
+def _turn_ends(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the ids of the tokens that end a turn of the tokenizer's template."""
+    if not tokenizer.chat_template:
+        return []
+    ends = load_template("tokenizer", tokenizer=tokenizer).ends
+    vocabulary = tokenizer.get_vocab()
+    return [vocabulary[end] for end in ends if end in vocabulary]
 
 
 def _listed(ids: int | Sequence[int] | None) -> list[int]:

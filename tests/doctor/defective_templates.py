@@ -37,7 +37,8 @@ def header_other_than_the_prompts() -> str:
 
 
 def turns_never_closed() -> str:
-    return shipped("chatml").replace("+ '<|im_end|>'", "")
+    """Neither with a token of its own, nor with one of the next turn."""
+    return shipped("chatml").replace("+ '<|im_end|>'", "").replace("<|im_start|>", "### ")
 
 
 def switch_that_does_nothing() -> str:

@@ -47,16 +47,19 @@ def row_defects(conversation: Conversation, text: str) -> Iterator[Defect]:
     yield from _repeats(conversation, text)
 
 
-def turn_defects(message: Message, opening: str, produced: str) -> Iterator[Defect]:
+def turn_defects(
+    message: Message, opening: str, produced: str, headers: Sequence[str] = ()
+) -> Iterator[Defect]:
     """Find a turn that doesn't continue its prompt.
 
     Args:
         message: the turn.
         opening: what the generation prompt appends to the conversation.
         produced: what the model has to produce after it.
+        headers: what it appends elsewhere.
     """
     whole = opening + produced
-    if opening and produced.startswith(opening):
+    if any(header and produced.startswith(header) for header in (opening, *headers)):
         yield Defect("prompt_supervised", f"the turn repeats its prompt: {whole[:80]!r}")
         return
     if OPEN not in whole:

@@ -16,7 +16,9 @@ from typing import NamedTuple
 from dualign.data.config import Supervise
 from dualign.data.conversation import Conversation, Message, Mode
 from dualign.data.text.checks import RenderingError, row_defects, turn_defects
-from dualign.data.text.template import ChatTemplate, TextOf
+from dualign.data.text.template import ChatTemplate
+from dualign.data.text.trace_form import TraceForm
+from dualign.data.text.turn_shapes import TextOf, TurnShape, common_prefix
 from dualign.data.think_tags import CLOSE, OPEN
 from dualign.errors import TemplateError
 
@@ -48,6 +50,18 @@ class _Turn(NamedTuple):
     thought: int | None
     answer: int | None
     stop: int
+    end: str
+    """the token of the next turn with which this one ends; "" if it has its own"""
+
+
+class _Texts(NamedTuple):
+    """Texts of a row: the function that renders them, the one that ends with a turn, and the whole
+    one.
+    """
+
+    of: TextOf
+    upto: str
+    whole: str
 
 
 def render_rows(
@@ -79,13 +93,15 @@ def render_rows(
         text = alone[end - 1] if end - 1 in alone else text_of(end, False)
         seen = [turn for turn in turns if text.startswith(alone.get(turn, text))]
         proven = {
-            turn: _turn(template, conversation, turn, text_of, alone.get(turn, text))
+            turn: _turn(template, conversation, turn, _Texts(text_of, alone.get(turn, text), text))
             for turn in seen
         }
         if proven:
             part = _part(conversation, end, proven)
             _check_row(template, part, text)
-            rows.append(_rendered(part, text, proven, supervise))
+            last = max(turn.stop for turn in proven.values())
+            ending = proven[max(proven)].end if last > len(text) else ""
+            rows.append(_rendered(part, text + ending, proven, supervise))
         turns = [turn for turn in turns if turn not in proven]
         end = turns[-1] + 1 if turns else 0
     return rows[::-1]
@@ -180,59 +196,95 @@ def _supervised(conversation: Conversation, supervise: Supervise) -> list[int]:
     return [turn for turn in turns if conversation.messages[turn].train]
 
 
-def _turn(
-    template: ChatTemplate, conversation: Conversation, which: int, text_of: TextOf, upto: str
-) -> _Turn:
+def _turn(template: ChatTemplate, conversation: Conversation, which: int, texts: _Texts) -> _Turn:
     """Return the text that message `which` must produce: all that follows its generation prompt in
-    `upto`, the text that ends with it, to its end-of-turn.
+    the text that ends with it, to its end of turn.
     """
-    prompt = text_of(which, True)
-    place = f"{conversation.place}, message {which}"
+    place = f"{conversation.place}, message {which}: template {template.name!r}"
+    prompt, upto = texts.of(which, True), texts.upto
     if not upto.startswith(prompt):
-        raise _unproven(template, place, prompt, upto)
-    tail = template.turn_tail
+        raise _unproven(place, prompt, upto)
     start = len(prompt)
-    if not upto.endswith(tail) or len(upto) - len(tail) < start:
-        reason = f"the turn doesn't end with the end-of-turn {tail!r} but with {upto[-60:]!r}"
-        raise TemplateError(f"{place}: template {template.name!r}: {reason}.")
     message, produced = conversation.messages[which], upto[start:]
-    _check_nothing_lost(template, place, message, produced)
-    opening = template.opening(conversation, which, prompt, text_of)
-    for code, what in turn_defects(message, opening, produced):
-        raise RenderingError(f"{place}: template {template.name!r}: {what} [{code}]", code)
-    thought, answer = _thinking_ends(message, produced)
+    _check_nothing_lost(place, message, produced)
+    shape = template.shapes.shape(conversation, which, upto)
+    if not shape.end or not produced.endswith(shape.tail):
+        raise TemplateError(f"{place}: {_no_end(shape, produced)}")
+    opening = template.shapes.opening(conversation, which, prompt, texts.of)
+    headers = template.shapes.headers(conversation.mode)
+    for code, what in turn_defects(message, opening, produced, headers):
+        raise RenderingError(f"{place}: {what} [{code}]", code)
+    form = template.for_tools(conversation.tools).trace_form
+    thought, answer = _thinking_ends(message, produced, shape, place, form)
+    end = _next_end(template, shape, texts, place) if shape.follows else ""
     return _Turn(
         start,
         None if thought is None else start + thought,
         None if answer is None else start + answer,
-        len(upto) - (len(tail) - len(tail.rstrip())),
+        len(upto) - len(shape.rest) + len(end),
+        end,
     )
 
 
-_CLOSING = re.compile(rf"\s*{re.escape(CLOSE)}\s*")
+def _no_end(shape: TurnShape, produced: str) -> str:
+    if not shape.end:
+        return (
+            f"no token ends the turn, which ends with {produced[-60:]!r}, so the model would never "
+            "learn to stop. Use a template that closes every turn (dualign)."
+        )
+    return f"the turn doesn't end with {shape.tail!r} but with {produced[-60:]!r}."
 
 
-def _thinking_ends(message: Message, produced: str) -> tuple[int | None, int | None]:
-    """Return the ends of the trace and of its closing tag in the text of a turn."""
+def _next_end(template: ChatTemplate, shape: TurnShape, texts: _Texts, place: str) -> str:
+    """Return the token of the next turn that ends this one, with the space before it."""
+    ahead = texts.whole[len(texts.upto) :]
+    end = template.shapes.next_token(ahead) if ahead else shape.end
+    if end.strip() not in (*template.ends, shape.token):
+        raise TemplateError(
+            f"{place}: a turn ends where the next begins, and {ahead[:40]!r} begins with no token "
+            f"that ends one. Expected one of {', '.join(template.ends)}."
+        )
+    return end
+
+
+def _thinking_ends(
+    message: Message, produced: str, shape: TurnShape, place: str, form: TraceForm
+) -> tuple[int | None, int | None]:
+    """Return the ends of the trace and of its closing in the text of a turn."""
     trace = (message.thinking or "").strip()
     if not trace:
         return 0, 0
     start = produced.find(trace)
-    closing = _CLOSING.match(produced, start + len(trace))
-    if produced[:start].strip() not in ("", OPEN) or closing is None:
+    head = produced[:start].strip()
+    if form == "content" and head not in ("", OPEN):
+        raise TemplateError(
+            f"{place}: the template has no place for a trace, and writes it into the answer, after "
+            f"{head!r}. Use a template that renders traces (dualign)."
+        )
+    closing = re.compile(rf"\s*{re.escape(shape.closing.strip())}\s*")
+    match = closing.match(produced, start + len(trace)) if shape.closing.strip() else None
+    if head not in ("", OPEN, shape.head.strip()) or match is None:
         return None, None
-    return start + len(trace), closing.end()
+    return start + len(trace), match.end()
 
 
-def _check_nothing_lost(template: ChatTemplate, place: str, message: Message, span: str) -> None:
+def _check_nothing_lost(place: str, message: Message, span: str) -> None:
     expected = {"trace": message.thinking or "", "answer": message.content}
     expected |= {f"call of {name}": name for name in _called(message)}
     lost = [what for what, text in expected.items() if text.strip() not in span]
     if lost:
         what = " and the ".join(lost)
         raise TemplateError(
-            f"{place}: template {template.name!r} leaves out the {what}: the model "
+            f"{place} leaves out the {what}: the model "
             f"would be trained on {span[:200]!r}. Use a template that renders it (dualign)."
+        )
+    trace = expected.pop("trace").strip()
+    stop = span.find(trace) + len(trace)
+    late = [what for what, text in expected.items() if span.find(text.strip(), stop) < 0]
+    if late:
+        raise TemplateError(
+            f"{place} writes the trace after the {' and the '.join(late)}: the model would be "
+            f"trained on {span[:200]!r}. Use a template that thinks first (dualign)."
         )
 
 
@@ -240,17 +292,15 @@ def _called(message: Message) -> list[str]:
     return [str(call.get("function", call).get("name", "")) for call in message.tool_calls]
 
 
-def _unproven(template: ChatTemplate, place: str, expected: str, text: str) -> TemplateError:
-    common = _common_length(expected, text)
-    start = max(0, common - 60)
+def _unproven(place: str, expected: str, text: str) -> TemplateError:
+    common = len(common_prefix(expected, text))
+    start = expected.rfind("<", max(0, common - 40), common)
+    if start >= 0 and ">" not in expected[start:common]:
+        common = start  # no cut inside a token
     return TemplateError(
-        f"{place}: template {template.name!r}: the turn doesn't start with the generation prompt of "
-        "its mode, so what the model must produce can't be told. Expected "
-        f"{expected[start : common + 80]!r}, the row has {text[start : common + 80]!r}. "
+        f"{place}: the turn doesn't start with the generation prompt of "
+        "its mode, so what the model must produce can't be told. After "
+        f"{expected[max(0, common - 40) : common]!r} the prompt goes on with "
+        f"{expected[common : common + 40]!r}, the row with {text[common : common + 40]!r}. "
         "Use a template that starts a turn as it asks for it (dualign)."
     )
-
-
-def _common_length(first: str, second: str) -> int:
-    length = min(len(first), len(second))
-    return next((i for i in range(length) if first[i] != second[i]), length)

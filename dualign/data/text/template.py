@@ -1,7 +1,7 @@
 """Chat templates: jinja texts of ours, of a file or of a tokenizer, and the texts they render."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cached_property
@@ -15,20 +15,17 @@ import jinja2
 from dualign.data.conversation import MODES, Conversation, Message, Mode
 from dualign.data.text import sandbox
 from dualign.data.text.modes import find_switch, stated_switch
-from dualign.data.think_tags import CLOSE, OPEN
+from dualign.data.text.trace_form import TraceForm, find_trace_form, message_dict
+from dualign.data.text.turn_shapes import TextOf, TurnShapes, trials
 from dualign.errors import TemplateError
 from dualign.switch import ENABLE_THINKING, Switch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-TextOf = Callable[[int, bool], str]
-"""The text of a conversation's first `count` messages, with or without the next generation prompt.
-"""
 _RESERVED = frozenset(
     {"messages", "tools", "enable_thinking", "add_generation_prompt", "documents", "strftime_now"}
 )
-_PROBE = "dualignprobe"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +33,13 @@ class ChatTemplate:
     """A jinja template. `special_tokens` and `template_kwargs` are given to it in every render.
 
     `tool_use` is the text for rows with tools, if that is another one. `named_switch` comes before
-    a switch that is found.
+    a switch that is found. `tokens` are the tokenizer's added tokens, and whether each is special.
     """
 
     name: str
     text: str
     special_tokens: Mapping[str, str] = field(default_factory=dict)
+    tokens: Mapping[str, bool] = field(default_factory=dict)
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     tool_use: str | None = None
     named_switch: Switch | None = None
@@ -151,43 +149,40 @@ class ChatTemplate:
 
         return text_of
 
-    def opening(self, conversation: Conversation, which: int, prompt: str, text_of: TextOf) -> str:
-        """Return what the generation prompt of message `which` appends to the text before it.
-
-        Rows are alike: a text that was an opening before, and ends this prompt, is this one's too.
-        """
-        role = conversation.messages[which - 1].role if which else ""
-        known = self._openings.setdefault((conversation.mode, role, bool(conversation.tools)), [])
-        for opening in known:
-            if prompt.endswith(opening):
-                return opening
-        before = text_of(which, False)
-        opening = prompt[len(before) :] if prompt.startswith(before) else ""
-        known.append(opening)
-        known.sort(key=len, reverse=True)
-        return opening
-
     @cached_property
-    def _openings(self) -> dict[tuple[Mode, str, bool], list[str]]:
-        return {}
+    def shapes(self) -> TurnShapes:
+        """What the template writes around turns."""
+        return TurnShapes(self.texts, self.tokens, self.special_tokens.get("eos_token", ""))
 
     @property
     def end_of_turn(self) -> str:
-        """The text that closes an assistant turn, such as `<|im_end|>`."""
-        return self.turn_tail.strip()
+        """The token that ends an answer, such as `<|im_end|>`; "" if nothing does.
+
+        Raises:
+            TemplateError: no trial conversation can be rendered.
+        """
+        return self.ends[0] if self.ends else ""
 
     @cached_property
-    def turn_tail(self) -> str:
-        """The text after an answer: the end-of-turn, and whitespace that follows it."""
-        messages = (Message(role="user", content="Hi"), Message(role="assistant", content=_PROBE))
-        variables = self._variables("no_think", (), {})
-        turns = self._switched(self._dicts(messages, variables), "no_think")
-        rendered = self._text(turns, variables, prompt=False)
-        if rendered.count(_PROBE) != 1:
-            raise TemplateError(
-                f"template {self.name!r} doesn't print an assistant's answer once: {rendered!r}"
-            )
-        return rendered.split(_PROBE)[1]
+    def ends(self) -> tuple[str, ...]:
+        """The tokens that end a turn: an answer's first, then those of calls and other modes."""
+        ends, errors = [], []
+        for trial in trials():
+            try:
+                upto = self.texts(trial)(len(trial.messages), False)
+                ends.append(self.shapes.shape(trial, len(trial.messages) - 1, upto).token)
+            except TemplateError as error:
+                errors.append(error)
+        if not ends:
+            message = str(errors[0]).removeprefix(f"{trials()[0].place}: ")
+            raise TemplateError(message) from errors[0]
+        return tuple(dict.fromkeys(filter(None, ends)))
+
+    @cached_property
+    def trace_form(self) -> TraceForm:
+        """Where the template reads a turn's trace."""
+        variables = self._variables("think", (), {})
+        return find_trace_form(self.text, lambda turns: self._text(turns, variables, prompt=False))
 
     def _variables(
         self, mode: Mode, tools: Sequence[Mapping[str, Any]], template_kwargs: Mapping[str, Any]
@@ -221,8 +216,8 @@ class ChatTemplate:
         self, messages: Sequence[Message], variables: Mapping[str, Any]
     ) -> list[dict[str, Any]]:
         """Return messages as this template expects them."""
-        as_field = "reasoning_content" in self.text
-        dicts = [_message_dict(message, as_field=as_field) for message in messages]
+        form = self.trace_form if any(message.thinking for message in messages) else "content"
+        dicts = [message_dict(message, form) for message in messages]
         arguments = [call["arguments"] for message in messages for call in message.functions]
         if not arguments or self._prints(arguments, dicts, variables):
             return dicts
@@ -269,6 +264,7 @@ def load_template(
         text=_template_text(name_or_path, tokenizer),
         tool_use=_tool_use_text(name_or_path, tokenizer),
         special_tokens=dict(tokenizer.special_tokens_map) if tokenizer is not None else {},
+        tokens=_added_tokens(tokenizer) if tokenizer is not None else {},
         template_kwargs=dict(template_kwargs or {}),
     )
     if not template.end_of_turn:
@@ -277,6 +273,13 @@ def load_template(
             "trained on it never learns to stop. Expected an end-of-turn token there."
         )
     return template
+
+
+def _added_tokens(tokenizer: "PreTrainedTokenizerBase") -> dict[str, bool]:
+    tokens = {str(token): True for token in tokenizer.all_special_tokens}
+    return tokens | {
+        token.content: token.special for token in tokenizer.added_tokens_decoder.values()
+    }
 
 
 def _template_text(name_or_path: str, tokenizer: "PreTrainedTokenizerBase | None") -> str:
@@ -331,26 +334,6 @@ def _tool_use_text(name_or_path: str, tokenizer: "PreTrainedTokenizerBase | None
 def _number(text: str) -> int:
     """Return 62 bits of a text's hash, never 0."""
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest()) >> 2 or 1
-
-
-def _message_dict(message: Message, *, as_field: bool) -> dict[str, Any]:
-    """Return a message as templates expect it. A template that reads `reasoning_content` gets the
-    trace there; any other gets it at the head of the content. Never both: a template that knows
-    both would print it twice.
-    """
-    entry: dict[str, Any] = {"role": message.role, "content": message.content}
-    if message.thinking is not None and as_field:
-        # `thinking` is the name that some templates know; transformers gives both.
-        entry |= {"thinking": message.thinking, "reasoning_content": message.thinking}
-    elif message.thinking is not None:
-        entry["content"] = f"{OPEN}\n{message.thinking}\n{CLOSE}\n\n{message.content}"
-    if message.tool_calls:
-        entry["tool_calls"] = [dict(call) for call in message.tool_calls]
-    if message.tool_call_id is not None:
-        entry["tool_call_id"] = message.tool_call_id
-    if message.name is not None:
-        entry["name"] = message.name
-    return entry
 
 
 def _with_json_arguments(entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -250,7 +250,7 @@ def test_calls_that_a_template_loses_are_refused(
 def test_an_answer_that_cannot_be_told_from_its_thinking_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.jinja"
     path.write_text(
-        "{% for m in messages %}<{{ m.role }}>{% if m.reasoning_content %}[{{ m.reasoning_content }}]"
+        "{% for m in messages %}<{{ m.role }}>{% if m.reasoning_content %}{{ m.reasoning_content }} "
         "{% endif %}{{ m.content }}<end>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
     )
     template = load_template(str(path))
