@@ -2,13 +2,15 @@
 
 import shutil
 from argparse import Namespace
+from collections.abc import Iterator
 from itertools import takewhile
 from pathlib import Path
 from textwrap import fill, indent
 
 from dualign import api
 from dualign.config import nearest, parse_value
-from dualign.errors import ConfigError
+from dualign.data.faults import RowError
+from dualign.errors import ConfigError, DualignError
 from dualign.recipe import (
     Recipe,
     StageEntry,
@@ -184,6 +186,18 @@ def _purpose(recipe: Path) -> str:
     paragraph = takewhile(lambda line: line.startswith("# "), lines)
     text = " ".join(line.removeprefix("# ") for line in paragraph)
     return indent(fill(text, width=100), "    ")
+
+
+def advice(error: DualignError, args: Namespace) -> Iterator[str]:
+    """Yield how to mend the fault of a row that stopped a command, and what counts all such rows."""
+    if isinstance(error, RowError):
+        from dualign.doctor.findings import explanations
+
+        yield f"fix: {explanations()[error.code].fix}"
+        yield (
+            f"`dualign doctor {getattr(args, 'recipe', 'RECIPE')}` counts the rows with this and "
+            "other faults; `conflicts: drop` leaves them out."
+        )
 
 
 def say(text: str) -> None:

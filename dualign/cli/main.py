@@ -55,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(args.action(args))
     except DualignError as error:
         print(f"error: {error}", file=sys.stderr)
+        for line in commands.advice(error, args):
+            print(line, file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader of a pipe, such as head, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -93,11 +93,15 @@ class Findings:
             self.add(finding, source=source, row=row)
 
     def groups(self) -> list[FindingGroup]:
-        """Return the groups, worst first, then in the order of codes.yaml."""
+        """Return the groups: worst first, then those with most findings, then as in codes.yaml."""
         codes = list(explanations())
         return sorted(
             self.counts,
-            key=lambda group: (_SEVERITIES.index(group.severity), codes.index(group.code)),
+            key=lambda group: (
+                _SEVERITIES.index(group.severity),
+                -self.counts[group],
+                codes.index(group.code),
+            ),
         )
 
     def all(self) -> list[Finding]:

@@ -13,7 +13,9 @@ from dualign.data.conversation import MODES
 from dualign.doctor.doctor import Diagnosis
 from dualign.doctor.findings import Finding, FindingGroup, Findings
 
-_ROWS_SHOWN = 3
+_SHOWN = 3
+_ROWS_NAMED = 10
+_MESSAGE_CHARACTERS = 800
 _STYLES = {"error": "bold red", "warning": "bold yellow", "info": "bold cyan"}
 
 
@@ -84,12 +86,23 @@ def _show_group(group: FindingGroup, diagnosis: Diagnosis, console: Console) -> 
         f"[{style}]{group.severity}[/] [bold]{group.code}[/]{escape(source)}{times}",
         highlight=False,
     )
-    for finding in listed[:_ROWS_SHOWN]:
+    examples = listed[:1] if listed[0].row is not None else listed[:_SHOWN]
+    for finding in examples:
         where = f"row {finding.row}: " if finding.row is not None else ""
-        _indented(f"{where}{finding.message}", console)
+        _indented(f"{where}{_shortened(finding.message)}", console)
+    others = [str(finding.row) for finding in listed[1:_ROWS_NAMED] if finding.row is not None]
+    if others:
+        more = ", ..." if count > _ROWS_NAMED else ""
+        _indented(f"also row{'s' * (len(others) > 1)} {', '.join(others)}{more}", console)
     _indented(f"means: {listed[0].means}", console)
     _indented(f"fix: {listed[0].fix}", console)
     console.print()
+
+
+def _shortened(message: str) -> str:
+    """Return a message without its middle if it would fill the screen."""
+    half = _MESSAGE_CHARACTERS // 2
+    return message if len(message) <= 2 * half else f"{message[:half]} ... {message[-half:]}"
 
 
 def _share(group: FindingGroup, count: int, rows: Mapping[str, Any]) -> str:

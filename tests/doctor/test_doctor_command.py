@@ -67,10 +67,40 @@ def test_the_table_says_what_it_means_and_how_to_mend_it(
     assert main(["doctor", str(rows)]) == 1
     printed = " ".join(capsys.readouterr().out.split())
     assert "error unclosed_think rows 5 rows (55.6%)" in printed
-    assert "row 4:" in printed and "row 6:" in printed and "row 7:" not in printed
+    assert printed.count("row 4:") == 1 and "also rows 5, 6, 7, 8 means:" in printed
     assert "means: The model learns never to reach an answer." in printed
     assert "fix: Remove the row" in printed
     assert "9 rows in, 4 kept, 5 dropped (unclosed_think 5)." in printed
+
+
+def test_a_file_of_one_fault_shows_it_first_once_and_with_its_fix(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shapeless = [{f"column_{number}": "many words " * 90 for number in range(30)}] * 40
+    rows = write(tmp_path, "rows", [end_of_turn_in_answer({}), *shapeless, *ROWS])
+    assert main(["doctor", str(rows)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "error unknown_shape  rows  40 rows (88.9%)"
+    screen = " ".join(" ".join(lines[:14]).split())
+    assert screen.count("row 1: ") == 1 and "also rows 2, 3, 4, 5, 6, 7, 8, 9, 10, ..." in screen
+    assert "fix: Give it messages" in screen
+
+
+def test_a_row_that_stops_a_command_comes_with_its_fix_and_what_counts_all(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], embedded: Path
+) -> None:
+    write(tmp_path, "rows", [*ROWS, *[unclosed_block({})] * 5])
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(
+        f"name: r\noutput_dir: out\nstages:\n  - name: sft\n    kind: sft\n    model: {embedded}\n"
+        "    data: {sources: [{path: rows.jsonl}]}\n"
+    )
+    for command in ("plan", "inspect"):
+        assert main([command, str(recipe)]) == 2
+        error = capsys.readouterr().err.partition("error: ")[2].splitlines()
+        assert error[0].startswith("rows, row 4: <think> without </think>") and len(error) == 3
+        assert error[1] == "fix: Remove the row, or close the block and add the answer."
+        assert error[2].startswith(f"`dualign doctor {recipe}` counts the rows with this")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from dualign.data.policies import stops
 from dualign.data.rows.columns import column_of, mapped_row, shape_for
 from dualign.data.rows.kinds import misplaced_row
 from dualign.data.rows.reading import as_yaml, columns_to_try
-from dualign.data.rows.shapes import RowShape, shapes_of
+from dualign.data.rows.shapes import RowShape, expected_shapes, shapes_of
 from dualign.data.rows.sources import source_label
 from dualign.data.seeds import Indices
 from dualign.errors import DataError
@@ -127,9 +127,11 @@ def check_shapes(
         mapped_row(table[int(unknown[0])], source.columns, pairs=pairs), pairs=pairs
     )
     if stops(fault.code, source.on_fault, default=data.conflicts):
+        is_known = fault.code != "unknown_shape"
+        reason = f": {fault}" if is_known else f". Expected {expected_shapes(pairs=pairs)}"
         what = (
-            f"{len(unknown):,} of {len(table):,} rows have no known shape; the first "
-            f"has {_shown(table, unknown[0])}: {fault}"
+            f"{len(unknown):,} of {len(table):,} rows have no known shape; the first has "
+            f"{_shown(table, unknown[0])}{reason}"
         )
         if not (source.columns or by_shape) and (columns := columns_to_try(table, pairs=pairs)):
             what += f". To try: columns: {as_yaml(columns)}"
