@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from dualign.checkpoints.checkpoint import Weights
-from dualign.checkpoints.shards import PIECE, cpu_count, progress
+from dualign.checkpoints.shards import PIECE, cpu_count
 from dualign.errors import MergeError
 from dualign.merging.layers import find_stack
+from dualign.terminal import progress
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

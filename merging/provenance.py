@@ -12,13 +12,14 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from dualign.checkpoints.shards import cpu_count, progress
+from dualign.checkpoints.shards import cpu_count
 from dualign.config import Document, parse
 from dualign.fingerprint import Digests
 from dualign.merging.config import Merge
 from dualign.merging.methods.linear import normalized
 from dualign.merging.plan import TensorPlan
 from dualign.rundir import cache_folder, write_json
+from dualign.terminal import progress
 
 MERGE_JSON = "merge.json"
 _SCHEMA = 1

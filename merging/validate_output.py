@@ -10,11 +10,12 @@ import numpy as np
 
 from dualign.checkpoints.checkpoint import Checkpoint, Weights, embedding_name, read_json
 from dualign.checkpoints.dtypes import from_float, to_float32
-from dualign.checkpoints.shards import PIECE, chat_template, cpu_count, progress
+from dualign.checkpoints.shards import PIECE, chat_template, cpu_count
 from dualign.errors import MergeError
 from dualign.merging.tokenizer.mapping import VocabularyMapping
 from dualign.merging.tokenizer.token_id_fields import ids_in
 from dualign.merging.tokenizer.vocabulary import TOKENIZER
+from dualign.terminal import progress
 
 RECOMPUTED_TENSORS = 3
 _TYPE_KEYS = ("dtype", "torch_dtype")

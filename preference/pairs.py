@@ -102,7 +102,7 @@ def _sample(
             ),
             [int(request.key[:12], 16) for request in missing],
             batch_tokens=stage.batch_tokens,
-            progress=f"sampling {Path(model).name}",
+            label=f"sampling {Path(model).name}",
         )
         for batch in batches:
             file.append(

@@ -5,6 +5,7 @@ __all__ = [
     "checkpoint",
     "dtypes",
     "embedded",
+    "finite",
     "header",
     "lora",
     "meta_model",

@@ -16,13 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from dualign.checkpoints.checkpoint import Weights, read_json
 from dualign.checkpoints.dtypes import DTYPE_CODES, DTYPE_NAMES, NotFiniteError, from_float
 from dualign.checkpoints.header import TensorSpec, write_header
 from dualign.errors import CheckpointError, MergeError
 from dualign.hashing import StreamingSha256, sha256
+from dualign.terminal import progress
 
 SHARD_BYTES = 2_000_000_000
 TOKENIZER_FILES = (
@@ -96,13 +95,6 @@ def write_weights(
             {"metadata": {"total_size": total}, "weight_map": weight_map},
         )
     return digests
-
-
-def progress(total: int, what: str, *, done: int = 0) -> "tqdm[Any]":
-    """Return a progress bar in bytes; shown after one second, on a terminal only."""
-    return tqdm(
-        total=total, initial=done, unit="B", unit_scale=True, desc=what, delay=1, disable=None
-    )
 
 
 def _bytes(tensors: Sequence[TensorSpec]) -> int:

@@ -83,17 +83,16 @@ def _switch(text: str | None) -> Switch | None:
 
 def report(args: Namespace) -> int:
     """`dualign report RECIPE`: the files, and their first table here."""
-    from rich.console import Console
-
     from dualign.report.report import read_models, write_report
     from dualign.report.tables import summary_table
+    from dualign.terminal import wide_console
 
     recipe = api.load_recipe(args.recipe, *args.overrides)
     folders = [recipe.output_dir / entry.name for entry in recipe.stages]
     write_report(recipe.output_dir, folders, title=recipe.name)
     say(f"report: {recipe.output_dir / 'report.html'}")
     if models := read_models(folders):
-        Console().print(summary_table(models))
+        wide_console().print(summary_table(models))
     return 0
 
 

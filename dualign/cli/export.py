@@ -52,9 +52,8 @@ def add(sub: Sub) -> None:
 
 def _export(args: Namespace) -> int:
     """`dualign export MODEL OUT`."""
-    from rich.console import Console
-
     from dualign.cli.commands import say
+    from dualign.terminal import wide_console
 
     out = Path(args.out)
     if out.suffix == ".gguf":
@@ -77,7 +76,7 @@ def _export(args: Namespace) -> int:
         runtime=None if args.no_check else args.runtime,
         force=args.force,
     )
-    Console().print(summary(result))
+    wide_console().print(summary(result))
     say(f"{out}: {len(result.files)} GGUF file(s), Modelfile, export.json")
     return 0
 

@@ -76,6 +76,13 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not sys.stderr.isatty():  # a bar would be hundreds of lines in a log; ours become a few
+        for name in (
+            "TQDM_DISABLE",
+            "HF_HUB_DISABLE_PROGRESS_BARS",
+            "HF_DATASETS_DISABLE_PROGRESS_BARS",
+        ):
+            os.environ.setdefault(name, "1")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -15,11 +15,12 @@ from dualign.cost.plan import (
 from dualign.engine import StageStatus, require_runnable, statuses
 from dualign.errors import ConfigError
 from dualign.recipe import Recipe, StageEntry, references
+from dualign.terminal import wide_console
 
 
 def show_plan(recipe: Recipe, *, console: Console | None = None) -> None:
     """Print the stages, then rows, tokens, steps, memory and time of each training stage."""
-    console = console or Console()
+    console = console or wide_console()
     all_statuses = require_runnable(recipe, statuses(recipe, remember=False))
     console.print(_stage_table(recipe, all_statuses))
     for status in all_statuses:
@@ -73,10 +74,10 @@ def _stage_table(recipe: Recipe, all_statuses: list[StageStatus]) -> Table:
 
 
 def _show_training(stage: StagePlan, cost: TrainingCost, console: Console) -> None:
-    from dualign.inspect.terminal import rows_table
+    from dualign.inspect.terminal import show_counts
 
     if stage.rows:
-        console.print(rows_table(stage.rows))
+        show_counts(stage.rows, console)
     else:
         names = ", ".join(stage.waits_for)
         event = f"stage {names} has run" if names else "its data is downloaded"

@@ -155,7 +155,7 @@ def _backend(subject: EvalModel, config: EvalConfig) -> GenerateBatches:
         subject.weights(),
         subject.tokenizer,
         batch_tokens=config.batch_tokens,
-        progress=label,
+        label=label,
     )
 
 

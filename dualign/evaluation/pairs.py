@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from dualign.data.config import DataConfig, SourceConfig
@@ -24,6 +23,7 @@ from dualign.evaluation.config import pairs_name
 from dualign.evaluation.scores import Z_95, Change, short_label, wilson
 from dualign.models.loading import EvalModel
 from dualign.switch import Switch
+from dualign.terminal import progress
 
 Margins = Mapping[Mode, tuple[float, ...]]
 
@@ -109,7 +109,7 @@ def _margins(model: PreTrainedModel, pairs: PairData, *, label: str) -> list[flo
     ]
     order = sorted(range(len(answers)), key=lambda index: -sum(map(len, answers[index])))
     logps = [0.0] * len(answers)
-    with tqdm(total=len(answers), desc=label, unit="answer") as bar:
+    with progress(len(answers), label, unit="answer") as bar:
         for start in range(0, len(order), _BATCH_ROWS):
             batch = order[start : start + _BATCH_ROWS]
             scores = _logps(model, [answers[index] for index in batch])

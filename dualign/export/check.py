@@ -102,7 +102,7 @@ def ask_transformers(model: str, tokenizer: "PreTrainedTokenizerBase") -> list[R
         tokenizer,
         prompts,
         Sampling(max_new_tokens=_NEW_TOKENS),
-        progress="transformers answers",
+        label="transformers answers",
     )
     return [
         ReferenceAnswer(

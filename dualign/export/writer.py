@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm import tqdm
 
 from dualign.checkpoints.dtypes import Array, NotFiniteError, from_float
 from dualign.errors import CheckpointError
 from dualign.export.architecture import Architecture
 from dualign.export.tensors import GGUFTensor
 from dualign.export.vocabulary import GGUFVocabulary
+from dualign.terminal import progress
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -89,10 +89,10 @@ def write_tensors(writer: "GGUFWriter", tensors: Sequence[FileTensor], *, label:
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     total = sum(tensor.nbytes for tensor in tensors)
-    with tqdm(total=total, unit="B", unit_scale=True, desc=label, disable=None) as progress:
+    with progress(total, label) as bar:
         for tensor in tensors:
             writer.write_tensor_data(tensor.make())
-            progress.update(tensor.nbytes)
+            bar.update(tensor.nbytes)
     writer.close()
 
 

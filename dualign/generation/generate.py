@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import LongTensor, Tensor
-from tqdm.auto import tqdm
 from transformers import (
     GenerationConfig,
     PreTrainedModel,
@@ -27,6 +26,7 @@ from transformers import (
 from dualign.errors import EvaluationError
 from dualign.generation.sampling import Sampling, sampler, uniforms
 from dualign.models.tokenizer import eos_token_ids
+from dualign.terminal import progress
 
 _BATCH_TOKENS = 32768
 _MAX_ROWS = 256
@@ -56,11 +56,11 @@ def generate(
     seed: int | Sequence[int] = 0,
     *,
     batch_tokens: int = _BATCH_TOKENS,
-    progress: str | None = None,
+    label: str | None = None,
 ) -> list[Generation]:
     """Return one generation for each prompt, in their order; arguments as in `generate_batches`."""
     batches = generate_batches(
-        model, tokenizer, prompts, sampling, seed, batch_tokens=batch_tokens, progress=progress
+        model, tokenizer, prompts, sampling, seed, batch_tokens=batch_tokens, label=label
     )
     by_index = {index: generation for batch in batches for index, generation in batch.items()}
     return [by_index[index] for index in range(len(prompts))]
@@ -75,7 +75,7 @@ def generate_batches(
     seed: int | Sequence[int] = 0,
     *,
     batch_tokens: int = _BATCH_TOKENS,
-    progress: str | None = None,
+    label: str | None = None,
 ) -> Iterator[dict[int, Generation]]:
     """Yield generations by the index of their prompt, one batch at a time.
 
@@ -84,7 +84,7 @@ def generate_batches(
         seed: one for all (row i then draws from seed and i), or one for each prompt. A row's draws
             don't depend on the rows it is batched with.
         batch_tokens: upper bound of rows x (longest prompt + max_new_tokens) in a batch.
-        progress: label of the progress bar; None shows none.
+        label: what the progress bar is called; None shows none.
 
     Raises:
         EvaluationError: a prompt is empty, or no end-of-turn token is known.
@@ -98,9 +98,7 @@ def generate_batches(
     was_training = model.training
     model.eval()
     try:
-        with tqdm(
-            total=len(prompts), desc=progress, unit="answer", disable=progress is None
-        ) as bar:
+        with progress(len(prompts), label or "", unit="answer", silent=label is None) as bar:
             for indices in _batches(ids, max_new_tokens=limit, batch_tokens=batch_tokens):
                 batch = _Batch([ids[i] for i in indices], model, settings)
                 for ended in batch.generate(sampling, [seeds[i] for i in indices]):

@@ -5,13 +5,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqdm.auto import tqdm
 from transformers import GenerationConfig
 
 from dualign.errors import EvaluationError
 from dualign.generation.generate import GenerateBatches, Generation, tokenize
 from dualign.generation.sampling import Sampling
 from dualign.models.tokenizer import eos_token_ids
+from dualign.terminal import progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -65,7 +65,7 @@ def vllm_batches(
         prompts: Sequence[str], sampling: Sampling, seeds: Sequence[int]
     ) -> Iterator[dict[int, Generation]]:
         ids = tokenize(tokenizer, prompts)
-        with tqdm(total=len(ids), desc=label, unit="answer") as bar:
+        with progress(len(ids), label, unit="answer") as bar:
             for start in range(0, len(ids), _BATCH_ROWS):
                 batch = range(start, min(start + _BATCH_ROWS, len(ids)))
                 outputs = engine.generate(

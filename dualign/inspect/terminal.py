@@ -1,10 +1,11 @@
 """Show rows as the model gets them: supervised and special tokens, and the shares of sources and
 modes.
 
-Supervised tokens are green, the others dim; special tokens are reversed. A newline is shown as an
-arrow and a break. The same as a page: `html.py`.
+Supervised tokens are green, the others dim; special tokens are reversed. In a pipe, brackets stand
+around what is supervised. A newline is shown as an arrow and a break. The same as a page: `html.py`.
 """
 
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,12 +20,14 @@ from dualign.data.prepare import PairData, SFTData
 from dualign.data.rows.reading import reading_notes
 from dualign.data.tokens.labels import IGNORE_INDEX
 from dualign.report.blocks import TokenSpan
+from dualign.terminal import wide_console
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _SUPERVISED, _GIVEN, _SPECIAL = "green", "dim", "reverse"
 NEWLINE = "\u21b5\n"
+_MARKS = ("\u27e6", "\u27e7")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,16 +50,21 @@ def show(
     """Print the tables of rows, tokens and lengths, then `samples` documents of each mode and
     source.
     """
-    console = console or Console()
-    console.print(rows_table(prepared.rows))
+    console = console or wide_console()
+    show_counts(prepared.rows, console)
     for note in reading_notes(prepared.sources):
         console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
     if prepared.rows["removed"]:
         console.print(_removed_table(prepared.rows))
     console.print(_lengths_table(lengths_of(prepared)))
+    marks = None
+    if console.color_system is None:  # a pipe or a file
+        marks = _MARKS
+        console.print(f"{marks[0]}...{marks[1]} marks what is supervised", markup=False)
     for document in samples_of(prepared, samples):
         console.rule(title_of(document, prepared.groups))
-        console.print(colored(document.ids, document.labels, tokenizer))
+        text = colored(document.ids, document.labels, tokenizer, marks=marks)
+        console.print(text, soft_wrap=marks is not None)
 
 
 def samples_of(prepared: SFTData | PairData, count: int) -> list[Document]:
@@ -106,28 +114,67 @@ def _lengths_table(lengths: Mapping[Group, Sequence[int]]) -> Table:
     return table
 
 
-def rows_table(rows: Mapping[str, Any]) -> Table:
-    """Rows and tokens for each source and mode, and in total. Columns that hold nothing are left
-    out: a terminal is narrow.
+def show_counts(rows: Mapping[str, Any], console: Console) -> None:
+    """Print rows and tokens for each source and mode, and in total; then what was dropped and mended.
+
+    Columns that hold nothing are left out. What doesn't fit side by side is printed one below the other.
     """
     total = {"source": "all", "mode": "", **rows}
     entries = [*rows["by"], total]
-    table = Table(title="rows", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("source", overflow="fold")
-    table.add_column("mode", no_wrap=True)
     numbers = [name for name in _NUMBERS if any(entry.get(name) for entry in entries)]
+    tables = {"rows": numbers}
+    if _width(_counts_table("rows", entries, numbers)) > console.width:
+        tables = {
+            "rows": [name for name in numbers if name not in _TOKENS],
+            "tokens": [name for name in numbers if name in _TOKENS],
+        }
+    for title, names in tables.items():
+        if names:
+            console.print(_counts_table(title, entries, names))
+    if any(entry[name] for entry in entries for name in _REASONS):
+        console.print(_reasons_table(entries))
+
+
+def _counts_table(
+    title: str, entries: Sequence[Mapping[str, Any]], numbers: Sequence[str]
+) -> Table:
+    table = _sources_table(title)
     for name in numbers:
         table.add_column(_NUMBERS[name], justify="right", no_wrap=True)
-    reasons = [name for name in ("dropped", "repaired") if rows[name]]
-    for name in reasons:
-        table.add_column(name, overflow="fold")
     for entry in entries:
-        if entry is total:
+        if entry is entries[-1]:
             table.add_section()
-        figures = [_figure(name, entry) for name in numbers]
-        counts = [_reasons(entry[name]) for name in reasons]
-        table.add_row(entry["source"], entry["mode"], *figures, *counts)
+        table.add_row(entry["source"], entry["mode"], *(_figure(name, entry) for name in numbers))
     return table
+
+
+def _reasons_table(entries: Sequence[Mapping[str, Any]]) -> Table:
+    """A line for each reason, since a column for them would break words on a narrow terminal."""
+    names = [name for name in _REASONS if any(entry[name] for entry in entries)]
+    table = _sources_table(" and ".join(names))
+    for name in ("", "reason"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("rows", justify="right", no_wrap=True)
+    for entry in entries:
+        if entry is entries[-1]:
+            table.add_section()
+        for name in names:
+            for reason, count in entry[name].items():
+                table.add_row(entry["source"], entry["mode"], name, reason, f"{count:,}")
+    return table
+
+
+def _sources_table(title: str) -> Table:
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("source", overflow="fold", min_width=_SOURCE_WIDTH)
+    table.add_column("mode", no_wrap=True)
+    return table
+
+
+def _width(table: Table) -> int:
+    """Columns of the terminal that the table needs for its numbers and a part of the sources."""
+    unbounded = Console(width=1000, file=io.StringIO())
+    return unbounded.measure(table).minimum
 
 
 def _removed_table(rows: Mapping[str, Any]) -> Table:
@@ -143,6 +190,9 @@ def _removed_table(rows: Mapping[str, Any]) -> Table:
     return table
 
 
+_REASONS = ("dropped", "repaired")
+_SOURCE_WIDTH = 12  # less would break short names
+_TOKENS = ("tokens", "share", "supervised_tokens", "mean_tokens", "max_tokens")
 _NUMBERS = {
     "in": "in",
     "kept": "kept",
@@ -199,15 +249,27 @@ def runs_of(
 
 
 def colored(
-    ids: Sequence[int], labels: Sequence[int], tokenizer: "PreTrainedTokenizerBase"
+    ids: Sequence[int],
+    labels: Sequence[int],
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    marks: tuple[str, str] | None = None,
 ) -> Text:
-    """The tokens as text, styled by whether they are supervised and special."""
-    text = Text()
+    """The tokens as text, styled by whether they are supervised and special.
+
+    Args:
+        marks: what stands before and after supervised text where styles can't be seen.
+    """
+    text, before, after = Text(), *(marks or ("", ""))
+    supervised = False
     for run in runs_of(ids, labels, tokenizer):
+        if run.supervised != supervised:
+            text.append(before if run.supervised else after)
+            supervised = run.supervised
         style = _SUPERVISED if run.supervised else _GIVEN
         style = f"{style} {_SPECIAL}" if run.special else style
         text.append(run.text.replace("\n", NEWLINE), style=style)
-    return text
+    return text.append(after) if supervised else text
 
 
 def title_of(document: Document, groups: Sequence[Group]) -> str:
@@ -225,7 +287,3 @@ def _figure(name: str, entry: Mapping[str, Any]) -> str:
     if name not in entry:
         return ""
     return f"{entry[name]:.1%}" if name == "share" else f"{entry[name]:,.0f}"
-
-
-def _reasons(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{reason} {count:,}" for reason, count in counts.items())

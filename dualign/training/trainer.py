@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,7 @@ def trainer_arguments(
         "use_cpu": not torch.accelerator.is_available(),
         "bf16": stage.dtype == "bfloat16" and on_gpu,
         "report_to": "none",
+        "disable_tqdm": not sys.stderr.isatty(),  # a line for each log instead
         "save_total_limit": 2,
         "dataloader_pin_memory": on_gpu,
         "logging_nan_inf_filter": False,

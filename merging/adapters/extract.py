@@ -12,7 +12,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from dualign.checkpoints.adapters import ranks_in_config, save_adapter, with_tied_head
 from dualign.checkpoints.checkpoint import HEAD, Weights, embedding_name, is_tied, read_whole
@@ -28,6 +27,7 @@ from dualign.merging.methods.random import stream
 from dualign.merging.methods.tensors import Array
 from dualign.model_ref import ModelRef
 from dualign.rundir import new_folder
+from dualign.terminal import progress
 
 Embedding = Literal["save", "lora"]
 
@@ -70,11 +70,14 @@ def extract_adapter(config: ExtractConfig, out: Path, *, force: bool = False) ->
     with new_folder(out, force=force) as work:
         modules: dict[str, LoraModule] = {}
         reports: dict[str, TruncationReport] = {}
-        for path in tqdm((*changed.linear, *changed.embedding), desc="extracting", disable=None):
-            embedding = path in changed.embedding
-            low_rank = _difference(base, tuned, path, config, transposed=embedding)
-            modules[path] = to_lora(low_rank, embedding=embedding)
-            reports[path] = TruncationReport.of(low_rank)
+        paths = (*changed.linear, *changed.embedding)
+        with progress(len(paths), "extracting", unit="module") as bar:
+            for path in paths:
+                embedding = path in changed.embedding
+                low_rank = _difference(base, tuned, path, config, transposed=embedding)
+                modules[path] = to_lora(low_rank, embedding=embedding)
+                reports[path] = TruncationReport.of(low_rank)
+                bar.update()
         if changed.embedding and is_tied(base):
             modules = with_tied_head(modules)
         ranks = {path: report.rank for path, report in reports.items()}

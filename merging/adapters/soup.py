@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from dualign.checkpoints.adapters import module_paths, read_summands, stack_ranks, write_adapter
 from dualign.checkpoints.lora import Adapter, LoraModule, to_float64
@@ -31,6 +30,7 @@ from dualign.merging.methods.random import stream
 from dualign.merging.methods.table import METHODS
 from dualign.merging.methods.tensors import Array, Read, Tensors, materialize
 from dualign.rundir import new_folder
+from dualign.terminal import progress
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,9 +61,12 @@ def make_soup(config: SoupConfig, out: Path, *, force: bool = False) -> dict[str
     adapters = read_summands(config.adapters, weights)
     with new_folder(out, force=force) as work:
         modules, reports = {}, {}
-        for path in tqdm(module_paths(adapters), desc=f"merging {out.name}", disable=None):
-            total = stack_ranks(adapters, weights, path)
-            modules[path], reports[path] = merge(total, adapters, path)
+        paths = module_paths(adapters)
+        with progress(len(paths), f"merging {out.name}", unit="module") as bar:
+            for path in paths:
+                total = stack_ranks(adapters, weights, path)
+                modules[path], reports[path] = merge(total, adapters, path)
+                bar.update()
         write_adapter(work, modules, adapters)
         copy_tokenizer(config.adapters, work, chosen=config.tokenizer_from)
         inputs = {

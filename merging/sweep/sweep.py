@@ -14,8 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from dualign.errors import MergeError
 from dualign.merging.merge import RUN_CHECKS, RUN_METRICS, prepare, write
 from dualign.merging.sweep.candidates import Candidate, winner
@@ -38,7 +36,7 @@ from dualign.merging.sweep.search import (
 )
 from dualign.report.sweep import pictures, sweep_markdown, terminal_table
 from dualign.rundir import Outcome, write_json
-from dualign.terminal import wide_console
+from dualign.terminal import progress, wide_console
 
 _SWEEP_JSON = "sweep.json"
 
@@ -83,7 +81,7 @@ def _explore(
     candidates: dict[str, Candidate] = {}
     sign = -1.0 if stage.best == "lowest" else 1.0
     total = max_evaluations(stage)
-    with tqdm(total=total, desc=stage.name, unit="candidate", disable=None) as bar:
+    with progress(total, stage.name, unit="candidate") as bar:
 
         def value(point: Point) -> float:
             key = json.dumps(point, sort_keys=True)

@@ -1,6 +1,7 @@
 """What inspect prints is what is trained on."""
 
 import io
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from dualign.data.config import DataConfig, SourceConfig
 from dualign.data.prepare import DataRequest, prepare_pairs, prepare_sft
 from dualign.data.text.template import load_template
 from dualign.data.tokens.labels import IGNORE_INDEX
-from dualign.inspect.terminal import colored, lengths_of, rows_table, runs_of, show
+from dualign.inspect.terminal import colored, lengths_of, runs_of, show, show_counts
 
 Write = Callable[[list[dict[str, Any]], str], Path]
 
@@ -91,15 +92,51 @@ def test_lengths_are_those_of_the_documents(
     assert lengths_of(both) == {("no_think", "pairs"): [both.rows["tokens"]]}
 
 
-def test_the_table_of_rows_fits_a_terminal_and_leaves_out_what_is_empty() -> None:
+def printed_counts(width: int, **more: object) -> str:
     counts = {"in": 123_456, "kept": 123_450, "validation": 0, "repeats": 0, "examples": 123_450}
     counts |= {"tokens": 98_765_432, "supervised_tokens": 87_654_321, "repaired": {}}
-    entry = {**counts, "source": "everyday", "mode": "no_think", "dropped": {"too_long": 6}}
+    counts |= {"dropped": {"too_long": 6}, **more}
+    entry = {**counts, "source": "everyday", "mode": "no_think"}
     entry |= {"share": 1.0, "mean_tokens": 800.0, "max_tokens": 2048}
     stream = io.StringIO()
-    Console(file=stream, width=100).print(
-        rows_table({**counts, "dropped": {"too_long": 6}, "by": [entry]})
-    )
-    printed = stream.getvalue()
-    assert "98,765,432" in printed and "too_long 6" in printed and "…" not in printed
+    show_counts({**counts, "by": [entry]}, Console(file=stream, width=width))
+    return stream.getvalue()
+
+
+def test_the_table_of_rows_fits_a_terminal_and_leaves_out_what_is_empty() -> None:
+    printed = printed_counts(100)
+    assert "98,765,432" in printed and "…" not in printed
+    assert re.search(r"everyday +no_think +dropped +too_long +6\b", printed)
     assert "held out" not in printed and "repaired" not in printed
+
+
+def test_no_word_is_broken_at_80_columns() -> None:
+    more = {"validation": 12_345, "repeats": 123_456, "repaired": {"strip_thinking": 123}}
+    reasons = {"empty_assistant_answer_of_a_long_name": 123_456, "unknown_shape": 3}
+    printed = printed_counts(80, **more, dropped=reasons)
+    assert max(map(len, printed.splitlines())) <= 80
+    words = ["everyday", "no_think", "dropped", "repaired", "held out", "repeats", "supervised"]
+    words += ["98,765,432", "87,654,321", "2,048", "strip_thinking", *reasons]
+    assert [word for word in words if word not in printed] == []
+
+
+def test_a_pipe_gets_marks_around_what_is_supervised(
+    write_rows: Write, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    answer = "wonderful " * 30  # longer than a line: a pipe's reader may search for it
+    source = SourceConfig(
+        path=str(write_rows([{"prompt": "Hi", "completion": answer}], "sft.jsonl"))
+    )
+    prepared = prepare_sft(
+        DataRequest(DataConfig(sources=(source,)), tokenizer, load_template("dualign"), seed=1)
+    )
+    stream = io.StringIO()
+    show(prepared, tokenizer, console=Console(file=stream, width=80))
+    printed = stream.getvalue()
+    opening, closing = "\u27e6", "\u27e7"
+    assert f"{opening}...{closing} marks what is supervised" in printed
+    assert f"{opening}{answer.strip()}<|im_end|>" in printed
+    assert printed.count(closing) == 2
+    stream = io.StringIO()
+    show(prepared, tokenizer, console=Console(file=stream, width=80, force_terminal=True))
+    assert "marks what is supervised" not in stream.getvalue()
