@@ -21,6 +21,7 @@ Code = Literal[
     "identical_pair",
     "kwargs_ignored",
     "late_system",
+    "lone_surrogate",
     "loss_weight",
     "message_lost",
     "misplaced_think",

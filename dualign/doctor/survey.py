@@ -76,7 +76,7 @@ def survey(subject: SurveyInput, findings: Findings) -> Mapping[str, Any]:
     screened = zip(sources.data.sources, sources.screened.sampled, strict=True)
     for index, (source, rows) in enumerate(screened):
         encoder = state.encoder(source, rows)
-        for start, batch in enumerate(rows.table.iter(batch_size=_BATCH_ROWS)):
+        for start, batch in enumerate(rows.stored.iter(batch_size=_BATCH_ROWS)):
             numbers = rows.rows[start * _BATCH_ROWS : (start + 1) * _BATCH_ROWS].tolist()
             for row in encoder.encode(batch, numbers):
                 state.check_row(source, index, row)

@@ -162,6 +162,10 @@ def half_a_weight(_: Row) -> Row:
     return row
 
 
+def half_a_character(_: Row) -> Row:
+    return _say(no_think_row(), 1, "It is two \ud83d.")
+
+
 def plain_text_in_chat(_: Row) -> Row:
     return {"text": "Once upon a time.", "mode": "no_think"}
 
@@ -376,6 +380,7 @@ PLANTED = (
     Planted(plain_text_in_chat, "plain_text"),
     Planted(picture_in_content, "multimodal"),
     Planted(text_under_an_unknown_key, "bad_content"),
+    Planted(half_a_character, "lone_surrogate"),
     Planted(half_a_weight, "loss_weight"),
     Planted(tools_that_are_no_json, "bad_tools"),
     Planted(arguments_that_are_no_json, "bad_tools"),

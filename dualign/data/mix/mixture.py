@@ -75,7 +75,7 @@ def mix(request: DataRequest, kind: type[ExampleEncoder] | type[PairEncoder]) ->
         )
         tables.append(
             map_uncached(
-                rows.table,
+                rows.stored,
                 encoder,
                 with_indices=True,
                 remove_columns=rows.table.column_names,

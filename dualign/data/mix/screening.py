@@ -72,7 +72,7 @@ def screen(sampled: Sequence[SampledRows], request: DataRequest, *, pairs: bool)
     )
     tables = [
         map_uncached(
-            rows.table,
+            rows.stored,
             _Fingerprinter(
                 parser=replace(parser, source=source, structs=rows.structs),
                 rows=rows.rows,

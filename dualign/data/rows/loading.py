@@ -6,25 +6,24 @@ with `streaming` is read as a stream, and only the rows that its amount asks for
 """
 
 import json
+import lzma
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import datasets
 from datasets.arrow_writer import ArrowWriter
 
 from dualign.data.config import SourceConfig
-from dualign.data.rows.file_formats import (
-    csv_options,
-    json_features,
-    require_zstandard,
-    unpack_files,
-)
+from dualign.data.rows.file_formats import csv_options, require_zstandard, unpack_files
+from dualign.data.rows.file_signs import check_sign, is_empty
+from dualign.data.rows.json_rows import JsonRows, write_rows
 from dualign.data.rows.padding import Structs, struct_columns
 from dualign.data.rows.source_files import (
     combined_sha256,
@@ -37,6 +36,8 @@ from dualign.data.seeds import Indices, rng, rows_to_read
 from dualign.data.uncached import temporary_folder
 from dualign.errors import DataError
 
+_Stream: TypeAlias = datasets.IterableDataset | JsonRows
+_UNREADABLE = (OSError, ValueError, RuntimeError, EOFError, zlib.error, lzma.LZMAError)
 _SHARD_ROWS = 20_000
 _SHUFFLE_ROWS = 2_000
 
@@ -57,19 +58,27 @@ class SampledRows:
     parsed: bool = False
 
     @property
+    def stored(self) -> datasets.Dataset:
+        """The table with JSON as text: `datasets` rounds the numbers in it."""
+        table = self.table
+        for name, kind in table.features.items():
+            if isinstance(kind, datasets.Json):
+                table = table.cast_column(name, datasets.Json(decode=False))
+        return table
+
+    @property
     def structs(self) -> Structs:
-        """The columns whose objects may hold nulls that the table put there."""
-        return struct_columns(self.table.features)
+        """The columns of `stored` that hold JSON, or objects with nulls that the table put there."""
+        return struct_columns(self.stored.features)
 
 
 def load_source(source: SourceConfig, *, base: Path | None = None) -> datasets.Dataset:
     """Return all rows of a source as a table on disk; relative paths start at `base`."""
     rows = _open(source, base)
-    if source.streaming:
-        rows = _to_disk(rows, _features(rows))
-    if not len(rows):
+    table = rows if isinstance(rows, datasets.Dataset) else _to_disk(rows, rows)
+    if not len(table):
         raise DataError(f"source {source.path!r}, split {source.split!r}: holds no rows")
-    return rows
+    return table
 
 
 def sample_rows(source: SourceConfig, *, seed: int, number: int, base: Path | None) -> SampledRows:
@@ -79,17 +88,17 @@ def sample_rows(source: SourceConfig, *, seed: int, number: int, base: Path | No
     in the recipe.
     """
     random = rng(seed, "weight", number)
-    if not source.streaming or source.rows is None:
+    stream = _open(source, base) if source.streaming and source.rows is not None else None
+    if stream is None or isinstance(stream, datasets.Dataset):
         table = load_source(source, base=base)
         rows = rows_to_read(len(table), source, random)
         digest = _digest(source, table, base)
         return SampledRows(table=table.select(rows), rows=rows, total=len(table), sha256=digest)
-    stream = _open(source, base)
-    if not local_files(source.path, base):
+    if isinstance(stream, datasets.IterableDataset) and not local_files(source.path, base):
         return _first_shuffled(source, stream, seed)
     total = sum(1 for _ in stream)
     rows = rows_to_read(total, source, random)
-    table = _to_disk(_at(stream, rows), _features(stream))
+    table = _to_disk(_at(stream, rows), stream)
     digest = _digest(source, table, base)
     return SampledRows(table=table, rows=rows, total=total, sha256=digest)
 
@@ -101,21 +110,20 @@ def _first_shuffled(
     shuffled: only the files that are reached are downloaded.
     """
     assert source.rows is not None, "sample_rows asks for rows"
-    features = _features(stream)
     shuffled = stream.shuffle(seed=seed, buffer_size=_SHUFFLE_ROWS).take(source.rows)
-    table = _to_disk(shuffled, features)
+    table = _to_disk(shuffled, stream)
     rows = rows_to_read(len(table), source, rng(seed, "stream"))
     return SampledRows(table=table, rows=rows, total=len(rows), sha256=_rows_sha256(table))
 
 
-def _open(source: SourceConfig, base: Path | None) -> datasets.Dataset | datasets.IterableDataset:
+def _open(source: SourceConfig, base: Path | None) -> datasets.Dataset | _Stream:
     files = local_files(source.path, base)
     require_zstandard(source.path, files)
     try:
         return _local(source, files, base) if files else _hub(source)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        if isinstance(error, DataError):
-            raise
+    except DataError as error:
+        raise DataError(f"source {source.path!r}: {error}") from error
+    except (*_UNREADABLE, datasets.exceptions.DatasetsError) as error:
         cause = str(error.__cause__ or error)
         if "Couldn't cast" in cause:
             cause = (
@@ -129,7 +137,7 @@ def _open(source: SourceConfig, base: Path | None) -> datasets.Dataset | dataset
 
 def _local(
     source: SourceConfig, files: list[Path], base: Path | None
-) -> datasets.Dataset | datasets.IterableDataset:
+) -> datasets.Dataset | _Stream:
     folder = (base or Path()) / Path(source.path).expanduser()
     if folder.is_dir() and is_saved_dataset(folder):
         saved = datasets.load_from_disk(str(folder))
@@ -137,21 +145,41 @@ def _local(
     kinds = sorted({data_format(file) for file in files})
     if len(kinds) > 1:
         raise DataError(
-            f"source {source.path!r}: holds {' and '.join(kinds)} files. "
+            f"holds {' and '.join(kinds)} files. "
             "Give one source for each kind, for example with a glob such as folder/*.jsonl."
         )
-    options: dict[str, Any] = {}
+    files = _with_rows(files)
+    for file in files:
+        check_sign(file, kinds[0])
+    split = source.split.split("[")[0]
     if kinds[0] == "json":
-        options = {"features": json_features(files)}
-    elif kinds[0] == "csv":
-        options = csv_options(files)
+        rows = JsonRows(tuple(files), split)
+        return rows if source.streaming else _part(rows.table(), split, source.split)
     return datasets.load_dataset(
         kinds[0],
-        data_files={source.split.split("[")[0]: unpack_files(files, kinds[0])},
+        data_files={split: unpack_files(files, kinds[0])},
         split=source.split,
         streaming=source.streaming,
-        **options,
+        **(csv_options(files) if kinds[0] == "csv" else {}),
     )
+
+
+def _with_rows(files: list[Path]) -> list[Path]:
+    """Return the files that aren't empty."""
+    filled = [file for file in files if not is_empty(file)]
+    if not filled:
+        raise DataError(
+            f"{files[0]}: holds no rows: it is empty ({files[0].stat().st_size} bytes)."
+        )
+    return filled
+
+
+def _part(table: datasets.Dataset, name: str, split: str) -> datasets.Dataset:
+    """Return the part of a table that a split such as `train[:100]` names."""
+    if split == name:
+        return table
+    parts = datasets.ReadInstruction.from_spec(split).to_absolute({name: len(table)})
+    return table.select([row for part in parts for row in range(part.from_, part.to)])
 
 
 def _hub(source: SourceConfig) -> datasets.Dataset | datasets.IterableDataset:
@@ -183,20 +211,26 @@ def _at(stream: Iterable[dict[str, Any]], rows: Indices) -> Iterator[dict[str, A
             return
 
 
-def _to_disk(stream: Iterable[dict[str, Any]], features: datasets.Features) -> datasets.Dataset:
-    """Write the rows of a stream to Arrow files of a temporary folder, one shard at a time."""
-    folder, rows, shards = temporary_folder(), iter(stream), []
-    while batch := list(islice(rows, 1)):
+def _to_disk(rows: Iterable[dict[str, Any]], stream: _Stream) -> datasets.Dataset:
+    """Write rows of a stream to Arrow files of a temporary folder, one shard at a time."""
+    features = stream.features if isinstance(stream, JsonRows) else _features(stream)
+    write = write_rows if isinstance(stream, JsonRows) else _write_rows
+    folder, iterator, shards = temporary_folder(), iter(rows), []
+    while batch := list(islice(iterator, 1)):
         handle, path = tempfile.mkstemp(suffix=".arrow", dir=folder)
         os.close(handle)
-        with ArrowWriter(path=path, features=features) as writer:
-            for row in chain(batch, islice(rows, _SHARD_ROWS - 1)):
-                writer.write(row)
-            writer.finalize()
+        write(chain(batch, islice(iterator, _SHARD_ROWS - 1)), features, Path(path))
         shards.append(datasets.Dataset.from_file(path))
     if not shards:
         return datasets.Dataset.from_dict({name: [] for name in features}, features=features)
     return datasets.concatenate_datasets(shards)
+
+
+def _write_rows(rows: Iterable[Mapping[str, Any]], features: datasets.Features, path: Path) -> None:
+    with ArrowWriter(path=str(path), features=features) as writer:
+        for row in rows:
+            writer.write(row)
+        writer.finalize()
 
 
 def _digest(source: SourceConfig, table: datasets.Dataset, base: Path | None) -> str:

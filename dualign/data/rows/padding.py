@@ -1,4 +1,6 @@
-"""Nulls that a table put into objects, since all objects of an Arrow column have the same keys.
+"""Stored rows -> rows: JSON is parsed, and padding is dropped.
+
+Padding is nulls that a table put into objects, since all objects of an Arrow column have the same keys.
 
     rows     {"city": "Oslo"}, {"table": 3}
     table    {"city": "Oslo", "table": null}, {"city": null, "table": 3}
@@ -8,6 +10,7 @@ that Arrow made. Objects that are kept as JSON, as those of JSON lines are, hold
 own, which stay.
 """
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,7 +26,7 @@ def struct_columns(features: datasets.Features) -> Structs:
 
 
 def without_padding(row: Mapping[str, Any], structs: Structs) -> Mapping[str, Any]:
-    """Return the row without nulls of objects."""
+    """Return the row with its JSON parsed, and without nulls of objects."""
     if not structs:
         return row
     return {
@@ -32,14 +35,22 @@ def without_padding(row: Mapping[str, Any], structs: Structs) -> Mapping[str, An
 
 
 def _has_structs(kind: Any) -> bool:
-    return isinstance(kind, Mapping) or (
-        isinstance(kind, datasets.List | datasets.LargeList) and _has_structs(kind.feature)
+    return (
+        _is_stored_json(kind)
+        or isinstance(kind, Mapping)
+        or (isinstance(kind, datasets.List | datasets.LargeList) and _has_structs(kind.feature))
     )
+
+
+def _is_stored_json(kind: Any) -> bool:
+    return isinstance(kind, datasets.Json) and not kind.decode
 
 
 def _clean(value: Any, kind: Any) -> Any:
     if value is None or not _has_structs(kind):
         return value
+    if _is_stored_json(kind):
+        return json.loads(value)
     if isinstance(kind, Mapping):
         return {key: _clean(item, kind[key]) for key, item in value.items() if item is not None}
     return [_clean(item, kind.feature) for item in value]

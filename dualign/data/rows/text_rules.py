@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dualign.data.conversation import Message, Mode
 from dualign.data.faults import RowFault
+from dualign.data.rows.json_rows import LONE_SURROGATE
 from dualign.data.text.template import ChatTemplate
 from dualign.data.think_tags import FLAG, WHOLE_FLAG
 from dualign.errors import TemplateError
@@ -17,6 +18,7 @@ from dualign.switch import Switch
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_LONE_SURROGATE = re.compile(f"[\ud800-\udfff{LONE_SURROGATE}]")
 # Tags that belong in contents, though they are special tokens of some tokenizers.
 _CONTENT_TAGS = re.compile(r"</?(think|tool_call|tool_response|tool_result|tools|code|answer)>")
 
@@ -62,8 +64,13 @@ def check_texts(
     Raises:
         RowFault: a text that the tokenizer or the template would take for something else.
     """
-    if rules.control is not None:
-        _check_control_tokens(messages, kwargs, rules, mode)
+    for where, text in _texts(messages, kwargs):
+        if half := _LONE_SURROGATE.search(text):
+            around = text[max(0, half.start() - 30) : half.end() + 30]
+            what = f"{where} holds half a character (a lone surrogate): {around!a}"
+            raise RowFault("lone_surrogate", what, mode)
+        if match := _control_in(text, rules):
+            raise _control_fault(where, match, mode)
     system = messages[0].content if messages and messages[0].role == "system" else ""
     if rules.flags_in_words and len(FLAG.findall(system)) > len(WHOLE_FLAG.findall(system)):
         what = f"the template takes part of a word for a flag in {system[:80]!r}"
@@ -78,18 +85,16 @@ def trim_control_tokens(text: str, control: re.Pattern[str]) -> str:
     return match[1] if match else text
 
 
-def _check_control_tokens(
-    messages: Sequence[Message], kwargs: Mapping[str, Any], rules: TextRules, mode: Mode
-) -> None:
+def _texts(messages: Sequence[Message], kwargs: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield all texts of a row, each with its place."""
     for turn, message in enumerate(messages):
-        texts = (message.content, message.thinking, message.tool_call_id, message.name)
-        calls = _strings(message.tool_calls) if message.tool_calls else ()
-        for text in (*filter(None, texts), *calls):
-            if match := _control_in(text, rules):
-                raise _control_fault(f"message {turn} of the {message.role}", match, mode)
-    for text in _strings(list(kwargs.values())):
-        if match := _control_in(text, rules):
-            raise _control_fault("chat_template_kwargs", match, mode)
+        where = f"message {turn} of the {message.role}"
+        for text in (message.content, message.thinking, message.tool_call_id, message.name):
+            if text:
+                yield where, text
+        if message.tool_calls:
+            yield from ((where, text) for text in _strings(message.tool_calls))
+    yield from (("chat_template_kwargs", text) for text in _strings(list(kwargs.values())))
 
 
 def _control_in(text: str, rules: TextRules) -> re.Match[str] | None:

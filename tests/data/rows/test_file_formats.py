@@ -8,7 +8,7 @@ import datasets
 import pytest
 
 from dualign.data.config import SourceConfig
-from dualign.data.rows.file_formats import json_features
+from dualign.data.rows.json_rows import JsonRows
 from dualign.data.rows.loading import load_source
 from dualign.data.rows.sources import to_conversation
 from dualign.errors import DataError
@@ -87,8 +87,7 @@ def test_kinds_of_values_make_the_columns(tmp_path: Path) -> None:
         {"a": "x", "b": True, "c": 1, "d": 1, "e": [1], "f": None, "g": "x"},
         {"a": None, "b": False, "c": 2, "d": 0.5, "e": None, "f": None, "g": {"y": 1}},
     ]
-    found = json_features([written(tmp_path / "a.jsonl", rows)])
-    assert found is not None
+    found = JsonRows((written(tmp_path / "a.jsonl", rows),), "train").features
     kinds = {name: getattr(entry, "dtype", None) for name, entry in found.items()}
     assert [kinds[name] for name in "abcdf"] == ["string", "bool", "int64", "float64", "string"]
     assert {type(found[name]).__name__ for name in "eg"} == {"Json"}
@@ -97,7 +96,7 @@ def test_kinds_of_values_make_the_columns(tmp_path: Path) -> None:
 def test_a_broken_line_is_refused_with_its_file(tmp_path: Path) -> None:
     path = written(tmp_path / "a.jsonl", [LATE])
     path.write_text(path.read_text() + '{"messages": [\n')
-    with pytest.raises(DataError, match=r"a\.jsonl', split 'train': can't be read"):
+    with pytest.raises(DataError, match=r"a\.jsonl, line 2: isn't JSON"):
         load_source(SourceConfig(path=str(path)))
 
 

@@ -1,0 +1,231 @@
+"""Rows in a JSON file, in whatever form it holds them, if that form has one reading.
+
+    {...}\\n{...}\\n                objects, one a line or several one after the other
+    [{...}, {...}]                a list of them
+    [{"role": ...}, ...]          a conversation: a file of it, or one a line
+    {"data": [{...}, {...}]}      a list of them under the only key that has one, or under the split's
+    {"prompt": [...], ...}        an object of columns
+
+Lines are read one by one, other forms whole.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from dualign.data.rows.file_signs import binary_lines, encoding, packing, undecodable
+from dualign.data.rows.messages import ROLES
+from dualign.data.rows.shapes import shape_of
+from dualign.errors import DataError, excerpt
+
+_LISTS = frozenset(
+    [
+        "data",
+        "rows",
+        "examples",
+        "instances",
+        "samples",
+        "items",
+        "records",
+        "dataset",
+        "conversations",
+        "train",
+        "training",
+        "validation",
+        "valid",
+        "val",
+        "dev",
+        "test",
+        "eval",
+    ]
+)
+"""Keys of an object that hold all rows of a file."""
+_SPACE = re.compile(r"[ \t\r\n]*")
+
+
+def rows_of_file(file: Path, split: str) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a JSON file.
+
+    Raises:
+        DataError: it isn't JSON, or its form has no reading or several.
+    """
+    values = _values(file)
+    first = next(values, None)
+    if first is None:
+        return
+    second = next(values, None)
+    if second is None:
+        items = _unwrapped(first, split, file)
+        yield from _as_rows(items, file)
+    else:
+        yield from _as_rows((value for part in ((first, second), values) for value in part), file)
+
+
+def _values(file: Path) -> Iterator[Any]:
+    """Yield the JSON values of a file: one a line, or else those of the whole text."""
+    count = 0
+    for number, line in _lines(file):
+        try:
+            value = _loads(line)
+        except UnicodeDecodeError as error:
+            raise undecodable(file, number, error) from error
+        except ValueError as error:
+            yield from _values_of_text(file, skip=count, line=number, error=error)
+            return
+        if value is None:
+            raise DataError(f"{file}, line {number}: null. Expected an object.")
+        yield value
+        count += 1  # noqa: SIM113 - lines that fail aren't counted
+
+
+def _lines(file: Path) -> Iterator[tuple[int, str | bytes]]:
+    """Yield the lines that aren't blank, with their numbers from 1."""
+    is_utf8 = encoding(file) == "utf-8-sig"
+    lines: Iterable[str | bytes] = binary_lines(file) if is_utf8 else _text(file).split("\n")
+    for number, line in enumerate(lines, 1):
+        text = line.removeprefix(b"\xef\xbb\xbf") if isinstance(line, bytes) else line
+        if text.strip():
+            yield number, text
+
+
+def _values_of_text(file: Path, *, skip: int, line: int, error: ValueError) -> Iterator[Any]:
+    """Yield the values of a file that isn't one value a line, without the first `skip`.
+
+    Raises:
+        DataError: the text isn't JSON either; `line` and `error` are where lines stopped being it.
+    """
+    text = _text(file)
+    decoder = json.JSONDecoder(parse_constant=_no_number)
+    at, count = _space(text, 0), 0
+    values = []
+    while at < len(text):
+        try:
+            value, at = decoder.raw_decode(text, at)
+        except ValueError as whole:
+            if not skip and isinstance(whole, json.JSONDecodeError):
+                line, error = whole.lineno, whole
+            shown = text.split("\n")[line - 1] if text.count("\n") >= line - 1 else ""
+            what = getattr(error, "msg", str(error))
+            raise DataError(
+                f"{file}, line {line}: isn't JSON ({what}): {excerpt(shown)}. Expected one object a "
+                "line, or a list of objects."
+            ) from whole
+        count += 1
+        if count > skip:
+            values.append(value)
+        at = _space(text, at)
+    yield from values
+
+
+def _text(file: Path) -> str:
+    form = encoding(file)
+    with fsspec.open(str(file), "rb", compression=packing(file)) as stream:
+        data: bytes = stream.read()
+    try:
+        return data.decode(form, "surrogatepass").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise undecodable(file, data[: error.start].count(b"\n") + 1, error) from error
+
+
+def _space(text: str, at: int) -> int:
+    match = _SPACE.match(text, at)
+    return match.end() if match else at
+
+
+def _loads(line: str | bytes) -> Any:
+    return json.loads(line, parse_constant=_no_number)
+
+
+def _no_number(name: str) -> None:
+    """NaN, as pandas writes missing values, is null."""
+
+
+def _unwrapped(value: Any, split: str, file: Path) -> Iterable[Any]:
+    """Return the rows in the only value of a file."""
+    if isinstance(value, list):
+        return [value] if _is_conversation(value) else value
+    if not isinstance(value, Mapping):
+        raise DataError(f"{file}: holds {excerpt(value)}. Expected objects.")
+    if _is_indexed(value):
+        first = next(iter(value.values()))
+        return [{name: column[index] for name, column in value.items()} for index in first]
+    if _has_columns(value) and not _wraps(value):
+        return [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]
+    if any(shape_of(value, pairs=pairs) for pairs in (False, True)) and not _wraps(value):
+        return [value]
+    lists = {
+        key: item for key, item in value.items() if key in (*_LISTS, split) and _are_rows(item)
+    }
+    if split in lists:
+        return list(lists[split])
+    if len(lists) > 1:
+        raise DataError(
+            f"{file}: an object with rows under {', '.join(lists)}. Expected one list of them: "
+            "name it as `split`, or give each a file of its own."
+        )
+    if lists:
+        return list(next(iter(lists.values())))
+    objects = list(value.values())
+    if len(objects) > 1 and all(isinstance(item, Mapping) for item in objects):
+        return objects
+    return [value]
+
+
+def _is_indexed(value: Mapping[str, Any]) -> bool:
+    """Return whether an object is a table of pandas: `{column: {"0": value, "1": ...}}`."""
+    keys = [list(item) if isinstance(item, Mapping) else [] for item in value.values()]
+    return bool(keys) and all(
+        names and names == keys[0] and all(name.isdigit() for name in names) for names in keys
+    )
+
+
+def _has_columns(value: Mapping[str, Any]) -> bool:
+    """Return whether an object holds columns: lists of one length, and not all of objects."""
+    lists = list(value.values())
+    if not lists or not all(isinstance(item, list) and item for item in lists):
+        return False
+    same = len({len(item) for item in lists}) == 1
+    return same and not all(isinstance(entry, Mapping) for item in lists for entry in item)
+
+
+def _wraps(value: Mapping[str, Any]) -> bool:
+    """Return whether the only list of an object holds rows, as in `{"conversations": [{...}]}`."""
+    return len(value) == 1 and all(key in _LISTS and _are_rows(item) for key, item in value.items())
+
+
+def _are_rows(value: Any) -> bool:
+    if not isinstance(value, list) or not value or _is_conversation(value):
+        return False
+    return all(isinstance(item, Mapping) or _is_conversation(item) for item in value)
+
+
+def _is_conversation(value: Any) -> bool:
+    """Return whether a list holds messages, not rows."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(
+            isinstance(item, Mapping)
+            and "message_id" not in item
+            and any(
+                isinstance(item.get(key), str) and item[key] in ROLES for key in ("role", "from")
+            )
+            for item in value
+        )
+    )
+
+
+def _as_rows(items: Iterable[Any], file: Path) -> Iterator[dict[str, Any]]:
+    for number, item in enumerate(items, 1):
+        if isinstance(item, Mapping):
+            yield dict(item)
+        elif _is_conversation(item):
+            yield {"messages": item}
+        else:
+            raise DataError(
+                f"{file}, row {number}: is {excerpt(item)}. Expected an object, or a list of messages."
+            )
