@@ -1,5 +1,7 @@
 """Fold an adapter into the weights of its base while they are read, a block of rows at a time.
 
+A stretch of a folded tensor has the bits that it has in the whole, on any machine.
+
 A tied head and embedding are one tensor in the base and stay one, unless the adapter changes them
 differently: then there are two, and the config says so.
 """
@@ -26,9 +28,7 @@ from dualign.checkpoints.header import Entry
 from dualign.checkpoints.lora import Adapter, LoraModule, Rows, to_float64
 from dualign.errors import MergeError
 
-# Elements computed at once. BLAS splits larger products among threads of its own, which compete
-# with ours for the same processors: twice as many took twice the time.
-_PIECE = 1 << 15
+_PIECE, _ROWS = 1 << 15, 32  # computed at once: elements, and rows at least
 
 
 class AdaptedWeights:
@@ -70,7 +70,7 @@ class AdaptedWeights:
         if name not in self._changed:
             return stored
         columns = _columns(self.base.entries[self._stored_name(name)].shape)
-        block_rows = max(_PIECE // columns, 1)
+        block_rows = max(_PIECE // columns, self._least_rows(name))
         folded = cache(lambda: self._rows(name, stored))  # the product's factors, at the first read
 
         def read(start: int, stop: int) -> Array:
@@ -93,7 +93,7 @@ class AdaptedWeights:
 
         def base(start: int, stop: int) -> Array:
             block = stored.read(start * columns, stop * columns)
-            return block.astype(np.float64).reshape(stop - start, -1)
+            return block.reshape(stop - start, -1)
 
         if name in self.adapter.token_rows:
             return _with_rows(base, *self.adapter.token_rows[name])
@@ -104,6 +104,11 @@ class AdaptedWeights:
 
     def _module(self, name: str) -> LoraModule | None:
         return self.adapter.modules.get(name.removesuffix(".weight"))
+
+    def _least_rows(self, name: str) -> int:
+        """Return how many rows are worth another pass over the right factor of the change."""
+        module = self._module(name)
+        return 1 if module is None else max(_ROWS, module.rank // 2)
 
     def _needs_column_norms(self, name: str) -> bool:
         """Return True for DoRA on an embedding, which takes a pass over all rows first."""
@@ -172,7 +177,7 @@ def _with_rows(base: Rows, indices: Sequence[int], values: Tensor) -> Rows:
     place = {index: i for i, index in enumerate(indices)}
 
     def rows(start: int, stop: int) -> Array:
-        block = base(start, stop)
+        block = base(start, stop).astype(np.float64)
         for index in range(start, stop):
             if index in place:
                 block[index - start] = to_float64(values[place[index]])

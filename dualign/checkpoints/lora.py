@@ -21,6 +21,7 @@ from torch import Tensor
 
 from dualign.checkpoints.checkpoint import read_json
 from dualign.checkpoints.dtypes import Array
+from dualign.checkpoints.exact_product import ExactProduct
 from dualign.errors import CheckpointError, MergeError
 
 PREFIX = "base_model.model."
@@ -71,17 +72,21 @@ class LoraModule:
         return product[::-1] if self.embedding else product
 
     def delta(self) -> Rows:
-        """Return `s * B @ A` in the shape of the changed weight, any rows at a time."""
+        """Return `s * B @ A` in the shape of the changed weight, any rows at a time, the same bits
+        on any machine.
+        """
         left, right = (self.A.T, self.B.T) if self.embedding else (self.B, self.A)
         scaled = self.scaling * to_float64(right)
-        return lambda start, stop: to_float64(left[start:stop]) @ scaled
+        return ExactProduct(lambda start, stop: to_float64(left[start:stop]), scaled).rows
 
     def apply(self, weight: Rows) -> Rows:
         """Return the folded weight. DoRA on an embedding reads all rows for column norms first."""
         delta = self.delta()
 
         def added(start: int, stop: int) -> Array:
-            return weight(start, stop) + delta(start, stop)
+            rows = delta(start, stop)
+            rows += weight(start, stop)
+            return rows
 
         if self.magnitude is None:
             return added

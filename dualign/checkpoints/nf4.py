@@ -1,8 +1,9 @@
 """A base as QLoRA training saw it: linear weights in NF4 and back (arXiv 2305.14314, section 3).
 
 Each block of 64 numbers is scaled by its largest absolute value to 16 levels; the scales are
-quantized too, in blocks of 256 around their mean. The numbers equal those of bitsandbytes, to the
-bit, on any machine. Half a byte per number of the tensor being read is in memory.
+quantized too, in blocks of 256 around their mean. The numbers equal those of bitsandbytes on the
+same machine, to the bit; their mean is torch's, whose last bit depends on processor and threads.
+Half a byte per number of the tensor being read is in memory.
 """
 
 from collections.abc import Callable, Mapping

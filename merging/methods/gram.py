@@ -3,6 +3,8 @@
 slerp, multislerp, karcher and model_stock are linear combinations of their inputs whose
 coefficients depend on the inputs only through their inner products. Those take one pass; the
 coefficients are then a small computation in float64.
+
+Nothing here is a matrix product: the order of BLAS's sums depends on its threads and the processor.
 """
 
 from collections.abc import Sequence
@@ -40,8 +42,12 @@ def gram_by_column(tensors: Tensors) -> Array:
     return total
 
 
+def product(left: Array, products: Array, right: Array) -> float:
+    """Inner product of two sums of inputs: `sum(left_i * right_j * products[i, j])`."""
+    return float((left[:, None] * products * right).sum())
+
+
 def _block_gram(deltas: Sequence[Array]) -> Array:
-    # Not a matrix product: the order of BLAS's sums depends on its number of threads.
     products = np.zeros((len(deltas),) * 2)
     for i, a in enumerate(deltas):
         for j, b in enumerate(deltas[: i + 1]):

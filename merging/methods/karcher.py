@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from dualign.merging.methods.gram import gram
+from dualign.merging.methods.gram import gram, product
 from dualign.merging.methods.tensors import Array, Combine, Tensors, combination
 
 _MIN_NORM = 1e-7
@@ -47,11 +47,11 @@ def _mean_direction(cosines: Array, max_iter: int, tol: float) -> Array:
     length = _length(mean, cosines)
     mean = mean / length if length >= _MIN_NORM else np.eye(count)[0]
     for _ in range(max_iter):
-        towards = np.clip(cosines @ mean, -1, 1)
+        towards = np.clip((cosines * mean).sum(axis=1), -1, 1)
         theta = np.arccos(towards)
         near = theta < 1e-6
         share = np.where(near, 1.0, theta / np.where(near, 1.0, np.sin(theta))) / count
-        tangent = share - float(share @ towards) * mean
+        tangent = share - float((share * towards).sum()) * mean
         step = _length(tangent, cosines)
         if step < tol:
             break
@@ -61,4 +61,4 @@ def _mean_direction(cosines: Array, max_iter: int, tol: float) -> Array:
 
 
 def _length(vector: Array, cosines: Array) -> float:
-    return math.sqrt(max(float(vector @ cosines @ vector), 0.0))
+    return math.sqrt(max(product(vector, cosines, vector), 0.0))

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dualign.errors import MergeError
-from dualign.merging.methods.gram import gram
+from dualign.merging.methods.gram import gram, product
 from dualign.merging.methods.linear import normalized
 from dualign.merging.methods.tensors import Array, Combine, Tensors, combination
 
@@ -40,7 +40,7 @@ def _coefficients(products: Array, weights: Array, eps: float) -> Array:
     """Return the factor of each input, from their inner products [K, K]."""
     norms = np.sqrt(np.diag(products).clip(min=0))
     cosines = products / np.outer(norms + eps, norms + eps)
-    mean_norm = math.sqrt(max(float(weights @ cosines @ weights), 0.0))
+    mean_norm = math.sqrt(max(product(weights, cosines, weights), 0.0))
     if mean_norm < eps:
         if len(weights) == 2:
             return weights
@@ -49,8 +49,8 @@ def _coefficients(products: Array, weights: Array, eps: float) -> Array:
             "mean; choose other weights"
         )
     mean = weights / mean_norm  # coefficients of the u_i, here and below
-    tangent = weights - (weights @ cosines @ mean) * mean
-    length = math.sqrt(max(float(tangent @ cosines @ tangent), 0.0)) + eps
+    tangent = weights - product(weights, cosines, mean) * mean
+    length = math.sqrt(max(product(tangent, cosines, tangent), 0.0)) + eps
     result = mean * np.cos(length) + tangent * (np.sin(length) / length)
-    factors: Array = result * float(norms @ weights) / (norms + eps)
+    factors: Array = result * float((norms * weights).sum()) / (norms + eps)
     return factors
