@@ -26,7 +26,7 @@ from dualign.rundir import RUN_JSON, read_run, write_json
 _EXCLUDED = ("launch", "verify_reload", "name", "cache", "num_proc", "rounded_updates")
 # Keys that came after the first release, at any depth: left out while they are null, false or
 # empty, so that runs that were finished without them stay finished.
-_ADDED_LATER: tuple[str, ...] = ("columns", "switch")
+_ADDED_LATER: tuple[str, ...] = ("columns", "validation", "switch")
 _SCHEMA = 1
 
 

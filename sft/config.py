@@ -26,6 +26,7 @@ class SFTStage(TrainingStage):
     def problems(self) -> list[tuple[str, str]]:
         issues = TrainingStage.problems(self) + training_problems(self.train, self.dtype)
         validates = self.train.get("eval_strategy", "no") not in ("no", False)
-        if validates and not self.data.validation_rows:
-            issues.append(("train.eval_strategy", "needs data.validation_rows above 0"))
+        if validates and not self.data.validates:
+            needs = "needs data.validation_rows above 0, or a source with validation: true"
+            issues.append(("train.eval_strategy", needs))
         return issues

@@ -36,11 +36,13 @@ class SourceConfig:
     weight: float | None = None
     """below 1: that seeded fraction of the rows; above 1: repeats, 2.5 = twice and a seeded half"""
     rows: int | None = None
-    """so many rows, drawn by the seed; with tokens or share: those that they choose from"""
+    """at most so many rows, drawn by the seed; with tokens or share: those that they choose from"""
     tokens: int | None = None
     """so many tokens: rows are drawn by the seed until they hold them, to within one row"""
     share: float | None = None
     """this part of the tokens of an epoch, to within one row"""
+    validation: bool = False
+    """hold all these rows out, as of a test split: they are validated on, not trained on"""
     streaming: bool = False
     """read as a stream: with rows, no more than those reach the disk (docs/data.md)"""
     on_fault: Mapping[str, str] = field(default_factory=dict)
@@ -58,24 +60,33 @@ class SourceConfig:
         issues = []
         if not self.path.strip():
             issues.append(("path", "expected a file, a folder or a hub id, found nothing"))
-        amounts = [key for key in _AMOUNTS if getattr(self, key) is not None]
-        if self.weight is not None and self.rows is not None:
-            issues.append(("rows", "weight is given too: expected one of them"))
-        if len(amounts) > 1:
-            issues.append((amounts[1], f"{amounts[0]} is given too: expected one of them"))
-        if self.weight is not None and not 0 < self.weight <= 1000:
-            issues.append(("weight", f"expected more than 0 and at most 1000, found {self.weight}"))
-        if self.share is not None and not 0 < self.share <= 1:
-            issues.append(("share", f"expected more than 0 and at most 1, found {self.share}"))
-        for key, count in (("rows", self.rows), ("tokens", self.tokens)):
-            if count is not None and count < 1:
-                issues.append((key, f"expected 1 or more, found {count}"))
+        issues += _amount_problems(self)
         if self.streaming and "[" in self.split:
             issues.append(("split", f"a stream has no slices ({self.split}): use rows"))
         if self.thinking_budget is not None and self.thinking_budget < 1:
             expected = f"expected 1 token or more, found {self.thinking_budget}"
             issues.append(("thinking_budget", expected))
         return issues + on_fault_problems(self.on_fault) + column_problems(self.columns)
+
+
+def _amount_problems(source: SourceConfig) -> list[tuple[str, str]]:
+    """Return the issues of the keys that say how much of a source is used."""
+    issues = []
+    amounts = [key for key in _AMOUNTS if getattr(source, key) is not None]
+    if source.weight is not None and source.rows is not None:
+        issues.append(("rows", "weight is given too: expected one of them"))
+    if source.validation and amounts:
+        issues.append((amounts[0], "rows of validation are taken once: expected rows or nothing"))
+    elif len(amounts) > 1:
+        issues.append((amounts[1], f"{amounts[0]} is given too: expected one of them"))
+    if source.weight is not None and not 0 < source.weight <= 1000:
+        issues.append(("weight", f"expected more than 0 and at most 1000, found {source.weight}"))
+    if source.share is not None and not 0 < source.share <= 1:
+        issues.append(("share", f"expected more than 0 and at most 1, found {source.share}"))
+    for key, count in (("rows", source.rows), ("tokens", source.tokens)):
+        if count is not None and count < 1:
+            issues.append((key, f"expected 1 or more, found {count}"))
+    return issues
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,8 +139,8 @@ class DataConfig:
     """absent: rows may hold what is evaluated"""
     mix: Mapping[str, float] | None = None
     """the parts of the tokens that think and no_think get; whichever has too many loses rows"""
-    validation_rows: int = 0
-    """rows held out before packing, drawn by the seed over all sources"""
+    validation_rows: int | float = 0
+    """rows held out before packing, drawn by the seed over all sources; below 1: that part of them"""
     max_tokens: int = 2048
     """length of a packed row, and the most tokens a document may have unless packing is wrapped"""
     packing: Packing = "best_fit"
@@ -150,13 +161,21 @@ class DataConfig:
     num_proc: int = 1
     """processes that tokenize"""
 
+    @property
+    def validates(self) -> bool:
+        """Whether any rows are held out."""
+        return bool(self.validation_rows) or any(source.validation for source in self.sources)
+
     def problems(self) -> list[tuple[str, str]]:
         issues = []
-        if not self.sources:
-            issues.append(("sources", "expected one source or more, found none"))
-        issues += _share_problems(self.sources) + _mix_problems(self.mix, self.sources)
-        if self.validation_rows < 0:
-            issues.append(("validation_rows", f"expected 0 or more, found {self.validation_rows}"))
+        trained = [source for source in self.sources if not source.validation]
+        if not trained:
+            kind = "one source or more to train on" if self.sources else "one source or more"
+            issues.append(("sources", f"expected {kind}, found none"))
+        issues += _share_problems(trained) + _mix_problems(self.mix, trained)
+        if self.validation_rows < 0 or (self.validation_rows % 1 and self.validation_rows > 1):
+            expected = "expected a number of rows, or a part below 1"
+            issues.append(("validation_rows", f"{expected}, found {self.validation_rows}"))
         if self.max_tokens < 2:
             issues.append(("max_tokens", f"expected 2 or more, found {self.max_tokens}"))
         if self.num_proc < 1:

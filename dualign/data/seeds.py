@@ -28,23 +28,18 @@ def indices_of(mask: NDArray[np.bool_]) -> Indices:
 
 
 def rows_to_read(count: int, source: SourceConfig, random: np.random.Generator) -> Indices:
-    """Return the rows of a source of `count` that are tokenized, ascending: all of them, or as many
-    as `rows` or a weight below 1 asks for.
+    """Return the rows of a source of `count` that are tokenized, ascending: all of them, at most
+    `rows`, or as many as a weight below 1 asks for.
 
     `tokens` and `share` are applied later, when lengths are known: they need all rows.
 
     Raises:
-        DataError: `rows` asks for more than there are, or a weight leaves none.
+        DataError: a weight leaves none.
     """
     if source.rows is None:
         rows = weighted_rows(count, source.weight or 1.0, random)
-    elif source.rows <= count:
-        rows = _sample(random, count, source.rows)
     else:
-        raise DataError(
-            f"source {source.path!r}: rows: {source.rows:,} asked, it holds {count:,}. "
-            "Ask for fewer, or repeat it with a weight above 1."
-        )
+        rows = _sample(random, count, min(source.rows, count))
     if not len(rows):
         raise DataError(
             f"source {source.path!r}: weight {source.weight} leaves none of {count} rows"
@@ -69,16 +64,21 @@ def repeated(rows: Indices, weight: float, random: np.random.Generator) -> Indic
     return np.concatenate(passes) if passes[1:] else passes[0]
 
 
-def held_out(count: int, validation_rows: int, random: np.random.Generator) -> Indices:
-    """Return the validation rows among `count` kept ones; DataError if none would be left to train
-    on.
+def held_out(count: int, validation_rows: float, random: np.random.Generator) -> Indices:
+    """Return the validation rows among `count` kept ones: so many, or below 1 that part of them.
+
+    Raises:
+        DataError: none would be left to train on.
     """
-    if validation_rows and validation_rows >= count:
+    size = int(validation_rows)
+    if 0 < validation_rows < 1:
+        size = max(1, round(validation_rows * count))
+    if size and size >= count:
         raise DataError(
             f"data.validation_rows is {validation_rows}, but only {count} rows were kept: "
             "nothing would be left to train on. Ask for fewer."
         )
-    return _sample(random, count, validation_rows)
+    return _sample(random, count, size)
 
 
 def _sample(random: np.random.Generator, count: int, size: int) -> Indices:

@@ -98,7 +98,7 @@ def mix(request: DataRequest, kind: type[ExampleEncoder] | type[PairEncoder]) ->
         rows=selection.rows,
         sources=tuple(
             {"source": reading.source.path, "sha256": rows.sha256, "rows": rows.total}
-            | reading.record()
+            | reading.record(rows.total)
             for reading, rows in zip(readings, sampled, strict=True)
         ),
     )

@@ -7,7 +7,7 @@ Shapes: S sources, M modes (in the order of MODES).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,19 +46,23 @@ class Sample:
 def sample(candidates: Indices, counts: TokenCounts, data: DataConfig, seed: int) -> Sample:
     """Return the rows of `candidates` (row indices) that the recipe's amounts and shares take.
 
-    Every source's rows are shuffled first, so its first rows aren't favored.
+    Every source's rows are shuffled first, so its first rows aren't favored. Sources of validation
+    have no candidates, and no part in the shares.
     """
+    numbers = [number for number, source in enumerate(data.sources) if not source.validation]
+    sources = [data.sources[number] for number in numbers]
+    data = replace(data, sources=tuple(sources))
+    counts = replace(counts, labels=[counts.labels[number] for number in numbers])
     shuffled = [
         repeated(
             candidates[counts.source_index[candidates] == number],
             source.weight or 1.0,
             rng(seed, "repeats", number),
         )
-        for number, source in enumerate(data.sources)
+        for number, source in zip(numbers, sources, strict=True)
     ]
     amounts = [
-        _to_tokens(rows, source, counts)
-        for rows, source in zip(shuffled, data.sources, strict=True)
+        _to_tokens(rows, source, counts) for rows, source in zip(shuffled, sources, strict=True)
     ]
     shares = _to_shares(amounts, counts, data)
     total = len(counts.source_index)

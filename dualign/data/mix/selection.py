@@ -60,7 +60,11 @@ def select_rows(
     candidates = rows.code.equals("")
     kept = indices_of(candidates)
     _require_rows(kept, rows.code, untokenized)
-    validation = kept[held_out(len(kept), data.validation_rows, rng(seed, "validation"))]
+    is_validation = np.array([source.validation for source in data.sources])
+    of_validation = is_validation[rows.source_index[kept]]
+    pool = kept[~of_validation]
+    drawn = pool[held_out(len(pool), data.validation_rows, rng(seed, "validation"))]
+    validation = np.sort(np.concatenate([drawn, kept[of_validation]]))
     candidates[validation] = False
     taken = sample(indices_of(candidates), _token_counts(rows, labels), data, seed)
     for reason, left_out in taken.left_out.items():

@@ -28,9 +28,13 @@ class SourceReading:
     unused: tuple[str, ...] = ()
     known: bool = False
 
-    def record(self) -> dict[str, Any]:
-        """Return what run.json keeps; nothing for a source whose columns are ours, all of them."""
+    def record(self, total: int) -> dict[str, Any]:
+        """Return what run.json keeps beside the source's `total` rows; nothing for a source whose
+        columns are ours, all of them.
+        """
         record: dict[str, Any] = {}
+        if self.source.rows is not None and total < self.source.rows:
+            record["asked"] = self.source.rows
         if self.source.columns:
             record["columns"] = dict(self.source.columns)
             record["known"] = self.known
@@ -87,6 +91,8 @@ def reading_notes(sources: Sequence[Mapping[str, Any]]) -> Iterator[str]:
                 f"{name}: read by the names of its columns as {as_yaml(source['columns'])}; "
                 "`columns` of the source says otherwise"
             )
+        if "asked" in source:
+            yield f"{name}: holds {source['rows']:,} rows; rows: {source['asked']:,} takes them all"
         unused = source.get("unused", ())
         telling = [column for column in unused if column.lower() in _CHANGES_MEANING]
         others = [column for column in unused if column not in telling]
