@@ -406,6 +406,10 @@ def _data_request(
         document.raise_problems()
     assert config is not None, "no problems means a configuration"
     tokenizer, chat = load_tokenizer(
-        resolve_model(model), template, template_kwargs or {}, read_switch(switch, "switch")
+        resolve_model(model),
+        template,
+        template_kwargs or {},
+        read_switch(switch, "switch"),
+        folds_system=config.folds_system,
     )
     return DataRequest(config, tokenizer, chat, seed=seed)

@@ -34,7 +34,11 @@ def run(stage: PreferenceStage, work: Path, *, seed: int) -> Outcome:
     """Train on pairs of both modes, resuming from `work`; write the result there."""
     source = resolve_model(stage.model, revision=stage.revision)
     tokenizer, template = load_tokenizer(
-        source, stage.template, stage.template_kwargs, stage.switch
+        source,
+        stage.template,
+        stage.template_kwargs,
+        stage.switch,
+        folds_system=stage.data.folds_system,
     )
     data = prepare_pairs(DataRequest(stage.data, tokenizer, template, seed=seed))
     if stage.reference == "cached":

@@ -32,7 +32,11 @@ def run(stage: SFTStage, work: Path, *, seed: int) -> Outcome:
     """Train on packed rows of both modes, resuming from `work`; write the result there."""
     source = resolve_model(stage.model, revision=stage.revision)
     tokenizer, template = load_tokenizer(
-        source, stage.template, stage.template_kwargs, stage.switch
+        source,
+        stage.template,
+        stage.template_kwargs,
+        stage.switch,
+        folds_system=stage.data.folds_system,
     )
     data = prepare_sft(DataRequest(stage.data, tokenizer, template, seed=seed))
     trainer = _build_trainer(stage, source, data, tokenizer, work, seed=seed)

@@ -186,6 +186,7 @@ def prepare_data(config: Any, seed: int) -> tuple[SFTData | PairData, Any]:
         config.template,
         config.template_kwargs,
         config.switch,
+        folds_system=config.data.folds_system,
     )
     prepare = prepare_pairs if stage_kind(config.kind).takes_pairs else prepare_sft
     return prepare(DataRequest(config.data, tokenizer, template, seed=seed)), tokenizer

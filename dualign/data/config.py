@@ -166,6 +166,13 @@ class DataConfig:
         """Whether any rows are held out."""
         return bool(self.validation_rows) or any(source.validation for source in self.sources)
 
+    @property
+    def folds_system(self) -> bool:
+        """Whether rows are repaired for a template without a system role."""
+        return any(
+            source.on_fault.get("no_system_role") == "system_into_user" for source in self.sources
+        )
+
     def problems(self) -> list[tuple[str, str]]:
         issues = []
         trained = [source for source in self.sources if not source.validation]

@@ -29,6 +29,7 @@ Code = Literal[
     "multimodal",
     "nested_think",
     "no_answer",
+    "no_system_role",
     "no_think_with_trace",
     "not_one_answer",
     "pair_modes_differ",

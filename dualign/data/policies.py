@@ -18,6 +18,7 @@ Repair = Literal[
     "open_think",
     "skip_turn",
     "strip_thinking",
+    "system_into_user",
     "trim_tokens",
 ]
 _REPAIRS: tuple[Repair, ...] = get_args(Repair)
@@ -29,6 +30,7 @@ MENDS: Mapping[Code, tuple[Repair, ...]] = {
     "control_token": ("trim_tokens",),
     "empty_answer": ("skip_turn",),
     "mode_contradiction": ("as_think", "as_no_think"),
+    "no_system_role": ("system_into_user",),
     "no_think_with_trace": ("strip_thinking", "as_think"),
     "pair_modes_differ": ("strip_thinking",),
     "same_role_twice": ("join_turns",),

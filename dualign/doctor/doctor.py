@@ -140,7 +140,9 @@ def _diagnose_stage(stage: ResolvedStage, prefix: str, findings: Findings) -> Ma
         )
     if file := config_file(stage.start):
         findings.extend(check_model_config(config, read_json(file)), source=name)
-    loaded = _load_tokenizer(config, stage.start, findings, name)
+    loaded = _load_tokenizer(
+        config, stage.start, findings, name, folds_system=config.data.folds_system
+    )
     if loaded is None:
         return {}
     tokenizer, template = loaded
@@ -161,7 +163,12 @@ def _diagnose_stage(stage: ResolvedStage, prefix: str, findings: Findings) -> Ma
 
 
 def _load_tokenizer(
-    stage: TrainingStage, start: ModelSource, findings: Findings, source: str
+    stage: TrainingStage,
+    start: ModelSource,
+    findings: Findings,
+    source: str,
+    *,
+    folds_system: bool = False,
 ) -> "tuple[PreTrainedTokenizerBase, ChatTemplate] | None":
     """Load tokenizer and template as training does; add a finding and return None if that fails.
 
@@ -169,7 +176,13 @@ def _load_tokenizer(
         TemplateError: no template has that name.
     """
     try:
-        return load_tokenizer(start, stage.template, stage.template_kwargs, stage.switch)
+        return load_tokenizer(
+            start,
+            stage.template,
+            stage.template_kwargs,
+            stage.switch,
+            folds_system=folds_system,
+        )
     except TemplateError as error:
         if not stage.template.endswith(".jinja") and stage.template != "tokenizer":
             load_template(stage.template)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dualign.checkpoints.checkpoint import Checkpoint, embedding_name, read_json
 from dualign.checkpoints.finite import non_finite_tensors
+from dualign.data.text.system_role import with_fold
 from dualign.data.text.template import load_template
 from dualign.doctor.findings import Finding
 from dualign.errors import CheckpointError, MergeError, TemplateError
@@ -122,8 +123,11 @@ def _check_template(saved: SavedModel, tokenizer: "PreTrainedTokenizerBase") -> 
     kwargs = trained.get("template_kwargs") or {}
     named = read_switch(trained.get("switch"), "run.json")
     switch = None if named == template.switch else named
-    expected = saved_template(template.text, kwargs, switch)
-    if str(tokenizer.get_chat_template()).strip() != expected.strip():
+    texts = [
+        saved_template(text, kwargs, switch).strip()
+        for text in (template.text, with_fold(template.text))
+    ]
+    if str(tokenizer.get_chat_template()).strip() not in texts:
         settings_text = f" with {kwargs}" if kwargs else ""
         message = f"run.json says {name!r}{settings_text}; the saved template is another"
         yield Finding("template_not_trained", message)

@@ -2,11 +2,14 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from dualign.data.text.modes import stated_switch, switch_line
+from dualign.data.text.system_role import folding_system, with_fold
 from dualign.data.text.template import ChatTemplate, load_template, named_templates
 from dualign.errors import CheckpointError, TemplateError
 from dualign.models.source import ModelSource, resolve_model
@@ -27,6 +30,8 @@ def load_tokenizer(
     template: str,
     template_kwargs: Mapping[str, Any],
     switch: Switch | None = None,
+    *,
+    folds_system: bool = False,
 ) -> tuple[PreTrainedTokenizerBase, ChatTemplate]:
     """Load a tokenizer for training, as it will be saved.
 
@@ -38,14 +43,18 @@ def load_tokenizer(
         template_kwargs: variables of the template, which become defaults of the saved one.
         switch: what switches the modes, which the saved template states; None: what the template
             reads.
+        folds_system: rows are repaired for a template without a system role, which is saved so
+            that it asks alike.
     """
     tokenizer = AutoTokenizer.from_pretrained(source.tokenizer, revision=source.revision)
     chat = load_template(template, tokenizer=tokenizer)
+    chat = folding_system(chat) if folds_system else chat
     tokenizer.chat_template = _saved(tokenizer, chat, template_kwargs, switch)
     end = end_of_turn(chat, tokenizer)
     if tokenizer.eos_token != end:
         tokenizer.eos_token = end
-        chat = load_template(template, tokenizer=tokenizer)  # it may write eos_token out
+        # It may write eos_token out.
+        chat = replace(chat, special_tokens=dict(tokenizer.special_tokens_map))
     if tokenizer.pad_token is None or tokenizer.pad_token == end:
         tokenizer.pad_token = _pad_token(tokenizer, end)
     return tokenizer, chat.with_kwargs(template_kwargs).with_switch(switch)
@@ -60,6 +69,8 @@ def _saved(
     """Return the template to save: all of the tokenizer's named ones, if they are trained with."""
     is_own = chat.name == "tokenizer" and isinstance(tokenizer.chat_template, dict)
     texts = named_templates(tokenizer) if is_own else {"default": chat.text}
+    if chat.folds_system:
+        texts = {name: with_fold(text) for name, text in texts.items()}
     stated = None if switch == chat.switch else switch
     saved = {name: saved_template(text, template_kwargs, stated) for name, text in texts.items()}
     return saved if is_own else saved["default"]
@@ -156,7 +167,11 @@ def _turn_ends(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the ids of the tokens that end a turn of the tokenizer's template."""
     if not tokenizer.chat_template:
         return []
-    ends = load_template("tokenizer", tokenizer=tokenizer).ends
+    template = load_template("tokenizer", tokenizer=tokenizer)
+    ends = list(template.ends)
+    if template.tool_use is not None:  # rows with tools may end otherwise
+        with suppress(TemplateError):
+            ends += template.for_tools([{"name": "any"}]).ends
     vocabulary = tokenizer.get_vocab()
     return [vocabulary[end] for end in ends if end in vocabulary]
 

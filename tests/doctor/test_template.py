@@ -54,6 +54,18 @@ def test_a_known_switch_isn_t_dead(name: str, examine: Examine, tmp_path: Path) 
     assert "mode_switch_dead" not in {entry.code for entry in findings.all()}
 
 
+def test_a_system_text_without_a_system_role_is_found(examine: Examine, tmp_path: Path) -> None:
+    file = tmp_path / "no_system.jinja"
+    refusal = "{%- if messages[0].role == 'system' %}{{- raise_exception('none') }}{%- endif %}"
+    file.write_text(refusal + families.PLAIN, encoding="utf-8")
+    row = no_think_row()
+    row["messages"].insert(0, {"role": "system", "content": "Be brief."})
+    findings, account = examine({"rows": [row, no_think_row(7)]}, template=str(file))
+    (fault,) = [entry for entry in findings.all() if entry.code == "no_system_role"]
+    assert fault.severity == "error" and fault.row == 0 and "system_into_user" in fault.message
+    assert account["kept"] == 1
+
+
 def test_a_pinned_date_is_no_leak() -> None:
     text = "{{- 'Today is ' + (date if date else strftime_now('%Y')) + '\n' }}" + made.shipped(
         "dualign"

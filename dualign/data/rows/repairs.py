@@ -4,11 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from dualign.data.conversation import Message, Mode
-from dualign.data.faults import Code
+from dualign.data.faults import Code, RowFault
 from dualign.data.policies import Repair
 from dualign.data.rows.shapes import Part, Parts
 from dualign.data.rows.text_rules import TextRules, trim_control_tokens
 from dualign.data.rows.traces import take_trace, without_flags
+from dualign.data.text.system_role import system_into_user
 from dualign.data.think_tags import CLOSE, OPEN
 
 
@@ -22,15 +23,15 @@ class ParsedRow:
     mode: Mode | None = None
 
 
-def apply_repair(row: ParsedRow, repair: Repair, code: Code, rules: TextRules) -> ParsedRow:
-    """Return the row after a repair of the fault `code`; an equal row if there is nothing to do."""
+def apply_repair(row: ParsedRow, repair: Repair, fault: RowFault, rules: TextRules) -> ParsedRow:
+    """Return the row after a repair of a fault; an equal row if there is nothing to do."""
     match repair:
         case "as_think":
             return _as_mode(row, "think", rules)
         case "as_no_think":
             return _as_mode(row, "no_think", rules)
         case "skip_turn":
-            return _each_answer(row, lambda message: _skip_turn(message, code))
+            return _each_answer(row, lambda message: _skip_turn(message, fault.code))
         case "trim_tokens":
             return _each_part(
                 row, lambda part: tuple(_trim_tokens(message, rules) for message in part)
@@ -43,6 +44,8 @@ def apply_repair(row: ParsedRow, repair: Repair, code: Code, rules: TextRules) -
             return _each_part(row, _join_turns)
         case "drop_first_turns":
             return _drop_first_turns(row)
+        case "system_into_user":
+            return _system_into_user(row, fault)
 
 
 def _as_mode(row: ParsedRow, mode: Mode, rules: TextRules) -> ParsedRow:
@@ -66,6 +69,13 @@ def _drop_first_turns(row: ParsedRow) -> ParsedRow:
     start = next((turn for turn, message in enumerate(first) if message.role == "user"), len(first))
     system = tuple(message for message in first[:1] if message.role == "system")
     return replace(row, parts=((*system, *first[start:]), *rest))
+
+
+def _system_into_user(row: ParsedRow, fault: RowFault) -> ParsedRow:
+    """The mode stays what it was: a flag of the system message is part of a user turn then."""
+    first, *rest = row.parts
+    parts = (system_into_user(first), *rest)
+    return row if parts == row.parts else ParsedRow(parts=parts, mode=row.mode or fault.mode)
 
 
 def _each_part(row: ParsedRow, change: Callable[[Part], Part]) -> ParsedRow:

@@ -178,7 +178,7 @@ def _repair_and_check(
             repair = repair_for(fault.code, source.on_fault)
             if repair is None:
                 raise
-            repaired = apply_repair(parsed, repair, fault.code, rules)
+            repaired = apply_repair(parsed, repair, fault, rules)
             if (fault.code, repair) in done or repaired == parsed:
                 text = f"{fault} ({repair} can't mend it)"
                 raise RowFault(fault.code, text, fault.mode) from fault

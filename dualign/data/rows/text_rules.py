@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from dualign.data.conversation import Message, Mode
 from dualign.data.faults import RowFault
 from dualign.data.rows.json_rows import LONE_SURROGATE
+from dualign.data.text.system_role import takes_system
 from dualign.data.text.template import ChatTemplate
 from dualign.data.think_tags import FLAG, WHOLE_FLAG
-from dualign.errors import TemplateError
+from dualign.errors import TemplateError, excerpt
 from dualign.switch import Switch
 
 if TYPE_CHECKING:
@@ -27,15 +28,21 @@ _CONTENT_TAGS = re.compile(r"</?(think|tool_call|tool_response|tool_result|tools
 class TextRules:
     """`control` matches a control token, each of which begins with the character `head` (empty:
     they begin differently); `flags_in_words`: the template takes the flag in a/thinking for a flag;
-    `switch`: what switches the modes, so that rows that hold it say their mode.
+    `switch`: what switches the modes, so that rows that hold it say their mode; `no_system`: the
+    template has no system role.
     """
 
     control: re.Pattern[str] | None = None
     head: str = ""
     flags_in_words: bool = False
     switch: Switch | None = None
+    no_system: bool = False
 
 
+_NO_SYSTEM = (
+    "the template has no system role; on_fault: {no_system_role: system_into_user} puts it at the head "
+    "of the first user turn, as such families document"
+)
 NO_RULES = TextRules()
 
 
@@ -53,6 +60,7 @@ def text_rules(tokenizer: "PreTrainedTokenizerBase", template: ChatTemplate) -> 
         head=heads.pop() if len(heads) == 1 else "",
         flags_in_words=_reads_flags_in_words(template),
         switch=template.switch,
+        no_system=template.folds_system or not takes_system(template),
     )
 
 
@@ -72,6 +80,8 @@ def check_texts(
         if match := _control_in(text, rules):
             raise _control_fault(where, match, mode)
     system = messages[0].content if messages and messages[0].role == "system" else ""
+    if rules.no_system and messages and messages[0].role == "system":
+        raise RowFault("no_system_role", f"a system text ({excerpt(system)}): {_NO_SYSTEM}", mode)
     if rules.flags_in_words and len(FLAG.findall(system)) > len(WHOLE_FLAG.findall(system)):
         what = f"the template takes part of a word for a flag in {system[:80]!r}"
         raise RowFault("flag_in_word", what, mode)

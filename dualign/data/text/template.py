@@ -34,6 +34,8 @@ class ChatTemplate:
 
     `tool_use` is the text for rows with tools, if that is another one. `named_switch` comes before
     a switch that is found. `tokens` are the tokenizer's added tokens, and whether each is special.
+    `folds_system`: the text has no system role of its own, and puts a system text into the user's
+    turn.
     """
 
     name: str
@@ -43,6 +45,7 @@ class ChatTemplate:
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     tool_use: str | None = None
     named_switch: Switch | None = None
+    folds_system: bool = False
 
     def with_kwargs(self, template_kwargs: Mapping[str, Any]) -> "ChatTemplate":
         """Return the template with more variables for every render; a row's own come before them."""
