@@ -11,6 +11,7 @@ from typing import Any
 
 import datasets
 
+from dualign.data.columns import paths_of
 from dualign.data.rows.kinds import ANSWERS, TRUTHS
 from dualign.data.rows.messages import ROLES
 from dualign.data.rows.shapes import PROMPTS, shapes_of
@@ -45,8 +46,14 @@ _CHOSEN_REJECTED = (
     ("response_j", "response_k"),
     ("preferred", "dispreferred"),
 )
-_RATINGS = ("score", "reward", "rating", "rank", "helpfulness", "correctness", "is_correct")
+_RATINGS: _Names = ("score", "reward", "rating", "rank", "helpfulness", "correctness", "correct")
+_RATINGS += ("is_correct", "is_right", "passed", "quality", "grade", "stars", "votes", "upvotes")
 """Columns that say how good an answer is: such a set holds bad ones too."""
+_OF_QUESTION: _Names = ("choices", "options", "candidates", "contexts", "passages", "documents")
+_OF_QUESTION += ("document", "article", "paragraph", "table", "schema", "code", "image", "images")
+"""Columns that a question can't be answered without."""
+_OF_TRACE = ("think", "reason", "cot", "trajector", "rationale")
+"""Parts of the names of columns with traces."""
 _WORDS_OF_TRACE = 3
 """A trace has more; `reasoning: on` is a switch."""
 _LOOKED_AT = 100
@@ -124,15 +131,26 @@ def _is_transcript(text: str) -> bool:
 
 
 def _is_unsure(samples: Samples, reading: Columns) -> bool:
-    """Return whether the answers may be bad ones, or what an answer is checked against."""
-    names = {name.lower() for name in samples}
+    """Return whether the answers may be bad ones, what an answer is checked against, or lack what
+    belongs to them or to their questions.
+    """
     if "completion" not in reading:
         return False
-    prompt, completion = str(reading["prompt"]).lower(), str(reading["completion"]).lower()
-    if names & set(_RATINGS):
+    names = {name.lower() for name in samples}
+    if names & {*_RATINGS, *_OF_QUESTION}:
         return True
+    used = {path for spec in reading.values() for path in paths_of(spec)}
+    others = [name for name in samples if name not in used]
+    if any(name.lower() in _CONTEXTS or _may_be_trace(name, samples[name]) for name in others):
+        return True
+    prompt, completion = str(reading["prompt"]).lower(), str(reading["completion"]).lower()
     checked = completion in ANSWERS and bool(names & set(TRUTHS))
     return checked or (prompt, completion) in _AMBIGUOUS
+
+
+def _may_be_trace(name: str, value: Any) -> bool:
+    text = value if isinstance(value, str) else str(value)
+    return len(text.split()) > _WORDS_OF_TRACE and any(part in name.lower() for part in _OF_TRACE)
 
 
 _AMBIGUOUS = (("prompt", "answer"), ("prompt", "solution"), ("problem", "answer"))

@@ -258,7 +258,11 @@ def _check_answers(prompt: Part, chosen: Part, rejected: Part, mode: Mode) -> No
             what = f"{name} continues the prompt with {roles or 'nothing'}: expected one assistant turn"
             raise RowFault("not_one_answer", what, mode)
     if not any(message.role == "user" for message in prompt):
-        raise RowFault("no_answer", "the prompt has no user turn", mode)
+        what = (
+            "the prompt has no user turn: expected one in chosen and rejected, or in a column such as "
+            "prompt or messages; `columns: {prompt: NAME}` of the source names another one"
+        )
+        raise RowFault("no_answer", what, mode)
     if chosen == rejected:
         raise RowFault("identical_pair", "chosen and rejected are the same", mode)
     if bool(chosen[0].thinking) != bool(rejected[0].thinking):

@@ -233,6 +233,62 @@ SETS = (
         },
         mode="think",
     ),
+    PublicSet(name="LIMA", row=lambda n: {"conversations": [ask(n), tell(n)], "source": "ours"}),
+    PublicSet(name="Orca-Math", row=lambda n: {"question": ask(n), "answer": tell(n)}),
+    PublicSet(
+        name="sql-create-context",
+        row=lambda n: {"question": ask(n), "context": f"CREATE TABLE t{n}", "answer": tell(n)},
+    ),
+    PublicSet(
+        name="s1K",
+        row=lambda n: {
+            "solution": str(n + 1),
+            "question": ask(n),
+            "cot_type": "math",
+            "thinking_trajectories": [why(n)],
+            "attempt": tell(n),
+        },
+        result="wrong_stage",
+    ),
+    PublicSet(
+        name="MMLU",
+        row=lambda n: {"question": ask(n), "choices": [tell(n), wrong(n)], "answer": 0},
+        result="wrong_stage",
+    ),
+    PublicSet(
+        name="MedQA",
+        row=lambda n: {"question": ask(n), "options": {"A": tell(n)}, "answer": tell(n)},
+        result="wrong_stage",
+    ),
+    PublicSet(
+        name="HotpotQA",
+        row=lambda n: {
+            "question": ask(n),
+            "answer": str(n + 1),
+            "context": {"title": ["sums"], "sentences": [[why(n)]]},
+        },
+        result="wrong_stage",
+    ),
+    PublicSet(
+        name="OpenMathInstruct-1",
+        row=lambda n: {
+            "question": ask(n),
+            "expected_answer": str(n + 1),
+            "is_correct": n % 2 == 0,
+            "generated_solution": tell(n),
+        },
+        result="wrong_stage",
+    ),
+    PublicSet(
+        name="OpenThoughts metadata",
+        row=lambda n: {
+            "problem": ask(n),
+            "deepseek_reasoning": why(n),
+            "deepseek_solution": tell(n),
+            "ground_truth_solution": str(n + 1),
+        },
+        result="unknown_shape",
+    ),
     PublicSet(
         name="problem, solution and answer",
         row=lambda n: {"problem": ask(n), "solution": tell(n), "answer": str(n + 1)},
@@ -399,6 +455,27 @@ SETS = (
         name="query + chosen + rejected",
         row=lambda n: {"query": ask(n), "chosen": tell(n), "rejected": wrong(n)},
         pairs=True,
+    ),
+    PublicSet(
+        name="distilabel math preferences",
+        row=lambda n: {
+            "instruction": ask(n),
+            "chosen_response": tell(n),
+            "chosen_rating": 5.0,
+            "rejected_response": wrong(n),
+            "rejected_rating": 1.0,
+        },
+        pairs=True,
+    ),
+    PublicSet(
+        name="UltraInteract",
+        row=lambda n: {
+            "trajectory": chat(n, role="from", content="value")[:1],
+            "chosen": tell(n),
+            "rejected": wrong(n),
+        },
+        pairs=True,
+        result="no_answer",
     ),
     PublicSet(
         name="PKU-SafeRLHF",
