@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from dualign.data.conversation import Message, Mode
 from dualign.data.faults import Code, RowFault
 from dualign.data.policies import Repair
+from dualign.data.rows.foreign_traces import with_think_block
 from dualign.data.rows.shapes import Part, Parts
 from dualign.data.rows.text_rules import TextRules, trim_control_tokens
 from dualign.data.rows.traces import take_trace, without_flags
@@ -40,6 +41,8 @@ def apply_repair(row: ParsedRow, repair: Repair, fault: RowFault, rules: TextRul
             return _each_answer(row, _strip_thinking)
         case "open_think":
             return _each_answer(row, _open_think)
+        case "read_trace":
+            return _each_answer(row, _read_trace)
         case "join_turns":
             return _each_part(row, _join_turns)
         case "drop_first_turns":
@@ -104,6 +107,10 @@ def _open_think(message: Message) -> Message:
     text = message.content
     unopened = OPEN not in text and text.count(CLOSE) == 1
     return replace(message, content=f"{OPEN}\n{text.lstrip()}") if unopened else message
+
+
+def _read_trace(message: Message) -> Message:
+    return replace(message, content=with_think_block(message.content))
 
 
 def _skip_turn(message: Message, code: Code) -> Message:
