@@ -1,6 +1,6 @@
 """Named repairs for inconsistent rows. Each is a pure function ParsedRow -> ParsedRow."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from dualign.data.conversation import Message, Mode
@@ -37,12 +37,8 @@ def apply_repair(row: ParsedRow, repair: Repair, fault: RowFault, rules: TextRul
             return _each_part(
                 row, lambda part: tuple(_trim_tokens(message, rules) for message in part)
             )
-        case "strip_thinking":
-            return _each_answer(row, _strip_thinking)
-        case "open_think":
-            return _each_answer(row, _open_think)
-        case "read_trace":
-            return _each_answer(row, _read_trace)
+        case "strip_thinking" | "open_think" | "read_trace":
+            return _each_answer(row, _OF_ANSWERS[repair])
         case "join_turns":
             return _each_part(row, _join_turns)
         case "drop_first_turns":
@@ -142,3 +138,10 @@ def _can_join(last: Message, message: Message) -> bool:
     """A turn with a trace of its own can't be joined, nor a trained turn with an untrained one."""
     same = last.role == message.role != "tool" and last.train == message.train
     return same and not message.thinking and OPEN not in message.content and not last.tool_calls
+
+
+_OF_ANSWERS: Mapping[Repair, Callable[[Message], Message]] = {
+    "strip_thinking": _strip_thinking,
+    "open_think": _open_think,
+    "read_trace": _read_trace,
+}
