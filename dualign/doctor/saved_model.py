@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dualign.checkpoints.checkpoint import Checkpoint, embedding_name, read_json
 from dualign.checkpoints.finite import non_finite_tensors
+from dualign.data.text.installed import original_text
 from dualign.data.text.system_role import with_fold
 from dualign.data.text.template import load_template
 from dualign.doctor.findings import Finding
@@ -125,7 +126,7 @@ def _check_template(saved: SavedModel, tokenizer: "PreTrainedTokenizerBase") -> 
     switch = None if named == template.switch else named
     texts = [
         saved_template(text, kwargs, switch).strip()
-        for text in (template.text, with_fold(template.text))
+        for text in (template.text, with_fold(template.text), original_text(name) or template.text)
     ]
     if str(tokenizer.get_chat_template()).strip() not in texts:
         settings_text = f" with {kwargs}" if kwargs else ""

@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from dualign.data.text.installed import original_text
 from dualign.data.text.modes import stated_switch, switch_line
 from dualign.data.text.system_role import folding_system, with_fold
 from dualign.data.text.template import ChatTemplate, load_template, named_templates
@@ -39,7 +40,7 @@ def load_tokenizer(
     mask padding, and a masked end of turn would never be learned.
 
     Args:
-        template: a name that ships, `tokenizer` or a .jinja file.
+        template: a name that ships, `tokenizer`, `trl:NAME` or a .jinja file.
         template_kwargs: variables of the template, which become defaults of the saved one.
         switch: what switches the modes, which the saved template states; None: what the template
             reads.
@@ -68,12 +69,22 @@ def _saved(
 ) -> str | dict[str, str]:
     """Return the template to save: all of the tokenizer's named ones, if they are trained with."""
     is_own = chat.name == "tokenizer" and isinstance(tokenizer.chat_template, dict)
-    texts = named_templates(tokenizer) if is_own else {"default": chat.text}
+    texts = named_templates(tokenizer) if is_own else {"default": _served(tokenizer, chat)}
     if chat.folds_system:
         texts = {name: with_fold(text) for name, text in texts.items()}
     stated = None if switch == chat.switch else switch
     saved = {name: saved_template(text, template_kwargs, stated) for name, text in texts.items()}
     return saved if is_own else saved["default"]
+
+
+def _served(tokenizer: PreTrainedTokenizerBase, chat: ChatTemplate) -> str:
+    """Return the template to save: the model's own, where it was trained with the training template
+    of its family, which asks alike.
+    """
+    own = tokenizer.chat_template
+    if isinstance(own, str) and own.strip() == (original_text(chat.name) or "").strip():
+        return own if chat.asks_like(replace(chat, text=own)) else chat.text
+    return chat.text
 
 
 def saved_template(text: str, kwargs: Mapping[str, Any], switch: Switch | None) -> str:
@@ -106,24 +117,11 @@ def with_defaults(text: str, kwargs: Mapping[str, Any]) -> str:
     `{"year": 2025}` puts `{%- set year = year if year is defined else 2025 %}` on top.
     """
     lines = [
-        f"{{%- set {name} = {name} if {name} is defined else {_literal(value)} %}}\n"
+        f"{{%- set {name} = {name} if {name} is defined else {json.dumps(value)} %}}\n"
         for name, value in kwargs.items()
     ]
     # A template of an earlier stage has them already.
     return "".join(line for line in lines if line not in text) + text
-
-
-def _literal(value: Any) -> str:
-    """Return a value as jinja reads it: JSON, but for null and for what lies beyond 16 bits."""
-    if isinstance(value, Mapping):
-        items = ", ".join(f"{_literal(key)}: {_literal(item)}" for key, item in value.items())
-        return f"{{{items}}}"
-    if isinstance(value, (list, tuple)):
-        return f"[{', '.join(map(_literal, value))}]"
-    if value is None:
-        return "none"
-    # JSON writes an emoji as two escapes, which jinja reads as two characters that can't be encoded.
-    return json.dumps(value, ensure_ascii=all(ord(char) < 1 << 16 for char in str(value)))
 
 
 def end_of_turn(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase) -> str:

@@ -48,7 +48,7 @@ def row_defects(conversation: Conversation, text: str) -> Iterator[Defect]:
 
 
 def turn_defects(
-    message: Message, opening: str, produced: str, headers: Sequence[str] = ()
+    message: Message, opening: str, produced: str, headers: tuple[str, ...] = ()
 ) -> Iterator[Defect]:
     """Find a turn that doesn't continue its prompt.
 
@@ -59,7 +59,7 @@ def turn_defects(
         headers: what it appends elsewhere.
     """
     whole = opening + produced
-    if any(header and produced.startswith(header) for header in (opening, *headers)):
+    if produced.startswith(headers) or (opening and produced.startswith(opening)):
         yield Defect("prompt_supervised", f"the turn repeats its prompt: {whole[:80]!r}")
         return
     if OPEN not in whole:

@@ -75,6 +75,29 @@ def render_rows(
     they did when they were asked for.
     """
     template = template.for_tools(conversation.tools)
+    try:
+        return _render_rows(template, conversation, supervise)
+    except TemplateError as error:
+        raise _with_offer(error, template, conversation, supervise) from error
+
+
+def _with_offer(
+    error: TemplateError, template: ChatTemplate, conversation: Conversation, supervise: Supervise
+) -> TemplateError:
+    """Return the error with the name of the family's training template, if that renders the row."""
+    if (other := template.training) is None:
+        return error
+    try:
+        _render_rows(other, conversation, supervise)
+    except TemplateError:
+        return error
+    message = f"{error} Or use {other.name}, TRL's training template of this family: it asks alike."
+    return RenderingError(message, error.code if isinstance(error, RenderingError) else "template")
+
+
+def _render_rows(
+    template: ChatTemplate, conversation: Conversation, supervise: Supervise
+) -> list[RenderedRow]:
     if conversation.template_kwargs.get("verbatim"):
         text = conversation.messages[0].content + template.special_tokens.get("eos_token", "")
         return [_whole(conversation, text)]

@@ -14,6 +14,7 @@ import jinja2
 
 from dualign.data.conversation import MODES, Conversation, Message, Mode
 from dualign.data.text import sandbox
+from dualign.data.text.installed import PREFIX, installed_text, training_template
 from dualign.data.text.modes import find_switch, stated_switch
 from dualign.data.text.trace_form import TraceForm, find_trace_form, message_dict
 from dualign.data.text.turn_shapes import TextOf, TurnShapes, trials
@@ -182,6 +183,30 @@ class ChatTemplate:
         return tuple(dict.fromkeys(filter(None, ends)))
 
     @cached_property
+    def training(self) -> "ChatTemplate | None":
+        """The installed training template of this one's family, if both ask alike."""
+        name = training_template(self.text)
+        if name is None:
+            return None
+        other = replace(self, name=name, text=installed_text(name), tool_use=None)
+        return other if self.asks_like(other) else None
+
+    def asks_like(self, other: "ChatTemplate") -> bool:
+        """Return whether both give the same generation prompts, in both modes, at the first turn and
+        later.
+        """
+        question, answer = (
+            Message(role="user", content="Hi"),
+            Message(role="assistant", content="Hello"),
+        )
+        starts = [(), (Message(role="system", content="Be brief."),), (question, answer)]
+        return all(
+            _asked(self, (*start, question), mode) == _asked(other, (*start, question), mode)
+            for start in starts
+            for mode in MODES
+        )
+
+    @cached_property
     def trace_form(self) -> TraceForm:
         """Where the template reads a turn's trace."""
         variables = self._variables("think", (), {})
@@ -250,6 +275,13 @@ class ChatTemplate:
         )
 
 
+def _asked(template: ChatTemplate, messages: tuple[Message, ...], mode: Mode) -> str | None:
+    try:
+        return template.prompt(messages, mode=mode)
+    except TemplateError:
+        return None
+
+
 def load_template(
     name_or_path: str,
     *,
@@ -298,6 +330,8 @@ def _template_text(name_or_path: str, tokenizer: "PreTrainedTokenizerBase | None
                 "none named default, so which one to take can't be told. Name a .jinja file."
             )
         return named["default"]
+    if name_or_path.startswith(PREFIX):
+        return installed_text(name_or_path)
     if name_or_path.endswith(".jinja"):
         path = Path(name_or_path)
         if not path.is_file():
@@ -316,7 +350,7 @@ def _template_text(name_or_path: str, tokenizer: "PreTrainedTokenizerBase | None
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise TemplateError(
             f"unknown template {name_or_path!r}{hint}. "
-            f"Expected {', '.join(names)}, tokenizer, or a .jinja file."
+            f"Expected {', '.join(names)}, tokenizer, {PREFIX}NAME of the installed trl, or a .jinja file."
         )
     return (folder / f"{name_or_path}.jinja").read_text(encoding="utf-8")
 

@@ -77,6 +77,7 @@ class TurnShapes:
         self._patterns = _patterns(tokens)
         self._shapes: dict[_Kind, list[TurnShape]] = {}
         self._openings: dict[tuple[str, str, bool], list[str]] = {}
+        self._headers: dict[Mode, tuple[str, ...]] = {}
 
     def shape(self, conversation: Conversation, which: int, upto: str) -> TurnShape:
         """Return the shape of message `which`, whose text `upto` ends with it.
@@ -107,12 +108,14 @@ class TurnShapes:
         opening = prompt[len(before) :] if prompt.startswith(before) else ""
         known.append(opening)
         known.sort(key=len, reverse=True)
+        if opening:
+            headers = self._headers.get(conversation.mode, ())
+            self._headers[conversation.mode] = tuple(dict.fromkeys((*headers, opening)))
         return opening
 
-    def headers(self, mode: Mode) -> list[str]:
+    def headers(self, mode: Mode) -> tuple[str, ...]:
         """Return the openings in a mode that were met."""
-        known = (openings for (of_mode, *_), openings in self._openings.items() if of_mode == mode)
-        return [opening for openings in known for opening in openings if opening]
+        return self._headers.get(mode, ())
 
     def next_token(self, ahead: str) -> str:
         """Return the token with which a text begins, with the space before it; "" without one."""
