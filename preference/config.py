@@ -31,7 +31,7 @@ class PreferenceStage(TrainingStage):
     """every other field of TRL's DPOConfig (loss_type, beta, ...), by its own name"""
 
     def problems(self) -> list[tuple[str, str]]:
-        issues = TrainingStage.problems(self) + training_problems(self.train, self.dtype)
+        issues = TrainingStage.problems(self) + training_problems(self.train, self.dtype, self.data)
         issues += _loss_problems(self.train)
         if self.reference == "adapter" and self.lora is None:
             issues.append(
@@ -43,6 +43,10 @@ class PreferenceStage(TrainingStage):
                     "reference",
                     "with lora the reference is the adapter switched off: a copy is waste",
                 )
+            )
+        if self.train.get("train_sampling_strategy") == "group_by_length":
+            issues.append(
+                ("train.train_sampling_strategy", "pairs have no length: set random or sequential")
             )
         if self.data.packing != "none":
             issues.append(("data.packing", "pairs aren't packed: set data.packing: none"))

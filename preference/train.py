@@ -23,6 +23,7 @@ from dualign.training.policy import load_policy
 from dualign.training.trainer import (
     last_checkpoint,
     prepare_trainer,
+    refusals_by_libraries,
     save_log,
     save_result,
     trainer_arguments,
@@ -43,7 +44,8 @@ def run(stage: PreferenceStage, work: Path, *, seed: int) -> Outcome:
     data = prepare_pairs(DataRequest(stage.data, tokenizer, template, seed=seed))
     if stage.reference == "cached":
         data = _pairs_on_disk(data, work / CHECKPOINTS)
-    trainer = build_trainer(stage, source, data, tokenizer, work, seed=seed)
+    with refusals_by_libraries(stage):
+        trainer = build_trainer(stage, source, data, tokenizer, work, seed=seed)
     trainer.train(resume_from_checkpoint=last_checkpoint(work))
     save_log(trainer, work)
     checks = save_result(trainer, stage, source, tokenizer, work)

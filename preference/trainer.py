@@ -46,7 +46,9 @@ class DualModeDPOTrainer(FiniteSteps, DPOTrainer):
         unwrapped = self.accelerator.unwrap_model(self.model)
         if isinstance(unwrapped, PeftModel) and REFERENCE_ADAPTER in unwrapped.peft_config:
             return self._reference_logps(unwrapped, model, inputs)
-        chosen_P, rejected_P = super().compute_ref_log_probs(self.ref_model or model, inputs)
+        chosen_P, rejected_P = super().compute_ref_log_probs(
+            model if self.ref_model is None else self.ref_model, inputs
+        )
         return chosen_P, rejected_P
 
     def _reference_logps(

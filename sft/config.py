@@ -7,9 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+from dualign.config import nearest
 from dualign.data.config import DataConfig
 from dualign.training.arguments import SFT_ARGUMENTS
 from dualign.training.config import TrainingStage, training_problems
+
+_LOSSES = ("nll", "dft")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,9 +27,10 @@ class SFTStage(TrainingStage):
     """every other field of TRL's SFTConfig (and so of TrainingArguments), by its own name"""
 
     def problems(self) -> list[tuple[str, str]]:
-        issues = TrainingStage.problems(self) + training_problems(self.train, self.dtype)
-        validates = self.train.get("eval_strategy", "no") not in ("no", False)
-        if validates and not self.data.validates:
-            needs = "needs data.validation_rows above 0, or a source with validation: true"
-            issues.append(("train.eval_strategy", needs))
+        issues = TrainingStage.problems(self) + training_problems(self.train, self.dtype, self.data)
+        loss = self.train.get("loss_type", "nll")
+        if loss not in _LOSSES:
+            issues.append(
+                ("train.loss_type", f"unknown value {loss!r}{nearest(str(loss), _LOSSES)}")
+            )
         return issues

@@ -21,6 +21,7 @@ from dualign.training.policy import load_policy
 from dualign.training.trainer import (
     last_checkpoint,
     prepare_trainer,
+    refusals_by_libraries,
     save_log,
     save_result,
     trainer_arguments,
@@ -39,7 +40,8 @@ def run(stage: SFTStage, work: Path, *, seed: int) -> Outcome:
         folds_system=stage.data.folds_system,
     )
     data = prepare_sft(DataRequest(stage.data, tokenizer, template, seed=seed))
-    trainer = _build_trainer(stage, source, data, tokenizer, work, seed=seed)
+    with refusals_by_libraries(stage):
+        trainer = _build_trainer(stage, source, data, tokenizer, work, seed=seed)
     trainer.train(resume_from_checkpoint=last_checkpoint(work))
     save_log(trainer, work)
     checks = save_result(trainer, stage, source, tokenizer, work)

@@ -18,6 +18,7 @@ Code = Literal[
     "empty_think_supervised",
     "empty_user",
     "flag_in_word",
+    "foreign_trace",
     "identical_pair",
     "kwargs_ignored",
     "late_system",

@@ -8,8 +8,10 @@ OPEN, CLOSE = "<think>", "</think>"
 FLAGS: dict[str, Mode] = {"/think": "think", "/no_think": "no_think"}
 FLAG = re.compile(r"/(?:no_)?think")
 """A flag anywhere, also as part of a word: docs/thinkers holds one."""
-WHOLE_FLAG = re.compile(rf"(?<!\S){FLAG.pattern}(?!\S)")
-"""A flag that is a word of its own."""
+WHOLE_FLAG = re.compile(
+    rf"(?<![!-~\u00c0-\u024f]){FLAG.pattern}(?=$|[\s,;!?)]|[.:](?!\w)|[^\x00-\u024f])"
+)
+"""A flag that is a word of its own: Chinese text may stand before and after it without a space."""
 LEAKED_TAG = re.compile(rf"<\s*/?\s*{re.escape(OPEN.strip('<>'))}(?:ing)?\s*>", re.IGNORECASE)
 """A think tag as a model may misspell it: `< think >`, `</thinking>`."""
 EMPTY_BLOCK = re.compile(rf"\s*{re.escape(OPEN)}\s*{re.escape(CLOSE)}")

@@ -1,3 +1,3 @@
 """Checks on the user's own data, template and saved directory: training and serving agree."""
 
-__all__ = ["doctor", "inputs", "show"]
+__all__ = ["doctor", "findings", "inputs", "show"]

@@ -23,6 +23,7 @@ from transformers import (
 from transformers.initialization import no_init_weights
 
 from dualign.errors import CheckpointError
+from dualign.models.generation_config import valid_generation_config
 from dualign.models.source import ModelSource, resolve_model
 from dualign.models.tokenizer import load_chat_tokenizer
 from dualign.rundir import read_run
@@ -53,6 +54,7 @@ def load_base(
         **(nf4_options(dtype, device) if nf4 else {}),
     )
     model.config.use_cache = False
+    model.generation_config = valid_generation_config(model.generation_config)
     return model
 
 

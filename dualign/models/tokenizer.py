@@ -117,11 +117,24 @@ def with_defaults(text: str, kwargs: Mapping[str, Any]) -> str:
     `{"year": 2025}` puts `{%- set year = year if year is defined else 2025 %}` on top.
     """
     lines = [
-        f"{{%- set {name} = {name} if {name} is defined else {json.dumps(value)} %}}\n"
+        f"{{%- set {name} = {name} if {name} is defined else {_literal(value)} %}}\n"
         for name, value in kwargs.items()
     ]
     # A template of an earlier stage has them already.
     return "".join(line for line in lines if line not in text) + text
+
+
+def _literal(value: Any) -> str:
+    """Return a value as jinja reads it: JSON, but for null and for what lies beyond 16 bits."""
+    if isinstance(value, Mapping):
+        items = ", ".join(f"{_literal(key)}: {_literal(item)}" for key, item in value.items())
+        return f"{{{items}}}"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_literal, value))}]"
+    if value is None:
+        return "none"
+    # JSON writes an emoji as two escapes, which jinja reads as two characters that can't be encoded.
+    return json.dumps(value, ensure_ascii=all(ord(char) < 1 << 16 for char in str(value)))
 
 
 def end_of_turn(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase) -> str:

@@ -9,11 +9,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from dualign.config import nearest
+from dualign.training.source import annotated, classes
 
 # Set by dualign; the text says what the user sets instead.
 _OWNED: Mapping[str, str] = {
@@ -44,7 +43,9 @@ _OWNED: Mapping[str, str] = {
     "push_to_hub": "publishing is a step of its own",
     "deepspeed": "set launch, or start with `accelerate launch --config_file ...`",
     "fsdp": "set launch, or start with `accelerate launch --config_file ...`",
+    "parallelism_config": "tensor and context parallelism aren't supported",
     "do_train": "a stage trains",
+    "do_predict": "an eval stage asks the model",
     "do_eval": "set data.validation_rows and train.eval_strategy",
 }
 _RENAMED: Mapping[str, str] = {
@@ -83,13 +84,9 @@ def _argument_types(config: str) -> Mapping[str, str]:
     """Return field name -> annotation in the source, for TrainingArguments and TRL's additions."""
     types: dict[str, str] = {}
     for package, file in (*_BASE, ("trl", config)):
-        for node in _classes(package, file):
+        for node in classes(package, file):
             if node.name.endswith(("TrainingArguments", "Config")):
-                types |= {
-                    item.target.id: ast.unparse(item.annotation)
-                    for item in node.body
-                    if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
-                }
+                types |= annotated(node)
     return {name: kind for name, kind in types.items() if not name.startswith("_")}
 
 
@@ -105,17 +102,9 @@ def _enum_values() -> Mapping[str, tuple[str, ...]]:
             and isinstance(item.value.value, str)
         )
         for package, file in _ENUMS
-        for node in _classes(package, file)
+        for node in classes(package, file)
         if any("Enum" in ast.unparse(base) for base in node.bases)
     }
-
-
-def _classes(package: str, file: str) -> list[ast.ClassDef]:
-    spec = find_spec(package)
-    assert spec and spec.submodule_search_locations, f"{package} is a dependency of dualign"
-    source = Path(spec.submodule_search_locations[0]) / file
-    tree = ast.parse(source.read_text(encoding="utf-8"))
-    return [node for node in tree.body if isinstance(node, ast.ClassDef)]
 
 
 def _problem(name: str, value: Any, types: Mapping[str, str]) -> str | None:

@@ -1,10 +1,14 @@
 """The keys that SFT and preference stages share: model, adapter, template, trainer."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from dualign.data.config import DataConfig
 from dualign.switch import Switch
+from dualign.training.argument_values import value_issues
+from dualign.training.template_kwargs import template_kwargs_issues
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -32,6 +36,8 @@ class AdapterConfig:
             issues.append(("r", f"expected a rank of 1 or more, found {self.r}"))
         if not 0 <= self.lora_dropout < 1:
             issues.append(("lora_dropout", f"expected 0 <= dropout < 1, found {self.lora_dropout}"))
+        if isinstance(self.target_modules, str) and (error := _regex_error(self.target_modules)):
+            issues.append(("target_modules", f"not a regular expression: {error}"))
         if self.target_modules == () or "lm_head" in self.target_modules:
             issues.append(
                 (
@@ -40,6 +46,14 @@ class AdapterConfig:
                 )
             )
         return issues
+
+
+def _regex_error(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        return str(error)
+    return ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,7 +90,7 @@ class TrainingStage:
     """load what was saved and compare its logits with the live model's"""
 
     def problems(self) -> list[tuple[str, str]]:
-        issues = []
+        issues = template_kwargs_issues(self.template_kwargs)
         if self.quantization and self.lora is None:
             issues.append(
                 ("quantization", "nf4 weights can't be trained: add lora, or remove quantization")
@@ -94,18 +108,17 @@ class TrainingStage:
         return issues
 
 
-def training_problems(train: Mapping[str, Any], dtype: str) -> list[tuple[str, str]]:
-    """Return the problems of training arguments that can't work together."""
+def training_problems(
+    train: Mapping[str, Any], dtype: str, data: DataConfig
+) -> list[tuple[str, str]]:
+    """Return the problems of training arguments that can't work, or not together."""
     issues = []
     if train.get("bf16") and train.get("fp16"):
         issues.append(("train.fp16", "bf16 and fp16 are both on: choose one"))
     if dtype != "float32" and train.get("fp16"):
         issues.append(("train.fp16", f"fp16 autocast needs float32 weights, found dtype {dtype}"))
-    for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
-        if name in train and isinstance(train[name], int) and train[name] < 1:
-            issues.append((f"train.{name}", f"expected 1 or more, found {train[name]}"))
-    if isinstance(train.get("learning_rate"), (int, float)) and train["learning_rate"] <= 0:
-        issues.append(
-            ("train.learning_rate", f"expected more than 0, found {train['learning_rate']}")
-        )
-    return issues
+    for name, off in (("eval_strategy", "no"), ("eval_on_start", False)):
+        if train.get(name, off) not in (off, False) and not data.validates:
+            needs = "needs data.validation_rows above 0, or a source with validation: true"
+            issues.append((f"train.{name}", needs))
+    return issues + value_issues(train)

@@ -6,12 +6,16 @@ ask it for each stage that isn't done, before the first one starts.
 """
 
 import os
+import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from dualign.config import read_yaml
+from dualign.config import nearest, read_yaml
 from dualign.training.config import TrainingStage
+from dualign.training.start_model import start_issues
 
 Issue = tuple[str, str]
 # Arguments that TRL and transformers take and then don't use: (value that changes nothing, why, when it is used).
@@ -50,12 +54,77 @@ _NEEDS: Mapping[str, tuple[Any, str, Callable[[Mapping[str, Any]], bool]]] = {
 # deviation 0.02, after 20 steps of AdamW, the cosine is 0.996 at 3e-4, 0.92 at 1e-4, 0.37 at 1e-5, 0.13 at 1e-6.
 _LEAST_BFLOAT16_RATE = 2e-4
 _STOCHASTIC_ROUNDING = "bf16_stochastic_round=true"
+# (names, module, what to install): optimizers that come with a package of their own.
+_OPTIMIZER_PACKAGES = (
+    (r"galore_.*", "galore_torch", "galore-torch"),
+    (r"apollo_.*", "apollo_torch", "apollo-torch"),
+    (r"(ada)?lomo", "lomo_optim", "lomo-optim"),
+    (r"grokadamw", "grokadamw", "grokadamw"),
+    (r"schedule_free_.*", "schedulefree", "schedulefree"),
+    (r"stable_adamw", "optimi", "torch-optimi"),
+    (r"adamw_torch_[48]bit", "torchao", "torchao"),
+    (r"adamw_anyprecision", "torchdistx", "torchdistx"),
+    (r"adamw_torch_xla", "torch_xla", "torch-xla"),
+    (r"adamw_torch_npu_fused", "torch_npu", "torch-npu"),
+    (r"(paged_|ademamix|lion_|rmsprop_bnb|adamw_(bnb_)?8bit).*", "bitsandbytes", "bitsandbytes"),
+)
+_OPTIMIZERS_HERE = "adamw_torch_fused, adafactor and sgd need none"
+# Tracker -> (module, what to install).
+_TRACKERS = {
+    "azure_ml": ("azureml", "azureml-core azureml-mlflow"),
+    "clearml": ("clearml", "clearml"),
+    "codecarbon": ("codecarbon", "codecarbon"),
+    "comet_ml": ("comet_ml", "comet-ml"),
+    "dagshub": ("dagshub", "dagshub mlflow"),
+    "dvclive": ("dvclive", "dvclive"),
+    "flyte": ("flytekit", "flytekit flytekitplugins-deck-standard"),
+    "kubeflow": ("kubeflow", "kubeflow"),
+    "mlflow": ("mlflow", "mlflow"),
+    "neptune": ("neptune", "neptune"),
+    "swanlab": ("swanlab", "swanlab"),
+    "tensorboard": ("tensorboard", "tensorboard"),
+    "trackio": ("trackio", "trackio"),
+    "wandb": ("wandb", "wandb"),
+}
+# Arguments of which every value that `argument_values` takes works on every machine.
+_SAFE = frozenset(
+    [
+        "learning_rate",
+        "weight_decay",
+        "max_grad_norm",
+        "warmup_steps",
+        "max_steps",
+        "num_train_epochs",
+        "lr_scheduler_type",
+        "lr_scheduler_kwargs",
+        "optim",
+        "logging_steps",
+        "save_steps",
+        "eval_steps",
+        "save_strategy",
+        "eval_strategy",
+        "disable_tqdm",
+        "save_total_limit",
+        "per_device_train_batch_size",
+        "per_device_eval_batch_size",
+        "gradient_accumulation_steps",
+        "gradient_checkpointing",
+        "loss_type",
+        "beta",
+        "report_to",
+        "use_cpu",
+        "adam_beta1",
+        "adam_beta2",
+    ]
+)
 _DEFAULT_RATES = {"sft": 2e-5, "preference": 1e-6}  # TRL's
 
 
 def issues(stage: Any) -> list[Issue]:
     """Return the reasons as (key, message)."""
-    return [*_rounding(stage, stage.train), *_without_effect(stage.train)]
+    reasons = [*_rounding(stage, stage.train), *_without_effect(stage.train), *_packages(stage)]
+    reasons += start_issues(stage)
+    return reasons or list(_refused_by_libraries(stage))
 
 
 def _without_effect(train: Mapping[str, Any]) -> Iterator[Issue]:
@@ -104,3 +173,68 @@ def _rounds_by_chance(train: Mapping[str, Any]) -> bool:
     arguments = str(train.get("optim_args") or "").replace(" ", "").lower()
     ours = str(train.get("optim")) in ("adamw_torch_8bit", "adamw_torch_4bit")
     return ours and _STOCHASTIC_ROUNDING in arguments
+
+
+def _packages(stage: TrainingStage) -> Iterator[Issue]:
+    """Refuse what needs a package that isn't installed, or an accelerator that isn't there."""
+    train = stage.train  # type: ignore[attr-defined]
+    optimizer = str(train.get("optim", ""))
+    for named, module, package in _OPTIMIZER_PACKAGES:
+        if re.fullmatch(named, optimizer) and find_spec(module) is None:
+            yield "train.optim", f"{optimizer} needs the package {package}; {_OPTIMIZERS_HERE}"
+    trackers = train.get("report_to", "none")
+    for tracker in [trackers] if isinstance(trackers, str) else trackers or ():
+        if tracker not in ("all", "none") and not any(map(find_spec, _modules(tracker))):
+            yield "train.report_to", _tracker_refusal(str(tracker))
+    if train.get("ddp_backend") and not stage.launch and "WORLD_SIZE" not in os.environ:
+        yield "train.ddp_backend", "is for several processes: set launch, or remove it"
+    attention = stage.attn_implementation
+    if attention == "flash_attention_2" and not any(map(find_spec, ("flash_attn", "kernels"))):
+        message = "needs the package flash-attn: pip install flash-attn, or set sdpa, as fast in most cases"
+        yield "attn_implementation", f"{attention} {message}"
+    if not _on_accelerator(train):
+        if attention in ("flash_attention_2", "flex_attention"):
+            yield "attn_implementation", f"{attention} doesn't train on a CPU: set sdpa"
+        if train.get("activation_offloading"):
+            yield "train.activation_offloading", "moves activations from a GPU, and there is none"
+
+
+def _modules(tracker: object) -> tuple[str, ...]:
+    """Return the modules of which a tracker needs one."""
+    return {"tensorboard": ("tensorboard", "tensorboardX")}.get(
+        str(tracker), (_TRACKERS.get(str(tracker), (str(tracker), ""))[0],)
+    )
+
+
+def _tracker_refusal(tracker: str) -> str:
+    if tracker not in _TRACKERS:
+        return f"unknown value {tracker!r}{nearest(tracker, [*_TRACKERS, 'all', 'none'])}"
+    return f"{tracker} isn't installed: pip install {_TRACKERS[tracker][1]}, or set none"
+
+
+def _on_accelerator(train: Mapping[str, Any]) -> bool:
+    if train.get("use_cpu"):
+        return False
+    import torch  # only where the answer matters; a second
+
+    return bool(torch.accelerator.is_available())
+
+
+def _refused_by_libraries(stage: Any) -> Iterator[Issue]:
+    """Refuse what TRL's dataclass refuses of these values here, such as tf32 on an old GPU.
+
+    Not for launched stages: making it joins the other processes.
+    """
+    if stage.launch or "WORLD_SIZE" in os.environ or _SAFE.issuperset(stage.train):
+        return
+    import torch
+    from trl import DPOConfig, SFTConfig
+
+    arguments = {"use_cpu": not torch.accelerator.is_available(), "bf16": False, **stage.train}
+    kind = DPOConfig if stage.kind == "preference" else SFTConfig
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            kind(output_dir="unused", **arguments)
+    except (ImportError, KeyError, TypeError, ValueError) as error:
+        yield "train", " ".join(str(error).split())

@@ -4,7 +4,8 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from transformers import (
 from dualign.checkpoints.adapters import concatenate, fold
 from dualign.checkpoints.finite import non_finite_tensors
 from dualign.checkpoints.weights import from_hub
-from dualign.errors import CheckpointError, TrainingError
+from dualign.errors import CheckpointError, ConfigError, DualignError, TrainingError
 from dualign.models.device import device_name
 from dualign.models.logits import (
     FLOAT32_BOUND,
@@ -76,6 +77,44 @@ def trainer_arguments(
     return {**defaults, **train, **owned}
 
 
+@contextmanager
+def refusals_by_libraries(stage: TrainingStage) -> Iterator[None]:
+    """Turn what TRL, transformers and PEFT say against a stage's values into one message.
+
+    Raises:
+        ConfigError: one of them refused while model, optimizer and trainer were made.
+    """
+    try:
+        yield
+    except DualignError:
+        raise
+    except (ImportError, KeyError, NotImplementedError, ValueError) as error:
+        words = " ".join(str(error).split())
+        raise ConfigError(f"stage {stage.name}: refused before the first step: {words}") from error
+
+
+def _check_optimizer(trainer: Trainer) -> None:
+    """Make the optimizer for a parameter of its own, and drop it: its arguments are then known to fit."""
+    settings = trainer.args
+    if "layerwise" in settings.optim:
+        return  # it hooks into the model
+    kind, arguments = trainer.get_optimizer_cls_and_kwargs(settings, trainer.model)
+    if isinstance(kind, type) and not {"params", "model"} & set(arguments):
+        kind([torch.nn.Parameter(torch.zeros(1))], **arguments)
+
+
+def _try_saving(trainer: Trainer) -> None:
+    """Save all but the weights and delete it: what is refused then is refused before the first step."""
+    folder = Path(trainer.args.output_dir) / "trial"
+    if trainer.is_world_process_zero():
+        try:
+            trainer.processing_class.save_pretrained(folder)
+            trainer.model.config.save_pretrained(folder)
+            trainer.model.generation_config.save_pretrained(folder)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def require_all_processes(seen: int) -> None:
     """Refuse a trainer that doesn't see every process that the launcher started.
 
@@ -93,6 +132,8 @@ def require_all_processes(seen: int) -> None:
 def prepare_trainer(trainer: Trainer, *, with_parent: bool) -> None:
     """Add our callbacks in place of those that print dicts, and activate the policy's adapters."""
     require_all_processes(trainer.args.world_size)
+    _check_optimizer(trainer)
+    _try_saving(trainer)
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(LogLines() if trainer.args.disable_tqdm else ProgressBarWithLogLines())
@@ -173,8 +214,10 @@ def _save_weights(trainer: Trainer, work: Path) -> None:
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if not trainer.is_world_process_zero():
         return
-    model = trainer.accelerator.unwrap_model(trainer.model)
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     tied = model.all_tied_weights_keys if model.config.tie_word_embeddings else ()
+    # torch.compile puts the model into a module of this name.
+    state = {name.replace("_orig_mod.", ""): tensor for name, tensor in state.items()}
     weights = {name: tensor for name, tensor in state.items() if name not in tied}
     model.save_pretrained(work, state_dict=weights)
 

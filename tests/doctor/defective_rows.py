@@ -162,6 +162,10 @@ def half_a_weight(_: Row) -> Row:
     return row
 
 
+def trace_of_another_family(_: Row) -> Row:
+    return _say(no_think_row(), 1, "<thinking>one and one</thinking>Two.")
+
+
 def half_a_character(_: Row) -> Row:
     return _say(no_think_row(), 1, "It is two \ud83d.")
 
@@ -381,6 +385,7 @@ PLANTED = (
     Planted(picture_in_content, "multimodal"),
     Planted(text_under_an_unknown_key, "bad_content"),
     Planted(half_a_character, "lone_surrogate"),
+    Planted(trace_of_another_family, "foreign_trace"),
     Planted(half_a_weight, "loss_weight"),
     Planted(tools_that_are_no_json, "bad_tools"),
     Planted(arguments_that_are_no_json, "bad_tools"),

@@ -1,16 +1,23 @@
 """What can't train right on this machine, or from this start, is said before the first step."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import Trainer, get_scheduler
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from trl import SFTConfig
 
 from dualign import engine
 from dualign.errors import ConfigError, DualignError
 from dualign.recipe import load_recipe
+from dualign.training import preflight
+from dualign.training.argument_values import scheduler_keys
+from dualign.training.arguments import _enum_values
 
 
 def write_recipe(folder: Path, model: Path, rows: Path, **keys: Any) -> Path:
@@ -154,3 +161,71 @@ def test_the_values_that_change_nothing_are_taken(tiny: Path, rows: Path, tmp_pa
     train = {"label_smoothing": 0.0, "discopop_tau": 0.05, "load_best_model_at_end": False}
     recipe = load_recipe(write_recipe(tmp_path, tiny, rows, kind="preference", train=train), [])
     engine.require_runnable(recipe, engine.statuses(recipe, remember=False))
+
+
+@pytest.mark.parametrize("optimizer", sorted(_enum_values()["OptimizerNames"]))
+def test_an_optimizer_is_refused_if_transformers_cannot_make_it(
+    optimizer: str, tiny: Path, rows: Path, tmp_path: Path
+) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    targets = "all-linear" if optimizer.startswith(("galore", "apollo")) else None
+    train = {"optim": optimizer, "optim_target_modules": targets}
+    settings = SFTConfig(str(tmp_path / "out"), use_cpu=True, bf16=False, **train)
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(settings, model)
+        made = True
+    except (ImportError, ValueError):
+        made = False
+    issues = preflight.issues(stage_of_recipe(write_recipe(tmp_path, tiny, rows, train=train)))
+    assert made == (not issues), issues
+    assert all(key == "train.optim" and " needs the package " in text for key, text in issues)
+
+
+def stage_of_recipe(path: Path) -> Any:
+    return load_recipe(path, []).stages[0].config
+
+
+def test_every_tracker_of_transformers_is_known() -> None:
+    assert set(preflight._TRACKERS) == set(INTEGRATION_TO_CALLBACK)
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"train": {"report_to": "wandb"}}, "train.report_to: wandb isn't installed: pip install"),
+        ({"train": {"report_to": ["trackio"]}}, "train.report_to: trackio isn't installed"),
+        ({"train": {"report_to": "wanbd"}}, "unknown value 'wanbd' (did you mean 'wandb'?)"),
+        ({"train": {"tf32": True}}, "--tf32 requires Ampere"),
+        ({"train": {"activation_offloading": True}}, "from a GPU, and there is none"),
+        ({"train": {"ddp_backend": "gloo"}}, "train.ddp_backend: is for several processes"),
+        ({"attn_implementation": "flash_attention_2"}, "needs the package flash-attn"),
+        ({"attn_implementation": "flex_attention"}, "flex_attention doesn't train on a CPU"),
+    ],
+)
+def test_what_this_machine_lacks_is_said_before_anything_starts(
+    tiny: Path, rows: Path, tmp_path: Path, keys: dict[str, Any], expected: str
+) -> None:
+    if torch.cuda.is_available() or find_spec("wandb") or find_spec("trackio"):
+        pytest.skip("this machine has it")
+    assert expected in refusal(write_recipe(tmp_path, tiny, rows, **keys))
+
+
+@pytest.mark.parametrize(
+    "train", [{"router_aux_loss_coef": 0.1}, {"optim": "sgd", "optim_args": "momentum=x"}]
+)
+def test_what_a_library_refuses_of_the_model_is_one_message_before_the_first_step(
+    tiny: Path, rows: Path, tmp_path: Path, train: dict[str, Any]
+) -> None:
+    with pytest.raises(ConfigError, match="stage stage: refused before the first step: "):
+        run(write_recipe(tmp_path, tiny, rows, train=train))
+
+
+def test_the_keys_of_each_scheduler_are_those_that_transformers_takes() -> None:
+    """Made with every key that we allow, at a value that each takes, and refused with another."""
+    values = {"warmup_type": "cosine", "decay_type": "linear", "mode": "min", "factor": 0.5}
+    values |= {"threshold_mode": "rel", "smooth": True, "lr_end": 0.5}
+    for name in _enum_values()["SchedulerType"]:
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0)
+        keys = {key: values.get(key, 1) for key in scheduler_keys()[name]}
+        keys.pop("min_lr", None) if "min_lr_rate" in keys else None  # one of the two
+        get_scheduler(name, optimizer, 1, 10, keys)

@@ -32,6 +32,7 @@ from dualign.data.rows.source_files import (
     is_saved_dataset,
     local_files,
 )
+from dualign.data.rows.text_files import text_stream
 from dualign.data.seeds import Indices, rng, rows_to_read
 from dualign.data.uncached import temporary_folder
 from dualign.errors import DataError
@@ -155,6 +156,9 @@ def _local(
     if kinds[0] == "json":
         rows = JsonRows(tuple(files), split)
         return rows if source.streaming else _part(rows.table(), split, source.split)
+    if kinds[0] == "text":
+        texts = text_stream(files)
+        return texts if source.streaming else _part(_to_disk(texts, texts), split, source.split)
     return datasets.load_dataset(
         kinds[0],
         data_files={split: unpack_files(files, kinds[0])},

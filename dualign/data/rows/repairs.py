@@ -1,11 +1,12 @@
 """Named repairs for inconsistent rows. Each is a pure function ParsedRow -> ParsedRow."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from dualign.data.conversation import Message, Mode
 from dualign.data.faults import Code, RowFault
 from dualign.data.policies import Repair
+from dualign.data.rows.foreign_traces import with_think_block
 from dualign.data.rows.shapes import Part, Parts
 from dualign.data.rows.text_rules import TextRules, trim_control_tokens
 from dualign.data.rows.traces import take_trace, without_flags
@@ -36,10 +37,8 @@ def apply_repair(row: ParsedRow, repair: Repair, fault: RowFault, rules: TextRul
             return _each_part(
                 row, lambda part: tuple(_trim_tokens(message, rules) for message in part)
             )
-        case "strip_thinking":
-            return _each_answer(row, _strip_thinking)
-        case "open_think":
-            return _each_answer(row, _open_think)
+        case "strip_thinking" | "open_think" | "read_trace":
+            return _each_answer(row, _OF_ANSWERS[repair])
         case "join_turns":
             return _each_part(row, _join_turns)
         case "drop_first_turns":
@@ -106,6 +105,10 @@ def _open_think(message: Message) -> Message:
     return replace(message, content=f"{OPEN}\n{text.lstrip()}") if unopened else message
 
 
+def _read_trace(message: Message) -> Message:
+    return replace(message, content=with_think_block(message.content))
+
+
 def _skip_turn(message: Message, code: Code) -> Message:
     """Exclude the turn from the loss if it has the fault: an empty answer, or else a missing trace."""
     taken = take_trace(message)
@@ -135,3 +138,10 @@ def _can_join(last: Message, message: Message) -> bool:
     """A turn with a trace of its own can't be joined, nor a trained turn with an untrained one."""
     same = last.role == message.role != "tool" and last.train == message.train
     return same and not message.thinking and OPEN not in message.content and not last.tool_calls
+
+
+_OF_ANSWERS: Mapping[Repair, Callable[[Message], Message]] = {
+    "strip_thinking": _strip_thinking,
+    "open_think": _open_think,
+    "read_trace": _read_trace,
+}

@@ -9,6 +9,7 @@ from dualign.errors import DataError
 from dualign.hashing import sha256
 from dualign.model_ref import HubRef
 
+_TEXT = "text"
 _FORMATS = {
     ".json": "json",
     ".jsonl": "json",
@@ -17,6 +18,7 @@ _FORMATS = {
     ".tsv": "csv",
     ".parquet": "parquet",
     ".arrow": "arrow",
+    ".txt": _TEXT,
 }
 _GLOB = frozenset("*?[")
 
@@ -76,6 +78,8 @@ def _files_in(folder: Path) -> list[Path]:
     if is_saved_dataset(folder):
         return sorted(folder.glob("*.arrow"))
     files = sorted(file for file in folder.rglob("*") if file.is_file() and _is_data(file))
+    # A readme beside the rows is no document of its own.
+    files = [file for file in files if data_format(file) != _TEXT] or files
     if not files:
         raise DataError(
             f"source {str(folder)!r}: the folder holds no data file. Expected {', '.join(_FORMATS)}."

@@ -10,6 +10,7 @@ from typing import Any
 
 from dualign.data.conversation import MODES, Message, Mode
 from dualign.data.faults import RowFault
+from dualign.data.rows.foreign_traces import foreign_trace
 from dualign.data.think_tags import CLOSE, FLAGS, OPEN, WHOLE_FLAG
 from dualign.errors import excerpt
 
@@ -44,9 +45,14 @@ def split_trace(content: str) -> tuple[str | None, str]:
 
 
 def take_trace(message: Message) -> Message:
-    """Return the message with the trace of its content moved into `thinking`; RowFault if there is
-    a trace in both.
+    """Return the message with the trace of its content moved into `thinking`.
+
+    Raises:
+        RowFault: a trace in both, or one in the tags of another family.
     """
+    if block := foreign_trace(message.content):
+        what = f"the answer begins with {block.tag}, the trace of another family: "
+        raise RowFault("foreign_trace", f"{what}{excerpt(message.content)}")
     trace, answer = split_trace(message.content)
     thinking = (message.thinking or "").strip() or None
     if thinking and (OPEN in thinking or CLOSE in thinking):
@@ -156,7 +162,7 @@ def _flag(message: Message) -> Mode | None:
     """Return the mode of the last flag of a message."""
     if "think" not in message.content:
         return None
-    flags = [FLAGS[word] for word in message.content.split() if word in FLAGS]
+    flags = [FLAGS[flag] for flag in WHOLE_FLAG.findall(message.content)]
     return flags[-1] if flags else None
 
 

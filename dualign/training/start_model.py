@@ -1,0 +1,142 @@
+"""Why training can't start from a model, by its files: base, adapter, the layers that `lora` names.
+
+Reads JSON, and of an adapter its tensors. A model that isn't here (a hub id, a stage that hasn't run) is judged when
+it is loaded.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dualign.checkpoints.checkpoint import read_json
+from dualign.config import nearest
+from dualign.errors import DualignError
+from dualign.model_ref import ModelRef
+from dualign.models.source import ModelSource, resolve_model
+from dualign.training.config import TrainingStage
+
+Issue = tuple[str, str]
+# Keys of generation_config.json that don't keep a model from loading, whatever they say.
+_HARMLESS = frozenset(
+    [
+        "_from_model_config",
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+        "transformers_version",
+        "do_sample",
+        "temperature",
+        "top_k",
+        "top_p",
+        "max_length",
+        "repetition_penalty",
+    ]
+)
+_FOLD = "fold it first: `dualign adapter fold {0} {0}-folded`, and start from that folder"
+
+
+def start_issues(stage: TrainingStage) -> list[Issue]:
+    """Return the reasons as (key, message)."""
+    if ModelRef.parse(stage.model, revision=stage.revision).path is None:
+        return []
+    try:
+        source = resolve_model(stage.model, revision=stage.revision)
+        config = _base_config(source)
+        return [
+            *_adapter(stage, source),
+            *_base(source, config),
+            *_generation(source),
+            *_targets(stage, config),
+        ]
+    except DualignError as error:
+        return [("model", str(error))]
+
+
+def _base_config(source: ModelSource) -> dict[str, Any]:
+    """Return config.json of the base; {} if the base isn't here."""
+    file = Path(source.base) / "config.json"
+    return read_json(file) if file.is_file() else {}
+
+
+def _base(source: ModelSource, config: dict[str, Any]) -> Iterator[Issue]:
+    if config.get("quantization_config"):
+        yield (
+            "model",
+            f"{source.base}: the weights are already quantized; start from the 16- or 32-bit weights that "
+            "they were made from (quantization: nf4 quantizes them for training)",
+        )
+
+
+def _generation(source: ModelSource) -> Iterator[Issue]:
+    """Refuse a generation_config.json with which transformers doesn't load the model.
+
+    What it loads and only doesn't write is repaired when the model is loaded.
+    """
+    file = Path(source.base) / "generation_config.json"
+    if not file.is_file() or _HARMLESS.issuperset(read_json(file)):
+        return
+    from transformers import GenerationConfig
+
+    try:
+        GenerationConfig.from_pretrained(source.base)
+    except (TypeError, ValueError) as error:
+        words = " ".join(str(error).split())
+        yield "model", f"{file}: {words} Correct the file; without it the model's defaults apply"
+
+
+def _adapter(stage: TrainingStage, source: ModelSource) -> Iterator[Issue]:
+    """Refuse an adapter that can't stay frozen beside the one to train, with their ranks stacked at the end."""
+    if source.adapter is None:
+        return
+    if stage.lora is None:
+        yield (
+            "lora",
+            f"{source.adapter}: is an adapter, and full fine-tuning starts from weights; add lora to "
+            "this stage, or set save: merged in the stage that trained it",
+        )
+        return
+    config = read_json(source.adapter / "adapter_config.json")
+    kind = config.get("peft_type", "LORA")
+    if kind != "LORA":
+        yield "model", f"{source.adapter}: a {kind} adapter; only LoRA adapters can be trained on"
+        return
+    if config.get("use_dora") or stage.lora.use_dora:
+        yield (
+            "model",
+            f"{source.adapter}: DoRA rescales the base, so two adapters don't add up when one is DoRA; "
+            f"set save: merged in the stage that trained it, or {_FOLD.format(source.adapter)}",
+        )
+        return
+    from dualign.checkpoints.adapters import read_summands  # torch
+
+    try:
+        read_summands([source.adapter, source.adapter], [1.0, 1.0])
+    except DualignError as error:
+        yield "model", f"{error}; {_FOLD.format(source.adapter)}"
+
+
+def _targets(stage: TrainingStage, config: dict[str, Any]) -> Iterator[Issue]:
+    """Refuse names of layers that the model doesn't have: PEFT skips them, unless none is there."""
+    if stage.lora is None or stage.lora.target_modules == "all-linear" or not config:
+        return
+    from dualign.checkpoints.meta_model import build_meta_model  # torch and transformers
+
+    targets = stage.lora.target_modules
+    paths = [path for path, module in build_meta_model(config).named_modules() if _trained(module)]
+    for target in [targets] if isinstance(targets, str) else targets:
+        if isinstance(targets, str):
+            matches = any(re.fullmatch(target, path) for path in paths)
+        else:
+            matches = any(path == target or path.endswith(f".{target}") for path in paths)
+        if not matches:
+            names = sorted({path.rpartition(".")[2] for path in paths} - {"lm_head"})
+            yield (
+                "lora.target_modules",
+                f"{target!r} names no layer of the model{nearest(target, names)}",
+            )
+
+
+def _trained(module: Any) -> bool:
+    """Return whether PEFT can put an adapter on a module."""
+    return type(module).__name__ in ("Linear", "Embedding", "Conv1D", "Conv1d", "Conv2d")
