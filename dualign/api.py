@@ -280,9 +280,9 @@ def merge(
 
 
 def diagnose(
-    target: Recipe | str | Path,
+    target: Recipe | str | Path | None = None,
     *,
-    template: str = "dualign",
+    template: str | None = None,
     tokenizer: str | None = None,
     max_tokens: int = 2048,
     split: str = "train",
@@ -291,8 +291,9 @@ def diagnose(
     """Examine a recipe, a saved model, or data, as `dualign doctor` does. Nothing is trained.
 
     Args:
-        target: a recipe; a model, adapter or run directory; a data file, folder, glob, Hub dataset.
-        template: the chat template for data.
+        target: a recipe; a model, adapter or run directory; a data file, folder, glob, Hub dataset;
+            None: the template alone is tried on rows of ten kinds.
+        template: the chat template for data; None: dualign, or without data the tokenizer's own.
         tokenizer: the model folder whose tokenizer is used for data; None: the embedded model's.
         max_tokens: the length of a packed row, for data.
         split: the split of a Hub dataset.
@@ -302,8 +303,10 @@ def diagnose(
         The findings, each with its meaning and what to do, and the count of rows.
 
     Raises:
-        ConfigError: the target isn't there, or is a recipe without a training stage.
+        ConfigError: the target isn't there, or is a recipe without a training stage; nothing is named.
     """
+    if target is None:
+        return _diagnose_template(template, tokenizer)
     from dualign.doctor.inputs import input_kind
 
     names = shipped_names()
@@ -315,8 +318,23 @@ def diagnose(
     if kind == "model":
         return doctor.diagnose_model(str(target), tensors=tensors)
     return doctor.diagnose_data(
-        str(target), template=template, tokenizer=tokenizer, max_tokens=max_tokens, split=split
+        str(target),
+        template=template or "dualign",
+        tokenizer=tokenizer,
+        max_tokens=max_tokens,
+        split=split,
     )
+
+
+def _diagnose_template(template: str | None, tokenizer: str | None) -> "Diagnosis":
+    if template is None and tokenizer is None:
+        raise ConfigError(
+            "nothing to examine: expected a recipe, a model folder, data, or a template (--template X "
+            "--tokenizer MODEL_DIR)"
+        )
+    from dualign.doctor.doctor import diagnose_template
+
+    return diagnose_template(template or "tokenizer", tokenizer=tokenizer)
 
 
 def publish(

@@ -120,7 +120,7 @@ def doctor(args: Namespace) -> int:
     """`dualign doctor RECIPE | MODEL_DIR | DATA`: 1 if an error was found."""
     from dualign.doctor.inputs import input_kind
 
-    kind = input_kind(args.target, recipes=shipped_names())
+    kind = input_kind(args.target, recipes=shipped_names()) if args.target else "template"
     if kind != "recipe" and args.overrides:
         raise ConfigError(
             f"{args.overrides[0]}: only a recipe has keys, and {args.target} isn't one"

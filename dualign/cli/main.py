@@ -240,15 +240,15 @@ def _doctor_command(sub: Sub) -> None:
     parser = command(sub, "doctor", "check data, template and saved model", _DOCTOR)
     parser.add_argument(
         "target",
+        nargs="?",
         metavar="RECIPE|MODEL_DIR|DATA",
-        help="a recipe; a model, adapter or run directory; a data file, folder, glob or hub id",
+        help="a recipe; a model, adapter or run directory; a data file, folder, glob or hub id; "
+        "without it rows of ten kinds are tried on the template alone",
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="set a key of a recipe")
+    parser.add_argument("--template", metavar="NAME", help="for DATA, or alone; default dualign")
     parser.add_argument(
-        "--template", default="dualign", metavar="NAME", help="for DATA; default %(default)s"
-    )
-    parser.add_argument(
-        "--tokenizer", metavar="DIR", help="for DATA; default: that of the embedded model"
+        "--tokenizer", metavar="DIR", help="of the template; default: that of the embedded model"
     )
     parser.add_argument(
         "--max-tokens", type=int, default=2048, metavar="N", help="for DATA; default %(default)s"

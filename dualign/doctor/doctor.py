@@ -28,6 +28,7 @@ from dualign.doctor.stages import (
 from dualign.doctor.survey import SurveyInput, survey
 from dualign.doctor.template import check_template
 from dualign.doctor.tokens import check_tokenizer
+from dualign.doctor.trials import TemplateTrials, try_rows
 from dualign.engine import statuses
 from dualign.errors import ConfigError, DataError, DualignError, TemplateError
 from dualign.model_ref import ModelRef
@@ -47,6 +48,8 @@ class Diagnosis:
 
     findings: Findings
     rows: Mapping[str, Any]
+    trials: TemplateTrials | None = None
+    """of a template without data"""
 
 
 def diagnose_recipe(recipe: Recipe) -> Diagnosis:
@@ -130,6 +133,27 @@ def diagnose_data(
     rows = survey(subject, findings)
     _check_format(loaded_tokenizer, chat_template, findings, source=name, rows=rows)
     return Diagnosis(findings=findings, rows=rows)
+
+
+def diagnose_template(template: str, *, tokenizer: str | None) -> Diagnosis:
+    """Try rows of ten kinds in both modes, as a stage with this template and tokenizer would train
+    them.
+
+    Raises:
+        DualignError: the tokenizer or the template can't be read.
+    """
+    model = tokenizer or str(embedded_model())
+    stage = TrainingStage(name="template", model=model, template=template)
+    findings, name = Findings(), f"template {template}"
+    loaded = _load_tokenizer(stage, _tokenizer_start(model), findings, name)
+    if loaded is None:
+        return Diagnosis(findings=findings, rows={})
+    trials = try_rows(*loaded)
+    _check_format(*loaded, findings, source=name)
+    kept = sum(not trial.code for trial in trials.trials)
+    dropped = Counter(trial.code for trial in trials.trials if trial.code)
+    rows = {"in": len(trials.trials), "kept": kept, "dropped": dict(sorted(dropped.items()))}
+    return Diagnosis(findings=findings, rows=rows, trials=trials)
 
 
 def _diagnose_stage(stage: ResolvedStage, prefix: str, findings: Findings) -> Mapping[str, Any]:

@@ -12,6 +12,7 @@ from rich.text import Text
 from dualign.data.conversation import MODES
 from dualign.doctor.doctor import Diagnosis
 from dualign.doctor.findings import Finding, FindingGroup, Findings
+from dualign.doctor.show_trials import show_trials, trials_record
 
 _SHOWN = 3
 _ROWS_NAMED = 10
@@ -22,6 +23,9 @@ _STYLES = {"error": "bold red", "warning": "bold yellow", "info": "bold cyan"}
 def show(diagnosis: Diagnosis, *, console: Console | None = None) -> None:
     """Print the findings, worst first, then the rows in and kept."""
     console = console or Console()
+    if diagnosis.trials:
+        show_trials(diagnosis.trials, console)
+        console.print()
     for group in diagnosis.findings.groups():
         _show_group(group, diagnosis, console)
     for line in _mode_lines(diagnosis.rows):
@@ -30,7 +34,8 @@ def show(diagnosis: Diagnosis, *, console: Console | None = None) -> None:
 
 
 def as_json(diagnosis: Diagnosis) -> str:
-    """Return `{"findings": [...], "rows": {"in", "kept", "dropped"}}`.
+    """Return `{"findings": [...], "rows": {"in", "kept", "dropped"}}`, and the `trials` of a template
+    without data.
 
     `count` of a finding is the number of all with its code, source and severity; at most 1,000 of
     them are listed.
@@ -39,7 +44,9 @@ def as_json(diagnosis: Diagnosis) -> str:
     findings = [_entry(finding, counts) for finding in diagnosis.findings.all()]
     rows = {name: diagnosis.rows.get(name, 0) for name in ("in", "kept")}
     dropped = diagnosis.rows.get("dropped", {})
-    return json.dumps({"findings": findings, "rows": {**rows, "dropped": dropped}}, indent=2)
+    trials = {"trials": trials_record(diagnosis.trials)} if diagnosis.trials else {}
+    content: dict[str, Any] = {"findings": findings, "rows": {**rows, "dropped": dropped}, **trials}
+    return json.dumps(content, indent=2)
 
 
 def _mode_lines(rows: Mapping[str, Any]) -> list[str]:
