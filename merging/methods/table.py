@@ -65,6 +65,7 @@ _WEIGHT = {"weight": Parameter()}
 _THINNED = {**_WEIGHT, "density": Parameter(default=1.0, min=0.0, max=1.0)}
 _CRUMBS = {**_THINNED, "gamma": Parameter(default=0.01, min=0.0, max=1.0)}
 _RANKED = {**_THINNED, "epsilon": Parameter(default=0.15, min=0.0, max=0.5)}
+_CHANGED = {"epsilon": Parameter(default=1e-5, min=0.0)}
 # How mergekit keeps its masks in memory; it changes no number, there or here.
 _INT8_MASK = {"int8_mask": Parameter("switch", False, argument=None)}
 _LAMBDA = {"lambda": Parameter(default=1.0, argument="scale"), **_INT8_MASK}
@@ -153,6 +154,16 @@ METHODS: Mapping[str, Method] = {
         implementation="sce:sce",
         base="required",
         global_={"select_topk": Parameter(default=1.0, min=0.0, max=1.0), **_INT8_MASK},
+    ),
+    "ram": Method(implementation="ram:ram", base="required", global_=_CHANGED),
+    "ramplus_tl": Method(
+        implementation="ram:ramplus_tl",
+        base="required",
+        global_={
+            "r": Parameter(default=0.1, min=0.0),
+            "alpha": Parameter(default=0.2, min=0.0),
+            **_CHANGED,
+        },
     ),
     "nearswap": Method(
         implementation="nearswap:nearswap",

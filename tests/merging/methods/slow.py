@@ -133,6 +133,18 @@ def sce(base, tensors, share=1.0):
     return out
 
 
+def ram(base, tensors, epsilon, *, r=0.0, alpha=0.0):
+    deltas = np.stack([tensor - base for tensor in tensors])
+    count = (np.abs(deltas) > epsilon).sum(axis=0)
+    out = base.copy()
+    for delta in deltas:
+        mine = np.abs(delta) > epsilon
+        ratio = min((mine & (count > 1)).sum() / max((mine & (count == 1)).sum(), 1e-5), alpha)
+        for place in zip(*np.nonzero(mine), strict=True):
+            out[place] += delta[place] * (1 + r * ratio if count[place] == 1 else 1 / count[place])
+    return out
+
+
 def arcee_fusion(base, x):
     def softmax(v):
         e = np.exp(v - v.max())

@@ -37,7 +37,7 @@ def digests() -> str:
             given = {
                 key: value[:count] if isinstance(value, list) else value
                 for key, value in VALUES.items()
-                if key in method.parameters
+                if key in (method.per_model if isinstance(value, list) else method.global_)
             }
             combine = method.function(tensors, **method.arguments(given, count))
             merged = materialize(combine, shape)

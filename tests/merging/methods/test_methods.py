@@ -156,6 +156,15 @@ CASES = {
         lambda: merged("sce", TUNED, BASE, select_topk=0.3),
         lambda: slow.sce(B, X, 0.3),
     ),
+    "ram": (lambda: merged("ram", TUNED, BASE, epsilon=0.2), lambda: slow.ram(B, X, 0.2)),
+    "ramplus_tl": (
+        lambda: merged("ramplus_tl", TUNED, BASE, epsilon=0.2, r=0.5, alpha=3.0),
+        lambda: slow.ram(B, X, 0.2, r=0.5, alpha=3.0),
+    ),
+    "ramplus_tl where nothing is a model's alone": (
+        lambda: merged("ramplus_tl", [TUNED[0]] * 3, BASE),
+        lambda: X[0],
+    ),
     "nearswap": (
         lambda: merged("nearswap", TUNED[:1], BASE, t=0.1),
         lambda: np.where(np.abs(X[0] - B) <= 0.1, X[0], B + 0.1 * np.sign(X[0] - B)),
@@ -222,6 +231,8 @@ PARAMETERS = {
     "breadcrumbs_ties": {"weight": W, "density": D, "gamma": [0.1] * 3},
     "model_stock": {},
     "sce": {"select_topk": 0.4},
+    "ram": {"epsilon": 0.2},
+    "ramplus_tl": {"epsilon": 0.2},
     "nearswap": {"t": 0.1},
     "arcee_fusion": {},
     "passthrough": {"scale": [0.5]},
@@ -326,3 +337,12 @@ def test_unusable_epsilon_and_directions_are_refused():
     away = [TUNED[0], -TUNED[0] / 2, -TUNED[0] / 2]
     with pytest.raises(MergeError, match="add up to zero"):
         merged("multislerp", away, weight=[2, 1, 1])
+
+
+def test_ram_averages_only_what_several_changed():
+    base = np.zeros(4, np.float32)
+    inputs = np.array([[8, 0, 0, 0], [0, 4, 0, 0], [0, 2, 6, 1e-6]], np.float32)
+    assert merged("ram", inputs, base).tolist() == [8, 3, 6, 0]
+    # Shared to alone: 0 of 1, 1 of 0, 1 of 1; limited to 0.5, times r = 2.
+    found = merged("ramplus_tl", inputs, base, r=2.0, alpha=0.5)
+    assert found.tolist() == [8, 3, 12, 0]
