@@ -5,6 +5,8 @@ The command line prints it without a traceback and exits with 2. To add a kind, 
 `DualignError` and the nearest standard error.
 """
 
+from collections.abc import Iterable
+
 
 class DualignError(Exception):
     """A mistake the user can fix."""
@@ -46,3 +48,10 @@ def excerpt(value: object, limit: int = 80) -> str:
     """Return the repr of a value for a message, without its middle if it is longer than `limit`."""
     text, tail = repr(value), limit // 3
     return text if len(text) <= limit else f"{text[: limit - tail - 5]} ... {text[-tail:]}"
+
+
+def listing(names: Iterable[object], shown: int = 20) -> str:
+    """Return names for a message: the first ones, and the beginnings of long ones."""
+    texts = [str(name) for name in names]
+    texts = [text if len(text) <= 40 else f"{text[:36]} ..." for text in texts]
+    return ", ".join([*texts[:shown], *(["..."] if len(texts) > shown else [])])

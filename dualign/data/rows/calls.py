@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dualign.data.faults import RowFault
-from dualign.errors import excerpt
+from dualign.errors import excerpt, listing
 
 _ARGUMENTS = ("arguments", "parameters", "args", "input")
 _IN_CALLS = ("id", "call_id", "type", "index", "name")
@@ -61,7 +61,9 @@ def _schemas(value: Any) -> tuple[Mapping[str, Any], ...]:
     if isinstance(value, Mapping) or not isinstance(value, Sequence):
         raise RowFault("bad_tools", f"tools are {excerpt(value)}: expected a list of schemas")
     tools = [parse_json(tool, "a tool", dict) if isinstance(tool, str) else tool for tool in value]
-    if not all(isinstance(tool, Mapping) for tool in tools):
+    if not all(
+        isinstance(tool, Mapping) and isinstance(_function(tool), Mapping) for tool in tools
+    ):
         raise RowFault("bad_tools", f"tools are {excerpt(value)}: expected a list of schemas")
     return tuple(tools)
 
@@ -80,24 +82,25 @@ def as_calls(value: Any) -> tuple[Mapping[str, Any], ...]:
 def _call(item: Any) -> Mapping[str, Any]:
     call = parse_json(item, "a tool call", dict) if isinstance(item, str) else item
     function = (call.get("function") or call) if isinstance(call, Mapping) else None
-    if not isinstance(function, Mapping) or not function.get("name"):
+    name = function.get("name") if isinstance(function, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(name, str) or not name:
         raise RowFault("bad_tools", f"tool call {excerpt(item)}: expected a function name")
     identity = first_filled(call, ("id", "call_id"))
     return {
         **({} if identity is None else {"id": str(identity)}),
         "type": "function",
-        "function": {"name": function["name"], "arguments": _arguments(function)},
+        "function": {"name": name, "arguments": _arguments(function)},
     }
 
 
 def _arguments(function: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the arguments of a call, which Llama and Anthropic call by other names."""
-    what = f"the arguments of {function['name']}"
+    what = f"the arguments of {function['name']:.40}"
     value = first_filled(function, _ARGUMENTS)
     if value is None:
         unknown = [key for key in function if key not in (*_ARGUMENTS, *_IN_CALLS)]
         if unknown:
-            names = ", ".join(map(str, unknown))
+            names = listing(unknown)
             raise RowFault(
                 "bad_tools", f"{what}: expected them under arguments; the call has {names}"
             )

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from dualign.data.faults import RowFault
-from dualign.errors import excerpt
+from dualign.errors import excerpt, listing
 
 _TEXTS = ("text", "input_text", "output_text")
 _THOUGHTS = ("thinking", "reasoning", "thought", "think", "reasoning_text", "reasoning_content")
@@ -98,7 +98,8 @@ def _part(part: Any) -> tuple[str, Any]:
         return "text", _value(part, (*_VALUES, *_TEXTS))
     known = ", ".join((*_TEXTS, *_THOUGHTS, *_CALLS))
     raise RowFault(
-        "bad_content", f"content part {excerpt(part)} of type {kind!r}: expected one of {known}"
+        "bad_content",
+        f"content part {excerpt(part)} of type {excerpt(kind)}: expected one of {known}",
     )
 
 
@@ -107,7 +108,7 @@ def _value(part: Mapping[str, Any], keys: Sequence[str]) -> str:
     filled = {key: part[key] for key in keys if part.get(key) not in (None, "", [])}
     unknown = [key for key in part if key not in (*keys, *_ABOUT) and _is_filled(part[key])]
     if len(filled) > 1 or (not filled and unknown):
-        names = ", ".join(map(str, part))
+        names = listing(part)
         raise RowFault(
             "bad_content",
             f"content part with the keys {names}: expected its text under one of {', '.join(keys)}",

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from dualign.data.conversation import Message
 from dualign.data.faults import RowFault
 from dualign.data.rows.shapes import Part, Row, RowShape, expected_shapes, shape_of
+from dualign.errors import excerpt, listing
 
 _QUESTIONS = ("prompt", "question", "query", "problem", "instruction", "input")
 TRUTHS = (
@@ -111,7 +112,7 @@ def check_verdict(row: Row) -> None:
         if str(row.get(name)).lower() in _BAD:
             raise RowFault(
                 "bad_answer",
-                f"{name} is {row[name]!r}: a rated answer (KTO), and this one is bad. Leave those out "
+                f"{name} is {excerpt(row[name])}: a rated answer (KTO), and this one is bad. Leave those out "
                 "with on_fault {bad_answer: drop}, or make pairs of good and bad ones for a "
                 "preference stage",
             )
@@ -131,4 +132,4 @@ def check_answered(row: Row, messages: Part) -> None:
 
 
 def _listed(names: frozenset[str]) -> str:
-    return ", ".join(sorted(names))
+    return listing(sorted(names))

@@ -51,7 +51,9 @@ def check_row_weight(row: Mapping[str, Any]) -> None:
     _refuse_partial(row)
     for name in (*_TRAINED, *_WEIGHTS, "weights", *_MASKS):
         if not _flag(row, name):
-            raise RowFault("no_answer", f"{name} is {row[name]!r}: the row is to be left out")
+            raise RowFault(
+                "no_answer", f"{name} is {excerpt(row[name])}: the row is to be left out"
+            )
 
 
 def _refuse_partial(item: Mapping[str, Any]) -> None:

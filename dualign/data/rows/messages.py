@@ -66,7 +66,7 @@ def _message(item: Mapping[str, Any]) -> Message:
     name = item.get("role") if item.get("role") is not None else item.get("from")
     role = ROLES.get(name) if isinstance(name, str) else None
     if role is None:
-        raise RowFault("unknown_role", f"role {name!r}: expected one of {', '.join(ROLES)}")
+        raise RowFault("unknown_role", f"role {excerpt(name)}: expected one of {', '.join(ROLES)}")
     check_media(item, f"a message of the {role}")
     listed = next((key for key in ("tools", "functions", "function_calls") if item.get(key)), None)
     if listed:

@@ -6,7 +6,7 @@ is one entry and its parse function.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -101,17 +101,24 @@ def _history(row: Row) -> list[Message]:
     history = row.get("history")
     if not history:
         return []
-    if isinstance(history, str) or isinstance(history[0], Mapping):
+    pairs = history if isinstance(history, Sequence) else ()
+    if isinstance(history, str) or (pairs and isinstance(pairs[0], Mapping)):
         return as_messages(history)
-    if any(isinstance(pair, str) or len(pair) != len(_HISTORY) for pair in history):
+    if not pairs or not all(map(_is_pair, pairs)):
         raise RowFault(
             "unknown_shape", f"history {excerpt(history)}: expected [question, answer] pairs"
         )
     return [
         Message(role=role, content=text_of(text))
-        for pair in history
+        for pair in pairs
         for role, text in zip(_HISTORY, pair, strict=True)
     ]
+
+
+def _is_pair(value: object) -> bool:
+    return (
+        isinstance(value, Sequence) and not isinstance(value, str) and len(value) == len(_HISTORY)
+    )
 
 
 def _with_trace(row: Row, answer: list[Message]) -> list[Message]:
@@ -128,7 +135,7 @@ def _with_trace(row: Row, answer: list[Message]) -> list[Message]:
 
 def _plain_text(row: Row) -> Parts:
     if not isinstance(row["text"], str) or not row["text"].strip():
-        raise RowFault("empty_row", f"text is {row['text']!r}: expected some text")
+        raise RowFault("empty_row", f"text is {excerpt(row['text'])}: expected some text")
     return ((Message(role="assistant", content=row["text"]),),)
 
 

@@ -29,6 +29,7 @@ from dualign.data.rows.shapes import (
 from dualign.data.rows.text_rules import NO_RULES, TextRules, check_texts
 from dualign.data.rows.traces import check_turns, resolve_mode, take_trace
 from dualign.data.rows.turns import check_order, check_tools
+from dualign.errors import excerpt
 
 
 def source_label(source: SourceConfig) -> str:
@@ -152,7 +153,7 @@ def _template_kwargs(row: Row) -> _TemplateKwargs:
     rest = as_kwargs(row.get("chat_template_kwargs"))
     enable_thinking = rest.pop("enable_thinking", None)
     if not isinstance(enable_thinking, bool | None):
-        what = f"enable_thinking is {enable_thinking!r}: expected true or false"
+        what = f"enable_thinking is {excerpt(enable_thinking)}: expected true or false"
         raise RowFault("unknown_mode", what)
     tools_in_kwargs = rest.pop("tools", None)
     tools = as_tools(row.get("tools") or tools_in_kwargs, functions=row.get("functions"))

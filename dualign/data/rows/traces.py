@@ -168,5 +168,5 @@ def _flag(message: Message) -> Mode | None:
 
 def _as_mode(value: object) -> Mode:
     if value not in MODES:
-        raise RowFault("unknown_mode", f"mode {value!r}: expected {' or '.join(MODES)}")
+        raise RowFault("unknown_mode", f"mode {excerpt(value)}: expected {' or '.join(MODES)}")
     return value

@@ -7,6 +7,7 @@ from typing import Any
 
 from dualign.data.conversation import Message, Mode, Role
 from dualign.data.faults import RowFault
+from dualign.errors import excerpt, listing
 
 # How calls are written where they are text: Hermes, Llama-3, Mistral, smolagents, ReAct.
 _CALL_TEXT = re.compile(
@@ -55,7 +56,7 @@ def check_tools(
         for call in message.tool_calls if names else ():
             name = call["function"]["name"]
             if name not in names:
-                what = f"message {turn} calls {name!r}; the row has {', '.join(sorted(names))}"
+                what = f"message {turn} calls {excerpt(name)}; the row has {listing(sorted(names))}"
                 raise RowFault("unknown_tool", what, mode)
 
 
