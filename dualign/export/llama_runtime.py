@@ -8,9 +8,13 @@ as its own chat handler does.
 import json
 import math
 import os
+import re
+import tempfile
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,6 +29,10 @@ from dualign.export.ggml import INSTALL
 RUNTIMES = {"xllamacpp": "xllamacpp", "llama-cpp-python": "llama_cpp"}
 """Name -> module."""
 _TIMEOUT = 600  # seconds for one answer
+_LOG_TRIES = 40
+_LAST_LINE = "exiting due to"
+_LOG_PREFIX = re.compile(r"^[\d.]+ \w +\w+ *(\w*: )*")
+_LOG_ADVICE = re.compile(r"--no-jinja|exiting due to|^-+$")
 _F32 = 0  # ggml's type float32: a rounded KV cache would change the numbers that are compared
 
 
@@ -77,27 +85,60 @@ def _threads() -> int:
     return int(os.environ.get("OMP_NUM_THREADS") or cpu_count())
 
 
+def _server_settings(file: Path, context: int) -> Any:
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path = str(file)
+    params.n_ctx = context
+    params.n_parallel = 1
+    params.n_gpu_layers = 0  # the comparison is made on the CPU
+    params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    params.warmup = False
+    params.verbosity = 0
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = _threads()
+    params.hostnames = ["127.0.0.1"]
+    return params
+
+
+def _reason(params: Any) -> str:
+    """Load again with llama.cpp's log, which alone says why it can't; "" if it doesn't say."""
+    import xllamacpp
+
+    params.verbosity = 1
+    before = os.dup(2)
+    with tempfile.TemporaryFile() as log:
+        os.dup2(log.fileno(), 2)
+        try:
+            with suppress(RuntimeError):
+                xllamacpp.Server(params)
+            for _ in range(_LOG_TRIES):  # a thread writes the log
+                log.seek(0)
+                text = log.read().decode("utf-8", "replace")
+                if _LAST_LINE in text:
+                    break
+                time.sleep(0.05)
+        finally:
+            os.dup2(before, 2)
+            os.close(before)
+    lines = [_LOG_PREFIX.sub("", line).strip() for line in text.splitlines()]
+    return "\n  ".join(line for line in lines if line and not _LOG_ADVICE.search(line))
+
+
 class _Server:
     """llama.cpp's server, in this process."""
 
     def __init__(self, file: Path, context: int) -> None:
         import xllamacpp
 
-        params = xllamacpp.CommonParams()
-        params.model.path = str(file)
-        params.n_ctx = context
-        params.n_parallel = 1
-        params.n_gpu_layers = 0  # the comparison is made on the CPU
-        params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
-        params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        params.warmup = False
-        params.verbosity = 0
-        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = _threads()
-        params.hostnames = ["127.0.0.1"]
+        params = _server_settings(file, context)
         try:
             self._server: Any = xllamacpp.Server(params)
         except RuntimeError as error:
-            raise CheckpointError(f"{file}: llama.cpp can't load it: {error}") from error
+            raise CheckpointError(
+                f"{file}: llama.cpp can't load it: {_reason(params) or error}"
+            ) from error
         self._address = str(self._server.listening_address)
 
     def prompt(self, messages: Sequence[Mapping[str, str]], **kwargs: Any) -> str:

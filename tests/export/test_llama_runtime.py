@@ -4,6 +4,7 @@ Tiny random models in float32, where both agree to a thousandth of a nat; a file
 the settings doesn't.
 """
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,37 @@ def test_a_file_that_lost_a_setting_gives_other_numbers(
     field.parts[field.data[0]][0] = value
     reader.data.flush()
     assert furthest(by_llama_cpp(file, "xllamacpp"), by_transformers(tiny_smollm3)) > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("{% for m in messages %}\n{{ foo( }}{% endfor %}", ["Unexpected token: }}"]),
+        ("{{ raise_exception('no') }}", ["line 1, column 19", "Jinja Exception: no"]),
+    ],
+    ids=["not parsed", "raises"],
+)
+def test_a_template_that_llama_cpp_cannot_take_is_told_with_its_own_words(
+    template: str, words: list[str], tiny_llama: Path, tmp_path: Path
+) -> None:
+    """Its exception says only that the server failed to init; the reason is in its log."""
+    needed("xllamacpp")
+    folder = shutil.copytree(tiny_llama, tmp_path / "model")
+    (folder / "chat_template.jinja").write_text(template)
+    file = written(folder, tmp_path / "a.gguf")
+    with pytest.raises(CheckpointError, match=r"a\.gguf: llama\.cpp can't load it: ") as caught:
+        load(file, "xllamacpp", context=64)
+    message = str(caught.value)
+    assert [word for word in words if word not in message] == []
+    assert "Failed to init server" not in message and "--no-jinja" not in message
+
+
+def test_a_file_that_is_no_model_is_told_with_its_own_words(tmp_path: Path) -> None:
+    needed("xllamacpp")
+    (tmp_path / "a.gguf").write_bytes(b"GGUF" + bytes(64))
+    with pytest.raises(CheckpointError, match=r"llama\.cpp can't load it: \w") as caught:
+        load(tmp_path / "a.gguf", "xllamacpp", context=64)
+    assert "Failed to init server" not in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
