@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from dualign.data.conversation import MODES, Conversation, Message, Mode
 from dualign.data.text.template import ChatTemplate
+from dualign.data.text.turn_shapes import common_prefix
 from dualign.data.think_tags import FLAG, OPEN
 from dualign.doctor.findings import Finding
 from dualign.errors import TemplateError
@@ -28,15 +29,19 @@ _MAX_HEADER_WORDS = 4
 
 
 def check_template(template: ChatTemplate, *, modes: Collection[str] = ()) -> list[Finding]:
-    """Check a template in both modes. `modes` are those of the rows that it will render."""
+    """Check a template. `modes` are those of the rows that it will render; empty: both.
+
+    A template that needs tools is judged by its rows alone.
+    """
     try:
         texts = {mode: _render(template, _probe(mode)) for mode in MODES}
     except TemplateError as error:
-        return [Finding("template_unusable", str(error))]
-    checks = (_check_turns, _check_date, _check_system, _check_tools)
-    findings = [finding for check in checks for finding in check(template)]
+        return [] if _needs_tools(template) else [Finding("template_unusable", str(error))]
+    checks = (_check_date, _check_system, _check_tools)
+    findings = list(_check_turns(template, modes or MODES))
+    findings += [finding for check in checks for finding in check(template)]
     findings += _check_switch(template, modes)
-    if _TRACE not in texts["think"]:
+    if _TRACE not in texts["think"] and "think" in (modes or MODES):
         message = f"the trace isn't in the text of a think turn: {texts['think'][-120:]!r}"
         findings.append(Finding("thinking_lost", message))
     return findings
@@ -52,13 +57,25 @@ def opening(template: ChatTemplate, mode: Mode) -> str:
     return prompt[len(without) :] if prompt.startswith(without) else ""
 
 
-def _check_turns(template: ChatTemplate) -> Iterator[Finding]:
-    for mode in MODES:
+def _needs_tools(template: ChatTemplate) -> bool:
+    try:
+        _render(template, replace(_probe("no_think"), tools=(_TOOL,)))
+    except TemplateError:
+        return False
+    return True
+
+
+def _check_turns(template: ChatTemplate, modes: Collection[str]) -> Iterator[Finding]:
+    for mode in (mode for mode in MODES if mode in modes):
         conversation = _probe(mode)
         prompt = template.prompt(conversation.messages[:1], mode=mode)
         text = _render(template, conversation)
         if not text.startswith(prompt):
-            message = f"{mode}: the prompt {prompt[-80:]!r} isn't how {text[:200]!r} begins"
+            at = len(common_prefix(prompt, text))
+            message = (
+                f"{mode}: after {prompt[max(0, at - 40) : at]!r} the prompt goes on with "
+                f"{prompt[at : at + 40]!r}, the turn with {text[at : at + 40]!r}"
+            )
             yield Finding("prompt_not_prefix", message)
             continue
         longer = replace(conversation, messages=conversation.messages * 2)
@@ -100,8 +117,9 @@ def _check_system(template: ChatTemplate) -> Iterator[Finding]:
     except TemplateError:
         return
     between = text.partition("probesystem")[2].partition(_QUESTION)[0]
-    # A single marker opens the next turn, so nothing closed this one.
-    if len(re.findall(r"<\|?[\w|]+>", between)) == 1 and end not in between:
+    # A single marker that opens a first question, too, opens this one, and nothing closed the system.
+    markers = re.findall(r"<\|?[\w|]+>", between)
+    if len(markers) == 1 and end not in between and markers[0] in before:
         yield Finding("system_not_closed", f"between system text and question: {between!r}")
 
 
@@ -138,7 +156,6 @@ def _with_clock(template: ChatTemplate, day: str) -> ChatTemplate:
 
 
 def _difference(before: str, after: str) -> str:
-    pairs = enumerate(zip(before, after, strict=False))
-    at = next((i for i, (a, b) in pairs if a != b), min(len(before), len(after)))
+    at = len(common_prefix(before, after))
     start = max(0, at - 20)
     return f"{before[start : at + 40]!r} becomes {after[start : at + 40]!r}"

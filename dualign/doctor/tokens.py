@@ -95,7 +95,10 @@ def _check_bos(tokenizer: "PreTrainedTokenizerBase", template: ChatTemplate) -> 
     head = plain[: len(plain) - len(bare)]
     if not head or plain[len(head) :] != bare:
         return
-    prompt = template.prompt((Message(role="user", content="Hi"),), mode="no_think")
+    try:
+        prompt = template.prompt((Message(role="user", content="Hi"),), mode="no_think")
+    except TemplateError:  # one that needs tools, for example
+        return
     name = tokenizer.decode(head)
     if _ids(prompt, tokenizer, special=False)[: len(head)] == head:
         yield Finding("bos_doubled", f"both the template and the tokenizer put {name!r} first")

@@ -128,3 +128,52 @@ def test_a_template_that_leaves_out_a_tools_result_is_seen(
     )
     findings, _ = examine({"rows": [tool_row()]}, template=_planted_file(tmp_path, text))
     assert "message_lost" in {finding.code for finding in findings.all()}
+
+
+HUNYUAN = (
+    "<|startoftext|>{% for m in messages %}{% if m.role == 'system' %}{{ m.content }}<|extra_4|>"
+    "{% elif m.role == 'user' %}{{ m.content }}<|extra_0|>{% else %}{{ m.content }}<|eos|>{% endif %}{% endfor %}"
+)
+
+
+def test_a_system_block_that_has_an_end_of_its_own_is_closed() -> None:
+    assert "system_not_closed" not in codes(ChatTemplate(name="made", text=HUNYUAN))
+
+
+def test_a_template_that_needs_tools_is_judged_by_its_rows(
+    examine: Examine, tmp_path: Path
+) -> None:
+    text = "{% if not tools %}{{ raise_exception('no tools') }}{% endif %}" + made.shipped(
+        "dualign"
+    )
+    assert codes(ChatTemplate(name="made", text=text)) == {}
+    file = _planted_file(tmp_path, text)
+    findings, account = examine({"rows": [tool_row(), no_think_row()]}, template=file)
+    assert account["kept"] == 1
+    assert [finding.row for finding in findings.all() if finding.code == "template"] == [1]
+
+
+def test_a_mode_that_no_row_has_is_no_error() -> None:
+    """The prompt of the R1 distills opens a block in both modes: rows without a trace are refused."""
+    template = ChatTemplate(
+        name="made", text=made.of_another_family("deepseek_r1_distill_training")
+    )
+    assert "prompt_not_prefix" in codes(template)
+    assert "prompt_not_prefix" not in codes(template, modes={"think"})
+
+
+def test_a_refusal_shows_where_prompt_and_turn_part() -> None:
+    """Qwen3's non-thinking variants open a block in the prompt of both modes."""
+    text = made.shipped("chatml").replace(
+        "{{- '<|im_start|>assistant\\n' }}", "{{- '<|im_start|>assistant\\n<think>\\n\\n' }}"
+    )
+    template = ChatTemplate(name="made", text=text)
+    (message,) = {
+        finding.message
+        for finding in check_template(template, modes={"no_think"})
+        if finding.code == "prompt_not_prefix"
+    }
+    assert message == (
+        "no_think: after 'uestion<|im_end|>\\n<|im_start|>assistant\\n' the prompt goes on with "
+        "'<think>\\n\\n', the turn with 'probeanswer<|im_end|>\\n'"
+    )
