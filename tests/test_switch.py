@@ -1,9 +1,11 @@
 """A switch is data: what each mode's prompt gets, and what a row that holds it says."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dualign.cli.main import main
 from dualign.errors import ConfigError
 from dualign.switch import ENABLE_THINKING, Switch, read_switch, tried
 
@@ -66,6 +68,16 @@ def test_a_switch_that_cannot_switch_is_refused(value: Any, message: str) -> Non
     with pytest.raises(ConfigError) as caught:
         read_switch(value, "here")
     assert message in str(caught.value)
+
+
+def test_the_command_line_takes_a_switch_as_yaml(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["eval", "model", "--task", "task.yaml", "--out", str(tmp_path / "out"), "--switch"]
+    assert main([*command, "{think: {my-flag: 1}}"]) == 2
+    assert "--switch: think.my-flag: not a name" in capsys.readouterr().err
+    assert main([*command, "{think: [}"]) == 2
+    assert "not a YAML value" in capsys.readouterr().err
 
 
 def test_messages_say_what_was_tried() -> None:

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
-from dualign.errors import DataError
+from dualign.errors import DataError, EvaluationError
 from dualign.preference.config import PairsStage
 from dualign.preference.pairs import run
 from tests.chat_model import make_model, make_tokenizer, prompt
+from tests.data.text import families
 
 SUMS = {"1+2": 3, "4+5": 9, "2+2": 4, "7+1": 8}
 
@@ -59,6 +61,20 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def pairs(work: Path) -> list[dict]:
     return [json.loads(line) for line in (work / "pairs.jsonl").read_text().splitlines()]
+
+
+def test_a_model_that_is_asked_in_one_way_is_refused_before_it_is_loaded(
+    unsure: Path, task: str, tmp_path: Path
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(unsure)
+    tokenizer.chat_template = families.PLAIN
+    tokenizer.save_pretrained(tmp_path / "plain")
+    (tmp_path / "plain" / "config.json").write_text((unsure / "config.json").read_text())
+    stage = PairsStage(name="pairs", model=str(tmp_path / "plain"), tasks=(task,))
+    with pytest.raises(
+        EvaluationError, match=r"stage pairs, .*plain: both modes have the same prompt"
+    ):
+        run(stage, tmp_path / "out", seed=1)
 
 
 def test_the_verifier_puts_right_against_wrong_in_both_modes(

@@ -55,10 +55,14 @@ def find_switch(text: str, ask: Ask) -> Switch | None:
     return next((switch for switch in KNOWN if _reads(switch, text, ask)), None)
 
 
+def tells_apart(switch: Switch, ask: Ask) -> bool:
+    """Return whether a plain question has another prompt in each mode."""
+    return len({ask(_system(switch, mode), switch.variables(mode)) for mode in MODES}) > 1
+
+
 def _reads(switch: Switch, text: str, ask: Ask) -> bool:
     try:
-        prompts = [ask(_system(switch, mode), switch.variables(mode)) for mode in MODES]
-        if prompts[0] == prompts[1]:
+        if not tells_apart(switch, ask):
             return False
         texts = [words for mode in MODES if (words := _system(switch, mode))]
         return not texts or any(_instructs(words, text, ask) for words in texts)

@@ -15,7 +15,7 @@ import jinja2
 from dualign.data.conversation import MODES, Conversation, Message, Mode
 from dualign.data.text import sandbox
 from dualign.data.text.installed import PREFIX, installed_text, training_template
-from dualign.data.text.modes import find_switch, stated_switch
+from dualign.data.text.modes import find_switch, stated_switch, tells_apart
 from dualign.data.text.trace_form import TraceForm, find_trace_form, message_dict
 from dualign.data.text.turn_shapes import TextOf, TurnShapes, trials
 from dualign.errors import TemplateError
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _RESERVED = frozenset(
     {"messages", "tools", "enable_thinking", "add_generation_prompt", "documents", "strftime_now"}
 )
+
+_TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +76,8 @@ class ChatTemplate:
     @cached_property
     def switches(self) -> bool:
         """Whether a plain question has another prompt in each mode."""
-        question = (Message(role="user", content="Hi"),)
         try:
-            return len({self.prompt(question, mode=mode) for mode in MODES}) > 1
+            return tells_apart(self.switch or ENABLE_THINKING, self._ask)
         except TemplateError:
             return False
 
@@ -119,8 +120,11 @@ class ChatTemplate:
         turns: list[dict[str, Any]] = [{"role": "user", "content": "Hi"}]
         if system is not None:
             turns.insert(0, {"role": "system", "content": system})
-        fixed = {**self.special_tokens, **self.template_kwargs, "tools": None, "documents": None}
-        return self._text(turns, {**fixed, **variables}, prompt=True)
+        fixed = {**self.special_tokens, **self.template_kwargs, "documents": None}
+        try:
+            return self._text(turns, {**fixed, "tools": None, **variables}, prompt=True)
+        except TemplateError:  # it may need tools
+            return self._text(turns, {**fixed, "tools": [_TOOL], **variables}, prompt=True)
 
     def prompt(
         self,

@@ -46,7 +46,7 @@ _ENVIRONMENT = (
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Prompt:
+class PromptLogits:
     """A prompt as the fresh process tokenized it, with its logits."""
 
     text: str
@@ -69,7 +69,7 @@ class LoadTestResult:
     faults: tuple[str, ...] = ()
     """weights that were missing or left over"""
     dtype: str = "auto"
-    prompts: tuple[_Prompt, ...] = ()
+    prompts: tuple[PromptLogits, ...] = ()
     answers: tuple[LoadTestAnswer, ...] = ()
 
 
@@ -108,7 +108,7 @@ def run_load_test(
         faults=tuple(output["faults"]),
         dtype=dtype,
         prompts=tuple(
-            _Prompt(
+            PromptLogits(
                 text=entry["prompt"],
                 mode=entry["mode"],
                 ids=tuple(entry["ids"]),

@@ -46,6 +46,12 @@ def test_the_switch_of_a_family_is_found_by_trying(name: str) -> None:
     assert template.switches == (FOUND[name] != "None")
 
 
+def test_the_switch_of_a_template_that_needs_tools_is_found() -> None:
+    text = "{%- if not tools %}{{- raise_exception('no tools') }}{%- endif %}" + families.GRANITE
+    template = ChatTemplate(name="tools", text=text)
+    assert str(template.switch) == FOUND["GRANITE"] and template.switches
+
+
 @pytest.mark.parametrize("name", ["dualign", "smollm3", "smollm3-training"])
 def test_our_templates_switch_by_enable_thinking(name: str) -> None:
     assert load_template(name).switch == ENABLE_THINKING

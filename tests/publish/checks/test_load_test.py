@@ -3,14 +3,21 @@
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from dualign.publish.checklist import run_checks
 from dualign.publish.checks import isolated_loader
-from dualign.publish.checks.load_test import LoadTestResult, check_modes, run_load_test
+from dualign.publish.checks.load_test import (
+    LoadTestResult,
+    PromptLogits,
+    check_modes,
+    run_load_test,
+)
 from dualign.publish.lineage import read_lineage
 from dualign.publish.release import LoadTestAnswer
 
@@ -25,6 +32,18 @@ def answer(
 
 def asked(answers: list[LoadTestAnswer]) -> LoadTestResult:
     return LoadTestResult(run_dir=Path(), answers=tuple(answers))
+
+
+def test_two_modes_with_one_prompt_are_no_modes() -> None:
+    prompts = tuple(
+        PromptLogits(text=text, mode=mode, ids=(1,), logits_BTV=torch.zeros(1, 1, 1))
+        for text, mode in (("a", "think"), ("b", "think"), ("b", "no_think"))
+    )
+    test = replace(asked([answer("think"), answer("no_think")]), prompts=prompts)
+    outcome = check_modes(test)
+    assert outcome.state == "failed"
+    assert "both modes have the same prompt. Tried: the variables" in outcome.message
+    assert "Set switch in the stage that trained it" in outcome.message
 
 
 def test_both_modes_have_to_answer() -> None:
