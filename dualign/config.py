@@ -70,7 +70,13 @@ def nearest(word: str, known: Sequence[str]) -> str:
     match = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if match:
         return f" (did you mean {match[0]!r}?)"
-    return f" (known: {', '.join(sorted(known))})" if len(known) <= 30 else ""
+    return f" (known: {', '.join(sorted(known))})" if 0 < len(known) <= 30 else ""
+
+
+def nearest_key(word: str, keys: Sequence[str]) -> str | None:
+    """Return the key that is likely a misspelling of `word`."""
+    match = difflib.get_close_matches(word, keys, n=1, cutoff=0.6)
+    return match[0] if match else None
 
 
 class _Loader(yaml.SafeLoader):
@@ -157,8 +163,14 @@ def _plain(loader: _Loader, node: yaml.Node, key: Key, document: Document) -> An
     return loader.construct_object(node, deep=True)
 
 
-def parse(cls: type[T], value: Any, document: Document, key: Key = ()) -> T | None:
-    """Fill the dataclass `cls` from a mapping; returns None if it has problems, added to `document`."""
+def parse(
+    cls: type[T], value: Any, document: Document, key: Key = (), *, others: Sequence[str] = ()
+) -> T | None:
+    """Fill the dataclass `cls` from a mapping; returns None if it has problems, added to `document`.
+
+    Args:
+        others: keys that the mapping could have had besides those of `cls`.
+    """
     before = len(document.problems)
     if not isinstance(value, dict):
         document.refuse(key, f"expected keys with values, found {_shown(value)}")
@@ -166,7 +178,7 @@ def parse(cls: type[T], value: Any, document: Document, key: Key = ()) -> T | No
     hints = get_type_hints(cls, include_extras=True)
     for name in value:
         if name not in hints:
-            document.refuse((*key, name), f"unknown key{nearest(name, list(hints))}")
+            document.refuse((*key, name), f"unknown key{nearest(name, [*hints, *others])}")
     values, incomplete = _fields(cls, hints, value, document, key)
     config = None if incomplete else cls(**values)
     if config is not None:

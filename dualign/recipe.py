@@ -21,10 +21,12 @@ from typing import Any
 
 from dualign.config import Document, Key, nearest, parse, parse_value, read_yaml
 from dualign.errors import ConfigError
+from dualign.misspelled import kind_of_stage, restore_stages
 from dualign.model_ref import StageRef
 from dualign.stages import config_classes
 
 _RECIPE_KEYS = ("name", "output_dir", "seed", "stages")
+_OUTER_KEYS = ("output_dir", "seed")  # of a stage's own file, besides the keys of its kind
 # Values of these keys are paths relative to the recipe's folder, if such a file exists.
 _PATH_KEYS = (
     "path",
@@ -125,6 +127,7 @@ def load_recipe(path: Path, overrides: Sequence[str]) -> Recipe:
     """
     document = read_yaml(path)
     _absolute_paths(document, document.value, path.parent)
+    restore_stages(document)
     if "stages" not in document.value:
         document = _as_pipeline(document)
     _include(document, path.parent)
@@ -140,7 +143,7 @@ def _as_pipeline(document: Document) -> Document:
     """Turn a stage recipe into a pipeline of one stage, named after the file if it has no name."""
     value = dict(document.value)
     name = value.get("name") or Path(document.file).stem
-    outer = {key: value.pop(key) for key in ("output_dir", "seed") if key in value}
+    outer = {key: value.pop(key) for key in _OUTER_KEYS if key in value}
     lines = {
         key if key[:1] in (("output_dir",), ("seed",)) else ("stages", 0, *key): line
         for key, line in document.lines.items()
@@ -289,15 +292,13 @@ def _parse_stage(document: Document, value: Any, key: Key, seed: int) -> StageEn
     if not isinstance(value, dict):
         document.refuse(key, f"expected keys with values, found {value!r}")
         return None
-    kind, classes = value.get("kind"), config_classes()
-    if not isinstance(kind, str) or kind not in classes:
-        document.refuse((*key, "kind"), f"expected one of {', '.join(classes)}, found {kind!r}")
-        return None
     keys = dict(value)
+    if (kind := kind_of_stage(document, keys, key)) is None:
+        return None
     stage_seed = keys.pop("seed", seed)
     if not isinstance(stage_seed, int) or isinstance(stage_seed, bool):
         document.refuse((*key, "seed"), f"expected a whole number, found {stage_seed!r}")
-    config = parse(classes[kind], keys, document, key)
+    config = parse(config_classes()[kind], keys, document, key, others=("recipe", *_OUTER_KEYS))
     if config is None:
         return None
     return StageEntry(name=str(value["name"]), kind=kind, seed=stage_seed, config=config)

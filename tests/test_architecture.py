@@ -32,6 +32,7 @@ FLOORS = [
     "dualign.distributed",
     "dualign.script_stage",
     "dualign.stages",
+    "dualign.misspelled",
     "dualign.recipe",
     "dualign.fingerprint",
     "dualign.engine",

@@ -117,7 +117,11 @@ MISTAKES = [
     ("stages.1.train.optim", "adam", "unknown value 'adam'"),
     ("stages.1.train.eval_strategy", "steps", "needs data.validation_rows above 0"),
     ("stages.1.train.per_device_train_batch_size", 0, "expected 1 or more, found 0"),
-    ("stages.1.train.lr_scheduler_kwargs", {"min_lr": 1}, "min_lr: unknown key: linear takes none"),
+    (
+        "stages.1.train.lr_scheduler_kwargs",
+        {"min_lr": 1},
+        "min_lr: unknown key; linear takes none",
+    ),
     ("stages.1.train.lr_scheduler_type", "cosine_with_min_lr", "needs min_lr or min_lr_rate"),
     ("stages.1.train.lr_scheduler_type", "greedy", "greedy follows the validation loss"),
     ("stages.1.train.warmup_steps", -1, "warmup_steps: expected 0 or more, found -1"),
@@ -188,6 +192,32 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
     assert str(caught.value).startswith("4 problems")
 
 
+@pytest.mark.parametrize(
+    ("stage", "expected"),
+    [
+        ({"knid": "sft", "modle": "a"}, ["knid: unknown key (did you mean 'kind'?)", "'model'"]),
+        ({"kind": "sfft", "modle": "a"}, ["(did you mean 'sft'?)", "'model'"]),
+        ({"model": "a", "data": {}, "trian": {}}, ["needs the key 'kind'", "'train'"]),
+        ({"reciep": "sft.yaml"}, ["reciep: unknown key (did you mean 'recipe'?)"]),
+    ],
+)
+def test_the_other_keys_of_a_stage_without_a_kind_are_checked_too(
+    tmp_path: Path, stage: dict, expected: list[str]
+) -> None:
+    recipe = {"output_dir": "out", "stages": [{"name": "a", **stage}]}
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(write(tmp_path, recipe), [])
+    assert [part for part in expected if part not in str(caught.value)] == []
+
+
+def test_a_misspelled_list_of_stages_is_read_all_the_same(tmp_path: Path) -> None:
+    recipe = {"output_dir": "out", "stage": [{"name": "a", "kind": "script", "scirpt": "make.py"}]}
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(write(tmp_path, recipe), [])
+    assert "stage: unknown key (did you mean 'stages'?)" in str(caught.value)
+    assert "stages[0].scirpt: unknown key (did you mean 'script'?)" in str(caught.value)
+
+
 def test_a_mistake_names_its_line(tmp_path: Path) -> None:
     text = "name: x\noutput_dir: y\nstages:\n  - name: a\n    kind: script\n    script: make.py\n    arg: {}\n"
     with pytest.raises(
@@ -204,16 +234,20 @@ def test_what_is_no_recipe_is_refused(tmp_path: Path, text: str) -> None:
         load_recipe(write(tmp_path, text), [])
 
 
-def test_a_refusal_imports_nothing_heavy(tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", ["run", "plan", "sft", "inspect", "report", "doctor"])
+def test_a_refusal_imports_nothing_heavy(tmp_path: Path, command: str) -> None:
     """It takes 0.2 s; torch alone would take ten times as long."""
     path = write(tmp_path, changed("stages.1.train.learning_rat", 1))
-    heavy = ("torch", "transformers", "datasets", "trl", "peft", "accelerate")
+    heavy = ("torch", "transformers", "datasets", "trl", "peft", "accelerate", "pandas", "numpy")
     code = (
         "import sys; from dualign.cli.main import main; status = main(sys.argv[1:])\n"
         f"print([name for name in {heavy} if name in sys.modules]); sys.exit(status)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, "run", str(path)], capture_output=True, text=True, check=False
+        [sys.executable, "-c", code, command, str(path)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 2
     assert done.stdout.strip() == "[]"

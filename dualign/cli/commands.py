@@ -30,9 +30,12 @@ def run(args: Namespace) -> int:
 
 def plan(args: Namespace) -> int:
     """`dualign plan RECIPE`."""
+    recipe = api.load_recipe(
+        args.recipe, *args.overrides
+    )  # refused before anything heavy is imported
     from dualign.cost.show import show_plan
 
-    show_plan(api.load_recipe(args.recipe, *args.overrides))
+    show_plan(recipe)
     return 0
 
 
@@ -83,11 +86,11 @@ def _switch(text: str | None) -> Switch | None:
 
 def report(args: Namespace) -> int:
     """`dualign report RECIPE`: the files, and their first table here."""
+    recipe = api.load_recipe(args.recipe, *args.overrides)
     from dualign.report.report import read_models, write_report
     from dualign.report.tables import summary_table
     from dualign.terminal import wide_console
 
-    recipe = api.load_recipe(args.recipe, *args.overrides)
     folders = [recipe.output_dir / entry.name for entry in recipe.stages]
     write_report(recipe.output_dir, folders, title=recipe.name)
     say(f"report: {recipe.output_dir / 'report.html'}")
@@ -98,8 +101,6 @@ def report(args: Namespace) -> int:
 
 def inspect(args: Namespace) -> int:
     """`dualign inspect RECIPE --stage NAME --html FILE`."""
-    from dualign.cost.show import show_rows
-
     recipe = api.load_recipe(args.recipe, *args.overrides)
     training = [entry for entry in recipe.stages if stage_kind(entry.kind).trains]
     if not training:
@@ -110,6 +111,8 @@ def inspect(args: Namespace) -> int:
             f"{recipe.file}: stage {entry.name} is of kind {entry.kind} and has no rows"
         )
     page = Path(args.html) if args.html else None
+    from dualign.cost.show import show_rows
+
     show_rows(recipe, entry, count=args.rows, html=page)
     if page:
         say(f"rows: {page}")
@@ -125,10 +128,11 @@ def doctor(args: Namespace) -> int:
         raise ConfigError(
             f"{args.overrides[0]}: only a recipe has keys, and {args.target} isn't one"
         )
+    target = api.load_recipe(args.target, *args.overrides) if kind == "recipe" else args.target
     from dualign.doctor.show import as_json, show
 
     diagnosis = api.diagnose(
-        api.load_recipe(args.target, *args.overrides) if kind == "recipe" else args.target,
+        target,
         template=args.template,
         tokenizer=args.tokenizer,
         max_tokens=args.max_tokens,

@@ -139,7 +139,7 @@ def _scheduler(train: Mapping[str, Any]) -> Iterator[Issue]:
     for key in values:
         if key not in keys:
             takes = f"{kind} takes {', '.join(keys) or 'none'}"
-            yield f"lr_scheduler_kwargs.{key}", f"unknown key: {takes}"
+            yield f"lr_scheduler_kwargs.{key}", f"unknown key{nearest(str(key), keys)}; {takes}"
     if "min_lr_rate" in keys and not {"min_lr", "min_lr_rate"} & set(values):
         yield "lr_scheduler_kwargs", f"{kind} needs min_lr or min_lr_rate"
     if kind == "warmup_stable_decay" and "num_decay_steps" not in values:
