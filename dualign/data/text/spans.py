@@ -284,7 +284,8 @@ def _thinking_ends(
             f"{place}: the template has no place for a trace, and writes it into the answer, after "
             f"{head!r}. Use a template that renders traces (dualign)."
         )
-    closing = re.compile(rf"\s*{re.escape(shape.closing.strip())}\s*")
+    # Whole lines of white space belong to the closing, the indent of the first line to the answer.
+    closing = re.compile(rf"\s*{re.escape(shape.closing.strip())}(?:[^\S\n]*\n)*")
     match = closing.match(produced, start + len(trace)) if shape.closing.strip() else None
     if head not in ("", OPEN, shape.head.strip()) or match is None:
         return None, None

@@ -28,7 +28,7 @@ from dualign.data.text.checks import RenderingError
 from dualign.data.text.spans import RenderedRow, render_rows
 from dualign.data.text.template import ChatTemplate
 from dualign.data.text.truncation import within_budget, without_first_turns
-from dualign.data.tokens.labels import IGNORE_INDEX, Example, encode_batch
+from dualign.data.tokens.labels import IGNORE_INDEX, Example, Examples, encode_batch, identical_pair
 from dualign.errors import TemplateError
 
 if TYPE_CHECKING:
@@ -82,8 +82,6 @@ class EncodedRow:
 
 Texts = list[RenderedRow] | RowError
 """The rendered texts of one conversation."""
-Examples = list[Example] | RowError
-"""The examples of one conversation."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,9 +146,8 @@ class Encoder:
         self, pending: Sequence[_PendingRow], examples: list[Examples]
     ) -> Iterator[EncodedRow]:
         for number, row in enumerate(pending):
-            of_row = examples[
-                number * self.conversations_per_row : (number + 1) * self.conversations_per_row
-            ]
+            first = number * self.conversations_per_row
+            of_row = self._compared(examples[first : first + self.conversations_per_row])
             yield EncodedRow(
                 row=row.row,
                 conversations=_conversations(row.parsed),
@@ -171,6 +168,10 @@ class Encoder:
     def _render_all(self, parsed: Any) -> list[Texts]:
         """Render each conversation of a row."""
         raise NotImplementedError
+
+    def _compared(self, examples: list[Examples]) -> list[Examples]:
+        """Return the examples of a row, or the fault that they have together."""
+        return examples
 
     def _entry(self, row: _PendingRow, examples: list[Examples]) -> dict[str, Any]:
         """Return the row of the table that is trained on."""
@@ -324,6 +325,10 @@ class PairEncoder(Encoder):
 
     def _render_all(self, parsed: PreferencePair) -> list[Texts]:
         return [self._render(conversation, "last") for conversation in _conversations(parsed)]
+
+    def _compared(self, examples: list[Examples]) -> list[Examples]:
+        fault = identical_pair(*examples)
+        return examples if fault is None else [fault] * len(examples)
 
     def _entry(self, row: _PendingRow, examples: list[Examples]) -> dict[str, Any]:
         chosen, rejected = examples

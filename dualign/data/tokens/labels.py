@@ -9,6 +9,7 @@ train something that never happens.
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
@@ -55,6 +56,10 @@ class Example:
         return self.input_ids[:first], self.input_ids[first:stop]
 
 
+Examples = list[Example] | RowError
+"""The examples of one conversation."""
+
+
 def encode_batch(
     rendered: Sequence[RenderedRow],
     tokenizer: "PreTrainedTokenizerBase",
@@ -91,6 +96,17 @@ def encode_batch(
     return [example for example in examples if example is not None]
 
 
+def identical_pair(chosen: Examples, rejected: Examples) -> RowError | None:
+    """Return the fault of a pair whose answers differ only in what the template trims."""
+    if isinstance(chosen, RowError) or isinstance(rejected, RowError):
+        return None
+    if [example.input_ids for example in chosen] != [example.input_ids for example in rejected]:
+        return None
+    what = "chosen and rejected are the same tokens under this template"
+    first = chosen[0]
+    return RowError("identical_pair", what, source=first.source, row=first.row, mode=first.mode)
+
+
 def _by_added_tokens(
     aligner: AddedTokenAligner, rendered: RenderedRow, ids: list[int], max_tokens: int | None
 ) -> Example | None:
@@ -119,6 +135,10 @@ def _by_offsets(
         for row, encoding, row_offsets in zip(rendered, encodings, offsets, strict=True)
     ]
     checked = _check_prompts(rendered, examples, offsets, tokenizer)
+    for row, example in enumerate(checked):
+        if isinstance(example, RowError) and _is_between_spaces(rendered[row]):
+            pieces, offsets[row] = _align_in_pieces(rendered[row], tokenizer, example)
+            (checked[row],) = _check_prompts([rendered[row]], [pieces], [offsets[row]], tokenizer)
     if max_tokens is None:
         return checked
     return [
@@ -196,6 +216,38 @@ def _align(rendered: RenderedRow, ids: list[int], offsets: _Offsets) -> Example 
             )
         spans.append((first, last))
     return _example(rendered, ids, spans)
+
+
+def _is_between_spaces(rendered: RenderedRow) -> bool:
+    """Return whether a span starts with white space, after white space of its prompt."""
+    text = rendered.text
+    return any(start and text[start - 1 : start + 1].isspace() for start, _ in rendered.spans)
+
+
+def _align_in_pieces(
+    rendered: RenderedRow, tokenizer: "PreTrainedTokenizerBase", fault: RowError
+) -> tuple[Example | RowError, _Offsets]:
+    """Return the row tokenized in pieces that end where spans start; its fault if that doesn't help.
+
+    An indented answer, as of code, begins with white space. Tokenizers that cut like GPT-2 join it
+    with the newline that ends the prompt, which is a token of its own when the model is asked. The
+    indents of earlier answers stay cut as they were produced.
+    """
+    edges = [0, *(start for start, _ in rendered.spans), len(rendered.text)]
+    pieces = [rendered.text[start:stop] for start, stop in pairwise(edges)]
+    encodings = _encodings(pieces, tokenizer, offsets=True)
+    ids = [token for encoding in encodings for token in encoding.ids]
+    offsets = [
+        (edge + start, edge + stop)
+        for edge, encoding in zip(edges, encodings, strict=False)
+        for start, stop in encoding.offsets
+    ]
+    decode = tokenizer.backend_tokenizer.decode
+    exact = all(
+        decode(encoding.ids, skip_special_tokens=False) == piece
+        for encoding, piece in zip(encodings, pieces, strict=True)
+    )
+    return (_align(rendered, ids, offsets) if exact else fault), offsets
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

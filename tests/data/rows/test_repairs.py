@@ -1,6 +1,7 @@
 """Each named repair mends the fault it is for, the row is counted by it, and what it can't mend stands."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,22 @@ def test_a_source_may_be_stricter_than_the_data(
     assert prepared() == prepared(any="error") == {"too_long": 1}
     with pytest.raises(RowError, match="too_long"):
         prepared(too_long="error")
+
+
+def test_pairs_that_the_template_makes_equal_are_dropped_and_counted(
+    write_rows: Write, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    answers = [("4", "4 \n"), ("\n4", "4"), ("4", " 4"), ("a\n", "a\n\n"), ("4", "5"), ("x", "x.")]
+    pairs = [{"prompt": "Hi", "chosen": left, "rejected": right} for left, right in answers]
+    base = write_rows(pairs, "p.jsonl").parent
+    data = DataConfig(sources=(SourceConfig(path="p.jsonl"),), packing="none", conflicts="drop")
+    request = DataRequest(data, tokenizer, load_template("dualign"), seed=1, base=base)
+    made = prepare_pairs(request).rows
+    assert (made["kept"], made["dropped"]) == (3, {"identical_pair": 3})
+    with pytest.raises(RowError, match="row 0: chosen and rejected are the same tokens") as error:
+        prepare_pairs(replace(request, data=replace(data, conflicts="error")))
+    assert error.value.code == "identical_pair"
+    assert prepare_pairs(replace(request, template=load_template("chatml"))).rows["kept"] == 6
 
 
 def test_mended_pairs_are_counted(write_rows: Write, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -259,3 +259,20 @@ def test_an_answer_that_cannot_be_told_from_its_thinking_is_refused(tmp_path: Pa
     for policy in ("answers", "thinking"):
         with pytest.raises(TemplateError, match="where the thinking ends can't be told"):
             render_row(template, row, policy)
+
+
+@pytest.mark.parametrize("name", ["dualign", "chatml", "smollm3-training"])
+def test_the_indent_of_an_answer_is_the_answers(name: str) -> None:
+    turns = (
+        Message(role="user", content="Go on."),
+        Message(role="assistant", content="    return x", thinking="why"),
+    )
+    row = Conversation(messages=turns, mode="think", source="rows", row=0)
+    spans = {}
+    parts: tuple[Supervise, ...] = ("answers", "thinking")
+    for supervise in parts:
+        rendered = render_row(load_template(name), row, supervise)
+        ((start, stop),) = rendered.spans
+        spans[supervise] = rendered.text[start:stop]
+    assert spans["answers"] == "    return x<|im_end|>"
+    assert spans["thinking"].endswith("why\n</think>\n\n")

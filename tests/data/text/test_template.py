@@ -326,7 +326,10 @@ def test_spans_of_any_conversation_hold_exactly_the_turns(
         messages.append(Message(role="user", content=question))
         messages.append(Message(role="assistant", content=answer, thinking=thinking))
         head = f"{thinking}\n</think>\n\n" if think else ""
-        expected.append(f"{head}{answer.strip()}<|im_end|>")
+        first, *more = answer.strip("\n").rstrip().splitlines(keepends=True)
+        while not first.strip():  # lines of spaces at the head
+            first, *more = more
+        expected.append(f"{head}{first}{''.join(more)}<|im_end|>")
     mode: Mode = "think" if think else "no_think"
     row = Conversation(messages=tuple(messages), mode=mode, source="rows", row=0)
     assert spans_of(load_template("dualign"), row) == expected

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from dualign.data.conversation import Conversation, Message, Mode
 from dualign.data.faults import RowError
 from dualign.data.text.spans import RenderedRow, render_row
-from dualign.data.text.template import load_template
+from dualign.data.text.template import ChatTemplate, load_template
 from dualign.data.tokens.added_tokens import added_token_aligner
 from dualign.data.tokens.labels import IGNORE_INDEX, _by_offsets, encode_batch
 from dualign.errors import CheckpointError
@@ -177,3 +177,55 @@ def test_landmarks_and_offsets_label_the_same_tokens(
             found.token_spans(item.text, item.spans, used(item.text)["input_ids"]) for item in rows
         ]
         assert sum(entry is not None for entry in told) > len(rows) / 2, "offsets did the work"
+
+
+INDENTED = (
+    "    return x",
+    "  two",
+    "\treturn x\n    y",
+    " yes",
+    "\n\n    return x",
+    "        deep",
+)
+
+
+@pytest.mark.parametrize("name", ["dualign", "chatml", "smollm3-training"])
+@pytest.mark.parametrize("mode", ["think", "no_think"])
+def test_an_answer_keeps_its_indent_though_the_tokenizer_would_join_it_with_the_prompt(
+    embedded: Path, tokenizer: PreTrainedTokenizerFast, name: str, mode: Mode
+) -> None:
+    """Of empty lines at its head the ways of the templates differ; the indent is kept by all."""
+    for used in (AutoTokenizer.from_pretrained(embedded), tokenizer):
+        template = load_template(name, tokenizer=used)
+        for answer in INDENTED:
+            thinking = "why" if mode == "think" else None
+            turns = (
+                Message(role="user", content="Go on."),
+                Message(role="assistant", content=answer, thinking=thinking),
+            )
+            row = Conversation(messages=turns * 2, mode=mode, source="rows", row=0)
+            rendered = render_row(template, row, "assistant")
+            example = encode(rendered, used, max_tokens=None)
+            spans = [used.decode(example.input_ids[first:stop]) for first, stop in example.spans]
+            assert spans == [rendered.text[start:stop] for start, stop in rendered.spans]
+            kept = answer.strip("\n")
+            for (first, _), span in zip(example.spans, spans, strict=True):
+                assert span.split("</think>")[-1].strip("\n") == f"{kept}<|im_end|>"
+                prompt = rendered.text[: rendered.spans[0][0]]
+                begin = max(
+                    at for at in range(first) if example.input_ids[at] in used.added_tokens_decoder
+                )
+                alone = used(prompt, add_special_tokens=False)["input_ids"]
+                assert example.input_ids[begin:first] == alone[begin - first :]
+
+
+def test_only_white_space_is_cut_at_an_edge(tokenizer: PreTrainedTokenizerFast) -> None:
+    template = ChatTemplate(
+        name="t",
+        text="{% for m in messages %}<|im_start|>{{ m.role }} hel{{ m.content }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant hel{% endif %}",
+    )
+    turns = (Message(role="user", content="x"), Message(role="assistant", content="lo there"))
+    row = Conversation(messages=turns, mode="no_think", source="rows", row=0)
+    with pytest.raises(RowError, match="boundary"):
+        encode(render_row(template, row, "assistant"), tokenizer, max_tokens=None)
