@@ -14,7 +14,7 @@ from dualign.data.text.template import load_template
 from dualign.doctor.findings import Finding
 from dualign.errors import CheckpointError, MergeError, TemplateError
 from dualign.model_ref import adapter_base
-from dualign.models.tokenizer import saved_template
+from dualign.models.tokenizer import saved_template, turn_end_ids
 from dualign.rundir import read_run
 from dualign.stages import stage_kind
 from dualign.switch import read_switch
@@ -143,10 +143,21 @@ def _check_eos(saved: SavedModel, tokenizer: "PreTrainedTokenizerBase") -> Itera
         yield Finding("eos_disagrees", message)
     if not saved.generation:
         yield Finding("no_generation_config", f"{saved.folder}: has no generation_config.json")
-    elif end not in _listed(saved.generation.get("eos_token_id")):
-        ends = saved.generation.get("eos_token_id")
-        message = f"generation_config.json has {ends}, the tokenizer has {end}"
+        return
+    ends = saved.generation.get("eos_token_id")
+    missing = [each for each in _turn_ends(tokenizer) if each not in _listed(ends)]
+    if missing:
+        message = f"generation_config.json has {ends}, and turns end with {missing}"
         yield Finding("generation_never_stops", message)
+
+
+def _turn_ends(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """Return the ids that end turns: eos, and those that the template writes."""
+    try:
+        ends = turn_end_ids(tokenizer)
+    except TemplateError:  # which is a finding of its own
+        ends = []
+    return list(dict.fromkeys([tokenizer.eos_token_id, *ends]))
 
 
 def _check_pad(saved: SavedModel, tokenizer: "PreTrainedTokenizerBase") -> Iterator[Finding]:

@@ -182,12 +182,12 @@ def sync_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
     model.config.eos_token_id = tokenizer.eos_token_id
     model.config.pad_token_id = tokenizer.pad_token_id
     generation = model.generation_config
-    ends = [tokenizer.eos_token_id, *_turn_ends(tokenizer), *_listed(generation.eos_token_id)]
+    ends = [tokenizer.eos_token_id, *turn_end_ids(tokenizer), *_listed(generation.eos_token_id)]
     generation.eos_token_id = list(dict.fromkeys(ends))
     generation.pad_token_id = tokenizer.pad_token_id
 
 
-def _turn_ends(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def turn_end_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the ids of the tokens that end a turn of the tokenizer's template."""
     if not tokenizer.chat_template:
         return []

@@ -65,6 +65,14 @@ def template_that_closes_turns_with_words(folder: Path) -> None:
     file.write_text(file.read_text().replace("<|im_end|>", "[END]"), encoding="utf-8")
 
 
+def calls_with_an_end_of_their_own(folder: Path) -> None:
+    file = folder / "chat_template.jinja"
+    end = "{{- '<|endoftext|>' if message.tool_calls else '<|im_end|>' }}"
+    text = file.read_text()
+    assert "{{- '<|im_end|>' }}" in text
+    file.write_text(text.replace("{{- '<|im_end|>' }}", end), encoding="utf-8")
+
+
 def token_added_after_training(folder: Path) -> None:
     file = folder / "tokenizer.json"
     value = json.loads(file.read_text(encoding="utf-8"))
@@ -149,6 +157,7 @@ PLANTED = (
     Planted(template_changed_after_training, "template_not_trained"),
     Planted(another_template_in_the_settings, "two_templates"),
     Planted(template_that_closes_turns_with_words, "no_end_of_turn"),
+    Planted(calls_with_an_end_of_their_own, "generation_never_stops"),
     Planted(token_added_after_training, "tokens_without_embedding"),
     Planted(vocabulary_size_wrong, "embedding_size"),
     Planted(weights_lost, "weights_unreadable"),

@@ -1,3 +1,12 @@
 """Conversations -> the text that the model sees, and its supervised spans."""
 
-__all__ = ["checks", "installed", "modes", "spans", "system_role", "template", "truncation"]
+__all__ = [
+    "checks",
+    "installed",
+    "modes",
+    "spans",
+    "system_role",
+    "template",
+    "truncation",
+    "turn_shapes",
+]

@@ -277,7 +277,8 @@ def _thinking_ends(
     trace = (message.thinking or "").strip()
     if not trace:
         return 0, 0
-    start = produced.find(trace)
+    # Not before the head, which may hold the words of a short trace.
+    start = produced.find(trace, len(shape.head) if produced.startswith(shape.head) else 0)
     head = produced[:start].strip()
     if form == "content" and head not in ("", OPEN):
         raise TemplateError(

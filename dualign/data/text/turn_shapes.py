@@ -10,7 +10,6 @@ after a call (`<|call|>`), and some none, so that the turn ends where the next o
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 from dualign.data.conversation import Conversation, Message, Mode
 from dualign.data.think_tags import CLOSE
@@ -50,14 +49,8 @@ class TurnShape:
         return self.gap if self.follows else self.end + self.rest
 
 
-class _Kind(NamedTuple):
-    mode: str
-    trace: bool
-    text: bool
-    calls: bool
-    tools: bool
-    after: str
-    """role of the message before it"""
+_Kind = tuple[str, bool, bool, bool, bool, str]
+"""mode; whether there is a trace, text, a call, tools; the role of the message before"""
 
 
 class TurnShapes:
@@ -254,13 +247,13 @@ def _patterns(tokens: Mapping[str, bool]) -> list[re.Pattern[str]]:
 
 def _kind(conversation: Conversation, which: int) -> _Kind:
     message = conversation.messages[which]
-    return _Kind(
-        mode=conversation.mode,
-        trace=bool(message.thinking),
-        text=bool(message.content.strip()),
-        calls=bool(message.tool_calls),
-        tools=bool(conversation.tools),
-        after=conversation.messages[which - 1].role if which else "",
+    return (
+        conversation.mode,
+        bool(message.thinking),
+        bool(message.content.strip()),
+        bool(message.tool_calls),
+        bool(conversation.tools),
+        conversation.messages[which - 1].role if which else "",
     )
 
 

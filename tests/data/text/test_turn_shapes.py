@@ -243,6 +243,18 @@ def test_a_trace_that_would_stand_in_the_answer_is_refused(load) -> None:  # typ
         render_rows(template, turns("think"), "assistant")
 
 
+@pytest.mark.parametrize("trace", ["think", "<", "th", "answer 0"])
+def test_a_trace_of_a_tag_s_letters_is_told_from_the_tag(trace: str, load) -> None:  # type: ignore[no-untyped-def]
+    template, used = load("phi3")
+    answer = Message(role="assistant", content="answer 0", thinking=trace)
+    row = Conversation(
+        messages=(Message(role="user", content="?"), answer), mode="think", source="rows", row=0
+    )
+    assert learnt(template, used, row) == [f"<think>\n{trace}\n</think>\n\nanswer 0<|end|>"]
+    (rendered,) = render_rows(template, row, "answers")
+    assert [rendered.text[start:stop] for start, stop in rendered.spans] == ["answer 0<|end|>"]
+
+
 def test_a_trace_after_the_call_is_refused() -> None:
     template = load_template(str(FOREIGN / "gemma4_v2.jinja"))
     with pytest.raises(TemplateError, match="writes the trace after the call of look"):
