@@ -19,6 +19,7 @@ from dualign.errors import DataError
 _MAIN = frozenset(name for shape in SHAPES for name in (*shape.columns, *shape.optional))
 """Columns that make a shape; those of another shape are no part of a mapped row."""
 _TURNS = ("messages", "conversations", "prompt", "completion", "chosen", "rejected", "history")
+_IN_TURN = ("messages", "conversations", "history")
 _SIDE = ("system", "tools", "functions", "mode", "chat_template_kwargs", "label", "kto_tag")
 _SPEAKERS = ("user", "assistant")
 _TRACES = ("reasoning_content", "thinking", "reasoning")
@@ -50,7 +51,7 @@ def mapped_row(row: Row, columns: Mapping[str, Any], *, pairs: bool) -> Row:
     fields = {name: columns[name] for name in columns if name in MESSAGE_NAMES}
     for name in _TURNS:
         if mapped.get(name) is not None and (fields or name in columns):
-            mapped[name] = _with_names(mapped[name], fields)
+            mapped[name] = _with_names(mapped[name], fields, in_turn=name in _IN_TURN)
     return mapped
 
 
@@ -173,10 +174,13 @@ def _as_list(value: Any) -> Sequence[Any]:
     return value if isinstance(value, Sequence) and not isinstance(value, str) else ()
 
 
-def _with_names(turns: Any, fields: Mapping[str, Any]) -> Any:
-    """Return messages with our names; text, and what is no list of messages, as it is."""
+def _with_names(turns: Any, fields: Mapping[str, Any], *, in_turn: bool) -> Any:
+    """Return messages with our names; text, and what is no list of messages, as it is.
+
+    `in_turn`: texts are the user's and the assistant's in turn.
+    """
     value = _as_list(turns)
-    if len(value) > 1 and all(isinstance(item, str) for item in value):
+    if in_turn and len(value) > 1 and all(isinstance(item, str) for item in value):
         return [
             {"role": role, "content": text}
             for role, text in zip(cycle(_SPEAKERS), value, strict=False)
@@ -189,15 +193,20 @@ def _with_names(turns: Any, fields: Mapping[str, Any]) -> Any:
 
 
 def _exchange(item: Row, fields: Mapping[str, Any]) -> list[Row]:
-    """Return the turns of an object that holds a question and its answer."""
+    """Return the turns of an object that holds a question and its answer; the rest of it, such as a
+    trace, is the answer's.
+    """
+    values = {name: read_value(name, spec, item) for name, spec in fields.items()}
+    taken = {path for spec in fields.values() for path in paths_of(spec)}
+    rest = {name: value for name, value in item.items() if name not in taken}
+    if "thinking" in values:
+        rest["reasoning_content"] = values["thinking"]
     turns = [
-        {"role": name, "content": read_value(name, fields[name], item)}
-        for name in _SPEAKERS
-        if name in fields
+        {"role": "system", "content": rest.pop("system", None)},
+        {"role": "user", "content": values.get("user")},
+        {"role": "assistant", "content": values.get("assistant"), **rest},
     ]
-    if "thinking" in fields:
-        turns[-1]["reasoning_content"] = read_value("thinking", fields["thinking"], item)
-    return [turn for turn in turns if turn["content"] is not None]
+    return [turn for turn in turns if turn["content"] not in (None, "")]
 
 
 def _message(item: Row, fields: Mapping[str, Any]) -> Row:

@@ -1,5 +1,6 @@
 """One message as people write it -> Message: roles, contents, traces, calls."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ ROLES: dict[str, Role] = {
     "developer": "system",
     "user": "user",
     "human": "user",
+    "prompter": "user",
     "assistant": "assistant",
     "gpt": "assistant",
     "model": "assistant",
@@ -41,18 +43,36 @@ _KEYS = frozenset(
 
 
 def as_turn(value: Any, role: Role) -> list[Message]:
-    """Parse a string as one turn of `role`, a list as a conversation, a mapping as one message."""
+    """Parse a string as one turn of `role`, a list as a conversation, also as JSON, and a mapping as
+    one message.
+    """
     if isinstance(value, str):
-        return [Message(role=role, content=value)]
+        return _json_messages(value) or [Message(role=role, content=value)]
     if isinstance(value, bool | int | float):
         raise RowFault("bad_content", f"{excerpt(value)}: expected text or a list of messages")
     return as_messages([value] if isinstance(value, Mapping) else value)
 
 
+def _json_messages(text: str) -> list[Message]:
+    """Return the messages that a text is, as a CSV file keeps them; none if it is a text."""
+    if not text.lstrip().startswith("[") or not text.rstrip().endswith("]"):
+        return []
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        return []
+    objects = [item for item in value if isinstance(item, Mapping)]
+    named = objects and all(item.keys() & {"role", "from"} for item in objects)
+    return as_messages(value) if named and len(objects) == len(value) else []
+
+
 def as_messages(value: Any) -> list[Message]:
     """Parse messages of OpenAI's or ShareGPT's kind, also as a JSON string."""
     if isinstance(value, str):
-        value = parse_json(value, "messages", list)
+        try:
+            value = parse_json(value, "messages", list)
+        except RowFault as fault:
+            raise RowFault("unknown_shape", str(fault)) from fault
     if not isinstance(value, Sequence) or not all(isinstance(item, Mapping) for item in value):
         raise RowFault(
             "unknown_shape", f"messages are {excerpt(value)}: expected a list of objects"
@@ -64,9 +84,13 @@ def as_messages(value: Any) -> list[Message]:
 
 def _message(item: Mapping[str, Any]) -> Message:
     name = item.get("role") if item.get("role") is not None else item.get("from")
-    role = ROLES.get(name) if isinstance(name, str) else None
+    role = ROLES.get(name.lower()) if isinstance(name, str) else None
     if role is None:
-        raise RowFault("unknown_role", f"role {excerpt(name)}: expected one of {', '.join(ROLES)}")
+        what = (
+            f"role {excerpt(name)}: expected one of {', '.join(ROLES)}, or `columns` with "
+            "{role: {from: NAME, user: [...], assistant: [...]}}"
+        )
+        raise RowFault("unknown_role", what)
     check_media(item, f"a message of the {role}")
     listed = next((key for key in ("tools", "functions", "function_calls") if item.get(key)), None)
     if listed:
@@ -76,7 +100,7 @@ def _message(item: Mapping[str, Any]) -> Message:
         raise RowFault("bad_tools", what)
     content = _content(item, "content" if item.get("role") is not None else "value")
     train = is_trained(item, role)
-    if name in _CALLS:
+    if str(name).lower() in _CALLS:
         return Message(role="assistant", content="", tool_calls=as_calls(content), train=train)
     calls = item.get("tool_calls") or _old_call(item) or calls_in(content)
     trace = _trace(item, content)

@@ -15,6 +15,7 @@ from dualign.data.faults import RowError
 from dualign.data.policies import stops
 from dualign.data.rows.columns import column_of, mapped_row, shape_for
 from dualign.data.rows.kinds import misplaced_row
+from dualign.data.rows.known_columns import known_columns, samples_of
 from dualign.data.rows.reading import as_yaml, columns_to_try
 from dualign.data.rows.shapes import RowShape, expected_shapes, shapes_of
 from dualign.data.rows.sources import source_label
@@ -123,9 +124,9 @@ def check_shapes(
         )
     if unknown is None:
         return
-    fault = misplaced_row(
-        mapped_row(table[int(unknown[0])], source.columns, pairs=pairs), pairs=pairs
-    )
+    row = mapped_row(table[int(unknown[0])], source.columns, pairs=pairs)
+    other = {} if by_shape else known_columns(samples_of(table), pairs=not pairs)
+    fault = misplaced_row(mapped_row(row, other, pairs=not pairs) if other else row, pairs=pairs)
     if stops(fault.code, source.on_fault, default=data.conflicts):
         is_known = fault.code != "unknown_shape"
         reason = f": {fault}" if is_known else f". Expected {expected_shapes(pairs=pairs)}"

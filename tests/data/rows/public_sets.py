@@ -501,6 +501,17 @@ SETS = (
         result="wrong_stage",
     ),
     PublicSet(
+        name="gsm8k in preference",
+        row=lambda n: {"question": ask(n), "answer": tell(n)},
+        pairs=True,
+        result="wrong_stage",
+    ),
+    PublicSet(
+        name="StackExchange pairs in sft",
+        row=lambda n: {"question": ask(n), "response_j": tell(n), "response_k": wrong(n)},
+        result="wrong_stage",
+    ),
+    PublicSet(
         name="problems in preference",
         row=lambda n: {"prompt": ask(n), "answer": str(n + 1)},
         pairs=True,

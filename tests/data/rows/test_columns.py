@@ -137,6 +137,11 @@ MAPPED: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
         {"conversation": [{"human": "Hi", "answer": "yes"}, {"human": "So?", "answer": "no"}]},
         {"messages": [HI, YES, HI | {"content": "So?"}, YES | {"content": "no"}]},
     ),
+    "an object with a system text and a trace": (
+        {"messages": "turns", "user": "input", "assistant": "output"},
+        {"turns": [{"system": "Be brief.", "input": "Hi", "reasoning": "why", "output": "yes"}]},
+        {"messages": [HI, YES | {"thinking": "why"}], "system": "Be brief."},
+    ),
     "texts in turn": ({"messages": "data"}, {"data": ["Hi", "yes"]}, {"messages": [HI, YES]}),
 }
 MAPPED_PAIRS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {

@@ -350,3 +350,23 @@ def test_a_pair_is_the_same_in_every_shape(
     assert all(entry == made[0] for entry in made[1:])
     assert (made[0].prompt[0].content, made[0].chosen[0].content) == (asked, better)
     assert made[0].rejected[0] == Message(role="assistant", content=worse, thinking=trace)
+
+
+def test_messages_in_a_text_column_are_messages_and_other_json_is_text() -> None:
+    ours = to_conversation({"prompt": [HI], "completion": [YES]}, source=SOURCE, index=0)
+    row = {"prompt": json.dumps([HI]), "completion": json.dumps([YES])}
+    assert to_conversation(row, source=SOURCE, index=0) == ours
+    pair = {"prompt": json.dumps([HI]), "chosen": "yes", "rejected": json.dumps([NO])}
+    made = to_pair(pair, source=SOURCE, index=0)
+    parts = (made.prompt, made.chosen, made.rejected)
+    assert [[message.content for message in part] for part in parts] == [["Hi"], ["yes"], ["no"]]
+    for text in ("[1, 2]", "[]", '[{"name": "f"}]', "[Hi]", '["role"]'):
+        made = to_conversation({"prompt": text, "completion": text}, source=SOURCE, index=0)
+        assert [message.content for message in made.messages] == [text, text]
+
+
+@pytest.mark.parametrize("role", ["User", "HUMAN", "prompter"])
+def test_roles_are_read_in_any_case(role: str) -> None:
+    row = {"messages": [HI | {"role": role}, YES | {"role": "Assistant"}]}
+    ours = to_conversation({"messages": [HI, YES]}, source=SOURCE, index=0)
+    assert to_conversation(row, source=SOURCE, index=0) == ours
