@@ -7,6 +7,8 @@ memory is a number for each row and band.
 """
 
 import json
+import logging
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any
@@ -24,6 +26,8 @@ from dualign.errors import DataError
 
 MINIMA = 128
 _SEED = 1
+_RUNS_IN: set[int] = set()  # ids of the processes in which rensa has started its threads
+logger = logging.getLogger(__name__)
 _CHANCE = 0.95
 """The chance that two rows of exactly the threshold are compared."""
 _MOST_COMPARED = 100
@@ -74,10 +78,27 @@ def minhashes(sets: Sequence[Hashes]) -> list[bytes]:
     """Return the minima of each set of hashes, as bytes."""
     offsets = np.cumsum([0, *map(len, sets)], dtype=np.uint64)
     flat = np.concatenate([*sets, np.empty(0, dtype=np.uint64)])
+    _RUNS_IN.add(os.getpid())
     matrix = _rensa().RMinHash.digest_matrix_from_flat_token_hashes(
         flat, offsets, num_perm=MINIMA, seed=_SEED
     )
     return [np.array(row, dtype=np.uint32).tobytes() for row in matrix.to_rows()]
+
+
+def worker_processes(dedup: DedupConfig | None, asked: int) -> int | None:
+    """Return how many processes may fingerprint rows; None is this one alone.
+
+    rensa starts threads, which a fork doesn't take along: its processes would wait for them for ever.
+    So once minima were made here, they are made here.
+    """
+    is_minhash = dedup is not None and dedup.method == "minhash"
+    if asked > 1 and is_minhash and os.getpid() in _RUNS_IN:
+        logger.info(
+            "minhash ran in this process before, whose threads don't live in others: 1 process instead of %d",
+            asked,
+        )
+        return None
+    return asked if asked > 1 else None
 
 
 def exact_duplicates(digests: Sequence[bytes]) -> Indices:

@@ -27,6 +27,7 @@ from dualign.data.mix.dedup import (
     exact_duplicates,
     near_duplicates,
     signatures,
+    worker_processes,
 )
 from dualign.data.request import DataRequest
 from dualign.data.rows.loading import SampledRows
@@ -82,7 +83,7 @@ def screen(sampled: Sequence[SampledRows], request: DataRequest, *, pairs: bool)
             with_indices=True,
             remove_columns=rows.table.column_names,
             features=_FEATURES,
-            num_proc=data.num_proc if data.num_proc > 1 else None,
+            num_proc=worker_processes(data.dedup, data.num_proc),
             desc=f"screening {source_label(source)}",
         )
         for rows, source in zip(sampled, data.sources, strict=True)
