@@ -195,9 +195,22 @@ def _require_fit(adapter: Adapter, name: str, shape: tuple[int, ...]) -> None:
         shapes.append(adapter.modules[path].shape)
     for adapter_shape in shapes:
         if adapter_shape != shape:
+            remedy = _remedy(name, adapter_shape, shape)
             raise MergeError(
-                f"{adapter.folder}: {name} is {adapter_shape} in the adapter and {shape} in the base"
+                f"{adapter.folder}: {name} is {adapter_shape} in the adapter and {shape} in the "
+                f"base; {remedy}"
             )
+
+
+def _remedy(name: str, adapter_shape: tuple[int, ...], shape: tuple[int, ...]) -> str:
+    """Say what to do about shapes that differ: another number of rows is another vocabulary."""
+    if len(shape) != 2 or adapter_shape[1:] != shape[1:] or not ("embed" in name or name == HEAD):
+        return "name the base that it was trained on"
+    return (
+        f"it was trained on a base whose vocabulary had been resized to {adapter_shape[0]} rows. "
+        f"Give the base as many before: model.resize_token_embeddings({adapter_shape[0]}) in "
+        "transformers, save_pretrained with the adapter's tokenizer, and name that folder as base"
+    )
 
 
 def _special_ids(adapter: Path) -> dict[str, Any]:

@@ -362,9 +362,28 @@ def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
     }
     save_file(wide, file)
     with pytest.raises(
-        MergeError, match=r"is \(32, 64\) in the adapter and \(32, 32\) in the base"
+        MergeError, match=r"is \(32, 64\) in the adapter and \(32, 32\) in the base; name the base"
     ):
         open_weights(adapter)
+
+
+def test_an_adapter_of_a_resized_vocabulary_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base")
+    adapter = make_adapter(base, tmp_path / "adapter", **LORAS["embedding saved"])
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.resize_token_embeddings(70)
+    model.save_pretrained(tmp_path / "resized")
+    larger = make_adapter(tmp_path / "resized", tmp_path / "larger", **LORAS["embedding saved"])
+    with pytest.raises(
+        MergeError,
+        match=r"embed_tokens.weight is \(70, 32\) in the adapter and \(64, 32\) in the base; .*"
+        r"model.resize_token_embeddings\(70\)",
+    ):
+        fold(base, larger, tmp_path / "out")
+    with pytest.raises(MergeError, match=r"resize_token_embeddings\(64\)"):
+        fold(tmp_path / "resized", adapter, tmp_path / "out")
+    fold(tmp_path / "resized", larger, tmp_path / "out")  # as the message says
+    assert not list(tmp_path.glob(".out*"))
 
 
 def test_a_nan_in_an_adapter_is_named(tmp_path: Path) -> None:

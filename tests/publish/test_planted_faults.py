@@ -1,6 +1,7 @@
 """Faults planted in a run directory that was sound: each is found by its check, with a message that says what to do."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -166,7 +167,7 @@ FAULTS = [
     ("apo", other_template, {}, "doctor", "template_not_trained"),
     ("merged", never_stops, {}, "doctor", "generation_never_stops"),
     ("merged", own_code, {}, "code", "config.json has auto_map: the model needs code to load"),
-    ("apo", parent_dropped, {}, "composition", "its rank is 2, and the stages trained 4 + 2: an adapter is missing in it"),
+    ("apo", parent_dropped, {}, "composition", "its rank is 2, and the stages trained sft 4 + apo 2: an adapter is missing in it; run apo again"),
     ("apo", parent_rounded, {}, "composition", "doesn't hold the adapter of sft that it was trained on"),
     ("apo", base_is_adapter, {}, "composition", "its base, sft, is an adapter itself"),
     ("apo", unproven, {}, "composition", "run.json has no proof that the saved adapter gives the trained model's logits"),
@@ -180,6 +181,51 @@ FAULTS = [
     ("merged", nothing, {"license": "apache2"}, "licence", "'apache2' isn't a license id that the hub knows (did you mean 'apache-2.0'?)"),
     ("merged", nothing, {"languages": ("English",)}, "card", "language: 'English' isn't an ISO 639 code such as en"),
 ]  # fmt: skip
+
+
+def from_outside(run: Path) -> tuple[str, ...]:
+    """Make the stage one that started from an adapter of somebody else's, not from `sft`.
+
+    Returns the values of --base for it.
+    """
+    base = json.loads((run.parent / "sft" / "run.json").read_text())["config"]["model"]
+    outside = run.parent.parent / "theirs"
+    shutil.copytree(run.parent / "sft", outside)
+    (outside / "run.json").unlink()
+    record = json.loads((run / "run.json").read_text())
+    record["config"]["model"] = str(outside)
+    edit_json(run / "run.json", config=record["config"], parents={})
+    return (f"{outside}=acme/theirs@{COMMIT}", f"{base}=acme/base@{COMMIT}")
+
+
+def test_an_adapter_that_no_stage_made_may_be_the_start(
+    copied: Path, asked: Callable[..., PublishRequest], tmp_path: Path
+) -> None:
+    bases = from_outside(copied / "apo")
+    request = asked(copied / "apo", bases=bases)
+    found = looked_at(request, tmp_path / "staged", whole=False)
+    assert found["composition"] == ("ok", "theirs (rank 4) + apo (rank 2) on the base, exactly")
+    parent_dropped(copied / "apo")
+    state, message = looked_at(request, tmp_path / "again", whole=False)["composition"]
+    assert state == "failed"
+    assert "its rank is 2, and the stages trained theirs 4 + apo 2" in message
+
+
+def test_modules_that_one_of_two_adapters_has_are_no_fault(
+    copied: Path, asked: Callable[..., PublishRequest], tmp_path: Path
+) -> None:
+    """The parent on all modules, the stage on some of them."""
+    bases = from_outside(copied / "apo")
+    file = copied / "apo" / "adapter_model.safetensors"
+    weights = load_file(file)
+    for name in [name for name in weights if "down_proj" in name]:
+        half = weights[name][:4] if "lora_A" in name else weights[name][:, :4]
+        weights[name] = half.contiguous()
+    save_file(weights, file, {"format": "pt"})
+    scale = {"rank_pattern": {"down_proj": 4}, "alpha_pattern": {"down_proj": 4}}
+    edit_json(copied / "apo" / "adapter_config.json", **scale)
+    found = looked_at(asked(copied / "apo", bases=bases), tmp_path / "staged", whole=False)
+    assert found["composition"][0] == "ok", found["composition"]
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,14 @@ An adapter trained on another stage's adapter holds that one first and its own a
 
     [s1 B1, s2 B2] @ [A1; A2] = s1 B1 A1 + s2 B2 A2
 
-So its rank is the sum of the trained ranks, its first rows of A are the parent's A, and its first
-columns of B the parent's B times its scaling, to the bit. For `sft` (rank 4) and `apo` on it
+So the rank of a module is the sum of the ranks that were trained on it, its first rows of A are the
+parent's A, and its first columns of B the parent's B times its scaling, to the bit. The first parent
+may be an adapter that no stage made. For `sft` (rank 4) and `apo` on it
 (rank 2): rank 6; A[:4] and B[:, :4] are sft's.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ import torch
 
 from dualign.checkpoints.lora import Adapter, LoraModule, read_adapter
 from dualign.errors import DualignError
-from dualign.model_ref import StageRef, adapter_base
+from dualign.model_ref import ModelRef, StageRef, adapter_base
 from dualign.publish.checklist import CheckOutcome, judge
 from dualign.publish.lineage import Lineage
 from dualign.publish.release import Release
@@ -26,19 +28,19 @@ from dualign.stages import stage_kind
 
 
 def check_composition(release: Release, folder: Path) -> CheckOutcome | None:
-    """The run's adapter holds its parent's, and both were proven by loading them again."""
+    """The run's adapter holds those that it was trained on, and was proven by loading it again."""
     lineage = release.lineage
     if lineage.adapter_folder is None or release.adapter_base is None:
         return None
     chain = _adapter_chain(lineage)
     try:
         adapter = read_adapter(lineage.adapter_folder)
+        start = read_adapter(chain[0].folder) if chain and chain[0].rank is None else None
     except DualignError as error:
         return judge([str(error)], "")
     faults = [
-        *_base_faults(adapter),
-        *_rank_faults(adapter, chain),
-        *_parent_faults(adapter, chain, lineage),
+        *_base_faults(adapter, lineage),
+        *_part_faults(adapter, chain, start, lineage),
         *_reload_faults(lineage),
     ]
     if release.manifest.fold and lineage.quantized:
@@ -46,54 +48,86 @@ def check_composition(release: Release, folder: Path) -> CheckOutcome | None:
             "it was trained on a base in 4 bits (NF4), and folded into the 16-bit base it is another "
             "model; publish the adapter (--what adapter)"
         )
-    parts = " + ".join(f"{stage.name} (rank {_rank(stage)})" for stage in chain)
-    return judge(faults, f"{parts} on the base, exactly")
+    return judge(faults, f"{_sum(chain, start, ' (rank {})')} on the base, exactly")
 
 
-def _adapter_chain(lineage: Lineage) -> list[StageRun]:
-    """Return the stages whose adapters make up the run's, in the order of training."""
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One adapter of those that add up to the run's."""
+
+    name: str
+    folder: Path
+    rank: int | None
+    """that a stage trained; None: an adapter that no stage of the pipeline made"""
+
+
+def _adapter_chain(lineage: Lineage) -> list[_Part]:
+    """Return the adapters that add up to the run's, in the order of training."""
     by_name = {stage.name: stage for stage in lineage.stages}
-    chain: list[StageRun] = []
+    chain: list[_Part] = []
     stage: StageRun | None = lineage.run
     while stage and stage_kind(stage.kind).trains and stage.record["config"].get("lora"):
-        chain.insert(0, stage)
-        ref = StageRef.parse(str(stage.record["config"].get("model") or ""))
+        chain.insert(0, _Part(stage.name, stage.path, int(stage.record["config"]["lora"]["r"])))
+        text = str(stage.record["config"].get("model") or "")
+        ref = StageRef.parse(text)
+        folder = None if ref else ModelRef.parse(text).path
         parent = by_name.get(ref.label) if ref else None
+        if folder and (folder / "adapter_config.json").is_file():
+            chain.insert(0, _Part(folder.name, folder, None))
         has_adapter = parent and (parent.path / "adapter_config.json").is_file()
         stage = parent if has_adapter else None
     return chain
 
 
-def _base_faults(adapter: Adapter) -> Iterator[str]:
+def _sum(chain: Sequence[_Part], start: Adapter | None, form: str) -> str:
+    """Return `sft (rank 4) + apo (rank 2)`."""
+    ranks = [_rank(start) if part.rank is None and start else part.rank for part in chain]
+    return " + ".join(
+        f"{part.name}{form.format(rank)}" for part, rank in zip(chain, ranks, strict=True)
+    )
+
+
+def _base_faults(adapter: Adapter, lineage: Lineage) -> Iterator[str]:
     base = adapter_base(adapter.folder, adapter.config).path
     if base and (base / "adapter_config.json").is_file():
         yield (
             f"its base, {base.name}, is an adapter itself, so that whoever loads it gets half of the "
-            "training; run the stage again with this version, which adds the two up"
+            f"training; run {lineage.run.name} again with this version, which adds the two up"
         )
 
 
-def _rank_faults(adapter: Adapter, chain: list[StageRun]) -> Iterator[str]:
-    expected = sum(_rank(stage) for stage in chain)
-    rank = max((module.rank for module in adapter.modules.values()), default=0)
-    if expected and rank != expected:
-        parts = " + ".join(str(_rank(stage)) for stage in chain)
-        yield f"its rank is {rank}, and the stages trained {parts}: an adapter is missing in it; run the stage again"
+def _part_faults(
+    adapter: Adapter, chain: Sequence[_Part], start: Adapter | None, lineage: Lineage
+) -> Iterator[str]:
+    """Find modules whose rank isn't the parent's, or the parent's and the stage's own."""
+    if not chain:
+        return
+    parent = start if len(chain) == 2 else None
+    if len(chain) > 1 and parent is None:
+        try:
+            parent = read_adapter(chain[-2].folder)
+        except DualignError as error:
+            yield f"{chain[-2].name}: {error}"
+            return
+    own, before = chain[-1].rank or 0, parent.modules if parent else {}
+    added = {
+        module.rank - (before[path].rank if path in before else 0)
+        for path, module in adapter.modules.items()
+    }
+    if added - {0, own} or own not in added:
+        yield (
+            f"its rank is {_rank(adapter)}, and the stages trained {_sum(chain, start, ' {}')}: an "
+            f"adapter is missing in it; run {lineage.run.name} again"
+        )
+    elif parent:
+        yield from _parent_faults(adapter, parent, chain[-2].name, lineage)
 
 
-def _parent_faults(adapter: Adapter, chain: list[StageRun], lineage: Lineage) -> Iterator[str]:
-    if len(chain) < 2:
-        return
-    parent_folder = chain[-2].path
-    try:
-        parent = read_adapter(parent_folder)
-    except DualignError as error:
-        yield f"{parent_folder.name}: {error}"
-        return
+def _parent_faults(adapter: Adapter, parent: Adapter, name: str, lineage: Lineage) -> Iterator[str]:
     for path, module in parent.modules.items():
         if path not in adapter.modules or not _starts_with(adapter.modules[path], module):
             yield (
-                f"{path} doesn't hold the adapter of {parent_folder.name} that it was trained on; "
+                f"{path} doesn't hold the adapter of {name} that it was trained on; "
                 f"run {lineage.run.name} again"
             )
             return
@@ -118,5 +152,5 @@ def _reload_faults(lineage: Lineage) -> Iterator[str]:
         )
 
 
-def _rank(stage: StageRun) -> int:
-    return int((stage.record["config"].get("lora") or {}).get("r") or 0)
+def _rank(adapter: Adapter) -> int:
+    return max((module.rank for module in adapter.modules.values()), default=0)
