@@ -286,6 +286,7 @@ def diagnose(
     tokenizer: str | None = None,
     max_tokens: int = 2048,
     split: str = "train",
+    switch: Switch | Mapping[str, Any] | None = None,
     tensors: bool = False,
 ) -> "Diagnosis":
     """Examine a recipe, a saved model, or data, as `dualign doctor` does. Nothing is trained.
@@ -297,6 +298,7 @@ def diagnose(
         tokenizer: the model folder whose tokenizer is used for data; None: the embedded model's.
         max_tokens: the length of a packed row, for data.
         split: the split of a Hub dataset.
+        switch: what switches the modes, for data and a template alone, as in `evaluate`.
         tensors: read all weights of a saved model, for NaN and infinite values.
 
     Returns:
@@ -306,7 +308,7 @@ def diagnose(
         ConfigError: the target isn't there, or is a recipe without a training stage; nothing is named.
     """
     if target is None:
-        return _diagnose_template(template, tokenizer)
+        return _diagnose_template(template, tokenizer, read_switch(switch, "switch"))
     from dualign.doctor.inputs import input_kind
 
     names = shipped_names()
@@ -323,10 +325,13 @@ def diagnose(
         tokenizer=tokenizer,
         max_tokens=max_tokens,
         split=split,
+        switch=read_switch(switch, "switch"),
     )
 
 
-def _diagnose_template(template: str | None, tokenizer: str | None) -> "Diagnosis":
+def _diagnose_template(
+    template: str | None, tokenizer: str | None, switch: Switch | None
+) -> "Diagnosis":
     if template is None and tokenizer is None:
         raise ConfigError(
             "nothing to examine: expected a recipe, a model folder, data, or a template (--template X "
@@ -334,7 +339,7 @@ def _diagnose_template(template: str | None, tokenizer: str | None) -> "Diagnosi
         )
     from dualign.doctor.doctor import diagnose_template
 
-    return diagnose_template(template or "tokenizer", tokenizer=tokenizer)
+    return diagnose_template(template or "tokenizer", tokenizer=tokenizer, switch=switch)
 
 
 def publish(

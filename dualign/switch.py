@@ -150,7 +150,8 @@ def tried(switch: Switch | None) -> str:
 def _problem(name: object, value: object) -> str | None:
     if name == _SYSTEM:
         is_text = isinstance(value, str) and value.strip()
-        return None if is_text else f"expected text for the system message, found {value!r}"
+        hint = " (quote it: YAML reads on, off, yes and no so)" if isinstance(value, bool) else ""
+        return None if is_text else f"expected text for the system message, found {value!r}{hint}"
     if name in _FIXED:
         return "every prompt has its own: expected another variable of the template"
     if not isinstance(name, str) or not _NAME.fullmatch(name):

@@ -137,6 +137,7 @@ def doctor(args: Namespace) -> int:
         tokenizer=args.tokenizer,
         max_tokens=args.max_tokens,
         split=args.split,
+        switch=_switch(args.switch),
         tensors=args.tensors,
     )
     if args.json:

@@ -257,6 +257,9 @@ def _doctor_command(sub: Sub) -> None:
         "--split", default="train", metavar="NAME", help="for DATA; default %(default)s"
     )
     parser.add_argument(
+        "--switch", metavar="YAML", help=f"for DATA, or a template alone: {_SWITCH}"
+    )
+    parser.add_argument(
         "--tensors", action="store_true", help="for MODEL_DIR: read all weights, for NaN"
     )
     parser.add_argument("--json", action="store_true", help="print JSON for machines")

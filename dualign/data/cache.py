@@ -64,6 +64,7 @@ def cache_key(kind: str, request: DataRequest) -> str | None:
             template.template_kwargs,
             template.tool_use,
             str(template.switch),
+            template.folds_system,
         ],
         "tokenizer": sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
         "special_tokens": dict(tokenizer.special_tokens_map),

@@ -36,6 +36,7 @@ from dualign.models.source import ModelSource, resolve_model
 from dualign.models.tokenizer import load_tokenizer
 from dualign.recipe import Recipe
 from dualign.stages import stage_kind, training_kinds
+from dualign.switch import Switch
 from dualign.training.config import TrainingStage
 
 if TYPE_CHECKING:
@@ -102,7 +103,13 @@ def diagnose_model(model: str, *, tensors: bool = False) -> Diagnosis:
 
 
 def diagnose_data(
-    path: str, *, template: str, tokenizer: str | None, max_tokens: int, split: str
+    path: str,
+    *,
+    template: str,
+    tokenizer: str | None,
+    max_tokens: int,
+    split: str,
+    switch: Switch | None = None,
 ) -> Diagnosis:
     """Check rows as a stage with this template and tokenizer would train on them.
 
@@ -111,7 +118,7 @@ def diagnose_data(
     """
     source = SourceConfig(path=path, split=split)
     model = tokenizer or str(embedded_model())
-    stage = TrainingStage(name="data", model=model, template=template)
+    stage = TrainingStage(name="data", model=model, template=template, switch=switch)
     findings, name = Findings(), f"template {template}"
     loaded = _load_tokenizer(stage, _tokenizer_start(model), findings, name)
     if loaded is None:
@@ -135,7 +142,9 @@ def diagnose_data(
     return Diagnosis(findings=findings, rows=rows)
 
 
-def diagnose_template(template: str, *, tokenizer: str | None) -> Diagnosis:
+def diagnose_template(
+    template: str, *, tokenizer: str | None, switch: Switch | None = None
+) -> Diagnosis:
     """Try rows of ten kinds in both modes, as a stage with this template and tokenizer would train
     them.
 
@@ -143,7 +152,7 @@ def diagnose_template(template: str, *, tokenizer: str | None) -> Diagnosis:
         DualignError: the tokenizer or the template can't be read.
     """
     model = tokenizer or str(embedded_model())
-    stage = TrainingStage(name="template", model=model, template=template)
+    stage = TrainingStage(name="template", model=model, template=template, switch=switch)
     findings, name = Findings(), f"template {template}"
     loaded = _load_tokenizer(stage, _tokenizer_start(model), findings, name)
     if loaded is None:

@@ -136,6 +136,16 @@ def test_the_command_prints_a_table_the_reasons_and_a_row_of_each_mode(
     assert "20 rows in, 10 kept, 10 dropped" in shown
 
 
+def test_a_named_switch_is_tried(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "plain.jinja"
+    file.write_text(families.PLAIN, encoding="utf-8")
+    words = "{think: {system: Think.}, no_think: {system: Answer.}}"
+    assert main(["doctor", "--template", str(file), "--switch", words]) == 0
+    shown = capsys.readouterr().out
+    assert 'switch: {think: {system: "Think."}, no_think: {system: "Answer."}}' in shown
+    assert "<|im_start|>system\u21b5\nThink.\u21b5\n\u21b5\nYou answer" in shown
+
+
 def test_json_has_the_trials_with_text_and_what_is_supervised(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

