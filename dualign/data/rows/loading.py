@@ -11,7 +11,7 @@ import os
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from itertools import chain, islice
 from pathlib import Path
@@ -121,7 +121,7 @@ def _open(source: SourceConfig, base: Path | None) -> datasets.Dataset | _Stream
     files = local_files(source.path, base)
     require_zstandard(source.path, files)
     try:
-        return _local(source, files, base) if files else _hub(source)
+        return _undecoded(_local(source, files, base) if files else _hub(source))
     except DataError as error:
         raise DataError(f"source {source.path!r}: {error}") from error
     except (*_UNREADABLE, datasets.exceptions.DatasetsError) as error:
@@ -166,6 +166,29 @@ def _local(
         streaming=source.streaming,
         **(csv_options(files) if kinds[0] == "csv" else {}),
     )
+
+
+def _undecoded(rows: datasets.Dataset | _Stream) -> datasets.Dataset | _Stream:
+    """Return the rows with images, sounds and videos as bytes: nobody looks at them, and they would
+    need packages.
+    """
+    if isinstance(rows, JsonRows) or not rows.features:
+        return rows
+    for name, kind in rows.features.items():
+        plain = _without_decoding(kind)
+        if plain != kind:
+            rows = rows.cast_column(name, plain)
+    return rows
+
+
+def _without_decoding(kind: Any) -> Any:
+    if isinstance(kind, datasets.Image | datasets.Audio | datasets.Video):
+        return replace(kind, decode=False)
+    if isinstance(kind, datasets.List):
+        return datasets.List(_without_decoding(kind.feature))
+    if isinstance(kind, Mapping):
+        return {name: _without_decoding(item) for name, item in kind.items()}
+    return kind
 
 
 def _with_rows(files: list[Path]) -> list[Path]:

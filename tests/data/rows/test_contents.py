@@ -1,12 +1,15 @@
 """Contents, media and loss flags as several tools write them: read, or refused by a code."""
 
+from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 
 from dualign.data.config import SourceConfig
 from dualign.data.conversation import Message
 from dualign.data.faults import RowError
+from dualign.data.rows.loading import load_source
 from dualign.data.rows.sources import to_conversation, to_pair
 
 SOURCE = SourceConfig(path="rows.jsonl")
@@ -294,3 +297,21 @@ def test_flags_of_other_turns_change_nothing(flags: dict[str, Any]) -> None:
 def test_columns_that_say_something_of_the_loss(columns: dict[str, Any], code: str) -> None:
     assert code_of({"messages": [HI, YO], **columns}) == code
     assert messages_of({"messages": [HI, YO], "loss": 1, "weight": 1.0, "train": True})
+
+
+@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_columns_of_images_are_not_decoded_before_the_row_is_refused(
+    tmp_path: Path, many: bool, streaming: bool
+) -> None:
+    image = {"bytes": b"no image at all", "path": None}
+    row = {"messages": [HI, YO], "images" if many else "image": [image] if many else image}
+    kind = datasets.List(datasets.Image()) if many else datasets.Image()
+    text = {"role": datasets.Value("string"), "content": datasets.Value("string")}
+    features = datasets.Features(
+        {"messages": datasets.List(text), "images" if many else "image": kind}
+    )
+    datasets.Dataset.from_list([row], features=features).to_parquet(tmp_path / "a.parquet")
+    source = SourceConfig(path=str(tmp_path / "a.parquet"), streaming=streaming)
+    (read,) = load_source(source)
+    assert code_of(read) == "multimodal"
