@@ -9,9 +9,9 @@ from dualign.data.conversation import Message, Mode, Role
 from dualign.data.faults import RowFault
 from dualign.errors import excerpt, listing
 
-# How calls are written where they are text: Hermes, Llama-3, Mistral, smolagents, ReAct.
+# How calls are written where they are text: Hermes, Llama-3, Mistral, smolagents, ReAct, Python.
 _CALL_TEXT = re.compile(
-    r"<tool_call>|<function|<\|python_tag\|>|\[TOOL_CALLS\]|<code>|```|<invoke|^Action:",
+    r"<tool_call>|<function|<\|python_tag\|>|\[TOOL_CALLS\]|<code>|```|<invoke|^Action:|^\s*\[[A-Za-z_][\w ./-]*\(",
     re.MULTILINE,
 )
 
