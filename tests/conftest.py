@@ -24,6 +24,15 @@ LONGEST = (
 )
 
 
+def pytest_configure() -> None:
+    """Let no property test fail since the machine is busy."""
+    from hypothesis import HealthCheck, settings
+
+    checks = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+    settings.register_profile("any machine", deadline=None, suppress_health_check=checks)
+    settings.load_profile("any machine")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     files = [Path(__file__).parent / name for name in LONGEST]
     items.sort(key=lambda item: files.index(item.path) if item.path in files else len(files))

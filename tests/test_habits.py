@@ -210,7 +210,9 @@ def test_every_test_has_a_limit_that_only_what_hangs_reaches() -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("*.py")), ids=lambda path: path.name)
 def test_no_test_has_a_limit_of_its_own(path: Path) -> None:
     """On a machine that others keep busy, it would fail what is right."""
+    if path.name == "conftest.py" and path.parent.name == "tests":  # no deadline at all
+        return
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call):
             names = [word.arg for word in node.keywords]
-            assert "timeout" not in names, f"{path}:{node.lineno}"
+            assert {"timeout", "deadline"}.isdisjoint(names), f"{path}:{node.lineno}"

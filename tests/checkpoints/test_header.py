@@ -35,7 +35,7 @@ def refused(file: Path) -> bool:
     return False
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.binary(max_size=80))
 def test_any_bytes_are_read_or_refused(tmp_path_factory, data: bytes) -> None:
     file = tmp_path_factory.getbasetemp() / "any.safetensors"
@@ -43,7 +43,7 @@ def test_any_bytes_are_read_or_refused(tmp_path_factory, data: bytes) -> None:
     refused(file)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(entries, st.integers(0, 40))
 def test_what_is_accepted_is_accepted_by_safetensors_too(
     tmp_path_factory, header: dict, size: int
@@ -61,7 +61,7 @@ def test_what_is_accepted_is_accepted_by_safetensors_too(
     assert set(read_header(file)) == names
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.data())
 def test_a_changed_byte_never_reads_outside_of_the_file(tmp_path_factory, data) -> None:
     planned = [TensorSpec("a", (2, 3), "F32"), TensorSpec("b", (5,), "BF16")]

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dualign.errors import DualignError
@@ -12,9 +12,7 @@ from dualign.merging.merge import prepare
 from dualign.merging.mergekit.load import load
 from tests.checkpoints.folders import CONFIG, TOKENS, shard, tensors, write_model
 
-SMALL = settings(
-    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+SMALL = settings(max_examples=60)
 anything = st.recursive(
     st.none() | st.booleans() | st.integers(-2, 40) | st.floats(allow_nan=False) | st.text(max_size=4),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, event, given, settings
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
@@ -151,10 +151,9 @@ MIXTURES = st.fixed_dictionaries(
         "validation_rows": st.sampled_from([0, 0, 3]),
     }
 )
-QUIET = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=QUIET)
+@settings(max_examples=20)
 @given(st.lists(sources(), min_size=1, max_size=3), MIXTURES, st.integers(0, 3))
 def test_the_account_adds_up(
     tmp_path: Path,
@@ -167,7 +166,7 @@ def test_the_account_adds_up(
 
 
 @pytest.mark.slow
-@settings(max_examples=150, deadline=None, suppress_health_check=QUIET)
+@settings(max_examples=150)
 @given(st.lists(sources(), min_size=1, max_size=3), MIXTURES, st.integers(0, 3))
 def test_the_account_adds_up_over_many_mixtures(
     tmp_path: Path,

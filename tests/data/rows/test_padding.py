@@ -8,7 +8,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
@@ -87,9 +87,7 @@ def write_all(rows: list[dict[str, Any]], folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-@settings(
-    max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=4)
 @given(rows=ROWS)
 def test_the_same_rows_give_the_same_tokens_from_every_kind_of_file(
     rows: list[dict[str, Any]],

@@ -40,7 +40,7 @@ system = (
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     system=system,
     turns=st.lists(st.tuples(words, words, words, st.booleans()), min_size=1, max_size=3),

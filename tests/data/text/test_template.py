@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import trl
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
@@ -306,9 +306,7 @@ def test_plain_text_is_rendered_as_it_is(tokenizer: PreTrainedTokenizerFast) -> 
 words = st.text(alphabet="ab <>/?é你\n\t.0", max_size=12)
 
 
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=150)
 @given(
     turns=st.lists(
         st.tuples(words, words.filter(str.strip), words.filter(str.strip)), min_size=1, max_size=3

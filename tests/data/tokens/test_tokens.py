@@ -4,7 +4,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -97,9 +97,7 @@ def test_a_slow_tokenizer_is_refused() -> None:
 words = st.text(alphabet="ab <>/?é你\n\t.0", max_size=12).filter(str.strip)
 
 
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=150)
 @given(
     turns=st.lists(st.tuples(words, words, words), min_size=1, max_size=3),
     think=st.booleans(),

@@ -14,7 +14,7 @@ floats = st.floats(width=32, allow_nan=False, allow_infinity=False)
 coarse = st.sampled_from([0.0, 0.5, 1.0, 1.5, 2.0])
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(arrays(np.float32, st.integers(1, 60), elements=floats | coarse), st.data())
 def test_values_at_ranks_are_those_of_the_sorted_tensor(values, data):
     ranks = data.draw(st.lists(st.integers(0, values.size - 1), min_size=1, max_size=4))
@@ -24,7 +24,7 @@ def test_values_at_ranks_are_those_of_the_sorted_tensor(values, data):
     assert found == [float(ordered[rank]) for rank in ranks]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(arrays(np.float32, st.integers(1, 60), elements=coarse), st.data())
 def test_kept_ranks_are_exact_where_values_are_equal(values, data):
     first = data.draw(st.integers(0, values.size))
