@@ -16,7 +16,10 @@ from dualign.data.rows.columns import check_columns, shape_for, unused_columns
 from dualign.data.rows.known_columns import guessed_columns, known_columns, samples_of
 
 _PLAIN = re.compile(r"[\w./-]+(?: [\w./-]+)*")
-_CHANGES_MEANING = frozenset({"score", "reward", "rating", "rank", "labels", "history"})
+_CHANGES_MEANING = frozenset(
+    {"score", "reward", "rating", "rank", "labels", "history", "context", "input", "choices"}
+    | {"options", "thinking", "reasoning_content", "cot", "system_prompt", "system_message"}
+)
 """Columns whose names say that they change what is learned."""
 
 
@@ -46,22 +49,23 @@ class SourceReading:
 def read_source(
     source: SourceConfig, table: datasets.Dataset, *, pairs: bool, supervise: Supervise
 ) -> SourceReading:
-    """Return how the rows of a source are read.
+    """Return how the rows of a source are read. Columns without a value aren't among the unused.
 
     Raises:
         DataError: `columns` names what the file doesn't have.
     """
-    columns = source.columns
+    columns, samples = source.columns, samples_of(table)
     if columns:
         check_columns(source, table)
     else:
         verbatim = supervise == "all" and not pairs
-        columns = known_columns(samples_of(table), pairs=pairs, verbatim=verbatim)
+        columns = known_columns(samples, pairs=pairs, verbatim=verbatim)
     names = table.column_names
     shape = shape_for(columns, dict.fromkeys(names), pairs=pairs)
+    unused = unused_columns(names, columns, shape) if shape else ()
     return SourceReading(
         source=replace(source, columns=columns),
-        unused=tuple(unused_columns(names, columns, shape)) if shape else (),
+        unused=tuple(name for name in unused if samples.get(name) not in (None, "")),
         known=bool(columns) and not source.columns,
     )
 

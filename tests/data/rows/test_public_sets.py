@@ -12,7 +12,7 @@ from dualign.data.prepare import DataRequest, PairData, SFTData, prepare_pairs, 
 from dualign.data.rows.reading import reading_notes
 from dualign.data.text.template import load_template
 from dualign.data.tokens.labels import IGNORE_INDEX
-from tests.data.rows.public_sets import SETS, PublicSet, ask, tell, wrong
+from tests.data.rows.public_sets import SETS, PublicSet, ask, chat, tell, wrong
 
 WriteRows = Callable[..., Path]
 
@@ -97,3 +97,20 @@ def test_a_reading_by_known_names_and_columns_that_arent_used_are_said(
         "rows.jsonl: score would change what is learned, by the name, and isn't used"
     )
     assert notes("DPO (axolotl chat_template)") == []
+
+
+def test_columns_without_a_value_arent_named_and_a_trace_that_isnt_read_is(
+    write_rows: WriteRows, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    public = PublicSet(
+        name="chat",
+        row=lambda n: {
+            "messages": chat(n),
+            "language": None,
+            "system_prompt": "",
+            "thinking": f"Because of {n}.",
+        },
+    )
+    assert list(reading_notes(prepared(public, write_rows, tokenizer).sources)) == [
+        "rows.jsonl: thinking would change what is learned, by the name, and isn't used"
+    ]
