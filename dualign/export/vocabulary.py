@@ -51,7 +51,7 @@ def vocabulary_of(tokenizer: "PreTrainedTokenizerBase", size: int, place: str) -
     Raises:
         CheckpointError: not byte-level BPE, or llama.cpp would split text otherwise.
     """
-    from dualign.data.text.template import named_templates
+    from dualign.data.text.template_texts import named_templates
 
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:

@@ -7,7 +7,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from dualign.data.conversation import MODES, Mode
-from dualign.data.text.template import ChatTemplate, named_templates
+from dualign.data.text.template import ChatTemplate
+from dualign.data.text.template_texts import named_templates
 from dualign.switch import ADVICE, ENABLE_THINKING, Switch, tried
 
 

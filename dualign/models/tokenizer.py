@@ -11,7 +11,8 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from dualign.data.text.installed import original_text
 from dualign.data.text.modes import stated_switch, switch_line
 from dualign.data.text.system_role import folding_system, with_fold
-from dualign.data.text.template import ChatTemplate, load_template, named_templates
+from dualign.data.text.template import ChatTemplate, load_template
+from dualign.data.text.template_texts import named_templates
 from dualign.errors import CheckpointError, TemplateError
 from dualign.models.source import ModelSource, resolve_model
 from dualign.switch import Switch

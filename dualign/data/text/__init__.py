@@ -7,6 +7,7 @@ __all__ = [
     "spans",
     "system_role",
     "template",
+    "template_texts",
     "truncation",
     "turn_shapes",
 ]

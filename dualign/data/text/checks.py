@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 
 from dualign.data.conversation import Conversation, Message
 from dualign.data.faults import Code
-from dualign.data.think_tags import CLOSE, EMPTY_BLOCK, OPEN, WHOLE_FLAG
+from dualign.data.think_tags import CLOSE, OPEN, WHOLE_FLAG
 from dualign.errors import TemplateError
 
 _FLAGS = re.compile(rf"{WHOLE_FLAG.pattern}|(?<!\S)/system_override(?!\S)")
+_TAG = re.compile(r"[<\[][^<>\[\]\s]*think[^<>\[\]\s]*[>\]]", re.IGNORECASE)
+"""A tag of a think block: `<think>`, `[THINK]`, `<seed:think>`."""
 _LONG_ENOUGH = 20
 """A shorter text may be repeated by chance (characters)."""
 
@@ -48,7 +50,11 @@ def row_defects(conversation: Conversation, text: str) -> Iterator[Defect]:
 
 
 def turn_defects(
-    message: Message, opening: str, produced: str, headers: tuple[str, ...] = ()
+    message: Message,
+    opening: str,
+    produced: str,
+    headers: tuple[str, ...] = (),
+    tags: tuple[str, str] = (OPEN, CLOSE),
 ) -> Iterator[Defect]:
     """Find a turn that doesn't continue its prompt.
 
@@ -57,22 +63,34 @@ def turn_defects(
         opening: what the generation prompt appends to the conversation.
         produced: what the model has to produce after it.
         headers: what it appends elsewhere.
+        tags: what the template writes around a trace.
     """
     whole = opening + produced
     if produced.startswith(headers) or (opening and produced.startswith(opening)):
         yield Defect("prompt_supervised", f"the turn repeats its prompt: {whole[:80]!r}")
         return
-    if OPEN not in whole:
+    if tags[0] not in whole:
         return
-    if EMPTY_BLOCK.match(produced):
+    if _is_empty_block(produced, tags):
         yield Defect("empty_think_supervised", f"the turn begins with {produced[:40]!r}")
         return
     in_calls = str(message.tool_calls) if message.tool_calls else ""
-    opened, closed = (whole.count(tag) - in_calls.count(tag) for tag in (OPEN, CLOSE))
+    opened, closed = (whole.count(tag) - in_calls.count(tag) for tag in tags)
     if opened > 1:
         yield Defect("thinking_doubled", f"the turn has two think blocks: {whole[:80]!r}")
     elif opened > closed:
         yield Defect("think_left_open", f"the turn doesn't close its think block: {whole[:80]!r}")
+
+
+def find_tags(head: str, closing: str) -> tuple[str, str]:
+    """Return the think tags that a template writes before and after a trace; ours without any."""
+    first, last = _TAG.findall(head), _TAG.findall(closing)
+    return (first[-1], last[0]) if first and last else (OPEN, CLOSE)
+
+
+def _is_empty_block(produced: str, tags: tuple[str, str]) -> bool:
+    begin = produced.lstrip()
+    return begin.startswith(tags[0]) and begin[len(tags[0]) :].lstrip().startswith(tags[1])
 
 
 def _tool_name(tool: Mapping[str, Any]) -> str:

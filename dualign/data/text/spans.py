@@ -235,7 +235,7 @@ def _turn(template: ChatTemplate, conversation: Conversation, which: int, texts:
         raise TemplateError(f"{place}: {_no_end(shape, produced)}")
     opening = template.shapes.opening(conversation, which, prompt, texts.of)
     headers = template.shapes.headers(conversation.mode)
-    for code, what in turn_defects(message, opening, produced, headers):
+    for code, what in turn_defects(message, opening, produced, headers, template.tags):
         raise RenderingError(f"{place}: {what} [{code}]", code)
     form = template.for_tools(conversation.tools).trace_form
     thought, answer = _thinking_ends(message, produced, shape, place, form)

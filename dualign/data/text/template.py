@@ -3,19 +3,18 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from functools import cached_property
 from hashlib import blake2b
-from importlib.resources import files
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jinja2
 
 from dualign.data.conversation import MODES, Conversation, Message, Mode
 from dualign.data.text import sandbox
-from dualign.data.text.installed import PREFIX, installed_text, training_template
+from dualign.data.text.checks import find_tags
+from dualign.data.text.installed import installed_text, training_template
 from dualign.data.text.modes import find_switch, stated_switch, tells_apart
+from dualign.data.text.template_texts import added_tokens, template_text, tool_use_text
 from dualign.data.text.trace_form import TraceForm, find_trace_form, message_dict
 from dualign.data.text.turn_shapes import TextOf, TurnShapes, trials
 from dualign.errors import TemplateError
@@ -187,6 +186,21 @@ class ChatTemplate:
         return tuple(dict.fromkeys(filter(None, ends)))
 
     @cached_property
+    def tags(self) -> tuple[str, str]:
+        """The think tags around a trace; ours where the template writes none."""
+        for trial in trials():
+            which = len(trial.messages) - 1
+            if trial.mode != "think":
+                continue
+            try:
+                text_of = self.texts(trial)
+                shape = self.shapes.shape(trial, which, text_of(which + 1, False))
+                return find_tags(text_of(which, True)[-200:] + shape.head, shape.closing)
+            except TemplateError:
+                continue
+        return find_tags("", "")
+
+    @cached_property
     def training(self) -> "ChatTemplate | None":
         """The installed training template of this one's family, if both ask alike."""
         name = training_template(self.text)
@@ -300,10 +314,10 @@ def load_template(
     """
     template = ChatTemplate(
         name=name_or_path,
-        text=_template_text(name_or_path, tokenizer),
-        tool_use=_tool_use_text(name_or_path, tokenizer),
+        text=template_text(name_or_path, tokenizer),
+        tool_use=tool_use_text(name_or_path, tokenizer),
         special_tokens=dict(tokenizer.special_tokens_map) if tokenizer is not None else {},
-        tokens=_added_tokens(tokenizer) if tokenizer is not None else {},
+        tokens=added_tokens(tokenizer) if tokenizer is not None else {},
         template_kwargs=dict(template_kwargs or {}),
     )
     if not template.end_of_turn:
@@ -312,64 +326,6 @@ def load_template(
             "trained on it never learns to stop. Expected an end-of-turn token there."
         )
     return template
-
-
-def _added_tokens(tokenizer: "PreTrainedTokenizerBase") -> dict[str, bool]:
-    tokens = {str(token): True for token in tokenizer.all_special_tokens}
-    return tokens | {
-        token.content: token.special for token in tokenizer.added_tokens_decoder.values()
-    }
-
-
-def _template_text(name_or_path: str, tokenizer: "PreTrainedTokenizerBase | None") -> str:
-    if name_or_path == "tokenizer":
-        if tokenizer is None or not tokenizer.chat_template:
-            raise TemplateError(
-                "template 'tokenizer': the tokenizer has no chat template. Name one: dualign."
-            )
-        named = named_templates(tokenizer)
-        if "default" not in named:
-            raise TemplateError(
-                f"template 'tokenizer': the tokenizer has the templates {', '.join(sorted(named))} and "
-                "none named default, so which one to take can't be told. Name a .jinja file."
-            )
-        return named["default"]
-    if name_or_path.startswith(PREFIX):
-        return installed_text(name_or_path)
-    if name_or_path.endswith(".jinja"):
-        path = Path(name_or_path)
-        if not path.is_file():
-            raise TemplateError(
-                f"template {name_or_path!r}: no such file (looked at {path.absolute()})"
-            )
-        return path.read_text(encoding="utf-8")
-    folder = files("dualign.data") / "templates"
-    names = sorted(
-        file.name.removesuffix(".jinja")
-        for file in folder.iterdir()
-        if file.name.endswith(".jinja")
-    )
-    if name_or_path not in names:
-        near = get_close_matches(name_or_path, names, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise TemplateError(
-            f"unknown template {name_or_path!r}{hint}. "
-            f"Expected {', '.join(names)}, tokenizer, {PREFIX}NAME of the installed trl, or a .jinja file."
-        )
-    return (folder / f"{name_or_path}.jinja").read_text(encoding="utf-8")
-
-
-def named_templates(tokenizer: "PreTrainedTokenizerBase") -> dict[str, str]:
-    """Return a tokenizer's templates by name; a single one is `default`."""
-    templates = tokenizer.chat_template or {}
-    return {"default": templates} if isinstance(templates, str) else dict(templates)
-
-
-def _tool_use_text(name_or_path: str, tokenizer: "PreTrainedTokenizerBase | None") -> str | None:
-    """Return the template that transformers takes for rows with tools, if it is another one."""
-    if name_or_path != "tokenizer" or tokenizer is None:
-        return None
-    return named_templates(tokenizer).get("tool_use")
 
 
 def _number(text: str) -> int:

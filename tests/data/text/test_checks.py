@@ -80,6 +80,33 @@ def test_a_turn_continues_its_prompt() -> None:
     assert turn("<think>Yes.<end>") == ["think_left_open"]
 
 
+@pytest.mark.parametrize("tags", [("[THINK]", "[/THINK]"), ("<seed:think>", "</seed:think>")])
+def test_a_template_s_own_tags_are_counted(tags: tuple[str, str]) -> None:
+    first, last = tags
+    text = (
+        "{% for m in messages %}<{{ m.role }}>{% if m.reasoning_content %}FIRST{{ m.reasoning_content }}LAST"
+        "{% elif m.role == 'assistant' %}FILL{% endif %}{{ m.content }}<end>{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% if prefill %}FIRST{% endif %}{% endif %}"
+    )
+    text = text.replace("FIRST", first).replace("LAST", last)
+    template = ChatTemplate(name="family", text=text.replace("FILL", ""))
+    assert template.tags == tags
+    rendered = render_row(template, row("think", thinking="I see"), "assistant")
+    assert [rendered.text[slice(*span)] for span in rendered.spans] == [
+        f"{first}I see{last}A tree.<end>"
+    ]
+    assert render_row(template, row("no_think"), "assistant").spans
+    for fill, kwargs, code in (
+        (first + last, {}, "empty_think_supervised"),
+        (first, {"prefill": True}, "think_left_open"),
+    ):
+        template = ChatTemplate(
+            name="family", text=text.replace("FILL", fill), template_kwargs=kwargs
+        )
+        with pytest.raises(RenderingError, match=rf"\[{code}\]"):
+            render_row(template, row("no_think"), "assistant")
+
+
 def test_tags_in_the_arguments_of_a_call_are_text() -> None:
     call = {"function": {"name": "write", "arguments": {"text": "<think>a</think><think>b"}}}
     message = Message(role="assistant", content="", tool_calls=(call,))
