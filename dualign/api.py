@@ -1,9 +1,5 @@
-"""The functions of `import dualign`: what the commands do, with plain arguments, typed results.
+"""The functions of `import dualign`: the commands, with typed results (examples: docs/api.md)."""
 
-docs/api.md has an example of each, which tests/test_api.py runs.
-"""
-
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +16,7 @@ from dualign.switch import Switch, read_switch
 if TYPE_CHECKING:
     from dualign.cost.plan import StagePlan
     from dualign.data.config import DataConfig
-    from dualign.data.prepare import DataRequest, PairData, SFTData
+    from dualign.data.prepare import PairData, SFTData
     from dualign.doctor.doctor import Diagnosis
     from dualign.evaluation.config import Backend
     from dualign.evaluation.scores import ModelScores
@@ -111,8 +107,7 @@ def run(
     if only is None and (evaluates or len(folders) > 1):
         write_report(recipe.output_dir, folders, title=recipe.name)
         say(f"report: {recipe.output_dir / 'report.html'}")
-    finished = [folder for folder in folders if (folder / RUN_JSON).is_file()]
-    return {folder.name: read_stage(folder) for folder in finished}
+    return {folder.name: read_stage(folder) for folder in folders if (folder / RUN_JSON).is_file()}
 
 
 def plan(recipe: Recipe | str | Path) -> "tuple[StagePlan, ...]":
@@ -152,7 +147,7 @@ def prepare_sft(
         model: the model whose tokenizer is used: a folder, Hub id or `embedded:...`.
         template: the chat template, by name or as a .jinja file.
         template_kwargs: arguments of the template for every row, such as `date`.
-        switch: what switches the modes, as in `evaluate`; None: what the template reads.
+        switch: what switches the modes, as in `evaluate`.
         seed: the seed of shuffling and sampling.
 
     Returns:
@@ -164,8 +159,9 @@ def prepare_sft(
         TemplateError: the supervised text of a row can't be proven under the template.
     """
     from dualign.data.prepare import prepare_sft as prepare
+    from dualign.models.data_request import load_data_request
 
-    return prepare(_data_request(data, model, template, template_kwargs, switch, seed))
+    return prepare(load_data_request(data, model, template, template_kwargs, switch, seed=seed))
 
 
 def prepare_pairs(
@@ -185,8 +181,9 @@ def prepare_pairs(
         Pairs as `train` and `validation` (prompt_ids, chosen_ids, rejected_ids), and `rows`.
     """
     from dualign.data.prepare import prepare_pairs as prepare
+    from dualign.models.data_request import load_data_request
 
-    return prepare(_data_request(data, model, template, template_kwargs, switch, seed))
+    return prepare(load_data_request(data, model, template, template_kwargs, switch, seed=seed))
 
 
 def evaluate(
@@ -214,8 +211,7 @@ def evaluate(
         temperature: 0 is greedy.
         top_p: sample from the likeliest tokens that together have this probability.
         backend: `vllm` must be installed.
-        switch: what switches the modes, as in a recipe: `{"think": {"thinking": True}, "no_think":
-            {"thinking": False}}`; None: what the model's template reads; `{}`: it has no modes.
+        switch: what switches the modes, as in a recipe; None: what the template reads; {}: none.
         seed: the seed of drawing rows and of sampling.
 
     Returns:
@@ -243,8 +239,8 @@ def evaluate(
     if problems := [f"{key}: {message}" for key, message in stage.problems()]:
         raise ConfigError("\n".join(problems))
     with locked(Path(out)):
-        outcome = evaluate_stage(stage, Path(out), seed=seed)
-    return read_scores(outcome.metrics, where=str(Path(out) / "metrics.json"))[0]
+        metrics = evaluate_stage(stage, Path(out), seed=seed).metrics
+    return read_scores(metrics, where=str(Path(out) / "metrics.json"))[0]
 
 
 def merge(
@@ -255,7 +251,7 @@ def merge(
     threads: int | None = None,
     force: bool = False,
 ) -> MergeResult:
-    """Merge models as a file in mergekit's form says. `out` is there when all of it is written.
+    """Merge models as a file in mergekit's form says; `out` is there when all of it is written.
 
     Args:
         config: the YAML file.
@@ -268,8 +264,7 @@ def merge(
         The folder and what its merge.json says: hashes, parameters, versions.
 
     Raises:
-        ConfigError: the file is wrong.
-        MergeError: the models can't be merged; nothing is left behind.
+        ConfigError, MergeError: the file is wrong, or its models don't fit; nothing is written.
         CheckpointError: a model can't be read, or `out` is there and `force` is false.
     """
     from dualign.merging.mergekit.load import load
@@ -307,14 +302,14 @@ def diagnose(
     Raises:
         ConfigError: the target isn't there, or is a recipe without a training stage; nothing is named.
     """
-    if target is None:
-        return _diagnose_template(template, tokenizer, read_switch(switch, "switch"))
+    from dualign.doctor import doctor
     from dualign.doctor.inputs import input_kind
 
+    modes = read_switch(switch, "switch")
+    if target is None:
+        return doctor.diagnose_template(template, tokenizer=tokenizer, switch=modes)
     names = shipped_names()
     kind = "recipe" if isinstance(target, Recipe) else input_kind(str(target), recipes=names)
-    from dualign.doctor import doctor
-
     if kind == "recipe":
         return doctor.diagnose_recipe(_loaded(target))
     if kind == "model":
@@ -325,21 +320,8 @@ def diagnose(
         tokenizer=tokenizer,
         max_tokens=max_tokens,
         split=split,
-        switch=read_switch(switch, "switch"),
+        switch=modes,
     )
-
-
-def _diagnose_template(
-    template: str | None, tokenizer: str | None, switch: Switch | None
-) -> "Diagnosis":
-    if template is None and tokenizer is None:
-        raise ConfigError(
-            "nothing to examine: expected a recipe, a model folder, data, or a template (--template X "
-            "--tokenizer MODEL_DIR)"
-        )
-    from dualign.doctor.doctor import diagnose_template
-
-    return diagnose_template(template or "tokenizer", tokenizer=tokenizer, switch=switch)
 
 
 def publish(
@@ -403,36 +385,3 @@ def publish(
 
 def _loaded(recipe: Recipe | str | Path) -> Recipe:
     return recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-
-
-def _data_request(
-    data: "DataConfig | Mapping[str, Any] | str | Path",
-    model: str,
-    template: str,
-    template_kwargs: Mapping[str, Any] | None,
-    switch: Switch | Mapping[str, Any] | None,
-    seed: int,
-) -> "DataRequest":
-    """Return the data's configuration with tokenizer and chat template as a stage loads them."""
-    from dualign.config import Document, parse
-    from dualign.data.config import DataConfig
-    from dualign.data.prepare import DataRequest
-    from dualign.models.source import resolve_model
-    from dualign.models.tokenizer import load_tokenizer
-
-    config = data if isinstance(data, DataConfig) else None
-    if config is None:
-        value = dict(data) if isinstance(data, Mapping) else {"sources": [{"path": str(data)}]}
-        document = Document(file="data")
-        # Tuples and paths become what a YAML file would give.
-        config = parse(DataConfig, json.loads(json.dumps(value, default=str)), document)
-        document.raise_problems()
-    assert config is not None, "no problems means a configuration"
-    tokenizer, chat = load_tokenizer(
-        resolve_model(model),
-        template,
-        template_kwargs or {},
-        read_switch(switch, "switch"),
-        folds_system=config.folds_system,
-    )
-    return DataRequest(config, tokenizer, chat, seed=seed)

@@ -11,11 +11,11 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from trl import DPOConfig
 
-from dualign.data.prepare import DataRequest, PairData, prepare_pairs
+from dualign.data.prepare import PairData, prepare_pairs
 from dualign.data.tokens.collate import PairCollator
 from dualign.distributed import run_on_main_process
+from dualign.models.data_request import load_data_request
 from dualign.models.source import ModelSource, resolve_model
-from dualign.models.tokenizer import load_tokenizer
 from dualign.preference.config import PreferenceStage
 from dualign.preference.trainer import DualModeDPOTrainer
 from dualign.rundir import CHECKPOINTS, Outcome, complete_folder
@@ -34,14 +34,10 @@ from dualign.training.trainer import (
 def run(stage: PreferenceStage, work: Path, *, seed: int) -> Outcome:
     """Train on pairs of both modes, resuming from `work`; write the result there."""
     source = resolve_model(stage.model, revision=stage.revision)
-    tokenizer, template = load_tokenizer(
-        source,
-        stage.template,
-        stage.template_kwargs,
-        stage.switch,
-        folds_system=stage.data.folds_system,
+    request = load_data_request(
+        stage.data, source, stage.template, stage.template_kwargs, stage.switch, seed=seed
     )
-    data = prepare_pairs(DataRequest(stage.data, tokenizer, template, seed=seed))
+    tokenizer, data = request.tokenizer, prepare_pairs(request)
     if stage.reference == "cached":
         data = _pairs_on_disk(data, work / CHECKPOINTS)
     with refusals_by_libraries(stage):

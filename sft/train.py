@@ -9,10 +9,10 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig
 
-from dualign.data.prepare import DataRequest, SFTData, prepare_sft
+from dualign.data.prepare import SFTData, prepare_sft
 from dualign.data.tokens.collate import PackedCollator
+from dualign.models.data_request import load_data_request
 from dualign.models.source import ModelSource, resolve_model
-from dualign.models.tokenizer import load_tokenizer
 from dualign.rundir import Outcome
 from dualign.sft.config import SFTStage
 from dualign.sft.trainer import DualModeSFTTrainer
@@ -32,14 +32,10 @@ from dualign.training.trainer import (
 def run(stage: SFTStage, work: Path, *, seed: int) -> Outcome:
     """Train on packed rows of both modes, resuming from `work`; write the result there."""
     source = resolve_model(stage.model, revision=stage.revision)
-    tokenizer, template = load_tokenizer(
-        source,
-        stage.template,
-        stage.template_kwargs,
-        stage.switch,
-        folds_system=stage.data.folds_system,
+    request = load_data_request(
+        stage.data, source, stage.template, stage.template_kwargs, stage.switch, seed=seed
     )
-    data = prepare_sft(DataRequest(stage.data, tokenizer, template, seed=seed))
+    tokenizer, data = request.tokenizer, prepare_sft(request)
     with refusals_by_libraries(stage):
         trainer = _build_trainer(stage, source, data, tokenizer, work, seed=seed)
     trainer.train(resume_from_checkpoint=last_checkpoint(work))

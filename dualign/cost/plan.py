@@ -177,19 +177,20 @@ def _data_is_here(config: Any) -> bool:
 
 def prepare_data(config: Any, seed: int) -> tuple[SFTData | PairData, Any]:
     """Return a training stage's rows as training gets them, and the tokenizer."""
-    from dualign.data.prepare import DataRequest, prepare_pairs, prepare_sft
+    from dualign.data.prepare import prepare_pairs, prepare_sft
+    from dualign.models.data_request import load_data_request
     from dualign.models.source import resolve_model
-    from dualign.models.tokenizer import load_tokenizer
 
-    tokenizer, template = load_tokenizer(
+    request = load_data_request(
+        config.data,
         resolve_model(config.model, revision=config.revision),
         config.template,
         config.template_kwargs,
         config.switch,
-        folds_system=config.data.folds_system,
+        seed=seed,
     )
     prepare = prepare_pairs if stage_kind(config.kind).takes_pairs else prepare_sft
-    return prepare(DataRequest(config.data, tokenizer, template, seed=seed)), tokenizer
+    return prepare(request), request.tokenizer
 
 
 def _model_shape(base: str, folder: Path, notes: list[str]) -> ModelShape | None:

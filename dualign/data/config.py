@@ -1,10 +1,12 @@
 """The data part of a training stage's recipe. Nothing heavy is imported: recipes load from here."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
-from dualign.config import nearest
+from dualign.config import Document, nearest, parse
 from dualign.data.columns import column_problems
 from dualign.data.conversation import MODES
 from dualign.data.policies import on_fault_problems
@@ -188,6 +190,23 @@ class DataConfig:
         if self.num_proc < 1:
             issues.append(("num_proc", f"expected 1 or more, found {self.num_proc}"))
         return issues
+
+
+def data_config(data: DataConfig | Mapping[str, Any] | str | Path) -> DataConfig:
+    """Return the data part of a recipe, from its keys or from one path.
+
+    Raises:
+        ConfigError: a key or value is wrong; the message has all of them.
+    """
+    if isinstance(data, DataConfig):
+        return data
+    value = dict(data) if isinstance(data, Mapping) else {"sources": [{"path": str(data)}]}
+    document = Document(file="data")
+    # Tuples and paths become what a YAML file would give.
+    config = parse(DataConfig, json.loads(json.dumps(value, default=str)), document)
+    document.raise_problems()
+    assert config is not None, "no problems means a configuration"
+    return config
 
 
 def _share_problems(sources: Sequence[SourceConfig]) -> list[tuple[str, str]]:

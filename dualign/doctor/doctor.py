@@ -143,14 +143,21 @@ def diagnose_data(
 
 
 def diagnose_template(
-    template: str, *, tokenizer: str | None, switch: Switch | None = None
+    template: str | None, *, tokenizer: str | None, switch: Switch | None = None
 ) -> Diagnosis:
     """Try rows of ten kinds in both modes, as a stage with this template and tokenizer would train
-    them.
+    them. `template` None: the tokenizer's own.
 
     Raises:
+        ConfigError: neither is named.
         DualignError: the tokenizer or the template can't be read.
     """
+    if template is None and tokenizer is None:
+        raise ConfigError(
+            "nothing to examine: expected a recipe, a model folder, data, or a template (--template X "
+            "--tokenizer MODEL_DIR)"
+        )
+    template = template or "tokenizer"
     model = tokenizer or str(embedded_model())
     stage = TrainingStage(name="template", model=model, template=template, switch=switch)
     findings, name = Findings(), f"template {template}"
