@@ -194,8 +194,9 @@ def chat_template(weights: Weights) -> str | None:
 def _default_template(value: Any) -> str | None:
     """Return the template in tokenizer_config.json, of several the one named default."""
     if isinstance(value, list):
-        named = {entry.get("name"): entry.get("template") for entry in value}
-        value = named.get("default")
+        entries = [entry for entry in value if isinstance(entry, dict)]
+        texts = (entry.get("template") for entry in entries if entry.get("name") == "default")
+        value = next(texts, None)
     return value if isinstance(value, str) else None
 
 

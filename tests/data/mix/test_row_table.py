@@ -43,6 +43,7 @@ def made(kind: str, number: int) -> dict[str, Any]:
         ),
         "unopened_think": row(number, f"count</think>It is {number}."),
         "unclosed_think": row(number, "<think>count"),
+        "foreign_trace": row(number, f"<thinking>count</thinking>It is {number}."),
         "empty_answer": row(number, " "),
         "assistant_first": row(number, f"It is {number}.", greeting),
         "same_role_twice": row(number, f"It is {number}.", HI),
@@ -54,7 +55,8 @@ def made(kind: str, number: int) -> dict[str, Any]:
 
 
 KINDS = ["think", "no_think", "same", *MENDS, "unclosed_think", "too_long"]
-KINDS.remove("pair_modes_differ")
+for kind in ("pair_modes_differ", "no_system_role"):  # of pairs; of a template that isn't used here
+    KINDS.remove(kind)
 FAULTS = [kind for kind in KINDS if kind not in ("think", "no_think", "same")]
 
 
