@@ -1,6 +1,5 @@
 """Detect which of dualign's chat formats a checkpoint uses."""
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,9 +25,18 @@ def detect_chat_format(chat_template: str) -> ChatFormat | None:
     values: dict[str, Any] = {}
     text = without_switch_line(chat_template)
     while match := _DEFAULT.match(text):
-        values[match[1]] = json.loads(match[2])
+        values[match[1]] = _value(match[2])
         text = text[match.end() :]
     for name in _NAMES:
         if text == load_template(name).text:
             return ChatFormat(name, values)
     return None
+
+
+def _value(literal: str) -> Any:
+    """Return the value of a jinja literal, as `with_defaults` writes it."""
+    from jinja2 import Environment, nodes
+
+    expression = Environment().parse(f"{{{{ {literal} }}}}").find(nodes.Output)
+    assert expression is not None, "a literal is printed"
+    return expression.nodes[0].as_const()

@@ -12,10 +12,11 @@ TEXT = load_template("dualign").text
 
 @pytest.mark.parametrize("name", ["dualign", "smollm3", "chatml"])
 def test_our_formats_are_known_with_what_a_recipe_gave_them(name: str) -> None:
-    text = with_defaults(load_template(name).text, {"date": "2025-07-01", "n": [1, None]})
+    values = {"date": "2025-07-01", "n": [1, None], "deep": {"a": True, "b": "\u00e9 \U0001f642"}}
+    text = with_defaults(load_template(name).text, values)
     found = detect_chat_format(text)
     assert found is not None
-    assert (found.name, found.values) == (name, {"date": "2025-07-01", "n": [1, None]})
+    assert (found.name, found.values) == (name, values)
 
 
 def test_a_format_with_a_switch_of_its_own_is_known() -> None:
