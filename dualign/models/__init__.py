@@ -1,3 +1,3 @@
 """Model references resolved: tokenizers, loading for training and inference, logits."""
 
-__all__ = ["device", "loading", "logits", "prompts", "source", "tokenizer"]
+__all__ = ["data_request", "device", "loading", "logits", "prompts", "source", "tokenizer"]
