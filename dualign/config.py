@@ -29,6 +29,7 @@ from typing import (
 import yaml
 
 from dualign.errors import ConfigError
+from dualign.other_names import name_here
 
 Key = tuple[str | int, ...]
 T = TypeVar("T")
@@ -66,7 +67,13 @@ def dotted(key: Key) -> str:
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
-    """Return ` (did you mean 'x'?)`; if nothing is close, the list of known words."""
+    """Return ` (did you mean 'x'?)`; if nothing is close, the list of known words.
+
+    A key of another tool is named by what it is called here, unless it is one letter away from a known word.
+    """
+    here = name_here(word)
+    if here and not difflib.get_close_matches(word, known, n=1, cutoff=0.9):
+        return f" (here: {here})"
     match = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if match:
         return f" (did you mean {match[0]!r}?)"

@@ -21,6 +21,7 @@ FLOORS = [
     "dualign.terminal",
     "dualign.hashing",
     "dualign.model_ref",
+    "dualign.other_names",
     "dualign.config",
     "dualign.config_reference",
     "dualign.verifiers",

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from dualign.errors import ConfigError
+from dualign.other_names import OTHER_NAMES
 from dualign.recipe import load_recipe
 
 GOOD = {
@@ -303,3 +304,43 @@ def test_a_stage_recipe_is_a_pipeline_of_one_and_can_be_included(tmp_path: Path)
     included = load_recipe(write(tmp_path, both), [])
     assert included.stages[0].config.args == {"rows": 5, "hard": 1}
     assert included.stages[0].name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "here"),
+    [
+        ("stages.1.learning_rate", 1e-4, "train.learning_rate"),
+        ("stages.1.train.lr_scheduler", "cosine", "train.lr_scheduler_type"),
+        ("stages.1.train.learning_rate_scheduler", "cosine", "train.lr_scheduler_type"),
+        ("stages.1.train.optimizer", "adamw", "train.optim"),
+        ("stages.1.micro_batch_size", 2, "train.per_device_train_batch_size"),
+        ("stages.1.lora.lora_r", 8, "lora.r"),
+        ("stages.1.lora.rank", 8, "lora.r"),
+        ("stages.1.lora_target_linear", True, "lora.target_modules"),
+        ("stages.1.sequence_len", 2048, "data.max_tokens"),
+        ("stages.1.data.cutoff_len", 2048, "data.max_tokens"),
+        ("stages.1.load_in_4bit", True, "quantization: nf4"),
+        ("stages.1.wandb_project", "x", "train.report_to"),
+        ("stages.1.hub_model_id", "x", "dualign publish"),
+        ("stages.1.train.embedding_lr", 1e-5, "nowhere: all parameters have one learning rate"),
+        ("stages.2.train.pref_beta", 0.1, "train.beta"),
+        ("stages.2.ref_model", "x", "reference"),
+    ],
+)
+def test_a_key_of_another_tool_is_told_its_name_here(
+    tmp_path: Path, keys: str, value: object, here: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(write(tmp_path, changed(keys, value)), [])
+    assert f"{keys.split('.')[-1]}: unknown " in str(caught.value)
+    assert f" (here: {here})" in str(caught.value)
+
+
+def test_the_page_lists_the_names_of_other_tools() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "recipes.md").read_text(encoding="utf-8")
+    for here, names in OTHER_NAMES.items():
+        shown = here if here.startswith("nowhere") else f"`{here}`"
+        listed = ", ".join(f"`{name}`" for name in names.split())
+        assert f"| {shown} | {listed} |" in page
+    every = " ".join(OTHER_NAMES.values()).split()
+    assert len(every) == len(set(every))
