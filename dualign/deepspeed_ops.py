@@ -252,8 +252,8 @@ def _main(parent: str, log: str, *builders: str) -> int:
         if builder is None or not __compatible_ops__.get(builder.NAME, False):
             continue
         print(
-            f"compiling DeepSpeed's op {builder.NAME} once for this machine, about a minute "
-            f"(at most {_LIMIT_SECONDS // 60})",
+            f"compiling DeepSpeed's op {builder.NAME} once for this machine: a minute or two, "
+            f"given up after {_LIMIT_SECONDS // 60}",
             file=user,
             flush=True,
         )

@@ -23,7 +23,7 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _LAUNCHERS = re.compile(
     r"(.*/)?(accelerate|accelerate-launch|torchrun|deepspeed)$|(accelerate|torch\.distributed|deepspeed)\."
 )
-"""A word of a launcher's command line: its script, or the module that Python runs."""
+"""One of the first words of a launcher's command line: its script, or the module that Python runs."""
 
 
 def end_with_launcher() -> None:
@@ -77,7 +77,7 @@ def _launching_parent() -> int | None:
     is_python = bool(command) and "python" in command[0].rpartition("/")[2]
     if "TORCHELASTIC_RUN_ID" in os.environ:  # torch starts ranks from Python, whatever its script
         return pid if is_python else _end("its launcher")
-    return pid if is_python and any(map(_LAUNCHERS.match, command)) else None
+    return pid if is_python and any(map(_LAUNCHERS.match, command[1:5])) else None
 
 
 def _end_with_parent_in_kernel() -> None:

@@ -219,7 +219,8 @@ def _report_command(sub: Sub) -> None:
 
 def _inspect_command(sub: Sub) -> None:
     detail = (
-        "Supervised tokens are colored, special tokens visible; a table counts rows and tokens."
+        "Supervised tokens are colored (in a pipe: between \u27e6 and \u27e7), special tokens visible; a "
+        "table counts rows and tokens."
     )
     parser = command(sub, "inspect", "show a stage's rows as the model gets them", detail)
     parser.add_argument(
