@@ -83,7 +83,7 @@ def test_a_file_of_one_fault_shows_it_first_once_and_with_its_fix(
     assert lines[0] == "error unknown_shape  rows  40 rows (88.9%)"
     screen = " ".join(" ".join(lines[:14]).split())
     assert screen.count("row 1: ") == 1 and "also rows 2, 3, 4, 5, 6, 7, 8, 9, 10, ..." in screen
-    assert "fix: Give it messages" in screen
+    assert "fix: Say with columns of the source which" in screen
 
 
 def test_a_row_that_stops_a_command_comes_with_its_fix_and_what_counts_all(

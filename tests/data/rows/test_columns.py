@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from dualign.data.columns import column_problems, read_value
 from dualign.data.config import DataConfig, SourceConfig
 from dualign.data.faults import RowError
 from dualign.data.prepare import DataRequest, prepare_pairs, prepare_sft
-from dualign.data.rows.reading import as_yaml
+from dualign.data.rows.loading import _first_shuffled, _hub
+from dualign.data.rows.reading import as_yaml, read_source
 from dualign.data.rows.sources import to_conversation, to_pair
 from dualign.data.text.template import load_template
 from dualign.errors import DataError
@@ -387,3 +389,19 @@ def test_rows_without_a_value_of_the_mapping_are_counted(
 def test_a_mapping_is_shown_as_yaml_on_one_line(columns: dict[str, Any]) -> None:
     text = as_yaml(columns)
     assert "\n" not in text and yaml.safe_load(text) == columns
+
+
+def test_rows_of_a_hub_dataset_are_mapped_as_those_of_files(tmp_path: Path) -> None:
+    """The reader of hub ids also takes a folder laid out as a hub dataset is."""
+    (tmp_path / "data").mkdir()
+    for shard in range(3):
+        rows = [{"Question": f"{shard}/{n}?", "Response": "yes"} for n in range(20)]
+        name = f"train-{shard:05d}-of-00003.parquet"
+        datasets.Dataset.from_list(rows).to_parquet(tmp_path / "data" / name)
+    plain = SourceConfig(path=str(tmp_path))
+    streamed = replace(plain, rows=30, streaming=True)
+    for table in (_hub(plain), _first_shuffled(streamed, _hub(streamed), 5).table):
+        reading = read_source(plain, table, pairs=False, supervise="assistant")
+        assert reading.source.columns == {"prompt": "Question", "completion": "Response"}
+        made = to_conversation(table[3], source=reading.source, index=3)
+        assert [message.content for message in made.messages] == [table[3]["Question"], "yes"]
