@@ -336,6 +336,7 @@ def publish(
     license_of: Mapping[str, str] | None = None,
     languages: Sequence[str] = (),
     allow: Sequence[str] = (),
+    switch: Switch | Mapping[str, Any] | None = None,
     message: str | None = None,
 ) -> PublishResult:
     """Stage and check a run directory for the Hub; with `yes`, upload it in one commit.
@@ -351,6 +352,7 @@ def publish(
         license_of: the license of a base or data source, by name.
         languages: codes such as `en`; none: those of the base.
         allow: names of checks that may fail.
+        switch: what switches the modes, as in `evaluate`; None: what its template states or reads.
         message: of the commit.
 
     Returns:
@@ -372,6 +374,7 @@ def publish(
         license_of=license_of or {},
         languages=tuple(languages),
         allow=frozenset(allow),
+        switch=read_switch(switch, "switch"),
         private=private,
         upload=yes,
     )

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dualign.cli.parsers import Sub, command
+from dualign.config import parse_value
 from dualign.errors import ConfigError
 from dualign.publish.checklist import MAY_FAIL
+from dualign.switch import read_switch
 
 if TYPE_CHECKING:
     from dualign.publish.release import PublishRequest
@@ -77,6 +79,11 @@ def add(sub: Sub) -> None:
         choices=MAY_FAIL,
         help="publish although this check fails; the card will say it",
     )
+    parser.add_argument(
+        "--switch",
+        metavar="YAML",
+        help="what switches the modes, as in a recipe; default: what the template states or reads",
+    )
     parser.add_argument("--message", metavar="TEXT", help="of the commit")
     parser.add_argument("--out", metavar="DIR", help="leave a copy of the files in a new folder")
     parser.set_defaults(action=_publish)
@@ -130,6 +137,7 @@ def _request(args: Namespace) -> "PublishRequest":
         license_of=license_of,
         languages=tuple(args.language),
         allow=frozenset(args.allow),
+        switch=None if args.switch is None else read_switch(parse_value(args.switch), "--switch"),
         private=not args.public,
         upload=args.yes,
     )
@@ -147,6 +155,7 @@ def _next(args: Namespace) -> str:
         ("--license-of", args.license_of),
         ("--language", args.language),
         ("--allow", args.allow),
+        ("--switch", [args.switch]),
         ("--message", [args.message]),
     ):
         words += [word for value in values if value for word in (option, value)]

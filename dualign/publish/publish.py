@@ -128,14 +128,16 @@ def _load_tests(
         skipped = f"not tried: {', '.join(broken)} failed"
         return [LoadTestResult(run_dir=lineage.run.path, skipped=skipped)]
     logger.info("loading what was staged in a fresh process, and asking it in both modes ...")
-    base, tests = release.adapter_base, []
+    base, tests, switch = release.adapter_base, [], release.request.switch
     if contents != "adapter":
-        tests.append(run_load_test(lineage, folder, adapter=None, base=None))
+        tests.append(run_load_test(lineage, folder, adapter=None, base=None, switch=switch))
     if contents != "weights":
         adapter, name = (
             (folder, "") if contents == "adapter" else (folder / "adapter", " (adapter)")
         )
-        tests.append(run_load_test(lineage, folder, adapter=adapter, base=base, name=name))
+        tests.append(
+            run_load_test(lineage, folder, adapter=adapter, base=base, name=name, switch=switch)
+        )
     return tests
 
 

@@ -11,6 +11,7 @@ from dualign.publish.license import License
 from dualign.publish.lineage import Lineage
 from dualign.publish.manifest import Contents, Manifest
 from dualign.publish.sources import DataSource
+from dualign.switch import Switch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,6 +27,8 @@ class PublishRequest:
     languages: tuple[str, ...] = ()
     allow: frozenset[str] = frozenset()
     """names of checks that may fail"""
+    switch: Switch | None = None
+    """what switches the modes; None: what the checkpoint's template states or reads"""
     private: bool = True
     upload: bool = False
     """upload afterwards: the hub must be in reach and validates the card; else only names leave"""

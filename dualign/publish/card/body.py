@@ -134,7 +134,7 @@ def _usage(release: Release) -> Usage:
         revision=(base.revision if base else None) or "main",
         rank=sum(ranks),
         question=quotable[0] if quotable else _QUESTION,
-        switch=saved_switch(release.lineage.run.path),
+        switch=release.request.switch or saved_switch(release.lineage.run.path),
     )
 
 

@@ -74,13 +74,20 @@ class LoadTestResult:
 
 
 def run_load_test(
-    lineage: Lineage, folder: Path, *, adapter: Path | None, base: Base | None, name: str = ""
+    lineage: Lineage,
+    folder: Path,
+    *,
+    adapter: Path | None,
+    base: Base | None,
+    name: str = "",
+    switch: Switch | None = None,
 ) -> LoadTestResult:
     """Load `folder` (or `adapter` on `base`) in a fresh process, and ask it in both modes.
 
     Args:
         folder: the staged files; tokenizer and template are read from here.
         name: appended to the names of the checks, where several things are loaded.
+        switch: what switches the modes; None: what the template states or reads.
     """
     run_dir = lineage.run.path
     questions, limit = lineage.questions()
@@ -93,7 +100,7 @@ def run_load_test(
             "revision": base.revision if base and not base.root.is_local else None,
             "dtype": dtype,
             "questions": questions,
-            "modes": _modes_of(saved_switch(folder)),
+            "modes": _modes_of(switch or saved_switch(folder)),
             "limit": limit,
             "out": f"{work}/out",
         }
@@ -244,7 +251,7 @@ def check_modes(test: LoadTestResult) -> CheckOutcome:
     texts = [{prompt.text for prompt in test.prompts if prompt.mode == mode} for mode in MODES]
     faults = []
     if texts[0] & texts[1]:
-        faults.append(f"{one_prompt(None)}. Set switch in the stage that trained it")
+        faults.append(f"{one_prompt(None)}. Set switch in the stage that trained it, or --switch")
     if 2 * len(closed) < len(think):
         faults.append(
             f"in think mode {len(think) - len(closed)} of {len(think)} answers don't close their think block and answer"

@@ -20,6 +20,7 @@ from dualign.publish.checks.load_test import (
 )
 from dualign.publish.lineage import read_lineage
 from dualign.publish.release import LoadTestAnswer
+from dualign.switch import Switch
 
 
 def answer(
@@ -110,6 +111,15 @@ def test_what_does_not_load_is_told_in_one_line(road: Path, tmp_path: Path) -> N
     assert [check.state for check in checks] == ["failed", "skipped", "skipped"]
     assert checks[0].message.startswith("the staged files don't load in a fresh process: ")
     assert "\n" not in checks[0].message
+
+
+@pytest.mark.slow
+def test_the_fresh_process_asks_by_the_switch_that_is_named(road: Path) -> None:
+    words = Switch(think={"system": "Think."}, no_think={"enable_thinking": False})
+    lineage = read_lineage(road / "merged")
+    test = run_load_test(lineage, road / "merged", adapter=None, base=None, switch=words)
+    texts = {prompt.mode: prompt.text for prompt in test.prompts}
+    assert "Think." in texts["think"] and "Think." not in texts["no_think"]
 
 
 @pytest.mark.slow
