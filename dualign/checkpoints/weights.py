@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dualign.checkpoints.checkpoint import Checkpoint, Weights
+from dualign.checkpoints.checkpoint import Checkpoint, Weights, read_json
 from dualign.checkpoints.embedded import embedded_model
-from dualign.errors import CheckpointError
+from dualign.errors import CheckpointError, MergeError
 from dualign.model_ref import ModelRef, adapter_base
 
 _OpenBase = Callable[[Path], Weights]
@@ -71,7 +71,21 @@ def _open(folder: Path, outer: tuple[Path, ...], open_base: _OpenBase) -> Weight
 
     adapter = read_adapter(folder)
     base = find_base(folder, adapter.config)
+    _require_unquantized(folder, base)
     return AdaptedWeights(_open(base, (*outer, folder.resolve()), open_base), adapter)
+
+
+def _require_unquantized(adapter: Path, base: Path) -> None:
+    """Say how to name another base, where the adapter names the quantized copy that it was trained on."""
+    file = base / "config.json"
+    quantized = read_json(file).get("quantization_config") if file.is_file() else None
+    if quantized:
+        method = quantized.get("quant_method") if isinstance(quantized, dict) else None
+        raise MergeError(
+            f"{adapter}: its base {base} is a quantized checkpoint ({method or 'of unknown method'}); name the 16-bit "
+            f"one that it was made from: `dualign adapter fold {adapter} OUT --model BASE`, or "
+            f"BASE+{adapter} where a model is named"
+        )
 
 
 def find_base(folder: Path, config: Mapping[str, Any]) -> Path:

@@ -1,6 +1,7 @@
 """Folding: 16-bit and NF4 bases, the gap to the live QLoRA model, and PEFT's own merge."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -211,3 +212,25 @@ def shrink(adapter: Path) -> None:
     file = adapter / "adapter_model.safetensors"
     small = {n: 0.05 * t if "lora_B" in n else t for n, t in load_file(file).items()}
     save_file(small, file)
+
+
+def test_an_adapter_on_a_quantized_base_is_told_how_to_name_another(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As adapters name `owner/model-bnb-4bit`, after QLoRA elsewhere."""
+    base = make_base(tmp_path / "base")
+    make_adapter(base, tmp_path / "adapter")
+    quantized = shutil.copytree(base, tmp_path / "base-bnb-4bit")
+    config = json.loads((quantized / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (quantized / "config.json").write_text(json.dumps(config))
+    file = tmp_path / "adapter" / "adapter_config.json"
+    named = json.loads(file.read_text()) | {"base_model_name_or_path": str(quantized)}
+    file.write_text(json.dumps(named))
+    command = ["adapter", "fold", str(tmp_path / "adapter"), str(tmp_path / "out")]
+    assert main(command) == 2
+    message = capsys.readouterr().err
+    assert f"its base {quantized} is a quantized checkpoint (bitsandbytes)" in message
+    assert "OUT --model BASE" in message
+    assert main([*command, "--model", str(base)]) == 0
+    assert (tmp_path / "out" / "model.safetensors").is_file()
