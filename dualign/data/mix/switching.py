@@ -8,6 +8,9 @@ from dualign.data.text.template import ChatTemplate
 from dualign.errors import TemplateError
 from dualign.switch import ADVICE, tried
 
+_FEW = 8
+"""Rows that switch by texts of their own have no more of them in a mode."""
+
 
 @dataclass(kw_only=True, slots=True)
 class PromptSettings:
@@ -21,12 +24,19 @@ class PromptSettings:
             self.first.setdefault((mode, setting), place)
 
     def shared(self) -> tuple[str, str] | None:
-        """Return a think row and a no_think row of one setting."""
-        think, no_think = MODES
-        for (mode, setting), place in self.first.items():
-            if mode == think and (other := self.first.get((no_think, setting))):
-                return place, other
-        return None
+        """Return a think row and a no_think row of one setting, or with nothing that switches them:
+        many system texts in both modes are those of the rows, and no switch.
+        """
+        think, no_think = (
+            {setting: place for (of, setting), place in self.first.items() if of == mode}
+            for mode in MODES
+        )
+        others = {setting >> 1: place for setting, place in no_think.items()}
+        for setting, place in think.items():
+            if setting >> 1 in others:
+                return place, others[setting >> 1]
+        alike = [[place for key, place in side.items() if key & 1] for side in (think, no_think)]
+        return (alike[0][0], alike[1][0]) if min(map(len, alike)) > _FEW else None
 
 
 def check_switch(settings: PromptSettings, template: ChatTemplate) -> None:

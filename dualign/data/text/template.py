@@ -27,6 +27,7 @@ _RESERVED = frozenset(
     {"messages", "tools", "enable_thinking", "add_generation_prompt", "documents", "strftime_now"}
 )
 
+_OTHER: dict[Mode, Mode] = {"think": "no_think", "no_think": "think"}
 _TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
 
 
@@ -81,8 +82,10 @@ class ChatTemplate:
             return False
 
     def setting(self, conversation: Conversation) -> int:
-        """Return a number that tells how the row is asked: rows of one number get one prompt for
-        the same question. 0 where enable_thinking tells the modes apart, as in most families.
+        """Return a number that tells how the row is asked: rows of one number, but for its last
+        bit, get one prompt for the same question. The last bit is set if the other mode's prompt is
+        the same and the row has no variables of its own, so that nothing known switches it. 0 where
+        enable_thinking tells the modes apart, as in most families.
         """
         template = self.for_tools(conversation.tools)
         if template.switches and template.switch == ENABLE_THINKING:
@@ -96,7 +99,10 @@ class ChatTemplate:
         ]
         text = _number(json.dumps(key, sort_keys=True, default=str))
         if text not in self._settings:
-            self._settings[text] = _number(self._question(conversation, system))
+            asked = self._question(conversation, system)
+            other = replace(conversation, mode=_OTHER[conversation.mode])
+            alike = not conversation.template_kwargs and asked == self._question(other, system)
+            self._settings[text] = _number(asked) << 1 | alike
         return self._settings[text]
 
     @cached_property

@@ -79,6 +79,22 @@ def test_rows_that_switch_by_their_own_variables_are_trained(
         prepared(write_rows(rows), tokenizer, "CUSTOM")
 
 
+def test_many_system_texts_are_no_switch_and_a_few_may_be(
+    write_rows: WriteRows, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    modes = ("think", "no_think")
+    few = [row(mode, system=f"Say {mode} {n}.") for mode in modes for n in range(8)]
+    assert len(prepared(write_rows(few), tokenizer, "PLAIN")) == 16
+    many = [row(mode, system=f"You are {mode} {n}.") for mode in modes for n in range(9)]
+    with pytest.raises(TemplateError, match="asks both in one way"):
+        prepared(write_rows(many), tokenizer, "PLAIN")
+    assert len(prepared(write_rows(many), tokenizer, "NEMOTRON")) == 18
+    words = Switch(think={"system": "Think."}, no_think={"system": "Answer."})
+    assert len(prepared(write_rows(many), tokenizer, "PLAIN", words)) == 18
+    own = [{**entry, "chat_template_kwargs": {"n": len(entry["messages"][0]["content"])}} for entry in many]  # fmt: skip
+    assert len(prepared(write_rows(own), tokenizer, "PLAIN")) == 18
+
+
 @pytest.mark.parametrize("family", ["GRANITE", "GPT_OSS", "NEMOTRON"])
 def test_a_known_family_is_trained_without_a_word_about_it(
     write_rows: WriteRows, tokenizer: PreTrainedTokenizerFast, family: str
