@@ -140,7 +140,10 @@ class TurnShapes:
 
     def _following(self, conversation: Conversation, probe: Message) -> str:
         """Return the text after the turn's last word once another turn follows; "" if none can."""
-        following = Message(role="tool" if probe.tool_calls else "user", content=_NEXT)
+        following = Message(role="user", content=_NEXT)
+        if probe.tool_calls:
+            call_id = probe.tool_calls[0].get("id")
+            following = replace(following, role="tool", name=_CALL, tool_call_id=call_id)
         longer = replace(conversation, messages=(*conversation.messages, following))
         try:
             return _after_words(self._texts(longer)(len(longer.messages), False), probe)
@@ -214,7 +217,8 @@ def common_prefix(first: str, second: str) -> str:
 
 def trials() -> list[Conversation]:
     """Return conversations of several kinds, of which most templates render some."""
-    call = {"type": "function", "function": {"name": _CALL, "arguments": {_CALL: _CALL}}}
+    function = {"name": _CALL, "arguments": {_CALL: _CALL}}
+    call = {"id": "dualignid", "type": "function", "function": function}  # Mistral wants 9 letters
     tool = {"type": "function", "function": {"name": _CALL, "description": "", "parameters": {}}}
     answer = Message(role="assistant", content=_ANSWER)
     kinds: list[tuple[Mode, Message, bool]] = [

@@ -31,7 +31,11 @@ TOOL = {
         },
     },
 }
-CALL = {"type": "function", "function": {"name": "look", "arguments": {"where": "here"}}}
+CALL = {
+    "id": "abcdefghi",
+    "type": "function",
+    "function": {"name": "look", "arguments": {"where": "here"}},
+}
 _CALLS = "{% for c in m.tool_calls or [] %}<tool_call>{{ c.function.name }}{{ c.function.arguments | tojson }}</tool_call>{% endfor %}"
 # The next turn's token ends a turn.
 GLM = (
@@ -61,6 +65,11 @@ HUNYUAN = (
     "\n</answer><|eos|>{% else %}{{ m.content }}<|eos|>{% endif %}{% else %}"
     "{{ m.content }}<|extra_0|>{% endif %}{% endfor %}"
 )
+# Results name their call, by an id of nine letters, as Mistral's and Gemma's do.
+STRICT = (
+    "{% for m in messages %}{% if m.role == 'tool' and (m.tool_call_id | length != 9 or not m.name) %}"
+    "{{ raise_exception('whose result?') }}{% endif %}{% endfor %}"
+) + GLM
 NEEDS_TOOLS = "{% if not tools %}{{ raise_exception('no tools') }}{% endif %}" + GLM
 MINISTRAL = (
     "{% for m in messages %}{% if m.role == 'assistant' %}{% if m.content is string %}{{ m.content }}{% else %}"
@@ -79,6 +88,7 @@ WRITTEN = {
     "command": COMMAND,
     "hunyuan": HUNYUAN,
     "needs-tools": NEEDS_TOOLS,
+    "strict": STRICT,
     "ministral": MINISTRAL,
     "headed": HEADED,
 }
@@ -95,7 +105,7 @@ TOKENS = {
     "gemma4_v5": "<turn|> <|turn> <|tool_call> <tool_call|> <|tool_response> <tool_response|> <|channel> <channel|>",
     "lfm2_2_5": "<|im_end|> <|im_start|> <|tool_call_start|> <|tool_call_end|>",
 }
-TOKENS["needs-tools"] = TOKENS["glm"]
+TOKENS["needs-tools"] = TOKENS["strict"] = TOKENS["glm"]
 EOS = {"command": "<|END|>", "hunyuan": "<|eos|>"}
 
 
@@ -129,7 +139,8 @@ def turns(mode: Mode, *, count: int = 1, calls: bool = False) -> Conversation:
                 if mode == "think"
                 else Message(role="assistant", content="", tool_calls=(CALL,))
             ]
-            messages += [Message(role="tool", content="a tree")]
+            result = Message(role="tool", content="a tree", name="look", tool_call_id="abcdefghi")
+            messages += [result]
         messages.append(Message(role="assistant", content=f"answer {turn}", thinking=thinking))
     tools = (TOOL,) if calls else ()
     return Conversation(messages=tuple(messages), mode=mode, source="rows", row=0, tools=tools)
@@ -181,6 +192,10 @@ CASES = {
         ["<think>\nwhy 0\n</think>\n<answer>\nanswer 0\n</answer><|eos|>"],
     ),
     "needs-tools call": (
+        turns("no_think", calls=True),
+        ['<tool_call>look{"where": "here"}</tool_call><|observation|>', "answer 0<|user|>"],
+    ),
+    "strict call": (
         turns("no_think", calls=True),
         ['<tool_call>look{"where": "here"}</tool_call><|observation|>', "answer 0<|user|>"],
     ),
@@ -271,6 +286,7 @@ def test_a_turn_that_repeats_the_header_after_a_result_is_refused() -> None:
     ("name", "ends"),
     [
         ("glm", ("<|user|>", "<|observation|>")),
+        ("strict", ("<|user|>", "<|observation|>")),
         ("gptoss", ("<|return|>", "<|call|>")),
         ("gemma4_v5", ("<turn|>", "<|tool_response>")),
         ("apertus", ("<|assistant_end|>", "<|tools_suffix|>")),
