@@ -34,6 +34,10 @@ def test_doctor_prints_the_mapping_to_try_and_what_the_first_row_becomes(
             {"problem": "1 + 1?", "solution": "It is two.", "answer": "2"},
             "columns: {prompt: problem, completion: solution}",
         ),
+        (
+            {"prompt": "Hi", "generations": ["a", "b"]},
+            "{prompt: prompt, completion: generations.0}",
+        ),
         ({"prompt": "Hi", "response": "a", "helpfulness": 1}, "{prompt: prompt, completion: resp"),
     ],
 )

@@ -25,7 +25,7 @@ TRUTHS = (
 ANSWERS = ("answer", "solution", "target", "final_answer")
 """Columns that hold an answer in some sets, and in others what it is checked against."""
 _LABELS = ("label", "kto_tag")
-_BAD = ("false", "0", "-1")
+_BAD = ("false", "0", "-1", "bad", "rejected", "undesirable")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,7 +50,7 @@ _PROBLEM = RowKind(
 _RATED: tuple[RowKind, ...] = (
     RowKind(
         name="a step of a message tree (OpenAssistant)",
-        fits=lambda names: {"message_id", "parent_id", "role"} <= names,
+        fits=lambda names: {"message_id", "role", "text"} <= names,
         use="Join each path from a root to a leaf to one row with `messages` first",
     ),
     RowKind(

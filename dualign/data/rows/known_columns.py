@@ -27,6 +27,7 @@ _COMPLETIONS += ("generated_solution", "model_response", "assistant_response")
 _TRACES: _Names = ("thinking", "reasoning_content", "complex_cot", "cot", "chain_of_thought")
 _TRACES += ("thought", "thoughts", "reasoning", "reasoning_trace", "rationale")
 _CONTEXTS: _Names = ("context", "input", "passage")
+_SEVERAL: _Names = ("generations", "responses", "completions", "answers", "outputs")
 _SYSTEMS: _Names = ("system_prompt", "system_instruction", "system_message")
 _TURNS: _Names = ("messages", "conversations", "conversation", "dialog", "dialogue", "dialogues")
 _TURNS += ("turns", "chat", "data")
@@ -99,9 +100,13 @@ def guessed_columns(samples: Samples, *, pairs: bool) -> Columns:
         return max(
             readings, key=lambda reading: len(str(samples.get(reading.get("completion", ""))))
         )
+    several = _present(samples, _SEVERAL)
+    if several and not pairs and (questions := _questions(samples)):
+        return {"prompt": questions[0], "completion": f"{several[0]}.0"}
     texts = [name for name, value in samples.items() if isinstance(value, str)]
     texts = [name for name in texts if len(str(samples[name]).split()) > 1]
     turns = [name for name, value in samples.items() if _turn_names(value) is not None]
+    turns = [name for name in turns if not isinstance(samples[name][0], str)]
     if pairs:
         names = ("prompt", "chosen", "rejected")
         return dict(zip(names, texts, strict=False)) if len(texts) >= len(names) else {}
@@ -166,7 +171,7 @@ def _readings(samples: Samples) -> Iterator[Columns]:
         yield from turns
         return
     side = _side(samples)
-    answers = [name for name in _present(samples, _COMPLETIONS) if isinstance(samples[name], str)]
+    answers = [name for name in _present(samples, _COMPLETIONS) if _is_text(samples[name])]
     weak = [name for name in _present(samples, ANSWERS) if isinstance(samples[name], str)]
     for prompt in _questions(samples):
         for answer in (*answers, *weak):
@@ -175,7 +180,7 @@ def _readings(samples: Samples) -> Iterator[Columns]:
 
 def _questions(samples: Samples) -> list[str]:
     """Return the columns that may be the question, each with the context that belongs to it."""
-    prompts = [name for name in _present(samples, _PROMPTS) if _is_question(samples[name])]
+    prompts = [name for name in _present(samples, _PROMPTS) if _is_text(samples[name])]
     if len(prompts) > 1:
         prompts = [name for name in prompts if name.lower() != "input"]
     contexts = [name for name in _present(samples, _CONTEXTS) if isinstance(samples[name], str)]
@@ -185,8 +190,11 @@ def _questions(samples: Samples) -> list[str]:
     return prompts if not contexts else []
 
 
-def _is_question(value: Any) -> bool:
-    return isinstance(value, str) or _turn_names(value) == {}
+def _is_text(value: Any) -> bool:
+    """Return whether a value is text, or messages with our names."""
+    if isinstance(value, str):
+        return True
+    return isinstance(value, list) and _turn_names(value) == {} and isinstance(value[0], Mapping)
 
 
 def _side(samples: Samples) -> dict[str, str]:

@@ -192,8 +192,8 @@ SHAPES: tuple[RowShape, ...] = (
     RowShape(
         name="text",
         columns=("text",),
-        # Half of another shape isn't plain text.
-        excludes=("messages", "conversations", "prompt", "instruction"),
+        # Half of another shape isn't plain text, and neither is one message of a conversation.
+        excludes=("messages", "conversations", "prompt", "instruction", "role"),
         parse=_plain_text,
         verbatim=True,
     ),

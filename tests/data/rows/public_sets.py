@@ -119,7 +119,7 @@ SETS = (
             "lang": "en",
             "rank": None,
         },
-        result="plain_text",
+        result="wrong_stage",
     ),
     PublicSet(
         name="medical-o1",
@@ -188,6 +188,9 @@ SETS = (
             "reasoning": "off",
             "system_prompt": "",
         },
+    ),
+    PublicSet(
+        name="input and output messages", row=lambda n: {"input": user(n), "output": chat(n)[1:]}
     ),
     PublicSet(name="lmsys-chat", row=lambda n: {"conversation": chat(n), "model": "x", "turn": 1}),
     PublicSet(

@@ -28,6 +28,7 @@ PAIR = {"prompt": "Hi", "chosen": "yes", "rejected": "no"}
         ({"prompt": "Hi", "completion": "no", "label": "False"}, "bad_answer", "label is 'False'"),
         ({"prompt": "Hi", "completion": "no", "label": 0}, "bad_answer", "bad_answer: drop"),
         ({"instruction": "Hi", "output": "no", "kto_tag": False}, "bad_answer", "kto_tag"),
+        ({"prompt": "Hi", "completion": "no", "label": "undesirable"}, "bad_answer", "label"),
         (PAIR, "wrong_stage", "a preference pair .chosen . rejected.. A preference stage takes it"),
         ({"messages": [HI], "chosen": YES, "rejected": NO}, "no_answer", "no assistant turn"),
         (
@@ -58,8 +59,8 @@ PAIR = {"prompt": "Hi", "chosen": "yes", "rejected": "no"}
         ),
         (
             {"message_id": "1", "parent_id": None, "role": "prompter", "text": "Hi"},
-            "plain_text",
-            "supervise: all",
+            "wrong_stage",
+            "a step of a message tree",
         ),
         ({"headline": "Two"}, "unknown_shape", "Expected messages"),
     ],
