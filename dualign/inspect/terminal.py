@@ -6,9 +6,9 @@ around what is supervised. A newline is shown as an arrow and a break. The same 
 """
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -25,6 +25,7 @@ from dualign.terminal import wide_console
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+T = TypeVar("T")
 _SUPERVISED, _GIVEN, _SPECIAL = "green", "dim", "reverse"
 NEWLINE = "\u21b5\n"
 _MARKS = ("\u27e6", "\u27e7")
@@ -56,7 +57,7 @@ def show(
         console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
     if prepared.rows["removed"]:
         console.print(_removed_table(prepared.rows))
-    console.print(_lengths_table(lengths_of(prepared)))
+    _show_lengths(lengths_of(prepared), console)
     marks = None
     if console.color_system is None:  # a pipe or a file
         marks = _MARKS
@@ -99,46 +100,51 @@ def lengths_of(prepared: SFTData | PairData) -> dict[Group, list[int]]:
     return lengths
 
 
-def _lengths_table(lengths: Mapping[Group, Sequence[int]]) -> Table:
-    """Histogram of document lengths: up to 2, 4, 8, ... tokens, from the shortest to the longest."""
-    powers = sorted({_power(length) for values in lengths.values() for length in values})
-    table = Table(title="tokens of a row, up to", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("source", overflow="fold")
-    table.add_column("mode")
-    shown = range(powers[0], powers[-1] + 1) if powers else range(0)
-    for power in shown:
-        table.add_column(f"{2**power:,}", justify="right")
-    for (mode, source), values in lengths.items():
-        counts = [sum(_power(length) == power for length in values) for power in shown]
-        table.add_row(source, mode, *(f"{count:,}" if count else "" for count in counts))
-    return table
+def _show_lengths(lengths: Mapping[Group, Sequence[int]], console: Console) -> None:
+    """Print how many documents have up to 2, 4, 8, ... tokens, from the shortest to the longest."""
+    powers = {group: list(map(_power, values)) for group, values in lengths.items()}
+    every = sorted(set().union(*powers.values()))
+
+    def table(shown: Sequence[int]) -> Table:
+        table = _sources_table("tokens of a row, up to")
+        for power in shown:
+            table.add_column(f"{2**power:,}", justify="right", no_wrap=True)
+        for (mode, source), values in powers.items():
+            counts = map(values.count, shown)
+            table.add_row(source, mode, *(f"{count:,}" if count else "" for count in counts))
+        return table
+
+    _print_fitting(table, range(every[0], every[-1] + 1) if every else (), console)
 
 
 def show_counts(rows: Mapping[str, Any], console: Console) -> None:
     """Print rows and tokens for each source and mode, and in total; then what was dropped and mended.
 
-    Columns that hold nothing are left out. What doesn't fit side by side is printed one below the other.
+    Columns that hold nothing are left out.
     """
     total = {"source": "all", "mode": "", **rows}
     entries = [*rows["by"], total]
     numbers = [name for name in _NUMBERS if any(entry.get(name) for entry in entries)]
-    tables = {"rows": numbers}
-    if _width(_counts_table("rows", entries, numbers)) > console.width:
-        tables = {
-            "rows": [name for name in numbers if name not in _TOKENS],
-            "tokens": [name for name in numbers if name in _TOKENS],
-        }
-    for title, names in tables.items():
-        if names:
-            console.print(_counts_table(title, entries, names))
+    _print_fitting(lambda shown: _counts_table(entries, shown), numbers, console)
     if any(entry[name] for entry in entries for name in _REASONS):
         console.print(_reasons_table(entries))
 
 
-def _counts_table(
-    title: str, entries: Sequence[Mapping[str, Any]], numbers: Sequence[str]
-) -> Table:
-    table = _sources_table(title)
+def _print_fitting(
+    table: Callable[[Sequence[T]], Table], columns: Sequence[T], console: Console
+) -> None:
+    """Print a table with these columns, in parts one below the other where it is too wide."""
+    whole = table(columns)
+    if len(columns) > 1 and _width(whole) > console.width:
+        middle = (len(columns) + 1) // 2
+        for part in (columns[:middle], columns[middle:]):
+            _print_fitting(table, part, console)
+    else:
+        console.print(whole)
+
+
+def _counts_table(entries: Sequence[Mapping[str, Any]], numbers: Sequence[str]) -> Table:
+    table = _sources_table("rows")
     for name in numbers:
         table.add_column(_NUMBERS[name], justify="right", no_wrap=True)
     for entry in entries:
@@ -192,7 +198,6 @@ def _removed_table(rows: Mapping[str, Any]) -> Table:
 
 _REASONS = ("dropped", "repaired")
 _SOURCE_WIDTH = 12  # less would break short names
-_TOKENS = ("tokens", "share", "supervised_tokens", "mean_tokens", "max_tokens")
 _NUMBERS = {
     "in": "in",
     "kept": "kept",

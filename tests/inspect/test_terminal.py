@@ -120,6 +120,22 @@ def test_no_word_is_broken_at_80_columns() -> None:
     assert [word for word in words if word not in printed] == []
 
 
+def test_lengths_of_many_sizes_stand_below_each_other(
+    write_rows: Write, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    turns = [{"prompt": "Hi", "completion": "yes " * 2**power} for power in range(13)]
+    source = SourceConfig(path=str(write_rows(turns, "everyday_conversations.jsonl")))
+    data = DataConfig(sources=(source,), max_tokens=20_000)
+    prepared = prepare_sft(DataRequest(data, tokenizer, load_template("dualign"), seed=1))
+    stream = io.StringIO()
+    show(prepared, tokenizer, samples=0, console=Console(file=stream, width=80))
+    printed = stream.getvalue()
+    powers = range(5, 14)
+    assert [power for power in powers if f" {2**power:,}" not in printed] == []
+    assert printed.count("tokens of a row, up to") > 1
+    assert "\u2026" not in printed
+
+
 def test_a_pipe_gets_marks_around_what_is_supervised(
     write_rows: Write, tokenizer: PreTrainedTokenizerFast
 ) -> None:
