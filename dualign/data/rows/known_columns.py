@@ -17,7 +17,7 @@ from dualign.data.rows.messages import ROLES
 from dualign.data.rows.shapes import PROMPTS, shapes_of
 
 Samples = Mapping[str, Any]
-"""The first value of each column that has one."""
+"""A value of each column that has one: the first; of texts the longest of the first rows."""
 Columns = Mapping[str, Any]
 _Names = tuple[str, ...]
 _PROMPTS: _Names = ("prompt", "question", "query", "problem", "instruction", "input", "human")
@@ -56,17 +56,41 @@ _OF_QUESTION += ("document", "article", "paragraph", "table", "schema", "code", 
 _OF_TRACE = ("think", "reason", "cot", "trajector", "rationale")
 """Parts of the names of columns with traces."""
 _WORDS_OF_TRACE = 3
-"""A trace has more; `reasoning: on` is a switch."""
+"""A trace under a name that isn't a usual one has more; `reason_code: 12` is none."""
+_SWITCHES = frozenset(
+    [
+        "on",
+        "off",
+        "true",
+        "false",
+        "yes",
+        "no",
+        "none",
+        "auto",
+        "low",
+        "medium",
+        "high",
+        "enabled",
+        "disabled",
+        "0",
+        "1",
+    ]
+)
+"""Values of a column such as `reasoning` that is a switch, not a trace."""
 _LOOKED_AT = 100
 _BATCH = 10_000
 
 
 def samples_of(table: datasets.Dataset) -> Samples:
-    """Return the first value of each column that has one; a text that isn't empty comes first."""
+    """Return the first value of each column that has one; of texts the longest of the first rows,
+    since a trace may be short in one row.
+    """
     samples: dict[str, Any] = {}
     for row in islice(table, _LOOKED_AT):
         for name, value in row.items():
-            if value is not None and samples.get(name) in (None, ""):
+            sample = samples.get(name)
+            longer = isinstance(value, str) and isinstance(sample, str) and len(value) > len(sample)
+            if value is not None and (sample is None or longer):
                 samples[name] = value
     for name in table.column_names:
         if name not in samples and (row := _first_filled(table, name)) is not None:
@@ -202,7 +226,7 @@ def _side(samples: Samples) -> dict[str, str]:
     traces = [
         name
         for name in _present(samples, _TRACES)
-        if isinstance(samples[name], str) and len(samples[name].split()) > _WORDS_OF_TRACE
+        if isinstance(samples[name], str) and samples[name].strip().lower() not in _SWITCHES
     ]
     systems = [name for name in _present(samples, _SYSTEMS) if isinstance(samples[name], str)]
     side = {"thinking": traces[0]} if len(traces) == 1 else {}

@@ -114,3 +114,29 @@ def test_columns_without_a_value_arent_named_and_a_trace_that_isnt_read_is(
     assert list(reading_notes(prepared(public, write_rows, tokenizer).sources)) == [
         "rows.jsonl: thinking would change what is learned, by the name, and isn't used"
     ]
+
+
+@pytest.mark.parametrize(
+    ("traces", "mode"),
+    [
+        (("Two.", "Three and four are seven, as everybody knows."), "think"),
+        (("two and two", "three"), "think"),
+        (("on", "off"), "no_think"),
+        (("high", "low"), "no_think"),
+    ],
+)
+def test_a_short_trace_is_one_and_a_switch_is_none(
+    traces: tuple[str, str],
+    mode: str,
+    write_rows: WriteRows,
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    public = PublicSet(
+        name="short traces",
+        row=lambda n: {"question": ask(n), "reasoning": traces[n % 2], "response": tell(n)},
+        mode=mode,
+    )
+    data = prepared(public, write_rows, tokenizer)
+    assert {group[0] for group in data.groups} == {mode}
+    opened = joined(data, tokenizer, supervised=True).count(f"{traces[0]}\n</think>")
+    assert opened == (5 if mode == "think" else 0)
