@@ -85,6 +85,10 @@ class Merge:
     """compute as mergekit does, in this type (input: that of the tensors); None: in float64"""
     inner: Mapping[str, "Merge"] = field(default_factory=dict)
     """merges whose results are models of this one, by name"""
+    strict: bool = True
+    """refuse parameters that give no tensor its value; else they are warnings"""
+    warnings: tuple[str, ...] = ()
+    """what was written and has no effect, a line each"""
 
     def models(self) -> list[str]:
         """List each model once: the sources, then bases that aren't sources."""

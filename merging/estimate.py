@@ -49,6 +49,7 @@ def estimate(prepared: PreparedMerge, *, threads: int | None = None) -> str:
             f"config    from {prepared.config_source}",
             f"tokenizer from {prepared.tokenizer_source}",
             *_conflict_lines(prepared),
+            *(f"warning   {line}" for line in prepared.warnings),
         ]
     )
 

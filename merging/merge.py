@@ -63,6 +63,8 @@ class PreparedMerge:
     weights: MergedWeights
     resolved_conflicts: Mapping[str, Any]
     """by key: what each model has, and whose is taken"""
+    warnings: tuple[str, ...] = ()
+    """what the config says without effect, a line each"""
 
 
 def run(stage: MergeStage, work: Path, *, seed: int) -> Outcome:
@@ -95,7 +97,8 @@ def prepare(merge: Merge, *, seed: int) -> PreparedMerge:
     problems = merge_problems(merge)
     if problems:
         raise MergeError("\n".join(f"{merge.location(key)}: {why}" for key, why in problems))
-    opened = {name: _open(merge, name, seed=seed) for name in merge.models()}
+    warnings = list(merge.warnings)
+    opened = {name: _open(merge, name, warnings, seed=seed) for name in merge.models()}
     config_source = merge.config_from or _default_config_source(merge)
     tokenizers = find_tokenizers(list(opened.values()))
     tokenizer_source = merge.tokenizer_from or config_source
@@ -113,7 +116,7 @@ def prepare(merge: Merge, *, seed: int) -> PreparedMerge:
     )
     if merge.chat_template is not None and "chat_template" in conflicts:
         conflicts["chat_template"]["taken_from"] = "chat_template"
-    plans = plan_tensors(merge, models, config_source)
+    plans, unused = plan_tensors(merge, models, config_source)
     config = merged_config(merge, models, config_source)
     require_ids(config, models[config_source].folders[0] / "config.json")
     weights = MergedWeights(
@@ -128,14 +131,17 @@ def prepare(merge: Merge, *, seed: int) -> PreparedMerge:
         template=template_text(merge.chat_template, list(models.values())),
         weights=weights,
         resolved_conflicts={**conflicts, **(mapping_decisions(mapping) if mapping else {})},
+        warnings=(*warnings, *unused),
     )
 
 
-def _open(merge: Merge, name: str, *, seed: int) -> Weights:
+def _open(merge: Merge, name: str, warnings: list[str], *, seed: int) -> Weights:
+    """Open a model; of a merge inside of this one also add the warnings."""
     inner = merge.inner.get(name)
     if inner is None:
         return open_weights(name, allow_pickle=merge.allow_pickle)
     prepared = prepare(inner, seed=seed)
+    warnings += prepared.warnings
     if prepared.mapping is not None:
         raise MergeError(
             f"{merge.file}: {name}: its models have different vocabularies, and a merge inside of "
@@ -205,6 +211,7 @@ def write(
         "config_donor": str(prepared.models[prepared.config_source].folders[0]),
         "tokenizer_donor": str(prepared.models[prepared.tokenizer_source].folders[0]),
         "decided": dict(prepared.resolved_conflicts),
+        "warnings": list(prepared.warnings),
         "vocabulary": mapping_record(mapping) if mapping else None,
         "verified": {"tensors": list(recomputed)},
         "merge": merge_to_json(merge),

@@ -46,12 +46,14 @@ class _TensorSources:
     """of the layer: 0 first, 1 last"""
 
 
-def plan_tensors(merge: Merge, models: Models, config_source: str) -> dict[str, TensorPlan]:
-    """Plan every tensor of the merged model, by name.
+def plan_tensors(
+    merge: Merge, models: Models, config_source: str
+) -> tuple[dict[str, TensorPlan], list[str]]:
+    """Plan every tensor of the merged model, by name; also return warnings, a line each.
 
     Raises:
-        MergeError: a tensor is missing or has another shape, or a parameter is missing or has no
-            effect.
+        MergeError: a tensor is missing or has another shape, a parameter is missing, or a filter or
+            (if the merge is strict) a parameter has no effect.
     """
     resolver = Resolver()
     if _has_ranges(merge):
@@ -59,8 +61,7 @@ def plan_tensors(merge: Merge, models: Models, config_source: str) -> dict[str, 
     else:
         tensors = _from_models(merge, models, config_source)
     plans = {tensor.name: _plan(merge, tensor, models, resolver) for tensor in tensors}
-    _require_use(merge, resolver)
-    return plans
+    return plans, _unused(merge, resolver)
 
 
 def _has_ranges(merge: Merge) -> bool:
@@ -246,19 +247,20 @@ def _common_entry(tensor: str, parts: Sequence[tuple[str, str]], models: Models)
     return first[1]
 
 
-def _require_use(merge: Merge, resolver: Resolver) -> None:
+def _unused(merge: Merge, resolver: Resolver) -> list[str]:
+    """Return a line for each parameter that gave no tensor its value; refuse such filters."""
     levels = [merge.parameters]
     for slice_ in merge.slices:
         levels += [slice_.parameters, *(source.parameters for source in slice_.sources)]
     unused = resolver.unused(levels)
-    if unused:
-        raise MergeError(
-            "\n".join(
-                f"{merge.location(key)}: has no effect: no tensor gets it (a filter that fits none, "
-                "or all get theirs from a nearer place)"
-                for key in unused
-            )
-        )
+    lines = [
+        f"{merge.location(key)}: has no effect: no tensor gets it (a filter that fits none, "
+        "or all get theirs from a nearer place)"
+        for key in unused
+    ]
+    if unused and (merge.strict or any(isinstance(key[-1], int) for key in unused)):
+        raise MergeError("\n".join(lines))
+    return lines
 
 
 def merged_config(merge: Merge, models: Models, config_source: str) -> dict[str, Any]:

@@ -61,6 +61,11 @@ def _add_merge(sub: Sub) -> None:
         action="store_true",
         help="read pytorch_model.bin where a model has no safetensors; loads nothing but tensors",
     )
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="refuse keys that mergekit knows and that have no effect; else they are warnings",
+    )
     parser.add_argument("--force", action="store_true", help="replace OUT when it is there")
     parser.add_argument("--seed", type=int, help="of the methods that draw at random; default 0")
     parser.add_argument("--threads", type=int, metavar="N", help="default: one for each processor")
@@ -84,7 +89,7 @@ def _merge(args: Namespace) -> int:
 def _require_none(args: Namespace) -> None:
     options = {"--dry-run": args.dry_run, "--force": args.force, "--threads": args.threads}
     options |= {"--seed": args.seed is not None, "--compat": args.compat is not None}
-    options |= {"--allow-pickle": args.allow_pickle}
+    options |= {"--allow-pickle": args.allow_pickle, "--strict": args.strict}
     used = [name for name, value in options.items() if value]
     if used:
         raise ConfigError(
@@ -96,7 +101,7 @@ def _merge_file(args: Namespace) -> int:
     from dualign.cli.commands import say
     from dualign.merging.mergekit.load import allow_pickles, load
 
-    loaded = load(Path(args.recipe), compat=args.compat is not None)
+    loaded = load(Path(args.recipe), compat=args.compat is not None, strict=args.strict)
     if args.allow_pickle:
         loaded = allow_pickles(loaded)
     seed = args.seed or 0
@@ -126,6 +131,7 @@ def _summary(record: dict[str, Any], out: Path) -> str:
     ]
     conflicts = record["decided"].items()
     lines += [f"{key}: taken from {conflict['taken_from']}" for key, conflict in conflicts]
+    lines += [f"warning: {line}" for line in record["warnings"]]
     return "\n".join(lines)
 
 

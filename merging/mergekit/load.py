@@ -1,4 +1,4 @@
-"""Read mergekit's YAML, strictly: a key that is unknown or has no effect is an error.
+"""Read mergekit's YAML: an unknown key is an error, a known one without effect is a warning.
 
     merge_method: ties
     base_model: org/base@revision     # a folder, a hub id, base+adapter
@@ -35,6 +35,7 @@ from dualign.merging.mergekit.schema import (
     FileToken,
     MergeFile,
 )
+from dualign.merging.mergekit.unused import take_out_keys, take_out_parameters
 from dualign.merging.parameters import Level
 
 # Keys of mergekit that dualign doesn't read, and what to do about them.
@@ -43,19 +44,23 @@ _UNSUPPORTED = {
     "and here none is known by name; use models or slices: they merge every tensor of a checkpoint, "
     "and `parameters` with a filter set a part of it (filter: vision_tower)",
 }
-_PARAMETERS = ("normalize", "weight", "density", "t", "lambda", "int8_mask", "rescale")
 
 
-def load(path: Path, *, compat: bool = False) -> Merge:
+def load(path: Path, *, compat: bool = False, strict: bool = False) -> Merge:
     """Return the merge that a file describes; with `compat` in mergekit's arithmetic.
+
+    Args:
+        strict: refuse keys that mergekit knows and that have no effect; else they are warnings.
 
     Raises:
         ConfigError: lists every problem of the file.
     """
-    return parse_documents(read_documents(path), path.parent, compat=compat)
+    return parse_documents(read_documents(path), path.parent, compat=compat, strict=strict)
 
 
-def parse_documents(documents: list[Document], folder: Path, *, compat: bool = False) -> Merge:
+def parse_documents(
+    documents: list[Document], folder: Path, *, compat: bool = False, strict: bool = False
+) -> Merge:
     """Return the merge that documents describe; their relative paths start at `folder`.
 
     Raises:
@@ -63,22 +68,15 @@ def parse_documents(documents: list[Document], folder: Path, *, compat: bool = F
     """
     merges: dict[str, Merge] = {}
     for number, document in enumerate(documents):
-        file = _parse_file(document)
-        is_last = number == len(documents) - 1
-        if file is not None:
-            if (file.name is None) is not is_last:
-                message = (
-                    "the last document is the result: remove name"
-                    if is_last
-                    else ("needs the key 'name', by which later documents use it")
-                )
-                document.refuse(("name",) if file.name else (), message)
-            merge = _merge(file, document, _Resolver(folder, merges))
+        name, merge = _document(
+            document, _Resolver(folder, merges), strict=strict, is_last=number == len(documents) - 1
+        )
+        if merge is not None:
             if compat:
-                merge = replace(merge, arithmetic=file.dtype or "input")
+                merge = replace(merge, arithmetic=document.value.get("dtype") or "input")
             for key, message in merge_problems(merge):
                 document.refuse(key, message)
-            merges[file.name or ""] = merge
+            merges[name] = merge
     whole = Document(file=documents[0].file)
     whole.problems = [problem for document in documents for problem in document.problems]
     whole.raise_problems()
@@ -102,17 +100,30 @@ def is_merge_file(path: Path) -> bool:
     )
 
 
-def _parse_file(document: Document) -> MergeFile | None:
-    advice = {
-        **_UNSUPPORTED,
-        **{key: f"has no effect here: put it under parameters, as {key}" for key in _PARAMETERS},
-    }
-    for key, message in advice.items():
-        if key in document.value:
+def _document(
+    document: Document, resolver: "_Resolver", *, strict: bool, is_last: bool
+) -> tuple[str, Merge | None]:
+    """Return a document's name, empty for the result, and its merge; None if it has problems."""
+    for key, message in _UNSUPPORTED.items():
+        if isinstance(document.value, dict) and key in document.value:
             document.refuse((key,), message)
             document.value = {name: item for name, item in document.value.items() if name != key}
+    unused = take_out_keys(document) if isinstance(document.value, dict) else []
     file = parse(MergeFile, document.value, document)
-    return file if not document.problems else None
+    if file is None or document.problems:
+        return "", None
+    if file.name is None and not is_last:
+        document.refuse((), "needs the key 'name', by which later documents use it")
+    if file.name is not None and is_last:
+        unused.append((("name",), "has no effect: the last document is the result"))
+    merge, ineffective = take_out_parameters(_merge(file, document, resolver))
+    unused += ineffective
+    if strict:
+        for place, why in unused:
+            document.refuse(place, f"{why} (--strict)")
+    lines = tuple(f"{merge.location(place)}: {why}" for place, why in unused)
+    name = "" if is_last else file.name or ""
+    return name, replace(merge, strict=strict, warnings=lines)
 
 
 @dataclass(frozen=True, slots=True)
