@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dualign.data.conversation import Mode
 from dualign.errors import DataError, EvaluationError
-from dualign.evaluation.requests import render_question, task_switch
+from dualign.evaluation.requests import prompts_differ, render_question, task_switch
 from dualign.evaluation.samples import AnswerRecord, SampleFile
 from dualign.generation.generate import generate_batches
 from dualign.generation.sampling import Sampling
@@ -119,7 +119,7 @@ def _sample(
 def _switch(tokenizer: PreTrainedTokenizerBase, task: Task, stage: PairsStage) -> Switch | None:
     """Return what switches the modes; refuse a model that is asked in one way for both."""
     switch = task_switch(tokenizer, task, stage.switch)
-    if len(stage.modes) > 1 and not prompts.switches(tokenizer, switch):
+    if len(stage.modes) > 1 and not prompts_differ(tokenizer, switch):
         named = task.switch if task.switch is not None else stage.switch
         raise EvaluationError(
             f"stage {stage.name}, {tokenizer.name_or_path}: {prompts.one_prompt(named)}. "

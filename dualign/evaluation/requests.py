@@ -119,17 +119,22 @@ def _has_modes(
     baseline: bool,
 ) -> bool:
     """Return whether a plain question is asked in two ways; refuse one way if nobody says so."""
-    messages = ({"role": "user", "content": "Hi"},)
-    plain = Problem(id="a plain question", messages=messages, expected="", extra={})
-    think, no_think = (render_question(tokenizer, plain, mode, switch) for mode in MODES)
+    differ = prompts_differ(tokenizer, switch)
     named = task.switch if task.switch is not None else config.switch
     no_modes = named is not None and not named
-    if think == no_think and not (baseline or no_modes):
+    if not (differ or baseline or no_modes):
         raise EvaluationError(
             f"{tokenizer.name_or_path}, task {task.name}: {prompts.one_prompt(named)}. "
             "A model without modes is asked once with switch: {}, or as a baseline before the last model"
         )
-    return think != no_think
+    return differ
+
+
+def prompts_differ(tokenizer: PreTrainedTokenizerBase, switch: Switch | None) -> bool:
+    """Return whether a plain question has another prompt in each mode."""
+    messages = ({"role": "user", "content": "Hi"},)
+    plain = Problem(id="a plain question", messages=messages, expected="", extra={})
+    return len({render_question(tokenizer, plain, mode, switch) for mode in MODES}) > 1
 
 
 def limit_of(task: Task, config: EvalConfig, mode: Mode) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from dualign.data.conversation import MODES, Mode
+from dualign.data.conversation import Mode
 from dualign.data.text.template import ChatTemplate
 from dualign.data.text.template_texts import named_templates
 from dualign.switch import ADVICE, ENABLE_THINKING, Switch, tried
@@ -56,12 +56,6 @@ def prompt(
         turns, add_generation_prompt=True, tokenize=False, **variables
     )
     return str(text)
-
-
-def switches(tokenizer: PreTrainedTokenizerBase, switch: Switch | None) -> bool:
-    """Return whether a plain question has another prompt in each mode."""
-    question = [{"role": "user", "content": "Hi"}]
-    return len({prompt(tokenizer, question, mode, switch) for mode in MODES}) > 1
 
 
 def one_prompt(named: Switch | None) -> str:

@@ -75,6 +75,9 @@ def test_a_model_that_is_asked_in_one_way_is_refused_before_it_is_loaded(
         EvaluationError, match=r"stage pairs, .*plain: both modes have the same prompt"
     ):
         run(stage, tmp_path / "out", seed=1)
+    (tmp_path / "plain" / "chat_template.jinja").write_text("{{ nothing.at.all }}")
+    with pytest.raises(EvaluationError, match="its chat template can't render"):
+        run(stage, tmp_path / "out", seed=1)
 
 
 def test_the_verifier_puts_right_against_wrong_in_both_modes(
