@@ -50,7 +50,12 @@ def check_row_weight(row: Mapping[str, Any]) -> None:
     """
     _refuse_partial(row)
     for name in (*_TRAINED, *_WEIGHTS, "weights", *_MASKS):
-        if not _flag(row, name):
+        try:
+            trained = _flag(row, name)
+        except RowFault as fault:
+            what = f"{fault}; if the column {name} says something else, rename or remove it"
+            raise RowFault(fault.code, what) from fault
+        if not trained:
             raise RowFault(
                 "no_answer", f"{name} is {excerpt(row[name])}: the row is to be left out"
             )

@@ -238,10 +238,18 @@ def _as_transcript(value: Any, role: Role) -> list[Message]:
 
 
 def _with_system(row: Row, messages: list[Message]) -> Part:
-    system = row.get("system")
-    if not system or (messages and messages[0].role == "system"):
+    system = text_of(row.get("system"))
+    if not system:
         return tuple(messages)
-    return (Message(role="system", content=text_of(system)), *messages)
+    first = messages[0].content.strip() if messages and messages[0].role == "system" else None
+    if first == system.strip():
+        return tuple(messages)
+    if first:
+        what = f"the column system ({excerpt(system)}) and the first message differ"
+        raise RowFault("bad_content", f"{what}: expected one system text")
+    if first == "":
+        messages = messages[1:]
+    return (Message(role="system", content=system), *messages)
 
 
 def _join_prompt(explicit: list[Message], shared: list[Message]) -> list[Message]:

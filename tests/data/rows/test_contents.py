@@ -315,3 +315,16 @@ def test_columns_of_images_are_not_decoded_before_the_row_is_refused(
     source = SourceConfig(path=str(tmp_path / "a.parquet"), streaming=streaming)
     (read,) = load_source(source)
     assert code_of(read) == "multimodal"
+
+
+def test_a_system_text_beside_a_system_message_is_never_lost() -> None:
+    first = {"role": "system", "content": "Be brief."}
+    for system in (None, "", "Be brief.", " Be brief.\n"):
+        texts = [
+            turn.content.strip()
+            for turn in messages_of({"messages": [first, HI, YO], "system": system})
+        ]
+        assert texts == ["Be brief.", "Hi", "Yo"]
+    empty = {"messages": [{"role": "system", "content": ""}, HI, YO], "system": "Be brief."}
+    assert messages_of(empty)[0].content == "Be brief."
+    assert code_of({"messages": [first, HI, YO], "system": "Be kind."}) == "bad_content"
