@@ -255,7 +255,9 @@ def _texts(parsed: Parsed) -> list[str]:
     """Return all that is said and thought in a row."""
     messages = [message for part in parts_of(parsed) for message in part]
     texts = [text for message in messages for text in (message.thinking, message.content) if text]
-    return texts + [json.dumps(call) for message in messages for call in message.functions]
+    return texts + [
+        json.dumps(call, default=str) for message in messages for call in message.functions
+    ]
 
 
 def _rows_of_tasks(index: TaskIndex, task: Any) -> dict[str, dict[str, int]]:

@@ -61,23 +61,27 @@ class JsonRows:
     def features(self) -> datasets.Features:
         """A column for each key that any row has. Lists, objects and values of several kinds are
         kept as JSON.
+
+        Raises:
+            DataError: there is none.
         """
         kinds: dict[str, set[type]] = {}
         for row in self:
             for key, value in row.items():
                 kinds.setdefault(key, set()).add(_kind(value))
+        if not kinds:
+            raise DataError(f"{self.files[0]}: holds no rows")
         return datasets.Features({key: _feature(of_key) for key, of_key in kinds.items()})
 
     def table(self) -> datasets.Dataset:
         """Return the rows as a table on disk, which stays while the files stay as they are."""
         folder = Path(datasets.config.HF_DATASETS_CACHE) / "json" / self._key()
         if not folder.is_dir():
-            if not self.features:
-                raise DataError(f"{self.files[0]}: holds no rows")
+            features = self.features
             folder.parent.mkdir(parents=True, exist_ok=True)
             partial = Path(tempfile.mkdtemp(dir=folder.parent))
             try:
-                write_rows(self, self.features, partial / "rows.arrow")
+                write_rows(self, features, partial / "rows.arrow")
                 partial.rename(folder)
             except OSError:
                 if not folder.is_dir():  # else another process was first

@@ -11,6 +11,7 @@ import os
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from itertools import chain, islice
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import datasets
+import numpy as np
 from datasets.arrow_writer import ArrowWriter
 
 from dualign.data.config import SourceConfig
@@ -38,7 +40,7 @@ from dualign.data.uncached import temporary_folder
 from dualign.errors import DataError
 
 _Stream: TypeAlias = datasets.IterableDataset | JsonRows
-_UNREADABLE = (OSError, ValueError, RuntimeError, EOFError, zlib.error, lzma.LZMAError)
+_UNREADABLE = (OSError, ValueError, LookupError, RuntimeError, EOFError, zlib.error, lzma.LZMAError)
 _SHARD_ROWS = 20_000
 _SHUFFLE_ROWS = 2_000
 
@@ -75,8 +77,9 @@ class SampledRows:
 
 def load_source(source: SourceConfig, *, base: Path | None = None) -> datasets.Dataset:
     """Return all rows of a source as a table on disk; relative paths start at `base`."""
-    rows = _open(source, base)
-    table = rows if isinstance(rows, datasets.Dataset) else _to_disk(rows, rows)
+    with _reading(source):
+        rows = _open(source, base)
+        table = rows if isinstance(rows, datasets.Dataset) else _to_disk(rows, rows)
     if not len(table):
         raise DataError(f"source {source.path!r}, split {source.split!r}: holds no rows")
     return table
@@ -89,15 +92,24 @@ def sample_rows(source: SourceConfig, *, seed: int, number: int, base: Path | No
     in the recipe.
     """
     random = rng(seed, "weight", number)
-    stream = _open(source, base) if source.streaming and source.rows is not None else None
-    if stream is None or isinstance(stream, datasets.Dataset):
-        table = load_source(source, base=base)
-        rows = rows_to_read(len(table), source, random)
-        digest = _digest(source, table, base)
-        return SampledRows(table=table.select(rows), rows=rows, total=len(table), sha256=digest)
+    with _reading(source):
+        stream = _open(source, base) if source.streaming and source.rows is not None else None
+        if stream is not None and not isinstance(stream, datasets.Dataset):
+            return _sample_stream(source, stream, random, seed, base)
+    table = load_source(source, base=base)
+    rows = rows_to_read(len(table), source, random)
+    digest = _digest(source, table, base)
+    return SampledRows(table=table.select(rows), rows=rows, total=len(table), sha256=digest)
+
+
+def _sample_stream(
+    source: SourceConfig, stream: _Stream, random: np.random.Generator, seed: int, base: Path | None
+) -> SampledRows:
     if isinstance(stream, datasets.IterableDataset) and not local_files(source.path, base):
         return _first_shuffled(source, stream, seed)
     total = sum(1 for _ in stream)
+    if not total:
+        raise DataError(f"source {source.path!r}, split {source.split!r}: holds no rows")
     rows = rows_to_read(total, source, random)
     table = _to_disk(_at(stream, rows), stream)
     digest = _digest(source, table, base)
@@ -120,9 +132,17 @@ def _first_shuffled(
 def _open(source: SourceConfig, base: Path | None) -> datasets.Dataset | _Stream:
     files = local_files(source.path, base)
     require_zstandard(source.path, files)
+    return _undecoded(_local(source, files, base) if files else _hub(source))
+
+
+@contextmanager
+def _reading(source: SourceConfig) -> Iterator[None]:
+    """Turn what libraries raise while they read a source into a DataError that names it."""
     try:
-        return _undecoded(_local(source, files, base) if files else _hub(source))
+        yield
     except DataError as error:
+        if str(error).startswith("source "):
+            raise
         raise DataError(f"source {source.path!r}: {error}") from error
     except (*_UNREADABLE, datasets.exceptions.DatasetsError) as error:
         cause = str(error.__cause__ or error)

@@ -159,7 +159,7 @@ def _mentions(message: Message, name: str, text: str) -> int:
     if message.role == "system":
         return 0
     parts = [part for part in (message.content, message.thinking or "") if part in text]
-    parts += [json.dumps(function) for function in message.functions]
+    parts += [json.dumps(function, default=str) for function in message.functions]
     return sum(part.count(name) for part in parts)
 
 

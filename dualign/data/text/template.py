@@ -352,4 +352,4 @@ def _with_json_arguments(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _json(arguments: Mapping[str, Any]) -> str:
-    return json.dumps(arguments, ensure_ascii=False)
+    return json.dumps(arguments, ensure_ascii=False, default=str)

@@ -129,6 +129,13 @@ REFUSED: Mapping[str, tuple[str, str | bytes, str]] = {
     "text": ("a.json", "Once upon a time.", "line 1: isn't JSON"),
     "YAML": ("a.json", "- prompt: a\n  completion: b\n", "line 1: isn't JSON"),
     "a number out of range": ("a.jsonl", '{"a": {"b": 1e999}}', "out of range"),
+    "a quote that CSV doesn't close": ("a.csv", 'prompt,completion\na,"b\n', "EOF inside string"),
+    "CSV of ragged lines": (
+        "a.csv",
+        "prompt,completion\na,b\nc,d,e\n",
+        "Expected 2 fields in line 3",
+    ),
+    "half a character as a key": ("a.jsonl", '{"a\\ud800": 1}', "surrogates not allowed"),
     "broken gzip": ("a.jsonl.gz", gzip.compress(LINES.encode() * 50)[:60], "can't be"),
 }
 
@@ -159,9 +166,13 @@ def test_a_file_with_one_reading_is_read(kind: str, tmp_path: Path) -> None:
 def test_a_file_without_one_is_refused_by_what_it_is(kind: str, tmp_path: Path) -> None:
     name, content, reason = REFUSED[kind]
     source = written(tmp_path, name, content)
-    with pytest.raises(DataError, match=reason) as error:
-        load_source(source)
-    assert name in str(error.value)
+    for streaming in (False, True):
+        with pytest.raises(DataError, match=reason) as error:
+            load_source(SourceConfig(path=source.path, streaming=streaming))
+        assert name in str(error.value)
+        with pytest.raises(DataError, match=reason):
+            settings = SourceConfig(path=source.path, streaming=streaming, rows=1)
+            sample_rows(settings, seed=1, number=0, base=None)
 
 
 def test_doctor_says_that_a_file_is_empty(
