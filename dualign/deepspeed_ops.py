@@ -82,7 +82,13 @@ def prepare_ops(builders: Sequence[str]) -> None:
             "pip install 'dualign[deepspeed]', or launch with recipes/accelerate/fsdp2.yaml"
         )
     folder = _folder()
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder}: DeepSpeed's ops can't be compiled there ({error.strerror}); "
+            f"set {EXTENSIONS_DIR} to a folder that can be written"
+        ) from None
     os.environ[EXTENSIONS_DIR] = str(folder)
     # ninja may stand beside a Python whose environment isn't activated.
     os.environ["PATH"] = f"{os.environ.get('PATH', '')}{os.pathsep}{sysconfig.get_path('scripts')}"

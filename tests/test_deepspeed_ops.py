@@ -150,6 +150,16 @@ def test_after_a_killed_compilation_nothing_runs_on_and_nobody_waits_for_ever(
     assert "It needs a C++ compiler (g++) and ninja" in said
 
 
+@pytest.mark.usefixtures("deepspeed")
+def test_a_folder_that_cannot_be_made_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(EXTENSIONS_DIR, str(tmp_path / "file" / "extensions"))
+    with pytest.raises(CheckpointError, match=f"set {EXTENSIONS_DIR} to a folder"):
+        prepare_ops([SHARED_MEMORY])
+
+
 @pytest.mark.skipif(find_spec("deepspeed") is not None, reason="DeepSpeed is installed")
 def test_a_launch_that_needs_deepspeed_says_how_to_get_it() -> None:
     with pytest.raises(CheckpointError, match=r"pip install 'dualign\[deepspeed\]'"):
