@@ -123,6 +123,7 @@ _DEFAULT_RATES = {"sft": 2e-5, "preference": 1e-6}  # TRL's
 def issues(stage: Any) -> list[Issue]:
     """Return the reasons as (key, message)."""
     reasons = [*_rounding(stage, stage.train), *_without_effect(stage.train), *_packages(stage)]
+    reasons += _schedule(stage)
     reasons += start_issues(stage)
     return reasons or list(_refused_by_libraries(stage))
 
@@ -218,6 +219,26 @@ def _on_accelerator(train: Mapping[str, Any]) -> bool:
     import torch  # only where the answer matters; a second
 
     return bool(torch.accelerator.is_available())
+
+
+def _schedule(stage: Any) -> Iterator[Issue]:
+    """Refuse values of a scheduler's keys, by making it and going through a short schedule."""
+    values = stage.train.get("lr_scheduler_kwargs")
+    if not values:
+        return
+    import torch
+    from transformers import get_scheduler
+
+    rate = float(stage.train.get("learning_rate", _DEFAULT_RATES[stage.kind]))
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=rate)
+    kind = stage.train.get("lr_scheduler_type", "linear")
+    try:
+        schedule = get_scheduler(kind, optimizer, 1, 10, dict(values))
+        for _ in range(10) if isinstance(schedule, torch.optim.lr_scheduler.LambdaLR) else ():
+            optimizer.step()
+            schedule.step()
+    except (ArithmeticError, TypeError, ValueError) as error:
+        yield "train.lr_scheduler_kwargs", f"{kind} with {dict(values)}: {error}"
 
 
 def _refused_by_libraries(stage: Any) -> Iterator[Issue]:

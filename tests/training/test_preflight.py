@@ -229,3 +229,21 @@ def test_the_keys_of_each_scheduler_are_those_that_transformers_takes() -> None:
         keys = {key: values.get(key, 1) for key in scheduler_keys()[name]}
         keys.pop("min_lr", None) if "min_lr_rate" in keys else None  # one of the two
         get_scheduler(name, optimizer, 1, 10, keys)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        ("polynomial", {"lr_end": 1.0}),
+        ("polynomial", {"power": "x"}),
+        ("cosine", {"num_cycles": "many"}),
+        ("warmup_stable_decay", {"num_decay_steps": 1, "warmup_type": "nonsense"}),
+        ("cosine_with_min_lr", {"min_lr": 1e-5, "min_lr_rate": 0.1}),
+    ],
+)
+def test_a_value_of_a_scheduler_is_tried_before_the_first_step(
+    tiny: Path, rows: Path, tmp_path: Path, kind: str, values: dict[str, Any]
+) -> None:
+    train = {"lr_scheduler_type": kind, "lr_scheduler_kwargs": values}
+    message = refusal(write_recipe(tmp_path, tiny, rows, train=train))
+    assert f"train.lr_scheduler_kwargs: {kind} with {values}: " in message
