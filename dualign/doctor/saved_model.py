@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dualign.checkpoints.checkpoint import Checkpoint, embedding_name, read_json
 from dualign.checkpoints.finite import non_finite_tensors
-from dualign.data.text.installed import original_text
+from dualign.data.text.installed import PREFIX, installed_text, relatives
 from dualign.data.text.system_role import with_fold
 from dualign.data.text.template import load_template
 from dualign.doctor.findings import Finding
@@ -124,9 +124,12 @@ def _check_template(saved: SavedModel, tokenizer: "PreTrainedTokenizerBase") -> 
     kwargs = trained.get("template_kwargs") or {}
     named = read_switch(trained.get("switch"), "run.json")
     switch = None if named == template.switch else named
+    # A model keeps its own template where another one of its family asks alike.
+    named_here = name.startswith(PREFIX)
+    family = [installed_text(other) for other in relatives(template.text)] if named_here else []
     texts = [
         saved_template(text, kwargs, switch).strip()
-        for text in (template.text, with_fold(template.text), original_text(name) or template.text)
+        for text in (template.text, with_fold(template.text), *family)
     ]
     if str(tokenizer.get_chat_template()).strip() not in texts:
         settings_text = f" with {kwargs}" if kwargs else ""

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from dualign.data.text.installed import original_text
+from dualign.data.text.installed import is_relative
 from dualign.data.text.modes import stated_switch, switch_line
 from dualign.data.text.system_role import folding_system, with_fold
 from dualign.data.text.template import ChatTemplate, load_template
@@ -79,11 +79,11 @@ def _saved(
 
 
 def _served(tokenizer: PreTrainedTokenizerBase, chat: ChatTemplate) -> str:
-    """Return the template to save: the model's own, where it was trained with the training template
-    of its family, which asks alike.
+    """Return the template to save: the model's own, where it was trained with another one of its
+    family that asks alike.
     """
     own = tokenizer.chat_template
-    if isinstance(own, str) and own.strip() == (original_text(chat.name) or "").strip():
+    if isinstance(own, str) and is_relative(own, chat.name):
         return own if chat.asks_like(replace(chat, text=own)) else chat.text
     return chat.text
 

@@ -1,8 +1,10 @@
-"""Training templates that TRL brings: those of families whose own template strips or moves traces.
+"""Templates that TRL brings: training templates of families whose own one strips or moves traces,
+and later revisions of it.
 
 `trl:NAME` is a file of the installed trl's `chat_templates`, found without importing trl.
 """
 
+import re
 from difflib import get_close_matches
 from functools import cache
 from importlib.util import find_spec
@@ -32,17 +34,27 @@ def installed_text(name: str) -> str:
     return names[stem].read_text(encoding="utf-8")
 
 
-def training_template(text: str) -> str | None:
-    """Return the name of the template that trains the family of the template `text`."""
+def relatives(text: str) -> list[str]:
+    """Return the names of the other templates of the family of the template `text`: its training
+    template first, then other revisions, the last one first.
+    """
+    own = _stems().get(text.strip())
+    if own is None:
+        return []
+    others = [stem for stem in _files() if stem != own and _family(stem) == _family(own)]
+    others.sort(key=lambda stem: (stem == own + _TRAINING, len(stem), stem), reverse=True)
+    return [PREFIX + stem for stem in others]
+
+
+def is_relative(text: str, name: str) -> bool:
+    """Return whether `text` is a template of the family of `trl:NAME`."""
     stem = _stems().get(text.strip())
-    return f"{PREFIX}{stem}{_TRAINING}" if stem and stem + _TRAINING in _files() else None
+    return stem is not None and name.startswith(PREFIX) and _family(stem) == _family(name)
 
 
-def original_text(name: str) -> str | None:
-    """Return the family's own template, of which `trl:NAME_training` is a variant."""
-    stem = name.removeprefix(PREFIX)
-    file = _files().get(stem.removesuffix(_TRAINING)) if stem.endswith(_TRAINING) else None
-    return file.read_text(encoding="utf-8") if file else None
+def _family(stem: str) -> str:
+    """`gemma4` of `gemma4_v3` and of `trl:gemma4_training`."""
+    return re.sub(rf"(_v\d+)?({_TRAINING})?$", "", stem.removeprefix(PREFIX))
 
 
 @cache

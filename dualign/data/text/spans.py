@@ -84,15 +84,16 @@ def render_rows(
 def _with_offer(
     error: TemplateError, template: ChatTemplate, conversation: Conversation, supervise: Supervise
 ) -> TemplateError:
-    """Return the error with the name of the family's training template, if that renders the row."""
-    if (other := template.training) is None:
-        return error
-    try:
-        _render_rows(other, conversation, supervise)
-    except TemplateError:
-        return error
-    message = f"{error} Or use {other.name}, TRL's training template of this family: it asks alike."
-    return RenderingError(message, error.code if isinstance(error, RenderingError) else "template")
+    """Return the error with the name of another template of the family, if one renders the row."""
+    for other in template.relatives:
+        try:
+            _render_rows(other, conversation, supervise)
+        except TemplateError:
+            continue
+        message = f"{error} Or use {other.name}, TRL's for this family: it asks alike."
+        code = error.code if isinstance(error, RenderingError) else "template"
+        return RenderingError(message, code)
+    return error
 
 
 def _render_rows(

@@ -12,7 +12,7 @@ import jinja2
 from dualign.data.conversation import MODES, Conversation, Message, Mode
 from dualign.data.text import sandbox
 from dualign.data.text.checks import find_tags
-from dualign.data.text.installed import installed_text, training_template
+from dualign.data.text.installed import installed_text, relatives
 from dualign.data.text.modes import find_switch, stated_switch, tells_apart
 from dualign.data.text.template_texts import added_tokens, template_text, tool_use_text
 from dualign.data.text.trace_form import TraceForm, find_trace_form, message_dict
@@ -207,13 +207,13 @@ class ChatTemplate:
         return find_tags("", "")
 
     @cached_property
-    def training(self) -> "ChatTemplate | None":
-        """The installed training template of this one's family, if both ask alike."""
-        name = training_template(self.text)
-        if name is None:
-            return None
-        other = replace(self, name=name, text=installed_text(name), tool_use=None)
-        return other if self.asks_like(other) else None
+    def relatives(self) -> "tuple[ChatTemplate, ...]":
+        """The installed templates of this one's family that ask alike."""
+        others = (
+            replace(self, name=name, text=installed_text(name), tool_use=None)
+            for name in relatives(self.text)
+        )
+        return tuple(other for other in others if self.asks_like(other))
 
     def asks_like(self, other: "ChatTemplate") -> bool:
         """Return whether both give the same generation prompts, in both modes, at the first turn and

@@ -9,7 +9,7 @@ from tokenizers import AddedToken
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from dualign.data.conversation import Conversation, Message
-from dualign.data.text.installed import original_text, training_template
+from dualign.data.text.installed import is_relative, relatives
 from dualign.data.text.spans import render_row
 from dualign.data.text.template import load_template
 from dualign.errors import TemplateError
@@ -55,6 +55,20 @@ def test_the_refusal_names_the_template_that_trains_the_row() -> None:
     assert "trl:" not in str(refusal.value), "it doesn't train rows without a trace"
 
 
+def test_a_later_revision_is_offered_too() -> None:
+    """Gemma 4's first templates print the trace of calls alone."""
+    for name in ("gemma4", "gemma4_v3"):
+        template = load_template(str(FOLDER / f"{name}.jinja"))
+        with pytest.raises(TemplateError, match=r"leaves out the trace.* Or use trl:gemma4_v5, "):
+            render_row(template, conversation("Two and two"), "assistant")
+    later = load_template("trl:gemma4_v5")
+    rendered = render_row(later, conversation("Two and two"), "assistant")
+    ((start, stop),) = rendered.spans
+    assert rendered.text[start:stop] == (
+        "<|channel>thought\nTwo and two\n<channel|>It is 4.<turn|>"
+    )
+
+
 def test_it_trains_the_trace_and_the_checkpoint_keeps_the_model_s_own_template(
     folder: Path, tmp_path: Path
 ) -> None:
@@ -79,9 +93,9 @@ def test_a_template_that_asks_otherwise_is_saved(folder: Path) -> None:
 
 
 def test_names_are_found_without_importing_trl() -> None:
-    assert training_template(R1 + "\n") == NAME
-    assert training_template("other") is None
-    assert original_text(NAME) == R1
-    assert original_text("dualign") is None
+    assert relatives(R1 + "\n") == [NAME]
+    assert relatives("other") == []
+    assert is_relative(R1, NAME)
+    assert not is_relative(R1, "trl:qwen3_training") and not is_relative(R1, "dualign")
     with pytest.raises(TemplateError, match=r"did you mean trl:qwen3_training\?"):
         load_template("trl:qwen3_trainin")
