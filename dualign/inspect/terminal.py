@@ -25,7 +25,7 @@ from dualign.terminal import wide_console
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 _SUPERVISED, _GIVEN, _SPECIAL = "green", "dim", "reverse"
 NEWLINE = "\u21b5\n"
 _MARKS = ("\u27e6", "\u27e7")
@@ -131,7 +131,7 @@ def show_counts(rows: Mapping[str, Any], console: Console) -> None:
 
 
 def _print_fitting(
-    table: Callable[[Sequence[T]], Table], columns: Sequence[T], console: Console
+    table: Callable[[Sequence[_T]], Table], columns: Sequence[_T], console: Console
 ) -> None:
     """Print a table with these columns, in parts one below the other where it is too wide."""
     whole = table(columns)
