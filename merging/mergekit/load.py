@@ -35,7 +35,7 @@ from dualign.merging.mergekit.schema import (
     FileToken,
     MergeFile,
 )
-from dualign.merging.mergekit.unused import take_out_keys, take_out_parameters
+from dualign.merging.mergekit.unused import Unused, take_out_keys, take_out_parameters
 from dualign.merging.parameters import Level
 
 # Keys of mergekit that dualign doesn't read, and what to do about them.
@@ -108,7 +108,11 @@ def _document(
         if isinstance(document.value, dict) and key in document.value:
             document.refuse((key,), message)
             document.value = {name: item for name, item in document.value.items() if name != key}
-    unused = take_out_keys(document) if isinstance(document.value, dict) else []
+    unused: Unused = []
+    if isinstance(document.value, dict):
+        unused = take_out_keys(document)
+        if (document.value.get("models") is None) == (document.value.get("slices") is None):
+            document.refuse((), "expected models or slices, one of the two")
     file = parse(MergeFile, document.value, document)
     if file is None or document.problems:
         return "", None
@@ -178,13 +182,16 @@ def _merge(file: MergeFile, document: Document, resolver: _Resolver) -> Merge:
     key = "tokenizer_source" if file.tokenizer is None else "tokenizer"
     source = file.tokenizer_source if file.tokenizer is None else file.tokenizer.source
     tokenizer = merge.tokenizer_from
+    if isinstance(source, str):
+        source = source.removeprefix("model:")  # mergekit's form until 2024
     if source not in (None, "union"):
         tokenizer = base if source == "base" else resolve(source)
+        names = take_out_parameters(merge)[0].models()
         if tokenizer is None:
             document.refuse((key,), "base, but no base_model is given")
-        elif tokenizer not in merge.models():
-            names = ", ".join(merge.models())
-            document.refuse((key,), f"expected union, base or one of {names}, found {tokenizer!r}")
+        elif tokenizer not in names:
+            listed = ", ".join(names)
+            document.refuse((key,), f"expected union, base or one of {listed}, found {tokenizer!r}")
             tokenizer = None
     tokens = None if source is None else _vocabulary(file, resolver)
     return replace(merge, tokenizer_from=tokenizer, tokens=tokens, inner=inner)

@@ -159,8 +159,6 @@ class MergeFile:
         if self.merge_method not in METHODS:
             hint = nearest(self.merge_method, [*METHODS])
             issues.append(("merge_method", f"unknown method {self.merge_method!r}{hint}"))
-        if (self.models is None) == (self.slices is None):
-            issues.append(("", "expected models or slices, one of the two"))
         if self.models == () or self.slices == ():
             issues.append(("models" if self.models == () else "slices", "expected one at least"))
         issues += self._dtype_problems()

@@ -53,6 +53,9 @@ def take_out_keys(document: Document) -> Unused:
     """Take keys out of the document that mergekit reads elsewhere, or not at all."""
     unused: Unused = []
     document.value = _without(document.value, MergeFile, (), unused)
+    for key in ("dtype", "out_dtype"):
+        if isinstance(document.value.get(key), str):
+            document.value[key] = document.value[key].removeprefix("torch.")
     for key, cls in (("models", FileModel), ("slices", FileSlice)):
         document.value |= _cleaned(document.value, key, cls, (), unused)
     for i, slice_ in _entries(document.value.get("slices")):
@@ -90,10 +93,12 @@ def _without(value: dict[str, Any], cls: type, place: Key, unused: Unused) -> di
             )
         elif name in _KEYS and name not in read:
             unused.append(((*place, name), "has no effect here"))
+    # An empty `parameters:` is none at all.
     return {
         name: item
         for name, item in value.items()
-        if name in read or name not in _PARAMETERS | _KEYS
+        if (name in read or name not in _PARAMETERS | _KEYS)
+        and (item is not None or name != "parameters")
     }
 
 

@@ -59,6 +59,8 @@ PLAIN = {
     "karcher": TWO + "merge_method: karcher\nparameters: {max_iter: 20}\n",
     "ram": TWO + BASE + "merge_method: ram\n",
     "ramplus_tl": TWO + BASE + "merge_method: ramplus_tl\nparameters: {r: 0.2, alpha: 0.3}\n",
+    "empty parameters": TWO.replace("model: a}", "model: a, parameters: }") + "merge_method: slerp\nbase_model: a" + T,
+    "an older form of tokenizer_source": WEIGHTED + "merge_method: linear\nparameters:\ntokenizer_source: 'model:a'\ndtype: torch.float16\n",
     "passthrough stack": "slices:\n  - sources: [{model: a, layer_range: [0, 3]}]\n  - sources: [{model: a, layer_range: [1, 4]}]\nmerge_method: passthrough\n",
 }  # fmt: skip
 
@@ -189,6 +191,9 @@ REFUSED = {
     ),
     "a typo beside merge_method": (WEIGHTED + "merge_method: linear\nnormalise: true\n", "normalise: unknown key"),
     "a filter that fits no tensor": (TWO + "merge_method: slerp\nbase_model: a" + T.replace("mlp", "mpl"), r"t\[1\]: has no effect"),
+    "models as texts": ("merge_method: model_stock\nmodels: [a, b]\n" + BASE, r"^2 problems in (.*\n)+.*models\[1\]: expected keys with values, found 'b'"),
+    "sources without slices": ("sources: [{model: a}]\nmerge_method: passthrough\n", "expected models or slices, one of the two"),
+    "the tokenizer of a base that isn't used": (WEIGHTED + BASE + "merge_method: linear\ntokenizer_source: base\n", "4: tokenizer_source: expected union, base or one of"),
     "no base for ties": (WEIGHTED + "merge_method: ties\n", "ties needs a base_model"),
     "no t for slerp": (TWO + "merge_method: slerp\nbase_model: a\n", "no t is given for it"),
     "an unnamed document before the last": (WEIGHTED + "merge_method: linear\n---\n" + WEIGHTED + "merge_method: linear\n", "needs the key 'name'"),
