@@ -186,7 +186,7 @@ def _merge(file: MergeFile, document: Document, resolver: _Resolver) -> Merge:
         source = source.removeprefix("model:")  # mergekit's form until 2024
     if source not in (None, "union"):
         tokenizer = base if source == "base" else resolve(source)
-        names = take_out_parameters(merge)[0].models()
+        names = merge.models()
         if tokenizer is None:
             document.refuse((key,), "base, but no base_model is given")
         elif tokenizer not in names:

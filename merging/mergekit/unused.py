@@ -103,23 +103,11 @@ def _without(value: dict[str, Any], cls: type, place: Key, unused: Unused) -> di
 
 
 def take_out_parameters(merge: Merge) -> tuple[Merge, Unused]:
-    """Return the merge without parameters and a base model that its method has no use for."""
+    """Return the merge without parameters that its method has no use for."""
     unused: Unused = []
     slices = tuple(_slice_without(merge, slice_, unused) for slice_ in merge.slices)
-    base = merge.base_model
-    if _is_unused_base(merge, base):
-        base = None
-        unused.append(
-            (("base_model",), f"has no effect: {merge.method} has no base; config and tokenizer "
-             "come from the first model, or config_from")
-        )  # fmt: skip
     outer = _level_without(merge.method, merge.parameters, unused)
-    return replace(merge, slices=slices, parameters=outer, base_model=base), unused
-
-
-def _is_unused_base(merge: Merge, base: str | None) -> bool:
-    names = {source.model for slice_ in merge.slices for source in slice_.sources}
-    return base is not None and base not in names and METHODS[merge.method].base == "none"
+    return replace(merge, slices=slices, parameters=outer), unused
 
 
 def _slice_without(merge: Merge, slice_: MergeSlice, unused: Unused) -> MergeSlice:
@@ -130,9 +118,8 @@ def _slice_without(merge: Merge, slice_: MergeSlice, unused: Unused) -> MergeSli
         else:
             level = _level_without(method, source.parameters, unused, of_model=True)
         sources.append(replace(source, parameters=level))
-    base = None if _is_unused_base(merge, slice_.base_model) else slice_.base_model
     outer = _level_without(method, slice_.parameters, unused)
-    return replace(slice_, sources=tuple(sources), parameters=outer, base_model=base)
+    return replace(slice_, sources=tuple(sources), parameters=outer)
 
 
 def _level_without(method: str, level: Level, unused: Unused, *, of_model: bool = False) -> Level:

@@ -72,7 +72,6 @@ def test_a_published_form_merges_without_a_word(models: Path, tmp_path: Path, fo
     assert merge_into(load(file, strict=True), tmp_path / "out")["warnings"] == []
 
 
-NO_BASE = "base_model: has no effect: linear has no base; config and tokenizer come from the first"
 MISPLACED = "has no effect here: mergekit reads it under parameters"
 # A form -> the same without what has no effect, and the warnings.
 WARNED = {
@@ -132,10 +131,6 @@ WARNED = {
         WEIGHTED.replace("0.5}", "0.5, normalize: false}") + "merge_method: linear\n", WEIGHTED + "merge_method: linear\n",
         ["models[0].parameters.normalize: has no effect here: linear has one normalize for all models"],
     ),
-    "a base of a method without one": (
-        WEIGHTED + BASE + "merge_method: linear\n", WEIGHTED + "merge_method: linear\n",
-        ["2: " + NO_BASE],
-    ),
     "an outer weight that every model overrides": (
         WEIGHTED + "merge_method: linear\nparameters: {weight: 1}\n", WEIGHTED + "merge_method: linear\n",
         ["3: parameters.weight: has no effect: no tensor gets it"],
@@ -193,7 +188,9 @@ REFUSED = {
     "a filter that fits no tensor": (TWO + "merge_method: slerp\nbase_model: a" + T.replace("mlp", "mpl"), r"t\[1\]: has no effect"),
     "models as texts": ("merge_method: model_stock\nmodels: [a, b]\n" + BASE, r"^2 problems in (.*\n)+.*models\[1\]: expected keys with values, found 'b'"),
     "sources without slices": ("sources: [{model: a}]\nmerge_method: passthrough\n", "expected models or slices, one of the two"),
-    "the tokenizer of a base that isn't used": (WEIGHTED + BASE + "merge_method: linear\ntokenizer_source: base\n", "4: tokenizer_source: expected union, base or one of"),
+    "a base of a method without one, which mergekit would merge as one more model": (
+        WEIGHTED + BASE + "merge_method: linear\n", "base_model: linear has no base: name one of the models, or remove it",
+    ),
     "no base for ties": (WEIGHTED + "merge_method: ties\n", "ties needs a base_model"),
     "no t for slerp": (TWO + "merge_method: slerp\nbase_model: a\n", "no t is given for it"),
     "an unnamed document before the last": (WEIGHTED + "merge_method: linear\n---\n" + WEIGHTED + "merge_method: linear\n", "needs the key 'name'"),
