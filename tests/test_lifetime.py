@@ -149,3 +149,11 @@ def test_ranks_of_accelerate_end_when_it_is_killed(tmp_path: Path) -> None:
         process.communicate()
         for child in ranks:
             processes.wait_until(lambda child=child: processes.gone(child.pid))
+
+
+def test_a_process_whose_reader_is_gone_doesnt_end_like_one_that_is_done() -> None:
+    command = [sys.executable, "-m", "dualign", "recipes", "keys"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment())
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.wait() == 128 + signal.SIGPIPE

@@ -4,6 +4,7 @@ import argparse
 import gc
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -37,10 +38,16 @@ many GPUs, one stage at a time:
 """
 
 
+# As for a process that SIGPIPE ends. Not 0: a launcher would take a rank for finished, and the other
+# ranks would wait for it.
+_READER_GONE = 128 + signal.SIGPIPE
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status.
 
-    0: done. 1: a check failed. 2: a mistake that the user can fix. 130: interrupted.
+    0: done. 1: a check failed. 2: a mistake that the user can fix. 130: interrupted. 141: nobody
+    reads what is printed any more.
     """
     parser = _parser()
     args = parser.parse_args(arguments)
@@ -60,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except BrokenPipeError:  # the reader of a pipe, such as head, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return _READER_GONE
     except KeyboardInterrupt:
         print("stopped; run the same command again to resume", file=sys.stderr)
         return 130
