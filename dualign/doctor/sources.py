@@ -10,7 +10,7 @@ from dualign.data.mix.selection import check_labels
 from dualign.data.request import DataRequest
 from dualign.data.rows.loading import SampledRows, sample_rows
 from dualign.data.rows.parser import RowParser, parts_of
-from dualign.data.rows.reading import as_yaml, columns_to_try, read_source
+from dualign.data.rows.reading import as_yaml, columns_to_try, read_source, reading_notes
 from dualign.data.rows.shape_check import UNKNOWN, check_shapes, shapes_in
 from dualign.data.rows.sources import source_label
 from dualign.data.rows.text_rules import NO_RULES
@@ -49,6 +49,9 @@ def read_sources(
         except DataError as error:
             findings.add(Finding("source_unreadable", str(error)), source=name)
             continue
+        record = {"source": name, "rows": rows.total, **reading.record(rows.total)}
+        notes = (Finding("columns_read", note) for note in reading_notes([record]))
+        findings.extend(notes, source=name)
         source = reading.source
         # Rows of no known shape get a finding each, when they are read.
         each = {"unknown_shape": "drop", "wrong_stage": "drop"}

@@ -81,3 +81,15 @@ def test_a_recipes_columns_are_checked_by_doctor_and_said_by_plan_and_inspect(
     assert "columns.prompt: no column 'qq'" in capsys.readouterr().err
     assert main(["plan", str(recipe), "sft.data.sources.0.columns={promt: q}"]) == 2
     assert "columns.promt: no name of ours (did you mean 'prompt'?)" in capsys.readouterr().err
+
+
+def test_a_reading_by_names_and_columns_that_arent_used_are_said(examine: Examine) -> None:
+    ours = {
+        "messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}]
+    }
+    findings, _ = examine({"rows": [ours | {"score": 2}], "plain": [ours]})
+    notes = [entry.message for entry in findings.all() if entry.code == "columns_read"]
+    assert notes == ["rows: score would change what is learned, by the name, and isn't used"]
+    findings, _ = examine({"rows": [{"question": "Why?", "response": "So."}]})
+    notes = [entry.message for entry in findings.all() if entry.code == "columns_read"]
+    assert len(notes) == 1 and "{prompt: question, completion: response}" in notes[0]
