@@ -131,12 +131,12 @@ def _from_json(text: str) -> Any:
 
 
 def _translated(name: str, value: Any, words: Mapping[str, Any], path: str) -> Any:
-    if value is None:
-        return None
     for word, listed in words.items():
         values = listed if isinstance(listed, list) else [listed]
         if any(_same(value, item) for item in values):
             return _VALUES[name][word]
+    if value is None:
+        return None
     known = "; ".join(f"{word}: {listed}" for word, listed in words.items())
     raise RowFault(
         _UNKNOWN_VALUE[name],

@@ -214,7 +214,10 @@ def _message(item: Row, fields: Mapping[str, Any]) -> Row:
     role = values.pop("role", item.get("role", item.get("from")))
     if isinstance(role, str) and role.lower() in ROLES:
         role = role.lower()
-    content = values.pop("content", item.get("content", item.get("value")))
+    own = [item.get(name) for name in ("content", "value")]
+    # Messages of one list may have their texts under different keys: none is lost.
+    texts = [text for text in (values.pop("content", None), *own) if text is not None]
+    content = next((text for text in texts if text != ""), next(iter(texts), None))
     taken = {path for spec in fields.values() for path in paths_of(spec)}
     rest = {
         name: value

@@ -4,6 +4,7 @@ A part whose text is under a key that nobody knows is a fault that names its key
 empty.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -14,7 +15,7 @@ from dualign.errors import excerpt, listing
 _TEXTS = ("text", "input_text", "output_text")
 _THOUGHTS = ("thinking", "reasoning", "thought", "think", "reasoning_text", "reasoning_content")
 _CALLS = ("tool_call", "tool_use", "function_call", "function")
-_MEDIA = ("image", "audio", "video")
+_MEDIA = ("image", "img", "picture", "audio", "video")
 MEDIA_KEYS = frozenset(
     {
         *(
@@ -26,6 +27,7 @@ MEDIA_KEYS = frozenset(
         *("media", "pixel_values"),
     }
 )
+_NUMBER = re.compile(r"_?\d+$")  # image_1, image_2
 _MEDIA_TYPES = MEDIA_KEYS | {"file", "input_file", "document"}
 _VALUES = ("text", "value", "content")
 _ABOUT = frozenset({"type", "cache_control", "annotations", "citations", "logprobs", "signature"})
@@ -61,7 +63,11 @@ def calls_in(content: Any) -> list[Any]:
 
 def check_media(item: Mapping[str, Any], what: str) -> None:
     """Raise RowFault if a row, a message or a part has an image, a sound or a video."""
-    media = [key for key, value in item.items() if key in MEDIA_KEYS and _is_filled(value)]
+    media = [
+        key
+        for key, value in item.items()
+        if _NUMBER.sub("", key) in MEDIA_KEYS and _is_filled(value)
+    ]
     if media or _is_medium(item.get("type")):
         names = ", ".join(media) or f"type {item['type']}"
         raise RowFault(

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from dualign.data.think_tags import CLOSE, OPEN
 
 _NAME = (
-    r"(?:[a-z]+[:_-])?(?:begin_of_|start_of_|start_)?"
+    r"(?:[a-z]+[:_-]|ant)?(?:begin_of_|start_of_|start_)?"
     r"(?:think(?:ing)?|thoughts?|reason(?:ing)?|scratchpad|(?:inner|internal)_monologue|"
     r"chain_of_thought|cot)(?:_start|_begin)?"
 )

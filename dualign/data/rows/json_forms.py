@@ -22,6 +22,7 @@ from dualign.data.rows.messages import ROLES
 from dualign.data.rows.shapes import shape_of
 from dualign.errors import DataError, excerpt
 
+_SPLITS = ("train", "training", "validation", "valid", "val", "dev", "test", "eval")
 _LISTS = frozenset(
     [
         "data",
@@ -33,14 +34,7 @@ _LISTS = frozenset(
         "records",
         "dataset",
         "conversations",
-        "train",
-        "training",
-        "validation",
-        "valid",
-        "val",
-        "dev",
-        "test",
-        "eval",
+        *_SPLITS,
     ]
 )
 """Keys of an object that hold all rows of a file."""
@@ -160,7 +154,7 @@ def _unwrapped(value: Any, split: str, file: Path) -> Iterable[Any]:
     lists = {
         key: item for key, item in value.items() if key in (*_LISTS, split) and _are_rows(item)
     }
-    if split in lists:
+    if split in lists and set(lists) <= {split, *_SPLITS}:
         return list(lists[split])
     if len(lists) > 1:
         raise DataError(

@@ -10,12 +10,12 @@ from dualign.data.conversation import Role
 from dualign.data.faults import RowFault
 from dualign.errors import excerpt
 
-_TRAINED = ("train", "training", "trainable")
+_TRAINED = ("train", "training", "trainable", "train_on")
 """Flags of a turn of any role."""
-_WEIGHTS = ("weight", "loss", "loss_weight", "loss_scale")
+_WEIGHTS = ("weight", "loss", "loss_weight", "loss_scale", "loss_mask")
 """Weights of an answer; other turns have them without a meaning."""
-_MASKS = ("masked", "mask")
-_PARTIAL = ("train_detail", "training_detail", "train_spans", "loss_mask")
+_MASKS = ("masked", "mask", "ignore", "ignore_loss")
+_PARTIAL = ("train_detail", "training_detail", "train_spans")
 """Which parts of a turn are trained on."""
 ROW_FLAGS = (*_TRAINED, *_WEIGHTS, "weights", *_MASKS, *_PARTIAL)
 """Columns of a row that say something of its loss."""

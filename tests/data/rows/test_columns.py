@@ -19,6 +19,7 @@ from dualign.data.columns import column_problems, read_value
 from dualign.data.config import DataConfig, SourceConfig
 from dualign.data.faults import RowError
 from dualign.data.prepare import DataRequest, prepare_pairs, prepare_sft
+from dualign.data.rows.columns import mapped_row
 from dualign.data.rows.loading import _first_shuffled, _hub
 from dualign.data.rows.reading import as_yaml, read_source
 from dualign.data.rows.sources import to_conversation, to_pair
@@ -405,3 +406,32 @@ def test_rows_of_a_hub_dataset_are_mapped_as_those_of_files(tmp_path: Path) -> N
         assert reading.source.columns == {"prompt": "Question", "completion": "Response"}
         made = to_conversation(table[3], source=reading.source, index=3)
         assert [message.content for message in made.messages] == [table[3]["Question"], "yes"]
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"messages": "turns", "content": "text"},
+        {"messages": "turns", "role": "from", "content": "content"},
+    ],
+)
+def test_messages_of_a_list_may_have_their_texts_under_different_keys(
+    columns: dict[str, str],
+) -> None:
+    turns = [
+        {"from": "system", "content": "Be brief."},
+        {"from": "human", columns["content"]: "Hi"},
+        {"from": "gpt", "value": "Yes", "content": ""},
+    ]
+    messages = mapped_row({"turns": turns}, columns, pairs=False)["messages"]
+    assert [message["content"] for message in messages] == ["Be brief.", "Hi", "Yes"]
+
+
+def test_a_role_that_is_null_can_be_mapped() -> None:
+    columns = {
+        "messages": "turns",
+        "role": {"from": "who", "system": [None], "user": ["q"], "assistant": ["a"]},
+    }
+    turns = [{"who": who, "content": "x"} for who in (None, "q", "a")]
+    messages = mapped_row({"turns": turns}, columns, pairs=False)["messages"]
+    assert [message["role"] for message in messages] == ["system", "user", "assistant"]

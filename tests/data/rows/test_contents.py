@@ -222,6 +222,11 @@ def test_a_row_with_media_is_refused_by_its_code(row: dict[str, Any]) -> None:
     assert code_of(row) == "multimodal"
 
 
+@pytest.mark.parametrize("name", ["image_1", "image2", "img", "picture_url", "audio_01"])
+def test_numbered_columns_of_media_are_refused(name: str) -> None:
+    assert code_of({"messages": [HI, YO], name: "a.png"}) == "multimodal"
+
+
 def test_a_pair_with_media_is_refused_too() -> None:
     row = {"prompt": "What?", "chosen": "a", "rejected": "b", "images": ["a.png"]}
     with pytest.raises(RowError, match="the row has images") as error:
@@ -249,6 +254,11 @@ def test_empty_columns_of_media_are_nothing(value: Any) -> None:
         ({"weight": "0"}, False),
         ({"masked": True}, False),
         ({"masked": False}, True),
+        ({"loss_mask": 0}, False),
+        ({"loss_mask": 1}, True),
+        ({"train_on": False}, False),
+        ({"ignore": True}, False),
+        ({"ignore_loss": 0}, True),
         ({"mask": None, "train": None, "loss": None}, True),
         ({"train": True, "weight": 0}, False),
     ],

@@ -126,6 +126,11 @@ REFUSED: Mapping[str, tuple[str, str | bytes, str]] = {
         json.dumps({"dev": [ROW], "test": [ROW]}),
         "rows under dev, test. Expected one list",
     ),
+    "a split beside other rows": (
+        "a.json",
+        json.dumps({"train": [ROW], "data": [ROW]}),
+        "rows under train, data. Expected one list",
+    ),
     "text": ("a.json", "Once upon a time.", "line 1: isn't JSON"),
     "YAML": ("a.json", "- prompt: a\n  completion: b\n", "line 1: isn't JSON"),
     "a number out of range": ("a.jsonl", '{"a": {"b": 1e999}}', "out of range"),

@@ -20,6 +20,7 @@ def read(answer: str, question: str = "Hi", **on_fault: str) -> Conversation:
 
 BLOCKS = (
     "<thinking>why</thinking>yes",
+    "<antThinking>why</antThinking>yes",
     "<thinking>\nwhy\n</thinking>\n\nyes",
     "\n<Think>why</Think>yes",
     "< think >why</ think >yes",
