@@ -48,7 +48,7 @@ def load_tokenizer(
         folds_system: rows are repaired for a template without a system role, which is saved so
             that it asks alike.
     """
-    tokenizer = AutoTokenizer.from_pretrained(source.tokenizer, revision=source.revision)
+    tokenizer = _read_tokenizer(source)
     chat = load_template(template, tokenizer=tokenizer)
     chat = folding_system(chat) if folds_system else chat
     tokenizer.chat_template = _saved(tokenizer, chat, template_kwargs, switch)
@@ -100,16 +100,27 @@ def load_chat_tokenizer(reference: str) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a finished model, with its chat template.
 
     Raises:
-        CheckpointError: there is no chat template, so the model can't be asked anything.
+        CheckpointError: the tokenizer can't be read, or has no chat template to ask the model by.
     """
     source = resolve_model(reference)
-    tokenizer = AutoTokenizer.from_pretrained(source.tokenizer, revision=source.revision)
+    tokenizer = _read_tokenizer(source)
     if tokenizer.chat_template is None:
         raise CheckpointError(
             f"{reference}: the tokenizer has no chat template, so there is no way to ask; "
             "add a chat_template.jinja to the folder"
         )
     return tokenizer
+
+
+def _read_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(source.tokenizer, revision=source.revision)
+    except Exception as error:  # no connection, or whatever a broken file leads to
+        reason = str(error).strip().split("\n")[0]
+        raise CheckpointError(
+            f"{source.tokenizer}: its tokenizer can't be read ({reason}). Expected a model folder, "
+            "written with a slash (./NAME), or a hub id that is in the cache or can be reached"
+        ) from error
 
 
 def with_defaults(text: str, kwargs: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from dualign.data.conversation import MODES
 from dualign.doctor.doctor import diagnose_model
-from dualign.errors import TemplateError
+from dualign.errors import CheckpointError, TemplateError
 from dualign.evaluation.requests import prompts_differ
 from dualign.models.prompts import prompt, saved_switch, switch_of
 from dualign.models.source import ModelSource
@@ -101,3 +101,18 @@ def test_kwargs_are_defaults_of_every_named_template(tmp_path: Path) -> None:
     tokenizer, _ = load_tokenizer(start, "tokenizer", {"effort": 3})
     text = tokenizer.apply_chat_template(QUESTION, tools=[TOOL], tokenize=False)
     assert "Effort: 3" in text
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]"])
+def test_a_tokenizer_that_cannot_be_read_is_one_message(tmp_path: Path, text: str) -> None:
+    source = saved(tmp_path, "{{ messages }}")
+    (tmp_path / "tokenizer.json").write_text(text)
+    with pytest.raises(CheckpointError, match="its tokenizer can't be read"):
+        load_tokenizer(source, "dualign", {})
+
+
+def test_a_hub_id_that_cannot_be_reached_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = ModelSource(base="nobody/no-such-model-of-dualign")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(CheckpointError, match="a hub id that is in the cache or can be reached"):
+        load_tokenizer(source, "dualign", {})
