@@ -117,10 +117,8 @@ def diagnose_data(
         DualignError: the rows, the tokenizer or the template can't be read.
     """
     source = SourceConfig(path=path, split=split)
-    model = tokenizer or str(embedded_model())
-    stage = TrainingStage(name="data", model=model, template=template, switch=switch)
     findings, name = Findings(), f"template {template}"
-    loaded = _load_tokenizer(stage, _tokenizer_start(model), findings, name)
+    loaded = _load_template(template, tokenizer, switch, findings, name)
     if loaded is None:
         return Diagnosis(findings=findings, rows={})
     loaded_tokenizer, chat_template = loaded
@@ -158,10 +156,8 @@ def diagnose_template(
             "--tokenizer MODEL_DIR)"
         )
     template = template or "tokenizer"
-    model = tokenizer or str(embedded_model())
-    stage = TrainingStage(name="template", model=model, template=template, switch=switch)
     findings, name = Findings(), f"template {template}"
-    loaded = _load_tokenizer(stage, _tokenizer_start(model), findings, name)
+    loaded = _load_template(template, tokenizer, switch, findings, name)
     if loaded is None:
         return Diagnosis(findings=findings, rows={})
     trials = try_rows(*loaded)
@@ -200,6 +196,15 @@ def _diagnose_stage(stage: ResolvedStage, prefix: str, findings: Findings) -> Ma
     rows = survey(subject, findings)
     _check_format(tokenizer, template, findings, source=name, rows=rows)
     return rows
+
+
+def _load_template(
+    template: str, tokenizer: str | None, switch: Switch | None, findings: Findings, source: str
+) -> "tuple[PreTrainedTokenizerBase, ChatTemplate] | None":
+    """Load a template with a model's tokenizer, as `_load_tokenizer`; None: the embedded model's."""
+    model = tokenizer or str(embedded_model())
+    stage = TrainingStage(name="doctor", model=model, template=template, switch=switch)
+    return _load_tokenizer(stage, _tokenizer_start(model), findings, source)
 
 
 def _load_tokenizer(

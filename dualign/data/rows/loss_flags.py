@@ -17,7 +17,7 @@ _WEIGHTS = ("weight", "loss", "loss_weight", "loss_scale", "loss_mask")
 _MASKS = ("masked", "mask", "ignore", "ignore_loss")
 _PARTIAL = ("train_detail", "training_detail", "train_spans")
 """Which parts of a turn are trained on."""
-ROW_FLAGS = (*_TRAINED, *_WEIGHTS, "weights", *_MASKS, *_PARTIAL)
+ROW_FLAGS = frozenset((*_TRAINED, *_WEIGHTS, "weights", *_MASKS, *_PARTIAL))
 """Columns of a row that say something of its loss."""
 _FLAGS: Mapping[Any, bool] = {
     **dict.fromkeys(("true", "1", "1.0", "yes"), True),
@@ -31,6 +31,8 @@ def is_trained(message: Mapping[str, Any], role: Role) -> bool:
     Raises:
         RowFault: a flag that can't be honored.
     """
+    if ROW_FLAGS.isdisjoint(message):  # nearly all messages
+        return True
     _refuse_partial(message)
     flags = {name: _flag(message, name) for name in (*_TRAINED, *_WEIGHTS, *_MASKS)}
     asked = next((name for name in _TRAINED if message.get(name) and flags[name]), None)
@@ -48,6 +50,8 @@ def check_row_weight(row: Mapping[str, Any]) -> None:
     Raises:
         RowFault: the row is to be left out of the loss, or to weigh more or less.
     """
+    if ROW_FLAGS.isdisjoint(row):
+        return
     _refuse_partial(row)
     for name in (*_TRAINED, *_WEIGHTS, "weights", *_MASKS):
         try:
