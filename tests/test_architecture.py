@@ -52,6 +52,7 @@ FLOORS = [
     "dualign.data.tokens",
     "dualign.data.mix",
     "dualign.data",
+    "dualign.attention",
     "dualign.models",
     "dualign.generation",
     "dualign.training",

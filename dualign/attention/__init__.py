@@ -1,0 +1,3 @@
+"""Attention in which the documents of a flat batch see themselves only."""
+
+__all__ = []
