@@ -75,6 +75,7 @@ FLOORS = [
     "dualign.publish.checks",
     "dualign.publish",
     "dualign.sft",
+    "dualign.preference.losses",
     "dualign.preference",
     "dualign.merging.methods",
     "dualign.merging.layers",

@@ -1,0 +1,28 @@
+"""What the losses read of a recipe's `train:`, by TRL's names and with TRL's defaults."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossSettings:
+    """The losses of a stage, and their numbers."""
+
+    losses: tuple[tuple[str, float], ...] = (("apo_zero", 1.0),)
+    """(name in LOSSES, weight) of each loss in the mix"""
+    beta: float = 0.1
+    """how far the policy may go from the reference: more beta, less far (IPO calls it tau)"""
+
+
+def loss_settings(train: Mapping[str, Any]) -> LossSettings:
+    """Read `train:` of a recipe that was checked.
+
+    `{loss_type: [sigmoid, sft], loss_weights: [1, 0.5]}` -> `losses = ((sigmoid, 1), (sft, 0.5))`.
+    """
+    names = train.get("loss_type", "apo_zero")
+    names = [names] if isinstance(names, str) else names
+    weights = train.get("loss_weights") or [1.0] * len(names)
+    known = {field.name for field in fields(LossSettings)}
+    values = {key: value for key, value in train.items() if key in known and value is not None}
+    return LossSettings(losses=tuple(zip(names, weights, strict=True)), **values)
