@@ -104,7 +104,8 @@ def run(
     recipe = _loaded(recipe)
     folders = engine.run(recipe, only=only, say=say)
     evaluates = any(stage_kind(entry.kind).evaluates for entry in recipe.stages)
-    if only is None and (evaluates or len(folders) > 1):
+    finished = all((folder / RUN_JSON).is_file() for folder in folders)  # else a stage was paused
+    if only is None and finished and (evaluates or len(folders) > 1):
         write_report(recipe.output_dir, folders, title=recipe.name)
         say(f"report: {recipe.output_dir / 'report.html'}")
     return {folder.name: read_stage(folder) for folder in folders if (folder / RUN_JSON).is_file()}

@@ -30,12 +30,15 @@ from dualign.rundir import (
     LAUNCHED,
     RUN_JSON,
     Outcome,
+    Paused,
     finalize,
     locked,
     open_work,
+    read_paused,
     read_run,
     work_folder,
     write_json,
+    write_paused,
 )
 from dualign.stages import stage_kind
 
@@ -102,6 +105,8 @@ def run(
 ) -> list[Path]:
     """Run every stage, or `only` one whose parents are done, and return the run directories.
 
+    A stage with `pause_at_step` stops there, and no stage after it is started.
+
     Args:
         say: gets a line when a stage starts and ends; ranks other than 0 are silent.
 
@@ -125,6 +130,9 @@ def run(
             else:
                 say(f"{label}: {_START[status.state]}")
                 seconds = _run_stage(recipe, status, stages)
+                if paused := _paused(status):
+                    say(f"{label}: paused at step {paused.step}; without pause_at_step it goes on")
+                    break
                 say(f"{label}: finished in {seconds:.0f} s -> {status.run_dir}")
     return [status.run_dir for status in stages]
 
@@ -199,6 +207,11 @@ def _require_parents(status: StageStatus, only: str, recipe: Recipe) -> None:
         )
 
 
+def _paused(status: StageStatus) -> Paused | None:
+    done = read_run(status.run_dir).get("fingerprint") == status.fingerprint
+    return None if done else read_paused(status.run_dir)
+
+
 def _run_stage(recipe: Recipe, status: StageStatus, stages: list[StageStatus]) -> float:
     """Run a stage, or launch it on many devices; returns the seconds that it took."""
     entry, kind = status.entry, stage_kind(status.entry.kind)
@@ -213,7 +226,11 @@ def _run_stage(recipe: Recipe, status: StageStatus, stages: list[StageStatus]) -
     _reset_peak()
     # run.json is there if an earlier run was killed between writing it and `finalize`.
     if not read_run(work):
-        outcome: Outcome = kind.runner(config, work, seed=entry.seed)
+        outcome: Outcome | Paused = kind.runner(config, work, seed=entry.seed)
+        if isinstance(outcome, Paused):
+            paused = outcome
+            run_on_main_process(lambda: write_paused(work, paused))
+            return time.monotonic() - clock
         record = _record(status, by_name, outcome)
         record |= {"started": started.isoformat(timespec="seconds"), "resumed": resumed}
         record |= {"seconds": round(time.monotonic() - clock, 1), "peak_rss_mb": _peak_mb()}

@@ -23,7 +23,15 @@ from dualign.recipe import StageEntry, may_be_path
 from dualign.rundir import RUN_JSON, read_run, write_json
 
 # Keys that change how a stage runs, not its result.
-_EXCLUDED = ("launch", "verify_reload", "name", "cache", "num_proc", "rounded_updates")
+_EXCLUDED = (
+    "launch",
+    "verify_reload",
+    "name",
+    "cache",
+    "num_proc",
+    "rounded_updates",
+    "pause_at_step",
+)
 # Keys that came after the first release, at any depth: left out while they are null, false or
 # empty, so that runs that were finished without them stay finished.
 _ADDED_LATER: tuple[str, ...] = ("columns", "validation", "switch")

@@ -15,7 +15,7 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ RUN_JSON = "run.json"
 CHECKPOINTS = "checkpoints"
 LAUNCHED = "launched"  # the lock of a stage that `dualign run` started through a launcher
 _STATE = "stage.json"
+_PAUSED = "paused.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +36,15 @@ class Outcome:
     rows: Mapping[str, Any] | None = None
     checks: Mapping[str, Any] = field(default_factory=dict)
     data: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Paused:
+    """A training stage that stopped at its `pause_at_step`; its checkpoint stays in the work folder."""
+
+    step: int
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    """of the held-out rows at that step, by the names of log.jsonl; empty without held-out rows"""
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -97,10 +107,25 @@ def _read_state(work: Path) -> dict[str, Any]:
     return state if isinstance(state, dict) else {}
 
 
+def write_paused(work: Path, paused: Paused) -> None:
+    """Note in a work folder at which step its stage was paused."""
+    write_json(work / _PAUSED, asdict(paused))
+
+
+def read_paused(out: Path) -> Paused | None:
+    """Return where the stage of a run directory that isn't there yet was paused last."""
+    try:
+        noted = json.loads((work_folder(out) / _PAUSED).read_text(encoding="utf-8"))
+        return Paused(step=int(noted["step"]), metrics=noted["metrics"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def finalize(work: Path, out: Path) -> None:
     """Give a finished work folder its name, in place of an older `out`, once it is on the disk."""
     shutil.rmtree(work / CHECKPOINTS, ignore_errors=True)
-    (work / _STATE).unlink(missing_ok=True)
+    for name in (_STATE, _PAUSED):
+        (work / name).unlink(missing_ok=True)
     for path in work.rglob("*"):
         if path.is_file():
             _sync(path)

@@ -18,10 +18,10 @@ from dualign.models.data_request import load_data_request
 from dualign.models.source import ModelSource, resolve_model
 from dualign.preference.config import PreferenceStage
 from dualign.preference.trainer import DualModeDPOTrainer
-from dualign.rundir import CHECKPOINTS, Outcome, complete_folder
+from dualign.rundir import CHECKPOINTS, Outcome, Paused, complete_folder
+from dualign.training.pausing import train
 from dualign.training.policy import load_policy
 from dualign.training.trainer import (
-    last_checkpoint,
     prepare_trainer,
     refusals_by_libraries,
     save_log,
@@ -31,7 +31,7 @@ from dualign.training.trainer import (
 )
 
 
-def run(stage: PreferenceStage, work: Path, *, seed: int) -> Outcome:
+def run(stage: PreferenceStage, work: Path, *, seed: int) -> Outcome | Paused:
     """Train on pairs of both modes, resuming from `work`; write the result there."""
     source = resolve_model(stage.model, revision=stage.revision)
     request = load_data_request(
@@ -42,7 +42,8 @@ def run(stage: PreferenceStage, work: Path, *, seed: int) -> Outcome:
         data = _pairs_on_disk(data, work / CHECKPOINTS)
     with refusals_by_libraries(stage):
         trainer = build_trainer(stage, source, data, tokenizer, work, seed=seed)
-    trainer.train(resume_from_checkpoint=last_checkpoint(work))
+    if paused := train(trainer, stage, work):
+        return paused
     save_log(trainer, work)
     checks = save_result(trainer, stage, source, tokenizer, work)
     return Outcome(
@@ -97,5 +98,6 @@ def build_trainer(
         peft_config=new_adapter,
         groups=data.groups,
     )
-    prepare_trainer(trainer, with_parent=source.adapter is not None)
+    pause = stage.pause_at_step
+    prepare_trainer(trainer, with_parent=source.adapter is not None, pause_at_step=pause)
     return trainer

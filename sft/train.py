@@ -13,13 +13,13 @@ from dualign.data.prepare import SFTData, prepare_sft
 from dualign.data.tokens.collate import PackedCollator
 from dualign.models.data_request import load_data_request
 from dualign.models.source import ModelSource, resolve_model
-from dualign.rundir import Outcome
+from dualign.rundir import Outcome, Paused
 from dualign.sft.config import SFTStage
 from dualign.sft.trainer import DualModeSFTTrainer
 from dualign.training.isolation import check_isolation
+from dualign.training.pausing import train
 from dualign.training.policy import load_policy
 from dualign.training.trainer import (
-    last_checkpoint,
     prepare_trainer,
     refusals_by_libraries,
     save_log,
@@ -29,7 +29,7 @@ from dualign.training.trainer import (
 )
 
 
-def run(stage: SFTStage, work: Path, *, seed: int) -> Outcome:
+def run(stage: SFTStage, work: Path, *, seed: int) -> Outcome | Paused:
     """Train on packed rows of both modes, resuming from `work`; write the result there."""
     source = resolve_model(stage.model, revision=stage.revision)
     request = load_data_request(
@@ -38,7 +38,8 @@ def run(stage: SFTStage, work: Path, *, seed: int) -> Outcome:
     tokenizer, data = request.tokenizer, prepare_sft(request)
     with refusals_by_libraries(stage):
         trainer = _build_trainer(stage, source, data, tokenizer, work, seed=seed)
-    trainer.train(resume_from_checkpoint=last_checkpoint(work))
+    if paused := train(trainer, stage, work):
+        return paused
     save_log(trainer, work)
     checks = save_result(trainer, stage, source, tokenizer, work)
     return Outcome(
@@ -72,5 +73,6 @@ def _build_trainer(
         peft_config=new_adapter,
         groups=data.groups,
     )
-    prepare_trainer(trainer, with_parent=source.adapter is not None)
+    pause = stage.pause_at_step
+    prepare_trainer(trainer, with_parent=source.adapter is not None, pause_at_step=pause)
     return trainer

@@ -7,16 +7,19 @@ from typing import Any
 
 from transformers import (
     ProgressCallback,
+    Trainer,
     TrainerCallback,
     TrainerControl,
     TrainerState,
     TrainingArguments,
 )
 
+from dualign.rundir import write_json
 from dualign.training.policy import activate_policy_adapters
 
 logger = logging.getLogger(__name__)
 COMPLETE = "complete"  # the file that marks a checkpoint whose writing has ended
+PAUSE_METRICS = "pause_metrics.json"  # in a checkpoint: the held-out metrics of a pause
 _SHOWN = (
     "loss",
     "loss/think",
@@ -41,6 +44,44 @@ class MarkCompleteCheckpoints(TrainerCallback):
         args.distributed_state.wait_for_everyone()
         if state.is_world_process_zero:
             (checkpoint / COMPLETE).touch()
+
+
+class PauseAtStep(TrainerCallback):
+    """Ends training after a step, with a checkpoint in which the held-out metrics of that step are.
+
+    They are measured when the checkpoint is saved, since a data loader draws from the generator that
+    dropout draws from: measured before, they would change what follows. It comes before
+    MarkCompleteCheckpoints, so a checkpoint without its metrics is never complete.
+    """
+
+    def __init__(self, trainer: Trainer, step: int) -> None:
+        self.trainer, self.step = trainer, step
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if self.step <= state.global_step < state.max_steps:
+            control.should_log = control.should_save = control.should_training_stop = True
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if not self.step <= state.global_step < state.max_steps:
+            return
+        metrics = self._metrics(state)
+        if state.is_world_process_zero:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            write_json(folder / PAUSE_METRICS, metrics)
+
+    def _metrics(self, state: TrainerState) -> dict[str, float]:
+        """Return what the recipe measured at this step, else measure it."""
+        if self.trainer.eval_dataset is None:
+            return {}
+        for entry in reversed(state.log_history):
+            if entry["step"] == state.global_step and "eval_loss" in entry:
+                return {key: value for key, value in entry.items() if key.startswith("eval_")}
+        self.trainer.evaluate()
+        return self._metrics(state)
 
 
 class RestoreAdaptersOnResume(TrainerCallback):

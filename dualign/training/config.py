@@ -86,6 +86,8 @@ class TrainingStage:
     """with lora: publish the adapter (default) or the weights with the adapter folded in"""
     launch: str | None = None
     """an accelerate config file: `dualign run` starts this stage through accelerate launch"""
+    pause_at_step: int | None = None
+    """stop after this step with a checkpoint and the held-out metrics; without the key, a later run goes on to the same bits"""
     verify_reload: bool = True
     """load what was saved and compare its logits with the live model's"""
 
@@ -101,6 +103,8 @@ class TrainingStage:
             issues.append(
                 ("lora.use_dora", "DoRA needs the base's exact weights: remove quantization")
             )
+        if self.pause_at_step is not None and self.pause_at_step < 1:
+            issues.append(("pause_at_step", f"expected 1 or more, found {self.pause_at_step}"))
         if self.switch is not None and not self.switch:
             issues.append(("switch", "says nothing: expected entries for think and no_think"))
         if self.quantization and self.save == "merged":

@@ -39,6 +39,7 @@ from dualign.training.callbacks import (
     COMPLETE,
     LogLines,
     MarkCompleteCheckpoints,
+    PauseAtStep,
     ProgressBarWithLogLines,
     RestoreAdaptersOnResume,
 )
@@ -129,7 +130,9 @@ def require_all_processes(seen: int) -> None:
         )
 
 
-def prepare_trainer(trainer: Trainer, *, with_parent: bool) -> None:
+def prepare_trainer(
+    trainer: Trainer, *, with_parent: bool, pause_at_step: int | None = None
+) -> None:
     """Add our callbacks in place of those that print dicts, and activate the policy's adapters."""
     require_all_processes(trainer.args.world_size)
     _check_optimizer(trainer)
@@ -137,6 +140,8 @@ def prepare_trainer(trainer: Trainer, *, with_parent: bool) -> None:
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(LogLines() if trainer.args.disable_tqdm else ProgressBarWithLogLines())
+    if pause_at_step:
+        trainer.add_callback(PauseAtStep(trainer, pause_at_step))
     trainer.add_callback(MarkCompleteCheckpoints())
     if with_parent:
         if _TRL_REFERENCE in trainer.model.peft_config:

@@ -1,0 +1,49 @@
+"""Training to the end, or to `pause_at_step`: a paused stage goes on later, to the same bits."""
+
+import json
+import shutil
+from pathlib import Path
+
+from transformers import Trainer
+
+from dualign.distributed import run_on_main_process
+from dualign.rundir import CHECKPOINTS, Paused
+from dualign.training.callbacks import PAUSE_METRICS
+from dualign.training.config import TrainingStage
+from dualign.training.trainer import last_checkpoint
+
+
+def train(trainer: Trainer, stage: TrainingStage, work: Path) -> Paused | None:
+    """Train from the last complete checkpoint in `work`; returns where the stage paused, if it did.
+
+    The schedule is that of all steps, so the weights at a pause are those of a run without it.
+    """
+    pause = stage.pause_at_step
+    if pause is not None:
+        run_on_main_process(lambda: _drop_later_checkpoints(work, pause))
+    checkpoint = last_checkpoint(work)
+    paused = _paused_at(Path(checkpoint)) if checkpoint else None
+    if paused is not None and paused.step == pause:
+        return paused
+    trainer.train(resume_from_checkpoint=checkpoint)
+    step = trainer.state.global_step
+    if pause is None or step >= trainer.state.max_steps:
+        return None
+    return _paused_at(work / CHECKPOINTS / f"checkpoint-{step}")
+
+
+def _drop_later_checkpoints(work: Path, step: int) -> None:
+    """Delete checkpoints that are past the pause: the metrics of that step can't be measured there."""
+    for folder in (work / CHECKPOINTS).glob("checkpoint-*"):
+        number = int(folder.name.removeprefix("checkpoint-"))
+        paused = _paused_at(folder)
+        if number > step or (number == step and paused is None):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _paused_at(checkpoint: Path) -> Paused | None:
+    path = checkpoint / PAUSE_METRICS
+    if not path.is_file():
+        return None
+    step = int(checkpoint.name.removeprefix("checkpoint-"))
+    return Paused(step=step, metrics=json.loads(path.read_text(encoding="utf-8")))
