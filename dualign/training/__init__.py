@@ -5,6 +5,7 @@ __all__ = [
     "config",
     "finite_steps",
     "isolation",
+    "pausing",
     "per_group_metrics",
     "policy",
     "preflight",
