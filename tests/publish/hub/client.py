@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -128,6 +129,7 @@ def _serve() -> None:
 def _main(arguments: list[str]) -> int:
     import logging
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what `make test &` starts
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("dualign").setLevel(logging.INFO)
     if arguments[0] == "serve":
