@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 from filelock import FileLock
 
 from dualign.lifetime import kill_tree
@@ -39,6 +40,17 @@ def finish(process: subprocess.Popen[str]) -> str:
         raise
     assert process.returncode == 0, output[-5000:]
     return output
+
+
+def on_cpu(launcher: str, folder: Path) -> Path:
+    """The launcher config of that name that ships, for two processes without GPUs; the rest stays."""
+    file = Path(__file__).parents[1] / "recipes" / "accelerate" / f"{launcher}.yaml"
+    config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    config |= {"num_processes": 2, "use_cpu": True, "mixed_precision": "no"}
+    config |= {"main_process_port": 0}  # whichever is free
+    path = folder / f"launcher-{launcher}.yaml"
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    return path
 
 
 def once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:

@@ -136,7 +136,7 @@ def test_ranks_of_accelerate_end_when_it_is_killed(tmp_path: Path) -> None:
         "    with locked(folder, wait=10**6): pass\n"
         "run_on_main_process(lambda: None)\n"
     )
-    config = Path(__file__).parent / "training" / "fsdp2.yaml"
+    config = processes.on_cpu("fsdp2", tmp_path)
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
     with locked(tmp_path):
         process = processes.start(

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import yaml
 from safetensors.torch import load_file
 
 from dualign.cli.main import main
@@ -29,7 +28,7 @@ def finish(
         overrides.append(f"train.gradient_accumulation_steps={1 if launcher else 2}")
         arguments = [command, str(RECIPES / "smollm3" / f"{stage}.yaml"), *overrides]
         if launcher:
-            config_file = on_cpu(launcher, tmp_path_factory.mktemp("launcher"))
+            config_file = processes.on_cpu(launcher, tmp_path_factory.mktemp("launcher"))
             start = [sys.executable, "-m", "accelerate.commands.launch"]
             start += ["--config_file", str(config_file), "-m", "dualign", *arguments]
             environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
@@ -39,16 +38,6 @@ def finish(
         return Path(overrides[0].removeprefix("output_dir=")) / stage
 
     return run
-
-
-def on_cpu(launcher: str, folder: Path) -> Path:
-    """The launcher's config for two processes without GPUs; the rest stays."""
-    config = yaml.safe_load((RECIPES / "accelerate" / f"{launcher}.yaml").read_text())
-    config |= {"num_processes": 2, "use_cpu": True, "mixed_precision": "no"}
-    config |= {"main_process_port": 0}  # whichever is free
-    path = folder / f"{launcher}.yaml"
-    path.write_text(yaml.safe_dump(config))
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -69,12 +58,10 @@ def losses(folder: Path) -> list[float]:
     return [entry["loss"] for entry in entries if "loss" in entry]
 
 
-LAUNCHERS = ["fsdp2", pytest.param("zero2", marks=pytest.mark.slow), "zero3"]
-
-
+@pytest.mark.slow  # tests/training/test_many_processes.py runs the same launcher configs
 @pytest.mark.usefixtures("deepspeed")
-@pytest.mark.parametrize("launcher", LAUNCHERS)
-@pytest.mark.parametrize("stage", ["sft", pytest.param("apo", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("launcher", ["fsdp2", "zero2", "zero3"])
+@pytest.mark.parametrize("stage", ["sft", "apo"])
 def test_two_processes_train_what_one_does(
     launcher: str, stage: str, finish: Callable[..., Path], alone: Callable[[str], Path]
 ) -> None:

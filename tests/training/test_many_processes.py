@@ -21,7 +21,7 @@ from dualign.training.trainer import require_all_processes
 from tests import processes
 from tests.training.conftest import pair_rows, save_model, sum_rows, tokenizer, write_rows  # noqa: F401 - a fixture
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).parents[2]
 TRAIN = {
     "max_steps": 4,
     "learning_rate": 1e-2,
@@ -30,6 +30,8 @@ TRAIN = {
     "gradient_checkpointing": False,
     "disable_tqdm": True,
 }
+# SFT and APO on it with LoRA, and the same with all weights.
+STAGES = ("sft", "apo", "full-sft", "full-apo")
 
 
 @pytest.fixture(scope="module")
@@ -42,49 +44,51 @@ def ground(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokeni
     return folder
 
 
+def stage(ground: Path, name: str) -> dict[str, object]:
+    """What is saved is loaded again, in another process, where a chain of stages ends."""
+    start, _, kind = name.rpartition("-")
+    sft = kind == "sft"
+    data = {"sources": [{"path": str(ground / ("train.jsonl" if sft else "pairs.jsonl"))}]}
+    return {
+        "name": name,
+        "kind": "sft" if sft else "preference",
+        "model": str(ground / "model") if sft else f"stage:{name[:-3]}sft",
+        "data": {**data, "max_tokens": 128, **({} if sft else {"packing": "none"})},
+        "verify_reload": not sft,
+        **({} if start else {"lora": {"r": 4}}),
+    }
+
+
 def write_recipe(
-    ground: Path, name: str, *, batch: int, lora: bool, launch: str | None = None, **train: object
+    ground: Path,
+    name: str,
+    *,
+    batch: int,
+    stages: tuple[str, ...] = ("sft", "apo"),
+    launch: str | None = None,
+    **train: object,
 ) -> Path:
-    """SFT, then APO on it. `launch` names the accelerate config that `dualign run` starts both stages with."""
+    """`launch` names the launcher config that `dualign run` starts each stage with."""
     settings = {**TRAIN, "per_device_train_batch_size": batch, **train}
-    common = {"lora": {"r": 4}} if lora else {}
-    common |= {"launch": str(HERE / f"{launch}.yaml")} if launch else {}
-    sft = {
-        "name": "sft",
-        "kind": "sft",
-        "model": str(ground / "model"),
-        "data": {"sources": [{"path": str(ground / "train.jsonl")}], "max_tokens": 128},
-        "train": settings,
-        **common,
-    }
-    apo = {
-        "name": "apo",
-        "kind": "preference",
-        "model": "stage:sft",
-        "data": {
-            "sources": [{"path": str(ground / "pairs.jsonl")}],
-            "max_tokens": 128,
-            "packing": "none",
-        },
-        "train": {**settings, "loss_type": "apo_zero"},
-        **common,
-    }
+    launcher = {"launch": str(processes.on_cpu(launch, ground))} if launch else {}
+    entries = []
+    for entry in (stage(ground, item) for item in stages):
+        loss = {} if entry["kind"] == "sft" else {"loss_type": "apo_zero"}
+        entries.append({**entry, "train": {**settings, **loss}, **launcher})
     path = ground / f"{name}.yaml"
-    path.write_text(json.dumps({"output_dir": str(ground / name), "seed": 3, "stages": [sft, apo]}))
+    path.write_text(json.dumps({"output_dir": str(ground / name), "seed": 3, "stages": entries}))
     return path
 
 
 def start(recipe: Path, *, sharding: str | None = None) -> subprocess.Popen[str]:
     """`dualign run`, in the processes of one launch (`sharding`) or starting one for each stage of the recipe."""
-    launcher = ["-m", "accelerate.commands.launch", "--config_file", str(HERE / f"{sharding}.yaml")]
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "DS_ACCELERATOR": "cpu",
-        "PYTHONPATH": str(HERE.parents[1]),
-    }
-    command = [sys.executable, *(launcher if sharding else ()), "-m", "dualign", "run", str(recipe)]
-    return processes.start(command, env=environment)
+    command = [sys.executable]
+    if sharding:
+        config = processes.on_cpu(sharding, recipe.parent)
+        command += ["-m", "accelerate.commands.launch", "--config_file", str(config)]
+    environment = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
+    command += ["-m", "dualign", "run", str(recipe)]
+    return processes.start(command, env=os.environ | environment)
 
 
 def losses(ground: Path, name: str, stage: str) -> list[float]:
@@ -92,43 +96,51 @@ def losses(ground: Path, name: str, stage: str) -> list[float]:
     return [entry["loss"] for entry in map(json.loads, log) if "loss" in entry]
 
 
-@pytest.fixture(
-    scope="module", params=[True, pytest.param(False, marks=pytest.mark.slow)], ids=["lora", "full"]
-)
-def alone(request: pytest.FixtureRequest, ground: Path) -> tuple[str, bool]:
-    """The same recipe in one process with twice the batch."""
-    name = f"alone-{'lora' if request.param else 'full'}"
-    engine.run(load_recipe(write_recipe(ground, name, batch=2, lora=request.param), []))
-    return name, request.param
+@pytest.fixture(scope="module")
+def alone(ground: Path) -> str:
+    """The same stages in one process with twice the batch."""
+    engine.run(load_recipe(write_recipe(ground, "alone", batch=2, stages=STAGES), []))
+    return "alone"
 
 
 @pytest.mark.usefixtures("deepspeed")
-@pytest.mark.parametrize("sharding", ["zero2", "zero3", "fsdp2"])
+@pytest.mark.parametrize(
+    ("sharding", "stages"),
+    [
+        ("zero2", STAGES[:1]),
+        ("zero3", STAGES[:3]),
+        ("fsdp2", STAGES[:3]),
+        *(
+            pytest.param(name, STAGES, marks=pytest.mark.slow)
+            for name in ("zero2", "zero3", "fsdp2")
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
+)
 def test_losses_are_those_of_one_process_and_the_result_loads(
-    ground: Path, alone: tuple[str, bool], sharding: str
+    ground: Path, alone: str, sharding: str, stages: tuple[str, ...]
 ) -> None:
-    """ZeRO-2 is started by `dualign run`, a launch for each stage; the others run both stages in one launch."""
-    reference, lora = alone
-    if not lora and sharding == "zero2":
-        pytest.skip("its full fine-tuning is covered by the recipes' launcher tests")
-    name = f"{sharding}-{'lora' if lora else 'full'}"
+    """ZeRO-2 is started by `dualign run`, a launch for each stage; the others run all stages in one launch."""
+    name = f"{sharding}-{len(stages)}"
     if sharding == "zero2":
-        processes.finish(start(write_recipe(ground, name, batch=1, lora=lora, launch=sharding)))
+        recipe = write_recipe(ground, name, batch=1, stages=stages, launch=sharding)
+        processes.finish(start(recipe))
     else:
-        processes.finish(start(write_recipe(ground, name, batch=1, lora=lora), sharding=sharding))
-    for stage in ("sft", "apo"):
-        assert losses(ground, name, stage) == pytest.approx(
-            losses(ground, reference, stage), rel=1e-4
-        )
-        assert read_run(ground / name / stage)["checks"]["reload_max_logit_difference"] <= 1e-4
-    assert losses(ground, name, "apo")[0] == pytest.approx(1.0, abs=1e-6)
+        recipe = write_recipe(ground, name, batch=1, stages=stages)
+        processes.finish(start(recipe, sharding=sharding))
     ids = torch.tensor([[5, 6, 7, 8]])
-    with torch.no_grad():
-        sharded, whole = (
-            load_checkpoint(ground / item / "apo")(input_ids=ids).logits
-            for item in (name, reference)
-        )
-    torch.testing.assert_close(sharded, whole, rtol=0, atol=5e-3)
+    for stage in stages:
+        assert losses(ground, name, stage) == pytest.approx(losses(ground, alone, stage), rel=1e-4)
+        with torch.no_grad():
+            sharded, whole = (
+                load_checkpoint(ground / item / stage)(input_ids=ids).logits
+                for item in (name, alone)
+            )
+        torch.testing.assert_close(sharded, whole, rtol=0, atol=5e-3)
+        if stage.endswith("apo"):
+            assert losses(ground, name, stage)[0] == pytest.approx(1.0, abs=1e-6)
+            checks = read_run(ground / name / stage)["checks"]
+            assert checks["reload_max_logit_difference"] <= 1e-4
 
 
 @pytest.mark.slow
@@ -136,7 +148,7 @@ def test_losses_are_those_of_one_process_and_the_result_loads(
 @pytest.mark.parametrize("sharding", ["zero2", "zero3", "fsdp2"])
 def test_a_killed_launch_goes_on_and_ends_the_same(ground: Path, sharding: str) -> None:
     calm, rough = (
-        write_recipe(ground, f"{sharding}-{kind}", batch=1, launch=sharding, lora=True, max_steps=8)
+        write_recipe(ground, f"{sharding}-{kind}", batch=1, launch=sharding, max_steps=8)
         for kind in ("calm", "rough")
     )
     processes.finish(start(calm))
