@@ -1,4 +1,4 @@
-"""The embedded default's tokenizer as training sets it, and data that a survey reads."""
+"""The tokenizer of the embedded model in small as training sets it, and data that a survey reads."""
 
 import json
 from collections.abc import Callable
@@ -27,14 +27,14 @@ def datasets_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture(scope="session")
-def formats(embedded: Path) -> Callable[[str], Any]:
+def formats(shrunk: Path) -> Callable[[str], Any]:
     """Template name or file -> (tokenizer, template), as a stage loads them."""
     made: dict[str, Any] = {}
-    start = ModelSource(base=str(embedded))
+    start = ModelSource(base=str(shrunk))
 
     def load(template: str) -> Any:
         if template not in made:
-            stage = TrainingStage(name="made", model=str(embedded), template=template)
+            stage = TrainingStage(name="made", model=str(shrunk), template=template)
             made[template] = load_tokenizer(start, stage.template, stage.template_kwargs)
         return made[template]
 

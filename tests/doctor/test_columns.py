@@ -62,13 +62,13 @@ def test_pairs_of_known_names_are_told_from_conversations(
 
 
 def test_a_recipes_columns_are_checked_by_doctor_and_said_by_plan_and_inspect(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], embedded: Path
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], shrunk: Path
 ) -> None:
     rows = [{"q": f"What is {n}?", "a": f"It is {n}.", "score": 0.5} for n in range(4)]
     write(tmp_path / "r.jsonl", *rows)
     recipe = tmp_path / "r.yaml"
     recipe.write_text(
-        f"name: r\noutput_dir: out\nstages:\n  - name: sft\n    kind: sft\n    model: {embedded}\n"
+        f"name: r\noutput_dir: out\nstages:\n  - name: sft\n    kind: sft\n    model: {shrunk}\n"
         "    data: {sources: [{path: r.jsonl, columns: {prompt: q, completion: a}}]}\n"
     )
     assert main(["doctor", str(recipe)]) == 0

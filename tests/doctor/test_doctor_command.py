@@ -87,12 +87,12 @@ def test_a_file_of_one_fault_shows_it_first_once_and_with_its_fix(
 
 
 def test_a_row_that_stops_a_command_comes_with_its_fix_and_what_counts_all(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], embedded: Path
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], shrunk: Path
 ) -> None:
     write(tmp_path, "rows", [*ROWS, *[unclosed_block({})] * 5])
     recipe = tmp_path / "r.yaml"
     recipe.write_text(
-        f"name: r\noutput_dir: out\nstages:\n  - name: sft\n    kind: sft\n    model: {embedded}\n"
+        f"name: r\noutput_dir: out\nstages:\n  - name: sft\n    kind: sft\n    model: {shrunk}\n"
         "    data: {sources: [{path: rows.jsonl}]}\n"
     )
     for command in ("plan", "inspect"):

@@ -14,20 +14,23 @@ from dualign.recipe import load_recipe
 from tests.doctor.conftest import write
 from tests.doctor.defective_rows import no_think_row, pair_row, think_row
 
-MODEL = "embedded:smollm2-135m-instruct"
-
 
 class Planted(NamedTuple):
     make: Callable[[dict[str, Any]], None]
     code: str
 
 
-def clean_recipe(folder: Path) -> dict[str, Any]:
+def clean_recipe(folder: Path, model: Path) -> dict[str, Any]:
     rows = write(folder, "rows", [row(n) for n in range(4) for row in (think_row, no_think_row)])
     pairs = [pair_row(n) for n in range(3)]
     pairs += [_thinking(pair_row(n)) for n in range(3, 6)]
     stages = [
-        {"name": "sft", "kind": "sft", "model": MODEL, "data": {"sources": [{"path": str(rows)}]}},
+        {
+            "name": "sft",
+            "kind": "sft",
+            "model": str(model),
+            "data": {"sources": [{"path": str(rows)}]},
+        },
         {
             "name": "apo",
             "kind": "preference",
@@ -157,21 +160,25 @@ def examined(recipe: dict[str, Any], folder: Path) -> Diagnosis:
     return diagnose_recipe(load_recipe(file, []))
 
 
-def test_a_clean_recipe_has_no_fault_and_every_row_is_accounted_for(tmp_path: Path) -> None:
-    found = examined(clean_recipe(tmp_path), tmp_path)
+def test_a_clean_recipe_has_no_fault_and_every_row_is_accounted_for(
+    tmp_path: Path, shrunk: Path
+) -> None:
+    found = examined(clean_recipe(tmp_path, shrunk), tmp_path)
     assert found.findings.all() == []
     assert (found.rows["in"], found.rows["kept"], found.rows["dropped"]) == (14, 14, {})
 
 
 @pytest.mark.parametrize("planted", PLANTED, ids=lambda item: item.make.__name__)
-def test_a_planted_defect_of_a_recipe_is_found(planted: Planted, tmp_path: Path) -> None:
-    recipe = clean_recipe(tmp_path)
+def test_a_planted_defect_of_a_recipe_is_found(
+    planted: Planted, tmp_path: Path, shrunk: Path
+) -> None:
+    recipe = clean_recipe(tmp_path, shrunk)
     planted.make(recipe)
     assert planted.code in {finding.code for finding in examined(recipe, tmp_path).findings.all()}
 
 
-def test_packing_is_refused_for_layers_whose_state_runs_on(tmp_path: Path) -> None:
-    recipe = clean_recipe(tmp_path)
+def test_packing_is_refused_for_layers_whose_state_runs_on(tmp_path: Path, shrunk: Path) -> None:
+    recipe = clean_recipe(tmp_path, shrunk)
     file = tmp_path / "recipe.yaml"
     file.write_text(yaml.safe_dump(recipe), encoding="utf-8")
     sft, apo = (entry.config for entry in load_recipe(file, []).stages)
@@ -184,8 +191,8 @@ def test_packing_is_refused_for_layers_whose_state_runs_on(tmp_path: Path) -> No
     )
 
 
-def test_a_recipe_without_training_is_refused(tmp_path: Path) -> None:
-    recipe = clean_recipe(tmp_path)
+def test_a_recipe_without_training_is_refused(tmp_path: Path, shrunk: Path) -> None:
+    recipe = clean_recipe(tmp_path, shrunk)
     recipe["stages"] = [{"name": "made-data", "kind": "script", "script": __file__}]
     with pytest.raises(ConfigError, match="no sft or preference stage"):
         examined(recipe, tmp_path)

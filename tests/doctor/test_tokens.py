@@ -18,9 +18,9 @@ from tests.doctor.defective_rows import no_think_row, think_row
 from tests.doctor.defective_templates import shipped
 
 
-def with_first_token(embedded: Path, token: str) -> PreTrainedTokenizerBase:
+def with_first_token(shrunk: Path, token: str) -> PreTrainedTokenizerBase:
     """The embedded default's tokenizer, made to put a token before every text as Llama's does."""
-    tokenizer = AutoTokenizer.from_pretrained(embedded)
+    tokenizer = AutoTokenizer.from_pretrained(shrunk)
     place = tokenizer.convert_tokens_to_ids(token)
     before = processors.TemplateProcessing(single=f"{token} $A", special_tokens=[(token, place)])
     tokenizer.backend_tokenizer.post_processor = before
@@ -33,13 +33,13 @@ def codes(tokenizer: PreTrainedTokenizerBase, template: str) -> set[str]:
 
 
 def test_a_first_token_from_template_and_tokenizer_is_told_from_one_that_is_missing(
-    embedded: Path, tmp_path: Path
+    shrunk: Path, tmp_path: Path
 ) -> None:
-    tokenizer = with_first_token(embedded, "<|endoftext|>")
+    tokenizer = with_first_token(shrunk, "<|endoftext|>")
     (tmp_path / "printing.jinja").write_text("{{- '<|endoftext|>' }}" + shipped("chatml"))
     assert "bos_missing" in codes(tokenizer, "chatml")
     assert "bos_doubled" in codes(tokenizer, str(tmp_path / "printing.jinja"))
-    plain = AutoTokenizer.from_pretrained(embedded)
+    plain = AutoTokenizer.from_pretrained(shrunk)
     assert not codes(plain, "chatml") & {"bos_missing", "bos_doubled"}
 
 
