@@ -19,6 +19,7 @@ from dualign.models.tokenizer import load_tokenizer
 from dualign.preference.config import PreferenceStage
 from dualign.preference.train import build_trainer
 from dualign.preference.train import run as run_preference
+from dualign.rundir import Outcome
 from dualign.sft.config import SFTStage
 from dualign.sft.train import run as run_sft
 from dualign.training.config import AdapterConfig
@@ -101,11 +102,18 @@ def test_the_reference_is_the_sft_model(
     )
 
 
-def test_the_parent_stays_as_it_was(trained: tuple[Path, Path], rows: Path, tmp_path: Path) -> None:
-    _, adapter = trained
-    run_preference(preference(adapter, rows), tmp_path, seed=1)
+@pytest.fixture(scope="module")
+def apo(
+    trained: tuple[Path, Path], rows: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Outcome]:
+    """APO on the SFT adapter: the run directory and what the stage returned."""
+    folder = tmp_path_factory.mktemp("apo")
+    return folder, run_preference(preference(trained[1], rows), folder, seed=1)
+
+
+def test_the_parent_stays_as_it_was(trained: tuple[Path, Path], apo: tuple[Path, Outcome]) -> None:
     before, after = (
-        load_file(folder / "adapter_model.safetensors") for folder in (adapter, tmp_path)
+        load_file(folder / "adapter_model.safetensors") for folder in (trained[1], apo[0])
     )
     scaling = 32 / 4
     for name, factor in before.items():
@@ -116,13 +124,12 @@ def test_the_parent_stays_as_it_was(trained: tuple[Path, Path], rows: Path, tmp_
 
 
 def test_the_published_adapter_is_one_of_both_ranks(
-    trained: tuple[Path, Path], rows: Path, tmp_path: Path
+    trained: tuple[Path, Path], apo: tuple[Path, Outcome]
 ) -> None:
-    base, adapter = trained
-    outcome = run_preference(preference(adapter, rows), tmp_path, seed=1)
-    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    folder, outcome = apo
+    config = json.loads((folder / "adapter_config.json").read_text())
     assert config["r"] == 4 + 2
-    assert Path(config["base_model_name_or_path"]) == base
+    assert Path(config["base_model_name_or_path"]) == trained[0]
     assert outcome.checks["reload_max_logit_difference"] <= 1e-4
 
 
@@ -135,9 +142,10 @@ def test_merged_weights_equal_the_live_model(
     trained: tuple[Path, Path], rows: Path, tmp_path: Path, lora: AdapterConfig
 ) -> None:
     """The stage compares by itself, and the figure is what a user gets by loading the folder."""
-    base, _ = trained
+    base, adapter = trained
     merged = sft(base, rows, tmp_path / "merged", lora=lora, save="merged")
-    adapter = sft(base, rows, tmp_path / "adapter", lora=lora)
+    if lora != AdapterConfig(r=4):  # as which the adapter was trained
+        adapter = sft(base, rows, tmp_path / "adapter", lora=lora)
     tokenizer = AutoTokenizer.from_pretrained(merged)
     difference = (logits(merged, tokenizer) - logits(adapter, tokenizer)).abs().max()
     assert difference <= 1e-4
@@ -146,15 +154,11 @@ def test_merged_weights_equal_the_live_model(
 
 
 def test_apo_on_both_adapters_merged_equals_the_adapter(
-    trained: tuple[Path, Path], rows: Path, tmp_path: Path
+    trained: tuple[Path, Path], apo: tuple[Path, Outcome], rows: Path, tmp_path: Path
 ) -> None:
-    _, adapter = trained
-    unmerged, merged = tmp_path / "adapter", tmp_path / "merged"
-    unmerged.mkdir(), merged.mkdir()
-    run_preference(preference(adapter, rows), unmerged, seed=1)
-    run_preference(preference(adapter, rows, save="merged"), merged, seed=1)
-    tokenizer = AutoTokenizer.from_pretrained(unmerged)
-    assert (logits(unmerged, tokenizer) - logits(merged, tokenizer)).abs().max() <= 1e-4
+    run_preference(preference(trained[1], rows, save="merged"), tmp_path, seed=1)
+    tokenizer = AutoTokenizer.from_pretrained(apo[0])
+    assert (logits(apo[0], tokenizer) - logits(tmp_path, tokenizer)).abs().max() <= 1e-4
 
 
 def test_a_dora_parent_is_refused_with_the_way_out(
