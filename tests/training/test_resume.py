@@ -15,10 +15,10 @@ from dualign.rundir import read_run
 from tests import processes
 
 TRAIN = {
-    "max_steps": 24,
+    "max_steps": 12,
     "learning_rate": 1e-2,
     "logging_steps": 1,
-    "save_steps": 3,
+    "save_steps": 2,
     "per_device_train_batch_size": 2,
     "gradient_accumulation_steps": 2,
     "gradient_checkpointing": False,
@@ -84,7 +84,7 @@ def test_killed_sft_and_apo_end_bit_identical(tiny: Path, rows: Path, tmp_path: 
     processes.finish(start(undisturbed))
     steps = random.Random(os.getpid())
     for stage in ("sft", "apo"):
-        kill_at_checkpoint(disturbed, stage, 3 * steps.randrange(2, 7))
+        kill_at_checkpoint(disturbed, stage, 2 * steps.randrange(1, 5))
     processes.finish(start(disturbed))
     for stage in ("sft", "apo"):
         assert weights(undisturbed, stage) == weights(disturbed, stage), stage
@@ -102,7 +102,7 @@ def test_killed_full_fine_tuning_ends_bit_identical(tiny: Path, rows: Path, tmp_
         write_recipe(folder, tiny, rows, full=True) for folder in (calm, rough)
     )
     processes.finish(start(undisturbed))
-    for step in (6, 12, 21):
+    for step in (2, 6, 10):
         kill_at_checkpoint(disturbed, "sft", step)
     processes.finish(start(disturbed))
     assert weights(undisturbed, "sft") == weights(disturbed, "sft")
