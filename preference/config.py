@@ -11,8 +11,9 @@ from dualign.switch import Switch
 from dualign.training.arguments import DPO_ARGUMENTS
 from dualign.training.config import TrainingStage, training_problems
 
+_LOSSES = ("apo_zero", "apo_down", "sigmoid", "ipo")
 # TRL's f-divergences exist for these losses alone.
-_OF_DIFFERENCES = tuple(name for name, loss in LOSSES.items() if loss.of_difference)
+_OF_DIFFERENCES = tuple(name for name in _LOSSES if LOSSES[name].of_difference)
 _DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
 Reference = Literal["auto", "adapter", "cached", "copy"]
 
@@ -61,9 +62,9 @@ def _loss_problems(train: Mapping[str, Any]) -> list[tuple[str, str]]:
     if not isinstance(losses, list):
         return []  # the type is refused elsewhere
     issues = [
-        ("train.loss_type", f"expected {', '.join(LOSSES)}, found {loss!r}")
+        ("train.loss_type", f"expected {', '.join(_LOSSES)}, found {loss!r}")
         for loss in losses or [None]
-        if loss not in LOSSES
+        if loss not in _LOSSES
     ]
     beta = train.get("beta", 0.1)
     if isinstance(beta, (int, float)) and beta <= 0:

@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from dualign.preference.losses.divergences import mean_difference
 from dualign.preference.losses.scores import PairScores
 from dualign.preference.losses.settings import LossSettings
 
@@ -12,6 +13,4 @@ def ipo(scores: PairScores, settings: LossSettings) -> Tensor:
     r are the log-ratios, by their number of tokens: the target of the difference doesn't depend on
     length (the authors' form, which TRL has too). At the start the loss is 1 / (4 beta^2).
     """
-    chosen_P = scores.chosen_ratio / scores.chosen_tokens.clamp(min=1)
-    rejected_P = scores.rejected_ratio / scores.rejected_tokens.clamp(min=1)
-    return (chosen_P - rejected_P - 1 / (2 * settings.beta)) ** 2
+    return (mean_difference(scores, settings) - 1 / (2 * settings.beta)) ** 2

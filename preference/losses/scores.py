@@ -1,4 +1,4 @@
-"""PairScores: what a batch of pairs scored, and the weighted mix of losses of it."""
+"""PairScores: what a batch of pairs scored; the weighted mix of losses of it, and its rewards."""
 
 from dataclasses import dataclass
 
@@ -18,11 +18,15 @@ class PairScores:
     rejected: Tensor
     """log pi(rejected | prompt) under the policy"""
     reference_chosen: Tensor | None
-    """the same under the reference, without gradient; None if no loss of the mix has one"""
+    """the same under the reference, without gradient; None if no loss of the mix needs it"""
     reference_rejected: Tensor | None
     chosen_tokens: Tensor
     """number of supervised tokens of chosen"""
     rejected_tokens: Tensor
+    unweighted_chosen: Tensor | None = None
+    """log pi(chosen | prompt) where `chosen` is a weighted sum (ld_alpha); None: it is `chosen`"""
+    weights: Tensor | None = None
+    """factor of each pair, without gradient (WPO); None: 1"""
 
     @property
     def chosen_ratio(self) -> Tensor:
@@ -36,10 +40,51 @@ class PairScores:
         assert self.reference_rejected is not None
         return self.rejected - self.reference_rejected
 
+    @property
+    def chosen_mean(self) -> Tensor:
+        """log pi(chosen) by its number of tokens, [P]."""
+        return self.chosen / self.chosen_tokens.clamp(min=1)
+
+    @property
+    def rejected_mean(self) -> Tensor:
+        """log pi(rejected) by its number of tokens, [P]."""
+        return self.rejected / self.rejected_tokens.clamp(min=1)
+
 
 def preference_loss(scores: PairScores, settings: LossSettings) -> Tensor:
     """Return the weighted sum of the losses for each pair, [P]. A batch's loss is its mean."""
-    loss_P: Tensor = torch.zeros_like(scores.chosen)
+    loss_P = torch.zeros_like(scores.chosen)
     for name, weight in settings.losses:
         loss_P = loss_P + weight * LOSSES[name].function(scores, settings)
-    return loss_P
+    return loss_P if scores.weights is None else loss_P * scores.weights
+
+
+def rewards(scores: PairScores, settings: LossSettings) -> tuple[Tensor, Tensor]:
+    """Return what the policy pays for chosen and rejected: [P] each, without gradient.
+
+    beta times the log-ratio; without a reference, beta times the log-probability, per token if a
+    loss of the mix compares means.
+    """
+    if scores.reference_chosen is not None:
+        chosen_P, rejected_P = scores.chosen_ratio, scores.rejected_ratio
+    elif any(LOSSES[name].of_means for name, _ in settings.losses):
+        chosen_P, rejected_P = scores.chosen_mean, scores.rejected_mean
+    else:
+        chosen_P, rejected_P = scores.chosen, scores.rejected
+    return settings.beta * chosen_P.detach(), settings.beta * rejected_P.detach()
+
+
+def token_weights(chosen_tokens: Tensor, rejected_tokens: Tensor, ld_alpha: float) -> Tensor:
+    """Return the weight of each token's log-probability, [N] (LD-DPO, arXiv 2409.06411).
+
+    The tokens lie as chosen and rejected of the first pair, then of the second, ... What one answer
+    has beyond the length of the other weighs ld_alpha, so that length alone brings less reward:
+
+        answers of 3 and 5 tokens, ld_alpha 0.5 -> 1 1 1, 1 1 1 0.5 0.5
+    """
+    counts = torch.stack([chosen_tokens, rejected_tokens], dim=1).flatten()
+    shared = torch.minimum(chosen_tokens, rejected_tokens).repeat_interleave(2)
+    starts = counts.cumsum(0) - counts
+    places = torch.arange(int(counts.sum()), device=counts.device)
+    tail_N = places - starts.repeat_interleave(counts) >= shared.repeat_interleave(counts)
+    return torch.where(tail_N, ld_alpha, 1.0)
