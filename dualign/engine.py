@@ -9,6 +9,7 @@ run.json of the finished stage and in stage.json of the work folder:
     neither is there            new        started
 """
 
+import gc
 import os
 import sys
 import time
@@ -150,6 +151,7 @@ def require_runnable(
     run_dirs = {status.entry.name: status.run_dir for status in stages}
     issues: list[str] = []
     for status in stages:
+        issues += _other_type(status)
         if status.state != "done" and only in (None, status.entry.name):
             paths = {
                 text: str(path)
@@ -159,6 +161,22 @@ def require_runnable(
             issues += _issues(status.entry, replace_texts(status.entry.config, paths))
     _raise_issues(recipe, issues)
     return stages
+
+
+def _other_type(status: StageStatus) -> Iterator[str]:
+    """Refuse a finished stage whose weights `dtype: auto` made of another type than the recipe names now.
+
+    `auto` has the fingerprint of its predecessor, float32, so that the stage counts as done.
+    """
+    if status.state != "done" or not stage_kind(status.entry.kind).trains:
+        return
+    record = read_run(status.run_dir)
+    trained, dtype = record.get("metrics", {}).get("dtype"), status.entry.config.dtype
+    if record["config"].get("dtype") == "auto" and dtype != "auto" and trained not in (None, dtype):
+        yield (
+            f"  stage {status.entry.name}: dtype: {status.run_dir} was trained with {trained} weights "
+            f"(dtype: auto), the recipe now says {dtype}: delete that folder to train again, or remove dtype"
+        )
 
 
 def _issues(entry: StageEntry, config: Any) -> list[str]:
@@ -223,10 +241,11 @@ def _run_stage(recipe: Recipe, status: StageStatus, stages: list[StageStatus]) -
     work = work_folder(status.run_dir)
     resumed = run_on_main_process(lambda: open_work(status.run_dir, status.fingerprint)[1])
     started, clock = datetime.now(UTC), time.monotonic()
-    _reset_peak()
     # run.json is there if an earlier run was killed between writing it and `finalize`.
     if not read_run(work):
-        outcome: Outcome | Paused = kind.runner(config, work, seed=entry.seed)
+        runner = kind.runner
+        with _process_of_its_own():
+            outcome: Outcome | Paused = runner(config, work, seed=entry.seed)
         if isinstance(outcome, Paused):
             paused = outcome
             run_on_main_process(lambda: write_paused(work, paused))
@@ -295,10 +314,28 @@ def _launch(recipe: Recipe, entry: StageEntry, command: str | None) -> float:
     return time.monotonic() - clock
 
 
-def _reset_peak() -> None:
-    """Reset the peak of resident memory (Linux; elsewhere the peak is that of the process)."""
-    with suppress(OSError):
+@contextmanager
+def _process_of_its_own() -> Iterator[None]:
+    """Let a stage find the process as if it were the first one in it.
+
+    What earlier stages left in memory is freed, peaks start anew, and `train.tf32` ends with its stage:
+    transformers sets it for the whole process, and later stages would evaluate with rounded products.
+    """
+    gc.collect()  # a trainer is part of cycles, and holds its model
+    with suppress(OSError):  # not Linux: the peak is that of the process
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    torch: Any = sys.modules.get("torch")  # a stage that needs none doesn't import it
+    if torch is None:
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    precision = torch.backends.fp32_precision
+    try:
+        yield
+    finally:
+        torch.backends.fp32_precision = precision
 
 
 def _peak_mb() -> float:

@@ -21,6 +21,7 @@ from dualign.hashing import sha256
 from dualign.model_ref import EMBEDDED_PREFIX, StageRef
 from dualign.recipe import StageEntry, may_be_path
 from dualign.rundir import RUN_JSON, read_run, write_json
+from dualign.stages import stage_kind
 
 # Keys that change how a stage runs, not its result.
 _EXCLUDED = (
@@ -35,6 +36,8 @@ _EXCLUDED = (
 # Keys that came after the first release, at any depth: left out while they are null, false or
 # empty, so that runs that were finished without them stay finished.
 _ADDED_LATER: tuple[str, ...] = ("columns", "validation", "switch")
+# Defaults of training stages that changed, and what the key was until then.
+_OLD_DEFAULTS = {("dtype", "auto"): "float32"}
 _SCHEMA = 1
 
 
@@ -88,6 +91,8 @@ def fingerprint(entry: StageEntry, parents: Mapping[str, str], digests: Digests)
     if isinstance(config.get("data"), dict):
         config["data"] = _included(config["data"])
     config = _without_unused(config)
+    if stage_kind(entry.kind).trains:
+        config |= {key: old for (key, now), old in _OLD_DEFAULTS.items() if config[key] == now}
     content = {
         "schema": _SCHEMA,
         "kind": entry.kind,

@@ -21,6 +21,7 @@ from dualign.preference.trainer import DualModeDPOTrainer
 from dualign.rundir import CHECKPOINTS, Outcome, Paused, complete_folder
 from dualign.training.pausing import train
 from dualign.training.policy import load_policy
+from dualign.training.precision import resolved
 from dualign.training.trainer import (
     prepare_trainer,
     refusals_by_libraries,
@@ -33,6 +34,7 @@ from dualign.training.trainer import (
 
 def run(stage: PreferenceStage, work: Path, *, seed: int) -> Outcome | Paused:
     """Train on pairs of both modes, resuming from `work`; write the result there."""
+    stage = resolved(stage)
     source = resolve_model(stage.model, revision=stage.revision)
     request = load_data_request(
         stage.data, source, stage.template, stage.template_kwargs, stage.switch, seed=seed
@@ -47,7 +49,7 @@ def run(stage: PreferenceStage, work: Path, *, seed: int) -> Outcome | Paused:
     save_log(trainer, work)
     checks = save_result(trainer, stage, source, tokenizer, work)
     return Outcome(
-        metrics=training_metrics(trainer), rows=data.rows, checks=checks, data=data.sources
+        metrics=training_metrics(trainer, stage), rows=data.rows, checks=checks, data=data.sources
     )
 
 
@@ -84,6 +86,7 @@ def build_trainer(
     `reference: auto` is the policy with its new adapter off, or without LoRA a frozen copy;
     `cached` computes the log-probabilities once, before training.
     """
+    stage = resolved(stage)
     settings = {"loss_type": "apo_zero"} | trainer_arguments(stage, stage.train, work, seed)
     # Before the model: under ZeRO-3 its weights are then sharded as they load.
     arguments = DPOConfig(**settings, precompute_ref_log_probs=stage.reference == "cached")

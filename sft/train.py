@@ -19,6 +19,7 @@ from dualign.sft.trainer import DualModeSFTTrainer
 from dualign.training.isolation import check_isolation
 from dualign.training.pausing import train
 from dualign.training.policy import load_policy
+from dualign.training.precision import resolved
 from dualign.training.trainer import (
     prepare_trainer,
     refusals_by_libraries,
@@ -31,23 +32,24 @@ from dualign.training.trainer import (
 
 def run(stage: SFTStage, work: Path, *, seed: int) -> Outcome | Paused:
     """Train on packed rows of both modes, resuming from `work`; write the result there."""
+    stage = resolved(stage)
     source = resolve_model(stage.model, revision=stage.revision)
     request = load_data_request(
         stage.data, source, stage.template, stage.template_kwargs, stage.switch, seed=seed
     )
     tokenizer, data = request.tokenizer, prepare_sft(request)
     with refusals_by_libraries(stage):
-        trainer = _build_trainer(stage, source, data, tokenizer, work, seed=seed)
+        trainer = build_trainer(stage, source, data, tokenizer, work, seed=seed)
     if paused := train(trainer, stage, work):
         return paused
     save_log(trainer, work)
     checks = save_result(trainer, stage, source, tokenizer, work)
     return Outcome(
-        metrics=training_metrics(trainer), rows=data.rows, checks=checks, data=data.sources
+        metrics=training_metrics(trainer, stage), rows=data.rows, checks=checks, data=data.sources
     )
 
 
-def _build_trainer(
+def build_trainer(
     stage: SFTStage,
     source: ModelSource,
     data: SFTData,
@@ -57,6 +59,7 @@ def _build_trainer(
     seed: int,
 ) -> DualModeSFTTrainer:
     """Build TRL's trainer on tokenized, masked and packed rows."""
+    stage = resolved(stage)
     settings = trainer_arguments(stage, stage.train, work, seed)
     # Before the model: under ZeRO-3 its weights are then sharded as they load.
     arguments = SFTConfig(**settings, dataset_kwargs={"skip_prepare_dataset": True})

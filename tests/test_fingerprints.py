@@ -154,3 +154,10 @@ def test_columns_of_a_source_are_part_of_the_fingerprint_once_they_are_given(
     assert fingerprints(tmp_path, "sft.data.sources.0.columns={}") == FINGERPRINTS
     mapped = fingerprints(tmp_path, "sft.data.sources.0.columns={text: body}")
     assert mapped["sft"] != FINGERPRINTS["sft"] and mapped["script"] == FINGERPRINTS["script"]
+
+
+def test_the_types_by_device_count_as_the_default_before_them(tmp_path: Path) -> None:
+    """`auto` came in place of float32: what was finished then stays finished, `dtype: float32` as well."""
+    assert fingerprints(tmp_path, "sft.dtype=auto", "apo.dtype=float32") == FINGERPRINTS
+    other = fingerprints(tmp_path, "sft.dtype=bfloat16")
+    assert other["sft"] != FINGERPRINTS["sft"]

@@ -87,7 +87,11 @@ MISTAKES = [
     ("stages.1.model", "stage:dta", "no stage 'dta' above this one (did you mean 'data'?)"),
     ("stages.1.model", "stage:apo", "no stage 'apo' above this one"),
     ("stages.1.modle", "x", "modle: unknown key (did you mean 'model'?)"),
-    ("stages.1.dtype", "fp32", "dtype: expected one of float32, bfloat16, float16, found 'fp32'"),
+    (
+        "stages.1.dtype",
+        "fp32",
+        "dtype: expected one of auto, float32, bfloat16, float16, found 'fp32'",
+    ),
     ("stages.1.dtype", 32, "dtype: expected one of"),
     ("stages.1.data", [], "stages[1].data: expected keys with values, found a list"),
     (

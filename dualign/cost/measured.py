@@ -14,8 +14,9 @@ from dualign.models.device import device_name, gpu_name
 from dualign.recipe import StageEntry, stage_of
 from dualign.rundir import read_run
 from dualign.training.config import TrainingStage
+from dualign.training.precision import arithmetic, resolved
 
-_SIZES = ("dtype", "quantization", "launch", "attn_implementation")
+_SIZES = ("quantization", "launch", "attn_implementation")
 _TOKENS = 10**6  # operations are counted for so many, and divided again
 
 
@@ -86,6 +87,7 @@ def _measured(
         base_model(other.entry, stages) != base_model(status.entry, stages)
         or metrics.get("device", device_name()) != device_name()
         or not _same_size(record["config"], config)
+        or not _same_types(record, config)
     ):
         return None
     try:
@@ -103,6 +105,14 @@ def _same_size(recorded: Mapping[str, Any], config: TrainingStage) -> bool:
     ranks = (recorded.get("lora") or {}).get("r"), lora.r if lora else None
     settings = all(recorded.get(name) == getattr(config, name) for name in _SIZES)
     return settings and ranks[0] == ranks[1]
+
+
+def _same_types(record: Mapping[str, Any], config: TrainingStage) -> bool:
+    """Return whether the stage would be trained in the types that it was trained in then."""
+    stage, metrics = resolved(config), record["metrics"]
+    dtype = metrics.get("dtype", record["config"].get("dtype"))
+    computed = metrics.get("arithmetic", arithmetic(stage))  # older records don't say
+    return bool((dtype, computed) == (stage.dtype, arithmetic(stage)))
 
 
 def _assumed() -> tuple[float | None, str]:

@@ -30,6 +30,7 @@ from dualign.model_ref import ModelRef, adapter_base
 from dualign.recipe import Recipe, StageEntry, references, replace_texts
 from dualign.stages import stage_kind
 from dualign.training.config import TrainingStage
+from dualign.training.precision import in_words, training_device
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -146,6 +147,8 @@ def _training_cost(
         if data is None:
             length = "as in its earlier run" if earlier else "as max_tokens"
             notes.append(f"the rows aren't known yet; they are taken to be as long {length}")
+    if config.dtype == "auto":
+        notes.append(in_words(config, training_device(config)))
     return TrainingCost(
         rows=rows,
         tokens=tokens,

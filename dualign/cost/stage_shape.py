@@ -11,6 +11,7 @@ import yaml
 from dualign.cost.training_shape import LoraShape, TrainingShape
 from dualign.models.device import gpu_name
 from dualign.stages import stage_kind
+from dualign.training.precision import arithmetic, resolved
 
 # TRL's and transformers' defaults.
 _DEFAULTS = {
@@ -64,6 +65,7 @@ def launcher(launch: str | None) -> tuple[int, Any]:
 
 def training_shape(config: Any, *, longest: int) -> TrainingShape:
     """Return the dimensions of a step of this stage; `longest` is its longest row in tokens."""
+    config = resolved(config)
     world, sharding = launcher(config.launch)
     pairs = stage_kind(config.kind).takes_pairs
     train = train_settings(config)
@@ -71,7 +73,8 @@ def training_shape(config: Any, *, longest: int) -> TrainingShape:
     shape = lora and LoraShape(
         r=lora.r, modules=lora.target_modules, dropout=lora.lora_dropout, dora=lora.use_dora
     )
-    bf16 = bool(train.get("bf16")) and config.dtype == "float32"
+    computed = arithmetic(config)
+    autocast = config.dtype == "float32" and computed != "float32"
     reference = None
     if pairs:
         reference = "adapter" if lora else "copy"
@@ -80,8 +83,8 @@ def training_shape(config: Any, *, longest: int) -> TrainingShape:
         pairs=pairs,
         micro_batch=train["per_device_train_batch_size"] * (2 if pairs else 1),
         max_tokens=longest,
-        dtype="bfloat16" if bf16 else config.dtype,
-        master_weights=bf16,
+        dtype=computed if autocast else config.dtype,
+        master_weights=autocast,
         quantization=config.quantization,
         lora=shape,
         optimizer=train.get("optim", "adamw_torch_fused"),
@@ -92,5 +95,5 @@ def training_shape(config: Any, *, longest: int) -> TrainingShape:
         world_size=world,
         attention=config.attn_implementation,
         save_copies=1 if config.verify_reload else 0,
-        device="cuda" if gpu_name() or sharding or config.dtype != "float32" or bf16 else "cpu",
+        device="cuda" if gpu_name() or sharding or computed != "float32" else "cpu",
     )

@@ -1,5 +1,31 @@
 """The device that models run on."""
 
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Device:
+    """What decides the types that a model is trained in."""
+
+    kind: str
+    """torch's name: cuda (also ROCm), xpu, mps, ..., or cpu"""
+    bfloat16: bool = False
+    """multiplies bfloat16 in hardware; False where torch only emulates it (Turing, Volta, MPS)"""
+
+
+def this_device(*, use_cpu: bool = False) -> Device:
+    """Return the device that this process trains on; imports torch."""
+    import torch
+
+    accelerator = None if use_cpu else torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is None:
+        return Device(kind="cpu")
+    supports = {"cuda": torch.cuda.is_bf16_supported, "xpu": torch.xpu.is_bf16_supported}
+    kind = accelerator.type
+    return Device(
+        kind=kind, bfloat16=kind in supports and bool(supports[kind](including_emulation=False))
+    )
+
 
 def gpu_name() -> str | None:
     """Return the name of the first GPU; None without one."""

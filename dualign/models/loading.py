@@ -33,9 +33,12 @@ if TYPE_CHECKING:
 
 
 def load_base(
-    source: ModelSource, *, dtype: str, attn_implementation: str, nf4: bool
+    source: ModelSource, *, dtype: str, attn_implementation: str, nf4: bool, on_cpu: bool = False
 ) -> PreTrainedModel:
     """Load the base for training; with `nf4` it is quantized as it loads.
+
+    Args:
+        on_cpu: the trainer stays on the CPU, also where there is a GPU.
 
     Raises:
         CheckpointError: the weights are already quantized.
@@ -45,7 +48,8 @@ def load_base(
         raise CheckpointError(
             f"{source.base}: the weights are already quantized; start from 16- or 32-bit weights"
         )
-    device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    cuda = torch.cuda.is_available() and not on_cpu
+    device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if cuda else "cpu"
     model = AutoModelForCausalLM.from_pretrained(
         source.base,
         revision=source.revision,

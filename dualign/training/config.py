@@ -10,7 +10,8 @@ from dualign.switch import Switch
 from dualign.training.argument_values import value_issues
 from dualign.training.template_kwargs import template_kwargs_issues
 
-Dtype = Literal["float32", "bfloat16", "float16"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Arithmetic = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,8 +67,8 @@ class TrainingStage:
     """a local folder, hub id, stage:NAME, or embedded:smollm2-135m-instruct"""
     revision: str | None = None
     """branch, tag or commit of a hub id"""
-    dtype: Dtype = "float32"
-    """type of the weights in memory; train.bf16: true computes in bfloat16 over float32 weights"""
+    dtype: Dtype = "auto"
+    """type of the weights in memory; auto: float32 on a CPU, by device and lora on a GPU (docs/gpu.md)"""
     rounded_updates: bool = False
     """full fine-tuning of 16-bit weights at a learning rate at which rounding loses most of each update"""
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] = "sdpa"
@@ -119,7 +120,7 @@ def training_problems(
     issues = []
     if train.get("bf16") and train.get("fp16"):
         issues.append(("train.fp16", "bf16 and fp16 are both on: choose one"))
-    if dtype != "float32" and train.get("fp16"):
+    if dtype not in ("auto", "float32") and train.get("fp16"):
         issues.append(("train.fp16", f"fp16 autocast needs float32 weights, found dtype {dtype}"))
     for name, off in (("eval_strategy", "no"), ("eval_on_start", False)):
         if train.get(name, off) not in (off, False) and not data.validates:

@@ -9,6 +9,7 @@ from dualign.errors import CheckpointError
 from dualign.models.loading import load_base
 from dualign.models.source import ModelSource
 from dualign.training.config import AdapterConfig, TrainingStage
+from dualign.training.precision import training_device
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -36,6 +37,7 @@ def load_policy(
         dtype=stage.dtype,
         attn_implementation=stage.attn_implementation,
         nf4=stage.quantization == "nf4",
+        on_cpu=training_device(stage).kind == "cpu",
     )
     if source.adapter is None:
         return model, _lora_config(stage.lora) if stage.lora else None

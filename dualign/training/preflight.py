@@ -10,11 +10,11 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
-from dualign.config import nearest, read_yaml
+from dualign.config import nearest
 from dualign.training.config import TrainingStage
+from dualign.training.precision import sharding_engine
 from dualign.training.start_model import start_issues
 
 Issue = tuple[str, str]
@@ -137,8 +137,9 @@ def _without_effect(train: Mapping[str, Any]) -> Iterator[Issue]:
 
 def _rounding(stage: TrainingStage, train: Mapping[str, Any]) -> Iterator[Issue]:
     """Refuse 16-bit weights that would be rounded back to what they were."""
-    if stage.dtype == "float32" or stage.lora or stage.rounded_updates or _deepspeed(stage):
-        return
+    whole = stage.dtype in ("auto", "float32")  # auto halves frozen weights alone
+    if whole or stage.lora or stage.rounded_updates or sharding_engine(stage) == "DEEPSPEED":
+        return  # DeepSpeed keeps float32 copies of 16-bit weights
     way_out = (
         "set dtype: float32 and train.bf16: true (float32 weights, bfloat16 arithmetic), or "
         "rounded_updates: true if this is meant"
@@ -157,16 +158,6 @@ def _rounding(stage: TrainingStage, train: Mapping[str, Any]) -> Iterator[Issue]
             f"bfloat16 weights at learning_rate {rate:g}: most updates are smaller than half of the last digit and "
             f"are lost (at 1e-6, 98 % of the weights never move, at 1e-5, 85 %); {way_out}",
         )
-
-
-def _deepspeed(stage: TrainingStage) -> bool:
-    """Return whether DeepSpeed trains the stage: it keeps float32 copies of 16-bit weights."""
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
-        return True
-    if stage.launch is None or not Path(stage.launch).is_file():
-        return False
-    kind = read_yaml(Path(stage.launch)).value.get("distributed_type")
-    return str(kind).upper() == "DEEPSPEED"
 
 
 def _rounds_by_chance(train: Mapping[str, Any]) -> bool:
@@ -198,6 +189,20 @@ def _packages(stage: TrainingStage) -> Iterator[Issue]:
             yield "attn_implementation", f"{attention} doesn't train on a CPU: set sdpa"
         if train.get("activation_offloading"):
             yield "train.activation_offloading", "moves activations from a GPU, and there is none"
+    else:
+        import torch
+
+        yield from _several_gpus(stage, torch.cuda.device_count())
+
+
+def _several_gpus(stage: TrainingStage, count: int) -> Iterator[Issue]:
+    """Refuse one process with several GPUs: transformers would copy the model to each, and TRL refuses that."""
+    if count > 1 and not stage.launch and "WORLD_SIZE" not in os.environ:
+        yield (
+            "launch",
+            f"{count} GPUs are in sight of one process: set launch to an accelerate file "
+            "(recipes/accelerate has three), or use one of them: CUDA_VISIBLE_DEVICES=0",
+        )
 
 
 def _modules(tracker: object) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ from dualign.checkpoints.adapters import concatenate, fold
 from dualign.checkpoints.finite import non_finite_tensors
 from dualign.checkpoints.weights import from_hub
 from dualign.errors import CheckpointError, ConfigError, DualignError, TrainingError
-from dualign.models.device import device_name
+from dualign.models.device import Device, device_name
 from dualign.models.logits import (
     FLOAT32_BOUND,
     FLOOR,
@@ -45,6 +45,7 @@ from dualign.training.callbacks import (
 )
 from dualign.training.config import TrainingStage
 from dualign.training.policy import REFERENCE_ADAPTER, activate_policy_adapters
+from dualign.training.precision import arithmetic, training_device
 
 # DPOTrainer copies the adapter it finds under this name, as its reference. Ours is the earlier
 # stage's adapter.
@@ -53,18 +54,26 @@ _PROBE_TOKENS = 256
 
 
 def trainer_arguments(
-    stage: TrainingStage, train: Mapping[str, Any], work: Path, seed: int
+    stage: TrainingStage,
+    train: Mapping[str, Any],
+    work: Path,
+    seed: int,
+    *,
+    device: Device | None = None,
 ) -> dict[str, Any]:
-    """Return the recipe's `train:` over dualign's defaults, and under what dualign sets itself."""
-    on_gpu = torch.cuda.is_available()
+    """Return the recipe's `train:` over dualign's defaults, and under what dualign sets itself.
+
+    Args:
+        device: that of this process if absent.
+    """
+    device = device or training_device(stage)
     defaults = {
         # Without it the processes of a launch on CPUs don't find each other, and each trains alone.
-        "use_cpu": not torch.accelerator.is_available(),
-        "bf16": stage.dtype == "bfloat16" and on_gpu,
+        "use_cpu": device.kind == "cpu",
         "report_to": "none",
         "disable_tqdm": not sys.stderr.isatty(),  # a line for each log instead
         "save_total_limit": 2,
-        "dataloader_pin_memory": on_gpu,
+        "dataloader_pin_memory": device.kind == "cuda",  # elsewhere torch warns and doesn't
         "logging_nan_inf_filter": False,
     }
     owned = {
@@ -271,7 +280,7 @@ def _verify(trainer: Trainer, stage: TrainingStage, work: Path) -> dict[str, Any
     saved_BTV = saved_logits(
         work, ids_BT, dtype=stage.dtype, attention=stage.attn_implementation, nf4=nf4
     )
-    exact = stage.dtype == "float32" and not nf4 and not trainer.args.bf16
+    exact = stage.dtype == "float32" and not nf4 and _multiplies_exactly(trainer)
     checks = compare_logits(live_BTV, saved_BTV)
     name, bound = (
         ("reload_max_logit_difference", max(FLOOR, FLOAT32_BOUND * checks["largest_logit"]))
@@ -285,6 +294,12 @@ def _verify(trainer: Trainer, stage: TrainingStage, work: Path) -> dict[str, Any
             "nothing was published"
         )
     return checks
+
+
+def _multiplies_exactly(trainer: Trainer) -> bool:
+    """Return whether the live model's products are float32: no autocast, and no TF32."""
+    rounded = trainer.accelerator.mixed_precision != "no"
+    return not (rounded or torch.backends.cuda.matmul.fp32_precision == "tf32")
 
 
 def _adapters_to_float32(model: PreTrainedModel) -> None:
@@ -301,8 +316,8 @@ def _probe(trainer: Trainer) -> Tensor:
     return torch.tensor([ids[:_PROBE_TOKENS]], device=trainer.accelerator.device)
 
 
-def training_metrics(trainer: Trainer) -> dict[str, Any]:
-    """Return a training stage's metrics for run.json: steps, tokens, losses, parameters, memory."""
+def training_metrics(trainer: Trainer, stage: TrainingStage) -> dict[str, Any]:
+    """Return a training stage's metrics for run.json: steps, tokens, losses, parameters, types, memory."""
     log = trainer.state.log_history
     losses = [entry["loss"] for entry in log if "loss" in entry]
     evaluations = [entry for entry in log if any(key.startswith("eval_") for key in entry)]
@@ -317,6 +332,8 @@ def training_metrics(trainer: Trainer) -> dict[str, Any]:
         "tokens": _last(log, "num_tokens"),
         "train_seconds": _last(log, "train_runtime"),
         "device": device_name(),
+        "dtype": stage.dtype,
+        "arithmetic": arithmetic(stage),
     }
     if evaluations:
         metrics["validation"] = {

@@ -1,6 +1,7 @@
 """What can't train right on this machine, or from this start, is said before the first step."""
 
 import json
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,17 @@ def all_issues(recipe: Any, stages: list[Any]) -> list[str]:
     except ConfigError as error:
         return str(error).splitlines()
     return []
+
+
+def test_several_gpus_need_a_launcher_or_a_choice(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    """TRL would refuse nn.DataParallel once the model is loaded."""
+    stage = load_recipe(write_recipe(tmp_path, tiny, rows), []).stages[0].config
+    [(key, message)] = preflight._several_gpus(stage, 8)
+    assert (
+        key == "launch" and "8 GPUs are in sight" in message and "CUDA_VISIBLE_DEVICES=0" in message
+    )
+    assert not list(preflight._several_gpus(stage, 1))
+    assert not list(preflight._several_gpus(replace(stage, launch="zero2.yaml"), 8))
 
 
 def test_a_finished_run_of_rounded_weights_stays_finished(

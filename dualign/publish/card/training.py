@@ -34,13 +34,14 @@ def hyper_parameters(record: Mapping[str, Any]) -> str:
         return ""
     train: Mapping[str, Any] = config.get("train") or {}
     data: Mapping[str, Any] = config.get("data") or {}
-    steps_done = (record.get("metrics") or {}).get("steps")
+    metrics: Mapping[str, Any] = record.get("metrics") or {}
+    steps_done, dtype = metrics.get("steps"), metrics.get("dtype", config.get("dtype"))
     parts = [
         _adapter(config),
         _chosen(train, _TRAIN),
         f"{steps_done} steps" if steps_done else "",
         _chosen(data, ("max_tokens", "packing", "supervise")),
-        f"template {config.get('template')}, {config.get('dtype')}, seed {record.get('seed')}",
+        f"template {config.get('template')}, {dtype}, seed {record.get('seed')}",
     ]
     return "; ".join(part for part in parts if part)
 
