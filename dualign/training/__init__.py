@@ -8,6 +8,7 @@ __all__ = [
     "pausing",
     "per_group_metrics",
     "policy",
+    "precision",
     "preflight",
     "trainer",
 ]
