@@ -253,6 +253,7 @@ def _publish_adapter(
         base = Path(source.base)
         if not base.is_dir():
             base = from_hub(source.base, revision=source.revision)
+        assert stage.dtype != "auto", "expected a resolved stage"
         fold(base, adapter, work, dtype=stage.dtype)
         _set_special_ids(work / "config.json", model)
         target = work / "adapter"
