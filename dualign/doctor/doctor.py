@@ -1,7 +1,7 @@
 """Diagnose a recipe, a saved model, or rows with a template and a tokenizer."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,7 +97,7 @@ def diagnose_model(model: str, *, tensors: bool = False) -> Diagnosis:
         findings.extend(check_tensors(folder), source=model)
     if tokenizer := _load_saved_tokenizer(folder, findings, model):
         findings.extend(check_saved_model(saved, tokenizer), source=model)
-        _check_saved_template(tokenizer, findings, model)
+        _check_saved_template(tokenizer, findings, model, _trained_modes(saved.run.get("rows")))
     rows = saved.run.get("rows") or {"in": 0, "kept": 0, "dropped": {}}
     return Diagnosis(findings=findings, rows=rows)
 
@@ -136,7 +136,8 @@ def diagnose_data(
         trained=False,
     )
     rows = survey(subject, findings)
-    _check_format(loaded_tokenizer, chat_template, findings, source=name, rows=rows)
+    modes = _trained_modes(rows)
+    _check_format(loaded_tokenizer, chat_template, findings, source=name, modes=modes, proven=modes)
     return Diagnosis(findings=findings, rows=rows)
 
 
@@ -161,7 +162,8 @@ def diagnose_template(
     if loaded is None:
         return Diagnosis(findings=findings, rows={})
     trials = try_rows(*loaded)
-    _check_format(*loaded, findings, source=name)
+    proven = {trial.mode for trial in trials.trials if not trial.code}
+    _check_format(*loaded, findings, source=name, proven=proven)
     kept = sum(not trial.code for trial in trials.trials)
     dropped = Counter(trial.code for trial in trials.trials if trial.code)
     rows = {"in": len(trials.trials), "kept": kept, "dropped": dict(sorted(dropped.items()))}
@@ -194,7 +196,8 @@ def _diagnose_stage(stage: ResolvedStage, prefix: str, findings: Findings) -> Ma
         prefix=prefix,
     )
     rows = survey(subject, findings)
-    _check_format(tokenizer, template, findings, source=name, rows=rows)
+    modes = _trained_modes(rows)
+    _check_format(tokenizer, template, findings, source=name, modes=modes, proven=modes)
     return rows
 
 
@@ -252,16 +255,21 @@ def _check_format(
     findings: Findings,
     *,
     source: str,
-    rows: Mapping[str, Any] | None = None,
+    modes: Collection[str] = (),
+    proven: Collection[str] = (),
 ) -> None:
-    """Check template and tokenizer, for the modes of the rows."""
-    modes = {entry["mode"] for entry in (rows or {}).get("by", ()) if entry["kept"]}
-    findings.extend(check_template(template, modes=modes), source=source)
+    """Check template and tokenizer; for `modes` and `proven` see `check_template`."""
+    findings.extend(check_template(template, modes=modes, proven=proven), source=source)
     findings.extend(check_tokenizer(tokenizer, template), source=source)
 
 
+def _trained_modes(rows: Mapping[str, Any] | None) -> set[str]:
+    """Return the modes of which rows were kept, in ROWS of run.json."""
+    return {entry["mode"] for entry in (rows or {}).get("by", ()) if entry.get("kept")}
+
+
 def _check_saved_template(
-    tokenizer: "PreTrainedTokenizerBase", findings: Findings, source: str
+    tokenizer: "PreTrainedTokenizerBase", findings: Findings, source: str, proven: Collection[str]
 ) -> None:
     if not tokenizer.chat_template:
         findings.add(Finding("no_template", "the tokenizer has no chat template"), source=source)
@@ -271,7 +279,7 @@ def _check_saved_template(
     except TemplateError as error:
         findings.add(Finding("template_unusable", str(error)), source=source)
         return
-    _check_format(tokenizer, template, findings, source=source)
+    _check_format(tokenizer, template, findings, source=source, proven=proven)
 
 
 def _load_saved_tokenizer(

@@ -20,7 +20,11 @@ _TOOL = {
     "function": {
         "name": "probetool",
         "description": "Looks something up.",
-        "parameters": {"type": "object", "properties": {"x": {"type": "string"}}},
+        "parameters": {
+            "type": "object",
+            "properties": {"x": {"type": "string", "description": "What to look up."}},
+            "required": ["x"],
+        },
     },
 }
 _CALL = {"type": "function", "function": {"name": "probetool", "arguments": {"x": "1"}}}
@@ -28,20 +32,25 @@ _MAX_HEADER_WORDS = 4
 """More words before the question are a system text, not turn names and flags."""
 
 
-def check_template(template: ChatTemplate, *, modes: Collection[str] = ()) -> list[Finding]:
-    """Check a template. `modes` are those of the rows that it will render; empty: both.
+def check_template(
+    template: ChatTemplate, *, modes: Collection[str] = (), proven: Collection[str] = ()
+) -> list[Finding]:
+    """Check a template. A template that needs tools is judged by its rows alone.
 
-    A template that needs tools is judged by its rows alone.
+    Args:
+        template: the template.
+        modes: those of the rows that it will render; empty: both.
+        proven: modes of which rows are trained, so that a row of another kind is no evidence.
     """
     try:
         texts = {mode: _render(template, _probe(mode)) for mode in MODES}
     except TemplateError as error:
         return [] if _needs_tools(template) else [Finding("template_unusable", str(error))]
     checks = (_check_date, _check_system, _check_tools)
-    findings = list(_check_turns(template, modes or MODES))
+    findings = list(_check_turns(template, modes or MODES, proven))
     findings += [finding for check in checks for finding in check(template)]
     findings += _check_switch(template, modes)
-    if _TRACE not in texts["think"] and "think" in (modes or MODES):
+    if _TRACE not in texts["think"] and "think" in (modes or MODES) and "think" not in proven:
         message = f"the trace isn't in the text of a think turn: {texts['think'][-120:]!r}"
         findings.append(Finding("thinking_lost", message))
     return findings
@@ -65,12 +74,16 @@ def _needs_tools(template: ChatTemplate) -> bool:
     return True
 
 
-def _check_turns(template: ChatTemplate, modes: Collection[str]) -> Iterator[Finding]:
+def _check_turns(
+    template: ChatTemplate, modes: Collection[str], proven: Collection[str]
+) -> Iterator[Finding]:
     for mode in (mode for mode in MODES if mode in modes):
         conversation = _probe(mode)
         prompt = template.prompt(conversation.messages[:1], mode=mode)
         text = _render(template, conversation)
         if not text.startswith(prompt):
+            if mode in proven:
+                continue
             at = len(common_prefix(prompt, text))
             message = (
                 f"{mode}: after {prompt[max(0, at - 40) : at]!r} the prompt goes on with "

@@ -171,6 +171,19 @@ def test_a_template_that_cannot_be_trained_is_an_error_and_nothing_to_try_is_ref
     assert "expected a recipe, a model folder, data, or a template" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("name", "code"), [("gemma4", 0), ("deepseekv3", 1)])
+def test_what_is_trained_is_no_error(
+    name: str, code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Gemma 4 writes traces in turns that call, so those train; DeepSeek-V3 writes them nowhere."""
+    (file,) = (file for file in FOREIGN if file.stem == name)
+    tokenizer = tokenizer_for(file.read_text(encoding="utf-8"))
+    tokenizer.save_pretrained(tmp_path)
+    command = ["doctor", "--template", str(file), "--tokenizer", str(tmp_path)]
+    assert main(command) == code
+    assert ("thinking_lost" in capsys.readouterr().out) == bool(code)
+
+
 def test_a_tokenizer_alone_tries_its_own_template(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

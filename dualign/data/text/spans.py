@@ -18,7 +18,7 @@ from dualign.data.conversation import Conversation, Message, Mode
 from dualign.data.text.checks import RenderingError, row_defects, turn_defects
 from dualign.data.text.template import ChatTemplate
 from dualign.data.text.trace_form import TraceForm
-from dualign.data.text.turn_shapes import TextOf, TurnShape, common_prefix
+from dualign.data.text.turn_shapes import TextOf, TurnShape, common_prefix, unknown_tokens
 from dualign.data.think_tags import CLOSE, OPEN
 from dualign.errors import TemplateError
 
@@ -233,7 +233,8 @@ def _turn(template: ChatTemplate, conversation: Conversation, which: int, texts:
     _check_nothing_lost(place, message, produced)
     shape = template.shapes.shape(conversation, which, upto)
     if not shape.end or not produced.endswith(shape.tail):
-        raise TemplateError(f"{place}: {_no_end(shape, produced)}")
+        raise TemplateError(f"{place}: {_no_end(template, shape, produced)}")
+    _check_order(template, shape, produced, place)
     opening = template.shapes.opening(conversation, which, prompt, texts.of)
     headers = template.shapes.headers(conversation.mode)
     for code, what in turn_defects(message, opening, produced, headers, template.tags):
@@ -250,13 +251,31 @@ def _turn(template: ChatTemplate, conversation: Conversation, which: int, texts:
     )
 
 
-def _no_end(shape: TurnShape, produced: str) -> str:
+def _no_end(template: ChatTemplate, shape: TurnShape, produced: str) -> str:
     if not shape.end:
+        unknown = unknown_tokens(produced[-60:], template.tokens) if template.tokens else []
+        lacks = f" ({unknown[0]} is no token of this tokenizer)" if unknown else ""
         return (
-            f"no token ends the turn, which ends with {produced[-60:]!r}, so the model would never "
-            "learn to stop. Use a template that closes every turn (dualign)."
+            f"no token ends the turn, which ends with {produced[-60:]!r}{lacks}, so the model would "
+            "never learn to stop. Use a template that closes every turn (dualign)."
         )
     return f"the turn doesn't end with {shape.tail!r} but with {produced[-60:]!r}."
+
+
+def _check_order(template: ChatTemplate, shape: TurnShape, produced: str, place: str) -> None:
+    """Refuse a turn that goes on where the model would stop, or that calls before it speaks."""
+    inside = produced[: len(produced) - len(shape.tail)]
+    early = [end for end in dict.fromkeys((*template.ends, shape.token)) if end in inside]
+    if early:
+        raise TemplateError(
+            f"{place}: the turn goes on after {early[0]!r}, which ends a turn, so the model would "
+            f"stop there: {produced[:200]!r}. Use a template with one end in each turn (dualign)."
+        )
+    if shape.calls_first:
+        raise TemplateError(
+            f"{place} writes the turn's text after its calls: the model would be trained on "
+            f"{produced[:200]!r}. Use a template that speaks first (dualign), or leave the text out."
+        )
 
 
 def _next_end(template: ChatTemplate, shape: TurnShape, texts: _Texts, place: str) -> str:

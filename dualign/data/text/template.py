@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import blake2b
@@ -16,7 +17,7 @@ from dualign.data.text.installed import installed_text, relatives
 from dualign.data.text.modes import find_switch, stated_switch, tells_apart
 from dualign.data.text.template_texts import added_tokens, template_text, tool_use_text
 from dualign.data.text.trace_form import TraceForm, find_trace_form, message_dict
-from dualign.data.text.turn_shapes import TextOf, TurnShapes, trials
+from dualign.data.text.turn_shapes import TOOL, TextOf, TurnShapes, trials
 from dualign.errors import TemplateError
 from dualign.switch import ENABLE_THINKING, Switch
 
@@ -28,7 +29,6 @@ _RESERVED = frozenset(
 )
 
 _OTHER: dict[Mode, Mode] = {"think": "no_think", "no_think": "think"}
-_TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +129,7 @@ class ChatTemplate:
         try:
             return self._text(turns, {**fixed, "tools": None, **variables}, prompt=True)
         except TemplateError:  # it may need tools
-            return self._text(turns, {**fixed, "tools": [_TOOL], **variables}, prompt=True)
+            return self._text(turns, {**fixed, "tools": [TOOL], **variables}, prompt=True)
 
     def prompt(
         self,
@@ -178,18 +178,32 @@ class ChatTemplate:
 
     @cached_property
     def ends(self) -> tuple[str, ...]:
-        """The tokens that end a turn: an answer's first, then those of calls and other modes."""
-        ends, errors = [], []
+        """The tokens that end a turn: an answer's first, then those of calls and other modes; none
+        if nothing ends an answer.
+
+        Turns that don't continue their prompt, and so can't be trained, tell it only where no answer
+        does.
+        """
+        answers: list[str] = []
+        unproven: list[str] = []
+        calls: list[str] = []
+        errors = []
         for trial in trials():
+            which, text_of = len(trial.messages) - 1, self.texts(trial)
             try:
-                upto = self.texts(trial)(len(trial.messages), False)
-                ends.append(self.shapes.shape(trial, len(trial.messages) - 1, upto).token)
+                upto = text_of(which + 1, False)
+                token = self.shapes.shape(trial, which, upto).token
+                proven = upto.startswith(text_of(which, True))
             except TemplateError as error:
                 errors.append(error)
-        if not ends:
+                continue
+            of_call = bool(trial.messages[which].tool_calls)
+            (unproven if not proven else calls if of_call else answers).append(token)
+        if not (answers or unproven or calls):
             message = str(errors[0]).removeprefix(f"{trials()[0].place}: ")
             raise TemplateError(message) from errors[0]
-        return tuple(dict.fromkeys(filter(None, ends)))
+        first = list(filter(None, answers)) or list(filter(None, unproven))[:1]
+        return tuple(dict.fromkeys(filter(None, (*first, *calls)))) if first else ()
 
     @cached_property
     def tags(self) -> tuple[str, str]:
@@ -262,7 +276,24 @@ class ChatTemplate:
         except (jinja2.TemplateError, TypeError, ValueError) as error:
             if isinstance(error, TemplateError):
                 raise
-            raise TemplateError(f"template {self.name!r} can't render it: {error}") from error
+            needs = " (it renders rows with tools alone)" if self._needs_tools(variables) else ""
+            raise TemplateError(
+                f"template {self.name!r} can't render it: {error}{needs}"
+            ) from error
+
+    def _needs_tools(self, variables: Mapping[str, Any]) -> bool:
+        """Return whether a question without tools can't be rendered, and one with tools can."""
+        if variables.get("tools"):
+            return False
+        question = [{"role": "user", "content": "Hi"}]
+        try:
+            sandbox.render(self.text, question, {**variables, "add_generation_prompt": False})
+        except (jinja2.TemplateError, TypeError, ValueError):
+            with suppress(jinja2.TemplateError, TypeError, ValueError):
+                given = {**variables, "tools": [TOOL], "add_generation_prompt": False}
+                sandbox.render(self.text, question, given)
+                return True
+        return False
 
     def _dicts(
         self, messages: Sequence[Message], variables: Mapping[str, Any]
@@ -327,11 +358,22 @@ def load_template(
         template_kwargs=dict(template_kwargs or {}),
     )
     if not template.end_of_turn:
-        raise TemplateError(
-            f"template {name_or_path!r} puts nothing after an assistant's answer, so a model "
-            "trained on it never learns to stop. Expected an end-of-turn token there."
-        )
+        raise TemplateError(_no_end(template))
     return template
+
+
+def _no_end(template: ChatTemplate) -> str:
+    """Say why no token ends an answer: the template writes none, or one that the tokenizer lacks."""
+    if template.tokens and (end := replace(template, tokens={}).end_of_turn):
+        return (
+            f"template {template.name!r} ends an answer with {end!r}, which is no token of this "
+            "tokenizer, so a model trained on it never learns to stop. Use the tokenizer of the "
+            "template's family, or a template of this one's."
+        )
+    return (
+        f"template {template.name!r} puts nothing after an assistant's answer, so a model "
+        "trained on it never learns to stop. Expected an end-of-turn token there."
+    )
 
 
 def _number(text: str) -> int:

@@ -19,8 +19,22 @@ TextOf = Callable[[int, bool], str]
 """The text of a conversation's first `count` messages, with or without the next generation prompt.
 """
 _TRACE, _ANSWER, _CALL, _NEXT = "dualigntrace", "dualignprobe", "dualigncall", "dualignnext"
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": _CALL,
+        "description": "Looks something up.",
+        "parameters": {
+            "type": "object",
+            "properties": {_CALL: {"type": "string", "description": "What to look up."}},
+            "required": [_CALL],
+        },
+    },
+}
+"""A tool of a trial conversation, with all that templates read of a schema."""
 _MARKER = re.compile(r"<[^<>\s]+>|\[/?[A-Z_]+\]")
 """A token by its looks, where the tokenizer isn't known."""
+_NO_SPACE = re.compile(r"\S")
 _MOST_SHAPES = 8
 """Shapes of one kind that are remembered."""
 
@@ -32,7 +46,7 @@ class TurnShape:
     `head` stands before the trace, `closing` between it and the answer. After the turn's last word
     come `end`, which stops with the `token` that ends the turn, and `rest`, which isn't learnt.
     `follows`: the end is the first token of the next turn, so it isn't there yet in a turn that
-    ends a text; `gap` is the space before it.
+    ends a text; `gap` is the space before it. `calls_first`: the text comes after the calls.
     """
 
     head: str = ""
@@ -42,6 +56,7 @@ class TurnShape:
     rest: str = ""
     follows: bool = False
     gap: str = ""
+    calls_first: bool = False
 
     @property
     def tail(self) -> str:
@@ -136,7 +151,8 @@ class TurnShapes:
             end = self._end_of_call(after, following, answer)
         else:
             end = self._end_of_answer(after, following)
-        return replace(end, head=head, closing=closing)
+        calls_first = bool(message.tool_calls) and alone.rfind(_CALL) < alone.rfind(_ANSWER)
+        return replace(end, head=head, closing=closing, calls_first=calls_first)
 
     def _following(self, conversation: Conversation, probe: Message) -> str:
         """Return the text after the turn's last word once another turn follows; "" if none can."""
@@ -172,10 +188,14 @@ class TurnShapes:
         return TurnShape(end=after[:stop], token=after.strip(), rest=after[stop:])
 
     def _end_of_call(self, after: str, following: str, answer: TurnShape | None) -> TurnShape:
-        common = common_prefix(after, following) if following else after
+        common = _common_words(after, following) if following else after
         by_next = self._by_next(after, following)
-        if answer is not None and answer.follows and by_next is not None:
-            return by_next
+        if (
+            answer is not None
+            and answer.follows
+            and (by_next or self._opens_unknown(after, following))
+        ):
+            return by_next or TurnShape(end="", token="")
         token = answer.token if answer is not None and not answer.follows else ""
         start = common.find(token) if token else -1
         if start < 0:
@@ -184,13 +204,17 @@ class TurnShapes:
         if start >= 0:
             stop = start + len(token)
             return TurnShape(end=token, token=token, rest=after[stop:])
-        return by_next if by_next is not None else TurnShape(end="", token="")
+        return by_next or TurnShape(end="", token="")
 
     def _by_next(self, after: str, following: str) -> TurnShape | None:
         """Return the end that is the first token of the next turn, if it begins with one."""
         ahead = following[len(after) :] if following.startswith(after) else following.lstrip()
         end = self.next_token(ahead)
         return TurnShape(end=end, token=end.strip(), follows=True, gap=after) if end else None
+
+    def _opens_unknown(self, after: str, following: str) -> bool:
+        """Return whether the next turn begins with what is a token in another tokenizer."""
+        return _MARKER.match(following[len(after) :].lstrip()) is not None
 
     def _first_token(self, text: str) -> str:
         """Return the token that ends an answer: eos, or the first; "" without one."""
@@ -215,18 +239,33 @@ def common_prefix(first: str, second: str) -> str:
     return first[: next(i for i in range(length) if first[i] != second[i])]
 
 
+def _common_words(first: str, second: str) -> str:
+    """Return the characters with which `first` begins as `second` does, but for white space."""
+    words = iter(_NO_SPACE.finditer(second))
+    stop = 0
+    for char in _NO_SPACE.finditer(first):
+        other = next(words, None)
+        if other is None or other[0] != char[0]:
+            break
+        stop = char.end()
+    return first[:stop]
+
+
 def trials() -> list[Conversation]:
     """Return conversations of several kinds, of which most templates render some."""
     function = {"name": _CALL, "arguments": {_CALL: _CALL}}
     call = {"id": "dualignid", "type": "function", "function": function}  # Mistral wants 9 letters
-    tool = {"type": "function", "function": {"name": _CALL, "description": "", "parameters": {}}}
     answer = Message(role="assistant", content=_ANSWER)
+    calls: list[tuple[Mode, str | None]] = [("no_think", None), ("think", _TRACE)]
     kinds: list[tuple[Mode, Message, bool]] = [
         ("no_think", answer, False),
         ("think", replace(answer, thinking=_TRACE), False),
         ("no_think", answer, True),
         ("think", replace(answer, thinking=_TRACE), True),
-        ("no_think", replace(answer, content="", tool_calls=(call,)), True),
+        *(
+            (mode, replace(answer, content="", thinking=trace, tool_calls=(call,)), True)
+            for mode, trace in calls
+        ),
     ]
     return [
         Conversation(
@@ -234,10 +273,15 @@ def trials() -> list[Conversation]:
             mode=mode,
             source="trial",
             row=0,
-            tools=(tool,) if tools else (),
+            tools=(TOOL,) if tools else (),
         )
         for mode, message, tools in kinds
     ]
+
+
+def unknown_tokens(text: str, tokens: Mapping[str, bool]) -> list[str]:
+    """Return what looks like a token in a text and is none of the tokenizer's, the last first."""
+    return [marker for marker in dict.fromkeys(_MARKER.findall(text)[::-1]) if marker not in tokens]
 
 
 def _patterns(tokens: Mapping[str, bool]) -> list[re.Pattern[str]]:
