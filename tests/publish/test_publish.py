@@ -1,12 +1,15 @@
 """A run directory made ready to be published: what goes, that it loads, and that it says how it was made."""
 
 import hashlib
+import io
 import json
 import re
+import shlex
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -14,48 +17,71 @@ from huggingface_hub import ModelCard
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from dualign.cli.main import main
 from dualign.models.loading import load_checkpoint
 from dualign.models.logits import logits_of
 from dualign.publish.card.body import Usage, render_usage
-from dualign.publish.publish import leave_copy, prepare, stale
-from dualign.publish.release import PublishRequest, StagedRelease
+from dualign.publish.publish import stale
+from dualign.publish.release import PublishRequest
 from dualign.publish.show import format_bytes
-from dualign.publish.staging import staging_folder
 from dualign.switch import ENABLE_THINKING, Switch
 
-ACCEPT = frozenset({"base_weights"})
+
+class DryRun(NamedTuple):
+    """What `dualign publish` was given and printed, and the copy of the files that it left."""
+
+    words: list[str]
+    printed: str
+    folder: Path
+
+    @property
+    def record(self) -> dict[str, Any]:
+        return json.loads((self.folder / "run.json").read_text())
 
 
 @pytest.fixture(scope="module")
-def both(
-    road: Path, asked: Callable[..., PublishRequest], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[StagedRelease, Path]]:
-    """The stage that has weights and an adapter, with a copy of what was staged."""
-    out = tmp_path_factory.mktemp("both") / "copy"
-    with staging_folder(road / "folded") as folder:
-        prepared = prepare(asked(road / "folded", allow=ACCEPT, languages=("en",)), folder)
-        leave_copy(prepared, out)
-    assert not folder.exists() and not list(road.glob(".publish-*"))
-    yield prepared, out
+def both(road: Path, tmp_path_factory: pytest.TempPathFactory) -> DryRun:
+    """The stage that has weights and an adapter, published without --yes, a token and a hub."""
+    from huggingface_hub import constants
+
+    place = tmp_path_factory.mktemp("both")
+    words = ["publish", str(road / "folded"), "someone/tiny", "--license", "apache-2.0", "--public"]
+    words += ["--base", f"acme/base@{'a' * 40}", "--allow", "base_weights", "--language", "en"]
+    before = sorted(road.rglob("*"))
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as printed:
+        patch.delenv("HF_TOKEN", raising=False)
+        patch.setattr(constants, "HF_TOKEN_PATH", str(place / "token"))
+        patch.setattr(constants, "HF_HUB_OFFLINE", True)
+        assert main([*words, "--out", str(place / "copy")]) == 0
+    assert sorted(road.rglob("*")) == before
+    return DryRun(words, printed.getvalue(), place / "copy")
 
 
-def test_nothing_but_the_checkpoint_and_what_tells_of_it_goes(
-    both: tuple[StagedRelease, Path],
-) -> None:
-    prepared, out = both
-    assert not prepared.failed
-    assert sorted(prepared.files) == [
+def test_a_dry_run_shows_all_and_ends_with_the_command_that_publishes(both: DryRun) -> None:
+    for text in (
+        "model.safetensors",
+        "432.0 kB",
+        "# tiny",
+        "license: apache-2.0",
+        "logits",
+        "not checked",
+    ):
+        assert text in both.printed
+    command = shlex.split(both.printed.strip().splitlines()[-1].strip())
+    assert sorted(command) == sorted(["dualign", *both.words, "--yes"])
+
+
+def test_nothing_but_the_checkpoint_and_what_tells_of_it_goes(both: DryRun) -> None:
+    files = [path for path in both.folder.rglob("*") if path.is_file()]
+    assert sorted(str(path.relative_to(both.folder)) for path in files) == [
         "README.md", "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "chat_template.jinja", "config.json",
         "figures/loss-folded.png", "figures/loss-sft.png", "figures/margins-folded.png", "generation_config.json",
         "model.safetensors", "run.json", "tokenizer.json", "tokenizer_config.json",
     ]  # fmt: skip
-    assert prepared.files == {name: (out / name).stat().st_size for name in prepared.files}
 
 
-def test_weights_and_adapter_load_by_the_folder_alone(
-    both: tuple[StagedRelease, Path], road: Path
-) -> None:
-    _, out = both
+def test_weights_and_adapter_load_by_the_folder_alone(both: DryRun, road: Path) -> None:
+    out = both.folder
     ids = torch.arange(3, 40)[None]
     expected = logits_of(load_checkpoint(road / "folded", dtype=torch.float32), ids)
     whole = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
@@ -65,16 +91,15 @@ def test_weights_and_adapter_load_by_the_folder_alone(
     assert torch.allclose(logits_of(adapted, ids), expected, atol=1e-4)
 
 
-def test_the_adapter_names_its_base_by_id_and_commit(both: tuple[StagedRelease, Path]) -> None:
-    config = json.loads((both[1] / "adapter" / "adapter_config.json").read_text())
+def test_the_adapter_names_its_base_by_id_and_commit(both: DryRun) -> None:
+    config = json.loads((both.folder / "adapter" / "adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["revision"]) == ("acme/base", "a" * 40)
 
 
 def test_run_json_has_the_hash_of_every_file_and_no_place_of_this_machine(
-    both: tuple[StagedRelease, Path], road: Path
+    both: DryRun, road: Path
 ) -> None:
-    _, out = both
-    record = json.loads((out / "run.json").read_text())
+    out, record = both.folder, both.record
     there = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()} - {"run.json"}
     assert record["files"].keys() == there
     for name, digest in record["files"].items():
@@ -87,9 +112,9 @@ def test_run_json_has_the_hash_of_every_file_and_no_place_of_this_machine(
 
 
 def test_the_card_says_how_it_was_made_and_what_it_answered(
-    both: tuple[StagedRelease, Path],
+    both: DryRun,
 ) -> None:
-    card = ModelCard(both[0].card)
+    card = ModelCard((both.folder / "README.md").read_text())
     assert card.data.license == "apache-2.0" and card.data.language == ["en"]
     assert card.data.base_model_relation == "finetune"
     for words in (
@@ -101,10 +126,9 @@ def test_the_card_says_how_it_was_made_and_what_it_answered(
 
 
 def test_the_model_answers_in_both_modes_in_the_fresh_process(
-    both: tuple[StagedRelease, Path],
+    both: DryRun,
 ) -> None:
-    record = json.loads((both[1] / "run.json").read_text())
-    think, quick = record["published"]["answers"]
+    think, quick = both.record["published"]["answers"]
     assert (think["mode"], think["closed"], think["answer"]) == ("think", True, "3")
     assert (quick["mode"], quick["leaked"], quick["answer"]) == ("no_think", False, "3")
 
@@ -144,9 +168,9 @@ def snippets(usage: Usage) -> list[Snippet]:
 
 
 def test_the_python_of_the_card_runs_as_it_stands(
-    both: tuple[StagedRelease, Path], road: Path, capsys: pytest.CaptureFixture[str]
+    both: DryRun, road: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _, out = both
+    out = both.folder
     usage = Usage(
         repo_id=str(out), contents="both", base=str(road.parent / "base"), revision="main", rank=6, question="What is 1+2?",
     )  # fmt: skip
@@ -208,6 +232,8 @@ def test_sizes_are_for_people() -> None:
     ]  # fmt: skip
 
 
-def test_the_tokenizer_staged_is_the_runs(both: tuple[StagedRelease, Path], road: Path) -> None:
-    ours, runs = (AutoTokenizer.from_pretrained(str(item)) for item in (both[1], road / "folded"))
+def test_the_tokenizer_staged_is_the_runs(both: DryRun, road: Path) -> None:
+    ours, runs = (
+        AutoTokenizer.from_pretrained(str(item)) for item in (both.folder, road / "folded")
+    )
     assert ours.chat_template == runs.chat_template and ours.eos_token_id == runs.eos_token_id

@@ -1,6 +1,5 @@
-"""`dualign publish` in the terminal: a dry run shows all, says how to go on, and leaves nothing."""
+"""`dualign publish` in the terminal: what fails is told; test_publish.py has a dry run that succeeds."""
 
-import shlex
 from pathlib import Path
 
 import pytest
@@ -16,28 +15,6 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-
-
-def test_a_dry_run_shows_all_and_ends_with_the_command_that_publishes(
-    road: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ["publish", str(road / "merged"), "someone/tiny", "--license", "mit", "--public"]
-    words += ["--base", f"acme/base@{'a' * 40}"]
-    before = sorted(road.rglob("*"))
-    assert main(words) == 0
-    out = capsys.readouterr().out
-    for text in (
-        "model.safetensors",
-        "432.0 kB",
-        "# tiny",
-        "license: mit",
-        "logits",
-        "not checked",
-    ):
-        assert text in out
-    last = out.strip().splitlines()[-1].strip()
-    assert sorted(shlex.split(last)) == sorted(["dualign", *words, "--yes"])
-    assert sorted(road.rglob("*")) == before
 
 
 def test_failed_checks_stop_the_publication_with_status_1(

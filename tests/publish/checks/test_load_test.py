@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
+from dualign.models.loading import load_checkpoint
+from dualign.models.logits import logits_of
 from dualign.publish.checklist import run_checks
 from dualign.publish.checks import isolated_loader
 from dualign.publish.checks.load_test import (
@@ -86,18 +89,23 @@ except FileNotFoundError:
 
 
 def test_other_weights_than_the_runs_are_found(road: Path, tmp_path: Path) -> None:
-    staged = tmp_path / "staged"
-    shutil.copytree(road / "merged", staged)
+    """Their logits as the fresh process would give them; it is the same model class."""
+    staged = shutil.copytree(road / "merged", tmp_path / "staged")
     weights = load_file(staged / "model.safetensors")
     weights["model.layers.0.mlp.down_proj.weight"] *= 1.01
     save_file(weights, staged / "model.safetensors", {"format": "pt"})
-    test = run_load_test(read_lineage(road / "merged"), staged, adapter=None, base=None)
-    found = {check.name: check for check in run_checks("load", test)}
-    assert found["loads"].state == "ok"
-    assert found["logits"].state == "failed"
+    ids = AutoTokenizer.from_pretrained(staged)("What is 1+2?")["input_ids"]
+    states = []
+    for folder in (road / "merged", staged):
+        logits_BTV = logits_of(load_checkpoint(folder, dtype=torch.float32), torch.tensor([ids]))
+        prompt = PromptLogits(
+            text="What is 1+2?", mode="think", ids=tuple(ids), logits_BTV=logits_BTV
+        )
+        test = LoadTestResult(run_dir=road / "merged", dtype="float32", prompts=(prompt,))
+        states.append({check.name: check for check in run_checks("load", test)}["logits"])
+    assert [check.state for check in states] == ["ok", "failed"]
     assert (
-        "the staged files give other logits than the run: a logit differs by"
-        in found["logits"].message
+        "the staged files give other logits than the run: a logit differs by" in states[1].message
     )
 
 
