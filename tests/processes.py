@@ -1,10 +1,13 @@
 """Processes that tests start, whose end is awaited, and what the workers of a run share."""
 
+import multiprocessing
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import psutil
@@ -12,6 +15,7 @@ import pytest
 import yaml
 from filelock import FileLock
 
+from dualign.cli.main import main
 from dualign.lifetime import kill_tree
 
 
@@ -40,6 +44,24 @@ def finish(process: subprocess.Popen[str]) -> str:
         raise
     assert process.returncode == 0, output[-5000:]
     return output
+
+
+_PRELOADED = multiprocessing.get_context("forkserver")
+_PRELOADED.set_forkserver_preload(["dualign.sft.train", "dualign.preference.train"])
+
+
+def start_training(recipe: Path) -> BaseProcess:
+    """`dualign run`, forked from a process that has the libraries: importing them takes longer than to train a tiny model."""
+    process = _PRELOADED.Process(target=_run, args=(recipe,))
+    process.start()
+    return process
+
+
+def _run(recipe: Path) -> None:
+    with recipe.with_suffix(".log").open("w") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+        sys.exit(main(["run", str(recipe)]))
 
 
 def on_cpu(launcher: str, folder: Path) -> Path:

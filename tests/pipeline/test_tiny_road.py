@@ -1,5 +1,6 @@
 """The whole road on a tiny model, by the command line: data -> SFT -> pairs -> APO -> merge -> evaluation -> report."""
 
+import contextlib
 import io
 import json
 import subprocess
@@ -140,9 +141,8 @@ def road(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.save_pretrained(folder / "base")
     (folder / "make.py").write_text(SCRIPT)
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe(folder / "base"), sort_keys=False))
-    run = [sys.executable, "-m", "dualign", "run", "recipe.yaml"]
-    done = subprocess.run(run, cwd=folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    with contextlib.chdir(folder):
+        assert main(["run", "recipe.yaml"]) == 0
     return folder
 
 
