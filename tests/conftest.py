@@ -1,5 +1,6 @@
 """Fixtures that several folders of tests share. What they import is heavy: inside of them only."""
 
+import gc
 import json
 import os
 import shutil
@@ -32,6 +33,12 @@ def pytest_configure() -> None:
     checks = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
     settings.register_profile("any machine", deadline=None, suppress_health_check=checks)
     settings.load_profile("any machine")
+
+
+def pytest_collection_finish() -> None:
+    """Leave modules and tests out of what the garbage collector looks at: half a second each time, and some tests ask for it."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
