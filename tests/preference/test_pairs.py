@@ -36,7 +36,7 @@ def teach(folder: Path, *, offsets: tuple[int, ...], closed: bool = True) -> Pat
     ids = torch.tensor([row + [0] * (length - len(row)) for row, _ in rows])
     labels = torch.tensor([row + [-100] * (length - len(row)) for _, row in rows])
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    for _ in range(200):
+    for _ in range(90):
         model(input_ids=ids, labels=labels).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
