@@ -11,12 +11,14 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from trl import DPOConfig
 
+from dualign.attention.function import ATTENTION
 from dualign.data.prepare import PairData, prepare_pairs
-from dualign.data.tokens.collate import PairCollator
 from dualign.distributed import run_on_main_process
 from dualign.models.data_request import load_data_request
+from dualign.models.pairs import Layout, PairCollator
 from dualign.models.source import ModelSource, resolve_model
 from dualign.preference.config import PreferenceStage
+from dualign.preference.losses.settings import loss_settings
 from dualign.preference.trainer import DualModeDPOTrainer
 from dualign.rundir import CHECKPOINTS, Outcome, Paused, complete_folder
 from dualign.training.pausing import train
@@ -87,6 +89,7 @@ def build_trainer(
     `cached` computes the log-probabilities once, before training.
     """
     stage = resolved(stage)
+    layout: Layout = "shared" if stage.attn_implementation == ATTENTION else "padded"
     settings = {"loss_type": "apo_zero"} | trainer_arguments(stage, stage.train, work, seed)
     # Before the model: under ZeRO-3 its weights are then sharded as they load.
     arguments = DPOConfig(**settings, precompute_ref_log_probs=stage.reference == "cached")
@@ -94,12 +97,13 @@ def build_trainer(
     trainer = DualModeDPOTrainer(
         model=model,
         args=arguments,
-        data_collator=PairCollator(pad_token_id=tokenizer.pad_token_id),
+        data_collator=PairCollator(layout=layout, pad_token_id=tokenizer.pad_token_id),
         train_dataset=data.train,
         eval_dataset=data.validation,
         processing_class=tokenizer,
         peft_config=new_adapter,
         groups=data.groups,
+        losses=loss_settings(stage.train),
     )
     pause = stage.pause_at_step
     prepare_trainer(trainer, with_parent=source.adapter is not None, pause_at_step=pause)

@@ -1,100 +1,243 @@
-"""TRL's DPOTrainer on tokenized pairs, with rewards, margins and accuracies of each mode logged."""
+"""TRL's DPOTrainer with a step of our own: pairs that share their prompt, losses as functions."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor
+from transformers import PreTrainedModel
 from trl import DPOTrainer
+from trl.models.utils import disable_gradient_checkpointing
 
+from dualign.models.head import LabelScores, add_label_scores
+from dualign.models.pairs import MODEL_INPUTS, answer_sums, chosen_documents, label_values
+from dualign.models.token_scores import Extra
+from dualign.preference.losses.scores import (
+    PairScores,
+    preference_loss,
+    rewards,
+    token_weights,
+)
+from dualign.preference.losses.settings import LossSettings
+from dualign.preference.losses.table import LOSSES
 from dualign.training.finite_steps import FiniteSteps
-from dualign.training.per_group_metrics import PerGroupMetrics, capture_outputs
+from dualign.training.per_group_metrics import PerGroupMetrics
 from dualign.training.policy import (
     REFERENCE_ADAPTER,
     activate_policy_adapters,
     activate_reference_adapter,
 )
 
+# What is only logged: computed in steps that are.
+_LOGGED: tuple[Extra, ...] = ("entropy", "mean_logits", "is_top1")
+
 
 class DualModeDPOTrainer(FiniteSteps, DPOTrainer):
-    """Trains exactly as DPOTrainer; `groups` are the (mode, source) names that `group_ids` index.
+    """Makes model and reference as DPOTrainer does, and computes what it computes, from the batches
+    of `PairCollator`; `groups` are the (mode, source) names that `group_ids` index.
 
     If the model has an adapter of the stage before, that adapter alone is the reference: the policy
     before its first step.
 
-    Shapes: P pairs, B rows (chosen, then rejected), T tokens.
+    Shapes: P pairs, N labels of all their answers.
     """
 
-    def __init__(self, *args: Any, groups: Sequence[tuple[str, str]], **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        groups: Sequence[tuple[str, str]],
+        losses: LossSettings,
+        **kwargs: Any,
+    ) -> None:
         self.groups = groups
-        self._group_metrics = PerGroupMetrics(groups)
+        self._losses = losses
+        self._means = PerGroupMetrics(groups, overall=True)
+        self._tokens = 0
+        self._scoring: set[int] = set()
         super().__init__(*args, **kwargs)
-        # From here on DPOTrainer reads the reference log-probabilities from the batch; unless they
-        # are cached, `compute_loss` puts them there.
-        self.precompute_ref_logps = True
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
         """Return the rows: they are tokenized, and DPOTrainer has no switch that says so."""
         return dataset
 
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        router = {"output_router_logits": True} if self.aux_loss_enabled else {}
+        output = self._score(model, inputs, self._extras(), **router)
+        scores = self._pair_scores(output, inputs, self._reference_logps(model, inputs))
+        loss: Tensor = preference_loss(scores, self._losses).mean()
+        self._add_metrics(scores, output, inputs)
+        if output.aux_loss is not None:
+            loss = loss + self.router_aux_loss_coef * output.aux_loss
+            self._add("aux_loss", output.aux_loss)
+        return (loss, output) if return_outputs else loss
+
     def compute_ref_log_probs(
         self, model: torch.nn.Module, inputs: dict[str, Any]
     ) -> tuple[Tensor, Tensor]:
-        inputs = {key: value for key, value in inputs.items() if key != "group_ids"}
-        unwrapped = self.accelerator.unwrap_model(self.model)
-        if isinstance(unwrapped, PeftModel) and REFERENCE_ADAPTER in unwrapped.peft_config:
-            return self._reference_logps(unwrapped, model, inputs)
-        chosen_P, rejected_P = super().compute_ref_log_probs(
-            model if self.ref_model is None else self.ref_model, inputs
-        )
-        return chosen_P, rejected_P
+        """Return the reference's log-probabilities of chosen and rejected, [P] each."""
+        with (
+            torch.no_grad(),
+            disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs),
+            self._reference_in_force(),
+            self.accelerator.autocast(),
+        ):
+            output = self._score(model if self.ref_model is None else self.ref_model, inputs)
+        return self._answer_logps(output, inputs)
 
     def _reference_logps(
-        self, unwrapped: PeftModel, model: torch.nn.Module, inputs: dict[str, Any]
-    ) -> tuple[Tensor, Tensor]:
-        """Return log-probabilities of chosen and rejected [P] under the reference adapter alone."""
-        labels_BT = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
-        activate_reference_adapter(unwrapped)
-        try:
-            with torch.no_grad(), self.accelerator.autocast():
-                output = model(
-                    input_ids=inputs["input_ids"],
-                    attention_mask=inputs["attention_mask"],
-                    labels=labels_BT,
-                    use_cache=False,
-                    fused_lm_head=True,
-                )
-        finally:
-            activate_policy_adapters(unwrapped)
-        chosen_P, rejected_P = output.log_probs.sum(dim=1).chunk(2, dim=0)
-        return chosen_P, rejected_P
+        self, model: torch.nn.Module, inputs: dict[str, Any]
+    ) -> tuple[Tensor | None, Tensor | None]:
+        if not any(LOSSES[name].needs_reference for name, _ in self._losses.losses):
+            return None, None
+        if "ref_chosen_logps" in inputs:
+            return inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
+        return self.compute_ref_log_probs(model, inputs)
 
-    def compute_loss(
-        self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
-    ) -> Any:
-        group_ids_P = inputs.pop("group_ids")
-        if "ref_chosen_logps" not in inputs:
-            reference_P = self.compute_ref_log_probs(model, inputs)
-            inputs["ref_chosen_logps"], inputs["ref_rejected_logps"] = reference_P
-        with capture_outputs(self.model) as outputs:
-            result = super().compute_loss(model, inputs, *args, **kwargs)
-        policy_P = outputs[0].log_probs.detach().sum(dim=1).chunk(2, dim=0)
-        reference_P = inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
-        chosen_P, rejected_P = (
-            self.beta * (p - r) for p, r in zip(policy_P, reference_P, strict=True)
+    def _reference_in_force(self) -> AbstractContextManager[None]:
+        policy = self.accelerator.unwrap_model(self.model)
+        if self.ref_model is not None or not isinstance(policy, PeftModel):
+            return nullcontext()
+        if REFERENCE_ADAPTER in policy.peft_config:
+            return _parent_in_force(policy)
+        return policy.disable_adapter()  # type: ignore[no-any-return]
+
+    def _score(
+        self,
+        model: torch.nn.Module,
+        inputs: Mapping[str, Any],
+        extras: Sequence[Extra] = (),
+        **options: Any,
+    ) -> LabelScores:
+        unwrapped = self.accelerator.unwrap_model(model)
+        if id(unwrapped) not in self._scoring:
+            # Also for models that DPOTrainer makes, and uses, before its __init__ returns.
+            add_label_scores(_without_adapters(unwrapped))
+            self._scoring.add(id(unwrapped))
+        arguments = {name: inputs[name] for name in MODEL_INPUTS if name in inputs}
+        output: LabelScores = model(**arguments, fused_lm_head=True, extras=extras, **options)
+        return output
+
+    def _answer_logps(
+        self, output: LabelScores, inputs: Mapping[str, Any]
+    ) -> tuple[Tensor, Tensor]:
+        """Return the log-probabilities of chosen and rejected [P], by `ld_alpha` if there is one."""
+        logps_N = label_values(output)
+        if self.ld_alpha is not None:
+            counts = _token_counts(inputs, logps_N.device)
+            logps_N = logps_N * token_weights(*counts, self.ld_alpha)
+        return answer_sums(logps_N, inputs)
+
+    def _pair_scores(
+        self,
+        output: LabelScores,
+        inputs: Mapping[str, Any],
+        reference: tuple[Tensor | None, Tensor | None],
+    ) -> PairScores:
+        chosen_P, rejected_P = self._answer_logps(output, inputs)
+        counts = _token_counts(inputs, chosen_P.device)
+        plain_P = None if self.ld_alpha is None else answer_sums(label_values(output), inputs)[0]
+        return PairScores(
+            chosen=chosen_P,
+            rejected=rejected_P,
+            reference_chosen=reference[0],
+            reference_rejected=reference[1],
+            chosen_tokens=counts[0],
+            rejected_tokens=counts[1],
+            unweighted_chosen=plain_P,
+            weights=self._pair_weights(output, inputs) if self.use_weighting else None,
         )
-        for name, values_P in (
-            ("rewards/chosen", chosen_P),
-            ("rewards/rejected", rejected_P),
-            ("rewards/margins", chosen_P - rejected_P),
-            ("rewards/accuracies", (chosen_P > rejected_P).float()),
-        ):
-            self._group_metrics.add(name, values_P, group_ids_P, training=self.model.training)
-        return result
+
+    @torch.no_grad()
+    def _pair_weights(self, output: LabelScores, inputs: Mapping[str, Any]) -> Tensor:
+        """Return WPO's weight of each pair [P] (Zhou et al., arXiv 2406.11827, equation 2).
+
+        The product over both answers of exp(mean over tokens of log p(y) - log sum_v p(v)^2).
+        """
+        surplus_N = label_values(output) - label_values(output, "log_sum_sq_probs")
+        sums = answer_sums(surplus_N, inputs)
+        counts = _token_counts(inputs, surplus_N.device)
+        chosen_P, rejected_P = (total / count for total, count in zip(sums, counts, strict=True))
+        return torch.exp(chosen_P + rejected_P)
+
+    def _extras(self) -> tuple[Extra, ...]:
+        logged = _LOGGED if self._is_logged() else ()
+        return (*logged, "log_sum_sq_probs") if self.use_weighting else logged
+
+    def _is_logged(self) -> bool:
+        """Return whether the step's figures appear in the log, or the evaluation's."""
+        if not self.model.training:
+            return True
+        if self.args.logging_strategy == "epoch":
+            return bool(self.accelerator.gradient_state.end_of_dataloader)
+        step, every = self.state.global_step + 1, self.state.logging_steps
+        return bool(every and step % every == 0) or (step == 1 and self.args.logging_first_step)
+
+    def _add(self, name: str, values: Tensor, group_ids: Tensor | None = None) -> None:
+        self._means.add(name, values.detach(), group_ids, training=self.model.training)
+
+    def _add_metrics(
+        self, scores: PairScores, output: LabelScores, inputs: Mapping[str, Any]
+    ) -> None:
+        groups_P = inputs["group_ids"]
+        chosen_P, rejected_P = rewards(scores, self._losses)
+        self._add("rewards/chosen", chosen_P, groups_P)
+        self._add("rewards/rejected", rejected_P, groups_P)
+        self._add("rewards/margins", chosen_P - rejected_P, groups_P)
+        self._add("rewards/accuracies", (chosen_P > rejected_P).float(), groups_P)
+        self._add("logps/chosen", scores.chosen)
+        self._add("logps/rejected", scores.rejected)
+        if output.entropy is not None:
+            self._add_token_metrics(output, inputs)
+        if self.model.training:
+            # As TRL counts: a prompt for each answer.
+            self._tokens += 2 * sum(inputs["prompt_lengths"]) + sum(inputs["answer_lengths"])
+
+    def _add_token_metrics(self, output: LabelScores, inputs: Mapping[str, Any]) -> None:
+        """Add means over the tokens of the batch, as TRL does."""
+        lengths = list(inputs["answer_lengths"])
+        logits = torch.split(label_values(output, "mean_logits"), lengths)
+        top1 = torch.split(label_values(output, "is_top1"), lengths)
+        self._add("entropy", label_values(output, "entropy").mean())
+        self._add("logits/chosen", torch.cat(logits[::2]).mean())
+        self._add("logits/rejected", torch.cat(logits[1::2]).mean())
+        self._add("mean_token_accuracy", torch.cat(top1[::2]).float().mean())
+
+    def group_documents(self, inputs: Mapping[str, Any]) -> Iterator[tuple[Tensor, int]]:
+        """Yield the ids of each pair's prompt and chosen answer, and its group."""
+        yield from zip(chosen_documents(inputs), inputs["group_ids"].tolist(), strict=True)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         training = self.model.training
-        logs.update(self._group_metrics.pop_means(self.accelerator, training=training))
+        logs.update(self._means.pop_means(self.accelerator, training=training))
+        tokens = torch.tensor(self._tokens, device=self.accelerator.device)
+        total = int(self.accelerator.reduce(tokens, reduction="sum"))
+        logs["num_tokens" if training else "eval_num_tokens"] = total
         super().log(logs, *args, **kwargs)
+
+
+def _token_counts(inputs: Mapping[str, Any], device: torch.device) -> tuple[Tensor, Tensor]:
+    counts_P2 = torch.tensor(inputs["answer_lengths"], device=device).reshape(-1, 2)
+    return counts_P2[:, 0], counts_P2[:, 1]
+
+
+@contextmanager
+def _parent_in_force(policy: PeftModel) -> Iterator[None]:
+    activate_reference_adapter(policy)
+    try:
+        yield
+    finally:
+        activate_policy_adapters(policy)
+
+
+def _without_adapters(model: torch.nn.Module) -> PreTrainedModel:
+    """Return the language model itself; adapters are in its layers."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model

@@ -1,3 +1,14 @@
 """Model references resolved: tokenizers, loading for training and inference, logits."""
 
-__all__ = ["data_request", "device", "loading", "logits", "prompts", "source", "tokenizer"]
+__all__ = [
+    "data_request",
+    "device",
+    "head",
+    "loading",
+    "logits",
+    "pairs",
+    "prompts",
+    "source",
+    "token_scores",
+    "tokenizer",
+]

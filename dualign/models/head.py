@@ -55,7 +55,7 @@ def add_label_scores(model: PreTrainedModel, extras: Collection[Extra] = ()) -> 
         extras: figures of each label beside its log-probability; a call's `extras=` replaces them.
     """
     plain_forward = model.forward
-    form = logit_form(model.config)
+    form = _logit_form(model.config)
 
     @functools.wraps(type(model).forward)  # `generate` reads the names of the arguments
     def forward(
@@ -72,7 +72,7 @@ def add_label_scores(model: PreTrainedModel, extras: Collection[Extra] = ()) -> 
     model.forward = types.MethodType(forward, model)
 
 
-def logit_form(config: PreTrainedConfig) -> LogitForm:
+def _logit_form(config: PreTrainedConfig) -> LogitForm:
     """Return how a model's logits follow from its head, from the names that model families give it."""
     text = config.get_text_config()
     scale = next(

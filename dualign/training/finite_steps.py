@@ -77,20 +77,18 @@ class FiniteSteps(Trainer):
         )
 
     def _documents(self, inputs: Mapping[str, Any]) -> Iterator[str]:
-        """Yield mode, source and text of each document of a batch, of pairs with the chosen answer."""
-        ids = inputs["input_ids"]
-        if "position_ids" in inputs:
-            starts = (inputs["position_ids"][0] == 0).nonzero()[:, 0].tolist()
-            stops = [*starts[1:], ids.shape[1]]
-            parts = [ids[0, start:stop] for start, stop in zip(starts, stops, strict=True)]
-            groups = inputs["group_ids"][0, starts].tolist()
-        else:
-            groups = inputs["group_ids"].tolist()
-            masks = inputs["attention_mask"].bool()
-            parts = [ids[i][masks[i]] for i in range(len(groups))]
-        for part, group in zip(parts, groups, strict=True):
-            text = self.processing_class.decode(part.tolist())
+        """Yield mode, source and text of each document of a batch."""
+        for ids, group in self.group_documents(inputs):
+            text = self.processing_class.decode(ids.tolist())
             yield f"{' '.join(self.groups[group])}: {excerpt(text, _SHOWN_CHARACTERS)}"
+
+    def group_documents(self, inputs: Mapping[str, Any]) -> Iterator[tuple[Tensor, int]]:
+        """Yield the ids and the group of each document of a flat batch."""
+        starts = (inputs["position_ids"][0] == 0).nonzero()[:, 0].tolist()
+        stops = [*starts[1:], inputs["input_ids"].shape[1]]
+        groups = inputs["group_ids"][0, starts].tolist()
+        for start, stop, group in zip(starts, stops, groups, strict=True):
+            yield inputs["input_ids"][0, start:stop], group
 
 
 def _number(folder: Path) -> int:

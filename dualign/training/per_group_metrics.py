@@ -24,27 +24,32 @@ def capture_outputs(model: torch.nn.Module) -> Iterator[list[Any]]:
 
 class PerGroupMetrics:
     """Sums and counts of figures per (mode, source) since the last log, apart for training and
-    validation.
+    validation; with `overall` also of all groups.
     """
 
-    def __init__(self, groups: Sequence[tuple[str, str]]) -> None:
+    def __init__(self, groups: Sequence[tuple[str, str]], *, overall: bool = False) -> None:
         self._groups = tuple(groups)
+        self._overall = overall
         self._sums: dict[bool, dict[str, Tensor]] = {True: {}, False: {}}
 
     def add(
         self,
         name: str,
         values: Tensor,
-        group_ids: Tensor,
+        group_ids: Tensor | None,
         *,
         training: bool,
         mask: Tensor | None = None,
     ) -> None:
-        """Add `values` to the groups in `group_ids`, where `mask` is true; all of one shape."""
-        ids = group_ids.reshape(-1)
+        """Add `values` to the groups in `group_ids`, where `mask` is true; all of one shape.
+
+        Without `group_ids` they count overall alone.
+        """
         flat = values.reshape(-1).double()
+        rest = len(self._groups)
+        ids = flat.new_full(flat.shape, rest).long() if group_ids is None else group_ids.reshape(-1)
         counts = torch.ones_like(flat) if mask is None else mask.reshape(-1).double()
-        zeros = torch.zeros(2, len(self._groups), dtype=torch.float64, device=flat.device)
+        zeros = torch.zeros(2, rest + 1, dtype=torch.float64, device=flat.device)
         sums = self._sums[training].setdefault(name, zeros)
         sums[0].scatter_add_(0, ids, flat * counts)
         sums[1].scatter_add_(0, ids, counts)
@@ -52,7 +57,7 @@ class PerGroupMetrics:
     def pop_means(self, accelerator: Accelerator, *, training: bool) -> dict[str, float]:
         """Return the means over all ranks and reset the sums.
 
-        `{"loss/think": ..., "loss/source/NAME": ...}`, with `eval_` before each name in validation.
+        `{"loss/think": ..., "loss/source/NAME": ...}`, and `"loss"` overall, with `eval_` before each name in validation.
         Groups without a value are left out.
         """
         means: dict[str, float] = {}
@@ -67,6 +72,8 @@ class PerGroupMetrics:
     def _members(self, name: str) -> dict[str, list[int]]:
         """Return the indices of groups behind each label: a mode's, and a source's."""
         members: dict[str, list[int]] = {}
+        if self._overall:
+            members[name] = list(range(len(self._groups) + 1))
         for i, (mode, source) in enumerate(self._groups):
             members.setdefault(f"{name}/{mode}", []).append(i)
             members.setdefault(f"{name}/source/{source}", []).append(i)

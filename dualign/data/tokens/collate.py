@@ -1,6 +1,4 @@
-"""Packed rows -> batch, pairs -> batch.
-
-T: tokens of all rows of the batch. P: pairs.
+"""Packed rows -> batch. T: tokens of all rows of the batch.
 
 The batch of packed rows is one flat row without an attention mask. Documents are kept apart by
 position_ids that start again at 0: transformers builds the block mask from them, but only when no
@@ -13,7 +11,6 @@ from itertools import chain
 from typing import Any
 
 import torch
-from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from dualign.data.tokens.labels import IGNORE_INDEX
 from dualign.errors import DataError
@@ -46,18 +43,6 @@ class PackedCollator:
             "position_ids": positions_T[None],
             "group_ids": groups_T[None],
         }
-
-
-@dataclass
-class PairCollator(DataCollatorForPreference):
-    """TRL's batch of pairs (chosen in the first half, rejected in the second), with group_ids [P]
-    beside it.
-    """
-
-    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        batch: dict[str, Any] = super().torch_call(examples)
-        batch["group_ids"] = torch.tensor([example["group"] for example in examples])
-        return batch
 
 
 def _flat(features: Features, column: str) -> torch.Tensor:

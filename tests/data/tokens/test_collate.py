@@ -15,7 +15,7 @@ from transformers import (
     SmolLM3ForCausalLM,
 )
 
-from dualign.data.tokens.collate import PackedCollator, PairCollator
+from dualign.data.tokens.collate import PackedCollator
 from dualign.data.tokens.labels import IGNORE_INDEX
 from dualign.errors import CheckpointError, DataError
 from dualign.training.isolation import check_isolation
@@ -159,19 +159,3 @@ def test_layers_that_carry_a_state_along_the_row_are_refused() -> None:
         CheckpointError, match=r"b: has linear_attention layers.*data\.packing: none"
     ):
         check_isolation(hybrid, "b")
-
-
-def test_pairs_keep_their_group_beside_trls_batch() -> None:
-    pairs = [
-        {"prompt_ids": [1, 2, 3], "chosen_ids": [4, 5], "rejected_ids": [6], "group": 1},
-        {"prompt_ids": [7, 8], "chosen_ids": [9], "rejected_ids": [10, 11], "group": 0},
-    ]
-    batch = PairCollator(pad_token_id=0)(pairs)
-    assert batch["group_ids"].tolist() == [1, 0]
-    assert batch["input_ids"].tolist() == [
-        [1, 2, 3, 4, 5],
-        [7, 8, 9, 0, 0],
-        [1, 2, 3, 6, 0],
-        [7, 8, 10, 11, 0],
-    ]
-    assert batch["completion_mask"].tolist()[2] == [0, 0, 0, 1, 0]
