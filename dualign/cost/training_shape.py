@@ -121,10 +121,8 @@ class TrainingShape:
     def adapter_bytes(self) -> int:
         """Bytes of an adapter's parameter.
 
-        float32 (PEFT), but bfloat16 on nf4, and the base's type in ZeRO-3 (TRL).
+        float32, but the base's type in ZeRO-3 (TRL).
         """
-        if self.quantization:
-            return 2
         return self.dtype_bytes if self.sharding == "zero3" else 4
 
     @property

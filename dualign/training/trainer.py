@@ -139,11 +139,24 @@ def require_all_processes(seen: int) -> None:
         )
 
 
+def _adapters_to_float32(model: PreTrainedModel) -> None:
+    """Undo TRL's cast of an adapter over NF4 to bfloat16.
+
+    At a rate of 1e-6 most of A's updates would round away, and the scaler of fp16 autocast takes no
+    gradients of 16 bits. PEFT loads what was saved in float32, too.
+    """
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.float()
+
+
 def prepare_trainer(
     trainer: Trainer, *, with_parent: bool, pause_at_step: int | None = None
 ) -> None:
     """Add our callbacks in place of those that print dicts, and activate the policy's adapters."""
     require_all_processes(trainer.args.world_size)
+    if getattr(trainer.model, "is_loaded_in_4bit", False):
+        _adapters_to_float32(trainer.model)
     _check_optimizer(trainer)
     _try_saving(trainer)
     trainer.remove_callback(PrinterCallback)
@@ -273,8 +286,6 @@ def _verify(trainer: Trainer, stage: TrainingStage, work: Path) -> dict[str, Any
     """Compare the logits of the saved model and the live one; {} on ranks other than 0."""
     ids_BT = _probe(trainer)
     nf4 = stage.quantization == "nf4"
-    if nf4:
-        _adapters_to_float32(trainer.model)
     live_BTV = logits_of(trainer.model_wrapped, ids_BT)
     if not trainer.is_world_process_zero():
         return {}
@@ -301,13 +312,6 @@ def _multiplies_exactly(trainer: Trainer) -> bool:
     """Return whether the live model's products are float32: no autocast, and no TF32."""
     rounded = trainer.accelerator.mixed_precision != "no"
     return not (rounded or torch.backends.cuda.matmul.fp32_precision == "tf32")
-
-
-def _adapters_to_float32(model: PreTrainedModel) -> None:
-    """Convert adapters to float32, as PEFT loads them; over NF4, TRL trains them in bfloat16."""
-    for name, parameter in model.named_parameters():
-        if "lora_" in name:
-            parameter.data = parameter.data.float()
 
 
 def _probe(trainer: Trainer) -> Tensor:

@@ -96,10 +96,10 @@ def test_lora_trains_float32_adapters_over_bfloat16_weights() -> None:
 
 def test_qlora_of_smollm3_fits_24_gb() -> None:
     need = estimate(SMOLLM3, QLORA)
-    # 0.5 B + 1/64 B + 4/16384 B for each quantised weight; embedding and norms and adapter stay in bfloat16.
+    # 0.5 B + 1/64 B + 4/16384 B for each quantised weight; embedding and norms stay in bfloat16, the adapter in float32.
     base = LINEAR * 0.515869140625 + (PARAMETERS - LINEAR) * 2
     assert base == pytest.approx(1.976 * GB, rel=0.001)
-    assert need.weights == pytest.approx(base + 2 * ADAPTER, abs=2)
+    assert need.weights == pytest.approx(base + 4 * ADAPTER, abs=2)
     # A byte per state and 4 bytes per 256 of them.
     assert need.optimizer == pytest.approx(2 * ADAPTER * (1 + 1 / 64), abs=2)
     assert need.total < 24 * GB

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from dualign.data.config import DataConfig, SourceConfig
 from dualign.preference.config import PreferenceStage
@@ -53,6 +55,31 @@ def test_a_tiny_model_learns_over_nf4_and_apo_starts_at_one(
     losses = [entry["loss"] for entry in sft if "loss" in entry]
     assert losses[-1] < losses[0]
     assert apo[0]["loss"] == pytest.approx(1.0, abs=1e-3)
+
+
+def test_the_adapter_over_nf4_is_trained_in_float32(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    """In bfloat16, as TRL has it, most of A would stay where it is at this rate."""
+    data = DataConfig(sources=(SourceConfig(path=str(rows / "train.jsonl")),), max_tokens=128)
+    train = {"max_steps": 2, "learning_rate": 1e-6, "gradient_checkpointing": False}
+    train |= {"per_device_train_batch_size": 1, "lr_scheduler_type": "constant"}
+    adapters = []
+    for steps in (1, 3):
+        stage = SFTStage(
+            name="sft",
+            model=str(tiny),
+            data=data,
+            lora=AdapterConfig(r=8),
+            quantization="nf4",
+            train={**train, "max_steps": steps},
+        )
+        folder = tmp_path / str(steps)
+        folder.mkdir()
+        run_sft(stage, folder, seed=1)
+        adapters.append(load_file(folder / "adapter_model.safetensors"))
+    before, after = adapters
+    assert {tensor.dtype for tensor in after.values()} == {torch.float32}
+    moved = [(before[name] != after[name]).float().mean() for name in after if "lora_A" in name]
+    assert torch.stack(moved).mean() > 0.9
 
 
 @pytest.mark.slow
