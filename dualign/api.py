@@ -111,12 +111,13 @@ def run(
     return {folder.name: read_stage(folder) for folder in folders if (folder / RUN_JSON).is_file()}
 
 
-def plan(recipe: Recipe | str | Path) -> "tuple[StagePlan, ...]":
+def plan(recipe: Recipe | str | Path, *, measure: bool = False) -> "tuple[StagePlan, ...]":
     """Return what a run would do: each stage's state, and rows, tokens, steps, memory and time of
     the stages that train. Nothing is written; rows of stages that are ready to start are prepared.
 
     Args:
         recipe: a recipe, or what `load_recipe` takes.
+        measure: train a few steps of each stage that isn't done, and reckon its time from them.
 
     Returns:
         The stages in order. What depends on a stage that hasn't run is None.
@@ -128,7 +129,7 @@ def plan(recipe: Recipe | str | Path) -> "tuple[StagePlan, ...]":
 
     recipe = _loaded(recipe)
     stages = engine.require_runnable(recipe, engine.statuses(recipe, remember=False))
-    return tuple(plan_stage(recipe, status, stages) for status in stages)
+    return tuple(plan_stage(recipe, status, stages, measure=measure) for status in stages)
 
 
 def prepare_sft(

@@ -21,6 +21,8 @@ class StageKind:
     """MODULE:CLASS, the frozen dataclass with the keys of the stage; light to import"""
     run: str
     """MODULE:FUNCTION, `run(stage, work, *, seed) -> Outcome`"""
+    build: str = ""
+    """MODULE:FUNCTION, `build(stage, source, data, tokenizer, work, *, seed) -> Trainer`, of a kind that trains"""
     check: str = ""
     """MODULE:FUNCTION, `check(stage) -> [(key, message)]`: why the stage can't run right on this machine"""
     command: str | None = None
@@ -59,6 +61,11 @@ class StageKind:
         """The function that does the work. Imports its module, and with it what the stage needs."""
         return _resolved(self.run)  # type: ignore[no-any-return]  # a function, by the table
 
+    @property
+    def builder(self) -> Callable[..., Any]:
+        """The function that makes the trainer. Imports its module."""
+        return _resolved(self.build)  # type: ignore[no-any-return]  # a function, by the table
+
 
 STAGE_KINDS: tuple[StageKind, ...] = (
     StageKind(
@@ -70,6 +77,7 @@ STAGE_KINDS: tuple[StageKind, ...] = (
         name="sft",
         config="dualign.sft.config:SFTStage",
         run="dualign.sft.train:run",
+        build="dualign.sft.train:build_trainer",
         check="dualign.training.preflight:issues",
         command="sft",
         about="run one SFT stage (also under accelerate launch)",
@@ -88,6 +96,7 @@ STAGE_KINDS: tuple[StageKind, ...] = (
         name="preference",
         config="dualign.preference.config:PreferenceStage",
         run="dualign.preference.train:run",
+        build="dualign.preference.train:build_trainer",
         check="dualign.training.preflight:issues",
         command="prefer",
         about="run one preference stage (also under accelerate launch)",

@@ -35,7 +35,7 @@ def plan(args: Namespace) -> int:
     )  # refused before anything heavy is imported
     from dualign.cost.show import show_plan
 
-    show_plan(recipe)
+    show_plan(recipe, measure=args.measure)
     return 0
 
 

@@ -102,7 +102,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"dualign {__version__}")
     sub = parser.add_subparsers(metavar="COMMAND", title="commands")
     _recipe_command(sub, "run", _RUN_ABOUT, _RUN, commands.run)
-    _recipe_command(sub, "plan", _PLAN_ABOUT, _PLAN, commands.plan)
+    plan_parser = _recipe_command(sub, "plan", _PLAN_ABOUT, _PLAN, commands.plan)
+    plan_parser.add_argument(
+        "--measure",
+        action="store_true",
+        help="train a few steps of each stage that isn't done, and reckon its time from them",
+    )
     for kind in stages.STAGE_KINDS:
         if kind.command and kind.about:
             action = partial(commands.run_stage, kind=kind.name)
@@ -133,7 +138,8 @@ depend on it.
 """
 _PLAN_ABOUT = "show stages, rows, tokens, steps, memory and time; writes nothing"
 _PLAN = """\
-Prints what `dualign run` would do and what it would cost. Nothing is trained or written.
+Prints what `dualign run` would do and what it would cost. Nothing is written, and nothing trained
+unless --measure asks for a few steps; their speed is remembered for later plans of this machine.
 """
 _STAGE = """\
 RECIPE is a stage recipe or a pipeline recipe. If it has several stages of this kind, choose one with

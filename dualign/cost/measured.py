@@ -8,6 +8,7 @@ from typing import Any
 from dualign.cost.model_shape import ModelShape
 from dualign.cost.speed import cpu_throughput, device_throughput, training_flops
 from dualign.cost.stage_shape import launcher, rows_per_step, training_shape
+from dualign.cost.trial import remembered_speed
 from dualign.engine import StageStatus
 from dualign.errors import DualignError
 from dualign.models.device import device_name, gpu_name
@@ -17,6 +18,7 @@ from dualign.training.config import TrainingStage
 from dualign.training.precision import arithmetic, resolved
 
 _SIZES = ("quantization", "launch", "attn_implementation")
+_WAY_OUT = "dualign plan --measure trains a few steps to know it"
 _TOKENS = 10**6  # operations are counted for so many, and divided again
 
 
@@ -30,20 +32,35 @@ def base_model(entry: StageEntry, stages: Mapping[str, StageEntry]) -> str:
 
 
 def throughput(
-    status: StageStatus, statuses: list[StageStatus], shape: ModelShape, *, longest: int
+    status: StageStatus,
+    statuses: list[StageStatus],
+    config: Any,
+    shape: ModelShape,
+    *,
+    longest: int,
 ) -> tuple[float | None, str]:
     """Return the operations per second of one device in this stage, and where the figure is from.
 
-    First choice is the stage's own earlier run, then a stage of its kind, then any on the same
-    model: their records in the output folder have tokens and seconds. None if nothing is known.
+    First choice is the stage's own earlier run, then steps that `plan --measure` made of it, then a
+    stage of its kind, then any on the same model: the records of runs in the output folder have
+    tokens and seconds. None if nothing is known.
+
+    Args:
+        config: the stage's, with paths in place of references.
     """
+    trial = remembered_speed(config, shape)
     for other in sorted(statuses, key=lambda other: _distance(other, status)):
+        if trial and other.entry.name != status.entry.name:
+            break
         measured = _measured(other, status, statuses, shape, longest=longest)
         if measured is not None:
             speed, tokens_per_second = measured
             return speed, (
                 f"as {other.entry.name} trained here before, {tokens_per_second:,.0f} tokens per second"
             )
+    if trial:
+        words = f"as measured here, {trial:,.0f} tokens per second"
+        return trial * _operations_per_token(config, shape, longest=longest), words
     return _assumed()
 
 
@@ -91,12 +108,15 @@ def _measured(
     ):
         return None
     try:
-        step = training_shape(config, longest=longest)
-        operations = training_flops(shape, step, _TOKENS) / _TOKENS
+        operations = _operations_per_token(config, shape, longest=longest)
     except DualignError:  # the memory of such a step isn't known, and the stage's own plan says so
         return None
     world, _ = launcher(config.launch)
     return operations * tokens / seconds / world, tokens / seconds
+
+
+def _operations_per_token(config: Any, shape: ModelShape, *, longest: int) -> float:
+    return training_flops(shape, training_shape(config, longest=longest), _TOKENS) / _TOKENS
 
 
 def _same_size(recorded: Mapping[str, Any], config: TrainingStage) -> bool:
@@ -120,16 +140,13 @@ def _assumed() -> tuple[float | None, str]:
     if name is None:
         measured = _cpu_throughput()
         return measured, (
-            f"assumed from a matrix product on this CPU, {measured:.1e} operations per second; "
-            "once a stage has trained here, its speed is used"
+            f"a guess, from a matrix product on this CPU ({measured:.1e} operations per second); "
+            f"{_WAY_OUT}"
         )
     speed = device_throughput(name)
     if speed is None:
-        return None, f"the throughput of {name} isn't known"
-    return speed, (
-        f"assumed to be {speed:.1e} operations per second on {name}; "
-        "once a stage has trained here, its speed is used"
-    )
+        return None, f"the throughput of {name} isn't known; {_WAY_OUT}"
+    return speed, (f"a guess, from {speed:.1e} operations per second of {name}; {_WAY_OUT}")
 
 
 @cache

@@ -22,11 +22,12 @@ from dualign.cost.stage_shape import (
     train_settings,
     training_shape,
 )
+from dualign.cost.trial import measure_speed
 from dualign.data.prepare import PairData, SFTData
 from dualign.data.rows.reading import reading_notes
 from dualign.engine import StageStatus
 from dualign.errors import CheckpointError, DualignError
-from dualign.model_ref import ModelRef, adapter_base
+from dualign.model_ref import EMBEDDED_PREFIX, ModelRef, StageRef, adapter_base
 from dualign.recipe import Recipe, StageEntry, references, replace_texts
 from dualign.stages import stage_kind
 from dualign.training.config import TrainingStage
@@ -75,8 +76,14 @@ class _Described(Protocol):
     def in_words(self) -> str: ...
 
 
-def plan_stage(recipe: Recipe, status: StageStatus, statuses: list[StageStatus]) -> StagePlan:
-    """Plan one stage. A training stage's data is prepared, if it is here."""
+def plan_stage(
+    recipe: Recipe, status: StageStatus, statuses: list[StageStatus], *, measure: bool = False
+) -> StagePlan:
+    """Plan one stage. A training stage's data is prepared, if it is here.
+
+    Args:
+        measure: train a few steps of a stage that isn't done, for its time (`trial`).
+    """
     entry = status.entry
     stage = StagePlan(
         name=entry.name,
@@ -87,16 +94,51 @@ def plan_stage(recipe: Recipe, status: StageStatus, statuses: list[StageStatus])
     )
     if not isinstance(entry.config, TrainingStage):
         return stage
-    config, missing = resolve_references(entry, statuses)
+    config, missing = _startable(entry, statuses)
     data = None
     if not missing and _data_is_here(config):
         data, _ = prepare_data(config, entry.seed)
+    notes: list[str] = []
+    shape = _model_shape(_base(status, statuses), recipe.file.parent, notes)
+    if measure and shape and status.state != "done":
+        notes += _measured(config, shape, data, entry.seed)
     return replace(
         stage,
         waits_for=tuple(missing),
         rows=data.rows if data else None,
-        cost=_training_cost(status, config, data, statuses, folder=recipe.file.parent),
+        cost=_training_cost(status, config, data, statuses, shape, notes),
     )
+
+
+def _base(status: StageStatus, statuses: list[StageStatus]) -> str:
+    return base_model(status.entry, {status.entry.name: status.entry for status in statuses})
+
+
+def _startable(entry: StageEntry, statuses: list[StageStatus]) -> tuple[Any, list[str]]:
+    """Return the stage with paths in place of references, and the stages that its rows wait for.
+
+    Where its start model is missing, the model that the pipeline starts from stands in, if it is
+    here: it has the same tokenizer and shape, so rows are known as soon as they exist.
+    """
+    config, missing = resolve_references(entry, statuses)
+    base = base_model(entry, {status.entry.name: status.entry for status in statuses})
+    here = ModelRef.parse(base).path is not None or base.startswith(EMBEDDED_PREFIX)
+    own = config.template == "tokenizer"  # the template of the model that isn't there
+    if StageRef.parse(config.model) is None or own or not here:
+        return config, missing
+    config = replace(config, model=base)
+    waits = {ref.name for ref in references(config).values()}
+    return config, [name for name in missing if name in waits]
+
+
+def _measured(
+    config: Any, shape: ModelShape, data: SFTData | PairData | None, seed: int
+) -> list[str]:
+    try:
+        measure_speed(config, shape, data, seed=seed)
+    except DualignError as error:
+        return [f"not measured: {error}"]
+    return []
 
 
 def _training_cost(
@@ -104,14 +146,14 @@ def _training_cost(
     config: Any,
     data: SFTData | PairData | None,
     statuses: list[StageStatus],
-    *,
-    folder: Path,
+    shape: ModelShape | None,
+    notes: list[str],
 ) -> TrainingCost:
     """Estimate steps, tokens, memory and time of a training stage.
 
     Args:
         config: the stage's, with paths in place of references to finished stages.
-        folder: the recipe's, for model_config.json.
+        notes: what was said of the model so far.
     """
     train = train_settings(config)
     world, _ = launcher(config.launch)
@@ -119,9 +161,7 @@ def _training_cost(
     rows = len(data.train) if data else None
     tokens = data.rows["tokens"] if data else None
     steps = count_steps(train, rows, world)
-    notes = list(reading_notes(data.sources)) if data else []
-    base = base_model(status.entry, {status.entry.name: status.entry for status in statuses})
-    shape = _model_shape(base, folder, notes)
+    notes = [*(reading_notes(data.sources) if data else ()), *notes]
     longest, mean = config.data.max_tokens, float(config.data.max_tokens)
     if isinstance(data, PairData):
         longest, mean = _pair_tokens(data)
@@ -141,7 +181,7 @@ def _training_cost(
     seconds = None
     if shape and steps:
         flops = training_flops(shape, step, steps * tokens_per_step)
-        speed, source = throughput(status, statuses, shape, longest=longest)
+        speed, source = throughput(status, statuses, config, shape, longest=longest)
         seconds = estimate_seconds(flops, speed, devices=world)
         notes.append(f"training time: {source}")
         if data is None:

@@ -18,13 +18,17 @@ from dualign.recipe import Recipe, StageEntry, references
 from dualign.terminal import wide_console
 
 
-def show_plan(recipe: Recipe, *, console: Console | None = None) -> None:
-    """Print the stages, then rows, tokens, steps, memory and time of each training stage."""
+def show_plan(recipe: Recipe, *, measure: bool = False, console: Console | None = None) -> None:
+    """Print the stages, then rows, tokens, steps, memory and time of each training stage.
+
+    Args:
+        measure: train a few steps of each stage that isn't done, for its time.
+    """
     console = console or wide_console()
     all_statuses = require_runnable(recipe, statuses(recipe, remember=False))
     console.print(_stage_table(recipe, all_statuses))
     for status in all_statuses:
-        stage = plan_stage(recipe, status, all_statuses)
+        stage = plan_stage(recipe, status, all_statuses, measure=measure)
         if stage.cost or stage.details:
             console.rule(f"{stage.name} ({stage.kind})", align="left")
         if stage.cost:

@@ -1,0 +1,95 @@
+"""A few steps of a stage, and the plans that reckon with them."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dualign import engine
+from dualign.cost import trial
+from dualign.cost.model_shape import ModelShape
+from dualign.cost.plan import StagePlan, plan_stage
+from dualign.recipe import Recipe, load_recipe
+from tests.chat_model import make_model, make_tokenizer
+
+ANSWER = {"role": "assistant", "content": "2"}
+PROMPT = {"role": "user", "content": "1 + 1"}
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
+    """A script that writes pairs, SFT on rows that aren't here, and APO on its model and the pairs."""
+    monkeypatch.setenv("DUALIGN_CACHE", str(tmp_path / "cache"))
+    tokenizer = make_tokenizer()
+    make_model(tokenizer, width=16).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    pair = {"prompt": [PROMPT], "chosen": [ANSWER], "rejected": [PROMPT | {"role": "assistant"}]}
+    lines = "".join(json.dumps({**pair, "mode": "no_think", "id": i}) + "\n" for i in range(6))
+    script = f"import sys\nopen(sys.argv[2] + '/pairs.jsonl', 'w').write({lines!r})\n"
+    (tmp_path / "make.py").write_text(script)
+    train = {"per_device_train_batch_size": 1, "gradient_checkpointing": False}
+    common = {"lora": {"r": 2}, "train": train}
+    data = {"sources": [{"path": "stage:pairs/pairs.jsonl"}], "max_tokens": 128, "packing": "none"}
+    sft_data = {"sources": [{"path": "ada/rows"}], "max_tokens": 128}
+    stages = [
+        {"name": "pairs", "kind": "script", "script": str(tmp_path / "make.py")},
+        {"name": "sft", "kind": "sft", "model": str(tmp_path / "base"), "data": sft_data, **common},
+        {"name": "apo", "kind": "preference", "model": "stage:sft", "data": data, **common},
+    ]
+    stages[1]["train"] = {**train, "max_steps": 8}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps({"output_dir": str(tmp_path / "out"), "stages": stages}))
+    return load_recipe(path, [])
+
+
+def planned(recipe: Recipe, **options: Any) -> dict[str, StagePlan]:
+    statuses = engine.statuses(recipe, remember=False)
+    plans = [plan_stage(recipe, status, statuses, **options) for status in statuses]
+    return {plan.name: plan for plan in plans}
+
+
+def test_rows_are_known_as_soon_as_they_exist_and_the_start_model_is_not(recipe: Recipe) -> None:
+    assert planned(recipe)["apo"].waits_for == ("pairs",)
+    engine.run(recipe, only="pairs", say=lambda _: None)
+    plan = planned(recipe)["apo"]
+    assert plan.cost is not None and plan.cost.rows == 6 and not plan.cost.seconds_at_most
+    assert not plan.waits_for
+
+
+def test_measured_steps_are_remembered_and_later_plans_reckon_with_them(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    engine.run(recipe, only="pairs", say=lambda _: None)
+    plans = planned(recipe, measure=True)
+    entries = json.loads((tmp_path / "cache" / "speeds.json").read_text())
+    speeds = {entry["stage"]: entry["tokens_per_second"] for entry in entries.values()}
+    assert set(speeds) == {"sft", "apo"}
+    for plan in (plans, planned(recipe)):
+        for name, speed in speeds.items():
+            cost = plan[name].cost
+            assert cost is not None and cost.seconds is not None and cost.steps is not None
+            tokens = cost.steps * cost.tokens_per_step
+            assert cost.seconds == pytest.approx(tokens / speed)
+            assert any("training time: as measured here" in note for note in cost.notes)
+    assert plans["sft"].cost is not None and plans["sft"].cost.seconds_at_most  # its rows aren't here
+    assert not (tmp_path / "out" / ".sft.partial").exists()
+
+    changed = load_recipe(recipe.file, ["sft.lora.r=4"])  # another step
+    sft = planned(changed)["sft"].cost
+    assert sft is not None and any("a guess" in note for note in sft.notes)
+
+
+def test_a_damaged_memory_is_no_memory_and_a_launched_stage_is_said(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    (tmp_path / "cache").mkdir(exist_ok=True)
+    (tmp_path / "cache" / "speeds.json").write_text("{")
+    shape = ModelShape.from_folder(tmp_path / "base")
+    stage = recipe.stage("sft").config
+    assert trial.remembered_speed(stage, shape) is None
+    (tmp_path / "zero.yaml").write_text("num_processes: 2\n")
+    launched = replace(stage, launch=str(tmp_path / "zero.yaml"))
+    with pytest.raises(trial.ConfigError, match="one process"):
+        trial.measure_speed(launched, shape, None, seed=0)
