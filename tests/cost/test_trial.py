@@ -73,7 +73,7 @@ def test_measured_steps_are_remembered_and_later_plans_reckon_with_them(
             tokens = cost.steps * cost.tokens_per_step
             assert cost.seconds == pytest.approx(tokens / speed)
             assert any("training time: as measured here" in note for note in cost.notes)
-    assert plans["sft"].cost is not None and plans["sft"].cost.seconds_at_most  # its rows aren't here
+    assert plans["sft"].cost is not None and plans["sft"].cost.seconds_at_most
     assert not (tmp_path / "out" / ".sft.partial").exists()
 
     changed = load_recipe(recipe.file, ["sft.lora.r=4"])  # another step
