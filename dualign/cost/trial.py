@@ -95,7 +95,7 @@ def measure_speed(
 
 def _trial_stage(config: Any) -> Any:
     train = {name: value for name, value in config.train.items() if name not in _LEFT_OUT}
-    steps = {"train": train | _SETTINGS, "verify_reload": False, "pause_at_step": None}
+    steps = {"train": {**train, **_SETTINGS}, "verify_reload": False, "pause_at_step": None}
     return replace(config, **steps)
 
 
