@@ -88,7 +88,7 @@ def measure_speed(
         steps = len(rows.train) / trainer.args.train_batch_size
         del trainer
         gc.collect()  # a trainer is part of cycles, and holds its model
-    speed = _tokens(rows) / steps / seconds
+    speed: float = _tokens(rows) / steps / seconds
     _remember(_key(config, shape), {"tokens_per_second": speed, "stage": config.name})
     return speed
 
