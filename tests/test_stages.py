@@ -1,5 +1,6 @@
 """A new kind of stage is one row of `STAGE_KINDS` and its code: here two kinds that only this file knows."""
 
+import gc
 import io
 import json
 import subprocess
@@ -189,3 +190,18 @@ def test_a_kind_that_no_row_names_is_refused_in_a_recipe_and_has_no_flags(recipe
         load_recipe(recipe.file, ["data.kind=x"])
     unknown = stage_kind("from a later version")
     assert not (unknown.trains or unknown.makes_model or unknown.evaluates)
+
+
+def test_no_garbage_is_looked_for_while_a_stage_is_imported_and_then_it_is_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "stage_of_this_test.py").write_text("import gc\ncollects = gc.isenabled()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("collects", "absent"):
+        kind = StageKind(name="made", config=f"stage_of_this_test:{name}", run="")
+        if name == "absent":
+            with pytest.raises(AttributeError):
+                _ = kind.config_class
+        else:
+            assert kind.config_class is False
+        assert gc.isenabled()

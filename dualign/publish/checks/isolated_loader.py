@@ -8,6 +8,7 @@ answers to each question in both modes, and OUT.safetensors with the logits of e
 NUMBER/MODE.
 """
 
+import gc
 import json
 import sys
 from pathlib import Path
@@ -18,12 +19,14 @@ def main(request_file: str) -> None:
     """Load the model, ask it, and write the output."""
     sys.modules["dualign"] = None  # type: ignore[assignment] # an import of it fails
     request = json.loads(Path(request_file).read_text(encoding="utf-8"))
+    gc.disable()  # what the imports make stays
     import torch
     from safetensors.torch import save_file
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(request["folder"])
     model, faults = _load(request)
+    gc.enable()
     answers, logits = [], {}
     for number, question in enumerate(request["questions"]):
         for mode, switch in request["modes"].items():
