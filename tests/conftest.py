@@ -14,15 +14,17 @@ from tests.processes import pytest_runtest_call, pytest_runtest_setup  # noqa: F
 # The files that take longest, by seconds of CPU. They go first, so that the workers of `make test` end together.
 LONGEST = (
     "training/test_many_processes.py",
-    "training/test_resume.py",
-    "recipes/test_smollm3_launchers.py",
+    "cost/test_memory.py",
     "publish/test_road.py",
-    "pipeline/test_tiny_road.py",
-    "training/test_lora_across_stages.py",
-    "publish/hub/test_loading.py",
-    "merging/sweep/test_sweep.py",
-    "preference/test_pairs.py",
     "publish/test_publish.py",
+    "training/test_resume.py",
+    "training/test_lora_across_stages.py",
+    "pipeline/test_tiny_road.py",
+    "checkpoints/test_adapters.py",
+    "merging/sweep/test_sweep.py",
+    "merging/test_output.py",
+    "merging/adapters/test_soup.py",
+    "test_api.py",
 )
 
 
