@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from dualign.api import (
         diagnose,
         evaluate,
+        experiment,
         load_recipe,
         merge,
         plan,
@@ -33,6 +34,7 @@ __all__ = [
     "__version__",
     "diagnose",
     "evaluate",
+    "experiment",
     "load_recipe",
     "merge",
     "plan",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dualign import engine
 from dualign.errors import ConfigError
+from dualign.experiments.start import experiment
 from dualign.recipe import Recipe, find_recipe, shipped_names
 from dualign.recipe import load_recipe as load_recipe_file
 from dualign.rundir import RUN_JSON, locked
@@ -29,6 +30,7 @@ __all__ = [
     "PublishResult",
     "diagnose",
     "evaluate",
+    "experiment",
     "load_recipe",
     "merge",
     "plan",

@@ -66,14 +66,17 @@ class StageStatus:
     state: str
 
 
-def statuses(recipe: Recipe, *, remember: bool = True) -> list[StageStatus]:
+def statuses(
+    recipe: Recipe, *, remember: bool = True, digests: Digests | None = None
+) -> list[StageStatus]:
     """Return each stage's fingerprint and state. Reads files; imports nothing heavy.
 
     Args:
         remember: keep the files' digests in the output folder, so that big files are read once.
+        digests: of files that several recipes name; None: those of the output folder.
     """
     out = recipe.output_dir
-    digests = Digests(out / ".digests.json" if remember else None)
+    digests = digests or Digests(out / ".digests.json" if remember else None)
     fingerprints: dict[str, str] = {}
     result = []
     for entry in recipe.stages:

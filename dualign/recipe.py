@@ -125,6 +125,22 @@ def load_recipe(path: Path, overrides: Sequence[str]) -> Recipe:
     Raises:
         ConfigError: with every problem of the file and the overrides.
     """
+    document = _read(path, overrides)
+    recipe = _parse_recipe(document, path)
+    document.raise_problems()
+    assert recipe is not None, "no problems means a recipe"
+    return dataclasses.replace(recipe, overrides=tuple(overrides))
+
+
+def plain_recipe(recipe: Recipe) -> dict[str, Any]:
+    """Return a recipe as plain values in one piece: files included, overrides applied, paths absolute."""
+    document = _read(recipe.file, recipe.overrides)
+    document.raise_problems()
+    values: dict[str, Any] = document.value
+    return values
+
+
+def _read(path: Path, overrides: Sequence[str]) -> Document:
     document = read_yaml(path)
     _absolute_paths(document, document.value, path.parent)
     restore_stages(document)
@@ -133,10 +149,7 @@ def load_recipe(path: Path, overrides: Sequence[str]) -> Recipe:
     _include(document, path.parent)
     for override in overrides:
         _apply(document, override)
-    recipe = _parse_recipe(document, path)
-    document.raise_problems()
-    assert recipe is not None, "no problems means a recipe"
-    return dataclasses.replace(recipe, overrides=tuple(overrides))
+    return document
 
 
 def _as_pipeline(document: Document) -> Document:

@@ -83,10 +83,13 @@ def work_folder(out: Path) -> Path:
     return out.with_name(f".{out.name}.partial")
 
 
-def open_work(out: Path, fingerprint: str) -> tuple[Path, int]:
+def open_work(out: Path, fingerprint: str, *, start: bool = True) -> tuple[Path, int]:
     """Return the work folder for a fingerprint, and how many times the work was started before.
 
     Work of another fingerprint is deleted.
+
+    Args:
+        start: the work starts now; False: something is put into the folder for when it starts.
     """
     work = work_folder(out)
     state = _read_state(work)
@@ -95,7 +98,7 @@ def open_work(out: Path, fingerprint: str) -> tuple[Path, int]:
         state = {"fingerprint": fingerprint, "starts": 0}
     work.mkdir(parents=True, exist_ok=True)
     starts = int(state["starts"])
-    write_json(work / _STATE, {**state, "starts": starts + 1})
+    write_json(work / _STATE, {**state, "starts": starts + start})
     return work, starts
 
 

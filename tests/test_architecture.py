@@ -86,6 +86,7 @@ FLOORS = [
     "dualign.merging.mergekit",
     "dualign.merging.adapters",
     "dualign.merging.sweep",
+    "dualign.experiments",
     "dualign.api",
     "dualign.cli",
     "dualign.__main__",

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from dualign.experiments.config import read_experiment
+from dualign.experiments.runs import plan_runs
 from dualign.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -98,6 +100,9 @@ def test_help_and_lists_import_nothing_heavy(command: list[str]) -> None:
 def test_every_recipe_that_ships_loads(path: Path) -> None:
     if path.name == "model_config.yaml":
         pytest.skip("not a recipe")
+    if path.name == "experiment.yaml":
+        assert plan_runs(read_experiment(path, []), remember=False).runs
+        return
     recipe = load_recipe(path, [])
     assert recipe.stages
     assert path.read_text().startswith("# "), "the first line says what the recipe is for"

@@ -12,7 +12,7 @@ from functools import partial
 from typing import get_args
 
 from dualign import stages
-from dualign.cli import adapter, commands, export, merge, publish, sweep
+from dualign.cli import adapter, commands, experiment, export, merge, publish, sweep
 from dualign.cli.parsers import Sub, command
 from dualign.errors import DualignError
 from dualign.evaluation.config import Backend
@@ -119,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     adapter.add(sub)
     export.add(sub)
     sweep.add(sub)
+    experiment.add(sub)
     _eval_command(sub)
     _chat_command(sub)
     _report_command(sub)

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from dualign.errors import EvaluationError
@@ -107,6 +108,17 @@ def paired_change(before: Sequence[bool], after: Sequence[bool]) -> Change:
         low=max(-1.0, center - spread),
         high=min(1.0, center + spread),
     )
+
+
+def mean_of(parts: Sequence[Change]) -> Change:
+    """Return the mean of independent numbers.
+
+    The distances to their limits add as squares (MOVER, Zou and Donner 2008).
+    """
+    value, count = fmean(part.value for part in parts), len(parts)
+    down = math.sqrt(sum((part.value - part.low) ** 2 for part in parts)) / count
+    up = math.sqrt(sum((part.high - part.value) ** 2 for part in parts)) / count
+    return Change(value=value, low=value - down, high=value + up)
 
 
 def read_scores(metrics: Mapping[str, Any], *, where: str) -> tuple[ModelScores, ...]:

@@ -1,3 +1,14 @@
 """Reports of a finished pipeline: report.html, report.md, tables for the terminal."""
 
-__all__ = ["blocks", "conclusions", "plots", "render", "report", "runs", "sweep", "tables"]
+__all__ = [
+    "blocks",
+    "conclusions",
+    "experiment",
+    "plots",
+    "render",
+    "report",
+    "runs",
+    "stages",
+    "sweep",
+    "tables",
+]

@@ -34,7 +34,7 @@ def write_report(output_dir: Path, stages: Sequence[Path], *, title: str) -> Non
             "Expected the run directories of a pipeline."
         )
     report = _build_report([read_stage(path) for path in stages], title=title)
-    _write_pictures(output_dir / _PICTURES, report)
+    write_pictures(output_dir / _PICTURES, report)
     # Code points that UTF-8 can't hold (a lone surrogate from a cut emoji) show as question marks.
     html, markdown = render_html(report), render_markdown(report, picture_folder=_PICTURES)
     (output_dir / "report.html").write_text(html, encoding="utf-8", errors="replace")
@@ -61,7 +61,7 @@ def _build_report(stages: Sequence[StageRun], *, title: str) -> Report:
     )
 
 
-def _write_pictures(folder: Path, report: Report) -> None:
+def write_pictures(folder: Path, report: Report) -> None:
     """Write the plots; those of an earlier report are deleted."""
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.png"):

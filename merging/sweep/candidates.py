@@ -1,6 +1,5 @@
 """Candidates of a sweep: their scores, the intervals of differences, and the best one."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
@@ -8,7 +7,7 @@ from typing import Any, Literal
 
 from dualign.data.conversation import MODES, Mode
 from dualign.evaluation.metrics import Sample, summarize
-from dualign.evaluation.scores import Change, Score, change, paired_change
+from dualign.evaluation.scores import Change, Score, change, mean_of, paired_change
 from dualign.merging.sweep.points import Point
 
 Objective = Literal["mean", "think", "no_think", "min"]
@@ -109,17 +108,6 @@ def _paired(first: CandidateScore, other: CandidateScore, mode: Mode) -> Change:
             for task, by_mode in first.right.items()
         ]
     )
-
-
-def mean_of(parts: Sequence[Change]) -> Change:
-    """Return the mean of independent numbers.
-
-    The distances to their limits add as squares (MOVER, Zou and Donner 2008).
-    """
-    value, count = fmean(part.value for part in parts), len(parts)
-    down = math.sqrt(sum((part.value - part.low) ** 2 for part in parts)) / count
-    up = math.sqrt(sum((part.high - part.value) ** 2 for part in parts)) / count
-    return Change(value=value, low=value - down, high=value + up)
 
 
 def _accuracy(metrics: Mapping[str, Any]) -> Change:

@@ -1,0 +1,131 @@
+"""How far a run's model is from its parent, on the answers that it gives itself.
+
+For each token of an answer, KL(run || parent) over the whole vocabulary, given the text before it;
+the mean over all tokens. On answers drawn at temperature 1 that is an unbiased estimate of the
+divergence of the sequences per token; on greedy answers it is the divergence along those alone.
+Shapes: T tokens, V vocabulary.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dualign.data.conversation import MODES
+from dualign.evaluation.scores import short_label
+from dualign.experiments.runs import Run
+from dualign.model_ref import StageRef
+from dualign.report.runs import StageRun
+from dualign.rundir import write_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dualign.models.loading import EvalModel
+
+_ANSWERS = 16  # of each mode, spread over the problems
+_DIVERGENCES_JSON = ".divergences.json"
+
+
+class Divergences:
+    """The divergences of runs, in a file, by fingerprint of the evaluation and name of the parent."""
+
+    def __init__(self, out: Path) -> None:
+        self._file = out / _DIVERGENCES_JSON
+        try:
+            self._known: dict[str, Any] = json.loads(self._file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            self._known = {}
+
+    def of(self, run: Run, evaluation: StageRun | None, parent: str) -> dict[str, Any] | None:
+        """Return `{mode: nats per token, "tokens": n, "greedy": ...}`; None without answers of the run.
+
+        Args:
+            parent: the model that the trained stage starts from, as the recipe names it.
+        """
+        if evaluation is None or not evaluation.metrics or not parent:
+            return None
+        key = f"{evaluation.record['fingerprint']} {parent}"
+        if key not in self._known:
+            self._known[key] = _measure(run, evaluation, parent)
+            write_json(self._file, self._known)
+        known: dict[str, Any] = self._known[key]
+        return known
+
+
+def _measure(run: Run, evaluation: StageRun, parent: str) -> dict[str, Any]:
+    from dualign.models.loading import open_model
+
+    assert evaluation.metrics is not None
+    config = evaluation.record["config"]
+    folder = _path(run, parent)
+    subject = open_model(evaluation.metrics["model"], dtype=config.get("dtype", "auto"))
+    other = open_model(folder, dtype=config.get("dtype", "auto"))
+    result: dict[str, Any] = {"parent": short_label(parent), "tokens": 0}
+    result["temperature"] = config.get("temperature", 0.0)
+    for mode in MODES:
+        own = [
+            (sample["rendered"], sample["generated"])
+            for sample in evaluation.samples
+            if sample["model"] == evaluation.metrics["model"] and sample["mode"] == mode
+        ]
+        total, tokens = _divergence(subject, other, _spread(own, _ANSWERS))
+        result[mode] = total / tokens if tokens else None
+        result["tokens"] += tokens
+    return result
+
+
+def _path(run: Run, parent: str) -> str:
+    ref = StageRef.parse(parent)
+    return parent if ref is None else str(run.status(ref.name).run_dir.resolve() / ref.path)
+
+
+def _spread(rows: Sequence[tuple[str, str]], count: int) -> list[tuple[str, str]]:
+    """Return `count` of the rows, evenly spread."""
+    if len(rows) <= count:
+        return [*rows]
+    return [rows[i * len(rows) // count] for i in range(count)]
+
+
+def _divergence(
+    subject: "EvalModel", other: "EvalModel", answers: Sequence[tuple[str, str]]
+) -> tuple[float, int]:
+    """Return the sum of KL(subject || other) over the tokens of the answers, and their number."""
+    import torch
+
+    total, tokens = 0.0, 0
+    for prompt, answer in answers:
+        prompt_ids, answer_ids = (
+            subject.tokenizer(text, add_special_tokens=False)["input_ids"]
+            for text in (prompt, answer)
+        )
+        if not answer_ids:
+            continue
+        ids = torch.tensor([prompt_ids + answer_ids])
+        p_TV, q_TV = (_logps(model, ids, len(prompt_ids)) for model in (subject, other))
+        total += float((p_TV.exp() * (p_TV - q_TV)).sum())
+        tokens += len(answer_ids)
+    return total, tokens
+
+
+def _logps(model: "EvalModel", ids_BT: "Tensor", start: int) -> "Tensor":
+    """Return the log-probabilities [T, V] that predict the tokens from `start` on."""
+    import torch
+
+    weights = model.weights()
+    with torch.no_grad():
+        logits_BTV: Tensor = weights(input_ids=ids_BT.to(weights.device), use_cache=False).logits
+    return logits_BTV[0, start - 1 : -1].float().log_softmax(-1)
+
+
+def in_words(entries: Sequence[Mapping[str, Any]]) -> str:
+    """Name the estimator, for the legend of a table; "" if nothing was measured."""
+    known = [entry["kl"] for entry in entries if entry.get("kl")]
+    if not known:
+        return ""
+    temperature = known[0]["temperature"]
+    drawn = f"drawn at temperature {temperature:g}" if temperature else "greedy"
+    return (
+        f"KL: nats per token of KL(run || {known[0]['parent']}) over the vocabulary, along up to "
+        f"{2 * _ANSWERS} of the run's own {drawn} answers."
+    )
