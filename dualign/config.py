@@ -108,11 +108,11 @@ def read_yaml(path: Path, *, shown_as: str | None = None) -> Document:
             f"{path}: no such file; `dualign recipes list` names the recipes that ship"
         )
     document = Document(file=shown_as or str(path))
-    loader = _Loader(path.read_text(encoding="utf-8"))
     try:
+        loader = _Loader(path.read_text(encoding="utf-8"))
         node = loader.get_single_node()
         document.value = _plain(loader, node, (), document) if node else {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{document.file}: not YAML: {error}") from None
     if not isinstance(document.value, dict):
         raise ConfigError(

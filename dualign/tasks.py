@@ -147,17 +147,20 @@ def _read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise EvaluationError(
             f"{path}: no such file; expected the task's rows, one JSON object a line"
         )
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                row = json.loads(text)
+            except UnicodeDecodeError as error:
+                raise EvaluationError(f"{path}:{number}: isn't UTF-8 ({error})") from None
             except json.JSONDecodeError as error:
                 raise EvaluationError(f"{path}:{number}: not JSON ({error})") from None
             if not isinstance(row, dict):
                 raise EvaluationError(
-                    f"{path}:{number}: expected an object, found {line.strip()[:40]}"
+                    f"{path}:{number}: expected an object, found {text.strip()[:40]}"
                 )
             yield number, row
 

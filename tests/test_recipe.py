@@ -348,3 +348,17 @@ def test_the_page_lists_the_names_of_other_tools() -> None:
         assert f"| {shown} | {listed} |" in page
     every = " ".join(OTHER_NAMES.values()).split()
     assert len(every) == len(set(every))
+
+
+def test_a_recipe_or_template_that_is_not_utf_8_is_named(tmp_path: Path) -> None:
+    from dualign.data.text.template import load_template
+    from dualign.errors import TemplateError
+
+    file = tmp_path / "recipe.yaml"
+    file.write_bytes("# caf\xe9\nname: latin\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"recipe\.yaml: not YAML: 'utf-8' codec"):
+        load_recipe(file, [])
+    template = tmp_path / "latin.jinja"
+    template.write_bytes("{# caf\xe9 #}".encode("latin-1"))
+    with pytest.raises(TemplateError, match=r"latin\.jinja': isn't UTF-8"):
+        load_template(str(template))

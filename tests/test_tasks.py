@@ -91,6 +91,16 @@ def test_a_row_that_cant_be_asked_is_refused(tmp_path, rows, message):
         load_problems(load_task(write(tmp_path, GOOD, rows=rows)))
 
 
+def test_rows_that_are_not_utf_8_are_named_by_line(tmp_path):
+    task = load_task(write(tmp_path, GOOD))
+    content = b'\xef\xbb\xbf{"question": "caf\xc3\xa9", "answer": 1}\n'
+    task.rows.write_bytes(content)
+    assert [problem.expected for problem in load_problems(task)] == [1]
+    task.rows.write_bytes(content + '{"question": "caf\xe9", "answer": 1}'.encode("latin-1"))
+    with pytest.raises(EvaluationError, match=r"rows\.jsonl:2: isn't UTF-8"):
+        load_problems(task)
+
+
 def test_a_field_that_the_row_lacks_is_named(tmp_path):
     file = write(tmp_path, GOOD + "prompt: '{problem}'\n")
     with pytest.raises(

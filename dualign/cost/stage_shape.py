@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from dualign.config import read_yaml
 from dualign.cost.training_shape import LoraShape, TrainingShape
 from dualign.models.device import gpu_name
 from dualign.stages import stage_kind
@@ -50,7 +49,7 @@ def launcher(launch: str | None) -> tuple[int, Any]:
     """Read processes and sharding from an accelerate config file, or from the environment."""
     if launch is None:
         return int(os.environ.get("WORLD_SIZE", "1")), None
-    settings = yaml.safe_load(Path(launch).read_text(encoding="utf-8"))
+    settings = read_yaml(Path(launch)).value
     kind = str(settings.get("distributed_type", "NO")).upper()
     stage = settings.get("deepspeed_config", {}).get("zero_stage")
     sharding = (

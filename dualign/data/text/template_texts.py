@@ -38,7 +38,10 @@ def template_text(name_or_path: str, tokenizer: "PreTrainedTokenizerBase | None"
             raise TemplateError(
                 f"template {name_or_path!r}: no such file (looked at {path.absolute()})"
             )
-        return path.read_text(encoding="utf-8")
+        try:
+            return path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise TemplateError(f"template {name_or_path!r}: isn't UTF-8: {error}") from None
     folder = files("dualign.data") / "templates"
     names = sorted(
         file.name.removesuffix(".jinja")
