@@ -325,7 +325,8 @@ def training_metrics(trainer: Trainer, stage: TrainingStage) -> dict[str, Any]:
     """Return a training stage's metrics for run.json: steps, tokens, losses, parameters, types, memory."""
     log = trainer.state.log_history
     losses = [entry["loss"] for entry in log if "loss" in entry]
-    evaluations = [entry for entry in log if any(key.startswith("eval_") for key in entry)]
+    # Preference stages also log eval_num_tokens at the end, which is no evaluation.
+    evaluations = [entry for entry in log if "eval_loss" in entry]
     metrics: dict[str, Any] = {
         "steps": trainer.state.global_step,
         "first_loss": losses[0] if losses else None,
