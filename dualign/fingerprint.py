@@ -37,7 +37,7 @@ _EXCLUDED = (
 # empty, so that runs that were finished without them stay finished.
 _ADDED_LATER: tuple[str, ...] = ("columns", "validation", "switch")
 # Defaults of training stages that changed, and what the key was until then.
-_OLD_DEFAULTS = {("dtype", "auto"): "float32"}
+_OLD_DEFAULTS = {("dtype", "auto"): "float32", ("attn_implementation", "auto"): "sdpa"}
 _SCHEMA = 1
 
 

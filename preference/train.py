@@ -21,6 +21,7 @@ from dualign.preference.config import PreferenceStage
 from dualign.preference.losses.settings import loss_settings
 from dualign.preference.trainer import DualModeDPOTrainer
 from dualign.rundir import CHECKPOINTS, Outcome, Paused, complete_folder
+from dualign.training.attention import with_attention
 from dualign.training.pausing import train
 from dualign.training.policy import load_policy
 from dualign.training.precision import resolved
@@ -38,6 +39,7 @@ def run(stage: PreferenceStage, work: Path, *, seed: int) -> Outcome | Paused:
     """Train on pairs of both modes, resuming from `work`; write the result there."""
     stage = resolved(stage)
     source = resolve_model(stage.model, revision=stage.revision)
+    stage = with_attention(stage, source)
     request = load_data_request(
         stage.data, source, stage.template, stage.template_kwargs, stage.switch, seed=seed
     )
@@ -88,7 +90,7 @@ def build_trainer(
     `reference: auto` is the policy with its new adapter off, or without LoRA a frozen copy;
     `cached` computes the log-probabilities once, before training.
     """
-    stage = resolved(stage)
+    stage = with_attention(resolved(stage), source)
     layout: Layout = "shared" if stage.attn_implementation == ATTENTION else "padded"
     settings = {"loss_type": "apo_zero"} | trainer_arguments(stage, stage.train, work, seed)
     # Before the model: under ZeRO-3 its weights are then sharded as they load.

@@ -9,6 +9,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig
 
+from dualign.attention.function import ATTENTION
 from dualign.data.prepare import SFTData, prepare_sft
 from dualign.data.tokens.collate import PackedCollator
 from dualign.models.data_request import load_data_request
@@ -16,6 +17,7 @@ from dualign.models.source import ModelSource, resolve_model
 from dualign.rundir import Outcome, Paused
 from dualign.sft.config import SFTStage
 from dualign.sft.trainer import DualModeSFTTrainer
+from dualign.training.attention import with_attention
 from dualign.training.isolation import check_isolation
 from dualign.training.pausing import train
 from dualign.training.policy import load_policy
@@ -34,6 +36,7 @@ def run(stage: SFTStage, work: Path, *, seed: int) -> Outcome | Paused:
     """Train on packed rows of both modes, resuming from `work`; write the result there."""
     stage = resolved(stage)
     source = resolve_model(stage.model, revision=stage.revision)
+    stage = with_attention(stage, source)
     request = load_data_request(
         stage.data, source, stage.template, stage.template_kwargs, stage.switch, seed=seed
     )
@@ -59,7 +62,7 @@ def build_trainer(
     seed: int,
 ) -> DualModeSFTTrainer:
     """Build TRL's trainer on tokenized, masked and packed rows."""
-    stage = resolved(stage)
+    stage = with_attention(resolved(stage), source)
     settings = trainer_arguments(stage, stage.train, work, seed)
     # Before the model: under ZeRO-3 its weights are then sharded as they load.
     arguments = SFTConfig(**settings, dataset_kwargs={"skip_prepare_dataset": True})
@@ -69,7 +72,7 @@ def build_trainer(
     trainer = DualModeSFTTrainer(
         model=model,
         args=arguments,
-        data_collator=PackedCollator(),
+        data_collator=PackedCollator(by_document=stage.attn_implementation == ATTENTION),
         train_dataset=data.train,
         eval_dataset=data.validation,
         processing_class=tokenizer,

@@ -3,14 +3,18 @@
 S: segments, T: positions of the batch, K: keys of all segments.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
+_Value = TypeVar("_Value")
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Segments:
     """Runs of queries, each with the run of keys that it sees.
 
@@ -18,41 +22,80 @@ class Segments:
     query sees all of its keys, the query before it all but the last, and so on.
 
     Two documents of 3 and 2 tokens, whose keys are their queries:
-        query_lengths (3, 2)   key_lengths (3, 2)   key_index None   positions 0 1 2 0 1
+        query_lengths (3, 2)   key_lengths (3, 2)   key_segments ((0,), (1,))   positions 0 1 2 0 1
 
     A prefix of 2 tokens (0 1) with branches of 2 (2 3) and 1 (4): a branch sees the prefix and itself.
-        query_lengths (2, 2, 1)   key_lengths (2, 4, 3)
-        key_index 0 1, 0 1 2 3, 0 1 4   positions 0 1 2 3 2
+        query_lengths (2, 2, 1)   key_lengths (2, 4, 3)   key_segments ((0,), (0, 1), (0, 2))
+        positions 0 1 2 3 2
     """
 
     query_lengths: tuple[int, ...]
     """[S]"""
-    key_lengths: tuple[int, ...]
-    """[S]"""
-    key_index: Tensor | None
-    """the position of each key in the batch, [K]; None: keys are queries"""
+    key_segments: tuple[tuple[int, ...], ...]
+    """the segments whose positions are a segment's keys, itself last, [S]"""
     positions: Tensor
     """position_ids [T]"""
+    _derived: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
-    def to(self, device: torch.device | str) -> "Segments":
+    @property
+    def tokens(self) -> int:
+        """T"""
+        return self.positions.numel()
+
+    @property
+    def key_lengths(self) -> tuple[int, ...]:
+        """[S]"""
+        return self.derive("key_lengths", self._key_lengths)
+
+    @property
+    def key_index(self) -> Tensor | None:
+        """The position of each key in the batch, [K]; None: keys are queries."""
+        return self.derive("key_index", self._key_index)
+
+    @property
+    def query_bounds(self) -> Tensor:
+        """Where the queries of each segment start, and the last end, int32 [S + 1]."""
+        return self.derive("query_bounds", lambda: _bounds(self.query_lengths, self.positions))
+
+    @property
+    def key_bounds(self) -> Tensor:
+        """Where the keys of each segment start, and the last end, int32 [S + 1]."""
+        return self.derive("key_bounds", lambda: _bounds(self.key_lengths, self.positions))
+
+    def derive(self, name: Hashable, make: Callable[[], _Value]) -> _Value:
+        """Return what `make` makes of these segments, made once for all layers."""
+        if name not in self._derived:
+            self._derived[name] = make()
+        return cast("_Value", self._derived[name])
+
+    def to(
+        self, device: torch.device | str | int, non_blocking: bool = False
+    ) -> "Segments":  # as Tensor.to
         """Return the segments with their tensors on a device."""
-        index = None if self.key_index is None else self.key_index.to(device)
         return Segments(
             query_lengths=self.query_lengths,
-            key_lengths=self.key_lengths,
-            key_index=index,
-            positions=self.positions.to(device),
+            key_segments=self.key_segments,
+            positions=self.positions.to(device, non_blocking=non_blocking),
         )
+
+    def _key_lengths(self) -> tuple[int, ...]:
+        lengths = self.query_lengths
+        return tuple(sum(lengths[part] for part in parts) for parts in self.key_segments)
+
+    def _key_index(self) -> Tensor | None:
+        if all(len(parts) == 1 for parts in self.key_segments):
+            return None
+        device = self.positions.device
+        runs = torch.split(torch.arange(self.tokens, device=device), list(self.query_lengths))
+        return torch.cat([runs[part] for part in chain.from_iterable(self.key_segments)])
 
 
 def document_segments(lengths: Sequence[int]) -> Segments:
     """Return the segments of documents that lie one after the other."""
-    positions_T = torch.cat([torch.arange(length) for length in lengths])
     return Segments(
         query_lengths=tuple(lengths),
-        key_lengths=tuple(lengths),
-        key_index=None,
-        positions=positions_T,
+        key_segments=tuple((segment,) for segment in range(len(lengths))),
+        positions=torch.cat([torch.arange(length) for length in lengths]),
     )
 
 
@@ -64,27 +107,25 @@ def branch_segments(
     They lie in this order: a prefix, its branches, the next prefix, ... A prefix may be empty.
     """
     queries: list[int] = []
-    keys: list[int] = []
-    index: list[Tensor] = []
+    keys: list[tuple[int, ...]] = []
     positions: list[Tensor] = []
-    start = 0
     for prefix, branches in zip(prefix_lengths, branch_lengths, strict=True):
-        prefix_keys = torch.arange(start, start + prefix)
+        seen: tuple[int, ...] = (len(queries),) if prefix else ()
         if prefix:
             queries.append(prefix)
-            keys.append(prefix)
-            index.append(prefix_keys)
+            keys.append(seen)
             positions.append(torch.arange(prefix))
-        start += prefix
         for branch in branches:
+            keys.append((*seen, len(queries)))
             queries.append(branch)
-            keys.append(prefix + branch)
-            index += [prefix_keys, torch.arange(start, start + branch)]
             positions.append(torch.arange(prefix, prefix + branch))
-            start += branch
     return Segments(
         query_lengths=tuple(queries),
-        key_lengths=tuple(keys),
-        key_index=torch.cat(index),
+        key_segments=tuple(keys),
         positions=torch.cat(positions),
     )
+
+
+def _bounds(lengths: Sequence[int], like: Tensor) -> Tensor:
+    ends = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    return ends.to(like.device)

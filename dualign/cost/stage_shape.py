@@ -92,7 +92,8 @@ def training_shape(config: Any, *, longest: int) -> TrainingShape:
         reference=reference,  # type: ignore[arg-type]  # as narrowed above
         sharding=sharding,
         world_size=world,
-        attention=config.attn_implementation,
+        # What auto is for most models.
+        attention="dualign" if config.attn_implementation == "auto" else config.attn_implementation,
         save_copies=1 if config.verify_reload else 0,
         device="cuda" if gpu_name() or sharding or computed != "float32" else "cpu",
     )

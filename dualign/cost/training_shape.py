@@ -65,7 +65,7 @@ class TrainingShape:
     """source of a preference stage's reference log-probabilities"""
     sharding: Literal["zero2", "zero3", "fsdp2"] | None = None
     world_size: int = 1
-    attention: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] = "sdpa"
+    attention: Literal["dualign", "sdpa", "eager", "flash_attention_2", "flex_attention"] = "sdpa"
     masked: bool = True
     """rows are packed or padded, so SDPA needs a mask"""
     save_copies: int = 0

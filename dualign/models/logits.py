@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from dualign.attention.segments import Segments
 from dualign.errors import CheckpointError
 from dualign.models.loading import load_checkpoint, nf4_options
 
@@ -41,11 +42,18 @@ _LAUNCHER_VARIABLES = (
 _LAUNCHER_PREFIXES = ("ACCELERATE_", "TORCHELASTIC_", "FSDP_", "DS_", "DEEPSPEED_")
 
 
-def logits_of(model: torch.nn.Module, ids_BT: Tensor) -> Tensor:
-    """Return float32 logits [B, T, V] on the CPU; leaves the model in evaluation mode."""
+def logits_of(
+    model: torch.nn.Module, ids_BT: Tensor, *, segments: Segments | None = None
+) -> Tensor:
+    """Return float32 logits [B, T, V] on the CPU; leaves the model in evaluation mode.
+
+    Args:
+        segments: of the ids, if the model's attention is dualign's.
+    """
     model.eval()
+    more = {} if segments is None else {"segments": segments}
     with torch.no_grad():
-        logits_BTV: Tensor = model(input_ids=ids_BT, use_cache=False).logits
+        logits_BTV: Tensor = model(input_ids=ids_BT, use_cache=False, **more).logits
     return logits_BTV.float().cpu()
 
 
@@ -60,10 +68,16 @@ def compare_logits(live_BTV: Tensor, saved_BTV: Tensor) -> dict[str, float]:
 
 
 def saved_logits(folder: Path, ids_BT: Tensor, *, dtype: str, attention: str, nf4: bool) -> Tensor:
-    """Return float32 logits [B, T, V] of the model or adapter in `folder`, on the CPU."""
+    """Return float32 logits [B, T, V] of the model or adapter in `folder`, on the CPU.
+
+    Args:
+        attention: that it is loaded with; empty: the one that its users get.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return _from_fresh_process(folder, ids_BT, dtype, attention, nf4)
-    options: dict[str, Any] = {"dtype": getattr(torch, dtype), "attn_implementation": attention}
+    options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
+    if attention:
+        options["attn_implementation"] = attention
     if nf4:
         return logits_of(
             load_checkpoint(folder, **options, **nf4_options(dtype, str(ids_BT.device))), ids_BT

@@ -12,6 +12,7 @@ from dualign.training.template_kwargs import template_kwargs_issues
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Arithmetic = Literal["float32", "bfloat16", "float16"]
+Attention = Literal["auto", "dualign", "sdpa", "eager", "flash_attention_2", "flex_attention"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,8 +72,8 @@ class TrainingStage:
     """type of the weights in memory; auto: float32 on a CPU, by device and lora on a GPU (docs/gpu.md)"""
     rounded_updates: bool = False
     """full fine-tuning of 16-bit weights at a learning rate at which rounding loses most of each update"""
-    attn_implementation: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] = "sdpa"
-    """each isolates packed documents"""
+    attn_implementation: Attention = "auto"
+    """each isolates packed documents; auto: dualign, of each document by itself, or sdpa where a model can't"""
     quantization: Literal["nf4"] | None = None
     """nf4: the frozen base in 4 bits (QLoRA); needs lora"""
     template: str = "dualign"

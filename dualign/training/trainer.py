@@ -19,6 +19,8 @@ from transformers import (
     Trainer,
 )
 
+from dualign.attention.function import ATTENTION
+from dualign.attention.segments import document_segments
 from dualign.checkpoints.adapters import concatenate, fold
 from dualign.checkpoints.finite import non_finite_tensors
 from dualign.checkpoints.weights import from_hub
@@ -286,12 +288,13 @@ def _verify(trainer: Trainer, stage: TrainingStage, work: Path) -> dict[str, Any
     """Compare the logits of the saved model and the live one; {} on ranks other than 0."""
     ids_BT = _probe(trainer)
     nf4 = stage.quantization == "nf4"
-    live_BTV = logits_of(trainer.model_wrapped, ids_BT)
+    by_document = stage.attn_implementation == ATTENTION
+    segments = document_segments([ids_BT.shape[1]]).to(ids_BT.device) if by_document else None
+    live_BTV = logits_of(trainer.model_wrapped, ids_BT, segments=segments)
     if not trainer.is_world_process_zero():
         return {}
-    saved_BTV = saved_logits(
-        work, ids_BT, dtype=stage.dtype, attention=stage.attn_implementation, nf4=nf4
-    )
+    attention = "" if by_document else stage.attn_implementation
+    saved_BTV = saved_logits(work, ids_BT, dtype=stage.dtype, attention=attention, nf4=nf4)
     exact = stage.dtype == "float32" and not nf4 and _multiplies_exactly(trainer)
     checks = compare_logits(live_BTV, saved_BTV)
     name, bound = (
@@ -340,6 +343,7 @@ def training_metrics(trainer: Trainer, stage: TrainingStage) -> dict[str, Any]:
         "device": device_name(),
         "dtype": stage.dtype,
         "arithmetic": arithmetic(stage),
+        "attention": stage.attn_implementation,
     }
     if evaluations:
         metrics["validation"] = {

@@ -1,8 +1,9 @@
 """Packed rows -> batch. T: tokens of all rows of the batch.
 
 The batch of packed rows is one flat row without an attention mask. Documents are kept apart by
-position_ids that start again at 0: transformers builds the block mask from them, but only when no
-mask is given. With a mask of ones it silently lets documents see each other.
+segments, for attention by document, else by position_ids that start again at 0: transformers builds
+the block mask from them, but only when no mask is given. With a mask of ones it silently lets
+documents see each other.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 
+from dualign.attention.segments import document_segments
 from dualign.data.tokens.labels import IGNORE_INDEX
 from dualign.errors import DataError
 
@@ -28,21 +30,24 @@ class PackedCollator:
         group_ids     4 4 4 0 0 4 4      doc_groups [4, 0] and [4]: places in the caller's names
     """
 
-    def __call__(self, features: Features) -> dict[str, torch.Tensor]:
+    by_document: bool = False
+    """put `segments` into the batch, for a model whose attention is dualign's"""
+
+    def __call__(self, features: Features) -> dict[str, Any]:
         lengths = list(chain.from_iterable(row["seq_lengths"] for row in features))
         groups = list(chain.from_iterable(row["doc_groups"] for row in features))
         labels_T = _flat(features, "labels")
         starts = _starts(lengths, labels_T.numel())
         labels_T[starts] = IGNORE_INDEX
-        counts = torch.tensor(lengths)
-        positions_T = torch.arange(labels_T.numel()) - torch.repeat_interleave(starts, counts)
-        groups_T = torch.repeat_interleave(torch.tensor(groups), counts)
-        return {
+        segments = document_segments(lengths)
+        groups_T = torch.repeat_interleave(torch.tensor(groups), torch.tensor(lengths))
+        batch: dict[str, Any] = {
             "input_ids": _flat(features, "input_ids")[None],
             "labels": labels_T[None],
-            "position_ids": positions_T[None],
+            "position_ids": segments.positions[None],
             "group_ids": groups_T[None],
         }
+        return batch | ({"segments": segments} if self.by_document else {})
 
 
 def _flat(features: Features, column: str) -> torch.Tensor:

@@ -1,0 +1,119 @@
+"""Whether a model's layers can use attention by document: tried on the model without its numbers."""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+)
+
+from dualign.errors import CheckpointError
+
+_TRIAL = "dualign_trial"
+# Arguments of a layer that the function may leave aside: they say what segments say, or nothing.
+_LEFT_ASIDE = frozenset(
+    {"position_ids", "use_cache", "output_attentions", "output_hidden_states", "cache_position"}
+    | {"return_dict", "output_router_logits", "past_key_values", "past_key_value", "logits_to_keep"}
+)
+
+
+@dataclass
+class _Trial:
+    """What the layers of a model hand to their attention function, in place of segments."""
+
+    calls: list[dict[str, Any]] = field(default_factory=list)
+
+
+def unsupported(config: PreTrainedConfig) -> str | None:
+    """Return why a model's documents wouldn't be kept apart; None if they would.
+
+    A model of this config is built on the meta device and called once; each of its layers has to
+    hand on the segments, and to ask for what the config says and the function can do.
+    """
+    config = copy.deepcopy(config)
+    trial = _Trial()
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(
+                config, attn_implementation=_TRIAL, dtype=torch.bfloat16
+            ).train()
+        ids = torch.ones(1, 2, dtype=torch.long, device="meta")
+        inputs = {"input_ids": ids, "position_ids": ids, "attention_mask": ids}
+        with torch.no_grad():
+            model(**inputs, segments=trial, use_cache=False)
+    except Exception as error:  # whatever its code raises: it isn't known to work
+        return f"its code refuses the trial: {' '.join(str(error).split())[:200]}"
+    return next(_problems(model.config.get_text_config(), trial), None)
+
+
+def _problems(config: PreTrainedConfig, trial: _Trial) -> Iterator[str]:
+    layers = config.num_hidden_layers
+    if len(trial.calls) != layers:
+        yield f"{len(trial.calls)} of its {layers} layers hand segments to their attention"
+    for call in trial.calls:
+        yield from _problems_of_a_layer(config, call)
+
+
+def _problems_of_a_layer(config: PreTrainedConfig, call: dict[str, Any]) -> Iterator[str]:
+    layer = call.pop("layer")
+    kind, window = _wanted(config, layer)
+    if kind not in ("full_attention", "sliding_attention"):
+        yield f"layer {layer} is {kind}"
+    if call.pop("sliding_window", None) != window:
+        yield f"layer {layer} keeps its window of {window} in a mask"
+    if call.pop("dropout", 0.0):
+        yield "it has dropout in its attention"
+    if not call.pop("causal"):
+        yield f"layer {layer} sees what comes later"
+    for name in ("scaling", "softcap", "s_aux"):
+        call.pop(name, None)
+    more = sorted(name for name, value in call.items() if value is not None)
+    if set(more) - _LEFT_ASIDE:
+        yield f"layer {layer} asks for {', '.join(sorted(set(more) - _LEFT_ASIDE))}"
+
+
+def _wanted(config: PreTrainedConfig, layer: int) -> tuple[str, int | None]:
+    """Return the kind of a layer by the config, and its window."""
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    if not kinds:
+        used = window if getattr(config, "use_sliding_window", True) else None
+        return ("sliding_attention" if used else "full_attention"), used
+    return kinds[layer], window if kinds[layer] == "sliding_attention" else None
+
+
+def _record_call(
+    module: torch.nn.Module,
+    query_1NTH: Tensor,
+    key_1GTH: Tensor,
+    value_1GTH: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    segments: Any = None,
+    is_causal: bool | None = None,
+    **asked: Any,
+) -> tuple[Tensor, None]:
+    """Note what a layer asks for; return values of the right shape, [1, T, N, H]."""
+    if isinstance(segments, _Trial):
+        causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+        asked |= {"layer": getattr(module, "layer_idx", len(segments.calls)), "causal": causal}
+        segments.calls.append({**asked, "attention_mask": attention_mask})
+    repeats = query_1NTH.shape[1] // value_1GTH.shape[1]
+    return value_1GTH.repeat_interleave(repeats, dim=1).transpose(1, 2).contiguous(), None
+
+
+def _refuse_own_masks(*, use_vmap: bool = False, **_: Any) -> None:
+    """Make no mask; a model that adds conditions to the causal one says so by `use_vmap`."""
+    if use_vmap:
+        raise CheckpointError("it has a mask of its own")
+
+
+AttentionInterface.register(_TRIAL, _record_call)
+AttentionMaskInterface.register(_TRIAL, _refuse_own_masks)
