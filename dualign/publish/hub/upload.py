@@ -25,7 +25,6 @@ from dualign.publish.hub.repository import CARD, RemoteFile, RemoteState, files_
 __all__ = ["Publication", "RemoteFile", "RemoteState", "remote_state", "upload"]
 
 logger = logging.getLogger(__name__)
-_MOVED = (409, 412)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
