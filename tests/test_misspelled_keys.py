@@ -17,7 +17,7 @@ from dualign.recipe import load_recipe, shipped_folder
 RECIPES = sorted(
     str(path.relative_to(shipped_folder()))
     for path in shipped_folder().glob("*/*.yaml")
-    if path.parent.name != "accelerate"
+    if path.parent.name != "accelerate" and path.name != "experiment.yaml"  # no recipe
 )
 # Below these the user chooses the names.
 FREE = ("args", "template_kwargs", "vary")

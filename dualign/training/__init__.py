@@ -2,6 +2,7 @@
 
 __all__ = [
     "arguments",
+    "callbacks",
     "config",
     "finite_steps",
     "isolation",

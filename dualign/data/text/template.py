@@ -290,8 +290,8 @@ class ChatTemplate:
             sandbox.render(self.text, question, {**variables, "add_generation_prompt": False})
         except (jinja2.TemplateError, TypeError, ValueError):
             with suppress(jinja2.TemplateError, TypeError, ValueError):
-                given = {**variables, "tools": [TOOL], "add_generation_prompt": False}
-                sandbox.render(self.text, question, given)
+                with_tool = {**variables, "tools": [TOOL], "add_generation_prompt": False}
+                sandbox.render(self.text, question, with_tool)
                 return True
         return False
 
