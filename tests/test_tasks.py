@@ -1,6 +1,7 @@
 """Task files: what they become, and what is refused with which words."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -92,11 +93,11 @@ def test_a_row_that_cant_be_asked_is_refused(tmp_path, rows, message):
 
 
 def test_rows_that_are_not_utf_8_are_named_by_line(tmp_path):
-    task = load_task(write(tmp_path, GOOD))
+    task = load_task(write(tmp_path, GOOD + "prompt: '{question}'\n"))
     content = b'\xef\xbb\xbf{"question": "caf\xc3\xa9", "answer": 1}\n'
-    task.rows.write_bytes(content)
-    assert [problem.expected for problem in load_problems(task)] == [1]
-    task.rows.write_bytes(content + '{"question": "caf\xe9", "answer": 1}'.encode("latin-1"))
+    Path(task.rows).write_bytes(content)
+    assert [problem.expected for problem in load_problems(task)] == ["1"]
+    Path(task.rows).write_bytes(content + '{"question": "caf\xe9", "answer": 1}'.encode("latin-1"))
     with pytest.raises(EvaluationError, match=r"rows\.jsonl:2: isn't UTF-8"):
         load_problems(task)
 
