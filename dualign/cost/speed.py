@@ -51,9 +51,14 @@ def _forward_flops(shape: ModelShape, training: TrainingShape) -> int:
 
 def device_throughput(name: str) -> float | None:
     """Return the expected operations per second of a GPU by its name; None if it is unknown."""
-    words = re.findall(r"[A-Za-z0-9]+", name)
-    peak = next((flops for device, flops in _DEVICE_FLOPS.items() if device in words), None)
+    peak = peak_flops(name)
     return None if peak is None else _UTILIZATION * peak
+
+
+def peak_flops(name: str) -> float | None:
+    """Return the published dense bfloat16 operations per second of a GPU by its name."""
+    words = re.findall(r"[A-Za-z0-9]+", name)
+    return next((flops for device, flops in _DEVICE_FLOPS.items() if device in words), None)
 
 
 def estimate_seconds(flops: int, throughput: float | None, *, devices: int = 1) -> float | None:

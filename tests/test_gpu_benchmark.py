@@ -1,0 +1,95 @@
+"""benchmarks/gpu.py in its tiny form, so that it works on the day that a card is there."""
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import gpu
+
+BOUNDS = {"float32": 1e-5, "bfloat16": 2e-2}  # of errors, as a share of the largest figure
+HAS_BACKENDS = find_spec("dualign.attention.backends") is not None
+
+
+def require_sound(figures: list[dict[str, Any]]) -> None:
+    """No part failed, attention is what it is by definition, and both sides start at one loss."""
+    assert not [figure for figure in figures if "failed" in figure]
+    for figure in figures:
+        what, value = figure["what"], figure["dualign"]
+        assert value is None or math.isfinite(value)
+        if what.startswith(("error", "isolation")):
+            assert value <= BOUNDS[what.rpartition(", ")[2]], what
+        if what.startswith("gradient"):
+            assert value <= (1e-5 if what.endswith("float32") else 1e-3), what
+        if what.startswith("loss"):
+            assert value == pytest.approx(figure["trl"], rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ["sft-135m-lora", "apo-1.7b-full", "generation"],
+        pytest.param(["attention"], marks=pytest.mark.skipif(not HAS_BACKENDS, reason="no table")),
+        pytest.param(list(gpu.PARTS), marks=pytest.mark.slow),
+    ],
+    ids=["three parts", "attention", "all"],
+)
+def test_tiny_parts_run_and_are_sound(
+    parts: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "gpu.json"
+    assert gpu.main(["--tiny", "--json", str(file), "--parts", *parts]) == 0
+    result = json.loads(file.read_text())
+    assert {"card", "versions", "command"} <= set(result) and result["versions"]["torch"]
+    require_sound(result["figures"])
+    trained = [name for name in parts if name.startswith(("sft", "apo"))]
+    speeds = [figure for figure in result["figures"] if figure["what"] == "speed"]
+    assert [figure["part"] for figure in speeds] == trained
+    assert all(figure["dualign"] > 0 and figure["trl"] > 0 for figure in speeds)
+    assert "| part | figure | dualign | TRL | ratio | unit |" in capsys.readouterr().out
+
+
+def test_a_part_that_fails_is_reported_and_the_rest_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: gpu.Setting) -> Iterator[gpu.Figure]:
+        yield gpu._figure("before", "s", 1.0)
+        raise ValueError("no such kernel")
+
+    parts = {"generation": gpu.Part(run=broken, seconds=1)}
+    monkeypatch.setattr(gpu, "PARTS", parts)
+    figures = gpu.run_part("generation", gpu.Setting(folder=tmp_path, tiny=True))
+    assert [figure["what"] for figure in figures] == ["before", "failed", "took"]
+    assert figures[1]["failed"] == "ValueError: no such kernel"
+    assert "no such kernel" in gpu.table(figures)
+
+
+def test_a_part_that_takes_too_long_ends_with_its_worker_and_all_time_has_an_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setting = gpu.Setting(folder=tmp_path, tiny=True)
+    hanging = {
+        name: gpu.Part(run=gpu.generation, seconds=-90) for name in ("generation", "attention")
+    }
+    monkeypatch.setattr(gpu, "PARTS", hanging)
+    number, figures = gpu._one_worker(["generation", "attention"], setting, time.monotonic() + 60)
+    assert number == 1 and [figure["part"] for figure in figures] == ["generation"]
+    assert figures[0]["failed"] == "took more than 0 s"
+    monkeypatch.setattr(gpu, "LIMIT_SECONDS", -1)
+    assert [figure["failed"] for figure in gpu.in_workers(["attention"], setting)] == [
+        "no time left"
+    ]
+
+
+@pytest.mark.slow
+def test_a_worker_goes_through_its_parts(tmp_path: Path) -> None:
+    setting = gpu.Setting(folder=tmp_path, tiny=True)
+    number, figures = gpu._one_worker(["generation"], setting, time.monotonic() + 600)
+    assert number == 1
+    require_sound(figures)
+    assert figures[-1]["what"] == "took"
