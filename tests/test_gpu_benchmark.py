@@ -4,7 +4,6 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import pytest
 from benchmarks import gpu
 
 BOUNDS = {"float32": 1e-5, "bfloat16": 2e-2}  # of errors, as a share of the largest figure
-HAS_BACKENDS = find_spec("dualign.attention.backends") is not None
 
 
 def require_sound(figures: list[dict[str, Any]]) -> None:
@@ -33,11 +31,10 @@ def require_sound(figures: list[dict[str, Any]]) -> None:
 @pytest.mark.parametrize(
     "parts",
     [
-        ["sft-135m-lora", "apo-1.7b-full", "generation"],
-        pytest.param(["attention"], marks=pytest.mark.skipif(not HAS_BACKENDS, reason="no table")),
+        ["attention", "sft-135m-lora", "apo-1.7b-full", "generation"],
         pytest.param(list(gpu.PARTS), marks=pytest.mark.slow),
     ],
-    ids=["three parts", "attention", "all"],
+    ids=["four parts", "all"],
 )
 def test_tiny_parts_run_and_are_sound(
     parts: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
