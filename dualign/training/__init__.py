@@ -2,6 +2,7 @@
 
 __all__ = [
     "arguments",
+    "attention",
     "callbacks",
     "config",
     "finite_steps",
