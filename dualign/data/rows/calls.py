@@ -20,8 +20,8 @@ def as_kwargs(value: Any) -> dict[str, Any]:
             "unknown_shape", f"chat_template_kwargs {excerpt(value)}: expected an object"
         )
     kwargs = {key: item for key, item in (value or {}).items() if item is not None}
-    for key in ("xml_tools", "python_tools"):
-        _check_listed_tools(key, kwargs.get(key, ()))
+    for key in {"xml_tools", "python_tools"} & kwargs.keys():
+        _check_listed_tools(key, kwargs[key])
     instructions = kwargs.get("custom_instructions", "")
     if not isinstance(instructions, str):
         raise RowFault("bad_content", f"custom_instructions {excerpt(instructions)}: expected text")

@@ -214,16 +214,12 @@ def _message(item: Row, fields: Mapping[str, Any]) -> Row:
     role = values.pop("role", item.get("role", item.get("from")))
     if isinstance(role, str) and role.lower() in ROLES:
         role = role.lower()
-    own = [item.get(name) for name in ("content", "value")]
+    taken = {path for spec in fields.values() for path in paths_of(spec)} | {"role", "from"}
+    content = values.pop("content", None)
     # Messages of one list may have their texts under different keys: none is lost.
-    texts = [text for text in (values.pop("content", None), *own) if text is not None]
-    content = next((text for text in texts if text != ""), next(iter(texts), None))
-    taken = {path for spec in fields.values() for path in paths_of(spec)}
-    rest = {
-        name: value
-        for name, value in item.items()
-        if name not in taken and name not in ("role", "from", "content", "value")
-    }
+    own = {"content", "value"}
+    taken = taken - own if content in (None, "") else taken | own
+    rest = {name: value for name, value in item.items() if name not in taken}
     if "thinking" in values:
         rest = {name: value for name, value in rest.items() if name not in _TRACES}
         rest["reasoning_content"] = values.pop("thinking")

@@ -6,6 +6,7 @@ empty.
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -36,6 +37,8 @@ _ABOUT = frozenset({"type", "cache_control", "annotations", "citations", "logpro
 
 def text_of(content: Any) -> str:
     """Return the text of a content: a string, or parts without those of the trace and of calls."""
+    if isinstance(content, str):
+        return content
     return "".join(text for kind, text in _parts(content) if kind == "text")
 
 
@@ -63,11 +66,7 @@ def calls_in(content: Any) -> list[Any]:
 
 def check_media(item: Mapping[str, Any], what: str) -> None:
     """Raise RowFault if a row, a message or a part has an image, a sound or a video."""
-    media = [
-        key
-        for key, value in item.items()
-        if _NUMBER.sub("", key) in MEDIA_KEYS and _is_filled(value)
-    ]
+    media = [key for key in item if _is_media_key(key) and _is_filled(item[key])]
     if media or _is_medium(item.get("type")):
         names = ", ".join(media) or f"type {item['type']}"
         raise RowFault(
@@ -75,6 +74,11 @@ def check_media(item: Mapping[str, Any], what: str) -> None:
             f"{what} has {names}: only text is trained on, and the text alone would be about "
             "something that the model doesn't see",
         )
+
+
+@lru_cache(maxsize=1024)
+def _is_media_key(key: str) -> bool:
+    return _NUMBER.sub("", key) in MEDIA_KEYS
 
 
 def _parts(content: Any) -> Iterator[tuple[str, Any]]:

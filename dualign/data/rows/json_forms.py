@@ -64,9 +64,12 @@ def _values(file: Path) -> Iterator[Any]:
     count = 0
     for number, line in _lines(file):
         try:
-            value = _loads(line)
+            text = line.decode("utf-8", "surrogatepass") if isinstance(line, bytes) else line
+            value = _DECODER.decode(text)
         except UnicodeDecodeError as error:
             raise undecodable(file, number, error) from error
+        except _TwoValuesError as error:
+            raise DataError(f"{file}, line {number}: {error}") from error
         except ValueError as error:
             yield from _values_of_text(file, skip=count, line=number, error=error)
             return
@@ -93,12 +96,13 @@ def _values_of_text(file: Path, *, skip: int, line: int, error: ValueError) -> I
         DataError: the text isn't JSON either; `line` and `error` are where lines stopped being it.
     """
     text = _text(file)
-    decoder = json.JSONDecoder(parse_constant=_no_number)
     at, count = _space(text, 0), 0
     values = []
     while at < len(text):
         try:
-            value, at = decoder.raw_decode(text, at)
+            value, at = _DECODER.raw_decode(text, at)
+        except _TwoValuesError as twice:
+            raise DataError(f"{file}: {twice}") from twice
         except ValueError as whole:
             if not skip and isinstance(whole, json.JSONDecodeError):
                 line, error = whole.lineno, whole
@@ -130,12 +134,27 @@ def _space(text: str, at: int) -> int:
     return match.end() if match else at
 
 
-def _loads(line: str | bytes) -> Any:
-    return json.loads(line, parse_constant=_no_number)
-
-
 def _no_number(name: str) -> None:
     """NaN, as pandas writes missing values, is null."""
+
+
+class _TwoValuesError(Exception):
+    """An object has one key twice, with different values."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        for key, item in pairs:
+            if value[key] != item:
+                raise _TwoValuesError(
+                    f"an object has the key {key!r} twice, with {excerpt(item)} and "
+                    f"{excerpt(value[key])}: expected one of them"
+                )
+    return value
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_number, object_pairs_hook=_object)
 
 
 def _unwrapped(value: Any, split: str, file: Path) -> Iterable[Any]:

@@ -30,7 +30,8 @@ from dualign.errors import DataError
 LONE_SURROGATE = "\ufdd0"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _LONG_NUMBER = re.compile(r"\d{19}")
-_VERSION = "1"
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
+_VERSION = "2"
 _BATCH_ROWS = 1_000
 _LARGEST = 2**63
 _BY_KIND = {
@@ -120,7 +121,7 @@ def _array(values: Sequence[Any], kind: Any, name: str) -> pa.Array:
 
 def _text(value: Any, name: str) -> str:
     try:
-        text = _storable(json.dumps(value, ensure_ascii=False, allow_nan=False))
+        text = _storable(_ENCODER.encode(value))
         if _LONG_NUMBER.search(text):
             datasets.Json().decode_example(text)  # which knows integers of 64 bits alone
         return text

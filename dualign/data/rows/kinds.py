@@ -123,10 +123,11 @@ def check_answered(row: Row, messages: Part) -> None:
     checked against.
     """
     last: Message | None = messages[-1] if messages else None
-    names = {name for name, value in row.items() if value is not None}
+    if last is None or last.role != "user":
+        return
     unanswered = not any(message.role == "assistant" for message in messages)
     truths = (*TRUTHS, *ANSWERS) if unanswered else TRUTHS
-    if last is None or last.role != "user" or not names & set(truths):
+    if all(row.get(name) is None for name in truths):
         return
     raise RowFault("wrong_stage", f"the row is {_PROBLEM.name}. {_PROBLEM.use}")
 

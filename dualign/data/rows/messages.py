@@ -40,6 +40,8 @@ _KEYS = frozenset(
     {"role", "from", "id", "type", "name", "tool_name", "tool_calls", "function_call"}
 )
 """Keys of a message that hold no text of it."""
+_PLAIN = frozenset({"role", "from", "content", "value", *_TRACE_FIELDS})
+"""Keys of a message that is nothing but a text, with or without a trace."""
 
 
 def as_turn(value: Any, role: Role) -> list[Message]:
@@ -91,18 +93,16 @@ def _message(item: Mapping[str, Any]) -> Message:
             "{role: {from: NAME, user: [...], assistant: [...]}}"
         )
         raise RowFault("unknown_role", what)
-    check_media(item, f"a message of the {role}")
-    listed = next((key for key in ("tools", "functions", "function_calls") if item.get(key)), None)
-    if listed:
-        what = (
-            f"{listed} inside a message: expected the row's tools in a column, calls in tool_calls"
-        )
-        raise RowFault("bad_tools", what)
+    plain = item.keys() <= _PLAIN  # as those of nearly all messages
+    if not plain:
+        check_media(item, f"a message of the {role}")
+        _check_listed(item)
     content = _content(item, "content" if item.get("role") is not None else "value")
-    train = is_trained(item, role)
+    train = plain or is_trained(item, role)
     if str(name).lower() in _CALLS:
         return Message(role="assistant", content="", tool_calls=as_calls(content), train=train)
-    calls = item.get("tool_calls") or _old_call(item) or calls_in(content)
+    calls = [] if plain else item.get("tool_calls") or _old_call(item)
+    calls = calls or calls_in(content)
     trace = _trace(item, content)
     if role != "assistant" and (calls or trace):
         what = f"a {'call' if calls else 'trace'} in a message of the {role}"
@@ -111,10 +111,19 @@ def _message(item: Mapping[str, Any]) -> Message:
         role=role,
         content=text_of(content),
         thinking=trace,
-        tool_calls=as_calls(calls),
+        tool_calls=as_calls(calls) if calls else (),
         train=train,
-        **_links(item, role),
+        **({} if plain else _links(item, role)),
     )
+
+
+def _check_listed(item: Mapping[str, Any]) -> None:
+    listed = next((key for key in ("tools", "functions", "function_calls") if item.get(key)), None)
+    if listed:
+        what = (
+            f"{listed} inside a message: expected the row's tools in a column, calls in tool_calls"
+        )
+        raise RowFault("bad_tools", what)
 
 
 def _content(item: Mapping[str, Any], usual: str) -> Any:
@@ -123,17 +132,21 @@ def _content(item: Mapping[str, Any], usual: str) -> Any:
     Raises:
         RowFault: none of the keys, but others that may hold the text.
     """
-    filled = [key for key in (usual, *_CONTENTS) if item.get(key) not in (None, "", [])]
-    texts = {key: item[key] for key in filled if isinstance(item[key], str)}
-    if len(set(texts.values())) > 1:
-        raise RowFault("bad_content", f"a message with different texts in {', '.join(texts)}")
+    filled = {key: item[key] for key in _CONTENTS if key in item and not _is_blank(item[key])}
+    if len(filled) > 1 and len({text for text in filled.values() if isinstance(text, str)}) > 1:
+        names = ", ".join(key for key in filled if isinstance(filled[key], str))
+        raise RowFault("bad_content", f"a message with different texts in {names}")
     if filled:
-        return item[filled[0]]
+        return filled[usual] if usual in filled else next(iter(filled.values()))
     spoken = any(item.get(key) for key in ("tool_calls", "function_call", *_TRACE_FIELDS))
     if item.get(usual) is None and not spoken and (keys := _unknown_texts(item)):
         what = f"a message with the keys {', '.join(map(str, item))}: its text may be in "
         raise RowFault("bad_content", f"{what}{', '.join(keys)}: expected it in {usual}")
     return item.get(usual)
+
+
+def _is_blank(value: Any) -> bool:
+    return value is None or value == "" or value == []
 
 
 def _unknown_texts(item: Mapping[str, Any]) -> list[str]:
@@ -148,6 +161,8 @@ def _unknown_texts(item: Mapping[str, Any]) -> list[str]:
 def _trace(item: Mapping[str, Any], content: Any) -> str | None:
     """Return the trace of a field of its own, or of the content's parts; RowFault for two."""
     traces = [item[key] for key in _TRACE_FIELDS if item.get(key)]
+    if not traces and isinstance(content, str):
+        return None
     wrong = next((trace for trace in traces if not isinstance(trace, str)), None)
     if wrong is not None:
         raise RowFault("bad_content", f"a trace {excerpt(wrong)}: expected text")

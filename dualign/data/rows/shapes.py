@@ -54,7 +54,7 @@ def shapes_of(*, pairs: bool) -> tuple[RowShape, ...]:
 
 def shape_of(row: Row, *, pairs: bool) -> RowShape | None:
     """Return the shape of a row; None if it has no known one."""
-    return next((shape for shape in shapes_of(pairs=pairs) if shape.fits(row)), None)
+    return next((shape for shape in SHAPES if shape.is_pair == pairs and shape.fits(row)), None)
 
 
 def expected_shapes(*, pairs: bool) -> str:
@@ -238,7 +238,7 @@ def _as_transcript(value: Any, role: Role) -> list[Message]:
 
 
 def _with_system(row: Row, messages: list[Message]) -> Part:
-    system = text_of(row.get("system"))
+    system = text_of(row["system"]) if row.get("system") else ""
     if not system:
         return tuple(messages)
     first = messages[0].content.strip() if messages and messages[0].role == "system" else None

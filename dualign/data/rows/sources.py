@@ -205,7 +205,9 @@ def _mode_of(
         messages,
         source_mode=source.mode,
         enable_thinking=kwargs.enable_thinking,
-        declared=rules.switch.declared(system, kwargs.rest) if rules.switch else {},
+        declared=rules.switch.declared(system, kwargs.rest)
+        if rules.switch and (system or kwargs.rest)
+        else {},
     )
 
 

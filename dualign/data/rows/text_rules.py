@@ -73,7 +73,7 @@ def check_texts(
         RowFault: a text that the tokenizer or the template would take for something else.
     """
     for where, text in _texts(messages, kwargs):
-        if half := _LONE_SURROGATE.search(text):
+        if not text.isascii() and (half := _LONE_SURROGATE.search(text)):
             around = text[max(0, half.start() - 30) : half.end() + 30]
             what = f"{where} holds half a character (a lone surrogate): {around!a}"
             raise RowFault("lone_surrogate", what, mode)
@@ -99,7 +99,8 @@ def _texts(messages: Sequence[Message], kwargs: Mapping[str, Any]) -> Iterator[t
     """Yield all texts of a row, each with its place."""
     for turn, message in enumerate(messages):
         where = f"message {turn} of the {message.role}"
-        for text in (message.content, message.thinking, message.tool_call_id, message.name):
+        yield where, message.content
+        for text in (message.thinking, message.tool_call_id, message.name):
             if text:
                 yield where, text
         if message.tool_calls:

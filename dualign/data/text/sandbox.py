@@ -12,12 +12,14 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime
 from functools import lru_cache
+from types import BuiltinMethodType
 from typing import Any
 
 import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
@@ -37,7 +39,7 @@ def render(text: str, messages: Sequence[Mapping[str, Any]], variables: Mapping[
         `date` is not a valid date.
     """
     clock = _clock(variables.get("date"))
-    return _compiled(text).render(messages=messages, strftime_now=clock, **variables)
+    return _compiled(text).render({**variables, "messages": messages, "strftime_now": clock})
 
 
 class _Namespace(Namespace):
@@ -51,8 +53,15 @@ class _Namespace(Namespace):
         Namespace.__init__(self, names)
 
     def __setitem__(self, name: str, value: Any) -> None:
-        _check_name(name)
-        Namespace.__setitem__(self, name, value)
+        if name.startswith("_"):
+            _check_name(name)
+        _values(self)[name] = value
+
+
+def _values(namespace: Namespace) -> dict[str, Any]:
+    """Return what a namespace holds, past its own slow look-up of attributes."""
+    values: dict[str, Any] = object.__getattribute__(namespace, "_Namespace__attrs")
+    return values
 
 
 def _check_name(name: object) -> None:
@@ -62,12 +71,33 @@ def _check_name(name: object) -> None:
         )
 
 
+_DICT_NAMES = frozenset(dir(dict))
+_PLAIN = (str, bool, int, type(None))
+"""Types whose values jinja's `getattr` returns as they are."""
+
+
 class _Sandbox(ImmutableSandboxedEnvironment):
-    """Jinja's sandbox, which remembers its verdicts."""
+    """Jinja's sandbox, which remembers its verdicts. Keys of objects and values of namespaces are
+    found without the exception that jinja's own way begins with.
+    """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self._verdicts: dict[tuple[type, str], bool] = {}
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        if type(obj) is dict and attribute not in _DICT_NAMES:
+            return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
+        if type(obj) is _Namespace and type(value := _values(obj).get(attribute, obj)) in _PLAIN:
+            return value
+        return super().getattr(obj, attribute)
+
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
+        if type(__obj) is not BuiltinMethodType:  # such as of texts: they take no context
+            return super().call(__context, __obj, *args, **kwargs)
+        kwargs.pop("_block_vars", None)
+        kwargs.pop("_loop_vars", None)
+        return __obj(*args, **kwargs)
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         key = (type(obj), attr)

@@ -11,6 +11,7 @@ Example, `dualign` template, no_think (| marks the span):
 
 import re
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import NamedTuple
 
 from dualign.data.config import Supervise
@@ -239,8 +240,7 @@ def _turn(template: ChatTemplate, conversation: Conversation, which: int, texts:
     headers = template.shapes.headers(conversation.mode)
     for code, what in turn_defects(message, opening, produced, headers, template.tags):
         raise RenderingError(f"{place}: {what} [{code}]", code)
-    form = template.for_tools(conversation.tools).trace_form
-    thought, answer = _thinking_ends(message, produced, shape, place, form)
+    thought, answer = _thinking_ends(message, produced, shape, place, template.trace_form)
     end = _next_end(template, shape, texts, place) if shape.follows else ""
     return _Turn(
         start,
@@ -305,27 +305,34 @@ def _thinking_ends(
             f"{place}: the template has no place for a trace, and writes it into the answer, after "
             f"{head!r}. Use a template that renders traces (dualign)."
         )
-    # Whole lines of white space belong to the closing, the indent of the first line to the answer.
-    closing = re.compile(rf"\s*{re.escape(shape.closing.strip())}(?:[^\S\n]*\n)*")
-    match = closing.match(produced, start + len(trace)) if shape.closing.strip() else None
+    closing = shape.closing.strip()
+    match = _closing(closing).match(produced, start + len(trace)) if closing else None
     if head not in ("", OPEN, shape.head.strip()) or match is None:
         return None, None
     return start + len(trace), match.end()
 
 
+@lru_cache(maxsize=64)
+def _closing(text: str) -> re.Pattern[str]:
+    """Match what closes a trace. Whole lines of white space belong to it, the indent of the first
+    line to the answer.
+    """
+    return re.compile(rf"\s*{re.escape(text)}(?:[^\S\n]*\n)*")
+
+
 def _check_nothing_lost(place: str, message: Message, span: str) -> None:
-    expected = {"trace": message.thinking or "", "answer": message.content}
-    expected |= {f"call of {name}": name for name in _called(message)}
-    lost = [what for what, text in expected.items() if text.strip() not in span]
+    trace = (message.thinking or "").strip()
+    words = [("answer", message.content.strip())]
+    words += [(f"call of {name}", name.strip()) for name in _called(message)]
+    lost = [what for what, text in (("trace", trace), *words) if text not in span]
     if lost:
         what = " and the ".join(lost)
         raise TemplateError(
             f"{place} leaves out the {what}: the model "
             f"would be trained on {span[:200]!r}. Use a template that renders it (dualign)."
         )
-    trace = expected.pop("trace").strip()
     stop = span.find(trace) + len(trace)
-    late = [what for what, text in expected.items() if span.find(text.strip(), stop) < 0]
+    late = [what for what, text in words if span.find(text, stop) < 0]
     if late:
         raise TemplateError(
             f"{place} writes the trace after the {' and the '.join(late)}: the model would be "

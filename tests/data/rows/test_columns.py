@@ -21,6 +21,7 @@ from dualign.data.faults import RowError
 from dualign.data.prepare import DataRequest, prepare_pairs, prepare_sft
 from dualign.data.rows.columns import mapped_row
 from dualign.data.rows.loading import _first_shuffled, _hub
+from dualign.data.rows.messages import as_messages
 from dualign.data.rows.reading import as_yaml, read_source
 from dualign.data.rows.sources import to_conversation, to_pair
 from dualign.data.text.template import load_template
@@ -423,8 +424,8 @@ def test_messages_of_a_list_may_have_their_texts_under_different_keys(
         {"from": "human", columns["content"]: "Hi"},
         {"from": "gpt", "value": "Yes", "content": ""},
     ]
-    messages = mapped_row({"turns": turns}, columns, pairs=False)["messages"]
-    assert [message["content"] for message in messages] == ["Be brief.", "Hi", "Yes"]
+    messages = as_messages(mapped_row({"turns": turns}, columns, pairs=False)["messages"])
+    assert [message.content for message in messages] == ["Be brief.", "Hi", "Yes"]
 
 
 def test_a_role_that_is_null_can_be_mapped() -> None:

@@ -131,6 +131,10 @@ def test_what_transformers_sandbox_refuses_is_refused(text: str) -> None:
         "{{ messages[0].content['upper']() }}{{ messages[0]['items']() | list }}",
         "{{ [1].index(1) }}{{ [3, 4].pop() }}",
         "{{ ''.join(1) }}",
+        "{{ messages[0].items() | list }}{{ messages[0].no is defined }}{{ messages[0].role }}",
+        "{% set made = namespace(f='{x}') %}{{ made.f.format(x=1) }}{{ made.__class__ }}",
+        "{% set made = namespace(f='{x}'.format) %}{{ made.f(x=1) }}",
+        "{% for one in messages %}{{ one.content.count('i') }}{% endfor %}",
     ],
 )
 def test_namespaces_and_methods_answer_as_in_transformers(text: str) -> None:
