@@ -37,7 +37,7 @@ def _fits_flash_attention(query: Tensor, value: Tensor, scores: Scores) -> bool:
 
 
 def _fits_flex(query: Tensor, value: Tensor, scores: Scores) -> bool:
-    return query.is_cuda and query.shape[-1] >= flex.SMALLEST_HEAD
+    return query.is_cuda and query.shape[-1] >= flex.SMALLEST_HEAD and flex.compiles(query.device)
 
 
 # The first that fits is taken: the fastest of each device first.

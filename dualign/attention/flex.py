@@ -5,6 +5,8 @@ Shapes: N heads, G heads of keys, T positions, K keys of all segments, H size of
 
 from collections.abc import Callable
 from functools import cache
+from importlib.util import find_spec
+from shutil import which
 from typing import Any, cast
 
 import torch
@@ -19,6 +21,7 @@ from torch.nn.attention.flex_attention import (
 from dualign.attention.scores import Scores
 from dualign.attention.segments import Segments
 
+_OLDEST_CARD = (8, 0)  # Ampere; on older ones nobody tried it
 SMALLEST_HEAD = 16  # of its compiled kernels
 
 
@@ -51,6 +54,16 @@ def by_flex(
         output_1NTH = output_1NTH * share_1NT[..., None].to(output_1NTH.dtype)
     output: Tensor = output_1NTH.transpose(1, 2)
     return output
+
+
+@cache
+def compiles(device: torch.device) -> bool:
+    """Whether torch.compile makes kernels for a card: Triton and a C compiler are there, and it isn't too old.
+
+    Containers that only run things have no compiler, and the first step would fail.
+    """
+    tools = find_spec("triton") is not None and any(map(which, ("cc", "gcc", "clang")))
+    return tools and torch.cuda.get_device_capability(device) >= _OLDEST_CARD
 
 
 @cache

@@ -15,7 +15,7 @@ from dualign.models.device import device_name, gpu_name
 from dualign.recipe import StageEntry, stage_of
 from dualign.rundir import read_run
 from dualign.training.config import TrainingStage
-from dualign.training.precision import arithmetic, resolved
+from dualign.training.precision import arithmetic, resolved, training_device
 
 _SIZES = ("quantization", "launch", "attn_implementation")
 _WAY_OUT = "dualign plan --measure trains a few steps to know it"
@@ -61,7 +61,7 @@ def throughput(
     if trial:
         words = f"as measured here, {trial:,.0f} tokens per second"
         return trial * _operations_per_token(config, shape, longest=longest), words
-    return _assumed()
+    return _assumed(on_cpu=training_device(config).kind == "cpu")
 
 
 def mean_row_tokens(status: StageStatus) -> float | None:
@@ -102,7 +102,7 @@ def _measured(
     stages = {status.entry.name: status.entry for status in statuses}
     if (
         base_model(other.entry, stages) != base_model(status.entry, stages)
-        or metrics.get("device", device_name()) != device_name()
+        or metrics.get("device", _device_of(config)) != _device_of(config)
         or not _same_size(record["config"], config)
         or not _same_types(record, config)
     ):
@@ -113,6 +113,10 @@ def _measured(
         return None
     world, _ = launcher(config.launch)
     return operations * tokens / seconds / world, tokens / seconds
+
+
+def _device_of(config: TrainingStage) -> str:
+    return device_name(on_cpu=training_device(config).kind == "cpu")
 
 
 def _operations_per_token(config: Any, shape: ModelShape, *, longest: int) -> float:
@@ -135,8 +139,8 @@ def _same_types(record: Mapping[str, Any], config: TrainingStage) -> bool:
     return bool((dtype, computed) == (stage.dtype, arithmetic(stage)))
 
 
-def _assumed() -> tuple[float | None, str]:
-    name = gpu_name()
+def _assumed(*, on_cpu: bool) -> tuple[float | None, str]:
+    name = None if on_cpu else gpu_name()
     if name is None:
         measured = _cpu_throughput()
         return measured, (

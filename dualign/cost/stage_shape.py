@@ -8,9 +8,8 @@ from typing import Any
 
 from dualign.config import read_yaml
 from dualign.cost.training_shape import LoraShape, TrainingShape
-from dualign.models.device import gpu_name
 from dualign.stages import stage_kind
-from dualign.training.precision import arithmetic, resolved
+from dualign.training.precision import arithmetic, resolved, training_device
 
 # TRL's and transformers' defaults.
 _DEFAULTS = {
@@ -73,6 +72,7 @@ def training_shape(config: Any, *, longest: int) -> TrainingShape:
         r=lora.r, modules=lora.target_modules, dropout=lora.lora_dropout, dora=lora.use_dora
     )
     computed = arithmetic(config)
+    on_gpu = training_device(config).kind == "cuda"
     autocast = config.dtype == "float32" and computed != "float32"
     reference = None
     if pairs:
@@ -95,5 +95,5 @@ def training_shape(config: Any, *, longest: int) -> TrainingShape:
         # What auto is for most models.
         attention="dualign" if config.attn_implementation == "auto" else config.attn_implementation,
         save_copies=1 if config.verify_reload else 0,
-        device="cuda" if gpu_name() or sharding or computed != "float32" else "cpu",
+        device="cuda" if on_gpu or sharding or computed != "float32" else "cpu",
     )

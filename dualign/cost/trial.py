@@ -25,6 +25,7 @@ from dualign.errors import ConfigError
 from dualign.models.device import device_name
 from dualign.rundir import cache_folder, write_json
 from dualign.stages import stage_kind
+from dualign.training.precision import training_device
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -172,7 +173,7 @@ def _tokens(data: SFTData | PairData) -> int:
 def _key(config: Any, shape: ModelShape) -> str:
     step = replace(training_shape(config, longest=config.data.max_tokens), gradient_accumulation=1)
     facts = {
-        "device": device_name(),
+        "device": device_name(on_cpu=training_device(config).kind == "cpu"),
         "model": asdict(shape),
         "step": asdict(step),
         "kind": config.kind,

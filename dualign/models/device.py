@@ -34,11 +34,15 @@ def gpu_name() -> str | None:
     return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
 
 
-def device_name() -> str:
-    """Return what training runs on, by which measured times are compared: the GPU, or the CPU."""
+def device_name(*, on_cpu: bool = False) -> str:
+    """Return what training runs on, by which measured times are compared: the GPU, or the CPU.
+
+    Args:
+        on_cpu: it stays on the CPU, also where there is a GPU.
+    """
     from dualign.checkpoints.shards import cpu_count
 
-    return gpu_name() or f"{_processor()}, {cpu_count()} cores"
+    return (None if on_cpu else gpu_name()) or f"{_processor()}, {cpu_count()} cores"
 
 
 def _processor() -> str:

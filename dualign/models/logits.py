@@ -6,10 +6,12 @@ every model that a training process loads, and waits for the other ranks.
 Shapes: B rows, T tokens, V vocabulary.
 """
 
+import gc
+import logging
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ FLOOR = 1e-4
 # model: rounding 0.4 to 1.2 %, a missing adapter 2.5 % after four steps and more after more.
 ROUNDED_BOUND = 2.5e-2
 
+logger = logging.getLogger(__name__)
 _LAUNCHER_VARIABLES = (
     "RANK",
     "LOCAL_RANK",
@@ -78,11 +81,32 @@ def saved_logits(folder: Path, ids_BT: Tensor, *, dtype: str, attention: str, nf
     options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
     if attention:
         options["attn_implementation"] = attention
-    if nf4:
-        return logits_of(
-            load_checkpoint(folder, **options, **nf4_options(dtype, str(ids_BT.device))), ids_BT
+
+    def logits_on(device: torch.device) -> Tensor:
+        if nf4:
+            model = load_checkpoint(folder, **options, **nf4_options(dtype, str(device)))
+        else:
+            model = load_checkpoint(folder, **options).to(device)
+        return logits_of(model, ids_BT.to(device))
+
+    return _where_it_fits(logits_on, ids_BT.device)
+
+
+def _where_it_fits(compute: Callable[[torch.device], Tensor], device: torch.device) -> Tensor:
+    """Compute on the device of the live model, or on the CPU if that has no room for a second one.
+
+    A card that held one model while it trained must not fail at the end.
+    """
+    try:
+        return compute(device)
+    except torch.OutOfMemoryError:
+        logger.warning(
+            "%s has no room for a second model: what was saved is compared on the CPU", device
         )
-    return logits_of(load_checkpoint(folder, **options).to(ids_BT.device), ids_BT)
+    gc.collect()  # outside of the handler, whose traceback holds the model
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return compute(torch.device("cpu"))
 
 
 def _from_fresh_process(

@@ -45,11 +45,12 @@ class PerGroupMetrics:
 
         Without `group_ids` they count overall alone.
         """
-        flat = values.reshape(-1).double()
+        wide = torch.float32 if values.device.type == "mps" else torch.float64  # MPS has no float64
+        flat = values.reshape(-1).to(wide)
         rest = len(self._groups)
         ids = flat.new_full(flat.shape, rest).long() if group_ids is None else group_ids.reshape(-1)
-        counts = torch.ones_like(flat) if mask is None else mask.reshape(-1).double()
-        zeros = torch.zeros(2, rest + 1, dtype=torch.float64, device=flat.device)
+        counts = torch.ones_like(flat) if mask is None else mask.reshape(-1).to(wide)
+        zeros = torch.zeros(2, rest + 1, dtype=wide, device=flat.device)
         sums = self._sums[training].setdefault(name, zeros)
         sums[0].scatter_add_(0, ids, flat * counts)
         sums[1].scatter_add_(0, ids, counts)

@@ -340,7 +340,7 @@ def training_metrics(trainer: Trainer, stage: TrainingStage) -> dict[str, Any]:
         ),
         "tokens": _last(log, "num_tokens"),
         "train_seconds": _last(log, "train_runtime"),
-        "device": device_name(),
+        "device": device_name(on_cpu=trainer.args.device.type == "cpu"),
         "dtype": stage.dtype,
         "arithmetic": arithmetic(stage),
         "attention": stage.attn_implementation,
@@ -349,7 +349,7 @@ def training_metrics(trainer: Trainer, stage: TrainingStage) -> dict[str, Any]:
         metrics["validation"] = {
             key: value for key, value in evaluations[-1].items() if key.startswith("eval_")
         }
-    if torch.cuda.is_available():
+    if trainer.args.device.type == "cuda":
         metrics["peak_gpu_mb"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
     return metrics
 
