@@ -35,7 +35,7 @@ _EXCLUDED = (
 )
 # Keys that came after the first release, at any depth: left out while they are null, false or
 # empty, so that runs that were finished without them stay finished.
-_ADDED_LATER: tuple[str, ...] = ("columns", "validation", "switch")
+_ADDED_LATER: tuple[str, ...] = ("columns", "validation", "switch", "batch_tokens")
 # Defaults of training stages that changed, and what the key was until then.
 _OLD_DEFAULTS = {("dtype", "auto"): "float32", ("attn_implementation", "auto"): "sdpa"}
 _SCHEMA = 1

@@ -28,6 +28,8 @@ class PreferenceStage(TrainingStage):
     """what the stage does"""
     reference: Reference = "auto"
     """adapter: the policy, new adapter off; cached: log-probabilities once; copy: a frozen copy"""
+    batch_tokens: int | None = None
+    """most tokens of a batch, in place of train.per_device_train_batch_size; a shared prompt counts once"""
     train: Annotated[Mapping[str, Any], DPO_ARGUMENTS] = field(default_factory=dict)
     """every other field of TRL's DPOConfig (loss_type, beta, ...), by its own name"""
 
@@ -45,6 +47,7 @@ class PreferenceStage(TrainingStage):
                     "with lora the reference is the adapter switched off: a copy is waste",
                 )
             )
+        issues += _batch_problems(self.batch_tokens, self.train)
         if self.train.get("train_sampling_strategy") == "group_by_length":
             issues.append(
                 ("train.train_sampling_strategy", "pairs have no length: set random or sequential")
@@ -54,6 +57,22 @@ class PreferenceStage(TrainingStage):
         if self.data.supervise != "assistant":
             issues.append(("data.supervise", "pairs are always supervised on chosen and rejected"))
         return issues
+
+
+def _batch_problems(batch_tokens: int | None, train: Mapping[str, Any]) -> list[tuple[str, str]]:
+    if batch_tokens is None:
+        return []
+    if batch_tokens < 1:
+        return [("batch_tokens", f"expected 1 or more, found {batch_tokens}")]
+    return [
+        (f"train.{name}", f"batch_tokens {reason}: remove one of the two")
+        for name, reason in (
+            ("per_device_train_batch_size", "bounds the batches"),
+            ("auto_find_batch_size", "bounds the batches"),
+            ("train_sampling_strategy", "draws the batches"),
+        )
+        if name in train
+    ]
 
 
 def _loss_problems(train: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -4,6 +4,7 @@ dualign prefer RECIPE
 accelerate launch --config_file zero3.yaml -m dualign prefer RECIPE
 """
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,6 +34,8 @@ from dualign.training.trainer import (
     trainer_arguments,
     training_metrics,
 )
+
+logger = logging.getLogger(__name__)
 
 
 def run(stage: PreferenceStage, work: Path, *, seed: int) -> Outcome | Paused:
@@ -92,6 +95,9 @@ def build_trainer(
     """
     stage = with_attention(resolved(stage), source)
     layout: Layout = "shared" if stage.attn_implementation == ATTENTION else "padded"
+    if layout == "padded":
+        attention = stage.attn_implementation
+        logger.warning("pairs: with %s attention, each answer has its prompt again", attention)
     settings = {"loss_type": "apo_zero"} | trainer_arguments(stage, stage.train, work, seed)
     # Before the model: under ZeRO-3 its weights are then sharded as they load.
     arguments = DPOConfig(**settings, precompute_ref_log_probs=stage.reference == "cached")
@@ -106,6 +112,7 @@ def build_trainer(
         peft_config=new_adapter,
         groups=data.groups,
         losses=loss_settings(stage.train),
+        batch_tokens=stage.batch_tokens,
     )
     pause = stage.pause_at_step
     prepare_trainer(trainer, with_parent=source.adapter is not None, pause_at_step=pause)

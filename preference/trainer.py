@@ -8,13 +8,20 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor
-from transformers import PreTrainedModel
+from torch.utils.data import DataLoader
 from trl import DPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 
-from dualign.models.head import LabelScores, add_label_scores
-from dualign.models.pairs import MODEL_INPUTS, answer_sums, chosen_documents, label_values
+from dualign.models.head import LabelScores, add_label_scores, without_adapters
+from dualign.models.pairs import (
+    MODEL_INPUTS,
+    answer_sums,
+    chosen_documents,
+    label_values,
+    pair_tokens,
+)
 from dualign.models.token_scores import Extra
+from dualign.preference.batches import EpochOrder, TokenBatches
 from dualign.preference.losses.scores import (
     PairScores,
     preference_loss,
@@ -50,6 +57,7 @@ class DualModeDPOTrainer(FiniteSteps, DPOTrainer):
         *args: Any,
         groups: Sequence[tuple[str, str]],
         losses: LossSettings,
+        batch_tokens: int | None = None,
         **kwargs: Any,
     ) -> None:
         self.groups = groups
@@ -58,10 +66,43 @@ class DualModeDPOTrainer(FiniteSteps, DPOTrainer):
         self._tokens = 0
         self._scoring: set[int] = set()
         super().__init__(*args, **kwargs)
+        self._batches = batch_tokens and self._token_batches(batch_tokens)
+        if self._batches:
+            self.add_callback(EpochOrder(self._batches))
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
         """Return the rows: they are tokenized, and DPOTrainer has no switch that says so."""
         return dataset
+
+    def _token_batches(self, most_tokens: int) -> TokenBatches:
+        layout = self.data_collator.layout
+        sizes = [pair_tokens(pair, layout) for pair in self.train_dataset]
+        ranks = self.accelerator.num_processes
+        return TokenBatches(sizes, most_tokens, ranks=ranks, seed=self.args.data_seed)
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        if not self._batches:
+            return super().get_train_dataloader()  # type: ignore[no-any-return]
+        loader = DataLoader(
+            self.train_dataset,
+            batch_sampler=self._batches,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            persistent_workers=self.args.dataloader_persistent_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+        )
+        return self.accelerator.prepare(loader)  # type: ignore[no-any-return]
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | None]:
+        """Return the batches of a step, and with `batch_tokens` how many pairs all ranks have in it."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if not self._batches:
+            return batches, None
+        pairs = torch.tensor(sum(len(batch["prompt_lengths"]) for batch in batches), device=device)
+        return batches, self.accelerator.reduce(pairs, reduction="sum")
 
     def compute_loss(
         self,
@@ -73,12 +114,21 @@ class DualModeDPOTrainer(FiniteSteps, DPOTrainer):
         router = {"output_router_logits": True} if self.aux_loss_enabled else {}
         output = self._score(model, inputs, self._extras(), **router)
         scores = self._pair_scores(output, inputs, self._reference_logps(model, inputs))
-        loss: Tensor = preference_loss(scores, self._losses).mean()
+        loss = self._mean(preference_loss(scores, self._losses), num_items_in_batch)
         self._add_metrics(scores, output, inputs)
         if output.aux_loss is not None:
             loss = loss + self.router_aux_loss_coef * output.aux_loss
             self._add("aux_loss", output.aux_loss)
         return (loss, output) if return_outputs else loss
+
+    def _mean(self, loss_P: Tensor, pairs: Tensor | int | None) -> Tensor:
+        """Return the mean over the pairs of the batch, or its share of the mean over a step's `pairs`."""
+        if pairs is None:
+            return loss_P.mean()
+        # The loss is divided by the batches of the step, and gradients by the ranks.
+        parts = self.current_gradient_accumulation_steps * self.accelerator.num_processes
+        share: Tensor = loss_P.sum() * parts / pairs
+        return share
 
     def compute_ref_log_probs(
         self, model: torch.nn.Module, inputs: dict[str, Any]
@@ -120,7 +170,7 @@ class DualModeDPOTrainer(FiniteSteps, DPOTrainer):
         unwrapped = self.accelerator.unwrap_model(model)
         if id(unwrapped) not in self._scoring:
             # Also for models that DPOTrainer makes, and uses, before its __init__ returns.
-            add_label_scores(_without_adapters(unwrapped))
+            add_label_scores(without_adapters(unwrapped))
             self._scoring.add(id(unwrapped))
         arguments = {name: inputs[name] for name in MODEL_INPUTS if name in inputs}
         output: LabelScores = model(**arguments, fused_lm_head=True, extras=extras, **options)
@@ -236,8 +286,3 @@ def _parent_in_force(policy: PeftModel) -> Iterator[None]:
         yield
     finally:
         activate_policy_adapters(policy)
-
-
-def _without_adapters(model: torch.nn.Module) -> PreTrainedModel:
-    """Return the language model itself; adapters are in its layers."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model

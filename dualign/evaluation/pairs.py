@@ -2,7 +2,7 @@
 
 Measures how preference training generalizes to held-out pairs, and whether a merge keeps it. A
 margin is log p(chosen | prompt) - log p(rejected | prompt) in nats, summed over the tokens of the
-answer. Shapes: B rows, T tokens, V vocabulary.
+answer. Shapes: P pairs.
 """
 
 import math
@@ -11,8 +11,6 @@ from statistics import fmean, stdev
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from dualign.data.config import DataConfig, SourceConfig
@@ -21,13 +19,22 @@ from dualign.data.prepare import DataRequest, PairData, prepare_pairs
 from dualign.data.text.template import load_template
 from dualign.evaluation.config import pairs_name
 from dualign.evaluation.scores import Z_95, Change, short_label, wilson
+from dualign.models.head import label_scores, without_adapters
 from dualign.models.loading import EvalModel
+from dualign.models.pairs import (
+    MODEL_INPUTS,
+    PairCollator,
+    answer_sums,
+    label_values,
+    pair_layout,
+    pair_tokens,
+)
 from dualign.switch import Switch
 from dualign.terminal import progress
 
 Margins = Mapping[Mode, tuple[float, ...]]
 
-_BATCH_ROWS = 8  # sorted by length, so few tokens of a batch are padding
+_BATCH_TOKENS = 8192
 _ANY_LENGTH = 1 << 30
 
 
@@ -50,7 +57,7 @@ def pair_margins(
     """
     if not sources:
         return {}
-    tokenizer, weights = subject.tokenizer, subject.weights()
+    tokenizer, weights = subject.tokenizer, without_adapters(subject.weights())
     template = load_template("tokenizer", tokenizer=tokenizer).with_switch(switch)
     margins = {}
     for pairs_of in sources:
@@ -102,32 +109,35 @@ def _by_mode(pairs: PairData, margins: Sequence[float]) -> Margins:
 
 def _margins(model: PreTrainedModel, pairs: PairData, *, label: str) -> list[float]:
     """Return the margin of each pair, in their order."""
-    answers = [
-        (row["prompt_ids"], row[side])
-        for row in pairs.train
-        for side in ("chosen_ids", "rejected_ids")
-    ]
-    order = sorted(range(len(answers)), key=lambda index: -sum(map(len, answers[index])))
-    logps = [0.0] * len(answers)
-    with progress(len(answers), label, unit="answer") as bar:
-        for start in range(0, len(order), _BATCH_ROWS):
-            batch = order[start : start + _BATCH_ROWS]
-            scores = _logps(model, [answers[index] for index in batch])
-            for index, logp in zip(batch, scores, strict=True):
-                logps[index] = logp
+    rows = list(pairs.train)
+    margins = [0.0] * len(rows)
+    with progress(len(rows), label, unit="pair") as bar, pair_layout(model) as layout:
+        collator = PairCollator(layout=layout)
+        for batch in _batches(rows):
+            for index, margin in zip(
+                batch, _batch_margins(model, collator([rows[i] for i in batch])), strict=True
+            ):
+                margins[index] = margin
             bar.update(len(batch))
-    return [chosen - rejected for chosen, rejected in zip(logps[::2], logps[1::2], strict=True)]
+    return margins
+
+
+def _batches(rows: Sequence[Mapping[str, Any]]) -> Iterator[list[int]]:
+    """Yield the places of pairs of about the same length, up to `_BATCH_TOKENS` with two prompts each."""
+    sizes = [pair_tokens(row, "padded") for row in rows]
+    batch: list[int] = []
+    for index in sorted(range(len(rows)), key=lambda index: -sizes[index]):
+        if batch and (len(batch) + 1) * sizes[batch[0]] > _BATCH_TOKENS:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
 
 
 @torch.no_grad()
-def _logps(
-    model: PreTrainedModel, answers: Sequence[tuple[list[int], list[int]]]
-) -> Iterator[float]:
-    """Yield log p(answer | prompt) of each (prompt, answer). Padding is on the right, unseen."""
-    rows = [torch.tensor(prompt + answer) for prompt, answer in answers]
-    ids_BT = pad_sequence(rows, batch_first=True).to(model.device)
-    logits_BTV: Tensor = model(input_ids=ids_BT, use_cache=False).logits
-    for (prompt, answer), logits_TV, ids_T in zip(answers, logits_BTV, ids_BT, strict=True):
-        start, stop = len(prompt), len(prompt) + len(answer)
-        logps_TV = logits_TV[start - 1 : stop - 1].float().log_softmax(-1)
-        yield float(logps_TV.gather(1, ids_T[start:stop, None]).sum())
+def _batch_margins(model: PreTrainedModel, batch: Mapping[str, Any]) -> list[float]:
+    inputs = {name: batch[name].to(model.device) for name in MODEL_INPUTS if name in batch}
+    chosen_P, rejected_P = answer_sums(label_values(label_scores(model, **inputs)), batch)
+    margins: list[float] = (chosen_P - rejected_P).tolist()
+    return margins

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -55,7 +56,6 @@ def add_label_scores(model: PreTrainedModel, extras: Collection[Extra] = ()) -> 
         extras: figures of each label beside its log-probability; a call's `extras=` replaces them.
     """
     plain_forward = model.forward
-    form = _logit_form(model.config)
 
     @functools.wraps(type(model).forward)  # `generate` reads the names of the arguments
     def forward(
@@ -67,7 +67,7 @@ def add_label_scores(model: PreTrainedModel, extras: Collection[Extra] = ()) -> 
     ) -> Any:
         if not fused_lm_head:
             return plain_forward(*args, **kwargs)
-        return _label_scores(self, form, extras, *args, **kwargs)
+        return label_scores(self, *args, extras=extras, **kwargs)
 
     model.forward = types.MethodType(forward, model)
 
@@ -91,17 +91,16 @@ def _logit_form(config: PreTrainedConfig) -> LogitForm:
     return LogitForm(1.0 if scale is None else scale, softcap)
 
 
-def _label_scores(
+def label_scores(
     model: PreTrainedModel,
-    form: LogitForm,
-    extras: Collection[Extra],
     *args: Any,
+    extras: Collection[Extra] = (),
     labels: Tensor | None = None,
     shift_labels: Tensor | None = None,
     num_items_in_batch: Tensor | int | None = None,
     **kwargs: Any,
 ) -> LabelScores:
-    """Return the figures of `shift_labels` [B, T], or of `labels` [B, T] shifted, [B, T - 1]."""
+    """Call a model; return the figures of `shift_labels` [B, T], or of `labels` shifted, [B, T - 1]."""
     text = model.config.get_text_config()
     if getattr(text, "output_router_logits", False):
         kwargs.setdefault("output_router_logits", True)
@@ -124,7 +123,7 @@ def _label_scores(
             weight_VD,
             bias_V,
             labels_BT[mask_BT],
-            form=form,
+            form=_logit_form(model.config),
             extras=extras,
         )
     output = _in_label_shape(scores, mask_BT)
@@ -156,3 +155,11 @@ def _router_loss(
         router_logits, config.num_experts, config.num_experts_per_tok, attention_mask
     )
     return loss
+
+
+def without_adapters(model: torch.nn.Module) -> PreTrainedModel:
+    """Return the language model of a PEFT model, in whose layers the adapters stay; or the model."""
+    if isinstance(model, PreTrainedModel):
+        return model
+    base: PreTrainedModel = model.get_base_model()  # type: ignore[operator]
+    return base

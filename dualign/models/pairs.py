@@ -18,6 +18,7 @@ second, ... Shapes: P pairs, B rows, T positions, N labels of all answers.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Literal
@@ -25,8 +26,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel
 
+from dualign.attention.function import ATTENTION
 from dualign.attention.segments import branch_segments
+from dualign.attention.support import unsupported
 from dualign.data.tokens.labels import IGNORE_INDEX
 from dualign.models.head import LabelScores
 
@@ -94,6 +98,26 @@ def _padded(pairs: Sequence[Mapping[str, Any]], pad_token_id: int) -> dict[str, 
         "shift_labels": pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX),
         "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
     }
+
+
+def pair_tokens(pair: Mapping[str, Any], layout: Layout) -> int:
+    """Return the positions that a pair takes in a batch, padding aside."""
+    prompts = 1 if layout == "shared" else 2
+    return prompts * (len(pair["prompt_ids"]) - 1) + sum(len(pair[side]) for side in _ANSWERS)
+
+
+@contextmanager
+def pair_layout(model: PreTrainedModel) -> Iterator[Layout]:
+    """Yield the layout for a loaded model; while open, its attention is by document if that works."""
+    if unsupported(model.config) is not None:
+        yield "padded"
+        return
+    before = model.config._attn_implementation
+    model.set_attn_implementation(ATTENTION)
+    try:
+        yield "shared"
+    finally:
+        model.set_attn_implementation(before)
 
 
 def label_values(scores: LabelScores, name: str = "log_probs") -> Tensor:

@@ -14,6 +14,7 @@ from dualign.data.config import DataConfig, SourceConfig
 from dualign.data.prepare import DataRequest, prepare_pairs
 from dualign.errors import CheckpointError
 from dualign.models.loading import load_checkpoint
+from dualign.models.pairs import PairCollator, label_values
 from dualign.models.source import resolve_model
 from dualign.models.tokenizer import load_tokenizer
 from dualign.preference.config import PreferenceStage
@@ -82,24 +83,22 @@ def test_the_reference_is_the_sft_model(
     data = prepare_pairs(DataRequest(stage.data, tokenizer, template, seed=1))
     trainer = build_trainer(stage, start, data, tokenizer, tmp_path, seed=1)
     trainer.train()  # so that the policy has left its start
-    batch = trainer.data_collator([data.train[i] for i in range(6)])
-    ours = torch.cat(trainer.compute_ref_log_probs(trainer.model, batch))
+    pairs = [data.train[i] for i in range(6)]
+    batch = trainer.data_collator(pairs)
+    ours = torch.stack(trainer.compute_ref_log_probs(trainer.model, batch), dim=1)
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).eval()
+    rows_alone = PairCollator(layout="padded")(pairs)
+    labels = rows_alone["shift_labels"]
     with torch.no_grad():
         logps = model(
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
+            input_ids=rows_alone["input_ids"], attention_mask=rows_alone["attention_mask"]
         ).logits.log_softmax(-1)
-    chosen = logps[:, :-1].gather(-1, batch["input_ids"][:, 1:, None]).squeeze(-1)
-    expected = (chosen * batch["completion_mask"][:, 1:]).sum(-1)
+        policy = trainer.compute_loss(trainer.model.eval(), batch, return_outputs=True)[1]
+    chosen = logps.gather(-1, labels.clamp(min=0)[..., None])[..., 0]
+    expected = (chosen * (labels != -100)).sum(-1).reshape(-1, 2)
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-4)
-    trainer.model.eval()
-    with torch.no_grad():
-        policy = trainer.model(
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
-        ).logits
-    assert (policy.log_softmax(-1) - logps).abs().max() > 1e-2, (
-        "the policy has moved, the reference has not"
-    )
+    moved = label_values(policy) - chosen[labels != -100]
+    assert moved.abs().max() > 1e-2, "the policy has moved, the reference has not"
 
 
 @pytest.fixture(scope="module")
