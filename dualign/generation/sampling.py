@@ -56,7 +56,8 @@ class _Draw(LogitsProcessor):
 
     def __call__(self, input_ids: LongTensor, scores: Tensor) -> Tensor:
         step = input_ids.shape[1] - self.prompt_length
-        cumulative_BV = scores.double().softmax(dim=-1).cumsum(dim=-1)
+        wide = torch.float32 if scores.device.type == "mps" else torch.float64  # MPS has no float64
+        cumulative_BV = scores.to(wide).softmax(dim=-1).cumsum(dim=-1)
         # Scaled by the total: if rounding leaves it below 1, a draw could pass the last token.
         draw_B1 = self.uniforms_BT[:, step, None].to(cumulative_BV) * cumulative_BV[:, -1:]
         chosen_B1 = torch.searchsorted(cumulative_BV, draw_B1, right=True)
