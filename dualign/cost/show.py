@@ -15,6 +15,7 @@ from dualign.cost.plan import (
 from dualign.engine import StageStatus, require_runnable, statuses
 from dualign.errors import ConfigError
 from dualign.recipe import Recipe, StageEntry, references
+from dualign.stages import stage_kind
 from dualign.terminal import wide_console
 
 
@@ -28,6 +29,8 @@ def show_plan(recipe: Recipe, *, measure: bool = False, console: Console | None 
     all_statuses = require_runnable(recipe, statuses(recipe, remember=False))
     console.print(_stage_table(recipe, all_statuses))
     for status in all_statuses:
+        if measure and status.state != "done" and stage_kind(status.entry.kind).trains:
+            console.print(f"{status.entry.name}: a few steps to measure ...", highlight=False)
         stage = plan_stage(recipe, status, all_statuses, measure=measure)
         if stage.cost or stage.details:
             console.rule(f"{stage.name} ({stage.kind})", align="left")

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from transformers import Trainer
 
 _WARM_UP, _STEPS = 1, 3
-_SECONDS = 60.0  # no step begins after so many
+_SECONDS = 30.0  # no step begins after so many
 _PACKAGES = ("dualign", "torch", "transformers", "trl", "peft")
 # A trial neither saves nor validates, and its schedule doesn't matter.
 _LEFT_OUT = ("lr_scheduler_type", "lr_scheduler_kwargs", "metric_for_best_model", "run_name")
