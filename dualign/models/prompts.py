@@ -27,7 +27,7 @@ def saved_switch(folder: Path) -> Switch:
     if not file.is_file():
         return ENABLE_THINKING
     template = ChatTemplate(name=str(file), text=file.read_text(encoding="utf-8"))
-    return template.switch or ENABLE_THINKING
+    return ENABLE_THINKING if template.switch is None else template.switch
 
 
 def arguments(
@@ -39,7 +39,7 @@ def arguments(
     """Return messages and variables for `apply_chat_template` that ask in a mode; `own` are the
     variables of a row.
     """
-    switch, own = switch or ENABLE_THINKING, own or {}
+    switch, own = ENABLE_THINKING if switch is None else switch, own or {}
     turns = switch.with_system([dict(turn) for turn in messages], mode)
     return turns, {**own, **switch.variables(mode, own)}
 

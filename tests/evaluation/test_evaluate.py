@@ -148,8 +148,11 @@ def test_a_damaged_line_in_the_middle_is_an_error(learnt, task_file, tmp_path):
         evaluate.run(stage(learnt, tasks=[task_file]), tmp_path, seed=1)
 
 
-def test_a_template_without_modes_is_asked_once_for_both(learnt, task_file, tmp_path, counted):
-    plain = without_modes(learnt, tmp_path / "plain")
+@pytest.mark.parametrize("template", ["without modes", "with modes that nobody wants"])
+def test_a_model_without_modes_is_asked_once_for_both(
+    learnt, task_file, tmp_path, counted, template
+):
+    plain = without_modes(learnt, tmp_path / "plain") if template == "without modes" else learnt
     without = stage(plain, tasks=[task_file], switch=Switch())
     metrics = evaluate.run(without, tmp_path / "out", seed=1).metrics
     assert metrics["mode_switch"] is False

@@ -73,11 +73,15 @@ class ChatTemplate:
         named = self.named_switch if self.named_switch is not None else stated_switch(self.text)
         return named if named is not None else find_switch(self.text, self._ask)
 
+    @property
+    def _setter(self) -> Switch:
+        return ENABLE_THINKING if self.switch is None else self.switch  # an empty one sets nothing
+
     @cached_property
     def switches(self) -> bool:
         """Whether a plain question has another prompt in each mode."""
         try:
-            return tells_apart(self.switch or ENABLE_THINKING, self._ask)
+            return tells_apart(self._setter, self._ask)
         except TemplateError:
             return False
 
@@ -184,9 +188,7 @@ class ChatTemplate:
         Turns that don't continue their prompt, and so can't be trained, tell it only where no answer
         does.
         """
-        answers: list[str] = []
-        unproven: list[str] = []
-        calls: list[str] = []
+        answers, unproven, calls = list[str](), list[str](), list[str]()
         errors = []
         for trial in trials():
             which, text_of = len(trial.messages) - 1, self.texts(trial)
@@ -259,7 +261,7 @@ class ChatTemplate:
             **{key: value for key, value in variables.items() if key not in _RESERVED},
             "tools": [dict(tool) for tool in tools] or None,
             "documents": None,
-            **(self.switch or ENABLE_THINKING).variables(mode, template_kwargs),
+            **self._setter.variables(mode, template_kwargs),
         }
 
     def _switched(self, messages: list[dict[str, Any]], mode: Mode) -> list[dict[str, Any]]:
