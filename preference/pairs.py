@@ -22,7 +22,7 @@ from dualign.evaluation.requests import prompts_differ, render_question, task_sw
 from dualign.evaluation.samples import AnswerRecord, SampleFile
 from dualign.generation.generate import generate_batches
 from dualign.generation.sampling import Sampling
-from dualign.generation.thinking import Reply, split
+from dualign.generation.thinking import Reply, TraceMarks, split, trace_marks
 from dualign.models import prompts
 from dualign.models.loading import identity, load_model
 from dualign.models.tokenizer import load_chat_tokenizer
@@ -113,7 +113,10 @@ def _sample(
             )
         del weights
         gc.collect()  # the second model needs the room
-    return [(request, _well_formed(request, file.answered[request.key])) for request in requests]
+    marks = trace_marks(tokenizer)
+    return [
+        (request, _well_formed(request, file.answered[request.key], marks)) for request in requests
+    ]
 
 
 def _switch(tokenizer: PreTrainedTokenizerBase, task: Task, stage: PairsStage) -> Switch | None:
@@ -138,8 +141,14 @@ def _request(
     )
 
 
-def _well_formed(request: _SampleRequest, answer: AnswerRecord) -> Reply | None:
-    reply = split(request.prompt, answer.generated, mode=request.mode, finished=answer.finished)
+def _well_formed(request: _SampleRequest, answer: AnswerRecord, marks: TraceMarks) -> Reply | None:
+    reply = split(
+        request.prompt,
+        answer.generated,
+        mode=request.mode,
+        finished=answer.finished,
+        marks=marks,
+    )
     if request.mode == "think":
         follows_mode = reply.closed and not reply.empty
     else:

@@ -26,7 +26,7 @@ from dualign.evaluation.scores import Change, short_label
 from dualign.evaluation.table import markdown_table, terminal_pairs, terminal_table
 from dualign.generation.generate import GenerateBatches, generate_batches
 from dualign.generation.sampling import Sampling
-from dualign.generation.thinking import split
+from dualign.generation.thinking import TraceMarks, split, trace_marks
 from dualign.models.loading import EvalModel, open_model
 from dualign.models.source import resolve_model
 from dualign.rundir import Outcome, write_json
@@ -103,8 +103,9 @@ def evaluate_model(
         subject.tokenizer, tasks, config, name=name, seed=seed, baseline=baseline
     )
     _answer_all(subject, requests.items, config, file)
+    marks = trace_marks(subject.tokenizer)
     samples = tuple(
-        _sample(subject, request, file.answered[request.key]) for request in requests.items
+        _sample(subject, request, file.answered[request.key], marks) for request in requests.items
     )
     return EvalResult(
         model=subject.model,
@@ -159,10 +160,18 @@ def _backend(subject: EvalModel, config: EvalConfig) -> GenerateBatches:
     )
 
 
-def _sample(subject: EvalModel, request: EvalRequest, answer: AnswerRecord) -> dict[str, Any]:
+def _sample(
+    subject: EvalModel, request: EvalRequest, answer: AnswerRecord, marks: TraceMarks
+) -> dict[str, Any]:
     """Judge an answer: the line of samples.jsonl."""
     tokenizer = subject.tokenizer
-    reply = split(request.prompt, answer.generated, mode=request.mode, finished=answer.finished)
+    reply = split(
+        request.prompt,
+        answer.generated,
+        mode=request.mode,
+        finished=answer.finished,
+        marks=marks,
+    )
     problem = request.problem
     return {
         **problem.extra,

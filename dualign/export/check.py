@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from dualign.data.conversation import MODES, Mode
 from dualign.export.llama_runtime import GreedyToken, LlamaRuntime, load
-from dualign.generation.thinking import split
+from dualign.generation.thinking import split, trace_marks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -208,7 +208,13 @@ def _compare(
     agreed = _common(expected, [*ids, *([-1] if stop is not None else [])])
     differs = agreed < len(expected)
     text = str(tokenizer.decode(ids))
-    reply = split(reference.prompt, text, mode=reference.mode, finished=stop is not None)
+    reply = split(
+        reference.prompt,
+        text,
+        mode=reference.mode,
+        finished=stop is not None,
+        marks=trace_marks(tokenizer),
+    )
     return AnswerComparison(
         question=reference.question,
         mode=reference.mode,

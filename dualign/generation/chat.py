@@ -14,11 +14,10 @@ from rich.text import Text
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
 from dualign.data.conversation import Mode
-from dualign.data.think_tags import CLOSE, OPEN
 from dualign.errors import EvaluationError
 from dualign.generation.generate import end_ids, generation_settings, tokenize
 from dualign.generation.sampling import Sampling, sampler, uniforms
-from dualign.generation.thinking import prompt_opens_block, split
+from dualign.generation.thinking import TraceMarks, prompt_opens_block, split, trace_marks
 from dualign.models import prompts
 from dualign.models.loading import load_model
 from dualign.models.tokenizer import load_chat_tokenizer
@@ -127,13 +126,14 @@ class _Session:
                 f"the conversation has {len(ids)} tokens and the model reads {room}: /reset first"
             )
             return
-        writer = _Writer(self.console, thinking=prompt_opens_block(prompt))
+        marks = trace_marks(self.tokenizer)
+        writer = _Writer(self.console, marks, thinking=prompt_opens_block(prompt, marks))
         streamer = _Streamer(self.tokenizer, writer, end_ids(self.model, self.tokenizer))
         finished = self._generate(ids, streamer)
         writer.end()
         if not finished:
             self._note(f"stopped (limit: {self.sampling.max_new_tokens} tokens)")
-        parsed = split(prompt, writer.text, mode=self.mode, finished=finished)
+        parsed = split(prompt, writer.text, mode=self.mode, finished=finished, marks=marks)
         self.history = [*messages, {"role": "assistant", "content": parsed.answer}]
 
     @torch.inference_mode()
@@ -192,8 +192,9 @@ class _Streamer(TextStreamer):
 class _Writer:
     """Print an answer in pieces, thinking dimmed, without tags, also those split between pieces."""
 
-    def __init__(self, console: Console, *, thinking: bool) -> None:
+    def __init__(self, console: Console, marks: TraceMarks, *, thinking: bool) -> None:
         self.console = console
+        self.marks = marks
         self.thinking = thinking
         self.text = ""
         self._pending = ""
@@ -202,13 +203,20 @@ class _Writer:
         """Print a piece; keep its end back if that may be the start of a tag."""
         self.text += piece
         self._pending += piece
-        while (at := self._pending.find(tag := CLOSE if self.thinking else OPEN)) >= 0:
+        if len(self._pending) == len(self.text):  # nothing was taken from it yet
+            if self.marks.answer_head.startswith(self._pending):
+                return
+            self._pending = self._pending.removeprefix(self.marks.answer_head)
+        while (at := self._pending.find(tag := self._next_tag())) >= 0:
             self._show(self._pending[:at])
             self._pending = self._pending[at + len(tag) :]
             self.thinking = not self.thinking
         safe = len(self._pending) - _overlap(self._pending, tag)
         self._show(self._pending[:safe])
         self._pending = self._pending[safe:]
+
+    def _next_tag(self) -> str:
+        return self.marks.closing if self.thinking else self.marks.head
 
     def end(self) -> None:
         self._show(self._pending)

@@ -2,16 +2,84 @@
 
 A think prompt may end in an open block (the tag is prefilled), or leave it to the model to open
 one. Both are handled. Example, prompt ending in `<think>\\n`: `2+2=4\\n</think>\\n\\nFour` ->
-thinking `2+2=4`, answer `Four`, closed.
+thinking `2+2=4`, answer `Four`, closed. What a family writes around a trace instead of think tags
+is found by rendering its template, and read as these.
 """
 
 import re
 from dataclasses import dataclass
 
-from dualign.data.conversation import Mode
+from transformers import PreTrainedTokenizerBase
+
+from dualign.data.conversation import Conversation, Mode
+from dualign.data.text.template import ChatTemplate, load_template
+from dualign.data.text.turn_shapes import trials
 from dualign.data.think_tags import CLOSE, EMPTY_BLOCK, LEAKED_TAG, OPEN
+from dualign.errors import TemplateError
 
 _BLOCK = re.compile(rf"{re.escape(OPEN)}(.*?)(?:{re.escape(CLOSE)}|\Z)", re.DOTALL)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TraceMarks:
+    """What a model writes around a trace. gpt-oss: `<|channel|>analysis<|message|>`, then
+    `<|end|><|start|>assistant<|channel|>final<|message|>`; an answer without a trace has
+    `<|channel|>final<|message|>` before it.
+    """
+
+    head: str = OPEN
+    closing: str = CLOSE
+    answer_head: str = ""
+
+    def tagged(self, text: str) -> str:
+        """Return the text with think tags in place of these marks."""
+        text = text.replace(self.closing, CLOSE).replace(self.head, OPEN)
+        start = text.lstrip()
+        is_headed = self.answer_head and start.startswith(self.answer_head)
+        return start[len(self.answer_head) :] if is_headed else text
+
+
+TAGS = TraceMarks()
+
+
+def trace_marks(tokenizer: PreTrainedTokenizerBase) -> TraceMarks:
+    """Return what a model writes around a trace by its template; think tags where it can't be told."""
+    try:
+        template = load_template("tokenizer", tokenizer=tokenizer)
+    except TemplateError:
+        return TAGS
+    plain, thinking = (
+        [trial for trial in trials() if trial.mode == mode and not trial.messages[-1].tool_calls]
+        for mode in ("no_think", "think")
+    )
+    head, closing = next(filter(all, (_marks(template, trial) for trial in thinking)), ("", ""))
+    if not head or OPEN in head or CLOSE in closing:
+        return TAGS
+    headers = (_produced(template, trial).partition(trial.messages[-1].content) for trial in plain)
+    header = next((before.strip() for before, answer, _ in headers if answer), "")
+    return TraceMarks(head=head, closing=closing, answer_head=header)
+
+
+def _marks(template: ChatTemplate, trial: Conversation) -> tuple[str, str]:
+    """Return what stands before and after the trace of a turn; "" where it isn't there."""
+    produced = _produced(template, trial)
+    answer = trial.messages[-1]
+    head, trace, rest = produced.partition(answer.thinking or "")
+    closing, found, _ = rest.partition(answer.content)
+    if not (trace and found):
+        return "", ""
+    # A block that the prompt opens has its tag there.
+    return head.strip() or template.tags[0], closing.strip()
+
+
+def _produced(template: ChatTemplate, trial: Conversation) -> str:
+    """Return what follows the generation prompt in a trial's last turn; "" if nothing does."""
+    which, text_of = len(trial.messages) - 1, template.texts(trial)
+    try:
+        prompt, text = text_of(which, True), text_of(which + 1, False)
+    except TemplateError:
+        return ""
+    return text[len(prompt) :] if text.startswith(prompt) else ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,9 +107,9 @@ class Reply:
     cut_in_think: bool
 
 
-def prompt_opens_block(prompt: str) -> bool:
+def prompt_opens_block(prompt: str, marks: TraceMarks = TAGS) -> bool:
     """Return whether the prompt ends inside a think block, so that thinking starts at once."""
-    return prompt.rstrip().endswith(OPEN)
+    return prompt.rstrip().endswith(marks.head)
 
 
 def _prompt_has_block(prompt: str) -> bool:
@@ -49,12 +117,19 @@ def _prompt_has_block(prompt: str) -> bool:
     return prompt.rstrip().endswith(CLOSE)
 
 
-def split(prompt: str, generated: str, *, mode: Mode, finished: bool) -> Reply:
+def split(
+    prompt: str, generated: str, *, mode: Mode, finished: bool, marks: TraceMarks = TAGS
+) -> Reply:
     """Split `generated`, the continuation of `prompt`.
 
     Args:
+        prompt: the text after which the model answered.
+        generated: what it wrote.
+        mode: the mode in which it was asked.
         finished: the model ended its turn; False when the token limit cut it.
+        marks: what its template writes around a trace.
     """
+    prompt, generated = marks.tagged(prompt), marks.tagged(generated)
     if mode == "no_think":
         return _split_no_think(prompt, generated)
     text = generated.lstrip()

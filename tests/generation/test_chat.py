@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from dualign.generation.chat import _Writer, chat
+from dualign.generation.thinking import TAGS, TraceMarks
 
 
 def talk(learnt, lines, monkeypatch, **options):
@@ -54,12 +55,26 @@ def test_a_conversation_that_is_too_long_asks_for_a_reset(learnt, monkeypatch):
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 50])
 def test_tags_are_found_in_pieces_of_any_size(size):
     out = io.StringIO()
-    writer = _Writer(Console(file=out, width=200), thinking=False)
+    writer = _Writer(Console(file=out, width=200), TAGS, thinking=False)
     text = "a<b <think>\nx</y\n</think>\nc<thin"
     for start in range(0, len(text), size):
         writer.write(text[start : start + size])
     writer.end()
     assert out.getvalue() == "a<b \nx</y\n\nc<thin\n"
+    assert writer.text == text
+
+
+@pytest.mark.parametrize("size", [1, 4, 60])
+@pytest.mark.parametrize("text", ["[A]why[F]four", "[H]four", "[four"])
+def test_marks_of_a_family_are_not_shown(size, text):
+    out = io.StringIO()
+    marks = TraceMarks(head="[A]", closing="[F]", answer_head="[H]")
+    writer = _Writer(Console(file=out, width=200), marks, thinking=False)
+    for start in range(0, len(text), size):
+        writer.write(text[start : start + size])
+    writer.end()
+    shown = {"[A]why[F]four": "whyfour", "[H]four": "four"}
+    assert out.getvalue() == shown.get(text, text) + "\n"
     assert writer.text == text
 
 

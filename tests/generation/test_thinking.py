@@ -1,8 +1,13 @@
 """Hand-labelled generations: what is thinking, what is the answer, and what is wrong with the form."""
 
-import pytest
+from pathlib import Path
 
-from dualign.generation.thinking import split
+import pytest
+import trl
+
+from dualign.generation.thinking import TAGS, split, trace_marks
+from tests.data.text.test_turn_shapes import MINISTRAL
+from tests.doctor.test_trials import tokenizer_for
 
 OPENED = "<|im_start|>assistant\n<think>\n"
 BARE = "<|im_start|>assistant\n"
@@ -81,3 +86,58 @@ def test_a_labeled_generation(mode, prompt, generated, finished, thinking, answe
 def test_a_system_text_that_describes_the_tags_opens_no_block():
     prompt = "<|im_start|>system\nWrite <think> first.<|im_end|>\n<|im_start|>assistant\n"
     assert split(prompt, "4", mode="think", finished=True).answer == "4"
+
+
+START, FINAL = "<|start|>assistant", "<|channel|>final<|message|>"
+ANALYSIS, CLOSING = "<|channel|>analysis<|message|>", f"<|end|>{START}{FINAL}"
+# family, mode, the end of the prompt, generated, finished, thinking, answer, flags that are set
+OTHER_MARKS = [
+    ("gptoss", "think", START, f"{ANALYSIS}a\nb{CLOSING}4", True, "a\nb", "4", "closed"),
+    ("gptoss", "think", START, f"{ANALYSIS}a", False, "a", "", "cut_in_think"),
+    ("gptoss", "think", START, f"{ANALYSIS}{CLOSING}4", True, "", "4", "closed empty"),
+    ("gptoss", "think", START, f"{FINAL}4", True, None, "4", "empty"),
+    ("gptoss", "think", START, f"{ANALYSIS}a{CLOSING}4{ANALYSIS}", True, "a", "4", "closed leaked"),
+    ("gptoss", "no_think", START, f"{FINAL}4", True, None, "4", ""),
+    ("gptoss", "no_think", START, f"{ANALYSIS}a{CLOSING}4", True, "a", "4", "leaked"),
+    ("ministral", "think", "[/INST]", "[THINK]a[/THINK]4", True, "a", "4", "closed"),
+    ("ministral", "think", "[/INST]", "[THINK]a", False, "a", "", "cut_in_think"),
+    ("ministral", "think", "[/INST][THINK]", "a[/THINK]4", True, "a", "4", "closed"),
+    ("ministral", "no_think", "[/INST]", "4", True, None, "4", ""),
+    ("ministral", "no_think", "[/INST]", "[THINK]a[/THINK]4", True, "a", "4", "leaked"),
+    (
+        "gemma4_v5",
+        "think",
+        "model\n",
+        "<|channel>thought\na\n<channel|>4",
+        True,
+        "a",
+        "4",
+        "closed",
+    ),
+    ("gemma4_v5", "no_think", "model\n", "4", True, None, "4", ""),
+]
+
+
+@pytest.mark.parametrize(
+    ("family", "mode", "prompt", "generated", "finished", "thinking", "answer", "flags"),
+    OTHER_MARKS,
+)
+def test_a_generation_in_the_marks_of_its_family(
+    family, mode, prompt, generated, finished, thinking, answer, flags
+):
+    file = Path(trl.__file__).parent / "chat_templates" / f"{family}.jinja"
+    text = MINISTRAL if family == "ministral" else file.read_text(encoding="utf-8")
+    tokenizer = tokenizer_for(text)
+    tokenizer.chat_template = text
+    marks = trace_marks(tokenizer)
+    parsed = split(prompt, generated, mode=mode, finished=finished, marks=marks)
+    assert (parsed.thinking, parsed.answer) == (thinking, answer)
+    assert {name for name in ALL if getattr(parsed, name)} == set(flags.split())
+
+
+@pytest.mark.parametrize("family", ["qwen3", "glm4moe", "qwen2_5", "lfm2_2_5", "deepseekv3"])
+def test_think_tags_are_the_marks_of_most_families(family):
+    text = (Path(trl.__file__).parent / "chat_templates" / f"{family}.jinja").read_text()
+    tokenizer = tokenizer_for(text)
+    tokenizer.chat_template = text
+    assert trace_marks(tokenizer) == TAGS

@@ -22,7 +22,7 @@ from transformers import AutoTokenizer
 from dualign.checkpoints.weights import open_weights
 from dualign.data.conversation import MODES
 from dualign.errors import DualignError
-from dualign.generation.thinking import split
+from dualign.generation.thinking import TraceMarks, split, trace_marks
 from dualign.models.loading import load_checkpoint
 from dualign.models.logits import (
     FLOAT32_BOUND,
@@ -108,6 +108,7 @@ def run_load_test(
             return LoadTestResult(run_dir=run_dir, name=name, error=error)
         output = json.loads(Path(work, "out.json").read_text(encoding="utf-8"))
         logits = load_file(Path(work, "out.safetensors"))
+    marks = trace_marks(AutoTokenizer.from_pretrained(str(folder)))
     numbers = {question: number for number, question in enumerate(questions)}
     return LoadTestResult(
         run_dir=run_dir,
@@ -123,7 +124,7 @@ def run_load_test(
             )
             for entry in output["answers"]
         ),
-        answers=tuple(_answer(entry) for entry in output["answers"]),
+        answers=tuple(_answer(entry, marks) for entry in output["answers"]),
     )
 
 
@@ -168,9 +169,9 @@ def _run_loader(request: Mapping[str, Any], work: Path) -> str:
     return f"the staged files don't load in a fresh process: {last}"
 
 
-def _answer(entry: Mapping[str, Any]) -> LoadTestAnswer:
+def _answer(entry: Mapping[str, Any], marks: TraceMarks) -> LoadTestAnswer:
     mode, finished = entry["mode"], entry["finished"]
-    parsed = split(entry["prompt"], entry["generated"], mode=mode, finished=finished)
+    parsed = split(entry["prompt"], entry["generated"], mode=mode, finished=finished, marks=marks)
     return LoadTestAnswer(
         question=entry["question"],
         mode=mode,
