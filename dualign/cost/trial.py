@@ -9,7 +9,7 @@ import gc
 import hashlib
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -101,7 +101,7 @@ def _trial_stage(config: Any) -> Any:
 
 
 def _seconds_per_step(trainer: "Trainer") -> float:
-    """Train, and return the mean time of the steps after the first, which warms up."""
+    """Train, and return the mean time of a step."""
     import torch
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -116,13 +116,22 @@ def _seconds_per_step(trainer: "Trainer") -> float:
             if args.device.type != "cpu":
                 torch.accelerator.synchronize()
             times.append(perf_counter())
-            if len(times) > _WARM_UP and times[-1] - start > _SECONDS:
+            if times[-1] - start > _SECONDS:
                 control.should_training_stop = True
 
     trainer.remove_callback(LogLines)
     trainer.add_callback(Clock())
     start = perf_counter()
     trainer.train()
+    return _mean_step(start, times)
+
+
+def _mean_step(start: float, times: Sequence[float]) -> float:
+    """Return the mean of the steps that ended at `times`, the first aside; it counts if it was so slow
+    that no other began.
+    """
+    if len(times) <= _WARM_UP:
+        return times[0] - start
     return (times[-1] - times[_WARM_UP - 1]) / (len(times) - _WARM_UP)
 
 

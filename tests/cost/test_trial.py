@@ -81,6 +81,11 @@ def test_measured_steps_are_remembered_and_later_plans_reckon_with_them(
     assert sft is not None and any("a guess" in note for note in sft.notes)
 
 
+def test_the_first_step_warms_up_unless_it_is_the_only_one() -> None:
+    assert trial._mean_step(10.0, [15.0, 17.0, 19.0, 21.0]) == 2.0
+    assert trial._mean_step(10.0, [50.0]) == 40.0
+
+
 def test_a_damaged_memory_is_no_memory_and_a_launched_stage_is_said(
     recipe: Recipe, tmp_path: Path
 ) -> None:
