@@ -4,23 +4,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from dualign.config import nearest
 from dualign.data.config import DataConfig
-from dualign.preference.losses.table import LOSSES
+from dualign.preference.losses.problems import loss_problems, unused_settings
+from dualign.preference.losses.settings import loss_names
+from dualign.preference.losses.table import needs_reference
 from dualign.switch import Switch
 from dualign.training.arguments import DPO_ARGUMENTS
 from dualign.training.config import TrainingStage, training_problems
 
-_LOSSES = ("apo_zero", "apo_down", "sigmoid", "ipo")
-# TRL's f-divergences exist for these losses alone.
-_OF_DIFFERENCES = tuple(name for name in _LOSSES if LOSSES[name].of_difference)
-_DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
 Reference = Literal["auto", "adapter", "cached", "copy"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PreferenceStage(TrainingStage):
-    """APO (arXiv 2408.06266), DPO or IPO on pairs of both modes."""
+    """APO (arXiv 2408.06266), DPO, SimPO and the others of docs/preference.md, on pairs of both modes."""
 
     data: DataConfig
     """the pairs; packing and supervise don't apply"""
@@ -33,9 +30,24 @@ class PreferenceStage(TrainingStage):
     train: Annotated[Mapping[str, Any], DPO_ARGUMENTS] = field(default_factory=dict)
     """every other field of TRL's DPOConfig (loss_type, beta, ...), by its own name"""
 
+    @property
+    def reference_source(self) -> Literal["adapter", "cached", "copy"] | None:
+        """Where the reference's log-probabilities come from; None: no loss of the mix needs any."""
+        if not needs_reference(loss_names(self.train)):
+            return None
+        if self.reference == "cached":
+            return "cached"
+        return "copy" if self.lora is None else "adapter"
+
+    def unused(self) -> list[tuple[str, str]]:
+        return unused_settings(self.train)
+
     def problems(self) -> list[tuple[str, str]]:
         issues = TrainingStage.problems(self) + training_problems(self.train, self.dtype, self.data)
-        issues += _loss_problems(self.train)
+        issues += loss_problems(self.train)
+        if self.reference != "auto" and self.reference_source is None:
+            names = ", ".join(loss_names(self.train))
+            issues.append(("reference", f"{names} compares with no reference: remove it"))
         if self.reference == "adapter" and self.lora is None:
             issues.append(
                 ("reference", "adapter needs lora: without one there is no adapter to switch off")
@@ -73,48 +85,6 @@ def _batch_problems(batch_tokens: int | None, train: Mapping[str, Any]) -> list[
         )
         if name in train
     ]
-
-
-def _loss_problems(train: Mapping[str, Any]) -> list[tuple[str, str]]:
-    losses = train.get("loss_type", "apo_zero")
-    losses = [losses] if isinstance(losses, str) else losses
-    if not isinstance(losses, list):
-        return []  # the type is refused elsewhere
-    issues = [
-        ("train.loss_type", f"expected {', '.join(_LOSSES)}, found {loss!r}")
-        for loss in losses or [None]
-        if loss not in _LOSSES
-    ]
-    beta = train.get("beta", 0.1)
-    if isinstance(beta, (int, float)) and beta <= 0:
-        issues.append(("train.beta", f"expected more than 0, found {beta}"))
-    if train.get("ld_alpha") is not None:
-        issues.append(("train.ld_alpha", "length-desensitized log-probabilities aren't supported"))
-    return issues + _weight_problems(train.get("loss_weights"), losses) + _divergence(train, losses)
-
-
-def _weight_problems(weights: Any, losses: list[Any]) -> list[tuple[str, str]]:
-    if not isinstance(weights, list):
-        return []
-    if len(weights) != len(losses):
-        counts = f"{len(weights)} weights for {len(losses)} losses ({', '.join(map(str, losses))})"
-        return [("train.loss_weights", f"expected a weight for each of loss_type, found {counts}")]
-    if not all(isinstance(weight, (int, float)) for weight in weights):
-        return [("train.loss_weights", f"expected numbers, found {weights!r}")]
-    return []
-
-
-def _divergence(train: Mapping[str, Any], losses: list[Any]) -> list[tuple[str, str]]:
-    """Return what TRL refuses of an f-divergence, when the loss is computed first."""
-    divergence = train.get("f_divergence_type", _DIVERGENCES[0])
-    if divergence not in _DIVERGENCES:
-        known = nearest(str(divergence), _DIVERGENCES)
-        return [("train.f_divergence_type", f"unknown value {divergence!r}{known}")]
-    anchored = [loss for loss in losses if loss not in _OF_DIFFERENCES]
-    if divergence != _DIVERGENCES[0] and anchored:
-        message = f"{divergence} is defined for {', '.join(_OF_DIFFERENCES)}, not for {anchored[0]}"
-        return [("train.f_divergence_type", message)]
-    return []
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

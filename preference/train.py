@@ -20,8 +20,10 @@ from dualign.models.pairs import Layout, PairCollator
 from dualign.models.source import ModelSource, resolve_model
 from dualign.preference.config import PreferenceStage
 from dualign.preference.losses.settings import loss_settings
+from dualign.preference.start_margins import start_metrics
 from dualign.preference.trainer import DualModeDPOTrainer
 from dualign.rundir import CHECKPOINTS, Outcome, Paused, complete_folder
+from dualign.training.arguments import of_trl
 from dualign.training.attention import with_attention
 from dualign.training.pausing import train
 from dualign.training.policy import load_policy
@@ -55,9 +57,9 @@ def run(stage: PreferenceStage, work: Path, *, seed: int) -> Outcome | Paused:
         return paused
     save_log(trainer, work)
     checks = save_result(trainer, stage, source, tokenizer, work)
-    return Outcome(
-        metrics=training_metrics(trainer, stage), rows=data.rows, checks=checks, data=data.sources
-    )
+    metrics = {**training_metrics(trainer, stage), "reference": stage.reference_source}
+    metrics |= start_metrics(trainer.state.log_history)
+    return Outcome(metrics=metrics, rows=data.rows, checks=checks, data=data.sources)
 
 
 def _pairs_on_disk(data: PairData, folder: Path) -> PairData:
@@ -98,9 +100,12 @@ def build_trainer(
     if layout == "padded":
         attention = stage.attn_implementation
         logger.warning("pairs: with %s attention, each answer has its prompt again", attention)
-    settings = {"loss_type": "apo_zero"} | trainer_arguments(stage, stage.train, work, seed)
+    settings = {"loss_type": "apo_zero"} | of_trl(stage.train)
+    settings = trainer_arguments(stage, settings, work, seed)
+    # Without a reference nothing is computed ahead; it tells DPOTrainer to keep no copy.
+    ahead = stage.reference_source in ("cached", None)
     # Before the model: under ZeRO-3 its weights are then sharded as they load.
-    arguments = DPOConfig(**settings, precompute_ref_log_probs=stage.reference == "cached")
+    arguments = DPOConfig(**settings, precompute_ref_log_probs=ahead)
     model, new_adapter = load_policy(stage, source, seed=seed)
     trainer = DualModeDPOTrainer(
         model=model,

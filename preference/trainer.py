@@ -29,7 +29,8 @@ from dualign.preference.losses.scores import (
     token_weights,
 )
 from dualign.preference.losses.settings import LossSettings
-from dualign.preference.losses.table import LOSSES
+from dualign.preference.losses.table import needs_reference
+from dualign.preference.start_margins import StartMargins
 from dualign.training.finite_steps import FiniteSteps
 from dualign.training.per_group_metrics import PerGroupMetrics
 from dualign.training.policy import (
@@ -64,6 +65,9 @@ class DualModeDPOTrainer(FiniteSteps, DPOTrainer):
         self._losses = losses
         self._means = PerGroupMetrics(groups, overall=True)
         self._tokens = 0
+        names = [name for name, _ in losses.losses]
+        self._has_reference = needs_reference(names)
+        self._start_margins = StartMargins(names)
         self._scoring: set[int] = set()
         super().__init__(*args, **kwargs)
         self._batches = batch_tokens and self._token_batches(batch_tokens)
@@ -73,6 +77,10 @@ class DualModeDPOTrainer(FiniteSteps, DPOTrainer):
     def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
         """Return the rows: they are tokenized, and DPOTrainer has no switch that says so."""
         return dataset
+
+    def _precompute_ref_logps(self, dataset: Dataset, *args: Any) -> Dataset:
+        """Return the rows as they are if no loss compares with a reference."""
+        return super()._precompute_ref_logps(dataset, *args) if self._has_reference else dataset
 
     def _token_batches(self, most_tokens: int) -> TokenBatches:
         layout = self.data_collator.layout
@@ -146,7 +154,7 @@ class DualModeDPOTrainer(FiniteSteps, DPOTrainer):
     def _reference_logps(
         self, model: torch.nn.Module, inputs: dict[str, Any]
     ) -> tuple[Tensor | None, Tensor | None]:
-        if not any(LOSSES[name].needs_reference for name, _ in self._losses.losses):
+        if not self._has_reference:
             return None, None
         if "ref_chosen_logps" in inputs:
             return inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
@@ -247,6 +255,8 @@ class DualModeDPOTrainer(FiniteSteps, DPOTrainer):
         self._add("logps/rejected", scores.rejected)
         if output.entropy is not None:
             self._add_token_metrics(output, inputs)
+        if self.ld_alpha is None:
+            self._start_margins.add(scores)
         if self.model.training:
             # As TRL counts: a prompt for each answer.
             self._tokens += 2 * sum(inputs["prompt_lengths"]) + sum(inputs["answer_lengths"])
@@ -268,6 +278,8 @@ class DualModeDPOTrainer(FiniteSteps, DPOTrainer):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         training = self.model.training
         logs.update(self._means.pop_means(self.accelerator, training=training))
+        if training:
+            logs.update(self._start_margins.tell(warn=self.is_world_process_zero()))
         tokens = torch.tensor(self._tokens, device=self.accelerator.device)
         total = int(self.accelerator.reduce(tokens, reduction="sum"))
         logs["num_tokens" if training else "eval_num_tokens"] = total

@@ -148,15 +148,24 @@ MISTAKES = [
     ("stages.2.train.train_sampling_strategy", "group_by_length", "pairs have no length"),
     ("stages.1.train", {"bf16": True, "fp16": True}, "bf16 and fp16 are both on"),
     ("stages.1.save", "both", "save: expected one of adapter, merged"),
+    ("stages.2.train.loss_type", "apo_zer", "unknown value 'apo_zer' (did you mean 'apo_zero'?)"),
+    ("stages.2.train.loss_type", "dpo", "unknown value 'dpo' (here: sigmoid)"),
     (
         "stages.2.train.loss_type",
-        "apo_zer",
-        "expected apo_zero, apo_down, sigmoid, ipo, found 'apo_zer'",
+        ["sigmoid", ["ipo"]],
+        """unknown value "['ipo']" (did you mean """,
     ),
+    ("stages.2.train.loss_type", 5, "train.loss_type: expected list[str]"),
+    ("stages.2.train.loss_type", "exo_pair", "train.label_smoothing: exo_pair takes its logarithm"),
+    ("stages.2.train", {"loss_type": "simpo"}, "train.beta: simpo compares means by token"),
+    ("stages.2.train", {"loss_type": "aot", "use_weighting": True}, "aot sorts its batch: remove"),
+    ("stages.2.train.ld_alpha", 1.5, "train.ld_alpha: expected 0 to 1, found 1.5"),
+    ("stages.2.train.label_smoothing", 0.5, "expected 0 or more, below 0.5, found 0.5"),
+    ("stages.2.train.simpo_gamma", "wide", "train.simpo_gamma: expected float, found 'wide'"),
     ("stages.2.train.beta", 0, "train.beta: expected more than 0, found 0"),
-    ("stages.2.train.loss_type", [], "train.loss_type: expected apo_zero, apo_down, sigmoid, ipo"),
+    ("stages.2.train.loss_type", [], "train.loss_type: expected a loss, such as apo_zero"),
     ("stages.2.train.loss_weights", [1.0, 2.0], "found 2 weights for 1 losses (apo_zero)"),
-    ("stages.2.train.f_divergence_type", "js_divergence", "defined for sigmoid, ipo, not for apo"),
+    ("stages.2.train.f_divergence_type", "js_divergence", "defined for sigmoid, sigmoid_norm, "),
     ("stages.2.train.f_divergence_type", "js", "unknown value 'js'"),
     ("stages.2.reference", "copy", "with lora the reference is the adapter switched off"),
     ("stages.2.data.packing", "best_fit", "pairs aren't packed: set data.packing: none"),
@@ -328,6 +337,7 @@ def test_a_stage_recipe_is_a_pipeline_of_one_and_can_be_included(tmp_path: Path)
         ("stages.1.hub_model_id", "x", "dualign publish"),
         ("stages.1.train.embedding_lr", 1e-5, "nowhere: all parameters have one learning rate"),
         ("stages.2.train.pref_beta", 0.1, "train.beta"),
+        ("stages.2.train.rpo_alpha", 0.5, "train.loss_type: [sigmoid, sft], train.loss_w"),
         ("stages.2.ref_model", "x", "reference"),
     ],
 )
@@ -337,7 +347,7 @@ def test_a_key_of_another_tool_is_told_its_name_here(
     with pytest.raises(ConfigError) as caught:
         load_recipe(write(tmp_path, changed(keys, value)), [])
     assert f"{keys.split('.')[-1]}: unknown " in str(caught.value)
-    assert f" (here: {here})" in str(caught.value)
+    assert f" (here: {here}" in str(caught.value)
 
 
 def test_the_page_lists_the_names_of_other_tools() -> None:

@@ -74,10 +74,6 @@ def training_shape(config: Any, *, longest: int) -> TrainingShape:
     computed = arithmetic(config)
     on_gpu = training_device(config).kind == "cuda"
     autocast = config.dtype == "float32" and computed != "float32"
-    reference = None
-    if pairs:
-        reference = "adapter" if lora else "copy"
-        reference = "cached" if config.reference == "cached" else reference
     return TrainingShape(
         pairs=pairs,
         micro_batch=train["per_device_train_batch_size"] * (2 if pairs else 1),
@@ -89,7 +85,7 @@ def training_shape(config: Any, *, longest: int) -> TrainingShape:
         optimizer=train.get("optim", "adamw_torch_fused"),
         gradient_checkpointing=train.get("gradient_checkpointing", True),
         gradient_accumulation=train["gradient_accumulation_steps"],
-        reference=reference,  # type: ignore[arg-type]  # as narrowed above
+        reference=config.reference_source if pairs else None,
         sharding=sharding,
         world_size=world,
         # What auto is for most models.

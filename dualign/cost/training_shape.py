@@ -62,7 +62,7 @@ class TrainingShape:
     gradient_checkpointing: bool = True
     gradient_accumulation: int = 1
     reference: Literal["adapter", "cached", "copy"] | None = None
-    """source of a preference stage's reference log-probabilities"""
+    """source of a preference stage's reference log-probabilities; None: its loss needs none"""
     sharding: Literal["zero2", "zero3", "fsdp2"] | None = None
     world_size: int = 1
     attention: Literal["dualign", "sdpa", "eager", "flash_attention_2", "flex_attention"] = "sdpa"
@@ -88,8 +88,8 @@ class TrainingShape:
                 "nf4 weights can't be trained: add lora",
             ),
             (
-                self.pairs != (self.reference is not None),
-                f"reference is for preference pairs and needed there, found {self.reference} with pairs={self.pairs}",
+                self.reference is not None and not self.pairs,
+                f"reference is for preference pairs, found {self.reference} with pairs={self.pairs}",
             ),
             (self.reference == "adapter" and self.lora is None, "reference: adapter needs lora"),
             (

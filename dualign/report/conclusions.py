@@ -192,9 +192,16 @@ def _margin_finding(stage: StageRun) -> Iterator[str]:
         if parts:
             yield (
                 f"{stage.name}: reward margin on {where} pairs at the end: {', '.join(parts)}. "
-                "The margin is measured against the reference, where it is 0."
+                + _measure(stage)
             )
             return
+
+
+def _measure(stage: StageRun) -> str:
+    """Say what a margin is a difference of; a stage whose loss has no reference records that."""
+    if (stage.record.get("metrics") or {}).get("reference", "a reference") is None:
+        return "The loss has no reference: the margin is of the policy's own log-probabilities."
+    return "The margin is measured against the reference, where it is 0."
 
 
 def margin_findings(metrics: Row) -> Iterator[str]:

@@ -7,7 +7,7 @@ them would import torch, and a recipe is refused before that.
 import ast
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -54,6 +54,8 @@ _RENAMED: Mapping[str, str] = {
     "tokenizer": "template",
     "group_by_length": "train_sampling_strategy",
 }
+# What a preference stage reads itself: of trainers that TRL may still move, by TRL's names.
+_OWN = {"simpo_gamma": "float", "cpo_alpha": "float"}
 _BASE = (("transformers", "training_args.py"), ("trl", "trainer/base_config.py"))
 _ENUMS = (("transformers", "trainer_utils.py"), ("transformers", "training_args.py"))
 
@@ -63,11 +65,13 @@ class _ArgumentCheck:
     """A check of a `train:` mapping; `config` is TRL's file with the fields that it adds."""
 
     config: str
+    own: Mapping[str, str] = field(default_factory=dict)
+    """names and types that aren't fields of TRL's class"""
 
     def __call__(self, value: Any) -> list[tuple[str, str]]:
         if not isinstance(value, Mapping):
             return []
-        types = _argument_types(self.config)
+        types = {**_argument_types(self.config), **self.own}
         return [
             (name, text)
             for name, argument in value.items()
@@ -76,7 +80,12 @@ class _ArgumentCheck:
 
 
 SFT_ARGUMENTS = _ArgumentCheck("trainer/sft_config.py")
-DPO_ARGUMENTS = _ArgumentCheck("trainer/dpo_config.py")
+DPO_ARGUMENTS = _ArgumentCheck("trainer/dpo_config.py", _OWN)
+
+
+def of_trl(train: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what TRL's class takes of a checked `train:`."""
+    return {name: value for name, value in train.items() if name not in _OWN}
 
 
 @cache

@@ -93,6 +93,10 @@ class TrainingStage:
     verify_reload: bool = True
     """load what was saved and compare its logits with the live model's"""
 
+    def unused(self) -> list[tuple[str, str]]:
+        """Return settings of `train:` that would change what is learned, if something read them."""
+        return []
+
     def problems(self) -> list[tuple[str, str]]:
         issues = template_kwargs_issues(self.template_kwargs)
         if self.quantization and self.lora is None:

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from dualign.config import nearest
+from dualign.training.arguments import of_trl
 from dualign.training.config import TrainingStage
 from dualign.training.precision import sharding_engine
 from dualign.training.start_model import start_issues
@@ -20,17 +21,11 @@ from dualign.training.start_model import start_issues
 Issue = tuple[str, str]
 # Arguments that TRL and transformers take and then don't use: (value that changes nothing, why, when it is used).
 _NEEDS: Mapping[str, tuple[Any, str, Callable[[Mapping[str, Any]], bool]]] = {
-    "label_smoothing": (
-        0,
-        "TRL smooths labels under robust, exo_pair and aot alone, not under apo_zero, apo_down, sigmoid or ipo",
-        lambda train: False,
-    ),
     "label_smoothing_factor": (
         0,
         "the loss is computed with the head, on supervised tokens, and isn't smoothed",
         lambda train: False,
     ),
-    "discopop_tau": (0.05, "it belongs to the loss discopop", lambda train: False),
     "f_alpha_divergence_coef": (
         0.5,
         "it belongs to f_divergence_type: alpha_divergence",
@@ -122,8 +117,8 @@ _DEFAULT_RATES = {"sft": 2e-5, "preference": 1e-6}  # TRL's
 
 def issues(stage: Any) -> list[Issue]:
     """Return the reasons as (key, message)."""
-    reasons = [*_rounding(stage, stage.train), *_without_effect(stage.train), *_packages(stage)]
-    reasons += _schedule(stage)
+    reasons = [*_rounding(stage, stage.train), *_without_effect(stage.train), *stage.unused()]
+    reasons += [*_packages(stage), *_schedule(stage)]
     reasons += start_issues(stage)
     return reasons or list(_refused_by_libraries(stage))
 
@@ -256,7 +251,8 @@ def _refused_by_libraries(stage: Any) -> Iterator[Issue]:
     import torch
     from trl import DPOConfig, SFTConfig
 
-    arguments = {"use_cpu": not torch.accelerator.is_available(), "bf16": False, **stage.train}
+    arguments = {"use_cpu": not torch.accelerator.is_available(), "bf16": False}
+    arguments |= of_trl(stage.train)
     kind = DPOConfig if stage.kind == "preference" else SFTConfig
     try:
         with warnings.catch_warnings():

@@ -27,10 +27,11 @@ class LossSettings:
     """weight of CPO's negative log-likelihood"""
 
 
-def _loss_names(train: Mapping[str, Any]) -> tuple[str, ...]:
+def loss_names(train: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the losses that `train:` names. `{loss_type: ipo}` -> `("ipo",)`."""
     names = train.get("loss_type") or LossSettings().losses[0][0]
-    return (names,) if isinstance(names, str) else tuple(names)
+    names = [names] if isinstance(names, str) else names
+    return tuple(map(str, names)) if isinstance(names, list | tuple) else ()
 
 
 def loss_settings(train: Mapping[str, Any]) -> LossSettings:
@@ -38,7 +39,7 @@ def loss_settings(train: Mapping[str, Any]) -> LossSettings:
 
     `{loss_type: [sigmoid, sft], loss_weights: [1, 0.5]}` -> `losses = ((sigmoid, 1), (sft, 0.5))`.
     """
-    names = _loss_names(train)
+    names = loss_names(train)
     weights = train.get("loss_weights") or [1.0] * len(names)
     known = {field.name for field in fields(LossSettings)}
     values = {key: value for key, value in train.items() if key in known and value is not None}

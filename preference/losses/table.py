@@ -4,7 +4,7 @@ A new loss is a function `(PairScores, LossSettings) -> Tensor [P]` in a file of
 row of `LOSSES`. Functions are named by text, so recipes are checked without torch.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -34,6 +34,11 @@ class PairLoss:
         """The function `(PairScores, LossSettings) -> Tensor [P]`. Imports its module, and torch."""
         module, _, name = self.implementation.partition(":")
         return getattr(import_module(f"{__package__}.{module}"), name)  # type: ignore[no-any-return]
+
+
+def needs_reference(names: Iterable[str]) -> bool:
+    """Return whether a loss of these compares with the log-probabilities of a reference."""
+    return any(LOSSES[name].needs_reference for name in names if name in LOSSES)
 
 
 _SMOOTHED = ("label_smoothing",)

@@ -213,7 +213,7 @@ def test_impossible_training_is_refused() -> None:
     with pytest.raises(ConfigError, match="expected sizes of 1 or more, found 0"):
         replace(FULL, micro_batch=0)
     with pytest.raises(ConfigError, match="reference is for preference pairs"):
-        replace(FULL, pairs=True)
+        replace(FULL, reference="copy")
     with pytest.raises(ConfigError, match="optim 'galore_adamw': memory is known for sgd"):
         estimate(SMOLLM3, replace(FULL, optimizer="galore_adamw"))
     with pytest.raises(ConfigError, match="target_modules lm_head"):

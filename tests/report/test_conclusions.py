@@ -137,7 +137,13 @@ def test_preference_stage_tells_its_held_out_margins(tmp_path: Path) -> None:
     assert found[0] == "apo: validation loss 0.625 to 0.625, first to last logged."
     assert found[1].startswith(
         "apo: reward margin on held-out pairs at the end: think +0.250 (75.0 % of pairs right), "
-        "no_think -0.500 (40.0 % of pairs right)."
+        "no_think -0.500 (40.0 % of pairs right). The margin is measured against the reference"
+    )
+    alone = write_stage(
+        tmp_path, "simpo", "preference", log=log, metrics={"reference": None, "steps": 2}
+    )
+    assert list(training_findings(read_stage(alone)))[1].endswith(
+        "The loss has no reference: the margin is of the policy's own log-probabilities."
     )
 
 

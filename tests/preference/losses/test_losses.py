@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -233,3 +234,16 @@ def test_settings_are_read_by_trls_names() -> None:
 
 def test_every_row_of_the_table_has_its_function() -> None:
     assert all(callable(loss.function) for loss in LOSSES.values())
+
+
+def test_the_page_has_a_row_for_each_loss_with_its_paper_and_reference() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "preference.md").read_text(encoding="utf-8")
+    rows = {
+        cells[1].split("`")[1]: cells
+        for line in page.splitlines()
+        if len(cells := line.split("|")) == 9 and "`" in cells[1] and "arxiv" in cells[7]
+    }
+    assert set(rows) == set(LOSSES)
+    for name, loss in LOSSES.items():
+        assert f"https://arxiv.org/abs/{loss.paper})" in rows[name][7], name
+        assert rows[name][4].strip() == ("yes" if loss.needs_reference else "no"), name
