@@ -92,7 +92,7 @@ def fingerprint(entry: StageEntry, parents: Mapping[str, str], digests: Digests)
         config["data"] = _included(config["data"])
     config = _without_unused(config)
     if stage_kind(entry.kind).trains:
-        config |= {key: old for (key, now), old in _OLD_DEFAULTS.items() if config[key] == now}
+        config |= {key: old for (key, now), old in _OLD_DEFAULTS.items() if config.get(key) == now}
     content = {
         "schema": _SCHEMA,
         "kind": entry.kind,

@@ -47,12 +47,14 @@ from dualign.training.callbacks import (
 )
 from dualign.training.config import TrainingStage
 from dualign.training.policy import REFERENCE_ADAPTER, activate_policy_adapters
-from dualign.training.precision import arithmetic, training_device
+from dualign.training.precision import training_device
 
 # DPOTrainer copies the adapter it finds under this name, as its reference. Ours is the earlier
 # stage's adapter.
 _TRL_REFERENCE = "ref"
 _PROBE_TOKENS = 256
+# accelerate's names; a launcher may set what the recipe doesn't.
+_AUTOCAST = {"bf16": "bfloat16", "fp16": "float16"}
 
 
 def trainer_arguments(
@@ -342,7 +344,7 @@ def training_metrics(trainer: Trainer, stage: TrainingStage) -> dict[str, Any]:
         "train_seconds": _last(log, "train_runtime"),
         "device": device_name(on_cpu=trainer.args.device.type == "cpu"),
         "dtype": stage.dtype,
-        "arithmetic": arithmetic(stage),
+        "arithmetic": _AUTOCAST.get(trainer.accelerator.mixed_precision, stage.dtype),
         "attention": stage.attn_implementation,
     }
     if evaluations:
