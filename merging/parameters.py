@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dualign.config import Key, dotted, nearest
+from dualign.config import Key, dotted, nearest, nearest_key
 from dualign.errors import MergeError
 from dualign.merging.methods.table import METHODS, Parameter
 
@@ -94,6 +94,9 @@ def _entries(level: Level) -> Iterator[Key]:
             yield (*level.key, name)
 
 
+_NAMES = sorted({name for spec in METHODS.values() for name in (*spec.parameters, *spec.per_model)})
+
+
 def parameter_problems(
     method: str, values: Mapping[str, Any], *, of_model: bool
 ) -> list[tuple[Key, str]]:
@@ -112,6 +115,9 @@ def parameter_problems(
             )
         else:
             hint = nearest(name, list(fitting)) if fitting else " (it takes none)"
+            other = nearest_key(name, _NAMES)
+            if other and not nearest_key(name, list(fitting)):
+                hint = f" (did you mean {other!r}, of other methods?)"
             issues.append(((name,), f"{method} has no such parameter{hint}"))
     return issues
 

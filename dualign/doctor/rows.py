@@ -18,6 +18,11 @@ _MARKERS = (
     "<|user|>", "<|assistant|>", "<|system|>", "[INST]", "[/INST]", "<<SYS>>",
     "### Instruction:", "### Response:",
 )  # fmt: skip
+_TRACE_LIKE = re.compile(
+    r"<(thinking|antthinking|reasoning|thoughts?|scratchpad|analysis|reflection|inner_monologue)>"
+    r".*?</\1>",
+    re.IGNORECASE | re.DOTALL,
+)
 _LONG_ENOUGH = 20
 """A shorter answer that repeats its question may be a greeting (characters)."""
 
@@ -51,6 +56,9 @@ def _check_text(turn: int, message: Message, foreign: re.Pattern[str]) -> Iterat
             "foreign_marker",
             f"message {turn} ({message.role}) holds {marker[0]!r}: {_around(text, marker.start())}",
         )
+    if message.role == "assistant" and (block := _TRACE_LIKE.search(message.content)):
+        where = _around(message.content, block.start())
+        yield Finding("trace_like_block", f"message {turn} holds <{block[1]}>: {where}")
     if message.role != "assistant" and (OPEN in text or CLOSE in text):
         yield Finding(
             "think_tag_in_prompt", f"message {turn} ({message.role}) mentions a think tag"

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from dualign.data.config import DataConfig, SourceConfig
 from dualign.data.conversation import Message
@@ -16,6 +17,10 @@ from dualign.data.rows.sources import source_label
 from dualign.data.rows.text_rules import NO_RULES
 from dualign.doctor.findings import Finding, Findings
 from dualign.errors import DataError, excerpt
+
+
+_TRIED = 8
+"""Rows of which one has to be read by a mapping to try."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,7 +59,7 @@ def read_sources(
         findings.extend(notes, source=name)
         source = reading.source
         # Rows of no known shape get a finding each, when they are read.
-        each = {"unknown_shape": "drop", "wrong_stage": "drop"}
+        each = dict.fromkeys(("unknown_shape", "wrong_stage", "multimodal"), "drop")
         dropping = replace(source, on_fault={**source.on_fault, **each})
         try:
             check_shapes(rows.table, rows.rows, dropping, data, pairs=pairs)
@@ -81,20 +86,23 @@ def read_sources(
 
 def _columns_to_try(source: SourceConfig, rows: SampledRows, *, pairs: bool) -> Iterator[Finding]:
     """Yield the mapping to try for a source without a row of a known shape, and what its first row
-    would become.
+    would become; none if it makes faulty rows.
     """
     columns = {} if source.columns else columns_to_try(rows.table, pairs=pairs)
     if not columns or set(shapes_in(rows.table, pairs=pairs)) != {UNKNOWN}:
         return
     mapped = replace(source, columns=columns)
-    try:
-        parser = RowParser(source=mapped, supervise="assistant", pairs=pairs, rules=NO_RULES)
-        turns = [message for part in parts_of(parser(rows.table[0], 0)) for message in part]
-        becomes = "\n".join(f"  {_shown(message)}" for message in turns)
-    except DataError as error:
-        becomes = f"  {error}"
-    message = f"columns: {as_yaml(columns)}\nthe first row becomes\n{becomes}"
-    yield Finding("columns_to_try", message)
+    parser = RowParser(source=mapped, supervise="assistant", pairs=pairs, rules=NO_RULES)
+    for number, row in enumerate(islice(rows.table, _TRIED)):
+        try:
+            parts = parts_of(parser(row, number))
+        except DataError:  # a mapping that makes faulty rows is nothing to try
+            continue
+        which = f"row {number}" if number else "the first row"
+        becomes = "\n".join(f"  {_shown(message)}" for part in parts for message in part)
+        message = f"columns: {as_yaml(columns)}\n{which} becomes\n{becomes}"
+        yield Finding("columns_to_try", message)
+        return
 
 
 def _shown(message: Message) -> str:

@@ -262,6 +262,18 @@ def tag_in_question(_: Row) -> Row:
     return _say(no_think_row(), 0, "What does <think> mean?")
 
 
+def analysis_in_answer(_: Row) -> Row:
+    return _say(no_think_row(), 1, "<analysis>Two and two.</analysis>Four.")
+
+
+def thinking_after_first_words(_: Row) -> Row:
+    return _say(no_think_row(), 1, "Sure. <thinking>Two and two.</thinking> Four.")
+
+
+def picture_in_question(_: Row) -> Row:
+    return _say(no_think_row(), 0, "<image>\nWhat is in it?")
+
+
 def nothing_asked(_: Row) -> Row:
     return _say(no_think_row(), 0, " ")
 
@@ -404,6 +416,9 @@ PLANTED = (
     Planted(turns_of_another_format, "foreign_marker"),
     Planted(alpaca_headings_left, "foreign_marker"),
     Planted(tag_in_question, "think_tag_in_prompt"),
+    Planted(analysis_in_answer, "trace_like_block"),
+    Planted(thinking_after_first_words, "trace_like_block"),
+    Planted(picture_in_question, "multimodal"),
     Planted(nothing_asked, "empty_user"),
     Planted(two_questions_in_a_row, "same_role_twice"),
     Planted(last_question_unanswered, "unanswered_turn"),

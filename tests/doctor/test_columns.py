@@ -1,6 +1,7 @@
 """A source of unknown shape gets a mapping to paste, with what its first row would become."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,22 @@ def test_doctor_prints_the_mapping_to_try_and_what_the_first_row_becomes(
             {"prompt": "Hi", "generations": ["a", "b"]},
             "{prompt: prompt, completion: generations.0}",
         ),
-        ({"prompt": "Hi", "response": "a", "helpfulness": 1}, "{prompt: prompt, completion: resp"),
+        (
+            {"user_msg": "Hi you", "bot_msg": "I am well", "thoughts": "They say hi to me."},
+            "{prompt: user_msg, thinking: thoughts, completion: bot_msg}",
+        ),
+        (
+            {"chat": [{"who": "customer", "said": "Hi"}, {"who": "agent", "said": "Yo"}]},
+            "{messages: chat, role: {from: who, user: [customer], assistant: [agent]}, content: said}",
+        ),
+        (
+            {"record": {"stem": "What is one more?", "worked": "It is two."}},
+            "{prompt: record.stem, completion: record.worked}",
+        ),
+        (
+            {"record": {"talk": [{"role": "user", "text": "Hi"}, {"role": "bot", "text": "Yo"}]}},
+            "{messages: record.talk, role: role, content: text}",
+        ),
     ],
 )
 def test_the_mapping_follows_names_and_forms(
@@ -48,6 +64,37 @@ def test_the_mapping_follows_names_and_forms(
     findings, _ = examine({"rows": [row, row]})
     (finding,) = [entry for entry in findings.all() if entry.code == "columns_to_try"]
     assert mapping in finding.message
+
+
+@pytest.mark.parametrize(
+    ("row", "code", "words"),
+    [
+        ({"prompt": "Hi", "response": "a", "helpfulness": 1}, "unknown_shape", "with its rating"),
+        ({"question": "Hi", "answer": "a b", "reward": 0.1}, "unknown_shape", "learned alike"),
+        ({"prompt": "Hi", "source": "x"}, "unknown_shape", "a question alone.*`pairs` stage"),
+        ({"question": "What is it?", "answer": "A dog", "image": "a.png"}, "multimodal", "image"),
+    ],
+)
+def test_no_mapping_is_tried_where_it_would_train_something_wrong(
+    row: dict[str, object], code: str, words: str, examine: Examine
+) -> None:
+    findings, _ = examine({"rows": [row, row]})
+    codes = {entry.code: entry.message for entry in findings.all()}
+    assert "columns_to_try" not in codes
+    assert re.search(words, codes[code])
+
+
+def test_keys_of_messages_that_arent_read_are_said(examine: Examine) -> None:
+    turns: list[dict[str, object]] = [
+        {"role": "user", "content": "Hi", "id": 1, "train": None},
+        {"role": "assistant", "content": "Yes", "score": 2, "lang": ""},
+    ]
+    findings, _ = examine({"rows": [{"messages": turns}]})
+    notes = [entry.message for entry in findings.all() if entry.code == "columns_read"]
+    assert notes == [
+        "rows: messages[].score would change what is learned, by the name, and isn't used",
+        "rows: columns that aren't used: messages[].id",
+    ]
 
 
 def test_pairs_of_known_names_are_told_from_conversations(

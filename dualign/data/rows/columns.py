@@ -1,7 +1,7 @@
 """A row of a file -> a row in one of SHAPES, as its source's `columns` says."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import cycle, islice
 from typing import Any
 
@@ -12,7 +12,7 @@ from dualign.data.columns import MESSAGE_NAMES, ROW_NAMES, paths_of, read_value,
 from dualign.data.config import SourceConfig
 from dualign.data.rows.contents import MEDIA_KEYS
 from dualign.data.rows.loss_flags import ROW_FLAGS
-from dualign.data.rows.messages import ROLES
+from dualign.data.rows.messages import MESSAGE_KEYS, ROLES
 from dualign.data.rows.shapes import SHAPES, Row, RowShape, shapes_of
 from dualign.errors import DataError
 
@@ -89,6 +89,21 @@ def unused_columns(
     if shape is not None and not _MAIN & set(columns):
         used = used - _MAIN | _main_columns(shape) | _taken_columns(columns)
     return [name for name in names if name not in used]
+
+
+def unread_keys(head: Iterable[Row], columns: Mapping[str, Any]) -> list[str]:
+    """Return the keys of messages that hold a value and aren't read, such as `messages[].score`."""
+    read = {path.split(".")[0] for name in columns for path in paths_of(columns[name])}
+    unread: dict[str, None] = {}
+    for row in head:
+        for name in _TURNS:
+            path = next(iter(paths_of(columns[name])), name) if name in columns else name
+            for message in _as_list(value_at(row, path)):
+                keys = message if isinstance(message, Mapping) else ()
+                filled = [key for key in keys if message[key] not in (None, "", [], {})]
+                others = [key for key in filled if key not in MESSAGE_KEYS and key not in read]
+                unread |= dict.fromkeys(f"{path}[].{key}" for key in others)
+    return list(unread)
 
 
 def check_columns(source: SourceConfig, table: datasets.Dataset) -> None:

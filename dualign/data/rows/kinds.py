@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from dualign.data.conversation import Message
-from dualign.data.faults import RowFault
+from dualign.data.faults import Code, RowFault
+from dualign.data.rows.contents import check_media
 from dualign.data.rows.shapes import Part, Row, RowShape, expected_shapes, shape_of
 from dualign.errors import excerpt, listing
 
@@ -24,6 +25,18 @@ TRUTHS = (
 """Columns of what an answer is checked against; nobody answers like that."""
 ANSWERS = ("answer", "solution", "target", "final_answer")
 """Columns that hold an answer in some sets, and in others what it is checked against."""
+RATINGS = (
+    *("score", "reward", "rating", "rank", "helpfulness", "correctness", "correct", "is_correct"),
+    *("is_right", "passed", "quality", "grade", "stars", "votes", "upvotes"),
+)
+"""Columns that say how good an answer is: such a set holds bad ones too."""
+_BESIDE_A_QUESTION = frozenset(
+    [
+        *("system", "tools", "mode", "chat_template_kwargs", "id", "index", "uuid", "source"),
+        *("data_source", "dataset", "category", "subject", "topic", "domain", "type", "level"),
+        *("difficulty", "language", "tags", "metadata", "split", "extra_info"),
+    ]
+)
 _LABELS = ("label", "kto_tag")
 _BAD = ("false", "0", "-1", "bad", "rejected", "undesirable")
 
@@ -35,6 +48,7 @@ class RowKind:
     name: str
     fits: Callable[[frozenset[str]], bool]
     use: str
+    code: Code = "wrong_stage"
 
 
 _PROBLEM = RowKind(
@@ -59,6 +73,18 @@ _RATED: tuple[RowKind, ...] = (
         use="No stage trains on rated steps; `pairs` makes pairs of right and wrong answers",
     ),
     RowKind(
+        name="an answer with its rating",
+        code="unknown_shape",
+        fits=lambda names: (
+            any(name in names for name in _QUESTIONS)
+            and bool(names & {"response", "answer", "output", "completion"})
+            and bool(names & set(RATINGS))
+        ),
+        use="Its good and bad answers would be learned alike: keep the good ones in a file for an sft "
+        "stage, with `columns: {prompt: ..., completion: ...}`; two answers to one prompt, the better "
+        "one as `chosen`, are for a preference stage, and `pairs` samples them from a model",
+    ),
+    RowKind(
         name="one answer with a verdict (KTO)",
         fits=lambda names: (
             bool(names & set(_LABELS))
@@ -79,17 +105,31 @@ _UNANSWERED: tuple[RowKind, ...] = (
         "for a preference stage (`chosen`, `rejected`)",
     ),
     _PROBLEM,
+    RowKind(
+        name="a question alone",
+        code="unknown_shape",
+        fits=lambda names: (
+            any(name in names for name in _QUESTIONS)
+            and names <= {*_QUESTIONS, *_BESIDE_A_QUESTION}
+        ),
+        use="It has no answer to learn: a `pairs` stage samples answers to it with a task that checks "
+        "them, and a `script` stage may write some",
+    ),
 )
 
 
 def misplaced_row(row: Row, *, pairs: bool) -> RowFault:
     """Return the fault of a row that has none of the stage's shapes: what it is, if that is known."""
+    try:
+        check_media(row, "the row")
+    except RowFault as fault:
+        return fault
     names = frozenset(name for name, value in row.items() if value is not None)
     other = shape_of(row, pairs=not pairs)
     kinds = _UNANSWERED if other is None or other.verbatim else (_other_stage(other),)
     kind = next((kind for kind in (*_RATED, *kinds) if kind.fits(names)), None)
     if kind is not None:
-        return RowFault("wrong_stage", f"the row ({_listed(names)}) is {kind.name}. {kind.use}")
+        return RowFault(kind.code, f"the row ({_listed(names)}) is {kind.name}. {kind.use}")
     return RowFault(
         "unknown_shape",
         f"a row with keys {_listed(names) or '(none)'}. Expected {expected_shapes(pairs=pairs)}",

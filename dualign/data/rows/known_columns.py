@@ -12,7 +12,8 @@ from typing import Any
 import datasets
 
 from dualign.data.columns import paths_of
-from dualign.data.rows.kinds import ANSWERS, TRUTHS
+from dualign.data.rows.contents import MEDIA_KEYS
+from dualign.data.rows.kinds import ANSWERS, RATINGS, TRUTHS
 from dualign.data.rows.messages import ROLES
 from dualign.data.rows.shapes import PROMPTS, shapes_of
 
@@ -47,9 +48,6 @@ _CHOSEN_REJECTED = (
     ("response_j", "response_k"),
     ("preferred", "dispreferred"),
 )
-_RATINGS: _Names = ("score", "reward", "rating", "rank", "helpfulness", "correctness", "correct")
-_RATINGS += ("is_correct", "is_right", "passed", "quality", "grade", "stars", "votes", "upvotes")
-"""Columns that say how good an answer is: such a set holds bad ones too."""
 _OF_QUESTION: _Names = ("choices", "options", "candidates", "contexts", "passages", "documents")
 _OF_QUESTION += ("document", "article", "paragraph", "table", "schema", "code", "image", "images")
 """Columns that a question can't be answered without."""
@@ -77,6 +75,7 @@ _SWITCHES = frozenset(
     ]
 )
 """Values of a column such as `reasoning` that is a switch, not a trace."""
+_FEWEST_TURNS = 2
 _LOOKED_AT = 100
 _BATCH = 10_000
 
@@ -118,7 +117,12 @@ def known_columns(samples: Samples, *, pairs: bool, verbatim: bool = False) -> C
 
 
 def guessed_columns(samples: Samples, *, pairs: bool) -> Columns:
-    """Return a mapping to try: by names, else by the lengths of texts; empty if there is none."""
+    """Return a mapping to try: by names, else by the lengths of texts; empty if there is none, or if
+    what the rows hold beside it would be lost: ratings, images.
+    """
+    lower = {name.lower() for name in samples}
+    if not pairs and lower & {*RATINGS, *MEDIA_KEYS}:
+        return {}
     readings = list(_pair_readings(samples) if pairs else _readings(samples))
     if readings:
         return max(
@@ -129,14 +133,62 @@ def guessed_columns(samples: Samples, *, pairs: bool) -> Columns:
         return {"prompt": questions[0], "completion": f"{several[0]}.0"}
     texts = [name for name, value in samples.items() if isinstance(value, str)]
     texts = [name for name in texts if len(str(samples[name]).split()) > 1]
-    turns = [name for name, value in samples.items() if _turn_names(value) is not None]
-    turns = [name for name in turns if not isinstance(samples[name][0], str)]
     if pairs:
         names = ("prompt", "chosen", "rejected")
         return dict(zip(names, texts, strict=False)) if len(texts) >= len(names) else {}
+    turns = [reading for name in samples if (reading := _guessed_turns(name, samples[name]))]
     if turns:
-        return {"messages": turns[0], **(_turn_names(samples[turns[0]]) or {})}
-    return {"prompt": texts[0], "completion": texts[-1]} if len(texts) > 1 else {}
+        return turns[0]
+    traces = [
+        name for name in texts if name.lower() in _TRACES or _may_be_trace(name, samples[name])
+    ]
+    spoken = [name for name in texts if name not in traces]
+    if len(spoken) > 1:
+        thinking = {"thinking": traces[0]} if len(traces) == 1 else {}
+        return {"prompt": spoken[0], **thinking, "completion": spoken[-1]}
+    return next(filter(None, map(_guessed_object, samples, samples.values())), {})
+
+
+def _guessed_turns(path: str, value: Any) -> Columns:
+    """Return the reading of a list of messages, or of one in an object: by known names, or else two
+    speakers in turn, of whom the first asks.
+    """
+    if isinstance(value, Mapping):
+        inner = (_guessed_turns(f"{path}.{key}", item) for key, item in value.items())
+        return next(filter(None, inner), {})
+    names = _turn_names(value)
+    if names is not None:
+        return (
+            {}
+            if isinstance(value, str) or isinstance(value[0], str)
+            else {"messages": path, **names}
+        )
+    items = value if isinstance(value, list) else []
+    if len(items) < _FEWEST_TURNS or not all(isinstance(item, Mapping) for item in items):
+        return {}
+    texts = {
+        key: [item[key] for item in items]
+        for key in items[0]
+        if all(isinstance(item.get(key), str) for item in items)
+    }
+    keys = sorted(texts, key=lambda key: (_sorts_as(key), sum(map(len, texts[key]))))
+    speakers = list(dict.fromkeys(texts[keys[0]])) if len(keys) > 1 else []
+    if len(speakers) != _FEWEST_TURNS or any(" " in speaker for speaker in speakers):
+        return {}
+    role = {"from": keys[0], "user": [speakers[0]], "assistant": [speakers[1]]}
+    return {"messages": path, "role": role, "content": keys[-1]}
+
+
+def _sorts_as(key: str) -> int:
+    """Sort the keys of a message by their names: speakers first, texts last."""
+    return (key.lower() in _CONTENT_KEYS) - (key.lower() in (*_ROLE_KEYS, "who", "name", "user"))
+
+
+def _guessed_object(name: str, value: Any) -> Columns:
+    """Return the reading of a row that is an object in a column, with plain paths."""
+    inner = guessed_columns(value, pairs=False) if isinstance(value, Mapping) else {}
+    plain = all(isinstance(path, str) and "{" not in path for path in inner.values())
+    return {ours: f"{name}.{path}" for ours, path in inner.items()} if plain else {}
 
 
 def _has_shape(samples: Samples, *, pairs: bool, verbatim: bool = False) -> bool:
@@ -166,7 +218,7 @@ def _is_unsure(samples: Samples, reading: Columns) -> bool:
     if "completion" not in reading:
         return False
     names = {name.lower() for name in samples}
-    if names & {*_RATINGS, *_OF_QUESTION}:
+    if names & {*RATINGS, *_OF_QUESTION}:
         return True
     used = {path for spec in reading.values() for path in paths_of(spec)}
     others = [name for name in samples if name not in used]

@@ -7,9 +7,9 @@ from typing import Any
 from dualign.data.conversation import Message, Role
 from dualign.data.faults import RowFault
 from dualign.data.rows.calls import as_calls, first_filled, parse_json
-from dualign.data.rows.contents import calls_in, check_media, text_of, thought_in
-from dualign.data.rows.loss_flags import is_trained
-from dualign.errors import excerpt
+from dualign.data.rows.contents import MEDIA_KEYS, calls_in, check_media, text_of, thought_in
+from dualign.data.rows.loss_flags import ROW_FLAGS, is_trained
+from dualign.errors import excerpt, listing
 
 ROLES: dict[str, Role] = {
     "system": "system",
@@ -40,6 +40,11 @@ _KEYS = frozenset(
     {"role", "from", "id", "type", "name", "tool_name", "tool_calls", "function_call"}
 )
 """Keys of a message that hold no text of it."""
+MESSAGE_KEYS = frozenset(
+    {"role", "from", "name", "tool_name", "tool_calls", "function_call", *_CALL_IDS, *_TRACE_FIELDS}
+    | {*_CONTENTS, *ROW_FLAGS, *MEDIA_KEYS, "tools", "functions", "function_calls"}
+)
+"""Keys of a message that are read."""
 _PLAIN = frozenset({"role", "from", "content", "value", *_TRACE_FIELDS})
 """Keys of a message that is nothing but a text, with or without a trace."""
 
@@ -88,11 +93,7 @@ def _message(item: Mapping[str, Any]) -> Message:
     name = item.get("role") if item.get("role") is not None else item.get("from")
     role = ROLES.get(name.lower()) if isinstance(name, str) else None
     if role is None:
-        what = (
-            f"role {excerpt(name)}: expected one of {', '.join(ROLES)}, or `columns` with "
-            "{role: {from: NAME, user: [...], assistant: [...]}}"
-        )
-        raise RowFault("unknown_role", what)
+        raise _unknown_role(item, name)
     plain = item.keys() <= _PLAIN  # as those of nearly all messages
     if not plain:
         check_media(item, f"a message of the {role}")
@@ -114,6 +115,17 @@ def _message(item: Mapping[str, Any]) -> Message:
         tool_calls=as_calls(calls) if calls else (),
         train=train,
         **({} if plain else _links(item, role)),
+    )
+
+
+def _unknown_role(item: Mapping[str, Any], name: Any) -> RowFault:
+    known = f"expected one of {', '.join(ROLES)}, or `columns` with "
+    if name is None and not item.keys() & {"role", "from"}:
+        what = f"a message with the keys {listing(item)} says no role under role or from: {known}"
+        return RowFault("unknown_role", f"{what}{{role: KEY, content: KEY}}")
+    return RowFault(
+        "unknown_role",
+        f"role {excerpt(name)}: {known}{{role: {{from: NAME, user: [...], assistant: [...]}}}}",
     )
 
 

@@ -6,19 +6,22 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import datasets
 import yaml
 
 from dualign.data.config import SourceConfig, Supervise
-from dualign.data.rows.columns import check_columns, shape_for, unused_columns
+from dualign.data.rows.columns import check_columns, shape_for, unread_keys, unused_columns
 from dualign.data.rows.known_columns import guessed_columns, known_columns, samples_of
 
+_LOOKED_AT = 100
 _PLAIN = re.compile(r"[\w./-]+(?: [\w./-]+)*")
 _CHANGES_MEANING = frozenset(
     {"score", "reward", "rating", "rank", "labels", "history", "context", "input", "choices"}
     | {"options", "thinking", "reasoning_content", "cot", "system_prompt", "system_message"}
+    | {"objects", "bbox", "bboxes", "boxes"}
 )
 """Columns whose names say that they change what is learned."""
 
@@ -63,9 +66,11 @@ def read_source(
     names = table.column_names
     shape = shape_for(columns, dict.fromkeys(names), pairs=pairs)
     unused = unused_columns(names, columns, shape) if shape else ()
+    unread = unread_keys(islice(table, _LOOKED_AT), columns) if shape else ()
+    filled = (name for name in unused if samples.get(name) not in (None, ""))
     return SourceReading(
         source=replace(source, columns=columns),
-        unused=tuple(name for name in unused if samples.get(name) not in (None, "")),
+        unused=(*filled, *unread),
         known=bool(columns) and not source.columns,
     )
 
@@ -81,9 +86,15 @@ def as_yaml(value: Any) -> str:
     """
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key}: {as_yaml(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(as_yaml, value))}]"
     if isinstance(value, str) and _PLAIN.fullmatch(value) and yaml.safe_load(value) == value:
         return value
     return json.dumps(value, ensure_ascii=False)
+
+
+def _last_key(path: str) -> str:
+    return path.rpartition("[].")[2].lower()
 
 
 def reading_notes(sources: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -98,7 +109,7 @@ def reading_notes(sources: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         if "asked" in source:
             yield f"{name}: holds {source['rows']:,} rows; rows: {source['asked']:,} takes them all"
         unused = source.get("unused", ())
-        telling = [column for column in unused if column.lower() in _CHANGES_MEANING]
+        telling = [column for column in unused if _last_key(column) in _CHANGES_MEANING]
         others = [column for column in unused if column not in telling]
         if telling:
             yield (

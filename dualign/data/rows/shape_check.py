@@ -17,7 +17,7 @@ from dualign.data.rows.columns import column_of, mapped_row, shape_for
 from dualign.data.rows.kinds import misplaced_row
 from dualign.data.rows.known_columns import known_columns, samples_of
 from dualign.data.rows.reading import as_yaml, columns_to_try
-from dualign.data.rows.shapes import RowShape, expected_shapes, shapes_of
+from dualign.data.rows.shapes import RowShape, shapes_of
 from dualign.data.rows.sources import source_label
 from dualign.data.seeds import Indices
 from dualign.errors import DataError
@@ -128,11 +128,9 @@ def check_shapes(
     other = {} if by_shape else known_columns(samples_of(table), pairs=not pairs)
     fault = misplaced_row(mapped_row(row, other, pairs=not pairs) if other else row, pairs=pairs)
     if stops(fault.code, source.on_fault, default=data.conflicts):
-        is_known = fault.code != "unknown_shape"
-        reason = f": {fault}" if is_known else f". Expected {expected_shapes(pairs=pairs)}"
         what = (
             f"{len(unknown):,} of {len(table):,} rows have no known shape; the first has "
-            f"{_shown(table, unknown[0])}{reason}"
+            f"{_shown(table, unknown[0])}: {fault}"
         )
         if not (source.columns or by_shape) and (columns := columns_to_try(table, pairs=pairs)):
             what += f". To try: columns: {as_yaml(columns)}"

@@ -28,7 +28,7 @@ from dualign.data.rows.shapes import (
 )
 from dualign.data.rows.text_rules import NO_RULES, TextRules, check_texts
 from dualign.data.rows.traces import check_turns, resolve_mode, take_trace
-from dualign.data.rows.turns import check_order, check_tools
+from dualign.data.rows.turns import check_order, check_placeholders, check_tools
 from dualign.errors import excerpt
 
 
@@ -133,6 +133,11 @@ class _TemplateKwargs:
     tools: tuple[Mapping[str, Any], ...]
     rest: Mapping[str, Any]
 
+    @property
+    def texts(self) -> Mapping[str, Any]:
+        """All that holds texts which a template prints."""
+        return {**self.rest, "tools": self.tools} if self.tools else self.rest
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _CheckedRow:
@@ -223,10 +228,11 @@ def _check_conversation(
     if supervise != "all":
         messages = _take_traces(messages)
     mode = _mode_of(parsed, messages, row, kwargs, source, rules)
-    check_texts(messages, kwargs.rest, rules, mode)
+    check_texts(messages, kwargs.texts, rules, mode)
     if supervise == "all":
         return _CheckedRow(parts=(messages,), mode=mode)
     check_answered(row, messages)
+    check_placeholders(messages, mode)
     check_order(messages, mode)
     check_tools(messages, kwargs.tools, mode)
     turns = [turn for turn, message in enumerate(messages) if message.role == "assistant"]
@@ -245,9 +251,10 @@ def _check_pair(
     prompt, chosen, rejected = parts
     mode = _mode_of(parsed, (*prompt, *chosen), row, kwargs, source, rules)
     _check_answers(prompt, chosen, rejected, mode)
+    check_placeholders(prompt, mode)
     for answer in (chosen, rejected):
         messages = (*prompt, *answer)
-        check_texts(messages, kwargs.rest, rules, mode)
+        check_texts(messages, kwargs.texts, rules, mode)
         check_order(messages, mode)
         check_tools(messages, kwargs.tools, mode)
         check_turns(messages, mode, trained=[len(prompt)])

@@ -75,7 +75,8 @@ def check_texts(
     for where, text in _texts(messages, kwargs):
         if not text.isascii() and (half := _LONE_SURROGATE.search(text)):
             around = text[max(0, half.start() - 30) : half.end() + 30]
-            what = f"{where} holds half a character (a lone surrogate): {around!a}"
+            shown = _LONE_SURROGATE.sub("?", around)
+            what = f"{where} holds half a character (a lone surrogate, the ? in {shown!r})"
             raise RowFault("lone_surrogate", what, mode)
         if match := _control_in(text, rules):
             raise _control_fault(where, match, mode)
@@ -105,7 +106,9 @@ def _texts(messages: Sequence[Message], kwargs: Mapping[str, Any]) -> Iterator[t
                 yield where, text
         if message.tool_calls:
             yield from ((where, text) for text in _strings(message.tool_calls))
-    yield from (("chat_template_kwargs", text) for text in _strings(list(kwargs.values())))
+    for name, value in kwargs.items():
+        where = "tools" if name == "tools" else "chat_template_kwargs"
+        yield from ((where, text) for text in _strings(value))
 
 
 def _control_in(text: str, rules: TextRules) -> re.Match[str] | None:

@@ -15,6 +15,37 @@ _CALL_TEXT = re.compile(
     re.MULTILINE,
 )
 
+_MEDIUM = (
+    r"(?:<\|?(?:image|img|picture|video|audio|vision|sound)(?:_?(?:pad|start|bos|token|soft_token|"
+    r"placeholder|here|\d+))*\|?>|<start_of_(?:image|audio|video)>|\[IMG\])"
+)
+_PLACEHOLDER = re.compile(
+    rf"\A\s*{_MEDIUM}|{_MEDIUM}\s*\Z|^[^\S\n]*(?:{_MEDIUM}[^\S\n]*)+$|Picture \d+: ?<img>[^<]*</img>",
+    re.IGNORECASE | re.MULTILINE,
+)
+_ABOUT_CODE = re.compile(
+    r"```|</(?:image|picture|video|audio|sound)|\[/IMG|"
+    r"\b(?:html5?|svg|xml|jsx|css|bbcode|markup|markdown|tags?|elements?|tokens?|placeholders?|code)\b",
+    re.IGNORECASE,
+)
+"""Words of a text that speaks of such a tag."""
+
+
+def check_placeholders(messages: Sequence[Message], mode: Mode) -> None:
+    """Raise RowFault for a question with the placeholder of an image, a sound or a video: at its head
+    or end, or alone on a line, in a text that says nothing of tags or code.
+    """
+    for turn, message in enumerate(messages):
+        text = message.content
+        if message.role == "assistant" or ("<" not in text and "[" not in text):
+            continue
+        if (match := _PLACEHOLDER.search(text)) and not _ABOUT_CODE.search(text):
+            what = (
+                f"message {turn} of the {message.role} has {match[0].strip()!r} in the place of an image, "
+                f"a sound or a video that the model doesn't see: {excerpt(text)}"
+            )
+            raise RowFault("multimodal", what, mode)
+
 
 def check_order(messages: Sequence[Message], mode: Mode) -> None:
     """Check the order of turns: system first, then the user, then alternating.
@@ -46,18 +77,30 @@ def check_tools(
     """
     names = {_name(tool) for tool in tools}
     open_calls = 0.0  # results that may still follow
+    calls: Sequence[Mapping[str, Any]] = ()
     for turn, message in enumerate(messages):
         if message.role == "tool":
             is_first = not turn or messages[turn - 1].role != "tool"
             open_calls = (_calls(messages[turn - 1]) if turn and is_first else open_calls) - 1
+            calls = messages[turn - 1].tool_calls if is_first and turn else calls
             if open_calls < 0:
                 what = f"message {turn} is a tool's result without a call before it"
                 raise RowFault("tool_result_without_call", what, mode)
+            _check_link(turn, message, calls, mode)
         for call in message.tool_calls if names else ():
             name = call["function"]["name"]
             if name not in names:
                 what = f"message {turn} calls {excerpt(name)}; the row has {listing(sorted(names))}"
                 raise RowFault("unknown_tool", what, mode)
+
+
+def _check_link(turn: int, result: Message, calls: Sequence[Mapping[str, Any]], mode: Mode) -> None:
+    """Raise RowFault for a result whose id is none of the calls', if all of them have one."""
+    ids = [call.get("id") for call in calls]
+    if result.tool_call_id is None or None in ids or not ids or result.tool_call_id in ids:
+        return
+    what = f"message {turn} answers the call {excerpt(result.tool_call_id)}; the turn before has "
+    raise RowFault("tool_result_without_call", f"{what}{listing(map(str, ids))}", mode)
 
 
 def _calls(message: Message) -> float:

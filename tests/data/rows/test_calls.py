@@ -171,3 +171,48 @@ def test_duplicates_differ_in_ids_alone() -> None:
         return digest(parsed(row(call(arguments={"x": 1}, id=identity), results=(result,))))
 
     assert of("a") == of("b") != of("a", name="peek")
+
+
+@pytest.mark.parametrize(
+    ("calls", "answered", "fits"),
+    [
+        (["a", "b"], ["a", "b"], True),
+        (["a", "b"], ["b", "a"], True),
+        (["a"], ["x"], False),
+        (["a", "b"], ["a", "x"], False),
+        ([None], ["x"], True),
+        (["a"], [None], True),
+    ],
+)
+def test_a_result_answers_a_call_of_the_turn_before(
+    calls: list[str | None], answered: list[str | None], fits: bool
+) -> None:
+    turns: list[dict[str, Any]] = [{"role": "user", "content": "Look."}]
+    function = {"name": "look", "arguments": {}}
+    turns.append(
+        {"role": "assistant", "tool_calls": [{"id": i, "function": function} for i in calls]}
+    )
+    turns += [{"role": "tool", "content": "4", "tool_call_id": identity} for identity in answered]
+    turns.append({"role": "assistant", "content": "Four."})
+    source = SourceConfig(path="r")
+    if fits:
+        assert len(to_conversation({"messages": turns}, source=source, index=0).messages) > 3
+        return
+    with pytest.raises(RowError, match="answers the call 'x'; the turn before has a") as error:
+        to_conversation({"messages": turns}, source=source, index=0)
+    assert error.value.code == "tool_result_without_call"
+
+
+def test_half_a_character_in_a_schema_is_refused() -> None:
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}]
+    tool = {"type": "function", "function": {"name": "look", "description": "at \ud83d it"}}
+    with pytest.raises(RowError, match=r"tools holds half a character .*the \? in 'at \? it'"):
+        to_conversation(
+            {"messages": turns, "tools": [tool]}, source=SourceConfig(path="r"), index=0
+        )
+
+
+def test_a_role_under_another_key_is_named() -> None:
+    turns = [{"who": "customer", "content": "Hi"}, {"who": "agent", "content": "Yes"}]
+    with pytest.raises(RowError, match=r"the keys who, content says no role.*role: KEY"):
+        to_conversation({"messages": turns}, source=SourceConfig(path="r"), index=0)

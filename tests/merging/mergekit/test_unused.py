@@ -182,7 +182,7 @@ REFUSED = {
         WEIGHTED.replace("weight: 0.5", "wieght: 0.5") + "merge_method: linear\n", "did you mean 'weight'",
     ),
     "a typo in the base's parameters": (
-        TWO.replace("{model: a}", "{model: a, parameters: {wieght: 1}}") + "merge_method: slerp\nbase_model: a" + T, "wieght",
+        TWO.replace("{model: a}", "{model: a, parameters: {wieght: 1}}") + "merge_method: slerp\nbase_model: a" + T, "did you mean 'weight', of other methods",
     ),
     "a typo beside merge_method": (WEIGHTED + "merge_method: linear\nnormalise: true\n", "normalise: unknown key"),
     "a filter that fits no tensor": (TWO + "merge_method: slerp\nbase_model: a" + T.replace("mlp", "mpl"), r"t\[1\]: has no effect"),
