@@ -18,7 +18,6 @@ from dualign.data.rows.text_rules import NO_RULES
 from dualign.doctor.findings import Finding, Findings
 from dualign.errors import DataError, excerpt
 
-
 _TRIED = 8
 """Rows of which one has to be read by a mapping to try."""
 
