@@ -1,11 +1,21 @@
-"""One row encoded alone."""
+"""One row rendered and encoded alone."""
 
 from transformers import PreTrainedTokenizerBase
 
-from dualign.data.config import TooLong
+from dualign.data.config import Supervise, TooLong
+from dualign.data.conversation import Conversation
 from dualign.data.faults import RowError
-from dualign.data.text.spans import RenderedRow
+from dualign.data.text.spans import RenderedRow, render_rows
+from dualign.data.text.template import ChatTemplate
 from dualign.data.tokens.labels import Example, encode_batch
+
+
+def render_row(
+    template: ChatTemplate, conversation: Conversation, supervise: Supervise
+) -> RenderedRow:
+    """The row of a conversation that the template makes one row of."""
+    (row,) = render_rows(template, conversation, supervise)
+    return row
 
 
 def encode(

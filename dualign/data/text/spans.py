@@ -132,19 +132,6 @@ def _render_rows(
     return rows[::-1]
 
 
-def render_row(
-    template: ChatTemplate, conversation: Conversation, supervise: Supervise
-) -> RenderedRow:
-    """The one row of a conversation; TemplateError where the template makes it several."""
-    rows = render_rows(template, conversation, supervise)
-    if len(rows) > 1:
-        raise TemplateError(
-            f"{conversation.place}: template {template.name!r} rewrites turns once others follow, so "
-            f"that the supervised turns make {len(rows)} rows. Expected one: use supervise: last."
-        )
-    return rows[0]
-
-
 def _check_row(template: ChatTemplate, conversation: Conversation, text: str) -> None:
     for code, what in row_defects(conversation, text):
         raise RenderingError(

@@ -12,8 +12,8 @@ from dualign.data.faults import RowError
 from dualign.data.mix.dedup import digest
 from dualign.data.rows.parser import dump_row, load_row
 from dualign.data.rows.sources import to_conversation
-from dualign.data.text.spans import render_row
 from dualign.data.text.template import ChatTemplate
+from tests.data.encode import render_row
 
 SOURCE = SourceConfig(path="rows.jsonl")
 CHAT = (

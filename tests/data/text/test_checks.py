@@ -14,10 +14,10 @@ from dualign.data.conversation import Conversation, Message, Mode
 from dualign.data.faults import RowError
 from dualign.data.seeds import indices_of
 from dualign.data.text.checks import RenderingError, row_defects, turn_defects
-from dualign.data.text.spans import render_row
 from dualign.data.text.template import ChatTemplate, load_template
 from dualign.data.tokens.encoding import ExampleEncoder
 from dualign.switch import ENABLE_THINKING
+from tests.data.encode import render_row
 
 ANSWER = Message(role="assistant", content="Yes.")
 OPENING = "<|assistant|>"

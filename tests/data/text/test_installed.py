@@ -10,11 +10,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from dualign.data.conversation import Conversation, Message
 from dualign.data.text.installed import is_relative, relatives
-from dualign.data.text.spans import render_row
 from dualign.data.text.template import load_template
 from dualign.errors import TemplateError
 from dualign.models.source import ModelSource
 from dualign.models.tokenizer import load_tokenizer
+from tests.data.encode import render_row
 
 FOLDER = Path(trl.__file__).parent / "chat_templates"
 R1 = (FOLDER / "deepseek_r1_distill.jinja").read_text()

@@ -7,9 +7,9 @@ import pytest
 
 from dualign.data.conversation import Conversation, Message
 from dualign.data.text.modes import stated_switch, switch_line
-from dualign.data.text.spans import render_row
 from dualign.data.text.template import ChatTemplate, load_template
 from dualign.switch import ENABLE_THINKING, Switch
+from tests.data.encode import render_row
 from tests.data.text import families
 
 FOUND = {

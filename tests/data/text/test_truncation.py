@@ -12,11 +12,10 @@ from dualign.data.config import DataConfig, SourceConfig
 from dualign.data.conversation import Conversation, Message
 from dualign.data.faults import RowError
 from dualign.data.prepare import DataRequest, SFTData, prepare_sft
-from dualign.data.text.spans import render_row
 from dualign.data.text.template import load_template
 from dualign.data.text.truncation import without_first_turns
 from dualign.data.tokens.labels import IGNORE_INDEX
-from tests.data.encode import encode
+from tests.data.encode import encode, render_row
 
 Write = Callable[[list[dict[str, Any]], str], Path]
 

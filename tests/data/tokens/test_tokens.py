@@ -10,12 +10,12 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from dualign.data.conversation import Conversation, Message, Mode
 from dualign.data.faults import RowError
-from dualign.data.text.spans import RenderedRow, render_row
+from dualign.data.text.spans import RenderedRow
 from dualign.data.text.template import ChatTemplate, load_template
 from dualign.data.tokens.added_tokens import added_token_aligner
 from dualign.data.tokens.labels import IGNORE_INDEX, _by_offsets, encode_batch
 from dualign.errors import CheckpointError
-from tests.data.encode import encode
+from tests.data.encode import encode, render_row
 
 
 def rendered(text: str, *spans: tuple[int, int]) -> RenderedRow:
@@ -160,8 +160,9 @@ def test_landmarks_and_offsets_label_the_same_tokens(
         rows = []
         for mode, start in product(("think", "no_think"), starts):
             messages = [Message(role="user", content=start)]
-            thinking = f"{start.strip()} why" if mode == "think" else None
-            messages.append(Message(role="assistant", content=start + "!", thinking=thinking))
+            said = start.removeprefix("<|im_end|>")  # after which no turn may go on
+            thinking = f"{said.strip()} why" if mode == "think" else None
+            messages.append(Message(role="assistant", content=f"{said}!", thinking=thinking))
             row = Conversation(messages=tuple(messages * 2), mode=mode, source="rows", row=0)  # type: ignore[arg-type]
             rows.append(render_row(template, row, "assistant"))
         quick = encode_batch(rows, used, max_tokens=200)
