@@ -21,6 +21,7 @@ LONGEST = (
     "training/test_lora_across_stages.py",
     "pipeline/test_tiny_road.py",
     "checkpoints/test_adapters.py",
+    "experiments/test_experiment.py",
     "merging/sweep/test_sweep.py",
     "merging/test_output.py",
     "merging/adapters/test_soup.py",
