@@ -4,7 +4,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -98,6 +98,7 @@ words = st.text(alphabet="ab <>/?é你\n\t.0", max_size=12).filter(str.strip)
 
 
 @settings(max_examples=150)
+@example(turns=[("0", "0", "   0"), ("0", "0", "0")], think=False, gpt2=True)
 @given(
     turns=st.lists(st.tuples(words, words, words), min_size=1, max_size=3),
     think=st.booleans(),
@@ -124,7 +125,9 @@ def test_under_our_template_labels_decode_to_the_spans(
     example = encode(text, used, max_tokens=None)
     supervised = [label for label in example.labels if label != IGNORE_INDEX]
     assert used.decode(supervised) == "".join(text.text[start:stop] for start, stop in text.spans)
-    for start, _ in text.spans:
+    for number, (start, _) in enumerate(text.spans):
+        if any(answer != answer.lstrip() for *_, answer in turns[:number]):
+            break  # its indent has tokens of its own here, and a server that sees it later joins them
         alone = used(text.text[:start], add_special_tokens=False)["input_ids"]
         assert example.input_ids[: len(alone)] == alone
         assert example.labels[len(alone) - 1] == IGNORE_INDEX != example.labels[len(alone)]
