@@ -13,8 +13,10 @@ from dualign.publish.lineage import Lineage
 from dualign.rundir import RUN_JSON
 
 _ROOTS = "home|Users|root|mnt|data|tmp|var|scratch|work|workspace|opt|srv|media|nfs|gpfs|lustre"
+# gpt-oss' own template names the drive of its sandbox so, on every machine.
+_PUBLIC = r"/mnt/data(?![\w/.-])"
 MACHINE_PATH = re.compile(
-    rf"(?<![\w./:-])(?:/(?:{_ROOTS})(?:/[^\s\"'<>|`)]+)+|~/[^\s\"'<>|`)]+|[A-Za-z]:\\+[^\s\"'<>|]+)"
+    rf"(?<![\w./:-])(?!{_PUBLIC})(?:/(?:{_ROOTS})(?:/[^\s\"'<>|`)]+)+|~/[^\s\"'<>|`)]+|[A-Za-z]:\\+[^\s\"'<>|]+)"
 )
 _LOCAL_KEYS = ("_name_or_path", "name_or_path", "tokenizer_file", "special_tokens_map_file")
 _RECORDED = (

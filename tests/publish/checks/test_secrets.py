@@ -67,6 +67,8 @@ def test_the_header_of_a_binary_file_is_looked_at(tmp_path: Path) -> None:
         ("/think and /no_think, and/or, 1/2/3", False),
         ("stage:data/train.jsonl, figures/loss.png", False),
         ("http://localhost:8000/v1/chat/completions", False),
+        ("The drive at '/mnt/data' can be used", False),  # gpt-oss' template
+        ("/mnt/data/ada, /mnt/data2/x", True),
     ],
 )
 def test_paths_of_a_machine_are_told_from_other_slashes(
