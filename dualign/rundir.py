@@ -124,6 +124,11 @@ def read_paused(out: Path) -> Paused | None:
         return None
 
 
+def paused_model(work: Path, step: int) -> Path:
+    """Return the folder of the model of a step at which a stage was paused."""
+    return work / CHECKPOINTS / f"paused-{step}"
+
+
 def finalize(work: Path, out: Path) -> None:
     """Give a finished work folder its name, in place of an older `out`, once it is on the disk."""
     shutil.rmtree(work / CHECKPOINTS, ignore_errors=True)

@@ -5,27 +5,25 @@ accelerate launch --config_file zero3.yaml -m dualign prefer RECIPE
 """
 
 import logging
-from dataclasses import replace
 from pathlib import Path
 
-from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from trl import DPOConfig
 
 from dualign.attention.function import ATTENTION
 from dualign.data.prepare import PairData, prepare_pairs
-from dualign.distributed import run_on_main_process
 from dualign.models.data_request import load_data_request
 from dualign.models.pairs import Layout, PairCollator
 from dualign.models.source import ModelSource, resolve_model
 from dualign.preference.config import PreferenceStage
 from dualign.preference.losses.settings import loss_settings
+from dualign.preference.reference import with_cached_reference
 from dualign.preference.start_margins import start_metrics
 from dualign.preference.trainer import DualModeDPOTrainer
-from dualign.rundir import CHECKPOINTS, Outcome, Paused, complete_folder
+from dualign.rundir import Outcome, Paused
 from dualign.training.arguments import of_trl
 from dualign.training.attention import with_attention
-from dualign.training.pausing import train
+from dualign.training.pausing import add_pause, train
 from dualign.training.policy import load_policy
 from dualign.training.precision import resolved
 from dualign.training.trainer import (
@@ -50,7 +48,7 @@ def run(stage: PreferenceStage, work: Path, *, seed: int) -> Outcome | Paused:
     )
     tokenizer, data = request.tokenizer, prepare_pairs(request)
     if stage.reference == "cached":
-        data = _pairs_on_disk(data, work / CHECKPOINTS)
+        data = with_cached_reference(data, stage, work)
     with refusals_by_libraries(stage):
         trainer = build_trainer(stage, source, data, tokenizer, work, seed=seed)
     if paused := train(trainer, stage, work):
@@ -60,25 +58,6 @@ def run(stage: PreferenceStage, work: Path, *, seed: int) -> Outcome | Paused:
     metrics = {**training_metrics(trainer, stage), "reference": stage.reference_source}
     metrics |= start_metrics(trainer.state.log_history)
     return Outcome(metrics=metrics, rows=data.rows, checks=checks, data=data.sources)
-
-
-def _pairs_on_disk(data: PairData, folder: Path) -> PairData:
-    """Move the pairs into files that every rank reads.
-
-    DPOTrainer caches reference log-probabilities next to a dataset's files. For pairs in memory it
-    uses a temporary folder of rank 0, which the other ranks don't see.
-    """
-    validation = data.validation and _from_disk(data.validation, folder / "validation-pairs")
-    return replace(data, train=_from_disk(data.train, folder / "pairs"), validation=validation)
-
-
-def _from_disk(pairs: Dataset, folder: Path) -> Dataset:
-    def write() -> None:
-        with complete_folder(folder, folder.with_name(f"{folder.name}.new")) as work:
-            pairs.save_to_disk(work)
-
-    run_on_main_process(lambda: None if folder.exists() else write())
-    return Dataset.load_from_disk(str(folder))
 
 
 def build_trainer(
@@ -119,6 +98,6 @@ def build_trainer(
         losses=loss_settings(stage.train),
         batch_tokens=stage.batch_tokens,
     )
-    pause = stage.pause_at_step
-    prepare_trainer(trainer, with_parent=source.adapter is not None, pause_at_step=pause)
+    add_pause(trainer, stage, source, tokenizer, work)
+    prepare_trainer(trainer, with_parent=source.adapter is not None)
     return trainer

@@ -19,7 +19,7 @@ from dualign.sft.config import SFTStage
 from dualign.sft.trainer import DualModeSFTTrainer
 from dualign.training.attention import with_attention
 from dualign.training.isolation import check_isolation
-from dualign.training.pausing import train
+from dualign.training.pausing import add_pause, train
 from dualign.training.policy import load_policy
 from dualign.training.precision import resolved
 from dualign.training.trainer import (
@@ -79,6 +79,6 @@ def build_trainer(
         peft_config=new_adapter,
         groups=data.groups,
     )
-    pause = stage.pause_at_step
-    prepare_trainer(trainer, with_parent=source.adapter is not None, pause_at_step=pause)
+    add_pause(trainer, stage, source, tokenizer, work)
+    prepare_trainer(trainer, with_parent=source.adapter is not None)
     return trainer

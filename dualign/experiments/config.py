@@ -44,13 +44,24 @@ class Halving:
     rungs: tuple[int, ...]
     """steps of that stage, rising; its schedule stays that of all steps"""
     metric: str = ""
-    """a held-out metric of the stage: margin (in nats), loss, rewards/accuracies; default: margin, for SFT loss"""
+    """a held-out metric of the stage (margin, in nats; loss; rewards/accuracies), or a metric of an eval stage, whose tasks the paused models are then asked (eval.think.accuracy); default: margin, for SFT loss"""
     keep: float = 0.5
     """the share of the settings that goes on after a rung, rounded up"""
 
     def kept(self, settings: int) -> int:
         """Return how many of so many settings go on after a rung."""
         return math.ceil(round(self.keep * settings, 9))
+
+    def steps(self, settings: int, last: int) -> int:
+        """Return the steps of all settings together, of stages that have `last` steps.
+
+        4 settings, rungs at 10 and 20, a half kept: 4 * 10 + 2 * 10 + 1 * (last - 20).
+        """
+        total, done = 0, 0
+        for rung in self.rungs:
+            total += settings * (rung - done)
+            settings, done = self.kept(settings), rung
+        return total + settings * (last - done)
 
     def problems(self) -> list[tuple[str, str]]:
         issues = []

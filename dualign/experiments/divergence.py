@@ -7,6 +7,7 @@ Shapes: T tokens, V vocabulary.
 """
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from dualign.models.loading import EvalModel
 
+logger = logging.getLogger(__name__)
 _ANSWERS = 16  # of each mode, spread over the problems
 _DIVERGENCES_JSON = ".divergences.json"
 
@@ -47,7 +49,11 @@ class Divergences:
             return None
         key = f"{evaluation.record['fingerprint']} {parent}"
         if key not in self._known:
-            self._known[key] = _measure(run, evaluation, parent)
+            try:
+                self._known[key] = _measure(run, evaluation, parent)
+            except (RuntimeError, MemoryError) as error:  # other vocabularies, or no room for two
+                logger.warning("%s: no KL to %s: %s", run.label, parent, error)
+                return None
             write_json(self._file, self._known)
         known: dict[str, Any] = self._known[key]
         return known

@@ -12,18 +12,18 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from dualign import engine
 from dualign.errors import ConfigError, DualignError, TrainingError
 from dualign.experiments.best import write_best_recipe
 from dualign.experiments.halving import RungValues, better_settings, distinct_stages
-from dualign.experiments.measures import beta_of, measured, training_value
+from dualign.experiments.measures import measured
 from dualign.experiments.record import Record, experiment_record
+from dualign.experiments.rungs import rung_value
 from dualign.experiments.runs import Experiment, Run
 from dualign.experiments.sharing import FinishedStages, finished_stages
 from dualign.recipe import Recipe, load_recipe
-from dualign.rundir import locked, read_paused, read_run, write_json
+from dualign.rundir import locked, write_json
 
 Say = Callable[[str], None]
 _EXPERIMENT_JSON = "experiment.json"
@@ -64,7 +64,7 @@ def run_experiment(experiment: Experiment, *, say: Say = print) -> Record:
             experiment=experiment,
             say=say,
             finished=finished_stages(experiment),
-            rungs=RungValues(experiment.output_dir),
+            rungs=RungValues(experiment.output_dir, experiment.metric),
         )
         alive = _halve(course)
         for number, run in enumerate(alive, start=1):
@@ -83,8 +83,8 @@ def _halve(course: _Course) -> list[Run]:
         return alive
     for rung in halving.rungs:
         values: dict[str, list[float]] = {run.setting: [] for run in alive}
-        for fingerprint, run in distinct_stages(alive, halving.stage).items():
-            value = _value_at(course, run, fingerprint, rung)
+        for key, run in distinct_stages(alive, halving.stage, metric).items():
+            value = _value_at(course, run, key, rung)
             if value is not None:
                 values[run.setting].append(value)
         better = better_settings(values, metric, halving.kept(len(values)))
@@ -100,33 +100,21 @@ def _halve(course: _Course) -> list[Run]:
     return alive
 
 
-def _value_at(course: _Course, run: Run, fingerprint: str, rung: int) -> float | None:
+def _value_at(course: _Course, run: Run, key: str, rung: int) -> float | None:
     """Return the metric of a run at a rung: known, or measured by running to it; None: it failed."""
-    value = course.rungs.get(fingerprint, rung)
+    value = course.rungs.get(key, rung)
     if value is not None:
         return value
     halving, metric = course.experiment.config.halving, course.experiment.metric
     assert halving is not None and metric is not None
-    status = run.status(halving.stage)
     overrides = (*run.recipe.overrides, f"{halving.stage}.pause_at_step={rung}")
     recipe = load_recipe(run.recipe.file, overrides)
     if not _run(course, run, recipe, f"to step {rung}: {run.label}"):
         return None
-    paused = read_paused(status.run_dir)
-    metrics = paused.metrics if paused else _logged(status.run_dir, rung)
-    value = training_value(metrics, metric.key, beta=beta_of(status.entry.config))
-    if value is not None:
-        course.rungs.add(fingerprint, rung, value)
-        course.say(f"{run.label}: {metric.name} {value:.4g} at step {rung}")
+    value = rung_value(run, halving.stage, metric, rung)
+    course.rungs.add(key, rung, value)
+    course.say(f"{run.label}: {metric.name} {value:.4g} at step {rung}")
     return value
-
-
-def _logged(run_dir: Path, step: int) -> dict[str, float]:
-    """Return the held-out metrics of a finished stage at a step, else the last before it."""
-    from dualign.report.runs import read_stage
-
-    rows = [row for row in read_stage(run_dir).log if "eval_loss" in row and row["step"] <= step]
-    return dict(rows[-1]) if rows else dict(read_run(run_dir)["metrics"].get("validation") or {})
 
 
 def _finish(course: _Course, run: Run, label: str) -> None:

@@ -7,6 +7,7 @@ was paused, and ends with the bits of a run that never was.
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from statistics import fmean
 
@@ -18,19 +19,17 @@ _RUNGS_JSON = "rungs.json"
 
 
 class RungValues:
-    """The metrics at the rungs, in a file: fingerprint of the stage -> step -> value.
+    """The values of a metric at the rungs, in a file: metric -> fingerprint of the stage -> step.
 
     What was decided stays decided when the experiment is interrupted, or run again.
     """
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, measure: Measure | None) -> None:
         self._file = out / _RUNGS_JSON
-        try:
-            self._values: dict[str, dict[str, float]] = json.loads(
-                self._file.read_text(encoding="utf-8")
-            )
-        except (OSError, ValueError):
-            self._values = {}
+        self._all: dict[str, dict[str, dict[str, float]]] = {}
+        with suppress(OSError, ValueError):
+            self._all = json.loads(self._file.read_text(encoding="utf-8"))
+        self._values = self._all.setdefault(measure.name if measure else "", {})
 
     def get(self, fingerprint: str, rung: int) -> float | None:
         """Return a value that was measured."""
@@ -39,7 +38,7 @@ class RungValues:
     def add(self, fingerprint: str, rung: int, value: float) -> None:
         """Keep a value on the disk."""
         self._values.setdefault(fingerprint, {})[str(rung)] = value
-        write_json(self._file, self._values)
+        write_json(self._file, self._all)
 
     def of(self, fingerprint: str) -> list[tuple[int, float]]:
         """Return the (step, value) of a run, by step."""
@@ -64,9 +63,15 @@ def _rank(values: Sequence[float], measure: Measure) -> float:
     return measure.better(fmean(values)) if finite else -math.inf
 
 
-def distinct_stages(runs: Sequence[Run], stage: str) -> dict[str, Run]:
-    """Return the first run of each fingerprint of a stage: the others share what it trains."""
+def rung_key(run: Run, stage: str, measure: Measure) -> str:
+    """Return what the value of a run at a rung depends on: the stage, and the tasks that it is asked."""
+    key = run.status(stage).fingerprint
+    return key if measure.stage == stage else f"{key}:{run.status(measure.stage).fingerprint}"
+
+
+def distinct_stages(runs: Sequence[Run], stage: str, measure: Measure) -> dict[str, Run]:
+    """Return the first run of each value: the others share what it trains."""
     distinct: dict[str, Run] = {}
     for run in runs:
-        distinct.setdefault(run.status(stage).fingerprint, run)
+        distinct.setdefault(rung_key(run, stage, measure), run)
     return distinct

@@ -17,9 +17,11 @@ from typing import Any
 from dualign.config import nearest
 from dualign.data.conversation import MODES
 from dualign.errors import EvaluationError
+from dualign.evaluation.config import pairs_name
 from dualign.recipe import Recipe, StageEntry
 from dualign.rundir import read_run
 from dualign.stages import stage_kind
+from dualign.tasks import load_tasks
 
 _DEFAULT_BETA = 0.1  # of TRL's DPOConfig
 _SFT_METRICS = ("loss",)
@@ -99,9 +101,24 @@ def read_measure(recipe: Recipe, text: str, *, lower: bool | None) -> tuple[Meas
             return None, problem
     else:
         return None, f"{text!r}: stage {stage} is of kind {entry.kind}, which has no metrics"
+    if kind.evaluates and (problem := _not_asked(entry, key)):
+        return None, f"{text!r}: {problem}"
     if metric not in known:
         return None, f"{text!r}: no metric {metric!r} of {entry.kind}{nearest(metric, known)}"
     return Measure(stage=stage, key=key, lower=metric in _LOWER if lower is None else lower), ""
+
+
+def _not_asked(entry: StageEntry, key: str) -> str:
+    """Return why an eval stage has no such task, as far as its files are here."""
+    *parts, metric = key.split(".")
+    task = ".".join(parts[:-1] if parts and parts[-1] in MODES else parts)
+    pairs = [pairs_name(source) for source in entry.config.pairs]
+    if not task:
+        return "name the pairs: STAGE.PAIRS.margin" if metric == "margin" else ""
+    if not all(Path(file).is_file() for file in entry.config.tasks):
+        return ""  # an earlier stage writes them
+    names = [*pairs, *(loaded.name for loaded in load_tasks(entry.config.tasks))]
+    return "" if task in names else f"no task {task!r}{nearest(task, names)}"
 
 
 def _has_metrics(entry: StageEntry) -> bool:

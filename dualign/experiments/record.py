@@ -8,11 +8,11 @@ from dualign.data.conversation import MODES
 from dualign.evaluation.scores import Change, mean_of, short_label
 from dualign.experiments.comparison import Answers, answers_of, compare
 from dualign.experiments.divergence import Divergences, in_words
-from dualign.experiments.halving import RungValues
+from dualign.experiments.halving import RungValues, rung_key
 from dualign.experiments.measures import beta_of, measured
 from dualign.experiments.runs import Experiment, Run, short_keys
 from dualign.experiments.sentences import sentences
-from dualign.recipe import Recipe, StageEntry
+from dualign.recipe import StageEntry
 from dualign.report.runs import StageRun, read_stage, series
 from dualign.rundir import RUN_JSON
 from dualign.stages import stage_kind
@@ -55,36 +55,38 @@ def experiment_record(
         "vary": {key: short[key] for key in experiment.config.vary},
         "score": experiment.score.name,
         "lower_is_better": experiment.score.lower,
-        "parent": _parent_of(experiment.runs[0].recipe),
+        "parent": short_label(results[0].parent) if results[0].parent else "",
         "metric": experiment.metric.name if experiment.metric else None,
         "rungs": [*halving.rungs] if halving else [],
         "best": best,
         "settings": settings,
         "runs": entries,
-        "curve": _curve_name(experiment),
+        "curve": _curve_name(experiment, results[0].shown),
         "kl": in_words(entries),
         "seconds": round(sum(_own_seconds(results)), 1),
     }
     return {**record, "says": sentences(record)}
 
 
-def _training_stage(recipe: Recipe) -> StageEntry | None:
-    """Return the stage whose held-out metrics are shown: the last preference stage, else the last that trains."""
-    training = [entry for entry in recipe.stages if stage_kind(entry.kind).trains]
-    pairs = [entry for entry in training if stage_kind(entry.kind).takes_pairs]
-    chosen = pairs or training
-    return chosen[-1] if chosen else None
+def _shown_stage(experiment: Experiment) -> str:
+    """Return the training stage whose held-out metrics are shown; "" if none trains.
+
+    It is that of halving or of the score, else the last one that differs between runs, preference
+    stages first.
+    """
+    kinds = {entry.name: stage_kind(entry.kind) for entry in experiment.runs[0].recipe.stages}
+    training = [name for name, kind in kinds.items() if kind.trains]
+    halving = experiment.config.halving
+    for name in (halving.stage if halving else "", experiment.score.stage):
+        if name in training:
+            return name
+    differing = [name for name in training if _differs(experiment, name)] or training
+    pairs = [name for name in differing if kinds[name].takes_pairs] or differing
+    return pairs[-1] if pairs else ""
 
 
-def _start_model(recipe: Recipe) -> str:
-    entry = _training_stage(recipe)
-    return str(entry.config.model) if entry else ""
-
-
-def _parent_of(recipe: Recipe) -> str:
-    """Return the label of the model that the shown stage starts from; "" if none trains."""
-    model = _start_model(recipe)
-    return short_label(model) if model else ""
+def _differs(experiment: Experiment, stage: str) -> bool:
+    return len({run.status(stage).fingerprint for run in experiment.runs}) > 1
 
 
 class _Result:
@@ -92,6 +94,9 @@ class _Result:
 
     def __init__(self, experiment: Experiment, run: Run, failure: str, stopped: int | None) -> None:
         self.experiment, self.run, self.failure, self.stopped = experiment, run, failure, stopped
+        shown = _shown_stage(experiment)
+        self.shown = run.recipe.stage(shown) if shown else None
+        self.parent = str(self.shown.config.model) if self.shown else ""
         self.stages = [
             read_stage(status.run_dir)
             for status in run.statuses
@@ -136,7 +141,7 @@ class _Result:
             "against_parent": self._against(self._parent_answers()),
             "against_best": self._against(best.answers) if best and self is not best else {},
             "held_out": self._held_out(rungs),
-            "kl": divergences.of(self.run, self.evaluation, _start_model(self.run.recipe)),
+            "kl": divergences.of(self.run, self.evaluation, self.parent),
             "curve": self._curve(rungs),
             "seconds": round(sum(float(s.record.get("seconds") or 0) for s in self.stages), 1),
             "stages": {s.name: s.record["fingerprint"] for s in self.stages},
@@ -150,10 +155,9 @@ class _Result:
 
     def _parent_answers(self) -> Answers:
         """Return what the parent answered in this run's evaluation; {} if it wasn't asked."""
-        parent = _training_stage(self.run.recipe)
-        if self.evaluation is None or parent is None:
+        if self.evaluation is None or not self.parent:
             return {}
-        label = short_label(parent.config.model)
+        label = short_label(self.parent)
         models = [entry["model"] for entry in self.metrics["all"]]
         same = [model for model in models[:-1] if short_label(model) == label]
         return answers_of(self.evaluation.samples, same[0]) if same else {}
@@ -165,13 +169,14 @@ class _Result:
     def _at_the_last_rung(self, entry: StageEntry | None, rungs: RungValues) -> dict[str, Any]:
         """Return the metric of a run that was stopped, if it is one of the table."""
         metric = self.experiment.metric
-        points = rungs.of(self.run.status(entry.name).fingerprint) if entry else []
-        known = points and metric and metric.key in ("margin", "loss")
-        return {metric.key: points[-1][1]} if known and metric else {}
+        if entry is None or metric is None or metric.stage != entry.name:
+            return {}
+        points = rungs.of(rung_key(self.run, entry.name, metric))
+        return {metric.key: points[-1][1]} if points and metric.key in ("margin", "loss") else {}
 
     def _held_out(self, rungs: RungValues) -> dict[str, Any]:
         """Return the last held-out metrics of the trained stage, rewards in nats."""
-        entry = _training_stage(self.run.recipe)
+        entry = self.shown
         stage = next((s for s in self.stages if entry and s.name == entry.name), None)
         if entry is None or stage is None:
             return self._at_the_last_rung(entry, rungs)
@@ -188,23 +193,22 @@ class _Result:
 
     def _curve(self, rungs: RungValues) -> list[tuple[int, float]]:
         """Return (step, held-out metric) of the shown stage: as logged, and at the rungs."""
-        entry = _training_stage(self.run.recipe)
+        entry = self.shown
         if entry is None:
             return []
-        halving = self.experiment.config.halving
+        metric = self.experiment.metric
         points: dict[int, float] = {}
         stage = next((s for s in self.stages if s.name == entry.name), None)
         key, scale = _curve_key(self.experiment, entry)
         if stage is not None:
             points = {step: value / scale for step, value in series(stage.log, key)}
-        if halving and halving.stage == entry.name:
-            points |= dict(rungs.of(self.run.status(entry.name).fingerprint))
+        if metric and metric.stage == entry.name:
+            points |= dict(rungs.of(rung_key(self.run, entry.name, metric)))
         return sorted(points.items())
 
 
-def _curve_name(experiment: Experiment) -> str:
+def _curve_name(experiment: Experiment, entry: StageEntry | None) -> str:
     """Return what the curves show, with its unit: `apo: held-out margin, nats`."""
-    entry = _training_stage(experiment.runs[0].recipe)
     if entry is None:
         return ""
     key, _ = _curve_key(experiment, entry)

@@ -108,13 +108,13 @@ def plan_runs(file: ExperimentFile, *, remember: bool = True) -> Experiment:
                 statuses=tuple(statuses),
             )
         )
-    if remember:
-        out.mkdir(parents=True, exist_ok=True)
-        digests.save()
     _check_differences(document, runs)
     score, metric = _measures(document, config, runs)
     document.raise_problems()
     assert score is not None, "no problems means a score"
+    if remember:
+        out.mkdir(parents=True, exist_ok=True)
+        digests.save()
     return Experiment(
         name=name,
         file=Path(document.file),
@@ -293,7 +293,10 @@ def _halving_metric(document: Document, config: ExperimentConfig, recipe: Recipe
         document.refuse(("halving", "stage"), f"{expected}; found {halving.stage!r}")
         return None
     entry = training[halving.stage]
+    evaluations = [e.name for e in recipe.stages if stage_kind(e.kind).evaluates]
     text = f"{entry.name}.{halving.metric or default_metric(entry)}"
+    if halving.metric.partition(".")[0] in evaluations:
+        text = halving.metric
     metric, problem = read_measure(recipe, text, lower=None)
     problem = problem or (metric is not None and incomparable(metric, config.vary)) or ""
     if problem:

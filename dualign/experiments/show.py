@@ -116,14 +116,18 @@ def _lines(
     if halving is None or metric is None:
         return
     settings = len({run.setting for run in experiment.runs})
-    known = RungValues(experiment.output_dir)
+    known = RungValues(experiment.output_dir, metric)
     for rung in halving.rungs:
         kept = halving.kept(settings)
-        stages = distinct_stages(experiment.runs, halving.stage)
-        measured = sum(known.get(fingerprint, rung) is not None for fingerprint in stages)
+        stages = distinct_stages(experiment.runs, halving.stage, metric)
+        measured = sum(known.get(key, rung) is not None for key in stages)
         words = f" ({measured} measured)" if measured else ""
         yield (
             f"halving: at step {rung} of {halving.stage}, {kept} of {settings} settings go on by "
             f"{metric.name}{words}"
         )
         settings = kept
+    last = experiment.runs[0].recipe.stage(halving.stage).config.train.get("max_steps", -1)
+    if last > 0:
+        count = len({run.setting for run in experiment.runs})
+        yield f"halving takes {halving.steps(count, last)} of {count * last} steps of {halving.stage}"

@@ -1,7 +1,7 @@
 """Callbacks of both training stages: complete checkpoints, active adapters, one line a log."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +47,18 @@ class MarkCompleteCheckpoints(TrainerCallback):
 
 
 class PauseAtStep(TrainerCallback):
-    """Ends training after a step, with a checkpoint in which the held-out metrics of that step are.
+    """Ends training after a step, with a checkpoint, the held-out metrics of that step and its model.
 
-    They are measured when the checkpoint is saved, since a data loader draws from the generator that
+    They are made when the checkpoint is saved, since a data loader draws from the generator that
     dropout draws from: measured before, they would change what follows. It comes before
     MarkCompleteCheckpoints, so a checkpoint without its metrics is never complete.
+
+    Args:
+        save: writes the model of a step, on all ranks.
     """
 
-    def __init__(self, trainer: Trainer, step: int) -> None:
-        self.trainer, self.step = trainer, step
+    def __init__(self, trainer: Trainer, step: int, save: Callable[[int], None]) -> None:
+        self.trainer, self.step, self.save = trainer, step, save
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -69,6 +72,7 @@ class PauseAtStep(TrainerCallback):
         if not self.step <= state.global_step < state.max_steps:
             return
         metrics = self._metrics(state)
+        self.save(state.global_step)
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             write_json(folder / PAUSE_METRICS, metrics)

@@ -2,15 +2,36 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
-from transformers import Trainer
+from transformers import PreTrainedTokenizerBase, Trainer
 
 from dualign.distributed import run_on_main_process
-from dualign.rundir import CHECKPOINTS, Paused
-from dualign.training.callbacks import PAUSE_METRICS
+from dualign.models.source import ModelSource
+from dualign.rundir import CHECKPOINTS, Paused, paused_model
+from dualign.training.callbacks import PAUSE_METRICS, PauseAtStep
 from dualign.training.config import TrainingStage
-from dualign.training.trainer import last_checkpoint
+from dualign.training.trainer import last_checkpoint, save_result
+
+
+def add_pause(
+    trainer: Trainer,
+    stage: TrainingStage,
+    source: ModelSource,
+    tokenizer: PreTrainedTokenizerBase,
+    work: Path,
+) -> None:
+    """Let the trainer pause where the stage says; called before `prepare_trainer`."""
+
+    def save(step: int) -> None:
+        folder = paused_model(work, step)
+        run_on_main_process(lambda: shutil.rmtree(folder, ignore_errors=True))
+        save_result(trainer, replace(stage, verify_reload=False), source, tokenizer, folder)
+        run_on_main_process(lambda: shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True))
+
+    if stage.pause_at_step is not None:
+        trainer.add_callback(PauseAtStep(trainer, stage.pause_at_step, save))
 
 
 def train(trainer: Trainer, stage: TrainingStage, work: Path) -> Paused | None:

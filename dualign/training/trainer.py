@@ -41,7 +41,6 @@ from dualign.training.callbacks import (
     COMPLETE,
     LogLines,
     MarkCompleteCheckpoints,
-    PauseAtStep,
     ProgressBarWithLogLines,
     RestoreAdaptersOnResume,
 )
@@ -154,9 +153,7 @@ def _adapters_to_float32(model: PreTrainedModel) -> None:
             parameter.data = parameter.data.float()
 
 
-def prepare_trainer(
-    trainer: Trainer, *, with_parent: bool, pause_at_step: int | None = None
-) -> None:
+def prepare_trainer(trainer: Trainer, *, with_parent: bool) -> None:
     """Add our callbacks in place of those that print dicts, and activate the policy's adapters."""
     require_all_processes(trainer.args.world_size)
     if getattr(trainer.model, "is_loaded_in_4bit", False):
@@ -166,8 +163,6 @@ def prepare_trainer(
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(LogLines() if trainer.args.disable_tqdm else ProgressBarWithLogLines())
-    if pause_at_step:
-        trainer.add_callback(PauseAtStep(trainer, pause_at_step))
     trainer.add_callback(MarkCompleteCheckpoints())
     if with_parent:
         if _TRL_REFERENCE in trainer.model.peft_config:

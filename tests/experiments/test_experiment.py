@@ -138,3 +138,17 @@ def test_called_again_it_trains_nothing(halved: Halved, capsys: pytest.CaptureFi
     printed = capsys.readouterr().out
     assert "4 runs of 3 stages: 12 in all, 9 different, 5 of those done" in printed
     assert "at step 2 of apo, 2 of 4 settings go on by apo.margin (3 measured)" in printed
+    assert "halving takes 16 of 24 steps of apo" in printed  # 4 * 2 + 2 * (6 - 2)
+
+
+def test_paused_models_are_asked_a_task(tmp_path: Path, learnt: Path, task_file: Path) -> None:
+    halving = {"stage": "apo", "rungs": [1], "metric": "eval.sums.no_think.accuracy", "keep": 0.1}
+    grid = {"apo.train.learning_rate": [0.5, 1e-9]}
+    keys = {"grid": grid, "halving": halving, "set": {"apo.train.max_steps": 2}}
+    file = write_experiment(tmp_path, learnt, task_file, **keys)
+    lines: list[str] = []
+    record = dualign.experiment(file, say=lines.append)
+    assert [entry["state"] for entry in record["runs"]] == ["stopped at 1", "finished"]
+    # At such a rate the model stays what it was, which has a quarter of these right.
+    assert "learning_rate 1e-09: eval.sums.no_think.accuracy 0.25 at step 1" in lines
+    assert "learning_rate 0.5: eval.sums.no_think.accuracy 0 at step 1" in lines

@@ -1,6 +1,5 @@
 """The file of an experiment: which runs it means, and what is refused before anything starts."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -105,6 +104,8 @@ def test_shortest_keys_that_differ() -> None:
         ({"parameters": {"beta": {"values": [1]}}}, ["parameters: unknown key (here: grid"]),
         ({"grid": BETA, "score": "evl.accuracy"}, ["score: 'evl.accuracy'", "did you mean 'eval'"]),
         ({"grid": BETA, "score": "eval.acuracy"}, ["no metric 'acuracy'", "'accuracy'"]),
+        ({"grid": BETA, "score": "eval.summs.accuracy"}, ["no task 'summs' (did you mean 'sums'?)"]),
+        ({"grid": BETA, "score": "eval.margin"}, ["name the pairs: STAGE.PAIRS.margin"]),
         ({"grid": BETA, "score": "data.loss"}, ["stage data is of kind script"]),
         ({"grid": BETA, "score": "apo.loss"}, ["depends on apo.train.beta", "use apo.margin"]),
         ({"grid": BETA, "score": "apo.eval_rewards/margins"}, ["use apo.margin, in nats"]),
@@ -205,10 +206,22 @@ def test_settings_are_ranked_by_the_mean_of_their_seeds() -> None:
     assert better_settings(values, lower, 1) == {"lucky"}
 
 
-def test_values_of_rungs_stay(tmp_path: Path) -> None:
-    RungValues(tmp_path).add("f", 50, 0.5)
-    values = RungValues(tmp_path)
+def test_values_of_rungs_stay_with_their_metric(tmp_path: Path) -> None:
+    margin, loss = (Measure(stage="apo", key=key, lower=False) for key in ("margin", "loss"))
+    RungValues(tmp_path, margin).add("f", 50, 0.5)
+    values = RungValues(tmp_path, margin)
     values.add("f", 25, 0.25)
     assert values.get("f", 50) == 0.5 and values.get("g", 50) is None
     assert values.of("f") == [(25, 0.25), (50, 0.5)]
-    assert json.loads((tmp_path / "rungs.json").read_text()) == {"f": {"50": 0.5, "25": 0.25}}
+    other = RungValues(tmp_path, loss)
+    assert other.get("f", 50) is None
+    other.add("f", 50, 0.7)
+    assert RungValues(tmp_path, margin).get("f", 50) == 0.5
+
+
+def test_halving_by_a_task_is_a_metric_of_the_eval_stage(write: Write) -> None:
+    halving = {"stage": "apo", "rungs": [2], "metric": "eval.think.accuracy"}
+    metric = plan(write(grid=BETA, halving=halving)).metric
+    assert metric is not None and (metric.stage, metric.key) == ("eval", "think.accuracy")
+    halving["metric"] = "eval.think.acuracy"
+    assert "halving.metric: " in problem(write(grid=BETA, halving=halving))

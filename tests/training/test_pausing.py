@@ -10,7 +10,7 @@ from dualign import engine
 from dualign.config import parse_value
 from dualign.errors import ConfigError
 from dualign.recipe import load_recipe
-from dualign.rundir import read_paused, read_run
+from dualign.rundir import paused_model, read_paused, read_run, work_folder
 
 TRAIN = {
     "max_steps": 6,
@@ -64,6 +64,8 @@ def test_paused_stages_end_bit_identical(recipe: Path) -> None:
     assert "sft (sft): paused at step 3" in lines[-1] and not (rough / "sft").exists()
     paused = read_paused(rough / "sft")
     assert paused is not None and paused.step == 3 and paused.metrics["eval_loss"] > 0
+    model = paused_model(work_folder(rough / "sft"), 3)
+    assert (model / "adapter_model.safetensors").is_file(), "as of this step, to be looked at"
     again = run(recipe, out, "sft.pause_at_step=3")
     assert "paused at step 3" in again[-1], "it's there already"
     done = dualign.run(load_recipe(recipe, [out, "apo.pause_at_step=4"]))
