@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 from trl import SFTTrainer
 
+from dualign.models.head import add_label_scores
 from dualign.training.finite_steps import FiniteSteps
 from dualign.training.per_group_metrics import PerGroupMetrics, capture_outputs
 
@@ -19,6 +21,12 @@ class DualModeSFTTrainer(FiniteSteps, SFTTrainer):
 
     def __init__(self, *args: Any, groups: Sequence[tuple[str, str]], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        model = self.model
+        # Instead of TRL's head, which scores every position on a CPU; these figures are its metrics.
+        add_label_scores(
+            model.get_base_model() if isinstance(model, PeftModel) else model,
+            extras=("entropy", "is_top1"),
+        )
         self.groups = groups
         self._group_metrics = PerGroupMetrics(groups)
 
