@@ -20,12 +20,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+from benchmarks.training_sft import SFT_ROWS, SFTRow
 
 LEARNING_RATE = 1e-5
 
@@ -48,12 +50,35 @@ class Row:
     pairs: int
     speed_bar: float
     memory_bar: float | None = None
+    unit: str = "pairs"
+    sides: tuple[str, str] = ("trl", "dualign")
+
+    def units(self, side: str, steps: int) -> int:
+        """Return the pairs of some steps."""
+        return self.pairs * steps
+
+    def trainer(self, side: str, model: Path, vocabulary: int, steps: int, work: Path) -> Any:
+        """Return the trainer of a side; it trains for one step more, which isn't timed."""
+        pairs = pairs_of(self.lengths, self.pairs * (steps + 1), vocabulary)
+        return {"trl": trl_trainer, "dualign": dualign_trainer}[side](
+            self, model, pairs, steps, work
+        )
+
+    def shrunk(self, factor: int) -> "Row":
+        """Return the row with shorter prompts and answers."""
+        shortest, longest = self.lengths.answer
+        lengths = Lengths(
+            prompt=max(2, self.lengths.prompt // factor),
+            answer=(max(2, shortest // factor), max(2, longest // factor)),
+            spread=self.lengths.spread,
+        )
+        return replace(self, lengths=lengths)
 
 
 _MIXED = Lengths(prompt=270, answer=(40, 250), spread=0.5)
 _EQUAL = Lengths(prompt=310, answer=(65, 65))
 _LONG = Lengths(prompt=1500, answer=(40, 250))
-ROWS: Mapping[str, Row] = {
+ROWS: Mapping[str, Row | SFTRow] = {
     "apo-2": Row(
         text="APO-zero, LoRA r16, log-normal prompts around 270, answers 40 to 250, 2 pairs a batch",
         lengths=_MIXED,
@@ -80,17 +105,16 @@ ROWS: Mapping[str, Row] = {
         pairs=1,
         speed_bar=3.0,
     ),
+    **SFT_ROWS,
 }
 
 
-def pairs_of(
-    lengths: Lengths, count: int, vocabulary: int, *, shrink: int = 1
-) -> list[dict[str, Any]]:
+def pairs_of(lengths: Lengths, count: int, vocabulary: int) -> list[dict[str, Any]]:
     """Return pairs of random tokens; both sides get the same."""
     draw = random.Random(0)
 
     def ids(number: float) -> list[int]:
-        return [draw.randrange(3, vocabulary) for _ in range(max(2, round(number / shrink)))]
+        return [draw.randrange(3, vocabulary) for _ in range(max(2, round(number)))]
 
     return [
         {
@@ -167,9 +191,6 @@ def dualign_trainer(
     return build_trainer(stage, source, data, tokenizer, work, seed=0)
 
 
-SIDES: Mapping[str, Callable[..., Any]] = {"trl": trl_trainer, "dualign": dualign_trainer}
-
-
 def arguments(row: Row, steps: int) -> dict[str, Any]:
     """Return the arguments that both sides have."""
     return {
@@ -217,12 +238,11 @@ def run_side(side: str, name: str, steps: int, *, tiny: bool, profile: bool) -> 
     """Train, and return seconds for each step, pairs and peak memory, or the operations' shares."""
     from transformers import TrainerCallback
 
-    row = ROWS[name]
+    row = ROWS[name].shrunk(16) if tiny else ROWS[name]
     with tempfile.TemporaryDirectory() as folder:
         model = tiny_model(Path(folder) / "model") if tiny else _embedded()
         vocabulary = json.loads((model / "config.json").read_text())["vocab_size"]
-        pairs = pairs_of(row.lengths, row.pairs * (steps + 1), vocabulary, shrink=16 if tiny else 1)
-        trainer = SIDES[side](row, model, pairs, steps, Path(folder) / "work")
+        trainer = row.trainer(side, model, vocabulary, steps, Path(folder) / "work")
         clocks: list[tuple[float, float]] = []
 
         class Clock(TrainerCallback):
@@ -238,7 +258,7 @@ def run_side(side: str, name: str, steps: int, *, tiny: bool, profile: bool) -> 
     return {
         "seconds": [later - earlier for earlier, later in pairwise(wall)],
         "cpu_seconds": cpu[-1] - cpu[0],
-        "pairs": row.pairs * steps,
+        "units": row.units(side, steps),
         "memory_mb": memory.megabytes,
         "train_loss": trainer.state.log_history[-1]["train_loss"],
     }
@@ -252,6 +272,7 @@ def _embedded() -> Path:
 
 def tiny_model(folder: Path) -> Path:
     """Write a model of two layers with the embedded model's tokenizer."""
+    import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     tokenizer = AutoTokenizer.from_pretrained(_embedded())
@@ -266,6 +287,7 @@ def tiny_model(folder: Path) -> Path:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
+    torch.manual_seed(0)
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -314,16 +336,19 @@ def table_line(name: str, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> st
     failed = [f"{side} {run['failed']}" for side in runs for run in runs[side] if "failed" in run]
     if failed:
         return f"| {name}: {row.text} | {'; '.join(failed)} | | | |"
-    speeds = {
-        side: statistics.median(run["pairs"] / sum(run["seconds"]) for run in runs[side])
-        for side in runs
-    }
-    memory = {side: max(run["memory_mb"] for run in runs[side]) for side in runs}
-    speed, share = speeds["dualign"] / speeds["trl"], memory["dualign"] / memory["trl"]
+    first, second = (
+        statistics.median(run["units"] / sum(run["seconds"]) for run in runs[side])
+        for side in row.sides
+    )
+    first_mb, second_mb = (max(run["memory_mb"] for run in runs[side]) for side in row.sides)
+    cpu = [
+        statistics.median(run["units"] / run["cpu_seconds"] for run in runs[side])
+        for side in row.sides
+    ]
     bar = "" if row.memory_bar is None else f" (bar {row.memory_bar:.2f})"
     return (
-        f"| {name}: {row.text} | {speeds['trl']:.3f} | {speeds['dualign']:.3f} | {speed:.2f}x (bar {row.speed_bar:.1f}) "
-        f"| {memory['trl']:,.0f} | {memory['dualign']:,.0f} | {share:.2f}x{bar} |"
+        f"| {name}: {row.text} | {first:.3g} {row.unit}/s | {second:.3g} | {second / first:.2f}x (bar {row.speed_bar:.2f}) "
+        f"| {cpu[1] / cpu[0]:.2f}x | {first_mb:,.0f} | {second_mb:,.0f} | {second_mb / first_mb:.2f}x{bar} |"
     )
 
 
@@ -335,7 +360,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--profile", action="store_true")
-    parser.add_argument("--side", choices=SIDES)
+    parser.add_argument("--side", help="train one side of a row, and print its figures")
     options = parser.parse_args()
     if options.side:
         result = run_side(
@@ -349,15 +374,16 @@ def main() -> None:
     )
     if options.profile:
         for name in options.rows:
-            print(name, json.dumps(measure("dualign", name, options), indent=1))
+            print(name, json.dumps(measure(ROWS[name].sides[1], name, options), indent=1))
         return
     print(
-        "| | TRL pairs/s | dualign pairs/s | ratio | TRL MB | dualign MB | ratio |\n|---|---|---|---|---|---|---|"
+        "| | TRL, or the first | dualign, or the second | speed | by CPU seconds | MB | MB | memory |\n"
+        "|---|---|---|---|---|---|---|---|"
     )
     for name in options.rows:
-        runs: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
+        runs: dict[str, list[dict[str, Any]]] = {side: [] for side in ROWS[name].sides}
         for _ in range(options.repeats):
-            for side in SIDES:
+            for side in runs:
                 runs[side].append(measure(side, name, options))
         print(table_line(name, runs), flush=True)
 
