@@ -37,6 +37,11 @@ def by_flex(
         key_1GTH, value_1GTH = (
             tensor.index_select(2, index_K) for tensor in (key_1GTH, value_1GTH)
         )
+    heads, groups = query_1NTH.shape[1], key_1GTH.shape[1]
+    if heads & (heads - 1):  # its kernels group powers of two
+        key_1GTH, value_1GTH = (
+            tensor.repeat_interleave(heads // groups, dim=1) for tensor in (key_1GTH, value_1GTH)
+        )
     output_1NTH, aux = _flex(query_1NTH.device.type)(
         query_1NTH,
         key_1GTH,

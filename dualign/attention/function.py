@@ -10,6 +10,7 @@ that asks for more than `Scores` says are errors: documents would see each other
 Shapes: T positions, N heads, G heads of keys, H size of a head.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -89,5 +90,7 @@ def _no_mask(attention_mask: Tensor | None = None, **_: Any) -> None:
         )
 
 
-AttentionInterface.register(ATTENTION, _segment_attention)
+# Under torch.compile the loop over segments would be compiled anew for each batch's lengths.
+_disable: Callable[..., Any] = torch.compiler.disable
+AttentionInterface.register(ATTENTION, _disable(_segment_attention))
 AttentionMaskInterface.register(ATTENTION, _no_mask)

@@ -1,6 +1,7 @@
 """Every back end against one dense softmax over all keys of the batch, under a mask made entry by entry."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -130,3 +131,33 @@ def test_a_cpu_takes_sdpa_where_it_can_and_steps_elsewhere() -> None:
         choose_backend(tensors[0], tensors[2], scores).name for scores in (plain, capped, sinks)
     ]
     assert names == ["sdpa per document", "steps per document", "steps per document"]
+
+
+GPU_CASES = [
+    (name, kind, asked)
+    for name in ("torch varlen", "flash-attn", "flex")
+    for kind in SEGMENTS
+    for asked in SCORES
+]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("name", "kind", "asked"), GPU_CASES)
+def test_kernels_of_a_gpu_equal_a_dense_softmax(name: str, kind: str, asked: str) -> None:
+    segments = SEGMENTS[kind]().to("cuda")
+    tensors, scores = inputs(SCORES[asked], size=16, value_size=16)
+    tensors = [
+        tensor[:, :, : segments.tokens].to("cuda", torch.bfloat16).requires_grad_()
+        for tensor in tensors
+    ]
+    if scores.sinks is not None:
+        scores = replace(scores, sinks=scores.sinks.cuda().requires_grad_())
+    backend = next(backend for backend in BACKENDS if backend.name == name)
+    if not backend.fits(tensors[0], tensors[2], scores):
+        pytest.skip(f"{name} doesn't do {asked} here")
+    trained = tensors if scores.sinks is None else [*tensors, scores.sinks]
+    output, expected = (attend(*tensors, segments, scores) for attend in (backend.attend, dense))
+    weights = torch.randn_like(expected)
+    ours, theirs = (gradients(result, trained, weights.to(result)) for result in (output, expected))
+    assert (output.cpu() - expected).norm() <= 1e-2 * expected.norm()
+    assert torch.cosine_similarity(ours.cpu(), theirs.cpu(), dim=0) >= 0.999
