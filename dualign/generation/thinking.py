@@ -65,8 +65,8 @@ def _marks(template: ChatTemplate, trial: Conversation) -> tuple[str, str]:
     produced = _produced(template, trial)
     answer = trial.messages[-1]
     head, trace, rest = produced.partition(answer.thinking or "")
-    closing, found, _ = rest.partition(answer.content)
-    if not (trace and found):
+    closing, content, _ = rest.partition(answer.content)
+    if not (trace and content):
         return "", ""
     # A block that the prompt opens has its tag there.
     return head.strip() or template.tags[0], closing.strip()
