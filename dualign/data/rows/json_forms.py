@@ -168,6 +168,7 @@ def _unwrapped(value: Any, split: str, file: Path) -> Iterable[Any]:
         return [{name: column[index] for name, column in value.items()} for index in first]
     if _has_columns(value) and not _wraps(value):
         return [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]
+    _check_lengths(value, file)
     if any(shape_of(value, pairs=pairs) for pairs in (False, True)) and not _wraps(value):
         return [value]
     lists = {
@@ -203,6 +204,19 @@ def _has_columns(value: Mapping[str, Any]) -> bool:
         return False
     same = len({len(item) for item in lists}) == 1
     return same and not all(isinstance(entry, Mapping) for item in lists for entry in item)
+
+
+def _check_lengths(value: Mapping[str, Any], file: Path) -> None:
+    """Raise DataError for lists of texts under the names of a shape that differ in their lengths."""
+    texts = all(
+        isinstance(column, list) and column and all(isinstance(text, str) for text in column)
+        for column in value.values()
+    )
+    if not texts or not any(shape_of(value, pairs=pairs) for pairs in (False, True)):
+        return
+    if len({len(column) for column in value.values()}) > 1:
+        lengths = ", ".join(f"{name} {len(column):,}" for name, column in value.items())
+        raise DataError(f"{file}: columns of different lengths ({lengths}). Expected one length.")
 
 
 def _wraps(value: Mapping[str, Any]) -> bool:

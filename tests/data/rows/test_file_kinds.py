@@ -125,6 +125,11 @@ REFUSED: Mapping[str, tuple[str, str | bytes, str]] = {
         r"line 3: an object has the key 'prompt' twice, with 'a' and 'b'",
     ),
     "a key twice in an object of many lines": ("a.json", '{"a": 1,\n"a": 2}', "a.json: .* twice"),
+    "columns of different lengths": (
+        "a.json",
+        '{"prompt": ["a", "b"], "completion": ["c"]}',
+        r"columns of different lengths \(prompt 2, completion 1\)",
+    ),
     "a number": ("a.json", "42", "holds 42. Expected objects"),
     "a list of texts": ("a.json", '["a", "b"]', "row 1: is 'a'. Expected an object"),
     "texts, one a line": ("a.jsonl", '"a"\n"b"\n', "row 1: is 'a'"),
