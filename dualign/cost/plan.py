@@ -155,23 +155,25 @@ def _training_cost(
         config: the stage's, with paths in place of references to finished stages.
         notes: what was said of the model so far.
     """
-    train = train_settings(config)
+    counted = _by_pairs(config, data)
+    train = train_settings(counted)
     world, _ = launcher(config.launch)
-    step_rows = rows_per_step(config, world)
+    step_rows = rows_per_step(counted, world)
     rows = len(data.train) if data else None
     tokens = data.rows["tokens"] if data else None
     steps = count_steps(train, rows, world)
     notes = [*(reading_notes(data.sources) if data else ()), *notes]
     longest, mean = config.data.max_tokens, float(config.data.max_tokens)
+    largest = None
     if isinstance(data, PairData):
-        longest, mean = _pair_tokens(data)
+        longest, largest, mean = _pair_tokens(data)
     elif data:
         mean = data.rows["tokens"] / len(data.train)
     elif stage_kind(config.kind).takes_pairs:
         mean *= 2
     earlier = mean_row_tokens(status) if data is None else None
     mean = earlier or mean
-    step = training_shape(config, longest=longest)
+    step = training_shape(config, longest=longest, largest_pair=largest)
     try:
         memory = estimate(shape, step) if shape else None
     except DualignError as error:
@@ -261,11 +263,24 @@ def _config_candidates(model: str, folder: Path) -> list[Path]:
     return [Path(ref.name) / "config.json", folder / "model_config.json"]
 
 
-def _pair_tokens(pairs: PairData) -> tuple[int, float]:
-    """Return (longest, mean) in tokens.
+def _by_pairs(config: Any, data: SFTData | PairData | None) -> Any:
+    """Return the config with the pairs that `batch_tokens` holds on average as its batch size."""
+    most = getattr(config, "batch_tokens", None)
+    if most is None:
+        return config
+    mean = 2.0 * config.data.max_tokens
+    if isinstance(data, PairData):
+        names = ("prompt_ids", "chosen_ids", "rejected_ids")
+        mean = sum(len(ids) for name in names for ids in data.train[name]) / len(data.train)
+    pairs = max(1, int(most / mean))
+    return replace(config, train={**config.train, "per_device_train_batch_size": pairs})
 
-    `longest` is a prompt with its longer answer, to which a batch is padded. `mean` is a whole
-    pair, with its prompt twice.
+
+def _pair_tokens(pairs: PairData) -> tuple[int, int, float]:
+    """Return (longest, largest, mean) in tokens.
+
+    `longest` is a prompt with its longer answer, `largest` a prompt with both answers. `mean` is a
+    whole pair with its prompt twice, as TRL counts.
     """
     prompts, chosen, rejected = (
         [len(ids) for ids in pairs.train[name]]
@@ -273,4 +288,5 @@ def _pair_tokens(pairs: PairData) -> tuple[int, float]:
     )
     sides = list(zip(prompts, chosen, rejected, strict=True))
     longest = max(prompt + max(first, second) for prompt, first, second in sides)
-    return longest, sum(2 * prompt + first + second for prompt, first, second in sides) / len(sides)
+    mean = sum(2 * prompt + first + second for prompt, first, second in sides) / len(sides)
+    return longest, max(map(sum, sides)), mean

@@ -61,8 +61,13 @@ def launcher(launch: str | None) -> tuple[int, Any]:
     return int(settings.get("num_processes", 1)), sharding
 
 
-def training_shape(config: Any, *, longest: int) -> TrainingShape:
-    """Return the dimensions of a step of this stage; `longest` is its longest row in tokens."""
+def training_shape(config: Any, *, longest: int, largest_pair: int | None = None) -> TrainingShape:
+    """Return the dimensions of a step of this stage.
+
+    Args:
+        longest: its longest row in tokens; of pairs, a prompt with the longer answer.
+        largest_pair: the most tokens of a prompt with both answers; None: not known yet.
+    """
     config = resolved(config)
     world, sharding = launcher(config.launch)
     pairs = stage_kind(config.kind).takes_pairs
@@ -78,6 +83,7 @@ def training_shape(config: Any, *, longest: int) -> TrainingShape:
         pairs=pairs,
         micro_batch=train["per_device_train_batch_size"] * (2 if pairs else 1),
         max_tokens=longest,
+        tokens_per_micro_batch=_pair_batch(config, longest, largest_pair) if pairs else None,
         dtype=computed if autocast else config.dtype,
         master_weights=autocast,
         quantization=config.quantization,
@@ -93,3 +99,13 @@ def training_shape(config: Any, *, longest: int) -> TrainingShape:
         save_copies=1 if config.verify_reload else 0,
         device="cuda" if on_gpu or sharding or computed != "float32" else "cpu",
     )
+
+
+def _pair_batch(config: Any, longest: int, largest_pair: int | None) -> int | None:
+    """Return the tokens of a batch of pairs; None where each answer is a padded row."""
+    if config.batch_tokens is not None:
+        return int(config.batch_tokens)
+    if config.attn_implementation not in ("auto", "dualign"):
+        return None
+    pairs: int = train_settings(config)["per_device_train_batch_size"]
+    return pairs * (largest_pair or 2 * longest)

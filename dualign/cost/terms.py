@@ -163,12 +163,22 @@ def saved_activations(shape: ModelShape, training: TrainingShape) -> Term:
 
 
 def logits(shape: ModelShape, training: TrainingShape) -> Term:
-    """TRL's fused head in its backward pass: one tile of logits, and its input's gradient."""
-    rows = min(training.tokens, _TILE_TOKENS)
-    if training.device == "cuda":
-        columns, width = _TILE_VOCAB, training.dtype_bytes
+    """The head: one tile of logits, and the gradient of its input.
+
+    SFT has TRL's, at its largest in the backward pass. Pairs have `dualign/models/token_scores.py`: a
+    tile of the whole vocabulary, and two copies in steps that are logged.
+    """
+    if training.pairs:
+        elements, width = (
+            (1 << 26, training.dtype_bytes * 2 + 12) if training.device == "cuda" else (1 << 24, 12)
+        )
+        rows, columns = min(max(elements // shape.vocab, 64), 1024), shape.vocab
+    elif training.device == "cuda":
+        rows, columns, width = _TILE_TOKENS, _TILE_VOCAB, training.dtype_bytes
     else:
-        columns, width = min(shape.vocab, _TILE_VOCAB), training.dtype_bytes + _TILE_COPIES_BYTES
+        rows, columns = _TILE_TOKENS, min(shape.vocab, _TILE_VOCAB)
+        width = training.dtype_bytes + _TILE_COPIES_BYTES
+    rows = min(training.tokens, rows)
     hidden = training.tokens * shape.hidden * 4
     formula = (
         f"tile {rows:,} tokens x {columns:,} entries x {width} B "

@@ -51,7 +51,7 @@ class TrainingShape:
     max_tokens: int
     """length of the longest row"""
     tokens_per_micro_batch: int | None = None
-    """padding included; None: micro_batch x max_tokens"""
+    """padding included, and a prompt that a pair's answers share once; None: micro_batch x max_tokens"""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """compute type of the layers"""
     master_weights: bool = False

@@ -86,7 +86,7 @@ def measure_speed(
     with TemporaryDirectory() as work:
         trainer = kind.builder(stage, source, rows, request.tokenizer, Path(work), seed=seed)
         seconds = _seconds_per_step(trainer)
-        steps = len(rows.train) / trainer.args.train_batch_size
+        steps = len(trainer.get_train_dataloader())
         del trainer
         gc.collect()  # a trainer is part of cycles, and holds its model
     speed: float = _tokens(rows) / steps / seconds

@@ -153,7 +153,7 @@ def _trained_head_gradients(
             )
             slope_RV = tile.slope(gradient_N[rows], form)
             of_hidden_ND[rows] = head.hidden_gradient(slope_RV)
-            of_weight_VD += head.weight_gradient(slope_RV, hidden_ND[rows])
+            head.add_weight_gradient(of_weight_VD, slope_RV, hidden_ND[rows])
             if of_bias_V is not None:
                 of_bias_V += slope_RV.sum(dim=0)
         of_weight = of_weight_VD.to(weight_VD.dtype) if ctx.needs_input_grad[1] else None
@@ -185,9 +185,13 @@ class _Head:
         """Return the gradient of the hidden states [R, D] for that of the products."""
         return _product(slope_RV.to(self.dtype), self._weight_VD)
 
-    def weight_gradient(self, slope_RV: Tensor, hidden_RD: Tensor) -> Tensor:
-        """Return the gradient of the matrix [V, D] for that of the products."""
-        return _product(slope_RV.to(self.dtype).T, hidden_RD.detach().to(self.dtype))
+    def add_weight_gradient(self, total_VD: Tensor, slope_RV: Tensor, hidden_RD: Tensor) -> None:
+        """Add the gradient of the matrix for that of the products, in float32."""
+        hidden_RD = hidden_RD.detach().to(self.dtype)
+        if self.dtype == torch.float32:
+            total_VD.addmm_(slope_RV.T, hidden_RD)
+        else:
+            total_VD += _product(slope_RV.to(self.dtype).T, hidden_RD)
 
 
 class _Tile:

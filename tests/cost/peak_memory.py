@@ -1,4 +1,4 @@
-"""Trains small models for two steps through TRL and prints their peak memory.
+"""Trains small models for two steps through the trainers and prints their peak memory.
 
     python tests/cost/peak_memory.py "LoRA DPO"
 
@@ -26,11 +26,15 @@ from datasets import Dataset
 from peft import LoraConfig
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
-from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+from trl import DPOConfig, SFTConfig, SFTTrainer
 
+from dualign.attention.function import ATTENTION
 from dualign.cost.memory import estimate
 from dualign.cost.model_shape import ModelShape
 from dualign.cost.training_shape import LoraShape, TrainingShape
+from dualign.models.pairs import PairCollator
+from dualign.preference.losses.settings import LossSettings
+from dualign.preference.trainer import DualModeDPOTrainer
 
 ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": "65536",
@@ -94,6 +98,8 @@ CASES: dict[str, tuple[dict[str, Any], TrainingShape]] = {
             pairs=True,
             micro_batch=2,
             max_tokens=160,
+            tokens_per_micro_batch=80 + 80 + 64,
+            attention="dualign",
             gradient_checkpointing=False,
             lora=LoraShape(r=16),
             reference="adapter",
@@ -146,6 +152,8 @@ CASES: dict[str, tuple[dict[str, Any], TrainingShape]] = {
             pairs=True,
             micro_batch=2,
             max_tokens=64,
+            tokens_per_micro_batch=32 + 32 + 16,
+            attention="dualign",
             gradient_checkpointing=False,
             reference="copy",
             optimizer="sgd",
@@ -172,14 +180,9 @@ def packed(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
 
 
 def pairs(training: TrainingShape) -> Dataset:
-    """Text, since TRL tokenises pairs itself; a word is a token, and TRL adds an end to the completion."""
-    prompt = " ".join(["w7"] * (training.max_tokens // 2))
-    answer = ["w9"] * (training.max_tokens - training.max_tokens // 2 - 1)
-    row = {
-        "prompt": prompt,
-        "chosen": " " + " ".join(answer),
-        "rejected": " " + " ".join(answer[:-16]),
-    }
+    """Pairs with a prompt of half of `max_tokens`, and answers of the other half and 16 tokens less."""
+    prompt, answer = [7] * (training.max_tokens // 2), [9] * (training.max_tokens // 2)
+    row = {"prompt_ids": prompt, "chosen_ids": answer, "rejected_ids": answer[:-16], "group": 0}
     return Dataset.from_list([row] * ROWS)
 
 
@@ -226,8 +229,17 @@ def train(config: dict[str, Any], training: TrainingShape, folder: str) -> None:
             **common, args=options, train_dataset=sft_rows(training), data_collator=packed
         ).train()
     else:
-        options = DPOConfig(**given, max_length=None, loss_type="apo_zero")
-        DPOTrainer(**common, ref_model=frozen, args=options, train_dataset=pairs(training)).train()
+        for model in filter(None, (common["model"], frozen)):
+            model.set_attn_implementation(ATTENTION)
+        DualModeDPOTrainer(
+            **common,
+            ref_model=frozen,
+            args=DPOConfig(**given, max_length=None, remove_unused_columns=False),
+            train_dataset=pairs(training),
+            data_collator=PairCollator(layout="shared"),
+            groups=(("no_think", "pairs"),),
+            losses=LossSettings(),
+        ).train()
 
 
 def measure(config: dict[str, Any], training: TrainingShape) -> dict[str, int]:
