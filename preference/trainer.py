@@ -70,6 +70,8 @@ class DualModeDPOTrainer(FiniteSteps, DPOTrainer):
         self._start_margins = StartMargins(names)
         self._scoring: set[int] = set()
         super().__init__(*args, **kwargs)
+        # Before accelerate wraps the forward in autocast, which the head's would else go around.
+        self._add_label_scores(self.model)
         self._batches = batch_tokens and self._token_batches(batch_tokens)
         if self._batches:
             self.add_callback(EpochOrder(self._batches))
@@ -175,14 +177,17 @@ class DualModeDPOTrainer(FiniteSteps, DPOTrainer):
         extras: Sequence[Extra] = (),
         **options: Any,
     ) -> LabelScores:
-        unwrapped = self.accelerator.unwrap_model(model)
-        if id(unwrapped) not in self._scoring:
-            # Also for models that DPOTrainer makes, and uses, before its __init__ returns.
-            add_label_scores(without_adapters(unwrapped))
-            self._scoring.add(id(unwrapped))
+        # Also for models that DPOTrainer makes, and uses, before its __init__ returns.
+        self._add_label_scores(model)
         arguments = {name: inputs[name] for name in MODEL_INPUTS if name in inputs}
         output: LabelScores = model(**arguments, fused_lm_head=True, extras=extras, **options)
         return output
+
+    def _add_label_scores(self, model: torch.nn.Module) -> None:
+        unwrapped = self.accelerator.unwrap_model(model)
+        if id(unwrapped) not in self._scoring:
+            add_label_scores(without_adapters(unwrapped))
+            self._scoring.add(id(unwrapped))
 
     def _answer_logps(
         self, output: LabelScores, inputs: Mapping[str, Any]

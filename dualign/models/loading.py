@@ -57,6 +57,7 @@ def load_base(
         attn_implementation=attn_implementation,
         **(nf4_options(dtype, device) if nf4 else {}),
     )
+    _keep_order_of_weights(model)
     model.config.use_cache = False
     model.generation_config = valid_generation_config(model.generation_config)
     return model
@@ -73,6 +74,17 @@ def nf4_options(dtype: str, device: str) -> dict[str, Any]:
     return {"quantization_config": config, "device_map": {"": device}}
 
 
+def _keep_order_of_weights(model: PreTrainedModel) -> None:
+    """Keep bitsandbytes from reordering NF4 weights, if there are any, at the first forward in evaluation mode.
+
+    It does so on CPUs with AVX512-BF16, and its backward pass (0.49) reads them in the old order:
+    after an evaluation, or a reference that was computed first, gradients would be wrong.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
 def load_checkpoint(
     model: ModelSource | str | Path, **options: Any
 ) -> "PreTrainedModel | PeftModel":
@@ -86,6 +98,7 @@ def load_checkpoint(
     """
     source = model if isinstance(model, ModelSource) else resolve_model(model)
     base = AutoModelForCausalLM.from_pretrained(source.base, revision=source.revision, **options)
+    _keep_order_of_weights(base)
     if source.adapter is None:
         return base.eval()
     from peft import PeftModel

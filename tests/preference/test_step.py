@@ -24,7 +24,7 @@ from dualign.attention.function import ATTENTION
 from dualign.data.config import DataConfig, SourceConfig
 from dualign.data.prepare import PairData
 from dualign.models.source import resolve_model
-from dualign.preference.config import PreferenceStage
+from dualign.preference.config import PreferenceStage, Reference
 from dualign.preference.losses.table import LOSSES
 from dualign.preference.train import build_trainer
 from dualign.training.config import AdapterConfig
@@ -108,6 +108,7 @@ def ours_alone(
     attention: Any = ATTENTION,
     lora: bool = True,
     batch_tokens: int | None = None,
+    reference: Reference = "auto",
 ) -> DPOTrainer:
     stage = PreferenceStage(
         name="apo",
@@ -116,6 +117,7 @@ def ours_alone(
         lora=AdapterConfig(r=4) if lora else None,
         attn_implementation=attention,
         batch_tokens=batch_tokens,
+        reference=reference,
         train={"gradient_checkpointing": False, **train},
     )
     data = PairData(
@@ -248,6 +250,25 @@ def test_sigmoid_starts_at_ln_2(tokenizer: PreTrainedTokenizerFast, tmp_path: Pa
     ours, _ = trainers(folder, tokenizer, {"max_steps": 1, "loss_type": "sigmoid"})
     ours.train()
     assert figures(ours)[0]["loss"] == pytest.approx(0.6931472, abs=1e-6)
+
+
+@pytest.mark.parametrize("reference", ["copy", "cached"])
+def test_full_training_under_autocast_multiplies_as_its_reference_does(
+    reference: Reference, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    """Without autocast the policy would be in float32, and off its reference by a rounding."""
+    folder = saved(tmp_path, CONFIGS["llama"], tokenizer)
+    train = {"max_steps": 1, "loss_type": "apo_zero", "logging_steps": 1, "bf16": True}
+    train |= {"save_strategy": "no"}
+    ours = ours_alone(folder, tokenizer, random_pairs(8), train, lora=False, reference=reference)
+    types = set()
+    ours.model.model.layers[0].mlp.down_proj.register_forward_hook(
+        lambda _module, _inputs, output: types.add(output.dtype)
+    )
+    ours.train()
+    entry = next(entry for entry in ours.state.log_history if "loss" in entry)
+    assert (entry["loss"], entry["rewards/margins"]) == (1.0, 0.0)
+    assert types == {torch.bfloat16}
 
 
 def test_a_step_of_batches_by_tokens_is_the_mean_over_its_pairs(

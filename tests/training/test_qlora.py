@@ -82,6 +82,36 @@ def test_the_adapter_over_nf4_is_trained_in_float32(tiny: Path, rows: Path, tmp_
     assert torch.stack(moved).mean() > 0.9
 
 
+def test_an_evaluation_leaves_the_gradients_over_nf4_as_they_are(
+    tiny: Path, rows: Path, tmp_path: Path
+) -> None:
+    """On CPUs with AVX512-BF16, bitsandbytes reorders weights in evaluation mode, not for backward."""
+    held_out = str(rows / "pairs.jsonl")
+    sources = (
+        SourceConfig(path=held_out),
+        SourceConfig(path=held_out, validation=True, label="held out"),
+    )
+    data = DataConfig(sources=sources, max_tokens=128, packing="none")
+    train = {"max_steps": 3, "learning_rate": 1e-2, "logging_steps": 1, "eval_steps": 1}
+    train |= {"per_device_train_batch_size": 2, "gradient_checkpointing": False}
+    norms = []
+    for strategy in ("no", "steps"):
+        stage = PreferenceStage(
+            name="apo",
+            model=str(tiny),
+            data=data,
+            lora=AdapterConfig(r=4),
+            quantization="nf4",
+            train={**train, "eval_strategy": strategy},
+        )
+        folder = tmp_path / strategy
+        folder.mkdir()
+        run_preference(stage, folder, seed=1)
+        log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        norms.append([entry["grad_norm"] for entry in log if "grad_norm" in entry])
+    assert len(norms[0]) == 3 and norms[0] == norms[1]
+
+
 @pytest.mark.slow
 def test_the_real_model_learns_over_nf4_and_apo_starts_at_one(
     embedded: Path, rows: Path, tmp_path: Path
