@@ -336,7 +336,7 @@ def _rows(
 ) -> tuple[list[dict[str, Any]], int]:
     """Return rows, and their longest length in tokens."""
     if what.pairs:
-        pairs = pairs_of(_PAIRS, count, vocabulary, shrink=16 if setting.tiny else 1)
+        pairs = pairs_of(_PAIRS.shrunk(16) if setting.tiny else _PAIRS, count, vocabulary)
         longest = max(
             len(pair["prompt_ids"]) + max(len(pair["chosen_ids"]), len(pair["rejected_ids"]))
             for pair in pairs

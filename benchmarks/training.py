@@ -40,6 +40,11 @@ class Lengths:
     answer: tuple[int, int]
     spread: float = 0.0
 
+    def shrunk(self, factor: int) -> "Lengths":
+        """Return shorter prompts and answers."""
+        shortest, longest = (max(2, length // factor) for length in self.answer)
+        return replace(self, prompt=max(2, self.prompt // factor), answer=(shortest, longest))
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
@@ -66,13 +71,7 @@ class Row:
 
     def shrunk(self, factor: int) -> "Row":
         """Return the row with shorter prompts and answers."""
-        shortest, longest = self.lengths.answer
-        lengths = Lengths(
-            prompt=max(2, self.lengths.prompt // factor),
-            answer=(max(2, shortest // factor), max(2, longest // factor)),
-            spread=self.lengths.spread,
-        )
-        return replace(self, lengths=lengths)
+        return replace(self, lengths=self.lengths.shrunk(factor))
 
 
 _MIXED = Lengths(prompt=270, answer=(40, 250), spread=0.5)

@@ -265,7 +265,7 @@ def test_a_new_shape_is_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(DataError, match=r"messages: 1 rows.*; quiz: 1 rows"):
         check([row, {"messages": [HI, YES]}], tmp_path)
     with pytest.raises(RowError, match=r"Expected messages; .*; quiz \[unknown_shape\]"):
-        to_conversation({"problem": "Hi"}, source=SOURCE, index=0)
+        to_conversation({"riddle": "Hi"}, source=SOURCE, index=0)
 
 
 WORDS = st.text(st.characters(codec="utf-8", exclude_characters="</"), min_size=1).filter(
