@@ -81,8 +81,16 @@ class DualModeDPOTrainer(FiniteSteps, DPOTrainer):
         return dataset
 
     def _precompute_ref_logps(self, dataset: Dataset, *args: Any) -> Dataset:
-        """Return the rows as they are if no loss compares with a reference."""
-        return super()._precompute_ref_logps(dataset, *args) if self._has_reference else dataset
+        """Return the rows as they are if no loss compares with a reference.
+
+        Random numbers go on as if the figures had been found in the cache: their loader draws one.
+        """
+        if not self._has_reference:
+            return dataset
+        state = torch.get_rng_state()
+        dataset = super()._precompute_ref_logps(dataset, *args)
+        torch.set_rng_state(state)
+        return dataset
 
     def _token_batches(self, most_tokens: int) -> TokenBatches:
         layout = self.data_collator.layout

@@ -148,11 +148,17 @@ def _in_label_shape(scores: TokenScores, mask_BT: Tensor) -> LabelScores:
 def _router_loss(
     config: PreTrainedConfig, router_logits: Any, attention_mask: Tensor | None
 ) -> Tensor:
-    """Return the load-balancing loss of a mixture of experts, which every family takes from Mixtral."""
+    """Return the load-balancing loss of a mixture of experts, which every family takes from Mixtral.
+
+    Zero for a dense model of such a family, as Granite 4.0 Micro.
+    """
     from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
+    if not router_logits:
+        return torch.zeros(())
+    experts = getattr(config, "num_experts", None) or config.num_local_experts  # Granite, Phi-MoE
     loss: Tensor = load_balancing_loss_func(
-        router_logits, config.num_experts, config.num_experts_per_tok, attention_mask
+        router_logits, experts, config.num_experts_per_tok, attention_mask
     )
     return loss
 

@@ -59,6 +59,10 @@ def load_base(
     )
     _keep_order_of_weights(model)
     model.config.use_cache = False
+    text = model.config.get_text_config()
+    if getattr(text, "num_local_experts", None) == 0:
+        # Dense, but of a class with experts (Granite 4.0 Micro): TRL would ask it for a router's loss.
+        text.router_aux_loss_coef = 0.0
     model.generation_config = valid_generation_config(model.generation_config)
     return model
 

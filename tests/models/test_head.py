@@ -12,6 +12,8 @@ from transformers import (
     Gemma2ForCausalLM,
     GraniteConfig,
     GraniteForCausalLM,
+    GraniteMoeHybridConfig,
+    GraniteMoeHybridForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MixtralConfig,
@@ -102,6 +104,30 @@ def test_figures_and_gradients_equal_trls(name: str, frozen: bool) -> None:
         for m, result in zip((model, theirs), results, strict=True)
     )
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("experts", [4, 0])
+def test_a_router_is_balanced_as_the_model_does_it(experts: int) -> None:
+    """Granite's config has another name for the number of experts, and dense models have its class."""
+    sizes = {key: value for key, value in SIZES.items() if key != "head_dim"}
+    config = GraniteMoeHybridConfig(
+        **sizes,
+        layer_types=["attention", "attention"],
+        mamba_n_heads=8,
+        num_local_experts=experts,
+        num_experts_per_tok=2,
+        shared_intermediate_size=32,
+        router_aux_loss_coef=0.5,
+    )
+    torch.manual_seed(0)
+    model = GraniteMoeHybridForCausalLM(config)
+    ids_BT, labels_BT = batch()
+    inputs = {"input_ids": ids_BT, "labels": labels_BT, "attention_mask": torch.ones_like(ids_BT)}
+    expected = model(**inputs, output_router_logits=bool(experts)).loss
+    add_label_scores(model)
+    got = model(**inputs, output_router_logits=True, fused_lm_head=True)
+    torch.testing.assert_close(got.loss, expected)
+    assert bool(got.aux_loss) == bool(experts)
 
 
 def test_extras_are_computed_only_when_asked_for() -> None:

@@ -59,14 +59,18 @@ def references(cache: Path) -> dict[Path, int]:
 
 
 def test_runs_with_other_losses_share_them(run: Run, cache: Path) -> None:
-    run("first")
+    """Where they come from leaves the masks of dropout as they are."""
+    dropout = ("lora.lora_dropout=0.5", "train.disable_dropout=false")
+    run("first", *dropout)
     first = references(cache)
     assert len(first) == 2, "of the pairs that are trained on, and of the held-out ones"
-    shared = run("second", "train.beta=0.5", "train.loss_type=sigmoid", "train.learning_rate=1e-3")
+    shared = run(
+        "second", "train.beta=0.5", "train.loss_type=sigmoid", "train.learning_rate=1e-3", *dropout
+    )
     assert references(cache) == first
     alone = run(
         "third", "train.beta=0.5", "train.loss_type=sigmoid", "train.learning_rate=1e-3",
-        "data.cache=false",
+        "data.cache=false", *dropout,
     )  # fmt: skip
     assert references(cache) == first, "pairs that aren't cached keep them in the work folder"
     name = "adapter_model.safetensors"

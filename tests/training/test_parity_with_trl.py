@@ -6,7 +6,12 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    GraniteMoeHybridConfig,
+    GraniteMoeHybridForCausalLM,
+    PreTrainedTokenizerFast,
+)
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from dualign.data.config import DataConfig, SourceConfig
@@ -74,6 +79,29 @@ def test_sft_losses_equal_trls(tiny: Path, rows: Path, tmp_path: Path) -> None:
     ours, theirs = logged(read_log(tmp_path), *names), logged(trainer.state.log_history, *names)
     assert len(ours) == 4
     assert ours == [pytest.approx(step, rel=1e-5) for step in theirs]
+
+
+def test_a_dense_model_of_a_class_with_experts_trains_without_a_router(
+    rows: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """TRL and transformers fail on the router's loss of Granite 4.0 Micro, which has no experts."""
+    config = GraniteMoeHybridConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        layer_types=["attention", "attention"],
+        num_local_experts=0,
+        shared_intermediate_size=32,
+        mamba_n_heads=8,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    GraniteMoeHybridForCausalLM(config).save_pretrained(tmp_path / "granite")
+    tokenizer.save_pretrained(tmp_path / "granite")
+    outcome = run_sft(sft_stage(tmp_path / "granite", rows), tmp_path, seed=5)
+    assert outcome.checks["reload_max_logit_difference"] == 0
+    assert all("aux_loss" not in entry for entry in read_log(tmp_path))
 
 
 @pytest.mark.parametrize(
