@@ -177,11 +177,14 @@ def _packages(stage: TrainingStage) -> Iterator[Issue]:
         yield "train.ddp_backend", "is for several processes: set launch, or remove it"
     attention = stage.attn_implementation
     if attention == "flash_attention_2" and not any(map(find_spec, ("flash_attn", "kernels"))):
-        message = "needs the package flash-attn: pip install flash-attn, or set sdpa, as fast in most cases"
+        message = "needs the package flash-attn: pip install flash-attn, or remove the key: auto takes the fastest that is here"
         yield "attn_implementation", f"{attention} {message}"
     if not _on_accelerator(train):
         if attention in ("flash_attention_2", "flex_attention"):
-            yield "attn_implementation", f"{attention} doesn't train on a CPU: set sdpa"
+            yield (
+                "attn_implementation",
+                f"{attention} doesn't train on a CPU: remove the key, for auto",
+            )
         if train.get("activation_offloading"):
             yield "train.activation_offloading", "moves activations from a GPU, and there is none"
     else:
