@@ -45,9 +45,11 @@ def chat(
     console = console or Console(highlight=False)
     with suppress(ImportError):  # line editing and history, if this Python has them
         import readline  # noqa: F401
+    tokenizer = load_chat_tokenizer(model)
     session = _Session(
         model=load_model(model, dtype=dtype),
-        tokenizer=load_chat_tokenizer(model),
+        tokenizer=tokenizer,
+        marks=trace_marks(tokenizer),
         console=console,
         mode=mode,
         sampling=Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p),
@@ -76,6 +78,7 @@ class _Session:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    marks: TraceMarks
     console: Console
     mode: Mode
     sampling: Sampling
@@ -126,14 +129,14 @@ class _Session:
                 f"the conversation has {len(ids)} tokens and the model reads {room}: /reset first"
             )
             return
-        marks = trace_marks(self.tokenizer)
-        writer = _Writer(self.console, marks, thinking=prompt_opens_block(prompt, marks))
+        thinking = prompt_opens_block(prompt, self.marks)
+        writer = _Writer(self.console, self.marks, thinking=thinking)
         streamer = _Streamer(self.tokenizer, writer, end_ids(self.model, self.tokenizer))
         finished = self._generate(ids, streamer)
         writer.end()
         if not finished:
             self._note(f"stopped (limit: {self.sampling.max_new_tokens} tokens)")
-        parsed = split(prompt, writer.text, mode=self.mode, finished=finished, marks=marks)
+        parsed = split(prompt, writer.text, mode=self.mode, finished=finished, marks=self.marks)
         self.history = [*messages, {"role": "assistant", "content": parsed.answer}]
 
     @torch.inference_mode()
