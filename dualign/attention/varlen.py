@@ -59,12 +59,7 @@ def by_torch(
     from torch.nn.attention.varlen import varlen_attn
 
     output_TNH: Any = varlen_attn(
-        query_1NTH[0].transpose(0, 1),
-        *_seen(key_1GTH, value_1GTH, segments),
-        segments.query_bounds,
-        segments.key_bounds,
-        max(segments.query_lengths),
-        max(segments.key_lengths),
+        *_packed(query_1NTH, key_1GTH, value_1GTH, segments),
         scale=scores.scale,
         window_size=_window(scores),
         enable_gqa=query_1NTH.shape[1] != key_1GTH.shape[1],
@@ -77,12 +72,7 @@ def by_flash_attention(
 ) -> Tensor:
     """Return the attention of all segments [1, T, N, H] by flash-attn 2, which has softcap."""
     output_TNH: Tensor = import_module("flash_attn").flash_attn_varlen_func(
-        query_1NTH[0].transpose(0, 1),
-        *_seen(key_1GTH, value_1GTH, segments),
-        segments.query_bounds,
-        segments.key_bounds,
-        max(segments.query_lengths),
-        max(segments.key_lengths),
+        *_packed(query_1NTH, key_1GTH, value_1GTH, segments),
         softmax_scale=scores.scale,
         causal=True,
         window_size=_window(scores),
@@ -91,13 +81,20 @@ def by_flash_attention(
     return output_TNH[None]
 
 
-def _seen(key_1GTH: Tensor, value_1GTH: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:
-    """Return keys and values [K, G, H] in the order of the segments."""
-    key_TGH, value_TGH = key_1GTH[0].transpose(0, 1), value_1GTH[0].transpose(0, 1)
+def _packed(
+    query_1NTH: Tensor, key_1GTH: Tensor, value_1GTH: Tensor, segments: Segments
+) -> tuple[Any, ...]:
+    """Return what both kernels are called with: queries [T, N, H], keys and values [K, G, H] in the
+    order of the segments, the bounds of the segments among queries and keys, their longest.
+    """
+    query_TNH, key_TGH, value_TGH = (
+        tensor[0].transpose(0, 1) for tensor in (query_1NTH, key_1GTH, value_1GTH)
+    )
     index_K = segments.key_index
-    if index_K is None:
-        return key_TGH, value_TGH
-    return key_TGH.index_select(0, index_K), value_TGH.index_select(0, index_K)
+    if index_K is not None:
+        key_TGH, value_TGH = key_TGH.index_select(0, index_K), value_TGH.index_select(0, index_K)
+    longest = max(segments.query_lengths), max(segments.key_lengths)
+    return query_TNH, key_TGH, value_TGH, segments.query_bounds, segments.key_bounds, *longest
 
 
 def _window(scores: Scores) -> tuple[int, int]:
