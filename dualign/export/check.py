@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from dualign.data.conversation import MODES, Mode
 from dualign.export.llama_runtime import GreedyToken, LlamaRuntime, load
-from dualign.generation.thinking import split, trace_marks
+from dualign.generation.thinking import TraceMarks, split, trace_marks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -131,10 +131,11 @@ def check(
     loaded = load(file, runtime, context=_CONTEXT)
     try:
         conversations, faults = _check_prompts(loaded, tokenizer)
+        marks = trace_marks(tokenizer)
         answers = []
         for reference in references:
             tokens = loaded.greedy(reference.prompt_ids, _NEW_TOKENS)
-            answers.append(_compare(reference, tokens, tokenizer, eos_ids))
+            answers.append(_compare(reference, tokens, tokenizer, eos_ids, marks))
     finally:
         loaded.close()
     if type in _EXACT:
@@ -200,6 +201,7 @@ def _compare(
     tokens: Sequence[GreedyToken],
     tokenizer: "PreTrainedTokenizerBase",
     eos_ids: frozenset[int],
+    marks: TraceMarks,
 ) -> AnswerComparison:
     stop = next((i for i, entry in enumerate(tokens) if entry.token in eos_ids), None)
     ids = [entry.token for entry in tokens[:stop]]
@@ -213,7 +215,7 @@ def _compare(
         text,
         mode=reference.mode,
         finished=stop is not None,
-        marks=trace_marks(tokenizer),
+        marks=marks,
     )
     return AnswerComparison(
         question=reference.question,
