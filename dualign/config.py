@@ -275,6 +275,12 @@ def _convert_union(args: tuple[Any, ...], value: Any, document: Document, key: K
     kinds = [arg for arg in args if arg is not type(None)]
     # Where only one of them has the value's shape, its own message says more than "a or b".
     shaped = [kind for kind in kinds if _has_shape(kind, value)]
+    if len(shaped) > 1 and all(_kind_name(kind) for kind in shaped):
+        return _convert_kind(shaped, value, document, key)
+    if isinstance(value, str) and all(
+        get_origin(kind) is Literal or _kind_name(kind) for kind in kinds
+    ):
+        shaped = [kind for kind in kinds if get_origin(kind) is Literal]
     if len(shaped) == 1 or len(kinds) == 1:
         return _convert((shaped or kinds)[0], value, document, key)
     for kind in kinds:
@@ -284,6 +290,23 @@ def _convert_union(args: tuple[Any, ...], value: Any, document: Document, key: K
             return converted
     document.refuse(key, f"expected {' or '.join(map(named, args))}, found {_shown(value)}")
     return None
+
+
+def _convert_kind(kinds: list[Any], value: Any, document: Document, key: Key) -> Any:
+    """Fill that of several dataclasses which the mapping's `kind` names."""
+    names = {_kind_name(kind): kind for kind in kinds}
+    if "kind" not in value:
+        document.refuse(key, f"needs the key 'kind' (one of {', '.join(names)})")
+        return None
+    choice = _convert_choice(tuple(names), value["kind"], document, (*key, "kind"))
+    return parse(names[choice], value, document, key) if choice in names else None
+
+
+def _kind_name(expected: Any) -> str:
+    """Return what `kind` is in a dataclass of one kind; empty for any other type."""
+    if not is_dataclass(expected):
+        return ""
+    return next((str(item.default) for item in fields(expected) if item.name == "kind"), "")
 
 
 def _has_shape(expected: Any, value: Any) -> bool:

@@ -26,7 +26,11 @@ def _lines(cls: type, kind: str, listed: dict[type, str], indent: str = "") -> I
     for field in fields(cls):
         if field.name == "kind":
             continue  # it is the heading
-        inner = _inner(hints[field.name])
+        inners = _inners(hints[field.name])
+        if len(inners) > 1:
+            yield from _kind_lines(inners, field, hints[field.name], docs[field.name], indent)
+            continue
+        inner = inners[0] if inners else None
         above = listed.get(inner) if inner else None
         shape = f"keys as in {above}" if above else "" if inner else _shape(hints[field.name])
         details = ", ".join(filter(None, [shape, _default(field)]))
@@ -36,17 +40,32 @@ def _lines(cls: type, kind: str, listed: dict[type, str], indent: str = "") -> I
             yield from _lines(inner, kind, listed, f"{indent}  ")
 
 
-def _inner(expected: Any) -> type | None:
-    """Return the dataclass in a type such as `tuple[SourceConfig, ...]` or `AdapterConfig | None`."""
+def _kind_lines(
+    kinds: list[type], field: Field[Any], expected: Any, about: str, indent: str
+) -> Iterator[str]:
+    """List a key that takes the name of a kind, or keys with `kind`: those with keys of their own."""
+    details = ", ".join(filter(None, [_shape(expected), _default(field)]))
+    yield f"{indent}- `{field.name}` ({details}): {about}"
+    for cls in kinds:
+        lines = list(_lines(cls, "", {}, f"{indent}    "))
+        if lines:
+            kind = next(item.default for item in fields(cls) if item.name == "kind")
+            yield f"{indent}  - `kind: {kind}`: {_first_line(cls)}"
+            yield from lines
+
+
+def _inners(expected: Any) -> list[type]:
+    """Return the dataclasses in a type such as `tuple[SourceConfig, ...]` or `AdapterConfig | None`."""
     if is_dataclass(expected) and isinstance(expected, type):
-        return expected
-    return next((inner for arg in get_args(expected) if (inner := _inner(arg))), None)
+        return [expected]
+    return [inner for arg in get_args(expected) for inner in _inners(arg)]
 
 
 def _shape(expected: Any) -> str:
     """Return the type in words; an optional key's None isn't named."""
     if get_origin(expected) in (Union, UnionType):
-        return " or ".join(named(arg) for arg in get_args(expected) if arg is not NoneType)
+        names = [named(arg) for arg in get_args(expected) if arg is not NoneType]
+        return " or ".join(dict.fromkeys(names))
     return named(expected)
 
 

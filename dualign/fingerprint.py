@@ -154,7 +154,7 @@ def file_digests(value: Any, digests: Digests, key: str = "") -> Iterator[tuple[
             label = str(path.relative_to(value)) if Path(value).is_dir() else path.name
             yield f"{key}:{Path(value).name}:{label}", digests.file(path)
         if key == "tasks" and Path(value).is_file():
-            yield from _task_rows(Path(value), digests)
+            yield from _task_files(Path(value), digests)
 
 
 def _files(value: str) -> list[Path]:
@@ -170,7 +170,11 @@ def _files(value: str) -> list[Path]:
     return [path] if path.is_file() else []
 
 
-def _task_rows(task: Path, digests: Digests) -> Iterator[tuple[str, str]]:
-    rows = read_yaml(task).value.get("rows")
-    if isinstance(rows, str) and (task.parent / rows).is_file():
-        yield f"rows:{task.name}:{rows}", digests.file(task.parent / rows)
+def _task_files(task: Path, digests: Digests) -> Iterator[tuple[str, str]]:
+    """Yield the files that a task names: its rows, and those of its verifier's settings."""
+    keys = read_yaml(task).value
+    settings = keys.get("verifier")
+    named = {"rows": keys.get("rows")} | (settings if isinstance(settings, dict) else {})
+    for key, value in named.items():
+        if isinstance(value, str) and (task.parent / value).is_file():
+            yield f"{key}:{task.name}:{value}", digests.file(task.parent / value)

@@ -3,21 +3,23 @@
 name: sums-4
 rows: sums-4.jsonl          # next to this file; each row has a question and an answer
 prompt: "{question}"        # absent: the row's own `messages` or `prompt`
-verifier: integer
+verifier: integer           # or with settings: {kind: contains, need: any}
 """
 
 import json
 import random
 import string
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dualign.config import parse, read_yaml
-from dualign.errors import EvaluationError, excerpt
+from dualign.errors import DataError, EvaluationError, excerpt
 from dualign.switch import Switch
-from dualign.verifiers import VerifierName
+from dualign.verifiers.base import Verdict, Verifier
+from dualign.verifiers.table import VERIFIERS, VerifierSettings, verifier_of
 
 Turn = Mapping[str, Any]
 _ROW_KEYS = frozenset({"id", "prompt", "messages", "answer"})
@@ -31,14 +33,16 @@ class Task:
     """the task's name in tables and in metrics.json"""
     rows: str
     """a .jsonl file, relative to the task file; one row each line"""
-    verifier: VerifierName
-    """what compares an answer with the row's `answer`"""
+    verifier: VerifierSettings
+    """what compares an answer with the row's `answer`: its name, or keys with its `kind`"""
     prompt: str | None = None
     """the question, with fields of the row in braces; absent: the row's `messages`, or `prompt` as
     text or messages
     """
     answer: str | None = None
-    """the expected answer, with fields of the row in braces; absent: the row's `answer`"""
+    """the expected answer, with fields of the row in braces; absent: the row's `answer`; a field
+    alone may be a list or an object, if the verifier takes them
+    """
     instruction: str | None = None
     """text that is added to the question, after an empty line; the same in both modes"""
     max_new_tokens: int | None = None
@@ -48,8 +52,18 @@ class Task:
     switch: Switch | None = None
     """what switches the modes for this task; absent: the stage's"""
 
+    @property
+    def check(self) -> Verifier:
+        """The verifier with its settings."""
+        return verifier_of(self.verifier)
+
     def problems(self) -> list[tuple[str, str]]:
         issues = []
+        if isinstance(self.verifier, str) and (needed := VERIFIERS[self.verifier].needed()):
+            keys = ", ".join(f"{name}: ..." for name in needed)
+            issues.append(
+                ("verifier", f"expected {{kind: {self.verifier}, {keys}}}, found a name alone")
+            )
         for key in ("name", "rows"):
             if not getattr(self, key).strip():
                 issues.append((key, "expected a name, found nothing"))
@@ -73,8 +87,9 @@ class Problem:
 
     id: str
     messages: tuple[Turn, ...]
-    expected: str
+    expected: Any
     extra: Mapping[str, Any]
+    line: int = 0
 
     @property
     def question(self) -> str | list[Turn]:
@@ -100,6 +115,8 @@ def load_task(path: str | Path) -> Task:
     task = parse(Task, document.value, document)
     document.raise_problems()
     assert task is not None, "no problems means a task"
+    if isinstance(task.verifier, Verifier):
+        task = replace(task, verifier=task.verifier.located(path.parent))
     return replace(task, rows=str((path.parent / task.rows).resolve()))
 
 
@@ -142,6 +159,50 @@ def load_problems(task: Task, *, limit: int | None = None, seed: int = 0) -> tup
     return tuple(problems[i] for i in sorted(drawn))
 
 
+def load_questions(
+    paths: Sequence[str | Path], *, limit: int | None = None, seed: int = 0, checked: bool = True
+) -> list[tuple[Task, tuple[Problem, ...]]]:
+    """Load tasks and their problems; if answers will be checked, refuse what can't be before it is asked.
+
+    Raises:
+        EvaluationError: as from `load_tasks` and `load_problems`; a verifier that can't work here;
+            a row whose expected answer its verifier can't read.
+    """
+    questions = []
+    for task in load_tasks(paths):
+        problems = load_problems(task, limit=limit, seed=seed)
+        questions.append((task, problems))
+        if not checked:
+            continue
+        try:
+            task.check.require()
+        except DataError as error:
+            raise EvaluationError(f"task {task.name}: {error}") from None
+        for problem in problems:
+            _expected(task, problem)
+    return questions
+
+
+def judge(task: Task, problem: Problem, answer: str) -> Verdict:
+    """Return whether an answer without its thinking is right, by the task's verifier.
+
+    Raises:
+        EvaluationError: the verifier fails; the message names the row.
+    """
+    expected = _expected(task, problem)
+    try:
+        return task.check.judge(answer, expected)
+    except DataError as error:
+        raise EvaluationError(f"{task.rows}:{problem.line}: {error}") from None
+
+
+def _expected(task: Task, problem: Problem) -> Any:
+    try:
+        return task.check.read(problem.expected)
+    except DataError as error:
+        raise EvaluationError(f"{task.rows}:{problem.line}: {error}") from None
+
+
 def _read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     if not path.is_file():
         raise EvaluationError(
@@ -169,22 +230,34 @@ def _problem(task: Task, number: int, row: dict[str, Any]) -> Problem:
     where = f"{task.rows}:{number}"
     expected = row.get("answer")
     if task.answer is not None:
-        expected = _filled(task.answer, row, f"{where}: the answer")
-    if expected in (None, ""):
+        expected = _answer(task, task.answer, row, f"{where}: the answer")
+    if expected in (None, "", [], {}) and task.check.needs_expected:
         raise EvaluationError(
-            f"{where}: no 'answer' (found {', '.join(sorted(row))}); the verifier {task.verifier} "
+            f"{where}: no 'answer' (found {', '.join(sorted(row))}); the verifier {task.check.kind} "
             "compares with it; name the field in the task, e.g. answer: '{expected_answer}'"
         )
     return Problem(
         id=str(row.get("id", number)),
         messages=_with_instruction(_turns(task, row, where), task.instruction, where),
-        expected=str(expected),
+        expected=str(expected) if isinstance(expected, int | float) else expected,
         extra={
             key: value
             for key, value in row.items()
             if key not in _ROW_KEYS and isinstance(value, str | int | float | bool)
         },
+        line=number,
     )
+
+
+def _answer(task: Task, template: str, row: Mapping[str, Any], what: str) -> Any:
+    """Fill the template of the answer; a lone field keeps its list if the verifier takes lists."""
+    parts = list(string.Formatter().parse(template))
+    if task.check.takes_lists and len(parts) == 1 and parts[0][:1] == ("",) and parts[0][1]:
+        with suppress(KeyError, IndexError, AttributeError, TypeError):
+            value = string.Formatter().get_field(parts[0][1], (), row)[0]
+            if isinstance(value, list | dict):
+                return value
+    return _filled(template, row, what)
 
 
 def _filled(template: str, row: Mapping[str, Any], what: str) -> str:

@@ -29,8 +29,7 @@ from dualign.models.tokenizer import load_chat_tokenizer
 from dualign.preference.config import PairsStage
 from dualign.rundir import Outcome
 from dualign.switch import Switch
-from dualign.tasks import Problem, Task, load_problems, load_tasks
-from dualign.verifiers import verify
+from dualign.tasks import Problem, Task, judge, load_questions
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,9 +50,9 @@ def run(stage: PairsStage, work: Path, *, seed: int) -> Outcome:
     Raises:
         DataError: there is no pair.
     """
-    problems = [
-        (task, load_problems(task, limit=stage.rows, seed=seed)) for task in load_tasks(stage.tasks)
-    ]
+    problems = load_questions(
+        stage.tasks, limit=stage.rows, seed=seed, checked=stage.rejected_model is None
+    )
     file = SampleFile(work / "generations.jsonl")
     models = [stage.model] + ([stage.rejected_model] if stage.rejected_model else [])
     samples = [_sample(stage, model, problems, file, seed) for model in models]
@@ -185,8 +184,7 @@ def _right_and_wrong(
     request: _SampleRequest, samples: Sequence[Reply | None]
 ) -> tuple[list[Reply], list[Reply], str | None]:
     replies = [reply for reply in samples if reply is not None]
-    verifier, expected = request.task.verifier, request.problem.expected
-    right = [reply for reply in replies if verify(verifier, reply.answer, expected)]
+    right = [reply for reply in replies if judge(request.task, request.problem, reply.answer)]
     wrong = [reply for reply in replies if reply not in right]
     if right and wrong:
         return right, wrong, None

@@ -122,8 +122,8 @@ FILES = {
 }
 
 
-def fingerprints(folder: Path, *overrides: str) -> dict[str, str]:
-    for name, text in FILES.items():
+def fingerprints(folder: Path, *overrides: str, files: dict[str, str] = FILES) -> dict[str, str]:
+    for name, text in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text, encoding="utf-8")
     path = folder / "recipe.yaml"
@@ -154,6 +154,16 @@ def test_columns_of_a_source_are_part_of_the_fingerprint_once_they_are_given(
     assert fingerprints(tmp_path, "sft.data.sources.0.columns={}") == FINGERPRINTS
     mapped = fingerprints(tmp_path, "sft.data.sources.0.columns={text: body}")
     assert mapped["sft"] != FINGERPRINTS["sft"] and mapped["script"] == FINGERPRINTS["script"]
+
+
+def test_a_file_of_a_tasks_verifier_is_part_of_the_fingerprint(tmp_path: Path) -> None:
+    verifier = "verifier: {kind: json_schema, schema: s.json}"
+    files = {**FILES, "sums.yaml": TASK.replace("verifier: integer", verifier), "s.json": "{}"}
+    before = fingerprints(tmp_path, files=files)
+    after = fingerprints(tmp_path, files=files | {"s.json": '{"type": "integer"}'})
+    assert {kind for kind, value in after.items() if value != before[kind]} == {
+        *("sft", "pairs", "preference", "merge", "sweep", "eval")
+    }
 
 
 def test_the_types_by_device_count_as_the_default_before_them(tmp_path: Path) -> None:

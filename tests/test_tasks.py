@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dualign.errors import ConfigError, EvaluationError
-from dualign.tasks import load_problems, load_task, load_tasks
+from dualign.tasks import judge, load_problems, load_questions, load_task, load_tasks
 
 
 def write(folder, text, rows=({"id": "a", "question": "1+1?", "answer": 2},), name="t.yaml"):
@@ -144,3 +144,77 @@ def test_what_is_no_text_is_never_asked_as_its_repr(tmp_path, keys, row, message
     file = write(tmp_path, f"{GOOD}{keys}\n", rows=[{"answer": "1"} | row])
     with pytest.raises(EvaluationError, match=message):
         load_problems(load_task(file))
+
+
+def with_verifier(folder, verifier, **row):
+    row = {"question": "a", **row}
+    return write(folder, f"name: t\nrows: rows.jsonl\nprompt: '{{question}}'\n{verifier}\n", [row])
+
+
+@pytest.mark.parametrize(
+    ("verifier", "message"),
+    [
+        ("{kind: contains, ned: any}", r"verifier.ned: unknown key .did you mean 'need'"),
+        ("{kind: contains, need: some}", "verifier.need: expected one of all, any, found 'some'"),
+        ("{kind: contians}", "verifier.kind: .*did you mean 'contains'"),
+        ("{need: any}", "verifier: needs the key 'kind' .one of exact, integer"),
+        ("{kind: exact, need: any}", "verifier.need: unknown key"),
+        ("{kind: regex, pattern: '('}", r"verifier.pattern: '\(' isn't a regular expression"),
+        ("3", "verifier: expected one of exact"),
+        ("[exact]", "verifier: expected"),
+    ],
+)
+def test_a_verifiers_settings_are_checked(tmp_path, verifier, message):
+    with pytest.raises(ConfigError, match=message):
+        load_task(with_verifier(tmp_path, f"verifier: {verifier}"))
+
+
+def test_a_verifier_without_settings_is_its_name(tmp_path):
+    plain, keys = (
+        load_task(with_verifier(tmp_path, f"verifier: {text}"))
+        for text in ("contains", "{kind: contains}")
+    )
+    assert plain.verifier == "contains"
+    assert plain.check == keys.check
+
+
+def test_a_row_may_expect_a_list_if_the_verifier_takes_it(tmp_path):
+    file = with_verifier(tmp_path, "verifier: contains\nanswer: '{texts}'", texts=["x", "y"])
+    ((_, (problem,)),) = load_questions([file])
+    assert problem.expected == ["x", "y"]
+    file = with_verifier(tmp_path, "verifier: exact\nanswer: '{texts}'", texts=["x"])
+    with pytest.raises(EvaluationError, match=r"asks for 'texts', which is .'x'.: expected text"):
+        load_problems(load_task(file))
+
+
+@pytest.mark.parametrize(
+    ("verifier", "answer", "message"),
+    [
+        ("integer", "seven", "'seven' isn't a whole number"),
+        ("exact", ["seven"], "the verifier exact takes text or a number"),
+        ("regex", "(", r"'\(' isn't a regular expression"),
+        ("contains", {"a": 1}, "takes text, or a list of texts"),
+    ],
+)
+def test_an_answer_that_its_verifier_cant_read_is_refused_with_its_row(
+    tmp_path, verifier, answer, message
+):
+    file = with_verifier(tmp_path, f"verifier: {verifier}", answer=answer)
+    with pytest.raises(EvaluationError, match=rf"rows\.jsonl:1: expected answer .*{message}"):
+        load_questions([file])
+    assert len(load_questions([file], checked=False)) == 1
+
+
+def test_a_schema_of_the_task_is_a_file_next_to_it(tmp_path):
+    pytest.importorskip("jsonschema")
+    file = with_verifier(tmp_path, "verifier: {kind: json_schema, schema: s.json}")
+    with pytest.raises(EvaluationError, match=r"s\.json: no such file; expected a JSON Schema"):
+        load_questions([file])
+    (tmp_path / "s.json").write_text('{"type": "integer"}')
+    ((task, (problem,)),) = load_questions([file])
+    assert problem.expected is None
+    assert judge(task, problem, "3")
+    assert judge(task, problem, "x").reason == "not JSON"
+    (tmp_path / "s.json").write_text('{"type": "whole"}')
+    with pytest.raises(EvaluationError, match=r"task t: .*s\.json: not a JSON Schema"):
+        load_questions([file])

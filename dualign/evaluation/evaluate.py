@@ -30,9 +30,8 @@ from dualign.generation.thinking import TraceMarks, split, trace_marks
 from dualign.models.loading import EvalModel, open_model
 from dualign.models.source import resolve_model
 from dualign.rundir import Outcome, write_json
-from dualign.tasks import Task, load_problems, load_tasks
+from dualign.tasks import Task, judge, load_questions
 from dualign.terminal import wide_console
-from dualign.verifiers import verify
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,8 +47,8 @@ class EvalResult:
 def run(stage: EvalStage, work: Path, *, seed: int) -> Outcome:
     """Evaluate every model on every task; write metrics.json, samples.jsonl and table.md."""
     work.mkdir(parents=True, exist_ok=True)
-    tasks = load_tasks(stage.tasks)
-    problems = [(task, load_problems(task, limit=stage.rows, seed=seed)) for task in tasks]
+    problems = load_questions(stage.tasks, limit=stage.rows, seed=seed)
+    tasks = [task for task, _ in problems]
     file = SampleFile(work / "samples.jsonl")
     results = []
     result = open_model(stage.models[-1], dtype=stage.dtype)
@@ -173,6 +172,7 @@ def _sample(
         marks=marks,
     )
     problem = request.problem
+    verdict = judge(request.task, problem, reply.answer)
     return {
         **problem.extra,
         "model": subject.model,
@@ -183,7 +183,8 @@ def _sample(
         "thinking": reply.thinking,
         "answer": reply.answer,
         "expected": problem.expected,
-        "correct": verify(request.task.verifier, reply.answer, problem.expected),
+        "correct": verdict.right,
+        "reason": verdict.reason,
         "closed": reply.closed,
         "leaked": reply.leaked,
         "empty_think": reply.empty,

@@ -3,6 +3,7 @@
 Each figure is a plain count over the samples; docs/architecture.md lists the keys.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,6 +29,7 @@ def summarize(samples: Sequence[Sample], mode: Mode) -> dict[str, Any]:
         "accuracy_ci": list(wilson(accuracy, len(correct))),
         "n": len(correct),
         "correct": sum(correct),
+        "reasons": _count_reasons(samples),
     }
     metrics |= _rate("leak_rate", [bool(sample["leaked"]) for sample in samples])
     for name, key in _THINK_RATES.items():
@@ -39,6 +41,12 @@ def summarize(samples: Sequence[Sample], mode: Mode) -> dict[str, Any]:
     for key in ("think_tokens", "answer_tokens"):
         metrics[key] = percentiles([int(sample[key]) for sample in samples])
     return metrics
+
+
+def _count_reasons(samples: Sequence[Sample]) -> dict[str, int]:
+    """Return how often each reason made an answer wrong, the most frequent first."""
+    reasons = (sample.get("reason") for sample in samples if not sample["correct"])
+    return dict(Counter(reason for reason in reasons if reason).most_common())
 
 
 def with_gain(tasks: Mapping[str, Mapping[Mode, Sequence[Sample]]]) -> dict[str, dict[str, Any]]:

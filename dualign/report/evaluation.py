@@ -58,6 +58,7 @@ def evaluation_sections(
         yield _steps_section(compared)
     yield from _pairs_sections(stages)
     yield Section(name="format", title="Format", blocks=tuple(_format_blocks(scores)))
+    yield from _reasons_section(scores[-1])
     yield from _lengths_section(models)
     yield from _difficulty_section(models[-1])
     yield from _samples_section(stages, models[-1])
@@ -197,6 +198,22 @@ def _format_cells(cell: Mapping[str, Any]) -> Iterator[str]:
     for key in ("think_tokens", "answer_tokens"):
         counts = cell.get(key) or {}
         yield from ("-" if counts.get(p) is None else f"{counts[p]:.0f}" for p in ("p50", "p90"))
+
+
+def _reasons_section(model: ModelScores) -> Iterator[Section]:
+    """Yield why answers of the last model are wrong, in the verifiers' words."""
+    rows = [
+        (task, mode, reason, str(count))
+        for task, by_mode in model.tasks.items()
+        for mode in MODES
+        for reason, count in (by_mode.get(mode, {}).get("reasons") or {}).items()
+    ]
+    if rows:
+        table = Table(
+            columns=("task", "mode", "reason", "answers"), rows=tuple(rows), text_columns=3
+        )
+        note = Paragraph(text=f"{short_label(model.model)}, counted by its verifiers.", quiet=True)
+        yield Section(name="reasons", title="Why answers are wrong", blocks=(note, table))
 
 
 def _lengths_section(models: Sequence[ModelEvaluation]) -> Iterator[Section]:

@@ -22,6 +22,7 @@ from dualign.evaluation.metrics import Sample
 from dualign.evaluation.requests import TaskSet
 from dualign.evaluation.samples import SampleFile
 from dualign.fingerprint import Digests, file_digests
+from dualign.hashing import sha256
 from dualign.merging.merge import PreparedMerge, write_beside
 from dualign.merging.output import fingerprint
 from dualign.merging.sweep.candidates import CandidateScore, Objective, score_samples
@@ -30,7 +31,7 @@ from dualign.merging.sweep.live import LiveModel
 from dualign.merging.sweep.score_cache import ScoreCache
 from dualign.models.loading import EvalModel
 from dualign.models.tokenizer import load_chat_tokenizer
-from dualign.tasks import load_problems, load_tasks
+from dualign.tasks import Task, load_questions
 
 _NUMBER = re.compile(r"(?<![\w.-])[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?(?!\w)")
 _TAIL = 600  # characters of a command's output that an error shows
@@ -60,6 +61,12 @@ def make_scorer(stage: SweepStage, work: Path, cache: ScoreCache, *, seed: int) 
     return _CommandScorer(stage.command, stage.files, work, cache, seed=seed)
 
 
+def _files_of(task: Task) -> dict[str, Any]:
+    """Return the hashes of the files that the task's verifier reads; nothing if it reads none."""
+    files = {Path(file).name: sha256(Path(file)) for file in task.check.files}
+    return {"verifier_files": files} if files else {}
+
+
 def _merge_hash(prepared: PreparedMerge, *, seed: int) -> str:
     """Hash everything that the merged folder depends on: inputs, parameters, config, settings."""
     weights = prepared.weights
@@ -74,15 +81,12 @@ class LiveScorer:
         self, config: EvalConfig, objective: Objective, work: Path, cache: ScoreCache, *, seed: int
     ) -> None:
         self.config, self.objective, self.seed = config, objective, seed
-        self.tasks: TaskSet = [
-            (task, load_problems(task, limit=config.rows, seed=seed))
-            for task in load_tasks(config.tasks)
-        ]
+        self.tasks: TaskSet = load_questions(config.tasks, limit=config.rows, seed=seed)
         self.data: tuple[Mapping[str, Any], ...] = tuple(
             data_source(task.rows, len(problems)) for task, problems in self.tasks
         )
         tasks = [
-            asdict(task) | {"rows": source["sha256"]}
+            asdict(task) | {"rows": source["sha256"]} | _files_of(task)
             for (task, _), source in zip(self.tasks, self.data, strict=True)
         ]
         self._questions_hash = _sha256([{**asdict(config), "tasks": tasks}, seed])

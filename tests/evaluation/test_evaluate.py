@@ -69,6 +69,7 @@ def test_known_answers_give_known_figures(learnt, task_file, tmp_path, capsys):
     assert (think["closed_rate"], think["empty_think_rate"], think["leak_rate"]) == (1.0, 0.0, 0.0)
     assert no_think["leak_rate"] == 0.0
     assert think["gain"] == 0.75
+    assert (think["reasons"], no_think["reasons"]) == ({}, {"another number": 3})
     assert think["think_tokens"]["p50"] == 11.5  # 11, 10, 12, 12 letters, one token each
     assert no_think["think_tokens"]["mean"] == 0.0
     assert outcome.metrics["tasks"] == metrics["tasks"]
@@ -86,6 +87,7 @@ def test_samples_hold_what_was_thought_and_said(learnt, task_file, tmp_path):
         assert (slow["thinking"], slow["answer"], slow["correct"]) == (thought, right, True)
         assert (fast["thinking"], fast["answer"]) == (None, quick)
         assert fast["correct"] is (quick == right)
+        assert (slow["reason"], fast["reason"]) == ("", "" if quick == right else "another number")
         assert slow["prompt"] == f"What is {question}?"
     assert found["4+5", "think"]["difficulty"] == 1
 

@@ -41,6 +41,13 @@ def test_think_rates_count_flags():
     assert [found[name] for name in rates] == [0.75, 0.25, 0.25, 0.25, 0.25]
 
 
+def test_reasons_of_wrong_answers_are_counted():
+    reasons = ["", "timeout", "no code", "timeout", None]
+    samples = [sample(i, correct=not reason, reason=reason) for i, reason in enumerate(reasons)]
+    found = summarize([*samples, sample(9, correct=False)], "think")["reasons"]
+    assert list(found.items()) == [("timeout", 2), ("no code", 1)]
+
+
 def test_no_think_has_no_block_to_close():
     found = summarize([sample(0, correct=True, leaked=True), sample(1, correct=True)], "no_think")
     assert found["leak_rate"] == 0.5

@@ -1,0 +1,130 @@
+"""Check the answer's JSON by a schema."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NoReturn
+
+from dualign.errors import DataError, EvaluationError, excerpt
+from dualign.verifiers.base import RIGHT, Verdict, Verifier, wrong
+from dualign.verifiers.fences import last_block
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JsonSchemaVerifier(Verifier):
+    """The answer is JSON, alone or in a code fence, and valid by a JSON Schema."""
+
+    takes_lists: ClassVar[bool] = True
+    paths: ClassVar[tuple[str, ...]] = ("schema",)
+    kind: Literal["json_schema"] = "json_schema"
+    """this kind of verifier"""
+    schema: str | Mapping[str, Any] | None = None
+    """the schema of every row: a .json file, relative to the task file, or its keys; absent: the row's
+    answer is a schema, as an object or as text
+    """
+
+    @property
+    def needs_expected(self) -> bool:
+        return self.schema is None
+
+    def require(self) -> None:
+        try:
+            import jsonschema  # noqa: F401 - whether it is there
+        except ImportError:
+            raise EvaluationError(
+                "the verifier json_schema needs a package: pip install 'dualign[eval]'"
+            ) from None
+        if self.schema is not None:
+            self.read(None)
+
+    def read(self, expected: Any) -> Any:
+        """Return the schema's validator."""
+        schema = expected if self.schema is None else self.schema
+        what = f"expected answer {excerpt(expected)}" if self.schema is None else "schema"
+        if isinstance(self.schema, str):
+            what = self.schema
+            if not Path(what).is_file():
+                raise EvaluationError(f"{what}: no such file; expected a JSON Schema")
+            schema = Path(what).read_bytes()
+        if isinstance(schema, str | bytes):
+            try:
+                schema = json.loads(schema)
+            except ValueError as error:
+                raise DataError(f"{what}: isn't JSON: {error}") from None
+        if not isinstance(schema, Mapping | bool):
+            raise DataError(f"{what}: a JSON Schema is an object, found {excerpt(schema)}")
+        return _validator(schema, what)
+
+    def judge(self, answer: str, expected: Any) -> Verdict:
+        from jsonschema.exceptions import best_match
+        from referencing.exceptions import Unresolvable
+
+        try:
+            value = _json_of(answer)
+        except (ValueError, RecursionError):
+            return wrong("not JSON")
+        try:
+            error = best_match(expected.iter_errors(value))
+        except Unresolvable as problem:
+            raise DataError(f"schema: a reference isn't in it: {problem}") from None
+        if error is None:
+            return RIGHT
+        path = re.sub(r"\[\d+\]", "[]", error.json_path)
+        return wrong(f"schema: {path} ({error.validator})")
+
+
+def _validator(schema: Any, what: str) -> Any:
+    """Return a validator that fetches nothing: a reference has to be in the schema."""
+    import jsonschema
+    from jsonschema.exceptions import SchemaError
+    from referencing import Registry
+    from referencing.exceptions import Unresolvable
+    from referencing.jsonschema import DRAFT202012
+
+    kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
+    try:
+        kind.check_schema(schema)
+    except SchemaError as error:
+        raise DataError(f"{what}: not a JSON Schema: {error.message}") from None
+    resource = DRAFT202012.create_resource(schema)
+    resolver = Registry().resolver_with_root(resource)
+    for reference in _references(schema):
+        try:
+            resolver.lookup(reference)
+        except Unresolvable:
+            raise DataError(
+                f"{what}: refers to {reference!r}, which isn't in it; nothing is fetched"
+            ) from None
+    return kind(schema, registry=Registry())
+
+
+def _references(schema: Any) -> list[str]:
+    """Return the references of a schema, without those of parts that have an address of their own."""
+    if isinstance(schema, list):
+        return [name for item in schema for name in _references(item)]
+    if not isinstance(schema, Mapping):
+        return []
+    names = [schema["$ref"]] if isinstance(schema.get("$ref"), str) else []
+    parts = [part for part in schema.values() if not (isinstance(part, Mapping) and "$id" in part)]
+    return names + [name for part in parts for name in _references(part)]
+
+
+def _json_of(answer: str) -> Any:
+    """Return the JSON of an answer, or of its last code fence.
+
+    Raises:
+        ValueError: there is none.
+    """
+    try:
+        return json.loads(answer, parse_constant=_refuse)
+    except ValueError:
+        block = last_block(answer)
+        if block is None:
+            raise
+        return json.loads(block, parse_constant=_refuse)
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} isn't JSON")

@@ -1,0 +1,60 @@
+"""Search the answer for a pattern."""
+
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from dualign.errors import DataError
+from dualign.verifiers.base import RIGHT, Verdict, Verifier, wrong
+from dualign.verifiers.exact import plain
+
+# A pattern such as (a+)+$ may take years on one answer.
+_SECONDS = 10
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RegexVerifier(Verifier):
+    """The row's answer is a pattern; or the task's pattern finds what is compared with it."""
+
+    kind: Literal["regex"] = "regex"
+    """this kind of verifier"""
+    pattern: str | None = None
+    """finds the answer: the first group of its last match, or the whole match, is compared with the
+    row's answer as by exact; absent: the row's answer is a pattern that the answer has to match
+    anywhere
+    """
+
+    def problems(self) -> list[tuple[str, str]]:
+        if self.pattern is None:
+            return []
+        try:
+            re.compile(self.pattern)
+        except re.error as error:
+            return [("pattern", f"{self.pattern!r} isn't a regular expression: {error}")]
+        return []
+
+    def read(self, expected: Any) -> str:
+        text = str(Verifier.read(self, expected))
+        if self.pattern is None:
+            try:
+                re.compile(text)
+            except re.error as error:
+                raise DataError(
+                    f"expected answer {text!r} isn't a regular expression: {error}"
+                ) from None
+        return text
+
+    def judge(self, answer: str, expected: Any) -> Verdict:
+        import regex  # transformers' own dependency: patterns as in re, and a limit of time
+
+        pattern = expected if self.pattern is None else self.pattern
+        try:
+            matches = list(regex.finditer(pattern, answer, timeout=_SECONDS))
+        except TimeoutError:
+            return wrong("timeout")
+        if not matches:
+            return wrong("no match")
+        if self.pattern is None:
+            return RIGHT
+        text = matches[-1].group(1 if matches[-1].re.groups else 0) or ""
+        return RIGHT if plain(text) == plain(expected) else wrong("differs")
