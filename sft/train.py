@@ -18,7 +18,7 @@ from dualign.rundir import Outcome, Paused
 from dualign.sft.config import SFTStage
 from dualign.sft.trainer import DualModeSFTTrainer
 from dualign.training.attention import with_attention
-from dualign.training.isolation import check_isolation
+from dualign.training.isolation import check_isolation, try_isolation
 from dualign.training.pausing import add_pause, train
 from dualign.training.policy import load_policy
 from dualign.training.precision import resolved
@@ -67,8 +67,13 @@ def build_trainer(
     # Before the model: under ZeRO-3 its weights are then sharded as they load.
     arguments = SFTConfig(**settings, dataset_kwargs={"skip_prepare_dataset": True})
     model, new_adapter = load_policy(stage, source, seed=seed)
-    if stage.data.packing != "none" or arguments.per_device_train_batch_size > 1:
-        check_isolation(model.config, source.base)
+    validates = data.validation is not None and (
+        arguments.eval_strategy != "no" or stage.pause_at_step is not None
+    )
+    flat_rows = _rows_of_a_batch(arguments, validates=validates)
+    shares = stage.data.packing != "none" or flat_rows > 1
+    if shares:
+        check_isolation(model.config, source.base, tokens=flat_rows * stage.data.max_tokens)
     trainer = DualModeSFTTrainer(
         model=model,
         args=arguments,
@@ -79,6 +84,14 @@ def build_trainer(
         peft_config=new_adapter,
         groups=data.groups,
     )
+    if shares and stage.attn_implementation != ATTENTION:
+        try_isolation(trainer, source.base)
     add_pause(trainer, stage, source, tokenizer, work)
     prepare_trainer(trainer, with_parent=source.adapter is not None)
     return trainer
+
+
+def _rows_of_a_batch(arguments: SFTConfig, *, validates: bool) -> int:
+    """Return how many rows lie in the longest flat batch."""
+    train, evaluation = arguments.per_device_train_batch_size, arguments.per_device_eval_batch_size
+    return int(max(train, evaluation if validates else 1))

@@ -53,6 +53,13 @@ def unsupported(config: PreTrainedConfig) -> str | None:
     return next(_problems(model.config.get_text_config(), trial), None)
 
 
+def default_attention(config: PreTrainedConfig) -> str:
+    """Return what transformers takes where nothing is named: sdpa, or eager where a class has none."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=torch.bfloat16)
+    return str(model.config._attn_implementation)
+
+
 def _problems(config: PreTrainedConfig, trial: _Trial) -> Iterator[str]:
     layers = config.num_hidden_layers
     if len(trial.calls) != layers:

@@ -104,7 +104,7 @@ def label_scores(
     text = model.config.get_text_config()
     if getattr(text, "output_router_logits", False):
         kwargs.setdefault("output_router_logits", True)
-    backbone = model.base_model(*args, **kwargs | {"use_cache": False})
+    backbone = _backbone(model)(*args, **kwargs | {"use_cache": False})
     hidden_BTD = backbone.last_hidden_state
     if shift_labels is None:
         assert labels is not None
@@ -133,6 +133,12 @@ def label_scores(
         output.aux_loss = _router_loss(text, backbone.router_logits, kwargs.get("attention_mask"))
         output.loss = output.loss + getattr(text, "router_aux_loss_coef", 0.0) * output.aux_loss
     return output
+
+
+def _backbone(model: PreTrainedModel) -> torch.nn.Module:
+    """Return the model below the head. Llama 4's text model names another attribute for it than it has."""
+    base: torch.nn.Module = model.base_model
+    return model.get_submodule("model") if base is model else base
 
 
 def _in_label_shape(scores: TokenScores, mask_BT: Tensor) -> LabelScores:

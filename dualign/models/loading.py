@@ -24,7 +24,7 @@ from transformers.initialization import no_init_weights
 
 from dualign.errors import CheckpointError
 from dualign.models.generation_config import valid_generation_config
-from dualign.models.source import ModelSource, resolve_model
+from dualign.models.source import ModelSource, resolve_model, why_untrainable
 from dualign.models.tokenizer import load_chat_tokenizer
 from dualign.rundir import read_run
 
@@ -41,9 +41,11 @@ def load_base(
         on_cpu: the trainer stays on the CPU, also where there is a GPU.
 
     Raises:
-        CheckpointError: the weights are already quantized.
+        CheckpointError: the weights are already quantized, or can't be trained.
     """
     config = AutoConfig.from_pretrained(source.base, revision=source.revision)
+    if reason := why_untrainable(config.model_type):
+        raise CheckpointError(f"{source.base}: {reason}; start from another model")
     if getattr(config, "quantization_config", None) is not None:
         raise CheckpointError(
             f"{source.base}: the weights are already quantized; start from 16- or 32-bit weights"

@@ -32,6 +32,16 @@ class ModelSource:
         return self.folder
 
 
+def why_untrainable(model_type: str | None) -> str | None:
+    """Return why a kind of model can't be trained right; None if nothing is known against it."""
+    if model_type == "rwkv":
+        return (
+            "transformers' RWKV halves its weights in place for evaluation and doubles them for training, and "
+            "leaves adapters and saved weights as they are: held-out rows and what is saved would be another model"
+        )
+    return None
+
+
 def resolve_model(reference: str | Path, *, revision: str | None = None) -> ModelSource:
     """Find a model folder, an adapter's folder, an embedded model or a hub id.
 

@@ -1,22 +1,21 @@
 """The attention that a stage trains with: `attn_implementation: auto` spelled out.
 
 `auto` is attention by document (`dualign`), or transformers' default where a layer of the model
-can't use it; the log says which and why.
+can't use it; the log and `plan` say which and why.
 """
 
 import logging
 from dataclasses import replace
 from typing import TypeVar
 
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedConfig
 
-from dualign.attention.support import unsupported
+from dualign.attention.support import default_attention, unsupported
 from dualign.errors import CheckpointError
 from dualign.models.source import ModelSource
 from dualign.training.config import Attention, TrainingStage
 
 Stage = TypeVar("Stage", bound=TrainingStage)
-_FALLBACK: Attention = "sdpa"
 _BY_DOCUMENT: Attention = "dualign"
 
 logger = logging.getLogger(__name__)
@@ -32,12 +31,51 @@ def with_attention(stage: Stage, source: ModelSource) -> Stage:
     """
     if stage.attn_implementation not in ("auto", _BY_DOCUMENT):
         return stage
-    reason = unsupported(AutoConfig.from_pretrained(source.base, revision=source.revision))
+    config = AutoConfig.from_pretrained(source.base, revision=source.revision)
+    settled, reason = _settled_attention(stage, config, source.base)
+    if reason:
+        logger.warning("%s: trains with %s attention: %s", source.base, settled, reason)
+    return replace(stage, attn_implementation=settled)
+
+
+def attention_in_words(
+    stage: TrainingStage, config: PreTrainedConfig, model: str, *, pairs: bool
+) -> tuple[Attention, str | None]:
+    """Return the attention of a stage, and a line for the plan, if there is something to say.
+
+    Raises:
+        CheckpointError: as `_settled_attention`.
+    """
+    settled, reason = _settled_attention(stage, config, model)
+    named = stage.attn_implementation != "auto"
+    words = f"attention: {settled}" if named else f"attention: auto is {settled}"
+    if reason:
+        words += f": {reason}"
+    if pairs and settled == _BY_DOCUMENT:
+        return settled, f"{words}; the answers of a pair share its prompt"
+    if pairs:
+        shared = named and unsupported(config) is None
+        hint = ", which they would share without attn_implementation" if shared else ""
+        return settled, f"{words}; each answer of a pair has its prompt again{hint}"
+    return settled, None if named else f"{words}" + ("" if reason else ", each document by itself")
+
+
+def _settled_attention(
+    stage: TrainingStage, config: PreTrainedConfig, model: str
+) -> tuple[Attention, str | None]:
+    """Return the attention of a stage, and why `auto` isn't attention by document, if it isn't.
+
+    Raises:
+        CheckpointError: the recipe names attention by document, and the model can't use it.
+    """
+    if stage.attn_implementation not in ("auto", _BY_DOCUMENT):
+        return stage.attn_implementation, None
+    reason = unsupported(config)
     if reason is None:
-        return replace(stage, attn_implementation=_BY_DOCUMENT)
+        return _BY_DOCUMENT, None
     if stage.attn_implementation == _BY_DOCUMENT:
         raise CheckpointError(
-            f"{source.base}: can't use attention by document: {reason}; remove attn_implementation"
+            f"{model}: can't use attention by document: {reason}; remove attn_implementation"
         )
-    logger.warning("%s: trains with %s attention: %s", source.base, _FALLBACK, reason)
-    return replace(stage, attn_implementation=_FALLBACK)
+    # A class that transformers can't make has its own message, when it is loaded.
+    return ("eager" if default_attention(config) == "eager" else "sdpa"), reason

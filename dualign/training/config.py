@@ -73,7 +73,7 @@ class TrainingStage:
     rounded_updates: bool = False
     """full fine-tuning of 16-bit weights at a learning rate at which rounding loses most of each update"""
     attn_implementation: Attention = "auto"
-    """each isolates packed documents; auto: dualign, of each document by itself, or sdpa where a model can't"""
+    """each isolates packed documents; auto: dualign, of each document by itself, or where a model can't, sdpa or eager"""
     quantization: Literal["nf4"] | None = None
     """nf4: the frozen base in 4 bits (QLoRA); needs lora"""
     template: str = "dualign"

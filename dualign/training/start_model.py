@@ -13,7 +13,7 @@ from dualign.checkpoints.checkpoint import read_json
 from dualign.config import nearest
 from dualign.errors import DualignError
 from dualign.model_ref import ModelRef
-from dualign.models.source import ModelSource, resolve_model
+from dualign.models.source import ModelSource, resolve_model, why_untrainable
 from dualign.training.config import TrainingStage
 
 Issue = tuple[str, str]
@@ -60,6 +60,8 @@ def _base_config(source: ModelSource) -> dict[str, Any]:
 
 
 def _base(source: ModelSource, config: dict[str, Any]) -> Iterator[Issue]:
+    if reason := why_untrainable(config.get("model_type")):
+        yield "model", f"{source.base}: {reason}; start from another model"
     if config.get("quantization_config"):
         yield (
             "model",

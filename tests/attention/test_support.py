@@ -2,6 +2,7 @@
 
 import pytest
 from transformers import (
+    BloomConfig,
     DistilBertConfig,
     GPT2Config,
     Llama4TextConfig,
@@ -13,13 +14,25 @@ from transformers import (
     Qwen3NextConfig,
 )
 
-from dualign.attention.support import unsupported
+from dualign.attention.support import default_attention, unsupported
 from tests.attention.test_function import CONFIGS, SHAPE
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.model_type)
 def test_models_that_keep_documents_apart_are_supported(config: PreTrainedConfig) -> None:
     assert unsupported(config) is None
+
+
+def test_a_class_without_sdpa_has_eager() -> None:
+    assert (
+        default_attention(BloomConfig(vocab_size=96, hidden_size=32, n_layer=1, n_head=2))
+        == "eager"
+    )
+    assert (
+        default_attention(MambaConfig(vocab_size=96, hidden_size=32, num_hidden_layers=1))
+        == "eager"
+    )
+    assert default_attention(GPT2Config(n_embd=32, n_layer=1, n_head=4)) == "sdpa"
 
 
 def test_windows_of_some_layers_are_seen() -> None:

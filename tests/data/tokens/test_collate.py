@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from transformers import (
+    Llama4TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
@@ -153,9 +154,16 @@ def test_gradients_of_a_packed_batch_are_those_of_its_documents(family: str) -> 
 
 def test_layers_that_carry_a_state_along_the_row_are_refused() -> None:
     kinds = ["full_attention", "sliding_attention"] * 2
-    check_isolation(Qwen3Config(**SHAPE, layer_types=kinds), "a")
+    check_isolation(Qwen3Config(**SHAPE, layer_types=kinds), "a", tokens=64)
     hybrid = Qwen3NextConfig(**SHAPE, layer_types=["linear_attention", "full_attention"] * 2)
     with pytest.raises(
         CheckpointError, match=r"b: has linear_attention layers.*data\.packing: none"
     ):
-        check_isolation(hybrid, "b")
+        check_isolation(hybrid, "b", tokens=64)
+
+
+def test_chunks_that_are_counted_along_the_batch_are_refused_where_they_would_cut() -> None:
+    config = Llama4TextConfig(**SHAPE, attention_chunk_size=32)
+    check_isolation(config, "a", tokens=32)
+    with pytest.raises(CheckpointError, match=r"chunks of 32 tokens.*up to 64"):
+        check_isolation(config, "a", tokens=64)
