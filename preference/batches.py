@@ -7,26 +7,16 @@ import torch
 from torch.utils.data import Sampler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from dualign.errors import ConfigError
-
 
 class TokenBatches(Sampler[list[int]]):
     """Places of pairs in batches of at most `most_tokens`; in each epoch the same batches in another order.
 
+    No pair alone is larger (`pair_sizes`).
     Their number is a multiple of `ranks`, so every rank takes the same number of steps: the largest
     batches are split for that. Which pairs share a batch is drawn once from `seed`.
-
-    Raises:
-        ConfigError: a pair alone is larger.
     """
 
     def __init__(self, sizes: Sequence[int], most_tokens: int, *, ranks: int, seed: int) -> None:
-        largest = max(sizes)
-        if largest > most_tokens:
-            raise ConfigError(
-                f"batch_tokens: the pair in place {list(sizes).index(largest)} has {largest} tokens, found a bound "
-                f"of {most_tokens}; raise batch_tokens, or lower data.max_tokens"
-            )
         self._seed = seed
         self._epoch = 0
         order = torch.randperm(len(sizes), generator=torch.Generator().manual_seed(seed)).tolist()

@@ -1,6 +1,6 @@
 """The preference part of a recipe, and the part that builds preference pairs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -8,6 +8,7 @@ from dualign.data.config import DataConfig
 from dualign.preference.losses.problems import loss_problems, unused_settings
 from dualign.preference.losses.settings import loss_names
 from dualign.preference.losses.table import needs_reference
+from dualign.preference.start_margins import start_figures, start_line, start_warning
 from dualign.switch import Switch
 from dualign.training.arguments import DPO_ARGUMENTS
 from dualign.training.config import TrainingStage, training_problems
@@ -38,6 +39,12 @@ class PreferenceStage(TrainingStage):
         if self.reference == "cached":
             return "cached"
         return "copy" if self.lora is None else "adapter"
+
+    def start_words(self, margins: Sequence[float]) -> tuple[str, ...]:
+        """Return what the start model says of the pairs, and where that contradicts the loss."""
+        figures = start_figures(margins)
+        warning = start_warning(loss_names(self.train), figures)
+        return (start_line(figures), *([f"warning: {warning}"] if warning else []))
 
     def unused(self) -> list[tuple[str, str]]:
         return unused_settings(self.train)

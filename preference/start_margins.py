@@ -6,10 +6,12 @@ By token, so that length doesn't decide: log pi_reference(chosen) / |chosen| aga
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dualign.preference.losses.scores import PairScores
 from dualign.preference.losses.table import LOSSES
+
+if TYPE_CHECKING:
+    from dualign.preference.losses.scores import PairScores
 
 logger = logging.getLogger(__name__)
 _ENOUGH_PAIRS = 32
@@ -23,7 +25,7 @@ class StartMargins:
         self._margins: list[float] = []
         self._told = False
 
-    def add(self, scores: PairScores) -> None:
+    def add(self, scores: "PairScores") -> None:
         """Add the pairs of a batch; nothing without a reference, or once they are told."""
         chosen_P, rejected_P = scores.reference_chosen, scores.reference_rejected
         if self._told or chosen_P is None or rejected_P is None:
@@ -64,6 +66,14 @@ def start_metrics(log: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         if figures:
             return {"start": figures}
     return {}
+
+
+def start_line(figures: Mapping[str, float]) -> str:
+    """Return the figures in words."""
+    return (
+        f"start model: finds the chosen answer likelier in {figures['start/chosen_likelier']:.0%} of "
+        f"{figures['start/pairs']:.0f} pairs (margin {figures['start/margin']:.2f} nats a token)"
+    )
 
 
 def start_warning(losses: Sequence[str], figures: dict[str, float]) -> str | None:

@@ -13,7 +13,7 @@ from trl import DPOConfig
 from dualign.attention.function import ATTENTION
 from dualign.data.prepare import PairData, prepare_pairs
 from dualign.models.data_request import load_data_request
-from dualign.models.pairs import Layout, PairCollator
+from dualign.models.pairs import Layout, PairCollator, pair_sizes
 from dualign.models.source import ModelSource, resolve_model
 from dualign.preference.config import PreferenceStage
 from dualign.preference.losses.settings import loss_settings
@@ -47,6 +47,8 @@ def run(stage: PreferenceStage, work: Path, *, seed: int) -> Outcome | Paused:
         stage.data, source, stage.template, stage.template_kwargs, stage.switch, seed=seed
     )
     tokenizer, data = request.tokenizer, prepare_pairs(request)
+    if stage.batch_tokens is not None:  # before the model is loaded
+        pair_sizes(data.train, _layout(stage), most=stage.batch_tokens)
     if stage.reference == "cached":
         data = with_cached_reference(data, stage, work)
     with refusals_by_libraries(stage):
@@ -75,7 +77,7 @@ def build_trainer(
     `cached` computes the log-probabilities once, before training.
     """
     stage = with_attention(resolved(stage), source)
-    layout: Layout = "shared" if stage.attn_implementation == ATTENTION else "padded"
+    layout = _layout(stage)
     if layout == "padded":
         attention = stage.attn_implementation
         logger.warning("pairs: with %s attention, each answer has its prompt again", attention)
@@ -101,3 +103,8 @@ def build_trainer(
     add_pause(trainer, stage, source, tokenizer, work)
     prepare_trainer(trainer, with_parent=source.adapter is not None)
     return trainer
+
+
+def _layout(stage: PreferenceStage) -> Layout:
+    """Return the layout of a stage whose attention is spelled out."""
+    return "shared" if stage.attn_implementation == ATTENTION else "padded"

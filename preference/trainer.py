@@ -1,6 +1,6 @@
 """TRL's DPOTrainer with a step of our own: pairs that share their prompt, losses as functions."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -18,7 +18,7 @@ from dualign.models.pairs import (
     answer_sums,
     chosen_documents,
     label_values,
-    pair_tokens,
+    pair_sizes,
 )
 from dualign.models.token_scores import Extra
 from dualign.preference.batches import EpochOrder, TokenBatches
@@ -93,8 +93,7 @@ class DualModeDPOTrainer(FiniteSteps, DPOTrainer):
         return dataset
 
     def _token_batches(self, most_tokens: int) -> TokenBatches:
-        layout = self.data_collator.layout
-        sizes = [pair_tokens(pair, layout) for pair in self.train_dataset]
+        sizes = pair_sizes(self.train_dataset, self.data_collator.layout, most=most_tokens)
         ranks = self.accelerator.num_processes
         return TokenBatches(sizes, most_tokens, ranks=ranks, seed=self.args.data_seed)
 
@@ -169,6 +168,18 @@ class DualModeDPOTrainer(FiniteSteps, DPOTrainer):
         if "ref_chosen_logps" in inputs:
             return inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
         return self.compute_ref_log_probs(model, inputs)
+
+    @torch.no_grad()
+    def start_margins(self, pairs: Iterable[Mapping[str, Any]]) -> Iterator[float]:
+        """Yield the margin of each pair in nats by token, under the model as it stands."""
+        self.model.eval()
+        for pair in pairs:
+            inputs = self._prepare_inputs(self.data_collator([pair]))
+            with self.accelerator.autocast():
+                output = self._score(self.model, inputs)
+            chosen_P, rejected_P = answer_sums(label_values(output), inputs)
+            chosen_tokens_P, rejected_tokens_P = _token_counts(inputs, chosen_P.device)
+            yield float(chosen_P / chosen_tokens_P - rejected_P / rejected_tokens_P)
 
     def _reference_in_force(self) -> AbstractContextManager[None]:
         policy = self.accelerator.unwrap_model(self.model)

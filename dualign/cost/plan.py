@@ -22,16 +22,18 @@ from dualign.cost.stage_shape import (
     train_settings,
     training_shape,
 )
+from dualign.cost.start_margins import margin_notes, measure_margins
 from dualign.cost.trial import measure_speed
 from dualign.data.prepare import PairData, SFTData
 from dualign.data.rows.reading import reading_notes
 from dualign.engine import StageStatus
-from dualign.errors import CheckpointError, DualignError
+from dualign.errors import CheckpointError, ConfigError, DualignError
 from dualign.model_ref import EMBEDDED_PREFIX, ModelRef, StageRef, adapter_base
-from dualign.recipe import Recipe, StageEntry, references, replace_texts
+from dualign.recipe import Recipe, StageEntry, references, replace_texts, stage_of
 from dualign.stages import stage_kind
 from dualign.training.config import TrainingStage
 from dualign.training.precision import in_words, training_device
+from dualign.training.preflight import pause_after_end
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,19 +101,69 @@ def plan_stage(
     if not missing and _data_is_here(config):
         data, _ = prepare_data(config, entry.seed)
     notes: list[str] = []
-    shape = _model_shape(_base(status, statuses), recipe.file.parent, notes)
-    if measure and shape and status.state != "done":
-        notes += _measured(config, shape, data, entry.seed)
+    base = base_model(entry, {other.entry.name: other.entry for other in statuses})
+    file = _config_file(base, recipe.file.parent, notes)
+    shape = _model_shape(file, notes) if file else None
+    # Of the pairs, None where another model stands in for the start model.
+    pairs = data if isinstance(data, PairData) and _starts_here(entry, statuses) else None
+    settled = config
+    more: list[str] = []
+    if status.state != "done":
+        settled = _settled(config, file, more) if file else config
+        _require_room(settled, data)
+        if measure and shape:
+            notes += _measured(config, shape, data, pairs, entry.seed)
+        if pairs:
+            more += margin_notes(config, pairs)
+    cost = _training_cost(status, config, settled, data, statuses, shape, notes)
     return replace(
         stage,
         waits_for=tuple(missing),
         rows=data.rows if data else None,
-        cost=_training_cost(status, config, data, statuses, shape, notes),
+        cost=replace(cost, notes=(*cost.notes, *more)),
     )
 
 
-def _base(status: StageStatus, statuses: list[StageStatus]) -> str:
-    return base_model(status.entry, {status.entry.name: status.entry for status in statuses})
+def _starts_here(entry: StageEntry, statuses: list[StageStatus]) -> bool:
+    """Return whether the start model is there: no stage's, or that of a finished one."""
+    parent = stage_of(entry.config.model)
+    return parent is None or any(
+        status.entry.name == parent and status.state == "done" for status in statuses
+    )
+
+
+def _settled(config: Any, file: Path, notes: list[str]) -> Any:
+    """Return the stage with its attention spelled out, by the model's config.json, and note which."""
+    from transformers import AutoConfig
+
+    from dualign.training.attention import attention_in_words
+
+    try:
+        model = AutoConfig.from_pretrained(file)
+    except (KeyError, ValueError):  # a kind that isn't known here; loading it says so
+        return config
+    pairs = stage_kind(config.kind).takes_pairs
+    attention, words = attention_in_words(config, model, config.model, pairs=pairs)
+    notes += [words] if words else []
+    return replace(config, attn_implementation=attention)
+
+
+def _require_room(config: Any, data: SFTData | PairData | None) -> None:
+    """Refuse batches of pairs that the longest pair doesn't fit in.
+
+    Raises:
+        ConfigError: there is a longer one.
+    """
+    most = getattr(config, "batch_tokens", None)
+    if most is None or not isinstance(data, PairData):
+        return
+    from dualign.models.pairs import pair_sizes
+
+    padded = config.attn_implementation not in ("auto", "dualign")
+    try:
+        pair_sizes(data.train, "padded" if padded else "shared", most=most)
+    except ConfigError as error:
+        raise ConfigError(f"stage {config.name}: {error}") from None
 
 
 def _startable(entry: StageEntry, statuses: list[StageStatus]) -> tuple[Any, list[str]]:
@@ -132,10 +184,20 @@ def _startable(entry: StageEntry, statuses: list[StageStatus]) -> tuple[Any, lis
 
 
 def _measured(
-    config: Any, shape: ModelShape, data: SFTData | PairData | None, seed: int
+    config: Any,
+    shape: ModelShape,
+    data: SFTData | PairData | None,
+    pairs: PairData | None,
+    seed: int,
 ) -> list[str]:
+    """Train a few steps; `pairs` are those that the start model is asked about."""
+
+    def ask_start_model(trainer: object) -> None:
+        if pairs:
+            measure_margins(config, pairs, trainer)
+
     try:
-        measure_speed(config, shape, data, seed=seed)
+        measure_speed(config, shape, data, seed=seed, before=ask_start_model)
     except DualignError as error:
         return [f"not measured: {error}"]
     return []
@@ -144,6 +206,7 @@ def _measured(
 def _training_cost(
     status: StageStatus,
     config: Any,
+    settled: Any,
     data: SFTData | PairData | None,
     statuses: list[StageStatus],
     shape: ModelShape | None,
@@ -153,6 +216,7 @@ def _training_cost(
 
     Args:
         config: the stage's, with paths in place of references to finished stages.
+        settled: the same with its attention spelled out, if that is known.
         notes: what was said of the model so far.
     """
     counted = _by_pairs(config, data)
@@ -162,6 +226,8 @@ def _training_cost(
     rows = len(data.train) if data else None
     tokens = data.rows["tokens"] if data else None
     steps = count_steps(train, rows, world)
+    if status.state != "done":
+        _require_later_step(config, steps)
     notes = [*(reading_notes(data.sources) if data else ()), *notes]
     longest, mean = config.data.max_tokens, float(config.data.max_tokens)
     largest = None
@@ -173,7 +239,7 @@ def _training_cost(
         mean *= 2
     earlier = mean_row_tokens(status) if data is None else None
     mean = earlier or mean
-    step = training_shape(config, longest=longest, largest_pair=largest)
+    step = training_shape(settled, longest=longest, largest_pair=largest)
     try:
         memory = estimate(shape, step) if shape else None
     except DualignError as error:
@@ -238,20 +304,35 @@ def prepare_data(config: Any, seed: int) -> tuple[SFTData | PairData, Any]:
     return prepare(request), request.tokenizer
 
 
-def _model_shape(base: str, folder: Path, notes: list[str]) -> ModelShape | None:
-    """Read the model's config.json; for a hub id, model_config.json in the recipe's folder."""
+def _require_later_step(config: Any, steps: int | None) -> None:
+    """Refuse a pause after the last step; steps of batches by tokens are an estimate.
+
+    Raises:
+        ConfigError: it never comes.
+    """
+    pause, estimated = config.pause_at_step, getattr(config, "batch_tokens", None) is not None
+    if pause and steps and not estimated and pause > steps:
+        message = pause_after_end(steps, pause)
+        raise ConfigError(f"stage {config.name}: pause_at_step: {message}")
+
+
+def _config_file(base: str, folder: Path, notes: list[str]) -> Path | None:
+    """Return the model's config.json; for a hub id, model_config.json in the recipe's folder."""
     for path in _config_candidates(base, folder):
         if path.is_file():
-            settings = json.loads(path.read_text(encoding="utf-8"))
-            try:
-                return ModelShape.from_config(settings, where=str(path))
-            except CheckpointError as error:
-                notes.append(str(error))
-                return None
+            return path
     notes.append(
         f"memory and time: {base} isn't here; copy its config.json to {folder / 'model_config.json'}"
     )
     return None
+
+
+def _model_shape(file: Path, notes: list[str]) -> ModelShape | None:
+    try:
+        return ModelShape.from_config(json.loads(file.read_text(encoding="utf-8")), where=str(file))
+    except CheckpointError as error:
+        notes.append(str(error))
+        return None
 
 
 def _config_candidates(model: str, folder: Path) -> list[Path]:

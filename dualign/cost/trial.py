@@ -6,12 +6,9 @@ planned from that, in every recipe, until one of these changes.
 """
 
 import gc
-import hashlib
-import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,17 +16,18 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from dualign.cost.model_shape import ModelShape
+from dualign.cost.remembered import key_of, remember, remembered
 from dualign.cost.stage_shape import training_shape
 from dualign.data.prepare import PairData, SFTData
 from dualign.errors import ConfigError
 from dualign.models.device import device_name
-from dualign.rundir import cache_folder, write_json
 from dualign.stages import stage_kind
 from dualign.training.precision import training_device
 
 if TYPE_CHECKING:
     from transformers import Trainer
 
+_FILE = "speeds.json"
 _WARM_UP, _STEPS = 1, 3
 _SECONDS = 30.0  # no step begins after so many
 _PACKAGES = ("dualign", "torch", "transformers", "trl", "peft")
@@ -50,19 +48,24 @@ _SETTINGS: Mapping[str, Any] = {
 
 def remembered_speed(config: Any, shape: ModelShape) -> float | None:
     """Return the tokens per second of a step like this one; None if none was measured here."""
-    entry = _entries().get(_key(config, shape), {})
-    speed = entry.get("tokens_per_second")
+    speed = remembered(_FILE, _key(config, shape)).get("tokens_per_second")
     return float(speed) if speed else None
 
 
 def measure_speed(
-    config: Any, shape: ModelShape, data: SFTData | PairData | None, *, seed: int
+    config: Any,
+    shape: ModelShape,
+    data: SFTData | PairData | None,
+    *,
+    seed: int,
+    before: Callable[["Trainer"], object] = lambda trainer: None,
 ) -> float:
     """Train a few steps, and remember the tokens per second; returns them.
 
     Args:
         config: the stage's, with paths in place of references.
         data: its rows; None if they aren't known: random tokens of `max_tokens` then.
+        before: called with the trainer, whose model is still the start model.
 
     Raises:
         ConfigError: a stage that can't be tried here.
@@ -85,12 +88,13 @@ def measure_speed(
     rows = _rows(data, count) if data else _random_rows(stage, shape.vocab, count)
     with TemporaryDirectory() as work:
         trainer = kind.builder(stage, source, rows, request.tokenizer, Path(work), seed=seed)
+        before(trainer)
         seconds = _seconds_per_step(trainer)
         steps = len(trainer.get_train_dataloader())
         del trainer
         gc.collect()  # a trainer is part of cycles, and holds its model
     speed: float = _tokens(rows) / steps / seconds
-    _remember(_key(config, shape), {"tokens_per_second": speed, "stage": config.name})
+    remember(_FILE, _key(config, shape), {"tokens_per_second": speed, "stage": config.name})
     return speed
 
 
@@ -191,23 +195,4 @@ def _key(config: Any, shape: ModelShape) -> str:
         "compiled": bool(config.train.get("torch_compile")),
         "versions": {package: version(package) for package in _PACKAGES},
     }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _file() -> Path:
-    return cache_folder() / "speeds.json"
-
-
-def _entries() -> dict[str, dict[str, Any]]:
-    """Return what was measured; nothing if the file is missing or damaged."""
-    try:
-        entries = json.loads(_file().read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return entries if isinstance(entries, dict) else {}
-
-
-def _remember(key: str, entry: Mapping[str, Any]) -> None:
-    _file().parent.mkdir(parents=True, exist_ok=True)
-    stamp = datetime.now(UTC).isoformat(timespec="seconds")
-    write_json(_file(), _entries() | {key: {**entry, "measured": stamp}})
+    return key_of(facts)

@@ -17,7 +17,7 @@ In both, answers follow in the order chosen, rejected of the first pair, chosen,
 second, ... Shapes: P pairs, B rows, T positions, N labels of all answers.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -32,6 +32,7 @@ from dualign.attention.function import ATTENTION
 from dualign.attention.segments import branch_segments
 from dualign.attention.support import unsupported
 from dualign.data.tokens.labels import IGNORE_INDEX
+from dualign.errors import ConfigError
 from dualign.models.head import LabelScores
 
 Layout = Literal["shared", "padded"]
@@ -104,6 +105,24 @@ def pair_tokens(pair: Mapping[str, Any], layout: Layout) -> int:
     """Return the positions that a pair takes in a batch, padding aside."""
     prompts = 1 if layout == "shared" else 2
     return prompts * (len(pair["prompt_ids"]) - 1) + sum(len(pair[side]) for side in _ANSWERS)
+
+
+def pair_sizes(
+    pairs: Iterable[Mapping[str, Any]], layout: Layout, *, most: int | None = None
+) -> list[int]:
+    """Return the positions of each pair.
+
+    Raises:
+        ConfigError: one has more than `most`, the recipe's batch_tokens.
+    """
+    sizes = [pair_tokens(pair, layout) for pair in pairs]
+    largest = max(sizes, default=0)
+    if most is not None and largest > most:
+        raise ConfigError(
+            f"batch_tokens: the pair in place {sizes.index(largest)} has {largest} tokens, found a bound "
+            f"of {most}; raise batch_tokens, or lower data.max_tokens"
+        )
+    return sizes
 
 
 @contextmanager

@@ -60,6 +60,16 @@ class PauseAtStep(TrainerCallback):
     def __init__(self, trainer: Trainer, step: int, save: Callable[[int], None]) -> None:
         self.trainer, self.step, self.save = trainer, step, save
 
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if self.step > state.max_steps and state.is_world_process_zero:
+            logger.warning(
+                "pause_at_step %d lies after the last step, %d: no pause",
+                self.step,
+                state.max_steps,
+            )
+
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:

@@ -118,9 +118,21 @@ _DEFAULT_RATES = {"sft": 2e-5, "preference": 1e-6}  # TRL's
 def issues(stage: Any) -> list[Issue]:
     """Return the reasons as (key, message)."""
     reasons = [*_rounding(stage, stage.train), *_without_effect(stage.train), *stage.unused()]
-    reasons += [*_packages(stage), *_schedule(stage)]
+    reasons += [*_packages(stage), *_schedule(stage), *_pause(stage)]
     reasons += start_issues(stage)
     return reasons or list(_refused_by_libraries(stage))
+
+
+def _pause(stage: Any) -> Iterator[Issue]:
+    """Refuse a pause that never comes; where steps follow from the rows, `plan` knows them."""
+    steps, pause = stage.train.get("max_steps", -1), stage.pause_at_step
+    if pause is not None and 0 < steps < pause:
+        yield "pause_at_step", pause_after_end(steps, pause)
+
+
+def pause_after_end(steps: int, pause: int) -> str:
+    """Return what is wrong with a pause after the last step."""
+    return f"the stage has {steps} steps, found {pause}: expected an earlier step, or no pause"
 
 
 def _without_effect(train: Mapping[str, Any]) -> Iterator[Issue]:

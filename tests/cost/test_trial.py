@@ -11,6 +11,7 @@ from dualign import engine
 from dualign.cost import trial
 from dualign.cost.model_shape import ModelShape
 from dualign.cost.plan import StagePlan, plan_stage
+from dualign.errors import ConfigError
 from dualign.recipe import Recipe, load_recipe
 from tests.chat_model import make_model, make_tokenizer
 
@@ -98,3 +99,81 @@ def test_a_damaged_memory_is_no_memory_and_a_launched_stage_is_said(
     launched = replace(stage, launch=str(tmp_path / "zero.yaml"))
     with pytest.raises(trial.ConfigError, match="one process"):
         trial.measure_speed(launched, shape, None, seed=0)
+
+
+def test_margins_of_the_start_model_are_measured_shown_and_warned_of(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    """The pairs' own start model is asked; where another stands in for it, nobody is."""
+    engine.run(recipe, only="pairs", say=lambda _: None)
+
+    def notes(**options: Any) -> list[str]:
+        own = load_recipe(
+            recipe.file, [f"apo.model={tmp_path / 'base'}", "apo.train.loss_type=ipo"]
+        )
+        cost = planned(own, **options)["apo"].cost
+        assert cost is not None
+        return [note for note in cost.notes if "start model" in note]
+
+    assert notes() == [
+        "what the start model says of the pairs isn't known yet: dualign plan --measure asks it"
+    ]
+    measured = notes(measure=True)
+    assert "start model: finds the chosen answer likelier in" in measured[0]
+    assert notes() == measured
+    entries = json.loads((tmp_path / "cache" / "start-margins.json").read_text())
+    (entry,) = entries.values()
+    assert len(entry["margins"]) == 6
+    words = recipe.stage("apo").config
+    down = replace(words, train={**words.train, "loss_type": "apo_down"})
+    assert "warning: the start model finds" in down.start_words([-1.0] * 6)[1]
+    assert len(down.start_words([1.0] * 6)) == 1
+    stand_in = planned(recipe)["apo"].cost
+    assert stand_in is not None and not any("start model" in note for note in stand_in.notes)
+
+
+def test_plan_says_which_attention_auto_is_and_what_pairs_share(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    engine.run(recipe, only="pairs", say=lambda _: None)
+
+    def note(stage: str, *overrides: str) -> str:
+        cost = planned(load_recipe(recipe.file, overrides))[stage].cost
+        assert cost is not None
+        return next((note for note in cost.notes if note.startswith("attention")), "")
+
+    assert note("sft") == "attention: auto is dualign, each document by itself"
+    assert note("apo") == "attention: auto is dualign; the answers of a pair share its prompt"
+    assert note("sft", "sft.attn_implementation=sdpa") == ""
+    named = note("apo", "apo.attn_implementation=eager")
+    assert named == (
+        "attention: eager; each answer of a pair has its prompt again, which they would share without "
+        "attn_implementation"
+    )
+    settings = json.loads((tmp_path / "base" / "config.json").read_text())
+    settings["attention_dropout"] = 0.1
+    (tmp_path / "base" / "config.json").write_text(json.dumps(settings))
+    assert note("sft") == "attention: auto is sdpa: it has dropout in its attention"
+    assert note("apo") == (
+        "attention: auto is sdpa: it has dropout in its attention; each answer of a pair has its prompt again"
+    )
+
+
+def test_plan_refuses_pairs_beyond_a_batch_and_pauses_beyond_the_end(recipe: Recipe) -> None:
+    engine.run(recipe, only="pairs", say=lambda _: None)
+    stages = json.loads(recipe.file.read_text())
+    del stages["stages"][2]["train"]["per_device_train_batch_size"]
+    recipe.file.write_text(json.dumps(stages))
+    with pytest.raises(
+        ConfigError, match=r"stage apo: batch_tokens: the pair in place 0 has \d+ tokens"
+    ):
+        planned(load_recipe(recipe.file, ["apo.batch_tokens=9"]))
+    with pytest.raises(
+        ConfigError, match=r"stage sft: pause_at_step: the stage has 8 steps, found 9"
+    ):
+        planned(load_recipe(recipe.file, ["sft.pause_at_step=9"]))
+    with pytest.raises(
+        ConfigError, match=r"stage apo: pause_at_step: the stage has 3 steps, found 4"
+    ):
+        planned(load_recipe(recipe.file, ["apo.pause_at_step=4"]))  # 6 pairs, 8 a batch, 3 epochs
+    planned(load_recipe(recipe.file, ["apo.pause_at_step=3"]))

@@ -3,6 +3,7 @@
 import pytest
 
 from dualign.errors import ConfigError
+from dualign.models.pairs import pair_sizes
 from dualign.preference.batches import TokenBatches
 
 SIZES = [5, 30, 12, 9, 22, 17, 40, 3, 3, 8, 25]
@@ -29,8 +30,12 @@ def test_epochs_have_the_same_batches_in_another_order() -> None:
 
 
 def test_a_pair_beyond_the_bound_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"the pair in place 6 has 40 tokens.*bound of 39"):
-        TokenBatches(SIZES, 39, ranks=1, seed=7)
+    pairs = [
+        {"prompt_ids": [0] * 5, "chosen_ids": [0] * size, "rejected_ids": [0]} for size in (3, 9, 4)
+    ]
+    assert pair_sizes(pairs, "shared", most=14) == [8, 14, 9]
+    with pytest.raises(ConfigError, match=r"the pair in place 1 has 18 tokens.*bound of 17"):
+        pair_sizes(pairs, "padded", most=17)
 
 
 def test_more_ranks_than_pairs_leave_a_batch_for_each_pair() -> None:
