@@ -23,7 +23,7 @@ from typing import Any
 
 from dualign.deepspeed_ops import ops_of_environment, prepare_ops
 from dualign.distributed import is_main_process, launch, run_on_main_process
-from dualign.errors import CheckpointError, ConfigError
+from dualign.errors import CheckpointError, ConfigError, OutOfMemoryError
 from dualign.fingerprint import Digests, fingerprint
 from dualign.lifetime import LAUNCHER_PID, end_with_launcher
 from dualign.recipe import Recipe, StageEntry, references, replace_texts
@@ -54,6 +54,12 @@ _PACKAGES = (
     "bitsandbytes",
     "deepspeed",
 )
+_LESS_MEMORY = (
+    "; try a smaller train.per_device_train_batch_size (with more gradient_accumulation_steps), "
+    "train.gradient_checkpointing: true, a lower data.max_tokens, or lora with quantization: nf4; "
+    "`dualign plan` estimates the peak"
+)
+_NO_ROOM = "DefaultCPUAllocator"  # of torch's message, which is a RuntimeError on a CPU
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -247,7 +253,7 @@ def _run_stage(recipe: Recipe, status: StageStatus, stages: list[StageStatus]) -
     # run.json is there if an earlier run was killed between writing it and `finalize`.
     if not read_run(work):
         runner = kind.runner
-        with _process_of_its_own():
+        with _process_of_its_own(), _memory_in_words(entry):
             outcome: Outcome | Paused = runner(config, work, seed=entry.seed)
         if isinstance(outcome, Paused):
             paused = outcome
@@ -339,6 +345,27 @@ def _process_of_its_own() -> Iterator[None]:
         yield
     finally:
         torch.backends.fp32_precision = precision
+
+
+@contextmanager
+def _memory_in_words(entry: StageEntry) -> Iterator[None]:
+    """Turn a device's or this machine's lack of memory into a message.
+
+    Raises:
+        OutOfMemoryError: there was no room.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        torch: Any = sys.modules.get("torch")
+        words = " ".join(str(error).split()) or "out of memory"
+        on_device = torch is not None and isinstance(error, torch.OutOfMemoryError)
+        if not on_device and isinstance(error, RuntimeError) and _NO_ROOM not in words:
+            raise
+        hint = _LESS_MEMORY if stage_kind(entry.kind).trains else ""
+        raise OutOfMemoryError(
+            f"stage {entry.name}: no memory left: {words[:300]}{hint}"
+        ) from error
 
 
 def _peak_mb() -> float:

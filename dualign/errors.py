@@ -32,6 +32,10 @@ class TrainingError(DualignError, ArithmeticError):
     """A training step, or a trained model, that isn't made of finite numbers."""
 
 
+class OutOfMemoryError(DualignError, MemoryError):
+    """A device that has no room for a stage."""
+
+
 class MergeError(DualignError, ValueError):
     """Checkpoints or weights that can't be merged."""
 

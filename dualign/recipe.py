@@ -19,13 +19,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from dualign.config import Document, Key, nearest, parse, parse_value, read_yaml
+from dualign.config import Document, Key, nearest, nearest_key, parse, parse_value, read_yaml
 from dualign.errors import ConfigError
 from dualign.misspelled import kind_of_stage, restore_stages
 from dualign.model_ref import StageRef
 from dualign.stages import config_classes
 
 _RECIPE_KEYS = ("name", "output_dir", "seed", "stages")
+_VARY = {"grid", "runs"}  # keys of an experiment (docs/experiments.md)
 _OUTER_KEYS = ("output_dir", "seed")  # of a stage's own file, besides the keys of its kind
 # Values of these keys are paths relative to the recipe's folder, if such a file exists.
 _PATH_KEYS = (
@@ -140,8 +141,18 @@ def plain_recipe(recipe: Recipe) -> dict[str, Any]:
     return values
 
 
+def is_experiment(values: Mapping[str, Any]) -> bool:
+    """Return whether a file's keys are those of an experiment, which names a recipe and varies its keys."""
+    return "recipe" in values and not {"stages", "kind"} & set(values) and bool(_VARY & set(values))
+
+
 def _read(path: Path, overrides: Sequence[str]) -> Document:
     document = read_yaml(path)
+    if is_experiment(document.value):
+        raise ConfigError(
+            f"{path}: is an experiment, not a recipe: `dualign experiment {path}` runs it, and with --dry-run "
+            f"shows its runs; its recipe is {document.value['recipe']}"
+        )
     _absolute_paths(document, document.value, path.parent)
     restore_stages(document)
     if "stages" not in document.value:
@@ -242,7 +253,7 @@ def _apply(document: Document, override: str) -> None:
         target = stages[names.index(first)]
     elif first in _RECIPE_KEYS:
         rest = [first, *rest]
-    elif len(stages) == 1:
+    elif len(stages) == 1 and not (rest and _is_stage(stages[0], first, rest[0])):
         target, rest = stages[0], [first, *rest]
     else:
         document.refuse(
@@ -251,6 +262,14 @@ def _apply(document: Document, override: str) -> None:
         )
         return
     _set(document, target, rest, parse_value(text), override)
+
+
+def _is_stage(stage: Mapping[str, Any], first: str, second: str) -> bool:
+    """Return whether `first.second` of an override means a stage `first` rather than a key of the only one."""
+    keys = {name for cls in config_classes().values() for name in cls.__dataclass_fields__} | {
+        "seed"
+    }
+    return first not in keys and second in keys and not nearest_key(first, [*keys])
 
 
 def _set(document: Document, target: Any, keys: list[str], value: Any, override: str) -> None:

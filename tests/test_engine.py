@@ -9,10 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from dualign import engine
-from dualign.errors import CheckpointError, DataError
-from dualign.recipe import Recipe, load_recipe
+from dualign.errors import CheckpointError, DataError, OutOfMemoryError
+from dualign.recipe import Recipe, StageEntry, load_recipe
 from dualign.rundir import locked, read_run
 
 SCRIPT = """
@@ -228,3 +229,14 @@ def test_a_reference_to_a_file_that_is_not_there_says_what_is(tmp_path: Path) ->
         CheckpointError, match=r"no txt\.txt in .*there: half\.txt, run\.json, text\.txt"
     ):
         run(made)
+
+
+def test_a_device_without_memory_is_a_message() -> None:
+    entry = StageEntry(name="apo", kind="preference", seed=0, config=None)
+    with (
+        pytest.raises(OutOfMemoryError, match=r"stage apo: no memory left: CUDA .*per_device"),
+        engine._memory_in_words(entry),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    with pytest.raises(RuntimeError, match="shapes"), engine._memory_in_words(entry):
+        raise RuntimeError("shapes differ")

@@ -8,13 +8,14 @@ from pathlib import Path
 from textwrap import fill, indent
 
 from dualign import api
-from dualign.config import nearest, parse_value
+from dualign.config import nearest, parse_value, read_yaml
 from dualign.data.faults import RowError
 from dualign.errors import ConfigError, DualignError
 from dualign.recipe import (
     Recipe,
     StageEntry,
     find_recipe,
+    is_experiment,
     shipped_folder,
     shipped_names,
 )
@@ -29,7 +30,12 @@ def run(args: Namespace) -> int:
 
 
 def plan(args: Namespace) -> int:
-    """`dualign plan RECIPE`."""
+    """`dualign plan RECIPE`; of an experiment's file, what `dualign experiment --dry-run` shows."""
+    if not args.measure and is_experiment(read_yaml(find_recipe(args.recipe)).value):
+        from dualign.experiments.start import plan_experiment
+
+        plan_experiment(args.recipe, *args.overrides)
+        return 0
     recipe = api.load_recipe(
         args.recipe, *args.overrides
     )  # refused before anything heavy is imported

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from dualign import engine
-from dualign.errors import ConfigError, DualignError, TrainingError
+from dualign.errors import ConfigError, DualignError, OutOfMemoryError, TrainingError
 from dualign.experiments.best import write_best_recipe
 from dualign.experiments.halving import RungValues, better_settings, distinct_stages
 from dualign.experiments.measures import measured
@@ -107,8 +107,11 @@ def _value_at(course: _Course, run: Run, key: str, rung: int) -> float | None:
         return value
     halving, metric = course.experiment.config.halving, course.experiment.metric
     assert halving is not None and metric is not None
-    overrides = (*run.recipe.overrides, f"{halving.stage}.pause_at_step={rung}")
-    recipe = load_recipe(run.recipe.file, overrides)
+    recipe = run.recipe
+    steps = recipe.stage(halving.stage).config.train.get("max_steps", -1)
+    if not 0 < steps < rung:  # else the run is at its end before the rung
+        overrides = (*recipe.overrides, f"{halving.stage}.pause_at_step={rung}")
+        recipe = load_recipe(recipe.file, overrides)
     if not _run(course, run, recipe, f"to step {rung}: {run.label}"):
         return None
     value = rung_value(run, halving.stage, metric, rung)
@@ -158,10 +161,12 @@ def _quiet(say: Say) -> Say:
 def _note_failure(course: _Course, run: Run, error: DualignError) -> None:
     """Keep why a run failed; raise if a second one fails alike, or none is left.
 
-    A loss that isn't finite is a result of the settings, and may well come with the same message.
+    A loss that isn't finite, or a lack of memory, is a result of the settings, and may well come with
+    the same message.
     """
     message = str(error)
-    if not isinstance(error, TrainingError) and message in course.failures.values():
+    of_settings = isinstance(error, TrainingError | OutOfMemoryError)
+    if not of_settings and message in course.failures.values():
         raise error
     course.failures[run.name] = message
     if len(course.failures) == len(course.experiment.runs):

@@ -139,16 +139,23 @@ def test_called_again_it_trains_nothing(halved: Halved, capsys: pytest.CaptureFi
     assert "4 runs of 3 stages: 12 in all, 9 different, 5 of those done" in printed
     assert "at step 2 of apo, 2 of 4 settings go on by apo.margin (3 measured)" in printed
     assert "halving takes 16 of 24 steps of apo" in printed  # 4 * 2 + 2 * (6 - 2)
+    assert main(["plan", str(halved.file)]) == 0
+    assert capsys.readouterr().out == printed
 
 
-def test_paused_models_are_asked_a_task(tmp_path: Path, learnt: Path, task_file: Path) -> None:
+def test_paused_models_are_asked_a_task_and_a_lack_of_memory_ends_its_run_alone(
+    tmp_path: Path, learnt: Path, task_file: Path
+) -> None:
     halving = {"stage": "apo", "rungs": [1], "metric": "eval.sums.no_think.accuracy", "keep": 0.1}
-    grid = {"apo.train.learning_rate": [0.5, 1e-9]}
-    keys = {"grid": grid, "halving": halving, "set": {"apo.train.max_steps": 2}}
+    runs = [{"apo.train.learning_rate": rate} for rate in (0.5, 1e-9)]
+    runs.append({"apo.lora.r": 2**43})  # more than an address space
+    keys = {"runs": runs, "halving": halving, "set": {"apo.train.max_steps": 2}}
     file = write_experiment(tmp_path, learnt, task_file, **keys)
     lines: list[str] = []
     record = dualign.experiment(file, say=lines.append)
-    assert [entry["state"] for entry in record["runs"]] == ["stopped at 1", "finished"]
+    states = [entry["state"] for entry in record["runs"]]
+    assert states == ["stopped at 1", "finished", "failed"]
+    assert "stage apo: no memory left" in record["runs"][2]["failure"]
     # At such a rate the model stays what it was, which has a quarter of these right.
     assert "learning_rate 1e-09: eval.sums.no_think.accuracy 0.25 at step 1" in lines
     assert "learning_rate 0.5: eval.sums.no_think.accuracy 0 at step 1" in lines

@@ -1,5 +1,6 @@
 """The file of an experiment: which runs it means, and what is refused before anything starts."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,7 @@ def test_shortest_keys_that_differ() -> None:
             ["search.yaml:5: grid.apo.train.betta: 0.1: ", "did you mean 'beta'"],
         ),
         ({"grid": {"apoo.train.beta": [1]}}, ["grid.apoo.train.beta", "did you mean 'apo'"]),
+        ({"grid": {"apoo.seed": [1]}}, ["no stage or key 'apoo'", "did you mean 'apo'"]),
         ({"grid": {"apo.train.beta": [0.1, -1]}}, ["grid.apo.train.beta: -1: ", "more than 0"]),
         ({"grid": {"output_dir": ["a"]}}, ["grid.output_dir: can't vary: each run has a folder"]),
         ({"grid": {"apo.pause_at_step": [2]}}, ["can't vary: `halving` pauses runs"]),
@@ -225,3 +227,24 @@ def test_halving_by_a_task_is_a_metric_of_the_eval_stage(write: Write) -> None:
     assert metric is not None and (metric.stage, metric.key) == ("eval", "think.accuracy")
     halving["metric"] = "eval.think.acuracy"
     assert "halving.metric: " in problem(write(grid=BETA, halving=halving))
+
+
+def test_a_key_of_a_missing_stage_is_no_key_of_the_only_one(tmp_path: Path) -> None:
+    keys = {"kind": "sft", "name": "sft", "model": "a/b", "output_dir": "out"}
+    keys["data"] = {"sources": [{"path": "rows"}]}
+    (tmp_path / "sft.yaml").write_text(json.dumps(keys))
+    for override in ("sfft.train.learning_rate=1", "sfft.seed=1"):
+        with pytest.raises(ConfigError, match=r"no stage or key 'sfft' .did you mean 'sft'"):
+            load_recipe(tmp_path / "sft.yaml", [override])
+    assert load_recipe(tmp_path / "sft.yaml", ["train.learning_rate=1"]).stages
+    with pytest.raises(ConfigError, match="'train'"):
+        load_recipe(tmp_path / "sft.yaml", ["trainn.learning_rate=1"])
+
+
+def test_run_says_what_the_file_of_an_experiment_is(
+    write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(grid=BETA)
+    assert main(["run", str(file)]) == 2
+    words = f"{file}: is an experiment, not a recipe: `dualign experiment {file}` runs it"
+    assert words in capsys.readouterr().err
