@@ -142,6 +142,7 @@ GPU_CASES = [
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize(("name", "kind", "asked"), GPU_CASES)
 def test_kernels_of_a_gpu_equal_a_dense_softmax(name: str, kind: str, asked: str) -> None:
     segments = SEGMENTS[kind]().to("cuda")
