@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from dualign.data.config import DataConfig
     from dualign.data.prepare import PairData, SFTData
     from dualign.doctor.doctor import Diagnosis
-    from dualign.evaluation.config import Backend
     from dualign.evaluation.scores import ModelScores
+    from dualign.generation.config import Backend, Endpoint
     from dualign.publish.checklist import CheckResult
     from dualign.publish.hub.upload import Publication
     from dualign.report.runs import StageRun
@@ -191,7 +191,7 @@ def prepare_pairs(
 
 
 def evaluate(
-    model: str | Path,
+    model: "str | Path | Endpoint | Mapping[str, Any]",
     tasks: Sequence[str | Path],
     out: str | Path,
     *,
@@ -206,7 +206,8 @@ def evaluate(
     """Ask a model every task in think and in no_think mode.
 
     Args:
-        model: a run directory, model or adapter folder, or Hub id.
+        model: a run directory, model or adapter folder, Hub id, or an endpoint: its address or its
+            keys (docs/endpoints.md).
         tasks: task files.
         out: the folder for metrics.json, samples.jsonl and table.md; answers that are there from a
             run that was interrupted are kept.
@@ -228,10 +229,11 @@ def evaluate(
     from dualign.evaluation.config import EvalStage
     from dualign.evaluation.evaluate import run as evaluate_stage
     from dualign.evaluation.scores import read_scores
+    from dualign.generation.config import read_model
 
     stage = EvalStage(
         name="eval",
-        models=(str(model),),
+        models=(read_model(model, "model"),),
         tasks=tuple(map(str, tasks)),
         rows=rows,
         max_new_tokens=max_new_tokens,

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from dualign.config import named
 
@@ -32,7 +32,8 @@ def _lines(cls: type, kind: str, listed: dict[type, str], indent: str = "") -> I
             continue
         inner = inners[0] if inners else None
         above = listed.get(inner) if inner else None
-        shape = f"keys as in {above}" if above else "" if inner else _shape(hints[field.name])
+        keys = f"keys as in {above}" if above else ""
+        shape = _beside_keys(hints[field.name], keys) if inner else _shape(hints[field.name])
         details = ", ".join(filter(None, [shape, _default(field)]))
         yield f"{indent}- `{field.name}`{f' ({details})' if details else ''}: {docs[field.name]}"
         if inner and not above:
@@ -52,6 +53,23 @@ def _kind_lines(
             kind = next(item.default for item in fields(cls) if item.name == "kind")
             yield f"{indent}  - `kind: {kind}`: {_first_line(cls)}"
             yield from lines
+
+
+def _beside_keys(expected: Any, keys: str) -> str:
+    """Return what a value may be besides keys, then `keys`: `text or keys as in sft`."""
+    parts = [named(part) for part in _alternatives(expected) if _is_plain(part)]
+    return " or ".join([*parts, *([keys or "keys"] if parts or keys else [])])
+
+
+def _alternatives(expected: Any) -> list[Any]:
+    """Return the members of unions and lists, at any depth."""
+    if get_origin(expected) in (Union, UnionType, tuple):
+        return [part for arg in get_args(expected) for part in _alternatives(arg)]
+    return [expected]
+
+
+def _is_plain(part: Any) -> bool:
+    return part is str or get_origin(part) is Literal
 
 
 def _inners(expected: Any) -> list[type]:

@@ -36,6 +36,20 @@ _EXCLUDED = (
 # Keys that came after the first release, at any depth: left out while they are null, false or
 # empty, so that runs that were finished without them stay finished.
 _ADDED_LATER: tuple[str, ...] = ("columns", "validation", "switch", "batch_tokens")
+# Keys of an endpoint that change how it is asked, not what it answers.
+_ASKING = (
+    "key_env",
+    "concurrency",
+    "requests_per_minute",
+    "timeout_seconds",
+    "tries",
+    "max_wait_seconds",
+    "max_failed",
+    "max_total_tokens",
+    "price_in",
+    "price_out",
+    "max_cost",
+)
 # Defaults of training stages that changed, and what the key was until then.
 _OLD_DEFAULTS = {("dtype", "auto"): "float32", ("attn_implementation", "auto"): "sdpa"}
 _SCHEMA = 1
@@ -104,15 +118,16 @@ def fingerprint(entry: StageEntry, parents: Mapping[str, str], digests: Digests)
 
 
 def _without_unused(item: Any) -> Any:
-    """Return a configuration without the keys of _ADDED_LATER that aren't used."""
+    """Return a configuration without the keys of _ADDED_LATER that aren't used, and _ASKING."""
     if isinstance(item, list | tuple):
         return [_without_unused(value) for value in item]
     if not isinstance(item, Mapping):
         return item
+    is_endpoint = {"url", "key_env"} <= item.keys()
     return {
         key: _without_unused(value)
         for key, value in item.items()
-        if value or key not in _ADDED_LATER
+        if (value or key not in _ADDED_LATER) and not (is_endpoint and key in _ASKING)
     }
 
 

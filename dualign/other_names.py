@@ -49,6 +49,8 @@ OTHER_NAMES: Mapping[str, str] = {
     "train.label_smoothing": "label_smoothing dpo_label_smoothing",
     "train.simpo_gamma": "simpo_gamma pref_gamma",
     "reference": "ref_model ref_adapter ref_model_name_or_path",
+    "url": "base_url api_base openai_api_base",
+    "key_env": "api_key openai_api_key api_token",
     "launch": "deepspeed fsdp fsdp_config deepspeed_config",
     "dualign publish": "push_to_hub hub_model_id hub_strategy hub_token hub_private_repo export_hub_model_id",
     "nowhere: all parameters have one learning rate": "lr_groups param_groups loraplus_lr_ratio loraplus_lr_embedding "

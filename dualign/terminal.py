@@ -32,7 +32,11 @@ def progress(
     settings |= {"unit_scale": bytes_are_counted, "disable": silent, "delay": 1}
     if not sys.stderr.isatty():
         unit = "" if bytes_are_counted else f" {unit}"
-        shown = "{desc}: {n_fmt} of {total_fmt}" + unit + ", {elapsed} so far, {remaining} to go"
+        shown = (
+            "{desc}: {n_fmt} of {total_fmt}"
+            + unit
+            + ", {elapsed} so far, {remaining} to go{postfix}"
+        )
         settings |= {"file": _Lines(sys.stderr), "bar_format": shown, "dynamic_ncols": False}
         settings |= {"mininterval": _SECONDS, "maxinterval": _SECONDS, "delay": _SECONDS}
     return tqdm(**settings)

@@ -5,11 +5,14 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from dualign.data.config import DataConfig
+from dualign.generation.config import Endpoint, endpoint_of, model_problems
+from dualign.generation.estimate import Demand
 from dualign.preference.losses.problems import loss_problems, unused_settings
 from dualign.preference.losses.settings import loss_names
 from dualign.preference.losses.table import needs_reference
 from dualign.preference.start_margins import start_figures, start_line, start_warning
 from dualign.switch import Switch
+from dualign.tasks import load_problems, load_tasks
 from dualign.training.arguments import DPO_ARGUMENTS
 from dualign.training.config import TrainingStage, training_problems
 
@@ -100,13 +103,13 @@ class PairsStage:
 
     name: str
     """names the stage and its run directory"""
-    model: str
-    """the checkpoint that answers; with rejected_model, the one that writes the chosen answers"""
+    model: str | Endpoint
+    """the checkpoint or endpoint that answers; with rejected_model, the one that writes the chosen answers"""
     tasks: tuple[str, ...]
     """task files: prompts, expected answers and a verifier"""
     kind: Literal["pairs"] = "pairs"
     """what the stage does"""
-    rejected_model: str | None = None
+    rejected_model: str | Endpoint | None = None
     """writes the rejected answers, like SmolLM3's weak model; absent: a verifier sorts the samples"""
     modes: tuple[Literal["think", "no_think"], ...] = ("think", "no_think")
     """each mode gets its own pairs"""
@@ -130,7 +133,9 @@ class PairsStage:
     """what switches the modes; absent: that of each model's template"""
 
     def problems(self) -> list[tuple[str, str]]:
-        issues = []
+        issues = model_problems(self.model, "model")
+        if self.rejected_model is not None:
+            issues += model_problems(self.rejected_model, "rejected_model")
         if self.rejected_model is None and self.samples < 2:
             issues.append(("samples", "right against wrong needs 2 samples or more"))
         if self.rejected_model is None and self.temperature == 0:
@@ -139,3 +144,16 @@ class PairsStage:
             if getattr(self, name) < 1:
                 issues.append((name, f"expected 1 or more, found {getattr(self, name)}"))
         return issues
+
+    def in_words(self) -> str:
+        """Describe what endpoints will be asked, for `dualign plan`; "" without any."""
+        models = [self.model] + ([self.rejected_model] if self.rejected_model else [])
+        endpoints = [endpoint for model in models if (endpoint := endpoint_of(model))]
+        if not endpoints:
+            return ""
+        count = len(self.modes) * (self.samples if self.rejected_model is None else 1)
+        demand = Demand()
+        for task in load_tasks(self.tasks):
+            problems = load_problems(task, limit=self.rows)
+            demand += Demand.of(problems, self.max_new_tokens, count)
+        return "\n".join(map(demand.in_words, endpoints))

@@ -5,7 +5,6 @@ with `rejected_model`, one model writes the chosen answers and the other the rej
 """
 
 import gc
-import hashlib
 import json
 import random
 from collections import Counter
@@ -14,34 +13,40 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
 from dualign.data.conversation import Mode
 from dualign.errors import DataError, EvaluationError
 from dualign.evaluation.requests import prompts_differ, render_question, task_switch
-from dualign.evaluation.samples import AnswerRecord, SampleFile
-from dualign.generation.generate import generate_batches
+from dualign.generation.answers import (
+    Answer,
+    AnswerRequest,
+    Prompt,
+    Responder,
+    ask,
+    request_key,
+)
+from dualign.generation.config import Endpoint, model_label
+from dualign.generation.responders import open_responder
+from dualign.generation.samples import SampleFile
 from dualign.generation.sampling import Sampling
-from dualign.generation.thinking import Reply, TraceMarks, split, trace_marks
+from dualign.generation.thinking import Reply
 from dualign.models import prompts
-from dualign.models.loading import identity, load_model
-from dualign.models.tokenizer import load_chat_tokenizer
 from dualign.preference.config import PairsStage
 from dualign.rundir import Outcome
 from dualign.switch import Switch
 from dualign.tasks import Problem, Task, judge, load_questions
 
+_Samples = list[tuple["_SampleRequest", Reply | str]]
+"""Each sample of a model: a reply, or why there is none (malformed, failed)."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _SampleRequest:
-    """A sample to draw; `number` counts the samples of a problem in a mode from a model."""
+    """A sample to draw of a problem in a mode."""
 
     task: Task
     problem: Problem
     mode: Mode
-    prompt: str
-    number: int
-    key: str
+    answer: AnswerRequest
 
 
 def run(stage: PairsStage, work: Path, *, seed: int) -> Outcome:
@@ -55,7 +60,12 @@ def run(stage: PairsStage, work: Path, *, seed: int) -> Outcome:
     )
     file = SampleFile(work / "generations.jsonl")
     models = [stage.model] + ([stage.rejected_model] if stage.rejected_model else [])
-    samples = [_sample(stage, model, problems, file, seed) for model in models]
+    samples, asked = [], {}
+    for model in models:
+        of_model, record = _sample(stage, model, problems, file, seed)
+        samples.append(of_model)
+        if record is not None:
+            asked[model_label(model)] = record
     pairs, rows = _pair_up(stage, samples, seed)
     if not pairs:
         raise DataError(
@@ -63,105 +73,90 @@ def run(stage: PairsStage, work: Path, *, seed: int) -> Outcome:
         )
     lines = [json.dumps(pair, ensure_ascii=False) for pair in pairs]
     (work / "pairs.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return Outcome(metrics={"pairs": len(pairs), "samples": sum(map(len, samples))}, rows=rows)
+    metrics: dict[str, Any] = {"pairs": len(pairs), "samples": sum(map(len, samples))}
+    return Outcome(metrics=metrics | ({"endpoints": asked} if asked else {}), rows=rows)
 
 
 def _sample(
     stage: PairsStage,
-    model: str,
+    model: str | Endpoint,
     problems: Sequence[tuple[Task, Sequence[Problem]]],
     file: SampleFile,
     seed: int,
-) -> list[tuple[_SampleRequest, Reply | None]]:
-    """Return every sample of a model; None if thinking or answer is malformed or was cut."""
-    tokenizer = load_chat_tokenizer(model)
-    name = f"{identity(model)}:{seed}"
+) -> tuple[_Samples, dict[str, Any] | None]:
+    """Return every sample of a model, and of an endpoint what it was asked."""
+    name = Path(model).name if isinstance(model, str) else model_label(model)
+    responder = open_responder(
+        model,
+        backend="transformers",
+        dtype=stage.dtype,
+        batch_tokens=stage.batch_tokens,
+        label=f"sampling {name}",
+    )
+    identity = f"{responder.identity}:{seed}"
     count = stage.samples if stage.rejected_model is None else 1
     requests = [
-        _request(
-            stage, task, problem, mode, render_question(tokenizer, problem, mode, switch), n, name
-        )
+        _request(stage, task, problem, prompt, n, identity)
         for task, problems_of_task in problems
-        for switch in [_switch(tokenizer, task, stage)]
+        for switch in [_switch(responder, task, stage)]
         for mode in stage.modes
         for problem in problems_of_task
+        for prompt in [render_question(responder, problem, mode, switch)]
         for n in range(count)
     ]
-    missing = [request for request in requests if request.key not in file.answered]
-    if missing:
-        weights = load_model(model, dtype=stage.dtype)
-        batches = generate_batches(
-            weights,
-            tokenizer,
-            [request.prompt for request in missing],
-            Sampling(
-                max_new_tokens=stage.max_new_tokens,
-                temperature=stage.temperature,
-                top_p=stage.top_p,
-            ),
-            [int(request.key[:12], 16) for request in missing],
-            batch_tokens=stage.batch_tokens,
-            label=f"sampling {Path(model).name}",
-        )
-        for batch in batches:
-            file.append(
-                AnswerRecord(
-                    key=missing[i].key, generated=generation.text, finished=generation.finished
-                )
-                for i, generation in batch.items()
-            )
-        del weights
-        gc.collect()  # the second model needs the room
-    marks = trace_marks(tokenizer)
-    return [
-        (request, _well_formed(request, file.answered[request.key], marks)) for request in requests
-    ]
+    answers = ask(responder, [request.answer for request in requests], file)
+    record = responder.record()
+    del responder
+    gc.collect()  # the second model needs the room
+    return [(r, _well_formed(a)) for r, a in zip(requests, answers, strict=True)], record
 
 
-def _switch(tokenizer: PreTrainedTokenizerBase, task: Task, stage: PairsStage) -> Switch | None:
+def _switch(responder: Responder, task: Task, stage: PairsStage) -> Switch | None:
     """Return what switches the modes; refuse a model that is asked in one way for both."""
-    switch = task_switch(tokenizer, task, stage.switch)
-    if len(stage.modes) > 1 and not prompts_differ(tokenizer, switch):
+    switch = task_switch(responder, task, stage.switch)
+    if len(stage.modes) > 1 and not prompts_differ(responder, switch):
         named = task.switch if task.switch is not None else stage.switch
         raise EvaluationError(
-            f"stage {stage.name}, {tokenizer.name_or_path}: {prompts.one_prompt(named)}. "
+            f"stage {stage.name}, {responder.model}: {prompts.one_prompt(named)}. "
             "For a model without modes, sample one: modes: [no_think]"
         )
     return switch
 
 
 def _request(
-    stage: PairsStage, task: Task, problem: Problem, mode: Mode, prompt: str, number: int, name: str
+    stage: PairsStage, task: Task, problem: Problem, prompt: Prompt, number: int, name: str
 ) -> _SampleRequest:
-    content = [name, prompt, number, stage.max_new_tokens, stage.temperature, stage.top_p]
-    key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24]
-    return _SampleRequest(
-        task=task, problem=problem, mode=mode, prompt=prompt, number=number, key=key
+    """Return the request of a sample; `number` counts those of a prompt from a model."""
+    sampling = Sampling(
+        max_new_tokens=stage.max_new_tokens, temperature=stage.temperature, top_p=stage.top_p
     )
+    content = [
+        name, prompt.text, number, stage.max_new_tokens, stage.temperature, stage.top_p,
+    ]  # fmt: skip
+    key = request_key(content)
+    answer = AnswerRequest(prompt=prompt, sampling=sampling, seed=int(key[:12], 16), key=key)
+    return _SampleRequest(task=task, problem=problem, mode=prompt.mode, answer=answer)
 
 
-def _well_formed(request: _SampleRequest, answer: AnswerRecord, marks: TraceMarks) -> Reply | None:
-    reply = split(
-        request.prompt,
-        answer.generated,
-        mode=request.mode,
-        finished=answer.finished,
-        marks=marks,
-    )
-    if request.mode == "think":
+def _well_formed(answer: Answer | None) -> Reply | str:
+    """Return the reply of a sample, or why it can't be used."""
+    if answer is None:
+        return "failed"
+    reply = answer.reply
+    if answer.request.prompt.mode == "think":
         follows_mode = reply.closed and not reply.empty
     else:
         follows_mode = reply.thinking is None
     valid = answer.finished and follows_mode and reply.answer and not reply.leaked
-    return reply if valid else None
+    return reply if valid else "malformed"
 
 
 def _pair_up(
-    stage: PairsStage, samples: Sequence[Sequence[tuple[_SampleRequest, Reply | None]]], seed: int
+    stage: PairsStage, samples: Sequence[_Samples], seed: int
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Return pairs and ROWS of run.json: a row is a prompt in a mode, kept if it has a pair."""
     prompts: dict[
-        tuple[str, Mode, str], tuple[_SampleRequest, list[Reply | None], list[Reply | None]]
+        tuple[str, Mode, str], tuple[_SampleRequest, list[Reply | str], list[Reply | str]]
     ] = {}
     for request, reply in samples[0]:
         key = (request.task.name, request.mode, request.problem.id)
@@ -181,22 +176,32 @@ def _pair_up(
 
 
 def _right_and_wrong(
-    request: _SampleRequest, samples: Sequence[Reply | None]
+    request: _SampleRequest, samples: Sequence[Reply | str]
 ) -> tuple[list[Reply], list[Reply], str | None]:
-    replies = [reply for reply in samples if reply is not None]
+    replies = _replies(samples)
     right = [reply for reply in replies if judge(request.task, request.problem, reply.answer)]
     wrong = [reply for reply in replies if reply not in right]
     if right and wrong:
         return right, wrong, None
-    return right, wrong, "all_right" if right else "all_wrong" if wrong else "malformed"
+    return right, wrong, "all_right" if right else "all_wrong" if wrong else _fault(samples)
 
 
 def _strong_and_weak(
-    strong: Sequence[Reply | None], weak: Sequence[Reply | None]
+    strong: Sequence[Reply | str], weak: Sequence[Reply | str]
 ) -> tuple[list[Reply], list[Reply], str | None]:
-    better, worse = ([reply for reply in side if reply is not None] for side in (strong, weak))
-    reason = "malformed" if not (better and worse) else "identical" if better == worse else None
-    return (better, worse, None) if reason is None else ([], [], reason)
+    better, worse = _replies(strong), _replies(weak)
+    if not (better and worse):
+        return [], [], _fault([*strong, *weak])
+    return ([], [], "identical") if better == worse else (better, worse, None)
+
+
+def _replies(samples: Sequence[Reply | str]) -> list[Reply]:
+    return [sample for sample in samples if isinstance(sample, Reply)]
+
+
+def _fault(samples: Sequence[Reply | str]) -> str:
+    """Return why samples gave no pair: `failed` if an endpoint left one of them out."""
+    return "failed" if "failed" in samples else "malformed"
 
 
 def _match(

@@ -74,9 +74,10 @@ def evaluate(args: Namespace) -> int:
 def chat(args: Namespace) -> int:
     """`dualign chat MODEL`."""
     from dualign.generation.chat import chat as talk
+    from dualign.generation.config import read_model
 
     talk(
-        args.model,
+        read_model(args.model, "MODEL"),
         mode=args.mode,
         max_new_tokens=args.max_new_tokens,
         temperature=args.temperature,

@@ -15,7 +15,7 @@ from dualign import stages
 from dualign.cli import adapter, commands, experiment, export, merge, publish, sweep
 from dualign.cli.parsers import Sub, command
 from dualign.errors import DualignError
-from dualign.evaluation.config import Backend
+from dualign.generation.config import Backend
 from dualign.version import __version__
 
 _ABOUT = """\
@@ -159,6 +159,12 @@ _SWITCH = (
 )
 
 
+_MODEL = (
+    "a run directory, model folder or hub id; or an endpoint: its address (http://127.0.0.1:8080/v1) or "
+    "its keys ('{url: ..., name: ..., key_env: ...}')"
+)
+
+
 def _recipe_command(
     sub: Sub, name: str, about: str, detail: str, action: Callable[[argparse.Namespace], int]
 ) -> argparse.ArgumentParser:
@@ -179,7 +185,7 @@ def _recipe_command(
 def _eval_command(sub: Sub) -> None:
     detail = "Writes OUT/metrics.json, OUT/table.md and OUT/samples.jsonl, and prints the table with 95 % intervals."
     parser = command(sub, "eval", "evaluate a checkpoint in both modes", detail)
-    parser.add_argument("model", metavar="MODEL", help="a run directory, model folder or hub id")
+    parser.add_argument("model", metavar="MODEL", help=_MODEL)
     parser.add_argument(
         "--task", action="append", required=True, metavar="FILE", help="a task file; repeatable"
     )
@@ -205,7 +211,7 @@ def _chat_command(sub: Sub) -> None:
         "In the conversation: /think and /no_think switch the mode, /reset forgets, /quit ends."
     )
     parser = command(sub, "chat", "talk to a checkpoint in the terminal", detail)
-    parser.add_argument("model", metavar="MODEL", help="a run directory, model folder or hub id")
+    parser.add_argument("model", metavar="MODEL", help=_MODEL)
     parser.add_argument(
         "--mode", choices=("think", "no_think"), default="think", help="default %(default)s"
     )

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Literal
 
 from dualign.data.config import SourceConfig
+from dualign.generation.config import Backend, Endpoint, endpoint_of, model_label, model_problems
+from dualign.generation.estimate import Demand
 from dualign.switch import Switch
-
-Backend = Literal["transformers", "vllm"]
+from dualign.tasks import Task, load_problems, load_tasks
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,6 +60,15 @@ class EvalConfig:
         return problems
 
 
+def limit_of(task: Task, config: EvalConfig, mode: str) -> int:
+    """Return the token limit: the task's before the stage's, no_think's before the general one."""
+    think = task.max_new_tokens or config.max_new_tokens
+    if mode == "think":
+        return think
+    task_limit = task.max_new_tokens_no_think or task.max_new_tokens
+    return task_limit or config.max_new_tokens_no_think or think
+
+
 def pairs_name(pairs: str | SourceConfig) -> str:
     """Return the name of preference pairs in tables and in metrics.json."""
     if isinstance(pairs, str):
@@ -74,8 +84,10 @@ class EvalStage(EvalConfig):
     """name of the stage and of its folder"""
     kind: Literal["eval"] = "eval"
     """this kind of stage"""
-    models: tuple[str, ...]
-    """run directories, model or adapter folders, hub ids; the last one is the result"""
+    models: tuple[str | Endpoint, ...]
+    """run directories, model or adapter folders, hub ids, endpoints (docs/endpoints.md); the last
+    one is the result
+    """
     pairs: tuple[str | SourceConfig, ...] = ()
     """preference pairs, each a file, or a source with keys: how often, and by how much, each model
     prefers the chosen answer
@@ -83,10 +95,31 @@ class EvalStage(EvalConfig):
 
     def problems(self) -> list[tuple[str, str]]:
         problems = [] if self.models else [("models", "expected one or more, found none")]
-        if len(set(self.models)) < len(self.models):
+        problems += [
+            issue
+            for i, model in enumerate(self.models)
+            for issue in model_problems(model, f"models.{i}")
+        ]
+        if len(set(map(model_label, self.models))) < len(self.models):
             problems.append(("models", "names a model twice"))
+        if self.pairs and any(map(endpoint_of, self.models)):
+            problems.append(
+                ("pairs", "an endpoint gives no log-probabilities of whole answers: remove pairs")
+            )
         if len({pairs_name(source) for source in self.pairs}) < len(self.pairs):
             problems.append(
                 ("pairs", "two files have the same name; tables couldn't tell them apart")
             )
         return problems + EvalConfig.problems(self)
+
+    def in_words(self) -> str:
+        """Describe what endpoints will be asked, for `dualign plan`; "" without any."""
+        endpoints = [endpoint for model in self.models if (endpoint := endpoint_of(model))]
+        if not endpoints:
+            return ""
+        demand = Demand()
+        for task in load_tasks(self.tasks):
+            problems = load_problems(task, limit=self.rows)
+            for mode in ("think", "no_think"):
+                demand += Demand.of(problems, limit_of(task, self, mode))
+        return "\n".join(map(demand.in_words, endpoints))

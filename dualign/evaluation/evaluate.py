@@ -7,12 +7,9 @@ Launch: `dualign eval MODEL --task FILE --out DIR`, or a stage of kind `eval` in
 import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
-
-from transformers import PreTrainedTokenizerBase
 
 from dualign.data.config import SourceConfig
 from dualign.data.conversation import MODES, Mode
@@ -21,14 +18,13 @@ from dualign.evaluation.config import EvalConfig, EvalStage, pairs_name
 from dualign.evaluation.metrics import Sample, gain, with_gain
 from dualign.evaluation.pairs import Margins, margin_change, pair_margins, summarize_margins
 from dualign.evaluation.requests import EvalRequest, TaskSet, build_requests
-from dualign.evaluation.samples import AnswerRecord, SampleFile
 from dualign.evaluation.scores import Change, short_label
 from dualign.evaluation.table import markdown_table, terminal_pairs, terminal_table
-from dualign.generation.generate import GenerateBatches, generate_batches
-from dualign.generation.sampling import Sampling
-from dualign.generation.thinking import TraceMarks, split, trace_marks
-from dualign.models.loading import EvalModel, open_model
-from dualign.models.source import resolve_model
+from dualign.generation.answers import Answer, Responder, ask, require_all
+from dualign.generation.config import Endpoint, model_label
+from dualign.generation.responders import CheckpointResponder, open_responder
+from dualign.generation.samples import SampleFile
+from dualign.models.loading import EvalModel
 from dualign.rundir import Outcome, write_json
 from dualign.tasks import Task, judge, load_questions
 from dualign.terminal import wide_console
@@ -42,6 +38,8 @@ class EvalResult:
     mode_switch: bool
     samples: tuple[Sample, ...]
     pairs: Mapping[str, Margins]
+    asked: Mapping[str, Any] | None = None
+    """what an endpoint was asked: answers, failures by reason, tokens"""
 
 
 def run(stage: EvalStage, work: Path, *, seed: int) -> Outcome:
@@ -51,13 +49,13 @@ def run(stage: EvalStage, work: Path, *, seed: int) -> Outcome:
     tasks = [task for task, _ in problems]
     file = SampleFile(work / "samples.jsonl")
     results = []
-    result = open_model(stage.models[-1], dtype=stage.dtype)
     # Refuses what can't be asked before the models before it are.
-    build_requests(result.tokenizer, problems, stage, name=result.identity, seed=seed)
+    result = _responder(stage.models[-1], stage)
+    build_requests(result, problems, stage, name=result.identity, seed=seed)
     for model in stage.models:
-        subject = open_model(model, dtype=stage.dtype)
+        responder = _responder(model, stage)
         evaluated = evaluate_model(
-            subject,
+            responder,
             problems,
             stage,
             file,
@@ -66,7 +64,7 @@ def run(stage: EvalStage, work: Path, *, seed: int) -> Outcome:
             baseline=model != stage.models[-1],
         )
         results.append(evaluated)
-        del subject
+        del responder
         gc.collect()  # a model and its cache form reference cycles; the next model needs the room
     file.finish(sample for result in results for sample in result.samples)
     metrics = _metrics(results, tasks)
@@ -84,8 +82,29 @@ def run(stage: EvalStage, work: Path, *, seed: int) -> Outcome:
     return Outcome(metrics=metrics, data=tuple(sources))
 
 
+def _responder(model: str | Endpoint, config: EvalConfig) -> Responder:
+    return open_responder(
+        model,
+        backend=config.backend,
+        dtype=config.dtype,
+        batch_tokens=config.batch_tokens,
+        label=short_label(model_label(model)),
+    )
+
+
+def live_responder(subject: EvalModel, config: EvalConfig) -> Responder:
+    """Return the responder of a model in memory."""
+    return CheckpointResponder(
+        subject,
+        backend=config.backend,
+        dtype=config.dtype,
+        batch_tokens=config.batch_tokens,
+        label=short_label(subject.model),
+    )
+
+
 def evaluate_model(
-    subject: EvalModel,
+    responder: Responder,
     tasks: TaskSet,
     config: EvalConfig,
     file: SampleFile,
@@ -97,85 +116,30 @@ def evaluate_model(
     """Evaluate one model; answers that `file` holds already aren't generated again. A `baseline` may
     have no modes.
     """
-    name = f"{subject.identity}:{config.backend}:{config.dtype}"
-    requests = build_requests(
-        subject.tokenizer, tasks, config, name=name, seed=seed, baseline=baseline
-    )
-    _answer_all(subject, requests.items, config, file)
-    marks = trace_marks(subject.tokenizer)
-    samples = tuple(
-        _sample(subject, request, file.answered[request.key], marks) for request in requests.items
-    )
+    name = f"{responder.identity}:{config.backend}:{config.dtype}"
+    requests = build_requests(responder, tasks, config, name=name, seed=seed, baseline=baseline)
+    asked = ask(responder, [request.answer for request in requests.items], file)
+    answers = require_all(asked, responder, str(file.path))
+    margins: Mapping[str, Margins] = {}
+    if isinstance(responder, CheckpointResponder):
+        one_way = not requests.mode_switch
+        margins = pair_margins(responder.subject, pairs, config.switch, any_modes=one_way)
     return EvalResult(
-        model=subject.model,
+        model=responder.model,
         mode_switch=requests.mode_switch,
-        samples=samples,
-        pairs=pair_margins(subject, pairs, config.switch, any_modes=not requests.mode_switch),
+        samples=tuple(map(_sample, requests.items, answers)),
+        pairs=margins,
+        asked=responder.record(),
     )
 
 
-def _answer_all(
-    subject: EvalModel, requests: Sequence[EvalRequest], config: EvalConfig, file: SampleFile
-) -> None:
-    """Generate the missing answers. The weights are loaded only if there are any."""
-    missing = {request.key: request for request in requests if request.key not in file.answered}
-    if not missing:
-        return
-    generate = _backend(subject, config)
-    for limit in sorted({request.limit for request in missing.values()}):
-        group = [request for request in missing.values() if request.limit == limit]
-        sampling = Sampling(
-            max_new_tokens=limit, temperature=config.temperature, top_p=config.top_p
-        )
-        prompts, seeds = [request.prompt for request in group], [request.seed for request in group]
-        for batch in generate(prompts, sampling, seeds):
-            file.append(
-                AnswerRecord(
-                    key=group[i].key, generated=generation.text, finished=generation.finished
-                )
-                for i, generation in batch.items()
-            )
-
-
-def _backend(subject: EvalModel, config: EvalConfig) -> GenerateBatches:
-    label = short_label(subject.model)
-    if config.backend == "vllm":
-        from dualign.generation.vllm import vllm_batches
-
-        start = resolve_model(subject.model)
-        return vllm_batches(
-            start.base,
-            str(start.adapter) if start.adapter else None,
-            subject.tokenizer,
-            dtype=config.dtype,
-            label=label,
-        )
-    return partial(
-        generate_batches,
-        subject.weights(),
-        subject.tokenizer,
-        batch_tokens=config.batch_tokens,
-        label=label,
-    )
-
-
-def _sample(
-    subject: EvalModel, request: EvalRequest, answer: AnswerRecord, marks: TraceMarks
-) -> dict[str, Any]:
+def _sample(request: EvalRequest, answer: Answer) -> dict[str, Any]:
     """Judge an answer: the line of samples.jsonl."""
-    tokenizer = subject.tokenizer
-    reply = split(
-        request.prompt,
-        answer.generated,
-        mode=request.mode,
-        finished=answer.finished,
-        marks=marks,
-    )
-    problem = request.problem
+    reply, problem = answer.reply, request.problem
     verdict = judge(request.task, problem, reply.answer)
-    return {
+    sample = {
         **problem.extra,
-        "model": subject.model,
+        "model": answer.model,
         "task": request.task.name,
         "mode": request.mode,
         "id": problem.id,
@@ -190,16 +154,13 @@ def _sample(
         "empty_think": reply.empty,
         "cut_in_think": reply.cut_in_think,
         "finished": answer.finished,
-        "think_tokens": _count(tokenizer, reply.thinking or ""),
-        "answer_tokens": _count(tokenizer, reply.answer),
-        "rendered": request.prompt,
+        "think_tokens": answer.think_tokens,
+        "answer_tokens": answer.answer_tokens,
+        "rendered": answer.request.prompt.text,
         "generated": answer.generated,
-        "key": answer.key,
+        "key": answer.request.key,
     }
-
-
-def _count(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
-    return len(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else 0
+    return sample if answer.usage is None else {**sample, "usage": dict(answer.usage)}
 
 
 def _metrics(results: Sequence[EvalResult], tasks: Sequence[Task]) -> dict[str, Any]:
@@ -232,7 +193,9 @@ def _metrics(results: Sequence[EvalResult], tasks: Sequence[Task]) -> dict[str, 
         for mode in MODES
         if (rise := margin_change(margins[mode], after.pairs[name][mode]))
     ]
-    return {**entries[-1], "all": entries, "changes": changes, "pair_changes": pair_changes}
+    metrics = {**entries[-1], "all": entries, "changes": changes, "pair_changes": pair_changes}
+    asked = {result.model: result.asked for result in results if result.asked is not None}
+    return {**metrics, "endpoints": asked} if asked else metrics
 
 
 def _change(before: EvalResult, after: EvalResult, change: Change) -> dict[str, Any]:

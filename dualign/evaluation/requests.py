@@ -1,15 +1,14 @@
 """Requests of an evaluation: each problem in each mode, rendered by the model's own template."""
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from transformers import PreTrainedTokenizerBase
-
 from dualign.data.conversation import MODES, Mode
 from dualign.errors import EvaluationError
-from dualign.evaluation.config import EvalConfig
+from dualign.evaluation.config import EvalConfig, limit_of
+from dualign.generation.answers import AnswerRequest, Prompt, Responder, request_key
+from dualign.generation.sampling import Sampling
 from dualign.models import prompts
 from dualign.switch import Switch
 from dualign.tasks import Problem, Task
@@ -24,10 +23,7 @@ class EvalRequest:
     task: Task
     problem: Problem
     mode: Mode
-    prompt: str
-    limit: int
-    seed: int
-    key: str
+    answer: AnswerRequest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,7 +35,7 @@ class EvalRequests:
 
 
 def build_requests(
-    tokenizer: PreTrainedTokenizerBase,
+    responder: Responder,
     tasks: TaskSet,
     config: EvalConfig,
     *,
@@ -62,11 +58,11 @@ def build_requests(
     """
     items, all_switch = [], True
     for task, problems in tasks:
-        switch = task_switch(tokenizer, task, config.switch)
-        has_modes = _has_modes(tokenizer, task, switch, config, baseline=baseline)
+        switch = task_switch(responder, task, config.switch)
+        has_modes = _has_modes(responder, task, switch, config, baseline=baseline)
         all_switch = all_switch and has_modes
         asked = {
-            mode: [render_question(tokenizer, problem, mode, switch) for problem in problems]
+            mode: [render_question(responder, problem, mode, switch) for problem in problems]
             for mode in MODES
         }
         if has_modes:
@@ -76,26 +72,25 @@ def build_requests(
             for problem, prompt in zip(problems, asked[mode], strict=True):
                 identity = f"{seed}:{task.name}:{mode}:{problem.id}"
                 own_seed = _number(identity) if config.temperature else 0
-                content = [name, prompt, limit, config.temperature, config.top_p, own_seed]
-                request = EvalRequest(
-                    task=task,
-                    problem=problem,
-                    mode=mode,
+                content = [name, prompt.text, limit, config.temperature, config.top_p, own_seed]
+                answer = AnswerRequest(
                     prompt=prompt,
-                    limit=limit,
+                    sampling=Sampling(
+                        max_new_tokens=limit, temperature=config.temperature, top_p=config.top_p
+                    ),
                     seed=own_seed,
-                    key=hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24],
+                    key=request_key(content),
                 )
-                items.append(request)
+                items.append(EvalRequest(task=task, problem=problem, mode=mode, answer=answer))
     return EvalRequests(items=tuple(items), mode_switch=all_switch)
 
 
 def _require_switch(
-    task: Task, problems: Sequence[Problem], asked: Mapping[Mode, Sequence[str]]
+    task: Task, problems: Sequence[Problem], asked: Mapping[Mode, Sequence[Prompt]]
 ) -> None:
     """Refuse a problem with one prompt for both modes although the template has a switch."""
     for problem, *by_mode in zip(problems, *(asked[mode] for mode in MODES), strict=True):
-        if len(set(by_mode)) == 1:
+        if len({prompt.text for prompt in by_mode}) == 1:
             raise EvaluationError(
                 f"task {task.name}, problem {problem.id}: its prompt is the same in both modes, so "
                 "its system message sets the mode; remove /think or /no_think from it. If the template "
@@ -103,15 +98,13 @@ def _require_switch(
             )
 
 
-def task_switch(
-    tokenizer: PreTrainedTokenizerBase, task: Task, of_stage: Switch | None
-) -> Switch | None:
-    """Return what switches the modes of a task: its own switch, the stage's, or the template's."""
-    return prompts.switch_of(tokenizer, task.switch if task.switch is not None else of_stage)
+def task_switch(responder: Responder, task: Task, of_stage: Switch | None) -> Switch | None:
+    """Return what switches the modes of a task: its own switch, the stage's, or the model's."""
+    return responder.switch_of(task.switch if task.switch is not None else of_stage)
 
 
 def _has_modes(
-    tokenizer: PreTrainedTokenizerBase,
+    responder: Responder,
     task: Task,
     switch: Switch | None,
     config: EvalConfig,
@@ -119,42 +112,33 @@ def _has_modes(
     baseline: bool,
 ) -> bool:
     """Return whether a plain question is asked in two ways; refuse one way if nobody says so."""
-    differ = prompts_differ(tokenizer, switch)
+    differ = prompts_differ(responder, switch)
     named = task.switch if task.switch is not None else config.switch
-    no_modes = named is not None and not named
+    no_modes = (named is not None and not named) or responder.without_modes
     if not (differ or baseline or no_modes):
         raise EvaluationError(
-            f"{tokenizer.name_or_path}, task {task.name}: {prompts.one_prompt(named)}. "
+            f"{responder.model}, task {task.name}: {prompts.one_prompt(named)}. "
             "A model without modes is asked once with switch: {}, or as a baseline before the last model"
         )
     return differ
 
 
-def prompts_differ(tokenizer: PreTrainedTokenizerBase, switch: Switch | None) -> bool:
+def prompts_differ(responder: Responder, switch: Switch | None) -> bool:
     """Return whether a plain question has another prompt in each mode."""
     messages = ({"role": "user", "content": "Hi"},)
     plain = Problem(id="a plain question", messages=messages, expected="", extra={})
-    return len({render_question(tokenizer, plain, mode, switch) for mode in MODES}) > 1
-
-
-def limit_of(task: Task, config: EvalConfig, mode: Mode) -> int:
-    """Return the token limit: the task's before the stage's, no_think's before the general one."""
-    think = task.max_new_tokens or config.max_new_tokens
-    if mode == "think":
-        return think
-    task_limit = task.max_new_tokens_no_think or task.max_new_tokens
-    return task_limit or config.max_new_tokens_no_think or think
+    return len({render_question(responder, plain, mode, switch).text for mode in MODES}) > 1
 
 
 def render_question(
-    tokenizer: PreTrainedTokenizerBase, problem: Problem, mode: Mode, switch: Switch | None
-) -> str:
-    """Render the prompt of a problem in a mode, with the checkpoint's own template."""
+    responder: Responder, problem: Problem, mode: Mode, switch: Switch | None
+) -> Prompt:
+    """Return the prompt of a problem in a mode; a checkpoint renders it with its own template."""
     try:
-        return prompts.prompt(tokenizer, problem.messages, mode, switch)
+        return responder.prompt(problem.messages, mode, switch)
     except Exception as error:  # a template can raise anything
         raise EvaluationError(
-            f"{tokenizer.name_or_path}: its chat template can't render problem {problem.id} in "
+            f"{responder.model}: its chat template can't render problem {problem.id} in "
             f"{mode} mode: {error}"
         ) from error
 

@@ -47,6 +47,8 @@ class Divergences:
         """
         if evaluation is None or not evaluation.metrics or not parent:
             return None
+        if evaluation.metrics["model"] in evaluation.metrics.get("endpoints", {}):
+            return None  # it gives no log-probabilities
         key = f"{evaluation.record['fingerprint']} {parent}"
         if key not in self._known:
             try:

@@ -1,3 +1,14 @@
-"""Batched generation in one mode, and its split into thinking and answer."""
+"""Answers of models in one mode, split into thinking and answer, whoever gives them."""
 
-__all__ = ["chat", "generate", "sampling", "thinking", "vllm"]
+__all__ = [
+    "answers",
+    "chat",
+    "config",
+    "estimate",
+    "generate",
+    "responders",
+    "samples",
+    "sampling",
+    "thinking",
+    "vllm",
+]

@@ -8,19 +8,16 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-import torch
 from rich.console import Console
 from rich.text import Text
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
 from dualign.data.conversation import Mode
 from dualign.errors import EvaluationError
-from dualign.generation.generate import end_ids, generation_settings, tokenize
-from dualign.generation.sampling import Sampling, sampler, uniforms
-from dualign.generation.thinking import TraceMarks, prompt_opens_block, split, trace_marks
-from dualign.models import prompts
-from dualign.models.loading import load_model
-from dualign.models.tokenizer import load_chat_tokenizer
+from dualign.generation.answers import Prompt
+from dualign.generation.config import Endpoint, model_label
+from dualign.generation.sampling import Sampling
+from dualign.generation.speakers import Speaker, open_speaker
+from dualign.generation.thinking import TraceMarks, prompt_opens_block, split
 from dualign.switch import Switch
 
 _HELP = (
@@ -30,7 +27,7 @@ _HELP = (
 
 
 def chat(
-    model: str,
+    model: str | Endpoint,
     *,
     mode: Mode = "think",
     max_new_tokens: int = 512,
@@ -45,18 +42,14 @@ def chat(
     console = console or Console(highlight=False)
     with suppress(ImportError):  # line editing and history, if this Python has them
         import readline  # noqa: F401
-    tokenizer = load_chat_tokenizer(model)
     session = _Session(
-        model=load_model(model, dtype=dtype),
-        tokenizer=tokenizer,
-        marks=trace_marks(tokenizer),
+        speaker=open_speaker(model, dtype=dtype, switch=switch),
         console=console,
         mode=mode,
         sampling=Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p),
         seed=seed,
     )
-    session.switch = prompts.switch_of(session.tokenizer, switch)
-    console.print(Text(f"{model}\n{_HELP}", style="dim"))
+    console.print(Text(f"{model_label(model)}\n{_HELP}", style="dim"))
     for line in _lines(session):
         if not session.handle(line):
             return
@@ -76,17 +69,13 @@ def _lines(session: "_Session") -> Iterator[str]:
 class _Session:
     """State of a conversation."""
 
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    marks: TraceMarks
+    speaker: Speaker
     console: Console
     mode: Mode
     sampling: Sampling
     seed: int
     history: list[dict[str, str]] = field(default_factory=list)
     turns: int = 0
-    switch: Switch | None = None
-    """what switches the modes"""
 
     def handle(self, line: str) -> bool:
         """Run a command or answer a question; return False to end the conversation."""
@@ -114,7 +103,7 @@ class _Session:
     def _switch(self, mode: Mode) -> None:
         self.mode = mode
         probe = [{"role": "user", "content": "?"}]
-        if self._prompt(probe, "think") == self._prompt(probe, "no_think"):
+        if self._prompt(probe, "think").text == self._prompt(probe, "no_think").text:
             self._note(f"mode: {mode}, but this model's chat template has no mode switch")
         else:
             self._note(f"mode: {mode}")
@@ -122,74 +111,33 @@ class _Session:
     def _answer(self, question: str) -> None:
         messages = [*self.history, {"role": "user", "content": question}]
         prompt = self._prompt(messages, self.mode)
-        ids = tokenize(self.tokenizer, [prompt])[0]
-        room = getattr(self.model.config, "max_position_embeddings", None)
-        if room is not None and len(ids) + self.sampling.max_new_tokens > room:
-            self._note(
-                f"the conversation has {len(ids)} tokens and the model reads {room}: /reset first"
-            )
+        if refusal := self.speaker.refusal(prompt, self.sampling):
+            self._note(refusal)
             return
-        thinking = prompt_opens_block(prompt, self.marks)
-        writer = _Writer(self.console, self.marks, thinking=thinking)
-        streamer = _Streamer(self.tokenizer, writer, end_ids(self.model, self.tokenizer))
-        finished = self._generate(ids, streamer)
+        self.turns += 1
+        marks = self.speaker.marks
+        writer = _Writer(self.console, marks, thinking=prompt_opens_block(prompt.text, marks))
+        seed = self.seed + self.turns
+        try:
+            finished = self.speaker.speak(prompt, self.sampling, seed, writer.write)
+        except EvaluationError as error:  # of an endpoint: the conversation may go on
+            writer.end()
+            self._note(str(error))
+            return
         writer.end()
         if not finished:
             self._note(f"stopped (limit: {self.sampling.max_new_tokens} tokens)")
-        parsed = split(prompt, writer.text, mode=self.mode, finished=finished, marks=self.marks)
+        parsed = split(prompt.text, writer.text, mode=self.mode, finished=finished, marks=marks)
         self.history = [*messages, {"role": "assistant", "content": parsed.answer}]
 
-    @torch.inference_mode()
-    def _generate(self, ids: list[int], streamer: "_Streamer") -> bool:
-        """Stream an answer; return whether the model ended it, not the limit or Ctrl-C."""
-        self.turns += 1
-        settings = generation_settings(
-            self.model, self.tokenizer, max_new_tokens=self.sampling.max_new_tokens
-        )
-        ids_BT = torch.tensor([ids], device=self.model.device)
-        draws_BT = uniforms([self.seed + self.turns], self.sampling.max_new_tokens)
-        draws_BT = draws_BT.to(self.model.device)
+    def _prompt(self, messages: list[dict[str, str]], mode: Mode) -> Prompt:
         try:
-            self.model.generate(
-                ids_BT,
-                attention_mask=torch.ones_like(ids_BT),
-                generation_config=settings,
-                logits_processor=sampler(self.sampling, draws_BT, len(ids)),
-                streamer=streamer,
-            )
-        except KeyboardInterrupt:
-            streamer.end()
-        return streamer.ended
-
-    def _prompt(self, messages: list[dict[str, str]], mode: Mode) -> str:
-        try:
-            return prompts.prompt(self.tokenizer, messages, mode, self.switch)
+            return self.speaker.prompt(messages, mode)
         except Exception as error:  # a template can raise anything
             raise EvaluationError(f"the chat template can't render this: {error}") from error
 
     def _note(self, text: str) -> None:
         self.console.print(Text(text, style="dim italic"))
-
-
-class _Streamer(TextStreamer):
-    """Pass text to a writer as it arrives, without the token that ends the turn."""
-
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, writer: "_Writer", ends: list[int]
-    ) -> None:
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=False)
-        self.writer = writer
-        self.ends = frozenset(ends)
-        self.ended = False
-
-    def put(self, value: torch.Tensor) -> None:
-        if not self.next_tokens_are_prompt and value.flatten()[-1].item() in self.ends:
-            self.ended = True
-            return
-        super().put(value)
-
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        self.writer.write(text)
 
 
 class _Writer:

@@ -9,8 +9,7 @@ drops 2 rows, the second 4 steps (6 rows, to token 6) and drops 3, the third 3 s
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -24,28 +23,13 @@ from transformers import (
 )
 
 from dualign.errors import EvaluationError
+from dualign.generation.answers import Generation
 from dualign.generation.sampling import Sampling, sampler, uniforms
 from dualign.models.tokenizer import eos_token_ids
 from dualign.terminal import progress
 
 _BATCH_TOKENS = 32768
 _MAX_ROWS = 256
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Generation:
-    """Continuation of a prompt: with special tokens, without the token that ended the turn."""
-
-    text: str
-    token_ids: tuple[int, ...]
-    finished: bool
-    """the model ended its turn; False when the token limit cut it"""
-
-
-GenerateBatches = Callable[
-    [Sequence[str], Sampling, Sequence[int]], Iterator[dict[int, Generation]]
-]
-"""(prompts, sampling, a seed for each prompt) -> generations by index, batch after batch."""
 
 
 def generate(

@@ -1,20 +1,24 @@
 """Generation with vLLM, many times faster on an accelerator; imported only when chosen."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transformers import GenerationConfig
 
 from dualign.errors import EvaluationError
-from dualign.generation.generate import GenerateBatches, Generation, tokenize
+from dualign.generation.answers import Generation
+from dualign.generation.generate import tokenize
 from dualign.generation.sampling import Sampling
 from dualign.models.tokenizer import eos_token_ids
 from dualign.terminal import progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+GenerateTexts = Callable[[Sequence[str], Sampling, Sequence[int]], Iterator[dict[int, Generation]]]
+"""(rendered prompts, sampling, a seed for each) -> generations by index, batch after batch."""
 
 _BATCH_ROWS = 2048  # prompts per call; a killed run loses at most these
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # adapter ranks that vLLM accepts as max_lora_rank
@@ -27,7 +31,7 @@ def vllm_batches(
     *,
     dtype: str,
     label: str,
-) -> GenerateBatches:
+) -> GenerateTexts:
     """Load the model and return the function that generates with it.
 
     Raises:

@@ -49,9 +49,13 @@ def prompt(
     messages: Sequence[Mapping[str, Any]],
     mode: Mode,
     switch: Switch | None,
+    *,
+    tools: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """Render the text after which the model answers; a template can raise anything."""
     turns, variables = arguments(messages, mode, switch)
+    if tools:
+        variables["tools"] = [dict(tool) for tool in tools]
     text = tokenizer.apply_chat_template(
         turns, add_generation_prompt=True, tokenize=False, **variables
     )

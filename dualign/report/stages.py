@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dualign.evaluation.scores import short_label
+from dualign.generation.config import endpoint_of
 from dualign.model_ref import StageRef
 from dualign.report.blocks import Block, Details, Gallery, Paragraph, Picture, Section, Table
 from dualign.report.conclusions import ends_text
@@ -40,7 +41,7 @@ def _base_model(stages: Sequence[StageRun]) -> str:
     """Return the first model of a recipe that no stage made."""
     for stage in stages:
         model = (stage.record.get("config") or {}).get("model")
-        if isinstance(model, str) and not StageRef.parse(model):
+        if isinstance(model, str) and not StageRef.parse(model) and endpoint_of(model) is None:
             return Path(model).name if Path(model).is_absolute() else model
     return ""
 

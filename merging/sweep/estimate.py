@@ -6,7 +6,7 @@ from typing import Any
 
 from dualign.checkpoints.shards import cpu_count, tensor_specs
 from dualign.errors import MergeError
-from dualign.evaluation.requests import limit_of
+from dualign.evaluation.config import limit_of
 from dualign.merging.estimate import seconds_per_element
 from dualign.merging.merge import PreparedMerge, prepare
 from dualign.merging.sweep.config import SweepStage

@@ -17,11 +17,11 @@ from transformers import PreTrainedModel
 from dualign.checkpoints.shards import nearest_file, write_weights
 from dualign.errors import EvaluationError
 from dualign.evaluation.config import EvalConfig
-from dualign.evaluation.evaluate import data_source, evaluate_model
+from dualign.evaluation.evaluate import data_source, evaluate_model, live_responder
 from dualign.evaluation.metrics import Sample
 from dualign.evaluation.requests import TaskSet
-from dualign.evaluation.samples import SampleFile
 from dualign.fingerprint import Digests, file_digests
+from dualign.generation.samples import SampleFile
 from dualign.hashing import sha256
 from dualign.merging.merge import PreparedMerge, write_beside
 from dualign.merging.output import fingerprint
@@ -116,7 +116,8 @@ class LiveScorer:
         model = EvalModel(
             model=label, identity=identity, tokenizer=self._tokenizer, weights=weights
         )
-        result = evaluate_model(model, self.tasks, self.config, self.file, seed=self.seed)
+        responder = live_responder(model, self.config)
+        result = evaluate_model(responder, self.tasks, self.config, self.file, seed=self.seed)
         self.samples[self.key(prepared)] = result.samples
         return score_samples(result.samples, self.objective), len(self.file.answered) == before
 

@@ -9,6 +9,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import dualign.evaluation.evaluate as evaluate
+import dualign.generation.responders as responders
 from dualign.data.text.template import load_template
 from dualign.errors import CheckpointError, EvaluationError
 from dualign.evaluation.config import EvalStage
@@ -39,13 +40,13 @@ def samples_of(folder):
 def counted(monkeypatch):
     """How many prompts were really generated for."""
     asked = []
-    real = evaluate.generate_batches
+    real = responders.generate_batches
 
     def counting(model, tokenizer, prompts, *args, **options):
         asked.append(len(prompts))
         return real(model, tokenizer, prompts, *args, **options)
 
-    monkeypatch.setattr(evaluate, "generate_batches", counting)
+    monkeypatch.setattr(responders, "generate_batches", counting)
     return asked
 
 

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from dualign.generation.chat import _Writer, chat
 from dualign.generation.thinking import TAGS, TraceMarks
+from tests.generation.servers import Proxy
 
 
 def talk(learnt, lines, monkeypatch, **options):
@@ -89,3 +90,25 @@ def test_a_real_pipe_drives_it(learnt):
     )
     assert "mode: no_think" in done.stdout
     assert "3" in done.stdout.split("mode: no_think")[1]
+
+
+def test_an_endpoint_streams_and_switches(learnt_server, monkeypatch):
+    shown = talk(learnt_server, ["What is 4+5?", "/no_think What is 4+5?", "/quit"], monkeypatch)
+    slow, fast = shown.split("mode: no_think")
+    slow = slow.replace("\x1b[0m\x1b[2m", "")
+    assert "\x1b[2mfour, five" in slow
+    assert "9" in slow.split("five")[1]
+    assert "8" in fast and "five" not in fast
+    assert "think>" not in shown
+
+
+def test_a_stream_that_breaks_is_said_and_the_conversation_goes_on(learnt_server, monkeypatch):
+    def once(number, body):
+        return "cut" if number == 0 else None
+
+    with Proxy(learnt_server, once).running() as server:
+        lines = ["/no_think What is 4+5?", "What is 7+1?", "/quit"]
+        shown = talk(server.address, lines, monkeypatch)
+        assert [len(asked.body["messages"]) for asked in server.asked] == [1, 1]
+    assert "learnt" in shown or "peer closed" in shown or "incomplete" in shown
+    assert "1" in shown.split("peer closed")[-1]

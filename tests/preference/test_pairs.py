@@ -8,10 +8,12 @@ import torch
 from transformers import AutoTokenizer
 
 from dualign.errors import DataError, EvaluationError
+from dualign.generation.config import Endpoint
 from dualign.preference.config import PairsStage
 from dualign.preference.pairs import run
 from tests.chat_model import make_model, make_tokenizer, prompt
 from tests.data.text import families
+from tests.generation.servers import Proxy, Reply, chat_reply
 
 SUMS = {"1+2": 3, "4+5": 9, "2+2": 4, "7+1": 8}
 
@@ -150,3 +152,55 @@ def test_malformed_samples_make_no_pair(task: str, tmp_path: Path) -> None:
     work.mkdir()
     with pytest.raises(DataError, match=r"no pair came of 4 prompts.*malformed"):
         run(stage, work, seed=1)
+
+
+def by_seed(body: dict) -> Reply:
+    """A server that is right for every other seed; it says nothing sensible about 7+1."""
+    question = body["messages"][-1]["content"].removeprefix("What is ").removesuffix("?")
+    if question == "7+1":
+        return 400, {}, b'{"error": {"message": "not that"}}'
+    number = SUMS[question] + body["seed"] % 2
+    thinks = body["chat_template_kwargs"]["enable_thinking"]
+    return 200, {}, chat_reply(f"{number}", **({"reasoning": f"so {number}"} if thinks else {}))
+
+
+def test_an_endpoint_gives_the_samples_and_what_it_left_out_is_counted(
+    task: str, tmp_path: Path
+) -> None:
+    with Proxy(by_seed).running() as server:
+        endpoint = Endpoint(url=server.address, name="tiny", max_failed=0.3)
+        stage = PairsStage(name="pairs", model=endpoint, tasks=(task,), samples=8)
+        outcome = run(stage, tmp_path, seed=1)
+        assert len(server.asked) == 64
+        assert run(stage, tmp_path, seed=1).rows == outcome.rows
+        assert len(server.asked) == 64 + 16  # what failed is asked again
+    assert outcome.rows["in"] == 8 and outcome.rows["dropped"] == {"failed": 2}
+    assert {(pair["id"], pair["mode"]) for pair in pairs(tmp_path)} == {
+        (question, mode) for question in ("1+2", "4+5", "2+2") for mode in ("think", "no_think")
+    }
+    for pair in pairs(tmp_path):
+        assert int(pair["chosen"][0]["content"]) == SUMS[pair["id"]]
+        assert int(pair["rejected"][0]["content"]) == SUMS[pair["id"]] + 1
+        assert ("reasoning_content" in pair["chosen"][0]) == (pair["mode"] == "think")
+    assert outcome.metrics["endpoints"]["tiny"]["failed"] == {"400": 16}
+
+
+def test_a_strong_endpoint_stands_against_a_weak_checkpoint(
+    unsure: Path, task: str, tmp_path: Path
+) -> None:
+    def right(body: dict) -> Reply:
+        return by_seed(body | {"seed": 0})
+
+    with Proxy(right).running() as server:
+        strong = Endpoint(url=server.address, name="strong", max_failed=1)
+        stage = PairsStage(
+            name="pairs",
+            model=strong,
+            rejected_model=str(unsure),
+            tasks=(task,),
+            modes=("no_think",),
+            max_new_tokens=40,
+        )
+        outcome = run(stage, tmp_path, seed=1)
+    assert outcome.rows["in"] == 4 and outcome.rows["dropped"]["failed"] == 1
+    assert {pair["chosen"][0]["content"] for pair in pairs(tmp_path)} <= {"3", "9", "4"}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
-import dualign.evaluation.evaluate as evaluate
+import dualign.generation.responders as responders
 from dualign.checkpoints.checkpoint import Checkpoint, read_whole
 from dualign.cli.main import main
 from dualign.merging.sweep import live, sweep
@@ -48,13 +48,13 @@ def write_sweep(learnt: Path, untaught: Path, task_file: Path, tmp_path: Path) -
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many prompts were really answered, each time that some were."""
     counts: list[int] = []
-    real = evaluate.generate_batches
+    real = responders.generate_batches
 
     def counting(model: Any, tokenizer: Any, prompts: Any, *args: Any, **options: Any) -> Any:
         counts.append(len(prompts))
         return real(model, tokenizer, prompts, *args, **options)
 
-    monkeypatch.setattr(evaluate, "generate_batches", counting)
+    monkeypatch.setattr(responders, "generate_batches", counting)
     return counts
 
 

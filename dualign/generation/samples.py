@@ -1,4 +1,7 @@
-"""samples.jsonl: generations, appended batch by batch, so that a crash loses one batch at most."""
+"""Answers on disk, appended as they come, so that a crash loses one batch at most.
+
+An evaluation's samples.jsonl, a pairs stage's generations.jsonl.
+"""
 
 import json
 import logging
@@ -20,27 +23,31 @@ class AnswerRecord:
     key: str
     generated: str
     finished: bool
+    usage: Mapping[str, int] | None = None
+    """tokens as an endpoint counted them: `prompt`, `completion`, and perhaps `reasoning`"""
+
+    def line(self) -> dict[str, Any]:
+        """Return the object of its line; without usage where nothing was counted."""
+        plain = {"key": self.key, "generated": self.generated, "finished": self.finished}
+        return plain if self.usage is None else {**plain, "usage": dict(self.usage)}
 
 
 class SampleFile:
-    """File of one evaluation: answers are appended; at the end the judged samples replace them."""
+    """File of one stage: answers are appended; at the end the judged samples replace them."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.answered: dict[str, AnswerRecord] = {}
         if path.is_file():
             self._read()
+        self.earlier = frozenset(self.answered)
+        """keys of the answers that were there before"""
 
     def append(self, answers: Iterable[AnswerRecord]) -> None:
         """Append the answers and flush them to disk."""
         with self.path.open("a", encoding="utf-8") as file:
             for answer in answers:
-                line = {
-                    "key": answer.key,
-                    "generated": answer.generated,
-                    "finished": answer.finished,
-                }
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                file.write(json.dumps(answer.line(), ensure_ascii=False) + "\n")
                 self.answered[answer.key] = answer
             file.flush()
             os.fsync(file.fileno())
@@ -68,7 +75,10 @@ class SampleFile:
         try:
             row = json.loads(line)
             answer = AnswerRecord(
-                key=row["key"], generated=row["generated"], finished=row["finished"]
+                key=row["key"],
+                generated=row["generated"],
+                finished=row["finished"],
+                usage=row.get("usage"),
             )
         except (ValueError, KeyError, TypeError):
             raise CheckpointError(

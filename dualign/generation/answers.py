@@ -1,0 +1,199 @@
+"""The seam between what samples and who answers: prompts in, answers with their traces out.
+
+    responder = open_responder("stage:sft", backend="transformers", ...)     # or an Endpoint
+    requests = [AnswerRequest(prompt=responder.prompt(messages, "think", switch), ...)]
+    for answer in ask(responder, requests, SampleFile(work / "answers.jsonl")): ...
+
+Evaluation and `kind: pairs` ask through it. What is in the file isn't asked again.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from dualign.data.conversation import Mode
+from dualign.errors import EvaluationError
+from dualign.generation.samples import AnswerRecord, SampleFile
+from dualign.generation.sampling import Sampling
+from dualign.generation.thinking import Reply, TraceMarks, split
+from dualign.switch import Switch
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prompt:
+    """A conversation up to the answer, in one mode."""
+
+    text: str
+    """rendered by the model's own template; of an endpoint, what is asked as JSON"""
+    mode: Mode
+    messages: tuple[Mapping[str, Any], ...]
+    """with the words that switch the mode"""
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    """of an endpoint's request, besides messages and sampling: the mode's switch, tools"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Generation:
+    """Continuation of a prompt: with special tokens, without the token that ended the turn."""
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+    """of a model in this process"""
+    finished: bool
+    """the model ended its turn; False when the token limit cut it"""
+    usage: Mapping[str, int] | None = None
+    """tokens as an endpoint counted them: `prompt`, `completion`, and perhaps `reasoning`"""
+
+
+class Responder(Protocol):
+    """Something that answers: a checkpoint in this process, by whatever backend, or an endpoint."""
+
+    model: str
+    """its name in tables"""
+    identity: str
+    """changes when its answers may"""
+    without_modes: bool
+    """it is known to have no modes"""
+
+    @property
+    def marks(self) -> TraceMarks:
+        """What it writes around a trace."""
+
+    def switch_of(self, named: Switch | None) -> Switch | None:
+        """Return what switches the modes, if a task or stage names `named`."""
+
+    def prompt(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        mode: Mode,
+        switch: Switch | None,
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> Prompt:
+        """Return the prompt of a conversation; a checkpoint's template can raise anything."""
+
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int]
+    ) -> Iterator[dict[int, Generation]]:
+        """Yield generations by the index of their prompt, as they come. An endpoint leaves out what
+        it couldn't answer within its bound.
+        """
+
+    def tokens(self, reply: Reply, record: AnswerRecord) -> tuple[int, int]:
+        """Return the tokens of the trace and of the answer."""
+
+    def account(self, records: Sequence[AnswerRecord]) -> None:
+        """Count answers that were there before against a budget."""
+
+    def record(self) -> dict[str, Any] | None:
+        """Return what was asked, for run.json; None if nothing is counted."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AnswerRequest:
+    """One answer to be sampled; requests with the same key share it."""
+
+    prompt: Prompt
+    sampling: Sampling
+    seed: int
+    key: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """An answer, split into trace and text, with what it was asked by."""
+
+    model: str
+    request: AnswerRequest
+    reply: Reply
+    """trace and answer, and the form of both"""
+    finished: bool
+    """the model ended its turn; False when the token limit cut it"""
+    think_tokens: int
+    answer_tokens: int
+    generated: str
+    """the whole text, think tags included"""
+    usage: Mapping[str, int] | None
+
+
+def request_key(content: Sequence[Any]) -> str:
+    """Return the key of a request: a hash of all that its answer depends on."""
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24]
+
+
+def ask(
+    responder: Responder, requests: Sequence[AnswerRequest], file: SampleFile
+) -> list[Answer | None]:
+    """Return the answer of each request; None where an endpoint gave none within its bound.
+
+    Answers are appended to `file` as they come; those that it holds aren't sampled again.
+
+    Raises:
+        EvaluationError: an endpoint can't be used, or left too much without an answer.
+    """
+    keys = {request.key for request in requests}
+    responder.account([file.answered[key] for key in sorted(keys & file.earlier)])
+    missing = {request.key: request for request in requests if request.key not in file.answered}
+    for limit in sorted({request.sampling.max_new_tokens for request in missing.values()}):
+        group = [r for r in missing.values() if r.sampling.max_new_tokens == limit]
+        _generate(responder, group, file)
+    return [
+        _answer(responder, request, file.answered[request.key])
+        if request.key in file.answered
+        else None
+        for request in requests
+    ]
+
+
+def require_all(answers: Sequence[Answer | None], responder: Responder, where: str) -> list[Answer]:
+    """Return the answers if none is missing.
+
+    Raises:
+        EvaluationError: one is.
+    """
+    there = [answer for answer in answers if answer is not None]
+    if len(there) < len(answers):
+        failed = (responder.record() or {}).get("failed", {})
+        reasons = ", ".join(f"{reason}: {n}" for reason, n in failed.items())
+        raise EvaluationError(
+            f"{responder.model}: {len(answers) - len(there)} of {len(answers)} requests got no answer "
+            f"({reasons}), and an evaluation needs all; {where} keeps the others: run again to ask "
+            "for the rest"
+        )
+    return there
+
+
+def _generate(responder: Responder, group: Sequence[AnswerRequest], file: SampleFile) -> None:
+    prompts, seeds = [request.prompt for request in group], [request.seed for request in group]
+    for batch in responder.generate(prompts, group[0].sampling, seeds):
+        file.append(
+            AnswerRecord(
+                key=group[i].key,
+                generated=generation.text,
+                finished=generation.finished,
+                usage=generation.usage,
+            )
+            for i, generation in batch.items()
+        )
+
+
+def _answer(responder: Responder, request: AnswerRequest, record: AnswerRecord) -> Answer:
+    reply = split(
+        request.prompt.text,
+        record.generated,
+        mode=request.prompt.mode,
+        finished=record.finished,
+        marks=responder.marks,
+    )
+    think_tokens, answer_tokens = responder.tokens(reply, record)
+    return Answer(
+        model=responder.model,
+        request=request,
+        reply=reply,
+        finished=record.finished,
+        think_tokens=think_tokens,
+        answer_tokens=answer_tokens,
+        generated=record.generated,
+        usage=record.usage,
+    )

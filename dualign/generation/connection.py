@@ -1,0 +1,137 @@
+"""The client of an endpoint: the package `openai`, with the key from the environment.
+
+No key is shown: it is taken out of whatever the server says.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from dualign.errors import EvaluationError
+from dualign.generation.config import Endpoint
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI, OpenAI
+
+_NO_KEY = "none"  # the client asks for some key, and must not take that of another server from the environment
+_LOOPBACK = ("localhost", "::1")
+_CONNECT_SECONDS = 20
+_SHORTEST = 8  # characters of a key that can't be a part of a name by chance
+_SHOWN = 300  # characters of what a server says
+
+
+class Connection:
+    """How to reach an endpoint."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        try:
+            import openai
+        except ImportError:
+            raise EvaluationError(
+                f"{endpoint.label}: an endpoint needs a package: pip install 'dualign[endpoint]'"
+            ) from None
+        self._openai = openai
+        self._key = _key(endpoint)
+
+    def client(self) -> "AsyncOpenAI":
+        """Return a client; whoever asks for it decides what is tried again."""
+        return self._openai.AsyncOpenAI(
+            **self._options(), http_client=self._http(self._openai.DefaultAsyncHttpxClient)
+        )
+
+    def blocking_client(self) -> "OpenAI":
+        """Return a client for one request at a time."""
+        return self._openai.OpenAI(
+            **self._options(), http_client=self._http(self._openai.DefaultHttpxClient)
+        )
+
+    def only_model(self) -> str:
+        """Return the name of the only model that the server lists.
+
+        Raises:
+            EvaluationError: it lists none or several, or doesn't answer.
+        """
+        try:
+            with self.blocking_client() as client:
+                text = client.with_options(max_retries=3).get("/models", cast_to=str)
+        except self._openai.OpenAIError as error:
+            raise EvaluationError(
+                f"{self.endpoint.url}: asked for its models, as no name is given: {self.words(error)}"
+            ) from None
+        try:
+            names = [str(entry["id"]) for entry in json.loads(text)["data"]]
+        except (ValueError, KeyError, TypeError):
+            raise EvaluationError(
+                f"{self.endpoint.url}: its list of models can't be read: {self.clean(text)}; give the "
+                "model's name"
+            ) from None
+        if len(names) != 1:
+            listed = ", ".join(names[:20]) or "none"
+            raise EvaluationError(
+                f"{self.endpoint.url}: expected one model, found {listed}; give its name, as "
+                f"{{url: {self.endpoint.url}, name: {names[0] if names else 'NAME'}}}"
+            )
+        return names[0]
+
+    def words(self, error: Exception) -> str:
+        """Return what went wrong, without the key."""
+        if isinstance(error, self._openai.APIStatusError):
+            return self.clean(f"{error.status_code} {_said(error.response.text)}")
+        cause = f": {error.__cause__}" if error.__cause__ else ""
+        return self.clean(f"{error}{cause}")
+
+    def clean(self, text: str) -> str:
+        """Return a server's text for a message: one line, not long, without the key."""
+        text = " ".join(text.split())
+        if self._key is not None:
+            text = text.replace(self._key, "(the key)")
+        return text if len(text) <= _SHOWN else f"{text[:_SHOWN]} ..."
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "base_url": self.endpoint.base,
+            "api_key": self._key or _NO_KEY,
+            "max_retries": 0,
+            "timeout": self.endpoint.timeout_seconds,
+        }
+
+    def _http(self, client: Any) -> Any:
+        """Return an HTTP client; a server on this machine isn't reached through a proxy."""
+        host = urlsplit(self.endpoint.url).hostname or ""
+        is_here = host in _LOOPBACK or host.startswith("127.")
+        limit = self.endpoint.timeout_seconds
+        timeout = self._openai.Timeout(limit, connect=min(_CONNECT_SECONDS, limit))
+        return client(base_url=self.endpoint.base, timeout=timeout, trust_env=not is_here)
+
+
+def _key(endpoint: Endpoint) -> str | None:
+    """Return the key; refuse an endpoint whose settings hold it."""
+    if endpoint.key_env is None:
+        return None
+    key = os.environ.get(endpoint.key_env, "").strip()
+    if not key:
+        raise EvaluationError(
+            f"{endpoint.label}: the environment variable {endpoint.key_env} isn't set, and key_env names "
+            "it for the key"
+        )
+    if len(key) >= _SHORTEST and key in json.dumps(asdict(endpoint), default=str):
+        raise EvaluationError(
+            f"{endpoint.url if key not in endpoint.url else 'an endpoint'}: its settings hold the key "
+            f"itself (not shown): leave it in {endpoint.key_env} alone"
+        )
+    return key
+
+
+def _said(text: str) -> str:
+    """Return the message in a server's JSON, else its text."""
+    try:
+        reply = json.loads(text)
+    except ValueError:
+        return text
+    error = reply.get("error", reply) if isinstance(reply, Mapping) else reply
+    message = error.get("message") if isinstance(error, Mapping) else error
+    return str(message or text)

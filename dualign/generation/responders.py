@@ -1,0 +1,113 @@
+"""Who answers: checkpoints by transformers or vLLM in this process, and endpoints."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property, partial
+from typing import Any
+
+from dualign.data.conversation import Mode
+from dualign.generation.answers import Generation, Prompt, Responder
+from dualign.generation.config import Backend, Endpoint, endpoint_of
+from dualign.generation.generate import generate_batches
+from dualign.generation.samples import AnswerRecord
+from dualign.generation.sampling import Sampling
+from dualign.generation.thinking import Reply, TraceMarks, trace_marks
+from dualign.models import prompts
+from dualign.models.loading import EvalModel, open_model
+from dualign.models.source import resolve_model
+from dualign.switch import Switch
+
+
+class CheckpointResponder:
+    """A checkpoint, or a live model, that answers in this process."""
+
+    without_modes = False
+
+    def __init__(
+        self, subject: EvalModel, *, backend: Backend, dtype: str, batch_tokens: int, label: str
+    ) -> None:
+        self.subject = subject
+        self.model, self.identity = subject.model, subject.identity
+        self._backend, self._dtype, self._batch_tokens = backend, dtype, batch_tokens
+        self._label = label
+
+    @cached_property
+    def marks(self) -> TraceMarks:
+        return trace_marks(self.subject.tokenizer)
+
+    def switch_of(self, named: Switch | None) -> Switch | None:
+        return prompts.switch_of(self.subject.tokenizer, named)
+
+    def prompt(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        mode: Mode,
+        switch: Switch | None,
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> Prompt:
+        tokenizer = self.subject.tokenizer
+        turns, _ = prompts.arguments(messages, mode, switch)
+        text = prompts.prompt(tokenizer, messages, mode, switch, tools=tools)
+        return Prompt(text=text, mode=mode, messages=tuple(turns))
+
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int]
+    ) -> Iterator[dict[int, Generation]]:
+        """Yield generations batch by batch. The weights are loaded here, if there are prompts."""
+        texts = [prompt.text for prompt in prompts]
+        if self._backend == "transformers":
+            batches = partial(
+                generate_batches,
+                self.subject.weights(),
+                self.subject.tokenizer,
+                batch_tokens=self._batch_tokens,
+                label=self._label,
+            )
+            yield from batches(texts, sampling, seeds)
+            return
+        from dualign.generation.vllm import vllm_batches
+
+        start = resolve_model(self.model)
+        adapter = str(start.adapter) if start.adapter else None
+        generate = vllm_batches(
+            start.base, adapter, self.subject.tokenizer, dtype=self._dtype, label=self._label
+        )
+        yield from generate(texts, sampling, seeds)
+
+    def tokens(self, reply: Reply, record: AnswerRecord) -> tuple[int, int]:
+        return self._count(reply.thinking or ""), self._count(reply.answer)
+
+    def _count(self, text: str) -> int:
+        if not text:
+            return 0
+        return len(self.subject.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def account(self, records: Sequence[AnswerRecord]) -> None:
+        """Nothing: what this machine samples has no price."""
+
+    def record(self) -> dict[str, Any] | None:
+        return None
+
+
+def open_responder(
+    model: str | Endpoint, *, backend: Backend, dtype: str, batch_tokens: int, label: str
+) -> Responder:
+    """Open a model that answers; its weights are loaded, or its server asked, when it first answers.
+
+    Args:
+        backend, dtype, batch_tokens: of a checkpoint in this process.
+        label: what the progress bar is called.
+
+    Raises:
+        CheckpointError: no such model.
+        EvaluationError: the endpoint can't be used: no key, or no `name` and no answer.
+    """
+    endpoint = endpoint_of(model)
+    if endpoint is None:
+        assert isinstance(model, str), "an Endpoint is one"
+        subject = open_model(model, dtype=dtype)
+        return CheckpointResponder(
+            subject, backend=backend, dtype=dtype, batch_tokens=batch_tokens, label=label
+        )
+    from dualign.generation.endpoint import EndpointResponder
+
+    return EndpointResponder(endpoint, label=label)

@@ -1,0 +1,146 @@
+"""What goes over the wire to an OpenAI-compatible endpoint, and what comes back.
+
+Servers give a trace as `reasoning_content` (vLLM, SGLang, llama.cpp, DeepSeek), as `reasoning`
+(OpenRouter, Ollama, newer vLLM), or in think tags. All become one text with tags, which is split
+and judged like the text of any other model.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dualign.data.conversation import Mode
+from dualign.data.think_tags import CLOSE, OPEN
+from dualign.generation.answers import Generation, Prompt
+from dualign.generation.config import Endpoint
+from dualign.generation.sampling import Sampling
+from dualign.switch import Switch
+
+_ENDED = frozenset({"stop", "eos", "eos_token", "end_turn", "stop_sequence", "tool_calls"})
+_CUT = frozenset({"length", "max_tokens"})
+_OWN_FIELDS = frozenset({"reasoning_effort"})
+"""Variables of a switch that are fields of the request; others are the template's."""
+
+
+class UnusableReplyError(Exception):
+    """A reply that holds no answer; the text names the reason in a word or two."""
+
+
+def build_prompt(
+    messages: Sequence[Mapping[str, Any]],
+    mode: Mode,
+    switch: Switch,
+    tools: Sequence[Mapping[str, Any]] = (),
+) -> Prompt:
+    """Return what a server is asked in a mode.
+
+    Of the switch's entry, `system` goes to the head of the system message, `user` to the end of the
+    last user turn, `body` and reasoning_effort into the request, the rest to the server's template.
+    """
+    entry = dict(switch.of(mode))
+    turns = switch.with_system([dict(turn) for turn in messages], mode)
+    entry.pop("system", None)
+    if words := entry.pop("user", None):
+        last = max((i for i, turn in enumerate(turns) if turn["role"] == "user"), default=None)
+        if last is not None:
+            turns[last] = {**turns[last], "content": f"{turns[last]['content']} {words}"}
+    fields: dict[str, Any] = dict(entry.pop("body", {}))
+    fields |= {name: entry.pop(name) for name in _OWN_FIELDS & entry.keys()}
+    if entry:
+        fields["chat_template_kwargs"] = entry
+    if tools:
+        fields["tools"] = [dict(tool) for tool in tools]
+    text = json.dumps({"messages": turns, **fields}, ensure_ascii=False, sort_keys=True)
+    return Prompt(text=text, mode=mode, messages=tuple(turns), fields=fields)
+
+
+def request_body(
+    endpoint: Endpoint, name: str, prompt: Prompt, sampling: Sampling, seed: int
+) -> dict[str, Any]:
+    """Return the JSON of a request; the endpoint's `body` is laid over it, and null takes a field out."""
+    body: dict[str, Any] = {
+        "model": name,
+        "messages": [dict(turn) for turn in prompt.messages],
+        endpoint.limit_field: sampling.max_new_tokens,
+        "temperature": sampling.temperature,
+        **prompt.fields,
+    }
+    if sampling.top_p < 1:
+        body["top_p"] = sampling.top_p
+    if sampling.temperature > 0:
+        body["seed"] = seed % 2**31
+    for field, value in endpoint.body.items():
+        own = body.get(field)
+        nested = isinstance(own, Mapping) and isinstance(value, Mapping)
+        body[field] = {**value, **own} if nested and own is not None else value
+    return {field: value for field, value in body.items() if value is not None}
+
+
+def read_reply(text: str, mode: Mode) -> Generation:
+    """Read a reply.
+
+    Raises:
+        UnusableReplyError: it isn't JSON (garbage), holds no choice, or didn't end as an answer does.
+    """
+    try:
+        reply = json.loads(text)
+    except ValueError:
+        raise UnusableReplyError("garbage") from None
+    if isinstance(reply, dict) and reply.get("error"):
+        raise UnusableReplyError("error in the reply")
+    try:
+        choice = reply["choices"][0]
+        message = choice["message"]
+        content, trace = _text(message.get("content")), trace_of(message)
+    except (KeyError, IndexError, TypeError, AttributeError):
+        raise UnusableReplyError("garbage") from None
+    reason = choice.get("finish_reason")
+    if reason not in _ENDED | _CUT:
+        raise UnusableReplyError(f"finish_reason {str(reason)[:30]}")
+    finished = reason in _ENDED
+    return Generation(
+        text=_tagged(trace, content, mode, finished=finished),
+        finished=finished,
+        usage=_usage(reply.get("usage")),
+    )
+
+
+def _tagged(trace: str, content: str, mode: Mode, *, finished: bool) -> str:
+    """Return trace and content as one text with think tags; a trace that was cut has no closing tag."""
+    if trace.strip():
+        is_open = not finished and not content.strip()
+        return f"{OPEN}\n{trace.strip()}" + ("" if is_open else f"\n{CLOSE}\n\n{content.lstrip()}")
+    before, close, _ = content.partition(CLOSE)
+    if mode == "think" and close and OPEN not in before:
+        return f"{OPEN}\n{content.lstrip()}"  # the server's template opened the block
+    return content
+
+
+def trace_of(message: Mapping[str, Any]) -> str:
+    """Return the trace of a message or of a piece of one; "" if it has none."""
+    for name in ("reasoning_content", "reasoning"):
+        if isinstance(message.get(name), str) and message[name]:
+            return str(message[name])
+    return ""
+
+
+def _text(content: Any) -> str:
+    """Return a message's content, also of one that comes in parts."""
+    if isinstance(content, list):
+        return "".join(str(part.get("text", "")) for part in content)
+    if content is not None and not isinstance(content, str):
+        raise TypeError("content is no text")
+    return content or ""
+
+
+def _usage(usage: Any) -> dict[str, int] | None:
+    if not isinstance(usage, dict):
+        return None
+    details = usage.get("completion_tokens_details")
+    counts = {
+        "prompt": usage.get("prompt_tokens"),
+        "completion": usage.get("completion_tokens"),
+        "reasoning": details.get("reasoning_tokens") if isinstance(details, dict) else None,
+    }
+    known = {name: n for name, n in counts.items() if isinstance(n, int) and n >= 0}
+    return known if {"prompt", "completion"} <= known.keys() else None

@@ -1,0 +1,154 @@
+"""What is sent to an endpoint, and the forms in which answers come."""
+
+import json
+
+import pytest
+
+from dualign.generation.config import Endpoint
+from dualign.generation.endpoint import EndpointResponder
+from dualign.generation.sampling import Sampling
+from dualign.generation.thinking import split
+from dualign.generation.wire import UnusableReplyError, build_prompt, read_reply, request_body
+from dualign.switch import ENABLE_THINKING, Switch
+
+URL = "http://127.0.0.1:9/v1"
+ASKED = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
+
+
+def reply(message, finish="stop", **fields):
+    choice = {"index": 0, "message": {"role": "assistant", **message}, "finish_reason": finish}
+    return json.dumps({"choices": [choice], **fields})
+
+
+@pytest.mark.parametrize(
+    ("way", "think", "no_think"),
+    [
+        (
+            "enable_thinking",
+            {"chat_template_kwargs": {"enable_thinking": True}},
+            {"chat_template_kwargs": {"enable_thinking": False}},
+        ),
+        (
+            "thinking",
+            {"chat_template_kwargs": {"thinking": True}},
+            {"chat_template_kwargs": {"thinking": False}},
+        ),
+        ("reasoning_effort", {"reasoning_effort": "high"}, {"reasoning_effort": "low"}),
+        (
+            Switch(
+                think={"body": {"reasoning": {"enabled": True}}},
+                no_think={"body": {"reasoning": {"enabled": False}}},
+            ),
+            {"reasoning": {"enabled": True}},
+            {"reasoning": {"enabled": False}},
+        ),
+    ],
+    ids=["enable_thinking", "thinking", "reasoning_effort", "fields"],
+)
+def test_the_switch_of_a_family_goes_where_its_server_reads_it(way, think, no_think):
+    subject = EndpointResponder(Endpoint(url=URL, name="m", mode_switch=way), label="m")
+    for mode, fields in (("think", think), ("no_think", no_think)):
+        prompt = subject.prompt(ASKED, mode, None)
+        assert dict(prompt.fields) == fields
+        assert list(prompt.messages) == ASKED
+
+
+@pytest.mark.parametrize(("way", "role"), [("system", "system"), ("user", "user")])
+def test_words_go_into_the_system_or_user_text(way, role):
+    subject = EndpointResponder(Endpoint(url=URL, name="m", mode_switch=way), label="m")
+    for mode in ("think", "no_think"):
+        prompt = subject.prompt(ASKED, mode, ENABLE_THINKING)  # the endpoint's own comes first
+        texts = {turn["role"]: turn["content"] for turn in prompt.messages}
+        assert f"/{mode}" in texts.pop(role).split()
+        assert "/" not in str(texts)
+        assert prompt.fields == {}
+
+
+def test_a_model_without_modes_is_asked_in_one_way():
+    subject = EndpointResponder(Endpoint(url=URL, name="m", mode_switch="none"), label="m")
+    assert subject.without_modes
+    assert subject.prompt(ASKED, "think", None).text == subject.prompt(ASKED, "no_think", None).text
+
+
+def test_a_request_holds_settings_seed_tools_and_other_fields():
+    tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
+    prompt = build_prompt(ASKED, "think", ENABLE_THINKING, [tool])
+    body = {"top_k": 20, "chat_template_kwargs": {"date": "today"}, "temperature": None}
+    endpoint = Endpoint(url=URL, body=body, limit_field="max_completion_tokens")
+    warm = Sampling(max_new_tokens=9, temperature=0.5, top_p=0.9)
+    assert request_body(endpoint, "m", prompt, warm, 2**31 + 3) == {
+        "model": "m",
+        "messages": ASKED,
+        "max_completion_tokens": 9,
+        "chat_template_kwargs": {"enable_thinking": True, "date": "today"},
+        "tools": [tool],
+        "top_p": 0.9,
+        "seed": 3,
+        "top_k": 20,
+    }
+    greedy = request_body(Endpoint(url=URL), "m", prompt, Sampling(max_new_tokens=9), 3)
+    assert "seed" not in greedy and greedy["temperature"] == 0
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"content": "So.", "reasoning_content": "Since."},
+        {"content": "So.", "reasoning": "Since."},
+        {"content": "\n\nSo.", "reasoning": "Since.\n", "reasoning_content": None},
+        {"content": "<think>\nSince.\n</think>\n\nSo."},
+        {"content": "Since.\n</think>\n\nSo."},  # the server's template opened the block
+        {"content": [{"type": "text", "text": "So."}], "reasoning_content": "Since."},
+    ],
+)
+def test_traces_come_in_many_forms_and_become_the_same(message):
+    text = read_reply(reply(message), "think").text
+    parts = split("", text, mode="think", finished=True)
+    assert (parts.thinking, parts.answer) == ("Since.", "So.")
+    assert parts.closed and not parts.leaked
+
+
+def test_a_trace_in_no_think_mode_is_a_leak_and_an_empty_one_is_none():
+    leak = read_reply(reply({"content": "So.", "reasoning": "Since."}), "no_think").text
+    assert split("", leak, mode="no_think", finished=True).leaked
+    plain = read_reply(reply({"content": "So.", "reasoning_content": "\n"}), "no_think").text
+    assert plain == "So."
+
+
+def test_an_answer_that_the_limit_cut_is_not_finished():
+    inside = read_reply(reply({"content": "", "reasoning": "Sin"}, "length"), "think")
+    parts = split("", inside.text, mode="think", finished=inside.finished)
+    assert (parts.thinking, parts.answer, parts.cut_in_think) == ("Sin", "", True)
+    later = read_reply(reply({"content": "S", "reasoning": "Since."}, "length"), "think")
+    parts = split("", later.text, mode="think", finished=later.finished)
+    assert not later.finished
+    assert (parts.thinking, parts.answer, parts.cut_in_think) == ("Since.", "S", False)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("<html>", "garbage"),
+        ("{}", "garbage"),
+        ("[]", "garbage"),
+        ('{"choices": []}', "garbage"),
+        ('{"choices": [{"message": {"content": 3}, "finish_reason": "stop"}]}', "garbage"),
+        ('{"error": {"message": "no"}}', "error in the reply"),
+        (reply({"content": "x"}, "content_filter"), "finish_reason content_filter"),
+        (reply({"content": "x"}, None), "finish_reason None"),
+    ],
+)
+def test_what_is_no_answer_is_refused_with_a_reason(text, reason):
+    with pytest.raises(UnusableReplyError, match=reason):
+        read_reply(text, "think")
+
+
+def test_tokens_of_the_trace_are_the_server_s_or_a_share_by_length():
+    usage = {"prompt_tokens": 5, "completion_tokens": 10}
+    detailed = {**usage, "completion_tokens_details": {"reasoning_tokens": 8}}
+    assert read_reply(reply({"content": "x"}, usage=detailed), "think").usage == {
+        "prompt": 5,
+        "completion": 10,
+        "reasoning": 8,
+    }
+    assert read_reply(reply({"content": "x"}), "think").usage is None
