@@ -5,11 +5,13 @@ peft is imported where there is an adapter: that takes more than a second.
 
 from typing import TYPE_CHECKING
 
+import torch
+
 from dualign.errors import CheckpointError
 from dualign.models.loading import load_base
 from dualign.models.source import ModelSource
-from dualign.training.config import AdapterConfig, TrainingStage
-from dualign.training.precision import training_device
+from dualign.training.config import TrainingStage
+from dualign.training.precision import arithmetic, sharding_engine, training_device
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -40,7 +42,7 @@ def load_policy(
         on_cpu=training_device(stage).kind == "cpu",
     )
     if source.adapter is None:
-        return model, _lora_config(stage.lora) if stage.lora else None
+        return model, _lora_config(stage) if stage.lora else None
     if stage.lora is None:
         raise CheckpointError(
             f"{source.adapter}: is an adapter, and full fine-tuning starts from weights; add lora to "
@@ -55,18 +57,20 @@ def load_policy(
             "set save: merged in the stage that trained it"
         )
     set_seed(seed)
-    policy = get_peft_model(model, _lora_config(stage.lora))
+    policy = get_peft_model(model, _lora_config(stage))
     policy.load_adapter(str(source.adapter), adapter_name=REFERENCE_ADAPTER, is_trainable=False)
     activate_policy_adapters(policy)
     return policy, None
 
 
-def _lora_config(adapter: AdapterConfig) -> "LoraConfig":
+def _lora_config(stage: TrainingStage) -> "LoraConfig":
     """Return the recipe's `lora:` as PEFT's config."""
     from peft import LoraConfig
 
+    adapter = stage.lora
+    assert adapter is not None
     targets = adapter.target_modules
-    return LoraConfig(
+    config = LoraConfig(
         task_type="CAUSAL_LM",
         r=adapter.r,
         lora_alpha=adapter.lora_alpha,
@@ -74,6 +78,24 @@ def _lora_config(adapter: AdapterConfig) -> "LoraConfig":
         target_modules=targets if isinstance(targets, str) else list(targets),
         use_dora=adapter.use_dora,
         use_rslora=adapter.use_rslora,
+    )
+    if _passes_are_slow(stage):
+        from dualign.training.low_rank import LowRankLinear
+
+        config._register_custom_module({torch.nn.Linear: LowRankLinear})
+    return config
+
+
+def _passes_are_slow(stage: TrainingStage) -> bool:
+    """Whether PEFT's own layer would spend its time on passes through memory: on a CPU, in float32.
+
+    Engines that shard gather a layer's weights when its modules are called, which stay uncalled.
+    """
+    return (
+        training_device(stage).kind == "cpu"
+        and stage.quantization is None
+        and arithmetic(stage) == "float32"
+        and sharding_engine(stage) is None
     )
 
 
