@@ -1,5 +1,6 @@
 """Processes that tests start, whose end is awaited, and what the workers of a run share."""
 
+import gc
 import multiprocessing
 import os
 import subprocess
@@ -16,7 +17,7 @@ import yaml
 from filelock import FileLock
 
 from dualign.cli.main import main
-from dualign.lifetime import kill_tree
+from dualign.lifetime import end_with, kill_tree
 
 
 def start(
@@ -50,18 +51,59 @@ _PRELOADED = multiprocessing.get_context("forkserver")
 _PRELOADED.set_forkserver_preload(["dualign.sft.train", "dualign.preference.train"])
 
 
-def start_training(recipe: Path) -> BaseProcess:
-    """`dualign run`, forked from a process that has the libraries: importing them takes longer than to train a tiny model."""
-    process = _PRELOADED.Process(target=_run, args=(recipe,))
-    process.start()
-    return process
+class Fork:
+    """`dualign ARGUMENTS` in a session of its own, forked from a process that has the libraries.
+
+    Importing them takes longer than to train a tiny model. With `launcher`, a config of accelerate,
+    the command is that of `accelerate launch`, whose ranks are forks as well.
+    """
+
+    def __init__(self, *arguments: str, log: Path, launcher: Path | None = None) -> None:
+        self.log = log
+        command = (arguments, log, launcher, os.getpid())
+        self._process: BaseProcess = _PRELOADED.Process(target=_run, args=command)
+        self._process.start()
+
+    def runs(self) -> bool:
+        return self._process.is_alive()
+
+    def kill(self) -> None:
+        """kill -9 of it and all that it started."""
+        assert self._process.pid is not None
+        kill_tree(self._process.pid)
+        self._process.join()
+
+    def finish(self) -> None:
+        """Wait for it; one that fails fails the test."""
+        try:
+            self._process.join()
+        except BaseException:
+            self.kill()
+            raise
+        assert self._process.exitcode == 0, self.log.read_text()[-5000:]
 
 
-def _run(recipe: Path) -> None:
-    with recipe.with_suffix(".log").open("w") as log:
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
-        sys.exit(main(["run", str(recipe)]))
+def _run(arguments: Sequence[str], log: Path, launcher: Path | None, tests: int) -> None:
+    os.setsid()
+    end_with(tests)
+    gc.freeze()  # what the libraries made stays; a collection among it takes half a second
+    with log.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        sys.exit(_launch(launcher, arguments) if launcher else main(arguments))
+
+
+def _launch(config: Path, arguments: Sequence[str]) -> None:
+    from accelerate.commands.launch import launch_command, launch_command_parser
+
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    script = Path(__file__).parents[1] / "dualign" / "__main__.py"
+    args = launch_command_parser().parse_args(
+        ["--config_file", str(config), str(script), *arguments]
+    )
+    # Options of torchrun, which gets what accelerate doesn't know: ranks are functions, not commands.
+    args.run_path, args.start_method = True, "fork"
+    launch_command(args)
 
 
 def on_cpu(launcher: str, folder: Path) -> Path:

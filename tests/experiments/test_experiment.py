@@ -1,9 +1,6 @@
 """A grid of four with halving, killed in the middle and called again: what it leaves."""
 
 import json
-import os
-import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +35,11 @@ def halved(tmp_path_factory: pytest.TempPathFactory, learnt: Path, task_file: Pa
     folder = tmp_path_factory.mktemp("halved")
     halving = {"stage": "apo", "rungs": [2]}
     file = write_experiment(folder, learnt, task_file, grid=GRID, halving=halving)
-    command = [sys.executable, "-m", "dualign", "experiment", str(file)]
-    process = processes.start(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process = processes.Fork("experiment", str(file), log=folder / "killed.log")
     rungs = folder / "out" / "rungs.json"
-    processes.wait_until(lambda: rungs.exists() or process.poll() is not None)
-    assert process.poll() is None, process.communicate()[0]
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    processes.wait_until(lambda: rungs.exists() or not process.runs())
+    assert process.runs(), process.log.read_text()
+    process.kill()
     lines: list[str] = []
     return Halved(file, dualign.experiment(file, say=lines.append), lines)
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -80,27 +81,29 @@ def write_recipe(
     return path
 
 
-def start(recipe: Path, *, sharding: str | None = None) -> subprocess.Popen[str]:
-    """`dualign run`, in the processes of one launch (`sharding`) or starting one for each stage of the recipe."""
-    command = [sys.executable]
-    if sharding:
-        config = processes.on_cpu(sharding, recipe.parent)
-        command += ["-m", "accelerate.commands.launch", "--config_file", str(config)]
+def start(recipe: Path) -> subprocess.Popen[str]:
+    """`dualign run`, which starts a launch for each stage of the recipe."""
     environment = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
-    command += ["-m", "dualign", "run", str(recipe)]
+    command = [sys.executable, "-m", "dualign", "run", str(recipe)]
     return processes.start(command, env=os.environ | environment)
 
 
-def losses(ground: Path, name: str, stage: str) -> list[float]:
-    log = (ground / name / stage / "log.jsonl").read_text().splitlines()
+def losses(stage: Path) -> list[float]:
+    log = (stage / "log.jsonl").read_text().splitlines()
     return [entry["loss"] for entry in map(json.loads, log) if "loss" in entry]
 
 
 @pytest.fixture(scope="module")
-def alone(ground: Path) -> str:
-    """The same stages in one process with twice the batch."""
-    engine.run(load_recipe(write_recipe(ground, "alone", batch=2, stages=STAGES), []))
-    return "alone"
+def alone(ground: Path) -> Callable[[str], Path]:
+    """The folder of a stage as one process trains it with twice the batch, after those before it."""
+    recipe = load_recipe(write_recipe(ground, "alone", batch=2, stages=STAGES), [])
+
+    def trained(stage: str) -> Path:
+        if not (ground / "alone" / stage).exists():
+            engine.run(recipe, only=stage)
+        return ground / "alone" / stage
+
+    return trained
 
 
 @pytest.mark.usefixtures("deepspeed")
@@ -118,27 +121,28 @@ def alone(ground: Path) -> str:
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )
 def test_losses_are_those_of_one_process_and_the_result_loads(
-    ground: Path, alone: str, sharding: str, stages: tuple[str, ...]
+    ground: Path, alone: Callable[[str], Path], sharding: str, stages: tuple[str, ...]
 ) -> None:
-    """ZeRO-2 is started by `dualign run`, a launch for each stage; the others run all stages in one launch."""
+    """ZeRO-2 is started by `dualign run`, a launch for each stage; the others run all stages in one launch, in forks."""
     name = f"{sharding}-{len(stages)}"
     if sharding == "zero2":
         recipe = write_recipe(ground, name, batch=1, stages=stages, launch=sharding)
         processes.finish(start(recipe))
     else:
         recipe = write_recipe(ground, name, batch=1, stages=stages)
-        processes.finish(start(recipe, sharding=sharding))
+        launcher = processes.on_cpu(sharding, ground)
+        log = recipe.with_suffix(".log")
+        processes.Fork("run", str(recipe), log=log, launcher=launcher).finish()
     ids = torch.tensor([[5, 6, 7, 8]])
     for stage in stages:
-        assert losses(ground, name, stage) == pytest.approx(losses(ground, alone, stage), rel=1e-4)
+        folders = (ground / name / stage, alone(stage))
+        ours, expected = map(losses, folders)
+        assert ours == pytest.approx(expected, rel=1e-4)
         with torch.no_grad():
-            sharded, whole = (
-                load_checkpoint(ground / item / stage)(input_ids=ids).logits
-                for item in (name, alone)
-            )
+            sharded, whole = (load_checkpoint(item)(input_ids=ids).logits for item in folders)
         torch.testing.assert_close(sharded, whole, rtol=0, atol=5e-3)
         if stage.endswith("apo"):
-            assert losses(ground, name, stage)[0] == pytest.approx(1.0, abs=1e-6)
+            assert ours[0] == pytest.approx(1.0, abs=1e-6)
             checks = read_run(ground / name / stage)["checks"]
             assert checks["reload_max_logit_difference"] <= 1e-4
 
@@ -163,7 +167,7 @@ def test_a_killed_launch_goes_on_and_ends_the_same(ground: Path, sharding: str) 
     assert folder.exists()
     processes.finish(start(rough))
     for stage in ("sft", "apo"):
-        ours, theirs = (losses(ground, f"{sharding}-{kind}", stage) for kind in ("rough", "calm"))
+        ours, theirs = (losses(ground / f"{sharding}-{kind}" / stage) for kind in ("rough", "calm"))
         assert ours == pytest.approx(theirs, rel=1e-5)
 
 

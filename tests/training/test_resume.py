@@ -52,20 +52,17 @@ def write_recipe(folder: Path, tiny: Path, rows: Path, *, full: bool = False) ->
     return path
 
 
-def finish(recipe: Path) -> None:
-    process = processes.start_training(recipe)
-    process.join()
-    assert process.exitcode == 0, recipe.with_suffix(".log").read_text()[-5000:]
+def start(recipe: Path) -> processes.Fork:
+    return processes.Fork("run", str(recipe), log=recipe.with_suffix(".log"))
 
 
 def kill_at_checkpoint(recipe: Path, stage: str, step: int) -> None:
     """kill -9 as soon as the folder of that checkpoint appears: often in the middle of writing it."""
     folder = recipe.parent / "out" / f".{stage}.partial" / "checkpoints" / f"checkpoint-{step}"
-    process = processes.start_training(recipe)
-    while not folder.exists() and process.is_alive():
+    process = start(recipe)
+    while not folder.exists() and process.runs():
         time.sleep(0.002)
     process.kill()
-    process.join()
     assert folder.exists(), "the run ended before it could be killed"
 
 
@@ -79,11 +76,11 @@ def test_killed_sft_and_apo_end_bit_identical(tiny: Path, rows: Path, tmp_path: 
     calm, rough = tmp_path / "calm", tmp_path / "rough"
     calm.mkdir(), rough.mkdir()
     undisturbed, disturbed = (write_recipe(folder, tiny, rows) for folder in (calm, rough))
-    finish(undisturbed)
+    start(undisturbed).finish()
     steps = random.Random(os.getpid())
     for stage in ("sft", "apo"):
         kill_at_checkpoint(disturbed, stage, 2 * steps.randrange(1, 5))
-    finish(disturbed)
+    start(disturbed).finish()
     for stage in ("sft", "apo"):
         assert weights(undisturbed, stage) == weights(disturbed, stage), stage
         assert read_run(rough / "out" / stage)["resumed"] == 1
@@ -99,8 +96,8 @@ def test_killed_full_fine_tuning_ends_bit_identical(tiny: Path, rows: Path, tmp_
     undisturbed, disturbed = (
         write_recipe(folder, tiny, rows, full=True) for folder in (calm, rough)
     )
-    finish(undisturbed)
+    start(undisturbed).finish()
     for step in (2, 6, 10):
         kill_at_checkpoint(disturbed, "sft", step)
-    finish(disturbed)
+    start(disturbed).finish()
     assert weights(undisturbed, "sft") == weights(disturbed, "sft")
