@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dualign import engine
+from dualign.distributed import is_main_process
 from dualign.errors import ConfigError
 from dualign.experiments.start import experiment
 from dualign.recipe import Recipe, find_recipe, shipped_names
@@ -107,7 +108,8 @@ def run(
     folders = engine.run(recipe, only=only, say=say)
     evaluates = any(stage_kind(entry.kind).evaluates for entry in recipe.stages)
     finished = all((folder / RUN_JSON).is_file() for folder in folders)  # else a stage was paused
-    if only is None and finished and (evaluates or len(folders) > 1):
+    report = only is None and finished and (evaluates or len(folders) > 1)
+    if report and is_main_process():
         write_report(recipe.output_dir, folders, title=recipe.name)
         say(f"report: {recipe.output_dir / 'report.html'}")
     return {folder.name: read_stage(folder) for folder in folders if (folder / RUN_JSON).is_file()}
