@@ -230,7 +230,15 @@ MORE = (
 
 def measured(*cases: str) -> dict[str, dict[str, int]]:
     command = [sys.executable, str(Path(__file__).with_name("peak_memory.py")), *cases]
-    environment = {**os.environ, "PYTHONPATH": str(Path(dualign.__file__).parents[1])}
+    from tests.cost.peak_memory import (
+        ENVIRONMENT,
+    )  # set before the start: it would start itself again
+
+    environment = {
+        **os.environ,
+        **ENVIRONMENT,
+        "PYTHONPATH": str(Path(dualign.__file__).parents[1]),
+    }
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"case"')]
