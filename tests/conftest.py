@@ -9,7 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import pytest_runtest_call, pytest_runtest_setup  # noqa: F401 - hooks
+from tests.processes import (  # noqa: F401 - hooks
+    once,
+    pytest_runtest_call,
+    pytest_runtest_setup,
+    pytest_sessionstart,
+)
 
 # The files that take longest, by seconds of CPU. They go first, so that the workers of `make test` end together.
 LONGEST = (

@@ -3,6 +3,7 @@
 import gc
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -134,6 +135,17 @@ def wait_until(condition: Callable[[], bool]) -> None:
     """Return when the condition holds. There is no limit but that of the test (pyproject.toml)."""
     while not condition():
         time.sleep(0.02)
+
+
+def pytest_sessionstart() -> None:
+    """Let a signal that ends this process end its test first, and a worker end with its run.
+
+    SIGINT is ignored in what a shell starts in the background, and SIGTERM ends a process at once.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        end_with(os.getppid())
 
 
 def _kill_what_a_failure_leaves() -> Generator[None, None, None]:

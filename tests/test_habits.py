@@ -2,12 +2,14 @@
 
 import ast
 import re
+import signal
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
@@ -171,34 +173,61 @@ def test_the_page_names_definitions_that_are_there() -> None:
             assert (ROOT / path).exists(), path
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="children are listed by Linux")
+HANGS = """
+import pathlib, subprocess, threading
+def wait_in_a_thread(event): event.wait()
+def test_hang():
+    command = ["sh", "-c", "sleep 1000000 & echo $!; wait"]
+    child = subprocess.Popen(command, stdout=-1, start_new_session=True)
+    pathlib.Path(__file__).with_name("pid").write_bytes(child.stdout.readline())
+    event = threading.Event()
+    threading.Thread(target=wait_in_a_thread, args=(event,), daemon=True).start()
+    child.wait()
+"""
+
+
+def start_a_hang(folder: Path, *options: str) -> subprocess.Popen[str]:
+    """pytest on a test that waits for its child for ever; its id is written into `pid`."""
+    (folder / "test_hang.py").write_text(HANGS)
+    command = [sys.executable, "-m", "pytest", "-p", "tests.processes", *options]
+    return processes.start([*command, str(folder / "test_hang.py")], cwd=ROOT)
+
+
+def wait_for_its_child(folder: Path) -> None:
+    processes.wait_until(lambda: processes.gone(int((folder / "pid").read_text())))
+
+
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="children are listed by Linux")
+
+
+@on_linux
 def test_a_test_that_hangs_ends_with_all_stacks_and_without_its_children(tmp_path: Path) -> None:
-    file = tmp_path / "test_hang.py"
-    file.write_text(
-        "import pathlib, subprocess, threading\n"
-        "def wait_in_a_thread(event): event.wait()\n"
-        "def test_hang():\n"
-        "    child = subprocess.Popen(['sh', '-c', 'sleep 1000000 & echo $!; wait'], stdout=-1)\n"
-        "    pathlib.Path(__file__).with_name('pid').write_bytes(child.stdout.readline())\n"
-        "    event = threading.Event()\n"
-        "    threading.Thread(target=wait_in_a_thread, args=(event,), daemon=True).start()\n"
-        "    child.wait()\n"
-    )
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-p",
-        "tests.processes",
-        "-o",
-        "timeout=3",
-        str(file),
-    ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 1, done.stdout
-    assert "Timeout (>3.0s)" in done.stdout
-    assert "wait_in_a_thread" in done.stdout + done.stderr
-    processes.wait_until(lambda: processes.gone(int((tmp_path / "pid").read_text())))
+    process = start_a_hang(tmp_path, "-o", "timeout=3")
+    printed = process.communicate()[0]
+    assert process.returncode == 1, printed
+    assert "Timeout (>3.0s)" in printed and "wait_in_a_thread" in printed
+    wait_for_its_child(tmp_path)
+
+
+@on_linux
+@pytest.mark.parametrize(
+    ("number", "workers"),
+    [
+        (signal.SIGTERM, "0"),
+        (signal.SIGKILL, "1"),
+        pytest.param(signal.SIGINT, "1", marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_that_is_ended_leaves_no_process(tmp_path: Path, number: int, workers: str) -> None:
+    """A worker that its run tells to end does so after five seconds."""
+    process = start_a_hang(tmp_path, "-n", workers)
+    file = tmp_path / "pid"
+    processes.wait_until(lambda: file.exists() and file.read_text().endswith("\n"))
+    started = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(number)
+    process.communicate()
+    wait_for_its_child(tmp_path)
+    processes.wait_until(lambda: all(processes.gone(child.pid) for child in started))
 
 
 def test_every_test_has_a_limit_that_only_what_hangs_reaches() -> None:
