@@ -89,13 +89,14 @@ def learnt(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a tiny model; see LEARNT for what it says."""
     from tests.chat_model import learn, make_model, make_tokenizer
 
-    folder = tmp_path_factory.mktemp("models") / "learnt"
-    tokenizer = make_tokenizer()
-    model = make_model(tokenizer)
-    learn(model, tokenizer)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    def make(folder: Path) -> None:
+        tokenizer = make_tokenizer()
+        model = make_model(tokenizer)
+        learn(model, tokenizer)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    return once(tmp_path_factory, "learnt", make)
 
 
 @pytest.fixture(scope="session")

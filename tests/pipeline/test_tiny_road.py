@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,10 +11,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from transformers import PreTrainedTokenizerFast
 
 from dualign.cli.main import main
-from tests.chat_model import learn, make_model, make_tokenizer
 
 SCRIPT = """
 import argparse, json, pathlib
@@ -130,15 +129,13 @@ def recipe(model: Path) -> dict:
 
 
 @pytest.fixture(scope="module")
-def road(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def road(tmp_path_factory: pytest.TempPathFactory, learnt: Path) -> Path:
     """A folder in which the recipe has run."""
     folder = tmp_path_factory.mktemp("road")
-    tokenizer: PreTrainedTokenizerFast = make_tokenizer()
-    model = make_model(tokenizer)
-    learn(model, tokenizer)
-    model.config.pad_token_id = tokenizer.eos_token_id  # as SmolLM2 has it, and stages change it
-    model.save_pretrained(folder / "base")
-    tokenizer.save_pretrained(folder / "base")
+    shutil.copytree(learnt, folder / "base")
+    config = json.loads((learnt / "config.json").read_text())
+    config["pad_token_id"] = config["eos_token_id"]  # as SmolLM2 has it, and stages change it
+    (folder / "base" / "config.json").write_text(json.dumps(config))
     (folder / "make.py").write_text(SCRIPT)
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe(folder / "base"), sort_keys=False))
     with contextlib.chdir(folder):

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,6 @@ import yaml
 from dualign import engine
 from dualign.publish.release import PublishRequest
 from dualign.recipe import load_recipe
-from tests.chat_model import learn, make_model, make_tokenizer
 from tests.pipeline.test_tiny_road import SCRIPT
 from tests.processes import once
 
@@ -64,17 +64,14 @@ def recipe(base: Path) -> dict:
 
 
 @pytest.fixture(scope="session")
-def road(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def road(tmp_path_factory: pytest.TempPathFactory, learnt: Path) -> Path:
     """The pipeline's output directory. Tests that break something take `copied`."""
-    return once(tmp_path_factory, "published-road", run_pipeline) / "out"
+    make = partial(run_pipeline, learnt)
+    return once(tmp_path_factory, "published-road", make) / "out"
 
 
-def run_pipeline(folder: Path) -> None:
-    tokenizer = make_tokenizer()
-    model = make_model(tokenizer)
-    learn(model, tokenizer)
-    model.save_pretrained(folder / "base")
-    tokenizer.save_pretrained(folder / "base")
+def run_pipeline(learnt: Path, folder: Path) -> None:
+    shutil.copytree(learnt, folder / "base")
     (folder / "make.py").write_text(SCRIPT)
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe(folder / "base"), sort_keys=False))
     engine.run(
