@@ -39,6 +39,7 @@ _ADDED_LATER: tuple[str, ...] = ("columns", "validation", "switch", "batch_token
 # Keys of an endpoint that change how it is asked, not what it answers.
 _ASKING = (
     "key_env",
+    "stream",
     "concurrency",
     "requests_per_minute",
     "timeout_seconds",

@@ -89,6 +89,7 @@ STAGE_KINDS: tuple[StageKind, ...] = (
         name="pairs",
         config="dualign.preference.config:PairsStage",
         run="dualign.preference.pairs:run",
+        check="dualign.generation.preflight:issues",
         command="pairs",
         about="build preference pairs by sampling a checkpoint",
         generates_rows=True,
@@ -125,6 +126,7 @@ STAGE_KINDS: tuple[StageKind, ...] = (
         name="eval",
         config="dualign.evaluation.config:EvalStage",
         run="dualign.evaluation.evaluate:run",
+        check="dualign.generation.preflight:issues",
         evaluates=True,
     ),
 )

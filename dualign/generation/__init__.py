@@ -6,6 +6,7 @@ __all__ = [
     "config",
     "estimate",
     "generate",
+    "preflight",
     "responders",
     "samples",
     "sampling",

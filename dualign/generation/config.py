@@ -53,6 +53,8 @@ class Endpoint:
     """other fields of each request, such as top_k; null takes a field out"""
     limit_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     """the request's field for the limit of an answer"""
+    stream: bool = False
+    """answers come piece by piece, where a gateway ends connections on which nothing comes"""
     concurrency: int = 16
     """requests at a time"""
     requests_per_minute: float | None = None
@@ -142,7 +144,12 @@ def read_model(value: Any, where: str) -> "str | Endpoint":
         ConfigError: with every problem; `where` names the value.
     """
     if isinstance(value, str) and value.lstrip().startswith("{"):
-        value = parse_value(value)
+        try:
+            value = parse_value(value)
+        except ConfigError:  # its message would show a key that stands there
+            raise ConfigError(
+                f"{where}: not YAML: expected {{url: ..., name: ..., key_env: ...}}"
+            ) from None
     if isinstance(value, Mapping):
         document = Document(file=where)
         endpoint = parse(Endpoint, dict(value), document)

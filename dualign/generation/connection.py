@@ -4,14 +4,13 @@ No key is shown: it is taken out of whatever the server says.
 """
 
 import json
-import os
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from dualign.errors import EvaluationError
 from dualign.generation.config import Endpoint
+from dualign.generation.preflight import key_of
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI, OpenAI
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 _NO_KEY = "none"  # the client asks for some key, and must not take that of another server from the environment
 _LOOPBACK = ("localhost", "::1")
 _CONNECT_SECONDS = 20
-_SHORTEST = 8  # characters of a key that can't be a part of a name by chance
 _SHOWN = 300  # characters of what a server says
 
 
@@ -27,15 +25,15 @@ class Connection:
     """How to reach an endpoint."""
 
     def __init__(self, endpoint: Endpoint) -> None:
-        self.endpoint = endpoint
-        try:
-            import openai
-        except ImportError:
-            raise EvaluationError(
-                f"{endpoint.label}: an endpoint needs a package: pip install 'dualign[endpoint]'"
-            ) from None
+        """Find the key.
+
+        Raises:
+            EvaluationError: the package or the key is missing, or the settings hold the key.
+        """
+        self.endpoint, self._key = endpoint, key_of(endpoint)
+        import openai
+
         self._openai = openai
-        self._key = _key(endpoint)
 
     def client(self) -> "AsyncOpenAI":
         """Return a client; whoever asks for it decides what is tried again."""
@@ -106,24 +104,6 @@ class Connection:
         limit = self.endpoint.timeout_seconds
         timeout = self._openai.Timeout(limit, connect=min(_CONNECT_SECONDS, limit))
         return client(base_url=self.endpoint.base, timeout=timeout, trust_env=not is_here)
-
-
-def _key(endpoint: Endpoint) -> str | None:
-    """Return the key; refuse an endpoint whose settings hold it."""
-    if endpoint.key_env is None:
-        return None
-    key = os.environ.get(endpoint.key_env, "").strip()
-    if not key:
-        raise EvaluationError(
-            f"{endpoint.label}: the environment variable {endpoint.key_env} isn't set, and key_env names "
-            "it for the key"
-        )
-    if len(key) >= _SHORTEST and key in json.dumps(asdict(endpoint), default=str):
-        raise EvaluationError(
-            f"{endpoint.url if key not in endpoint.url else 'an endpoint'}: its settings hold the key "
-            f"itself (not shown): leave it in {endpoint.key_env} alone"
-        )
-    return key
 
 
 def _said(text: str) -> str:

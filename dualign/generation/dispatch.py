@@ -22,7 +22,7 @@ from dualign.errors import EvaluationError
 from dualign.generation.answers import Generation
 from dualign.generation.config import Endpoint
 from dualign.generation.connection import Connection
-from dualign.generation.wire import UnusableReplyError, read_reply
+from dualign.generation.wire import Pieces, UnusableReplyError, read_reply
 from dualign.terminal import progress
 
 _FIRST_WAIT = 0.5  # seconds; doubles with each try
@@ -304,9 +304,7 @@ class _Work:
 
         try:
             async with asyncio.timeout(self._endpoint.timeout_seconds):
-                text = await client.post(
-                    "/chat/completions", cast_to=str, body=dict(self._bodies[index])
-                )
+                text = await self._post(client, dict(self._bodies[index]))
             return read_reply(text, self._modes[index])
         except UnusableReplyError as error:
             raise _TryAgain(str(error), self._connection.clean(text)) from None
@@ -315,8 +313,29 @@ class _Work:
             raise _TryAgain("timeout", f"no answer within {seconds:g} s") from None
         except openai.APIStatusError as error:
             raise self._refusal(error) from None
-        except openai.APIConnectionError as error:
+        except openai.APIError as error:  # also in the middle of a stream
             raise _TryAgain("connection", self._connection.words(error)) from None
+        except ValueError:  # a piece of a stream
+            raise _TryAgain("garbage", "a piece that is no JSON") from None
+
+    async def _post(self, client: Any, body: dict[str, Any]) -> str:
+        """Return the JSON of a reply."""
+        if not self._endpoint.stream:
+            return str(await client.post("/chat/completions", cast_to=str, body=body))
+        import openai
+        from openai.types.chat import ChatCompletionChunk
+
+        pieces = Pieces()
+        chunks = await client.post(
+            "/chat/completions",
+            cast_to=ChatCompletionChunk,
+            body={"stream_options": {"include_usage": True}, **body, "stream": True},
+            stream=True,
+            stream_cls=openai.AsyncStream[ChatCompletionChunk],
+        )
+        async for chunk in chunks:
+            pieces.put(chunk.to_dict())
+        return pieces.reply()
 
     def _refusal(self, error: Any) -> Exception:
         """Return what to do about a status: stop, try again, or leave this request."""

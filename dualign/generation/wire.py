@@ -7,6 +7,7 @@ and judged like the text of any other model.
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from dualign.data.conversation import Mode
@@ -69,11 +70,11 @@ def request_body(
         body["top_p"] = sampling.top_p
     if sampling.temperature > 0:
         body["seed"] = seed % 2**31
-    for field, value in endpoint.body.items():
-        own = body.get(field)
+    for option, value in endpoint.body.items():
+        own = body.get(option)
         nested = isinstance(own, Mapping) and isinstance(value, Mapping)
-        body[field] = {**value, **own} if nested and own is not None else value
-    return {field: value for field, value in body.items() if value is not None}
+        body[option] = {**value, **own} if nested and own is not None else value
+    return {key: value for key, value in body.items() if value is not None}
 
 
 def read_reply(text: str, mode: Mode) -> Generation:
@@ -103,6 +104,31 @@ def read_reply(text: str, mode: Mode) -> Generation:
         finished=finished,
         usage=_usage(reply.get("usage")),
     )
+
+
+@dataclass(slots=True)
+class Pieces:
+    """The pieces of a streamed answer, put together to the reply that it would have been at once."""
+
+    trace: list[str] = field(default_factory=list)
+    content: list[str] = field(default_factory=list)
+    reason: str | None = None
+    usage: Any = None
+
+    def put(self, chunk: Mapping[str, Any]) -> None:
+        """Add a chunk of the stream."""
+        self.usage = chunk.get("usage") or self.usage
+        for choice in chunk.get("choices") or ():
+            delta = choice.get("delta") or {}
+            self.trace.append(trace_of(delta))
+            self.content.append(delta.get("content") or "")
+            self.reason = choice.get("finish_reason") or self.reason
+
+    def reply(self) -> str:
+        """Return the reply as JSON; without a reason to finish, the stream was cut."""
+        message = {"content": "".join(self.content), "reasoning_content": "".join(self.trace)}
+        choice = {"message": message, "finish_reason": self.reason or "cut"}
+        return json.dumps({"choices": [choice], "usage": self.usage})
 
 
 def _tagged(trace: str, content: str, mode: Mode, *, finished: bool) -> str:

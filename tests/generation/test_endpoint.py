@@ -108,18 +108,22 @@ def thirds(number: int, body: dict[str, Any]) -> Reply | str | None:
     return faults[number // 3 % len(faults)] if number % 3 == 1 else None
 
 
+@pytest.mark.parametrize("stream", [False, True], ids=["at once", "streamed"])
 def test_a_server_that_fails_a_third_of_its_requests_gives_the_same_rows(
-    learnt_server: str, task_file: Path, tmp_path: Path
+    learnt_server: str, task_file: Path, tmp_path: Path, stream: bool
 ) -> None:
     # One at a time: side by side, sums in another order could change a last bit.
     slowly = {"concurrency": 1, "max_wait_seconds": 0.05}
     with Proxy(learnt_server).running() as plain, Proxy(learnt_server, thirds).running() as bad:
         run(stage(fast(plain.address, **slowly), tasks=[task_file]), tmp_path / "a", seed=1)
         asked = run(
-            stage(fast(bad.address, **slowly), tasks=[task_file]), tmp_path / "b", seed=1
+            stage(fast(bad.address, **slowly, stream=stream), tasks=[task_file]),
+            tmp_path / "b",
+            seed=1,
         ).metrics["endpoints"]["tiny"]
     whole, mended = rows_of(tmp_path / "a"), rows_of(tmp_path / "b")
-    same = ("id", "mode", "thinking", "answer", "correct", "finished", "generated")
+    assert all(asked.body.get("stream", False) is stream for asked in bad.asked)
+    same = ("id", "mode", "thinking", "answer", "correct", "finished", "generated", "usage")
     assert [{k: row[k] for k in same} for row in mended.values()] == [
         {k: row[k] for k in same} for row in whole.values()
     ]
@@ -260,8 +264,12 @@ def recipe(folder: Path, task_file: Path, address: str, **options: Any) -> Path:
 
 
 def test_plan_says_what_it_would_cost_without_asking(
-    task_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    task_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setenv(VARIABLE, KEY)
     prices = {"price_in": 2.0, "price_out": 10.0, "max_total_tokens": 100}
     file = recipe(tmp_path, task_file, "http://127.0.0.1:9/v1", key_env=VARIABLE, **prices)
     assert main(["plan", str(file)]) == 0
@@ -272,6 +280,12 @@ def test_plan_says_what_it_would_cost_without_asking(
     assert counts is not None and 100 < int(counts[1]) < 200
     assert f"at most {(int(counts[1]) * 2 + 3200) / 1e6:.4f} by its prices" in said
     assert "max_total_tokens (100) may end it earlier" in said
+    monkeypatch.delenv(VARIABLE)
+    for command in ("plan", "run"):  # before any stage starts
+        assert main([command, str(file)]) == 2
+        assert f"stage eval: models: tiny: the environment variable {VARIABLE} isn't set" in (
+            capsys.readouterr().err
+        )
 
 
 def test_the_key_is_in_no_file_and_no_message(
@@ -335,9 +349,28 @@ def test_a_key_that_is_missing_or_stands_in_the_settings_is_said(
         run(stage(subject, tasks=[task_file]), tmp_path, seed=1)
     monkeypatch.setenv(VARIABLE, KEY)
     subject = Endpoint(url="http://127.0.0.1:9/v1", name=KEY, key_env=VARIABLE)
-    with pytest.raises(EvaluationError, match="its settings hold the key itself") as caught:
+    with pytest.raises(
+        EvaluationError, match="settings of an endpoint hold the key itself"
+    ) as caught:
         run(stage(subject, tasks=[task_file]), tmp_path, seed=1)
     assert KEY not in str(caught.value)
+
+
+def test_without_the_package_one_line_says_what_to_install(
+    task_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, "openai", None)
+    line = "tiny: an endpoint needs a package: pip install 'dualign[endpoint]'"
+    assert main(["plan", str(recipe(tmp_path, task_file, "http://127.0.0.1:9/v1"))]) == 2
+    assert line in capsys.readouterr().err
+    model = "{url: 'http://127.0.0.1:9/v1', name: tiny}"
+    for command in (["chat", model], ["eval", model, "--task", str(task_file), "--out", "x"]):
+        monkeypatch.chdir(tmp_path)
+        assert main(command) == 2
+        assert line in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -351,6 +384,7 @@ def test_a_key_that_is_missing_or_stands_in_the_settings_is_said(
         ("{url: http://host/v1, price_in: 1}", "give both"),
         ("{url: http://host/v1, max_cost: 1}", "needs price_in"),
         ("{name: x}", "needs the key 'url'"),
+        ("{url: http://host/v1", "MODEL: not YAML"),
     ],
 )
 def test_mistakes_are_said_with_their_key(value: str, words: str | None) -> None:

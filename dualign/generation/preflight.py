@@ -1,0 +1,65 @@
+"""Why an endpoint can't be asked from this machine, known before the first stage starts."""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict
+from importlib.util import find_spec
+from typing import Any
+
+from dualign.errors import EvaluationError
+from dualign.generation.config import Endpoint, endpoint_of
+
+_MODELS = ("model", "rejected_model", "models")
+_SHORTEST = 8  # characters of a key that can't be a part of a name by chance
+
+
+def issues(stage: Any) -> list[tuple[str, str]]:
+    """Return why a stage's endpoints can't be asked, as (key, message); nothing is sent."""
+    return [
+        (name, message)
+        for name in _MODELS
+        for endpoint in _endpoints(getattr(stage, name, None))
+        if (message := _problem(endpoint))
+    ]
+
+
+def key_of(endpoint: Endpoint) -> str | None:
+    """Return the key from the environment; None if the endpoint has none.
+
+    Raises:
+        EvaluationError: the package or the key is missing, or the settings hold the key.
+    """
+    if message := _problem(endpoint):
+        raise EvaluationError(message)
+    return None if endpoint.key_env is None else _value(endpoint.key_env)
+
+
+def _endpoints(models: Any) -> Iterator[Endpoint]:
+    for model in models if isinstance(models, tuple) else (models,):
+        endpoint = None if model is None else endpoint_of(model)
+        if endpoint is not None:
+            yield endpoint
+
+
+def _problem(endpoint: Endpoint) -> str | None:
+    if find_spec("openai") is None:
+        return f"{endpoint.label}: an endpoint needs a package: pip install 'dualign[endpoint]'"
+    if endpoint.key_env is None:
+        return None
+    key = _value(endpoint.key_env)
+    if not key:
+        return (
+            f"{endpoint.label}: the environment variable {endpoint.key_env} isn't set, and key_env names "
+            "it for the key"
+        )
+    if len(key) >= _SHORTEST and key in json.dumps(asdict(endpoint), default=str):
+        return (
+            f"the settings of an endpoint hold the key itself (not shown): leave it in {endpoint.key_env} "
+            "alone"
+        )
+    return None
+
+
+def _value(variable: str) -> str:
+    return os.environ.get(variable, "").strip()
