@@ -5,8 +5,9 @@
     python -m benchmarks.training --rows apo-2 --profile            shares of the operations of a step
     python -m benchmarks.training --tiny                            the same code on a model of two layers
 
-Each process loads the model, then trains for `--steps` steps and one before them that isn't timed.
+Each process loads the model, then trains for `--warm-up` steps and `--steps` more, which are timed.
 Memory is the process's peak above what it held when the trainer was made and the model loaded.
+A side that fails leaves the other's figures in the table; each side's end is told on stderr.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import json
 import math
 import os
 import random
+import signal
 import statistics
 import subprocess
 import sys
@@ -63,8 +65,8 @@ class Row:
         return self.pairs * steps
 
     def trainer(self, side: str, model: Path, vocabulary: int, steps: int, work: Path) -> Any:
-        """Return the trainer of a side; it trains for one step more, which isn't timed."""
-        pairs = pairs_of(self.lengths, self.pairs * (steps + 1), vocabulary)
+        """Return the trainer of a side, for so many steps."""
+        pairs = pairs_of(self.lengths, self.pairs * steps, vocabulary)
         return {"trl": trl_trainer, "dualign": dualign_trainer}[side](
             self, model, pairs, steps, work
         )
@@ -194,7 +196,7 @@ def arguments(row: Row, steps: int) -> dict[str, Any]:
     """Return the arguments that both sides have."""
     return {
         "per_device_train_batch_size": row.pairs,
-        "max_steps": steps + 1,
+        "max_steps": steps,
         "learning_rate": LEARNING_RATE,
         "logging_steps": 10,
         "gradient_checkpointing": False,
@@ -233,7 +235,9 @@ def _held() -> int:
     return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
 
 
-def run_side(side: str, name: str, steps: int, *, tiny: bool, profile: bool) -> dict[str, Any]:
+def run_side(
+    side: str, name: str, steps: int, *, warm_up: int = 1, tiny: bool = False, profile: bool = False
+) -> dict[str, Any]:
     """Train, and return seconds for each step, pairs and peak memory, or the operations' shares."""
     from transformers import TrainerCallback
 
@@ -241,19 +245,21 @@ def run_side(side: str, name: str, steps: int, *, tiny: bool, profile: bool) -> 
     with tempfile.TemporaryDirectory() as folder:
         model = tiny_model(Path(folder) / "model") if tiny else _embedded()
         vocabulary = json.loads((model / "config.json").read_text())["vocab_size"]
-        trainer = row.trainer(side, model, vocabulary, steps, Path(folder) / "work")
+        trainer = row.trainer(side, model, vocabulary, warm_up + steps, Path(folder) / "work")
         clocks: list[tuple[float, float]] = []
 
         class Clock(TrainerCallback):
-            def on_step_end(self, *_: Any, **__: Any) -> None:
+            def on_train_begin(self, *_: Any, **__: Any) -> None:
                 clocks.append((time.perf_counter(), time.process_time()))
+
+            on_step_end = on_train_begin
 
         trainer.add_callback(Clock())
         if profile:
-            return _profiled(trainer)
+            return _profiled(trainer, warm_up)
         with MemoryPeak() as memory:
             trainer.train()
-    wall, cpu = zip(*clocks, strict=True)
+    wall, cpu = zip(*clocks[warm_up:], strict=True)
     return {
         "seconds": [later - earlier for earlier, later in pairwise(wall)],
         "cpu_seconds": cpu[-1] - cpu[0],
@@ -295,12 +301,21 @@ def tiny_model(folder: Path) -> Path:
 MATRIX_PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "attention")
 
 
-def _profiled(trainer: Any) -> dict[str, Any]:
-    """Return each operation's share of the time of all operations of the steps."""
+def _profiled(trainer: Any, warm_up: int) -> dict[str, Any]:
+    """Return each operation's share of the time of all operations of the timed steps."""
     from torch.profiler import ProfilerActivity, profile
+    from transformers import TrainerCallback, TrainerState
 
-    with profile(activities=[ProfilerActivity.CPU]) as profiler:
-        trainer.train()
+    profiler = profile(activities=[ProfilerActivity.CPU])
+
+    class Profiler(TrainerCallback):
+        def on_step_begin(self, _: Any, state: TrainerState, *__: Any, **___: Any) -> None:
+            if state.global_step == warm_up:
+                profiler.start()
+
+    trainer.add_callback(Profiler())
+    trainer.train()
+    profiler.stop()
     times = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
     total = sum(times.values())
     products = sum(
@@ -319,22 +334,35 @@ def _profiled(trainer: Any) -> dict[str, Any]:
 def measure(side: str, name: str, options: argparse.Namespace) -> dict[str, Any]:
     """Run one side in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.training", "--side", side, "--rows", name]
-    command += ["--steps", str(options.steps)]
+    command += ["--steps", str(options.steps), "--warm-up", str(options.warm_up)]
     command += ["--tiny"] * options.tiny + ["--profile"] * options.profile
     environment = {"OMP_NUM_THREADS": "2", **os.environ, "HF_HUB_OFFLINE": "1"}
+    start = time.monotonic()
     process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    print(f"{name} {side}: {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
     if process.returncode:
-        return {"failed": f"exit {process.returncode}: {process.stderr[-400:]}"}
+        memory = " (out of memory?)" if process.returncode == -signal.SIGKILL else ""
+        last = " ".join(process.stderr[-400:].split())
+        return {"failed": f"exit {process.returncode}{memory}: {last}"}
     result: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
     return result
+
+
+def _side_line(unit: str, side: str, runs: Sequence[Mapping[str, Any]]) -> str:
+    """Return what a side did, whether the other side did it or not."""
+    for run in runs:
+        if "failed" in run:
+            return f"{side} {run['failed']}"
+    rate = statistics.median(run["units"] / sum(run["seconds"]) for run in runs)
+    return f"{side} {rate:.3g} {unit}/s, {max(run['memory_mb'] for run in runs):,.0f} MB"
 
 
 def table_line(name: str, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """Return a row of the table: medians of each side, and the ratios with their bars."""
     row = ROWS[name]
-    failed = [f"{side} {run['failed']}" for side in runs for run in runs[side] if "failed" in run]
-    if failed:
-        return f"| {name}: {row.text} | {'; '.join(failed)} | | | |"
+    if any("failed" in run for side in runs for run in runs[side]):
+        lines = [_side_line(row.unit, side, runs[side]) for side in runs]
+        return f"| {name}: {row.text} | {' | '.join(lines)} | | | | | |"
     first, second = (
         statistics.median(run["units"] / sum(run["seconds"]) for run in runs[side])
         for side in row.sides
@@ -356,15 +384,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--warm-up", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--side", help="train one side of a row, and print its figures")
     options = parser.parse_args()
     if options.side:
-        result = run_side(
-            options.side, options.rows[0], options.steps, tiny=options.tiny, profile=options.profile
-        )
+        kind = {"tiny": options.tiny, "profile": options.profile}
+        name, steps, warm_up = options.rows[0], options.steps, options.warm_up
+        result = run_side(options.side, name, steps, warm_up=warm_up, **kind)
         print(json.dumps(result))
         return
     names = ("torch", "transformers", "trl", "peft")

@@ -47,13 +47,13 @@ class SFTRow:
         return packing.rows * packing.batches * packing.tokens * steps
 
     def trainer(self, side: str, model: Path, vocabulary: int, steps: int, work: Path) -> Any:
-        """Return the trainer of a side; it trains for one step more, which isn't timed."""
+        """Return the trainer of a side, for so many steps."""
         whose, packing = self._side(side)
-        count = packing.rows * packing.batches * (steps + 1)
+        count = packing.rows * packing.batches * steps
         settings = {
             "per_device_train_batch_size": packing.rows,
             "gradient_accumulation_steps": packing.batches,
-            "max_steps": steps + 1,
+            "max_steps": steps,
             "learning_rate": LEARNING_RATE,
             "logging_steps": 10,
             "gradient_checkpointing": packing.checkpointing,
