@@ -15,7 +15,7 @@ from dualign.data.config import SourceConfig
 from dualign.data.conversation import MODES, Mode
 from dualign.data.rows.source_files import combined_sha256, fingerprint_files
 from dualign.evaluation.config import EvalConfig, EvalStage, pairs_name
-from dualign.evaluation.metrics import Sample, gain, with_gain
+from dualign.evaluation.metrics import Sample, gain, thinking_change, with_gain
 from dualign.evaluation.pairs import Margins, margin_change, pair_margins, summarize_margins
 from dualign.evaluation.requests import EvalRequest, TaskSet, build_requests
 from dualign.evaluation.scores import Change, short_label
@@ -182,6 +182,7 @@ def _metrics(results: Sequence[EvalResult], tasks: Sequence[Task]) -> dict[str, 
     changes = [
         _change(before, after, gain(old[task.name][mode], new[task.name][mode]))
         | {"task": task.name, "mode": mode}
+        | _lengths(old[task.name][mode], new[task.name][mode])
         for (before, old), (after, new) in steps
         for task in tasks
         for mode in MODES
@@ -205,6 +206,11 @@ def _change(before: EvalResult, after: EvalResult, change: Change) -> dict[str, 
         "value": change.value,
         "ci": [change.low, change.high],
     }
+
+
+def _lengths(before: Sequence[Sample], after: Sequence[Sample]) -> dict[str, Any]:
+    change = thinking_change(before, after)
+    return {"think_tokens": change and {"value": change.value, "ci": [change.low, change.high]}}
 
 
 def _by_task(result: EvalResult, tasks: Sequence[Task]) -> dict[str, dict[Mode, list[Sample]]]:

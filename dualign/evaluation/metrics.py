@@ -10,7 +10,13 @@ from typing import Any
 import numpy as np
 
 from dualign.data.conversation import MODES, Mode
-from dualign.evaluation.scores import Change, paired_change, wilson
+from dualign.evaluation.scores import (
+    Change,
+    mean_interval,
+    paired_change,
+    ratio_change,
+    wilson,
+)
 
 Sample = Mapping[str, Any]
 _THINK_RATES = {
@@ -39,7 +45,12 @@ def summarize(samples: Sequence[Sample], mode: Mode) -> dict[str, Any]:
             metrics |= {name: None, f"{name}_ci": None}
     metrics |= _rate("unfinished_rate", [not sample["finished"] for sample in samples])
     for key in ("think_tokens", "answer_tokens"):
-        metrics[key] = percentiles([int(sample[key]) for sample in samples])
+        counts = [int(sample[key]) for sample in samples]
+        interval = mean_interval(counts)
+        metrics[key] = {
+            **percentiles(counts),
+            "mean_ci": interval and [round(interval.low, 2), round(interval.high, 2)],
+        }
     return metrics
 
 
@@ -65,6 +76,13 @@ def gain(before: Sequence[Sample], after: Sequence[Sample]) -> Change:
     later = {sample["id"]: bool(sample["correct"]) for sample in after}
     assert earlier.keys() == later.keys(), "every model answers every problem in both modes"
     return paired_change(list(earlier.values()), [later[key] for key in earlier])
+
+
+def thinking_change(before: Sequence[Sample], after: Sequence[Sample]) -> Change | None:
+    """Return the relative change of the thinking tokens; None if `before` hardly thinks."""
+    later = {sample["id"]: int(sample["think_tokens"]) for sample in after}
+    earlier = [int(sample["think_tokens"]) for sample in before]
+    return ratio_change(earlier, [later[sample["id"]] for sample in before])
 
 
 def percentiles(values: Sequence[int]) -> dict[str, float]:

@@ -5,9 +5,7 @@ margin is log p(chosen | prompt) - log p(rejected | prompt) in nats, summed over
 answer. Shapes: P pairs.
 """
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from statistics import fmean, stdev
 from typing import Any
 
 import torch
@@ -18,7 +16,7 @@ from dualign.data.conversation import MODES, Mode
 from dualign.data.prepare import DataRequest, PairData, prepare_pairs
 from dualign.data.text.template import load_template
 from dualign.evaluation.config import pairs_name
-from dualign.evaluation.scores import Z_95, Change, short_label, wilson
+from dualign.evaluation.scores import Change, mean_interval, short_label, wilson
 from dualign.models.head import label_scores, without_adapters
 from dualign.models.loading import EvalModel
 from dualign.models.pairs import (
@@ -76,7 +74,7 @@ def summarize_margins(margins: Sequence[float]) -> dict[str, Any]:
     """Return the metrics of one file in one mode: the share ranked right and the mean margin."""
     right = sum(margin > 0 for margin in margins)
     accuracy = right / len(margins) if margins else 0.0
-    mean = _mean(margins)
+    mean = mean_interval(margins)
     return {
         "n": len(margins),
         "accuracy": accuracy,
@@ -88,15 +86,7 @@ def summarize_margins(margins: Sequence[float]) -> dict[str, Any]:
 
 def margin_change(before: Sequence[float], after: Sequence[float]) -> Change | None:
     """Return the mean rise of the margin, pair by pair; None for fewer than two pairs."""
-    return _mean([later - earlier for earlier, later in zip(before, after, strict=True)])
-
-
-def _mean(values: Sequence[float]) -> Change | None:
-    """Return the mean with its normal 95 % interval; None for fewer than two values."""
-    if len(values) < 2:
-        return None
-    mean, spread = fmean(values), Z_95 * stdev(values) / math.sqrt(len(values))
-    return Change(value=mean, low=mean - spread, high=mean + spread)
+    return mean_interval([later - earlier for earlier, later in zip(before, after, strict=True)])
 
 
 def _by_mode(pairs: PairData, margins: Sequence[float]) -> Margins:

@@ -1,21 +1,22 @@
-"""Accuracies and their differences, with 95 % intervals.
+"""Accuracies, lengths and their differences, with 95 % intervals.
 
 Two accuracies differ measurably if the interval of their difference excludes zero. On the same
 problems the interval is that of Agresti and Min (`paired_change`); without the single answers it is
-Newcombe's (`change`), which treats the samples as independent and so is the wider one.
+Newcombe's (`change`), which treats the samples as independent and so is the wider one. Lengths are
+compared as a ratio of means (`ratio_change`).
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
 
 from dualign.errors import EvaluationError
 from dualign.model_ref import StageRef
 
-Z_95 = 1.959963984540054
+_Z_95 = 1.959963984540054
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,7 +31,7 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Change:
-    """A difference with its 95 % interval; of two accuracies, between -1 and 1."""
+    """A number with its 95 % interval, mostly a difference; of two accuracies, between -1 and 1."""
 
     value: float
     low: float
@@ -72,9 +73,9 @@ def wilson(accuracy: float, n: int) -> tuple[float, float]:
     """Return the 95 % interval of a proportion (Wilson 1927); (0, 1) without observations."""
     if n == 0:
         return 0.0, 1.0
-    center = accuracy + Z_95**2 / (2 * n)
-    spread = Z_95 * math.sqrt(accuracy * (1 - accuracy) / n + Z_95**2 / (4 * n**2))
-    scale = 1 + Z_95**2 / n
+    center = accuracy + _Z_95**2 / (2 * n)
+    spread = _Z_95 * math.sqrt(accuracy * (1 - accuracy) / n + _Z_95**2 / (4 * n**2))
+    scale = 1 + _Z_95**2 / n
     return max(0.0, (center - spread) / scale), min(1.0, (center + spread) / scale)
 
 
@@ -102,7 +103,7 @@ def paired_change(before: Sequence[bool], after: Sequence[bool]) -> Change:
     lost = sum(a and not b for a, b in cells)
     n = len(cells) + 2
     center = (won - lost) / n
-    spread = Z_95 * math.sqrt((won + lost + 1) / n - center**2) / math.sqrt(n)
+    spread = _Z_95 * math.sqrt((won + lost + 1) / n - center**2) / math.sqrt(n)
     return Change(
         value=(won - lost) / len(cells),
         low=max(-1.0, center - spread),
@@ -119,6 +120,29 @@ def mean_of(parts: Sequence[Change]) -> Change:
     down = math.sqrt(sum((part.value - part.low) ** 2 for part in parts)) / count
     up = math.sqrt(sum((part.high - part.value) ** 2 for part in parts)) / count
     return Change(value=value, low=value - down, high=value + up)
+
+
+def mean_interval(values: Sequence[float]) -> Change | None:
+    """Return the mean with its normal 95 % interval; None for fewer than two values."""
+    if len(values) < 2:
+        return None
+    mean, spread = fmean(values), _Z_95 * stdev(values) / math.sqrt(len(values))
+    return Change(value=mean, low=mean - spread, high=mean + spread)
+
+
+def ratio_change(before: Sequence[float], after: Sequence[float]) -> Change | None:
+    """Return mean(after) / mean(before) - 1 on the same problems in the same order.
+
+    The interval is that of a ratio of paired means, linearized (Cochran 1977, section 6.3): the
+    spread of after - ratio * before. None for fewer than two problems, or if `before` has less than
+    1 on average: a share of nothing says nothing.
+    """
+    if len(before) < 2 or fmean(before) < 1:
+        return None
+    ratio = fmean(after) / fmean(before)
+    rests = [later - ratio * earlier for earlier, later in zip(before, after, strict=True)]
+    spread = _Z_95 * stdev(rests) / math.sqrt(len(rests)) / fmean(before)
+    return Change(value=ratio - 1, low=ratio - 1 - spread, high=ratio - 1 + spread)
 
 
 def read_scores(metrics: Mapping[str, Any], *, where: str) -> tuple[ModelScores, ...]:

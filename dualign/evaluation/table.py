@@ -28,14 +28,14 @@ _COLUMNS = (
     "leak",
     "empty",
     "cut",
-    "think tokens",
+    "think tokens [95 %]",
     "answer tokens",
 )
 _LEGEND = (
     "In percent. gain: think less no_think on the same problems, in points; in parentheses if not "
     "measurable. closed: the think block was opened and closed. leak: a think tag out of place. "
     "empty: no thinking. cut: the token limit was reached while thinking. "
-    "Tokens: median / 90th percentile."
+    "Tokens: of thinking the mean, of answers the median / 90th percentile."
 )
 
 
@@ -122,7 +122,14 @@ def markdown_table(metrics: Mapping[str, Any]) -> str:
         _LEGEND,
     ]
     if metrics["changes"]:
-        columns = ("model", "against", "task", "mode", "change [95 %]")
+        columns = (
+            "model",
+            "against",
+            "task",
+            "mode",
+            "change of accuracy [95 %]",
+            "change of think tokens, % [95 %]",
+        )
         lines += ["", "## Model against model, on the same problems", ""]
         lines += [
             _line(columns),
@@ -165,7 +172,8 @@ def _rows(metrics: Mapping[str, Any]) -> Iterator[list[str]]:
                             "cut_in_think_rate",
                         )
                     ),
-                    *(_lengths(cell[key]) for key in ("think_tokens", "answer_tokens")),
+                    _mean(cell["think_tokens"]),
+                    _lengths(cell["answer_tokens"]),
                 ]
 
 
@@ -178,7 +186,23 @@ def _changes(changes: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
             change["task"],
             change["mode"],
             change_text(Change(value=change["value"], low=low, high=high)),
+            change_text(_thinking(change)),
         ]
+
+
+def _thinking(change: Mapping[str, Any]) -> Change | None:
+    lengths = change.get("think_tokens")
+    if not lengths:
+        return None
+    low, high = lengths["ci"]
+    return Change(value=lengths["value"], low=low, high=high)
+
+
+def _mean(tokens: Mapping[str, Any]) -> str:
+    if not tokens["mean_ci"]:
+        return f"{tokens['mean']:.1f}"
+    low, high = tokens["mean_ci"]
+    return f"{tokens['mean']:.1f} [{low:.1f}, {high:.1f}]" if low < high else f"{tokens['mean']:g}"
 
 
 def _lengths(tokens: Mapping[str, float]) -> str:

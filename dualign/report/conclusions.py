@@ -11,8 +11,10 @@ from dualign.evaluation.scores import (
     Change,
     ModelScores,
     change_text,
+    mean_of,
     paired_change,
     percent,
+    ratio_change,
     short_label,
     task_names,
 )
@@ -44,6 +46,25 @@ class Step:
             if (change := self._change(task, mode)) is not None
         }
 
+    def accuracy(self, mode: str) -> Change | None:
+        """Return the change in a mode, the mean of the tasks."""
+        parts = [change for (_, of), change in self.changes().items() if of == mode]
+        return mean_of(parts) if parts else None
+
+    def thinking(self, *tasks: str) -> Change | None:
+        """Return the relative change of the thinking tokens in think mode, on the same problems of the
+        tasks; None if a task's problems differ, or if the model before hardly thinks.
+        """
+        before: list[int] = []
+        after: list[int] = []
+        for task in tasks:
+            earlier, later = (think_tokens(model, task) for model in (self.before, self.after))
+            if earlier.keys() != later.keys():
+                return None
+            before += earlier.values()
+            after += (later[key] for key in earlier)
+        return ratio_change(before, after)
+
     def _change(self, task: str, mode: str) -> Change | None:
         """Compare problem by problem if both models answered the same ones, else as two samples."""
         before, after = (_right(model, task, mode) for model in (self.before, self.after))
@@ -63,6 +84,16 @@ def _right(model: ModelEvaluation, task: str, mode: str) -> dict[str, bool]:
     }
     score = model.scores.score(task, mode)
     return verdicts if score is not None and len(verdicts) == score.n else {}
+
+
+def think_tokens(model: ModelEvaluation, task: str) -> dict[str, int]:
+    """Return {problem id: thinking tokens} in think mode; empty without samples."""
+    return {
+        str(row.get("id")): int(row["think_tokens"])
+        for row in model.samples
+        if (row.get("task"), row.get("mode")) == (task, "think")
+        and row.get("think_tokens") is not None
+    }
 
 
 def steps(models: Sequence[ModelEvaluation], stages: Sequence[StageRun]) -> tuple[Step, ...]:
@@ -124,6 +155,30 @@ def step_finding(step: Step) -> str:
     return f"{head}: {'; '.join(part for part in parts if part)}."
 
 
+def length_finding(step: Step) -> str | None:
+    """State the change of the thinking tokens, and of the accuracy with them; None if none is measurable."""
+    tasks = tuple(task for task, mode in step.changes() if mode == "think")
+    change = step.thinking(*tasks)
+    if change is None or not change.measurable:
+        return None
+    cut = change.value < 0
+    ends = sorted(abs(limit) for limit in (change.low, change.high))
+    shares = [percent(limit) for limit in (abs(change.value), *ends)]
+    return (
+        f"{step.title}: {'cut' if cut else 'raised'} thinking tokens by {shares[0]} % (95 % interval "
+        f"{shares[1]} to {shares[2]}), with {_with_accuracy(step.accuracy('think'), len(tasks))}."
+    )
+
+
+def _with_accuracy(change: Change | None, tasks: int) -> str:
+    assert change is not None, "thinking is compared on tasks that both models answered"
+    over = f", the mean of {tasks} tasks" if tasks > 1 else ""
+    if not change.measurable:
+        return f"no measurable change of accuracy in think {change_text(change)}{over}"
+    words = "a gain" if change.value > 0 else "a loss"
+    return f"{words} of accuracy in think: {change_text(change)} points{over}"
+
+
 def _none_measurable(changes: dict[str, Change]) -> str:
     name, largest = max(changes.items(), key=lambda item: abs(item[1].value))
     if len(changes) == 1:
@@ -146,7 +201,8 @@ def multiplicity_note(count: int) -> str:
     return (
         "In points of percent, with the 95 % interval of the change; in brackets where it holds 0: "
         "such a change is not measurable. Intervals are of pairs where both models answered the same "
-        "problems (Agresti and Min), else of two samples (Newcombe). No correction is made for the "
+        "problems (Agresti and Min), else of two samples (Newcombe). all: the mean of the tasks. Thinking "
+        "tokens: the relative change of their mean in think mode. No correction is made for the "
         f"number of comparisons: of {count}, about {count * 0.05:.1f} would stand out by chance alone."
     )
 

@@ -10,6 +10,7 @@ from dualign.evaluation.scores import (
     Score,
     change_text,
     gain_text,
+    mean_interval,
     percent,
     score_text,
     short_label,
@@ -21,10 +22,12 @@ from dualign.report.blocks import Block, Bullets, Gallery, Paragraph, Picture, S
 from dualign.report.conclusions import (
     Step,
     format_finding,
+    length_finding,
     margin_findings,
     multiplicity_note,
     step_finding,
     steps,
+    think_tokens,
     thinking_finding,
     training_findings,
 )
@@ -73,14 +76,19 @@ def _findings(
     for stage in stages:
         of_training = list(training_findings(stage))
         if stage.name in by_stage:
-            yield step_finding(by_stage.pop(stage.name))
+            yield from _step_findings(by_stage.pop(stage.name))
         elif of_training and models:
             yield f"{stage.name}: not evaluated, so what it bought in accuracy isn't known."
         yield from of_training
     yield from (text for stage in stages for text in margin_findings(stage.metrics or {}))
-    yield from (
-        step_finding(step) for step in compared if short_label(step.after.scores.model) in by_stage
-    )
+    for step in compared:
+        if short_label(step.after.scores.model) in by_stage:
+            yield from _step_findings(step)
+
+
+def _step_findings(step: Step) -> Iterator[str]:
+    yield step_finding(step)
+    yield from filter(None, (length_finding(step),))
 
 
 def _accuracy_section(models: Sequence[ModelScores]) -> Section:
@@ -165,12 +173,19 @@ def _steps_section(compared: Sequence[Step]) -> Section:
 def _step_table(step: Step) -> Table:
     changes = step.changes()
     tasks = dict.fromkeys(task for task, _ in changes)
+    rows = [
+        (
+            task,
+            *(change_text(changes.get((task, mode))) for mode in MODES),
+            change_text(step.thinking(task)),
+        )
+        for task in tasks
+    ]
+    if len(rows) > 1:
+        means = (change_text(step.accuracy(mode)) for mode in MODES)
+        rows.append(("all", *means, change_text(step.thinking(*tasks))))
     return Table(
-        columns=("task", *MODES),
-        rows=tuple(
-            (task, *(change_text(changes.get((task, mode))) for mode in MODES)) for task in tasks
-        ),
-        caption=step.title,
+        columns=("task", *MODES, "thinking tokens, %"), rows=tuple(rows), caption=step.title
     )
 
 
@@ -220,26 +235,35 @@ def _lengths_section(models: Sequence[ModelEvaluation]) -> Iterator[Section]:
     recent = models[-2:]
     pictures = []
     for i, task in enumerate(task_names([model.scores for model in recent])):
-        lengths = {short_label(m.scores.model): _lengths(m.samples, task) for m in recent}
+        lengths = {
+            short_label(m.scores.model): list(think_tokens(m, task).values()) for m in recent
+        }
         lengths = {model: values for model, values in lengths.items() if values}
         if lengths:
             pictures.append(lengths_plot(f"lengths-{i}", task, lengths))
     if pictures:
-        yield Section(
-            name="lengths",
-            title="How long the thinking is",
-            blocks=(Gallery(pictures=tuple(pictures)),),
+        note = Paragraph(
+            text="Thinking tokens in think mode: means with 95 % intervals.", quiet=True
         )
+        blocks = (note, _lengths_table(models), Gallery(pictures=tuple(pictures)))
+        yield Section(name="lengths", title="How long the thinking is", blocks=blocks)
 
 
-def _lengths(samples: Sequence[Row], task: str) -> list[int]:
-    return [
-        int(row["think_tokens"])
-        for row in samples
-        if row.get("task") == task
-        and row.get("mode") == "think"
-        and row.get("think_tokens") is not None
-    ]
+def _lengths_table(models: Sequence[ModelEvaluation]) -> Table:
+    tasks = task_names([model.scores for model in models])
+    rows = []
+    for model in models:
+        lengths = {task: list(think_tokens(model, task).values()) for task in tasks}
+        every = [length for values in lengths.values() for length in values]
+        cells = [_mean_text(values) for values in lengths.values()]
+        total = [_mean_text(every)] if len(tasks) > 1 else []
+        rows.append((short_label(model.scores.model), *cells, *total))
+    return Table(columns=("model", *tasks, *(["all"] if len(tasks) > 1 else [])), rows=tuple(rows))
+
+
+def _mean_text(values: Sequence[float]) -> str:
+    mean = mean_interval(values)
+    return f"{mean.value:.1f} [{mean.low:.1f}, {mean.high:.1f}]" if mean else "-"
 
 
 def _difficulty_section(model: ModelEvaluation) -> Iterator[Section]:

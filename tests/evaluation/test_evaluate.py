@@ -72,11 +72,15 @@ def test_known_answers_give_known_figures(learnt, task_file, tmp_path, capsys):
     assert think["gain"] == 0.75
     assert (think["reasons"], no_think["reasons"]) == ({}, {"another number": 3})
     assert think["think_tokens"]["p50"] == 11.5  # 11, 10, 12, 12 letters, one token each
+    # mean 11.25, standard deviation 0.957: +- 1.96 * 0.957 / 2
+    assert think["think_tokens"]["mean_ci"] == pytest.approx([10.31, 12.19], abs=0.01)
     assert no_think["think_tokens"]["mean"] == 0.0
     assert outcome.metrics["tasks"] == metrics["tasks"]
     assert outcome.data[0]["rows"] == 4
     assert re.search(r" think +. 100\.0 \[51", capsys.readouterr().out)
-    assert "| no_think | 25.0 [" in (tmp_path / "out/table.md").read_text(encoding="utf-8")
+    table = (tmp_path / "out/table.md").read_text(encoding="utf-8")
+    assert "| no_think | 25.0 [" in table
+    assert "| 11.2 [10.3, 12.2] |" in table
 
 
 def test_samples_hold_what_was_thought_and_said(learnt, task_file, tmp_path):
@@ -241,6 +245,7 @@ def test_several_models_are_compared_with_the_one_before(learnt, task_file, tmp_
     before, after = (entry["tasks"]["sums"]["think"]["accuracy"] for entry in metrics["all"])
     assert changes["think"]["value"] == after - before
     assert {row["model"] for row in samples_of(tmp_path / "out")} == {str(plain), str(learnt)}
+    assert changes["no_think"]["think_tokens"] is None
 
 
 def test_sampling_is_seeded_and_resumes_alike(learnt, task_file, tmp_path):

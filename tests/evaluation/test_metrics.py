@@ -3,7 +3,7 @@
 import pytest
 
 from dualign.evaluation.config import EvalStage
-from dualign.evaluation.metrics import percentiles, summarize, with_gain
+from dualign.evaluation.metrics import percentiles, summarize, thinking_change, with_gain
 from dualign.evaluation.scores import paired_change
 
 
@@ -83,6 +83,13 @@ def test_the_gain_pairs_problems_by_id_whatever_their_order():
     found = with_gain({"t": {"think": think, "no_think": no_think}})
     assert found["t"]["think"]["gain"] == pytest.approx(1 / 3)
     assert "gain" not in found["t"]["no_think"]
+
+
+def test_lengths_are_paired_by_id_whatever_their_order():
+    before = [sample(i, correct=True, think_tokens=tokens) for i, tokens in ((0, 40), (1, 20))]
+    after = [sample(i, correct=True, think_tokens=tokens) for i, tokens in ((1, 10), (0, 20))]
+    found = thinking_change(before, after)
+    assert (found.value, found.low, found.high) == pytest.approx((-0.5, -0.5, -0.5))
 
 
 def test_a_stage_that_cant_be_right_is_refused_key_by_key():

@@ -10,6 +10,8 @@ from dualign.evaluation.scores import (
     change,
     change_text,
     gain_text,
+    mean_interval,
+    ratio_change,
     read_scores,
     score_text,
     short_label,
@@ -66,6 +68,35 @@ def test_texts_put_what_is_not_measurable_in_brackets() -> None:
     assert (gain_text(sure), gain_text(unsure)) == ("+60.0", "(-2.0)")
     assert change_text(unsure) == "(-2.0 [-10.0, +6.0])"
     assert (score_text(None), gain_text(None), change_text(None)) == ("-", "-", "-")
+
+
+def test_mean_of_lengths_has_a_normal_interval() -> None:
+    # 2, 4, 6: mean 4, standard deviation 2, spread 1.96 * 2 / sqrt(3)
+    found = mean_interval([2, 4, 6])
+    assert found is not None
+    assert (found.value, found.low, found.high) == pytest.approx((4, 1.7368, 6.2632), abs=1e-4)
+    assert mean_interval([2]) is None
+
+
+def test_ratio_of_lengths_on_the_same_problems_by_hand() -> None:
+    # means 20 and 15, ratio 0.75; after - 0.75 * before is 2.5, 0, -2.5 with standard deviation 2.5:
+    # spread 1.96 * 2.5 / sqrt(3) / 20
+    found = ratio_change([10, 20, 30], [10, 15, 20])
+    assert found is not None
+    expected = (-0.25, -0.25 - 0.14145, -0.25 + 0.14145)
+    assert (found.value, found.low, found.high) == pytest.approx(expected, abs=1e-4)
+
+
+def test_ratio_of_lengths_sees_less_noise_than_the_lengths_have() -> None:
+    before = [10, 100, 1000]
+    found = ratio_change(before, [8, 80, 800])
+    assert found is not None
+    assert (found.value, found.low, found.high) == pytest.approx((-0.2, -0.2, -0.2))
+
+
+@pytest.mark.parametrize("before", [[], [5], [0, 0, 1]])
+def test_share_of_hardly_any_thinking_is_not_given(before: list[int]) -> None:
+    assert ratio_change(before, [3] * len(before)) is None
 
 
 def test_recorded_interval_is_used_and_a_missing_one_is_computed() -> None:

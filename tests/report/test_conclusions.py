@@ -1,5 +1,6 @@
 """The sentences: each follows from the numbers, and nothing is claimed within an interval."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from dualign.evaluation.scores import ModelScores, change
 from dualign.report.conclusions import (
     Step,
     format_finding,
+    length_finding,
     step_finding,
     steps,
     thinking_finding,
@@ -15,7 +17,7 @@ from dualign.report.conclusions import (
 )
 from dualign.report.runs import ModelEvaluation, read_stage
 
-from .conftest import cell, write_stage
+from .conftest import Record, cell, write_stage
 
 
 def _model(name: str, **tasks: tuple[int, int]) -> ModelEvaluation:
@@ -36,10 +38,11 @@ def test_change_within_the_interval_bought_nothing_measurable() -> None:
     )
 
 
-def _answered(name: str, right: str) -> ModelEvaluation:
-    """One task in think mode: a letter for each problem, r where it was right."""
-    rows = [
+def _answered(name: str, right: str, tokens: Sequence[int] = ()) -> ModelEvaluation:
+    """One task in think mode: a letter for each problem, r where it was right; tokens by turns."""
+    rows: list[Record] = [
         {"task": "sums", "mode": "think", "id": i, "correct": letter == "r"}
+        | ({"think_tokens": tokens[i % len(tokens)]} if tokens else {})
         for i, letter in enumerate(right)
     ]
     cells = {"sums": {"think": cell(right.count("r"), len(right))}}
@@ -60,6 +63,36 @@ def test_models_that_answered_other_problems_are_not_paired() -> None:
     found = Step(after=after, before=before).changes()["sums", "think"]
     expected = change(after.scores.score("sums", "think"), before.scores.score("sums", "think"))
     assert found == expected
+
+
+def test_shorter_thinking_is_told_with_its_price() -> None:
+    before = _answered("sft", "r" * 80 + "w" * 20, tokens=(40, 60))
+    short = _answered("apo", "r" * 80 + "w" * 20, tokens=(20, 40))
+    # ratio 0.6; after - 0.6 * before is -4 and 4: spread 1.96 * 4.02 / sqrt(100) / 50 = 0.0158
+    assert length_finding(Step(after=short, before=before)) == (
+        "apo against sft: cut thinking tokens by 40.0 % (95 % interval 38.4 to 41.6), with no measurable "
+        "change of accuracy in think (+0.0 [-1.9, +1.9])."
+    )
+    costly = _answered("apo", "r" * 40 + "w" * 60, tokens=(20, 40))
+    text = length_finding(Step(after=costly, before=before))
+    assert text is not None
+    assert "with a loss of accuracy in think: -40.0 [" in text
+    text = length_finding(Step(after=before, before=short))
+    assert text is not None
+    assert text.startswith("sft against apo: raised thinking tokens by 66.7 % (95 % interval ")
+
+
+def test_lengths_within_their_interval_are_not_told() -> None:
+    before = _answered("sft", "r" * 20, tokens=(10, 90))
+    assert length_finding(Step(after=_answered("apo", "r" * 20, (8, 91)), before=before)) is None
+
+
+def test_lengths_of_other_problems_or_of_no_thinking_are_not_compared() -> None:
+    before, after = (_answered("m", "r" * n, tokens=(40, 60)) for n in (20, 10))
+    assert length_finding(Step(after=after, before=before)) is None
+    nothing = _answered("base", "r" * 20, tokens=(0, 0))
+    assert length_finding(Step(after=before, before=nothing)) is None
+    assert length_finding(Step(after=_model("b", sums=(1, 1)), before=before)) is None
 
 
 def test_gains_losses_and_the_rest_are_told_apart() -> None:

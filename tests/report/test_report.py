@@ -122,6 +122,17 @@ def test_numbers_of_the_table_are_those_of_the_metrics(pipeline: list[Path], mar
                 assert cells[3 * i + shift].startswith(f"{accuracy:.1f} ")
 
 
+def test_lengths_are_shown_with_intervals_and_changes(pipeline: list[Path], markdown: str) -> None:
+    lengths = markdown.split("## How long the thinking is")[1].split("\n## ")[0]
+    assert re.search(r"^\| model \| sums \| cups \| letters \| all \|$", lengths, re.M)
+    assert r"| sft | 60.3 \[55.4, 65.1\] | 59.3 \[54.3, 64.2\] |" in lengths
+    changes = markdown.split("## What each stage bought")[1].split("\n## ")[0]
+    assert "| task | think | no_think | thinking tokens, % |" in changes
+    whole = re.findall(r"^\| all \|.*\| (.*) \|$", changes, re.M)
+    assert whole[0] == "-"  # the base thinks nothing
+    assert whole[2] == r"(-0.3 \[-1.8, +1.2\])"
+
+
 def test_every_picture_of_the_markdown_is_there_and_no_other(folder: Path, markdown: str) -> None:
     shown = re.findall(r"!\[[^\]]*\]\((report/[^)]+\.png)\)", markdown)
     assert len(shown) == len(set(shown)) >= 15
