@@ -84,8 +84,18 @@ def test_paused_stages_end_bit_identical(recipe: Path) -> None:
         assert records[1]["resumed"] >= 1
 
 
-def test_a_pause_after_the_last_step_is_none(recipe: Path) -> None:
-    assert "finished" in run(recipe, "sft.pause_at_step=6", "apo.pause_at_step=600")[-1]
+def test_a_pause_at_the_last_step_is_none_and_one_after_it_refused(
+    recipe: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = r"stage apo: pause_at_step: the stage has 6 steps, found 7"
+    with pytest.raises(ConfigError, match=words):
+        run(recipe, "sft.pause_at_step=6", "apo.pause_at_step=7")
+    # 40 pairs, 4 of them held out, 36 a batch: one step, which is known once the rows are.
+    by_epochs = ["apo.train.max_steps=-1", "apo.train.num_train_epochs=1"]
+    by_epochs += ["apo.train.per_device_train_batch_size=36", "apo.pause_at_step=7"]
+    with caplog.at_level("WARNING"):
+        assert "finished" in run(recipe, "sft.pause_at_step=6", *by_epochs)[-1]
+    assert "pause_at_step 7 lies after the last step, 1: no pause" in caplog.text
 
 
 def test_an_earlier_pause_goes_back(recipe: Path) -> None:
