@@ -85,7 +85,7 @@ def build_trainer(
         groups=data.groups,
     )
     if shares and stage.attn_implementation != ATTENTION:
-        try_isolation(trainer, source.base)
+        try_isolation(trainer, source.base, stage.attn_implementation)
     add_pause(trainer, stage, source, tokenizer, work)
     prepare_trainer(trainer, with_parent=source.adapter is not None)
     return trainer

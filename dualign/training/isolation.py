@@ -53,23 +53,28 @@ def check_isolation(config: PreTrainedConfig, model: str, *, tokens: int) -> Non
         )
 
 
-def try_isolation(trainer: Trainer, model: str) -> None:
+def try_isolation(trainer: Trainer, model: str, attention: str) -> None:
     """Refuse a model in which a document's logits change with the one before it in the batch.
 
     Layers that hold a state, as those of state-space models, have no name that all models share.
-    Nothing is tried where this process doesn't hold the weights (ZeRO-3, FSDP's other ranks).
+    Nothing is tried where this process doesn't hold the weights (ZeRO-3, FSDP's other ranks), or holds
+    them on the CPU until they are sharded and the attention is a GPU's.
 
     Raises:
         CheckpointError: they change.
     """
-    policy, device = trainer.model, trainer.args.device
-    if any(hasattr(p, "ds_id") or p.device.type != device.type for p in policy.parameters()):
+    policy = trainer.model
+    device = next(policy.parameters()).device
+    if any(hasattr(p, "ds_id") or p.device.type == "meta" for p in policy.parameters()):
+        return
+    if device.type != trainer.args.device.type and attention.startswith(("flash", "flex")):
         return
     training = policy.training
     policy.eval()
     with torch.no_grad(), trainer.compute_loss_context_manager():
         first_TV, second_TV = (
-            _second_document(trainer, start).float().cpu() for start in (2, 2 + _TRIAL_TOKENS)
+            _second_document(trainer, start, device).float().cpu()
+            for start in (2, 2 + _TRIAL_TOKENS)
         )
     policy.train(training)
     figures = compare_logits(first_TV, second_TV)
@@ -86,12 +91,12 @@ def try_isolation(trainer: Trainer, model: str) -> None:
         )
 
 
-def _second_document(trainer: Trainer, start: int) -> Tensor:
+def _second_document(trainer: Trainer, start: int, device: torch.device) -> Tensor:
     """Return the logits [T, V] of a document behind another one, which begins with id `start`."""
     positions = list(range(_TRIAL_TOKENS))
     vocabulary = trainer.model.config.get_text_config().vocab_size
     ids = [(start + i) % vocabulary for i in positions] + [i % vocabulary for i in positions]
     batch = {"input_ids": torch.tensor([ids]), "position_ids": torch.tensor([positions * 2])}
-    batch = {name: tensor.to(trainer.args.device) for name, tensor in batch.items()}
+    batch = {name: tensor.to(device) for name, tensor in batch.items()}
     logits_TV: Tensor = trainer.model(**batch, use_cache=False).logits[0, _TRIAL_TOKENS:]
     return logits_TV

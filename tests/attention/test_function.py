@@ -10,6 +10,7 @@ from transformers import (
     Gemma2Config,
     Gemma3TextConfig,
     GptOssConfig,
+    GraniteMoeHybridConfig,
     LlamaConfig,
     PreTrainedConfig,
     Qwen3Config,
@@ -42,6 +43,15 @@ CONFIGS = [
     ),
     Gemma2Config(**SHAPE, sliding_window=4, attn_logit_softcapping=0.5, query_pre_attn_scalar=8),
     GptOssConfig(**SHAPE, sliding_window=4, num_local_experts=3, num_experts_per_tok=2),
+    # Granite 4.0 Micro: a class for hybrids, with attention alone.
+    GraniteMoeHybridConfig(
+        **SHAPE,
+        layer_types=["attention"] * 4,
+        num_local_experts=0,
+        shared_intermediate_size=64,
+        position_embedding_type="rope",
+        mamba_n_heads=8,
+    ),
 ]
 BOUND = 1e-5  # of the largest logit
 
