@@ -33,7 +33,7 @@ class StageKind:
     trains: bool = False
     """trains a model on rows: the dataclass is a TrainingStage with `data`"""
     takes_pairs: bool = False
-    """its rows are preference pairs"""
+    """its rows are preference pairs, or rated answers: the `row_type` of the stage says which"""
     makes_model: bool = False
     """the run directory holds a model or an adapter, which can be published"""
     merges: bool = False

@@ -5,12 +5,14 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from dualign.data.config import DataConfig
+from dualign.data.conversation import RowType
 from dualign.generation.config import Endpoint, endpoint_of, model_problems
 from dualign.generation.estimate import Demand
 from dualign.preference.losses.problems import loss_problems, unused_settings
 from dualign.preference.losses.settings import loss_names
-from dualign.preference.losses.table import needs_reference
+from dualign.preference.losses.table import estimates_kl, needs_reference, of_rated
 from dualign.preference.start_margins import start_figures, start_line, start_warning
+from dualign.preference.verdicts import verdict_notes
 from dualign.switch import Switch
 from dualign.tasks import load_problems, load_tasks
 from dualign.training.arguments import DPO_ARGUMENTS
@@ -21,10 +23,10 @@ Reference = Literal["auto", "adapter", "cached", "copy"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PreferenceStage(TrainingStage):
-    """APO (arXiv 2408.06266), DPO, SimPO and the others of docs/preference.md, on pairs of both modes."""
+    """APO (arXiv 2408.06266), DPO, SimPO, KTO and the others of docs/preference.md, on rows of both modes."""
 
     data: DataConfig
-    """the pairs; packing and supervise don't apply"""
+    """the pairs, or for kto and apo_zero_unpaired the rated answers; packing and supervise don't apply"""
     kind: Literal["preference"] = "preference"
     """what the stage does"""
     reference: Reference = "auto"
@@ -42,6 +44,20 @@ class PreferenceStage(TrainingStage):
         if self.reference == "cached":
             return "cached"
         return "copy" if self.lora is None else "adapter"
+
+    @property
+    def row_type(self) -> RowType:
+        """Pairs, or rated answers: what its losses take."""
+        return "rated" if of_rated(loss_names(self.train)) else "pair"
+
+    @property
+    def answers_per_row(self) -> int:
+        """How many answers are scored after each prompt: those of a pair; one, and another row's for a KL."""
+        names = loss_names(self.train)
+        return 1 if of_rated(names) and not estimates_kl(names) else 2
+
+    def data_notes(self, rows: Mapping[str, Any]) -> list[str]:
+        return [*verdict_notes(rows, self.train)] if self.row_type == "rated" else []
 
     def start_words(self, margins: Sequence[float]) -> tuple[str, ...]:
         """Return what the start model says of the pairs, and where that contradicts the loss."""
@@ -86,6 +102,9 @@ def _batch_problems(batch_tokens: int | None, train: Mapping[str, Any]) -> list[
         return []
     if batch_tokens < 1:
         return [("batch_tokens", f"expected 1 or more, found {batch_tokens}")]
+    if estimates_kl(loss_names(train)):
+        says = "kto scores each prompt with the answer of another row of its batch, which is of a fixed number of rows"
+        return [("batch_tokens", f"{says}: set train.per_device_train_batch_size instead")]
     return [
         (f"train.{name}", f"batch_tokens {reason}: remove one of the two")
         for name, reason in (

@@ -15,7 +15,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from dualign.data.prepare import PairData
+from dualign.data.prepare import PairData, RatedData
 from dualign.distributed import run_on_main_process
 from dualign.preference.config import PreferenceStage
 from dualign.rundir import CHECKPOINTS, complete_folder
@@ -33,8 +33,10 @@ _ARGUMENTS = (
 )
 
 
-def with_cached_reference(data: PairData, stage: PreferenceStage, work: Path) -> PairData:
-    """Return the pairs as a dataset whose files every rank, and if possible every run, reads."""
+def with_cached_reference(
+    data: PairData | RatedData, stage: PreferenceStage, work: Path
+) -> PairData | RatedData:
+    """Return the pairs, or rated answers, as a dataset whose files every rank, and if possible every run, reads."""
     if not _is_shared(data.train, stage):
         folder = work / CHECKPOINTS
         validation = data.validation and _from_disk(data.validation, folder / "validation-pairs")

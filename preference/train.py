@@ -5,18 +5,22 @@ accelerate launch --config_file zero3.yaml -m dualign prefer RECIPE
 """
 
 import logging
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 from trl import DPOConfig
 
 from dualign.attention.function import ATTENTION
-from dualign.data.prepare import PairData, prepare_pairs
+from dualign.data.prepare import PairData, RatedData, prepare_pairs, prepare_rated
 from dualign.models.data_request import load_data_request
-from dualign.models.pairs import Layout, PairCollator, pair_sizes
+from dualign.models.pairs import PAIR, Layout, PairCollator, pair_sizes
 from dualign.models.source import ModelSource, resolve_model
 from dualign.preference.config import PreferenceStage
 from dualign.preference.losses.settings import loss_settings
+from dualign.preference.losses.table import estimates_kl
+from dualign.preference.rated import RatedAnswerTrainer, answer_columns, with_mismatched
 from dualign.preference.reference import with_cached_reference
 from dualign.preference.start_margins import start_metrics
 from dualign.preference.trainer import DualModeDPOTrainer
@@ -39,16 +43,20 @@ logger = logging.getLogger(__name__)
 
 
 def run(stage: PreferenceStage, work: Path, *, seed: int) -> Outcome | Paused:
-    """Train on pairs of both modes, resuming from `work`; write the result there."""
+    """Train on pairs or rated answers of both modes, resuming from `work`; write the result there."""
     stage = resolved(stage)
     source = resolve_model(stage.model, revision=stage.revision)
     stage = with_attention(stage, source)
     request = load_data_request(
         stage.data, source, stage.template, stage.template_kwargs, stage.switch, seed=seed
     )
-    tokenizer, data = request.tokenizer, prepare_pairs(request)
+    prepare = prepare_rated if stage.row_type == "rated" else prepare_pairs
+    tokenizer, data = request.tokenizer, prepare(request)
+    for note in stage.data_notes(data.rows):
+        logger.log(logging.WARNING if note.startswith("warning") else logging.INFO, note)
     if stage.batch_tokens is not None:  # before the model is loaded
-        pair_sizes(data.train, _layout(stage), most=stage.batch_tokens)
+        answers = ("answer_ids",) if stage.row_type == "rated" else PAIR
+        pair_sizes(data.train, _layout(stage), most=stage.batch_tokens, answers=answers)
     if stage.reference == "cached":
         data = with_cached_reference(data, stage, work)
     with refusals_by_libraries(stage):
@@ -65,13 +73,13 @@ def run(stage: PreferenceStage, work: Path, *, seed: int) -> Outcome | Paused:
 def build_trainer(
     stage: PreferenceStage,
     source: ModelSource,
-    data: PairData,
+    data: PairData | RatedData,
     tokenizer: PreTrainedTokenizerBase,
     work: Path,
     *,
     seed: int,
 ) -> DualModeDPOTrainer:
-    """Build TRL's trainer on tokenized pairs. The reference is the model the stage starts from.
+    """Build TRL's trainer on tokenized pairs or rated answers. The reference is the model the stage starts from.
 
     `reference: auto` is the policy with its new adapter off, or without LoRA a frozen copy;
     `cached` computes the log-probabilities once, before training.
@@ -81,23 +89,32 @@ def build_trainer(
     if layout == "padded":
         attention = stage.attn_implementation
         logger.warning("pairs: with %s attention, each answer has its prompt again", attention)
-    settings = {"loss_type": "apo_zero"} | of_trl(stage.train)
+    losses = loss_settings(stage.train)
+    names = [name for name, _ in losses.losses]
+    settings = {"loss_type": "apo_zero", **_fixed_batches(names)} | of_trl(stage.train)
     settings = trainer_arguments(stage, settings, work, seed)
     # Without a reference nothing is computed ahead; it tells DPOTrainer to keep no copy.
     ahead = stage.reference_source in ("cached", None)
     # Before the model: under ZeRO-3 its weights are then sharded as they load.
     arguments = DPOConfig(**settings, precompute_ref_log_probs=ahead)
     model, new_adapter = load_policy(stage, source, seed=seed)
-    trainer = DualModeDPOTrainer(
+    kind: type[DualModeDPOTrainer] = DualModeDPOTrainer
+    answers: tuple[str, ...] = PAIR
+    if stage.row_type == "rated":
+        kind, answers = RatedAnswerTrainer, answer_columns(names)
+        data = _mismatched(data, names, arguments.per_device_train_batch_size)
+    trainer = kind(
         model=model,
         args=arguments,
-        data_collator=PairCollator(layout=layout, pad_token_id=tokenizer.pad_token_id),
+        data_collator=PairCollator(
+            layout=layout, pad_token_id=tokenizer.pad_token_id, answers=answers
+        ),
         train_dataset=data.train,
         eval_dataset=data.validation,
         processing_class=tokenizer,
         peft_config=new_adapter,
         groups=data.groups,
-        losses=loss_settings(stage.train),
+        losses=losses,
         batch_tokens=stage.batch_tokens,
     )
     add_pause(trainer, stage, source, tokenizer, work)
@@ -108,3 +125,18 @@ def build_trainer(
 def _layout(stage: PreferenceStage) -> Layout:
     """Return the layout of a stage whose attention is spelled out."""
     return "shared" if stage.attn_implementation == ATTENTION else "padded"
+
+
+def _fixed_batches(losses: Sequence[str]) -> dict[str, str]:
+    """Return the order of rows in which a mismatched answer comes from its row's batch, as in TRL."""
+    return {"train_sampling_strategy": "sequential"} if estimates_kl(losses) else {}
+
+
+def _mismatched(
+    data: PairData | RatedData, losses: Sequence[str], batch_rows: int
+) -> PairData | RatedData:
+    """Return the rows with the answers that a KL is estimated from, if a loss does."""
+    if not estimates_kl(losses):
+        return data
+    validation = data.validation and with_mismatched(data.validation, batch_rows)
+    return replace(data, train=with_mismatched(data.train, batch_rows), validation=validation)

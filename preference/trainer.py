@@ -24,6 +24,7 @@ from dualign.models.token_scores import Extra
 from dualign.preference.batches import EpochOrder, TokenBatches
 from dualign.preference.losses.scores import (
     PairScores,
+    Scores,
     preference_loss,
     rewards,
     token_weights,
@@ -67,6 +68,7 @@ class DualModeDPOTrainer(FiniteSteps, DPOTrainer):
         self._tokens = 0
         names = [name for name, _ in losses.losses]
         self._has_reference = needs_reference(names)
+        self._loss_names = names
         self._start_margins = StartMargins(names)
         self._scoring: set[int] = set()
         super().__init__(*args, **kwargs)
@@ -93,7 +95,10 @@ class DualModeDPOTrainer(FiniteSteps, DPOTrainer):
         return dataset
 
     def _token_batches(self, most_tokens: int) -> TokenBatches:
-        sizes = pair_sizes(self.train_dataset, self.data_collator.layout, most=most_tokens)
+        collator = self.data_collator
+        sizes = pair_sizes(
+            self.train_dataset, collator.layout, most=most_tokens, answers=collator.answers
+        )
         ranks = self.accelerator.num_processes
         return TokenBatches(sizes, most_tokens, ranks=ranks, seed=self.args.data_seed)
 
@@ -130,7 +135,7 @@ class DualModeDPOTrainer(FiniteSteps, DPOTrainer):
     ) -> Any:
         router = {"output_router_logits": True} if self.aux_loss_enabled else {}
         output = self._score(model, inputs, self._extras(), **router)
-        scores = self._pair_scores(output, inputs, self._reference_logps(model, inputs))
+        scores = self._scores_of(output, inputs, self._reference_logps(model, inputs))
         loss = self._mean(preference_loss(scores, self._losses), num_items_in_batch)
         self._add_metrics(scores, output, inputs)
         if output.aux_loss is not None:
@@ -216,14 +221,15 @@ class DualModeDPOTrainer(FiniteSteps, DPOTrainer):
         if self.ld_alpha is not None:
             counts = _token_counts(inputs, logps_N.device)
             logps_N = logps_N * token_weights(*counts, self.ld_alpha)
-        return answer_sums(logps_N, inputs)
+        chosen_P, rejected_P = answer_sums(logps_N, inputs)
+        return chosen_P, rejected_P
 
-    def _pair_scores(
+    def _scores_of(
         self,
         output: LabelScores,
         inputs: Mapping[str, Any],
         reference: tuple[Tensor | None, Tensor | None],
-    ) -> PairScores:
+    ) -> Scores:
         chosen_P, rejected_P = self._answer_logps(output, inputs)
         counts = _token_counts(inputs, chosen_P.device)
         plain_P = None if self.ld_alpha is None else answer_sums(label_values(output), inputs)[0]
@@ -266,9 +272,8 @@ class DualModeDPOTrainer(FiniteSteps, DPOTrainer):
     def _add(self, name: str, values: Tensor, group_ids: Tensor | None = None) -> None:
         self._means.add(name, values.detach(), group_ids, training=self.model.training)
 
-    def _add_metrics(
-        self, scores: PairScores, output: LabelScores, inputs: Mapping[str, Any]
-    ) -> None:
+    def _add_metrics(self, scores: Scores, output: LabelScores, inputs: Mapping[str, Any]) -> None:
+        assert isinstance(scores, PairScores), "the step's own scores"
         groups_P = inputs["group_ids"]
         chosen_P, rejected_P = rewards(scores, self._losses)
         self._add("rewards/chosen", chosen_P, groups_P)

@@ -14,6 +14,7 @@ from dualign.checkpoints.embedded import embedded_model
 from dualign.cost.measured import base_model, mean_row_tokens, throughput
 from dualign.cost.memory import MemoryEstimate, estimate
 from dualign.cost.model_shape import ModelShape
+from dualign.cost.row_tokens import mean_pair, scored_tokens
 from dualign.cost.speed import estimate_seconds, training_flops
 from dualign.cost.stage_shape import (
     count_steps,
@@ -24,7 +25,7 @@ from dualign.cost.stage_shape import (
 )
 from dualign.cost.start_margins import margin_notes, measure_margins
 from dualign.cost.trial import measure_speed
-from dualign.data.prepare import PairData, SFTData
+from dualign.data.prepare import PairData, Prepared, RatedData
 from dualign.data.rows.reading import reading_notes
 from dualign.engine import StageStatus
 from dualign.errors import CheckpointError, ConfigError, DualignError
@@ -148,20 +149,21 @@ def _settled(config: Any, file: Path, notes: list[str]) -> Any:
     return replace(config, attn_implementation=attention)
 
 
-def _require_room(config: Any, data: SFTData | PairData | None) -> None:
+def _require_room(config: Any, data: Prepared | None) -> None:
     """Refuse batches of pairs that the longest pair doesn't fit in.
 
     Raises:
         ConfigError: there is a longer one.
     """
     most = getattr(config, "batch_tokens", None)
-    if most is None or not isinstance(data, PairData):
+    if most is None or not isinstance(data, PairData | RatedData):
         return
-    from dualign.models.pairs import pair_sizes
+    from dualign.models.pairs import PAIR, pair_sizes
 
     padded = config.attn_implementation not in ("auto", "dualign")
     try:
-        pair_sizes(data.train, "padded" if padded else "shared", most=most)
+        answers = PAIR if isinstance(data, PairData) else ("answer_ids",)
+        pair_sizes(data.train, "padded" if padded else "shared", most=most, answers=answers)
     except ConfigError as error:
         raise ConfigError(f"stage {config.name}: {error}") from None
 
@@ -186,7 +188,7 @@ def _startable(entry: StageEntry, statuses: list[StageStatus]) -> tuple[Any, lis
 def _measured(
     config: Any,
     shape: ModelShape,
-    data: SFTData | PairData | None,
+    data: Prepared | None,
     pairs: PairData | None,
     seed: int,
 ) -> list[str]:
@@ -207,7 +209,7 @@ def _training_cost(
     status: StageStatus,
     config: Any,
     settled: Any,
-    data: SFTData | PairData | None,
+    data: Prepared | None,
     statuses: list[StageStatus],
     shape: ModelShape | None,
     notes: list[str],
@@ -228,15 +230,16 @@ def _training_cost(
     steps = count_steps(train, rows, world)
     if status.state != "done":
         _require_later_step(config, steps)
-    notes = [*(reading_notes(data.sources) if data else ()), *notes]
+    if data:
+        notes = [*reading_notes(data.sources), *config.data_notes(data.rows), *notes]
     longest, mean = config.data.max_tokens, float(config.data.max_tokens)
     largest = None
-    if isinstance(data, PairData):
-        longest, largest, mean = _pair_tokens(data)
+    if isinstance(data, PairData | RatedData):
+        longest, largest, mean = scored_tokens(data, config.answers_per_row)
     elif data:
         mean = data.rows["tokens"] / len(data.train)
     elif stage_kind(config.kind).takes_pairs:
-        mean *= 2
+        mean *= config.answers_per_row
     earlier = mean_row_tokens(status) if data is None else None
     mean = earlier or mean
     step = training_shape(settled, longest=longest, largest_pair=largest)
@@ -286,9 +289,9 @@ def _data_is_here(config: Any) -> bool:
     return all(Path(source.path).exists() or "*" in source.path for source in config.data.sources)
 
 
-def prepare_data(config: Any, seed: int) -> tuple[SFTData | PairData, Any]:
+def prepare_data(config: Any, seed: int) -> tuple[Prepared, Any]:
     """Return a training stage's rows as training gets them, and the tokenizer."""
-    from dualign.data.prepare import prepare_pairs, prepare_sft
+    from dualign.data.prepare import prepare
     from dualign.models.data_request import load_data_request
     from dualign.models.source import resolve_model
 
@@ -300,8 +303,7 @@ def prepare_data(config: Any, seed: int) -> tuple[SFTData | PairData, Any]:
         config.switch,
         seed=seed,
     )
-    prepare = prepare_pairs if stage_kind(config.kind).takes_pairs else prepare_sft
-    return prepare(request), request.tokenizer
+    return prepare(request, config.row_type), request.tokenizer
 
 
 def _require_later_step(config: Any, steps: int | None) -> None:
@@ -344,30 +346,13 @@ def _config_candidates(model: str, folder: Path) -> list[Path]:
     return [Path(ref.name) / "config.json", folder / "model_config.json"]
 
 
-def _by_pairs(config: Any, data: SFTData | PairData | None) -> Any:
+def _by_pairs(config: Any, data: Prepared | None) -> Any:
     """Return the config with the pairs that `batch_tokens` holds on average as its batch size."""
     most = getattr(config, "batch_tokens", None)
     if most is None:
         return config
-    mean = 2.0 * config.data.max_tokens
-    if isinstance(data, PairData):
-        names = ("prompt_ids", "chosen_ids", "rejected_ids")
-        mean = sum(len(ids) for name in names for ids in data.train[name]) / len(data.train)
+    mean = float(config.answers_per_row * config.data.max_tokens)
+    if isinstance(data, PairData | RatedData):
+        mean = mean_pair(data)
     pairs = max(1, int(most / mean))
     return replace(config, train={**config.train, "per_device_train_batch_size": pairs})
-
-
-def _pair_tokens(pairs: PairData) -> tuple[int, int, float]:
-    """Return (longest, largest, mean) in tokens.
-
-    `longest` is a prompt with its longer answer, `largest` a prompt with both answers. `mean` is a
-    whole pair with its prompt twice, as TRL counts.
-    """
-    prompts, chosen, rejected = (
-        [len(ids) for ids in pairs.train[name]]
-        for name in ("prompt_ids", "chosen_ids", "rejected_ids")
-    )
-    sides = list(zip(prompts, chosen, rejected, strict=True))
-    longest = max(prompt + max(first, second) for prompt, first, second in sides)
-    mean = sum(2 * prompt + first + second for prompt, first, second in sides) / len(sides)
-    return longest, max(map(sum, sides)), mean

@@ -81,7 +81,7 @@ def training_shape(config: Any, *, longest: int, largest_pair: int | None = None
     autocast = config.dtype == "float32" and computed != "float32"
     return TrainingShape(
         pairs=pairs,
-        micro_batch=train["per_device_train_batch_size"] * (2 if pairs else 1),
+        micro_batch=train["per_device_train_batch_size"] * (config.answers_per_row if pairs else 1),
         max_tokens=longest,
         tokens_per_micro_batch=_pair_batch(config, longest, largest_pair) if pairs else None,
         dtype=computed if autocast else config.dtype,
@@ -108,4 +108,4 @@ def _pair_batch(config: Any, longest: int, largest_pair: int | None) -> int | No
     if config.attn_implementation not in ("auto", "dualign"):
         return None
     pairs: int = train_settings(config)["per_device_train_batch_size"]
-    return pairs * (largest_pair or 2 * longest)
+    return pairs * (largest_pair or config.answers_per_row * longest)

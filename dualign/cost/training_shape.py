@@ -45,9 +45,9 @@ class TrainingShape:
     """One process's part of a step. Defaults are those of TRL's SFTConfig and DPOConfig."""
 
     pairs: bool = False
-    """rows are preference pairs"""
+    """rows are preference pairs, or rated answers"""
     micro_batch: int
-    """rows in one forward pass: per_device_train_batch_size, times two for pairs"""
+    """rows in one forward pass: per_device_train_batch_size, times two for pairs and for kto"""
     max_tokens: int
     """length of the longest row"""
     tokens_per_micro_batch: int | None = None

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from dualign.cost.model_shape import ModelShape
 from dualign.cost.remembered import key_of, remember, remembered
+from dualign.cost.row_tokens import scored_tokens
 from dualign.cost.stage_shape import training_shape
-from dualign.data.prepare import PairData, SFTData
+from dualign.data.prepare import PairData, Prepared, RatedData, SFTData
 from dualign.errors import ConfigError
 from dualign.models.device import device_name
 from dualign.stages import stage_kind
@@ -55,7 +56,7 @@ def remembered_speed(config: Any, shape: ModelShape) -> float | None:
 def measure_speed(
     config: Any,
     shape: ModelShape,
-    data: SFTData | PairData | None,
+    data: Prepared | None,
     *,
     seed: int,
     before: Callable[["Trainer"], object] = lambda trainer: None,
@@ -93,7 +94,7 @@ def measure_speed(
         steps = len(trainer.get_train_dataloader())
         del trainer
         gc.collect()  # a trainer is part of cycles, and holds its model
-    speed: float = _tokens(rows) / steps / seconds
+    speed: float = _tokens(stage, rows) / steps / seconds
     remember(_FILE, _key(config, shape), {"tokens_per_second": speed, "stage": config.name})
     return speed
 
@@ -139,7 +140,7 @@ def _mean_step(start: float, times: Sequence[float]) -> float:
     return (times[-1] - times[_WARM_UP - 1]) / (len(times) - _WARM_UP)
 
 
-def _rows(data: SFTData | PairData, count: int) -> SFTData | PairData:
+def _rows(data: Prepared, count: int) -> Prepared:
     """Return rows of the stage, drawn so that their lengths are those of all."""
     numbers = list(range(len(data.train)))
     random.Random(0).shuffle(numbers)
@@ -147,7 +148,7 @@ def _rows(data: SFTData | PairData, count: int) -> SFTData | PairData:
     return replace(data, train=data.train.select(repeated), validation=None)
 
 
-def _random_rows(config: Any, vocab: int, count: int) -> SFTData | PairData:
+def _random_rows(config: Any, vocab: int, count: int) -> Prepared:
     """Return rows of random tokens that are as long as rows may be."""
     from datasets import Dataset
 
@@ -158,8 +159,15 @@ def _random_rows(config: Any, vocab: int, count: int) -> SFTData | PairData:
 
     common: dict[str, Any] = {"validation": None, "groups": (("think", "random"),)}
     common |= {"rows": {}, "sources": ()}
-    if stage_kind(config.kind).takes_pairs:
-        half = length // 2
+    half = length // 2
+    if config.row_type == "rated":
+        answers = [
+            {"prompt_ids": ids(half), "answer_ids": ids(length - half)}
+            | {"desirable": number % 2 == 0, "group": 0}
+            for number in range(count)
+        ]
+        return RatedData(train=Dataset.from_list(answers), **common)
+    if config.row_type == "pair":
         pairs = [
             {"prompt_ids": ids(half), "chosen_ids": ids(length - half)}
             | {"rejected_ids": ids(length - half), "group": 0}
@@ -174,13 +182,11 @@ def _random_rows(config: Any, vocab: int, count: int) -> SFTData | PairData:
     return SFTData(train=Dataset.from_list(packed), fill=1.0, **common)
 
 
-def _tokens(data: SFTData | PairData) -> int:
+def _tokens(config: Any, data: Prepared) -> int:
     """Count tokens as the plan does: those of a pair with its prompt twice."""
     if isinstance(data, SFTData):
         return sum(map(len, data.train["input_ids"]))
-    sides = (data.train[name] for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
-    prompts, chosen, rejected = (sum(map(len, side)) for side in sides)
-    return 2 * prompts + chosen + rejected
+    return round(scored_tokens(data, config.answers_per_row)[2] * len(data.train))
 
 
 def _key(config: Any, shape: ModelShape) -> str:

@@ -9,4 +9,5 @@ __all__ = [
     "request",
     "seeds",
     "think_tags",
+    "verdicts",
 ]

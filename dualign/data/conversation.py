@@ -11,6 +11,8 @@ UNKNOWN_MODE = "unknown"
 Group = tuple[str, str]
 """(mode, source)"""
 Role = Literal["system", "user", "assistant", "tool"]
+RowType = Literal["conversation", "pair", "rated"]
+"""What a stage's rows are: conversations, preference pairs, or answers that are good or bad."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,6 +67,21 @@ class PreferencePair:
     prompt: tuple[Message, ...]
     chosen: tuple[Message, ...]
     rejected: tuple[Message, ...]
+    mode: Mode
+    source: str
+    row: int
+    tools: tuple[Mapping[str, Any], ...] = ()
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    repairs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RatedAnswer:
+    """One prompt with one answer, and whether that is a good one (desirable), as KTO learns it."""
+
+    prompt: tuple[Message, ...]
+    answer: tuple[Message, ...]
+    desirable: bool
     mode: Mode
     source: str
     row: int

@@ -9,6 +9,7 @@ Code = Literal[
     "assistant_first",
     "bad_answer",
     "bad_content",
+    "bad_label",
     "bad_tools",
     "boundary",
     "control_token",

@@ -1,6 +1,6 @@
 """A recipe's data -> the datasets of a trainer: a mixture, packed, or as pairs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,17 +10,30 @@ import pyarrow as pa
 
 from dualign.data.cache import Metadata, Tables, cache_key, cached
 from dualign.data.config import DataConfig
-from dualign.data.conversation import Group
+from dualign.data.conversation import Group, RowType
 from dualign.data.mix.mixture import Mixture, mix
 from dualign.data.request import DataRequest
 from dualign.data.seeds import Indices, rng
-from dualign.data.tokens.encoding import ExampleEncoder, PairEncoder
 from dualign.data.tokens.packing import Pieces, fill, pack
 from dualign.data.uncached import map_uncached
+from dualign.data.verdicts import count_verdicts, one_sided_verdicts
+from dualign.errors import DataError
 
-__all__ = ["DataRequest", "PairData", "SFTData", "prepare_pairs", "prepare_sft"]
+__all__ = [
+    "DataRequest",
+    "PairData",
+    "Prepared",
+    "RatedData",
+    "SFTData",
+    "prepare",
+    "prepare_pairs",
+    "prepare_rated",
+    "prepare_sft",
+]
 
 _BATCH = 1 << 16
+_PAIR = ("prompt_ids", "chosen_ids", "rejected_ids")
+_RATED = ("prompt_ids", "answer_ids", "desirable")
 _IDS = datasets.List(datasets.Value("int32"))
 _PACKED_FEATURES = datasets.Features(
     {"input_ids": _IDS, "labels": _IDS, "seq_lengths": _IDS, "doc_groups": _IDS}
@@ -57,6 +70,31 @@ class PairData:
     sources: tuple[Mapping[str, Any], ...]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RatedData:
+    """Tokenized answers with a verdict: prompt_ids, answer_ids, desirable, group (an index in `groups`).
+
+    The other fields are those of SFTData; `rows` and its parts also count the `desirable` and
+    `undesirable` rows that are trained on.
+    """
+
+    train: datasets.Dataset
+    validation: datasets.Dataset | None
+    groups: tuple[Group, ...]
+    rows: Mapping[str, Any]
+    sources: tuple[Mapping[str, Any], ...]
+
+
+Prepared = SFTData | PairData | RatedData
+
+
+def prepare(request: DataRequest, row_type: RowType) -> Prepared:
+    """Return the rows of a training stage, by their type."""
+    if row_type == "conversation":
+        return prepare_sft(request)
+    return prepare_pairs(request) if row_type == "pair" else prepare_rated(request)
+
+
 def prepare_sft(request: DataRequest) -> SFTData:
     """Return packed training and validation rows. Their order depends on the seed alone.
 
@@ -68,7 +106,7 @@ def prepare_sft(request: DataRequest) -> SFTData:
     data = request.data
 
     def build() -> tuple[Tables, Metadata]:
-        mixture = mix(request, ExampleEncoder)
+        mixture = mix(request, "conversation")
         random = rng(request.seed, "rows")
         tables = {"train": _packed(mixture, mixture.train, data, random, "packing")}
         if len(mixture.validation):
@@ -90,15 +128,40 @@ def prepare_pairs(request: DataRequest) -> PairData:
     request = replace(request, data=replace(request.data, packing="none"))
 
     def build() -> tuple[Tables, Metadata]:
-        mixture = mix(request, PairEncoder)
-        tables = {"train": _pairs(mixture, mixture.train)}
+        mixture = mix(request, "pair")
+        tables = {"train": _answers(mixture, mixture.train, _PAIR)}
         if len(mixture.validation):
-            tables["validation"] = _pairs(mixture, mixture.validation)
+            tables["validation"] = _answers(mixture, mixture.validation, _PAIR)
         return tables, _metadata(mixture)
 
     key = cache_key("pairs", request)
     tables, metadata = cached(key, build) if key else build()
     return PairData(**_fields(tables, metadata))
+
+
+def prepare_rated(request: DataRequest) -> RatedData:
+    """Return tokenized answers with their verdicts for training and validation. Packing and `supervise`
+    don't apply.
+
+    Raises:
+        DataError: as `prepare_sft`; all answers that are trained on have one verdict.
+    """
+    request = replace(request, data=replace(request.data, packing="none"))
+
+    def build() -> tuple[Tables, Metadata]:
+        mixture = mix(request, "rated")
+        tables = {"train": _answers(mixture, mixture.train, _RATED)}
+        if len(mixture.validation):
+            tables["validation"] = _answers(mixture, mixture.validation, _RATED)
+        metadata = _metadata(mixture)
+        verdicts = zip(tables["train"]["group"], tables["train"]["desirable"], strict=True)
+        return tables, metadata | {"rows": count_verdicts(metadata, verdicts)}
+
+    key = cache_key("rated", request)
+    tables, metadata = cached(key, build) if key else build()
+    if one_sided := one_sided_verdicts(metadata["rows"]):
+        raise DataError(one_sided)
+    return RatedData(**_fields(tables, metadata))
 
 
 def _metadata(mixture: Mixture) -> dict[str, Any]:
@@ -211,7 +274,6 @@ class _Filler:
         )
 
 
-def _pairs(mixture: Mixture, rows: Indices) -> datasets.Dataset:
-    columns = ["prompt_ids", "chosen_ids", "rejected_ids"]
-    table = mixture.table.select(rows).select_columns(columns)
+def _answers(mixture: Mixture, rows: Indices, columns: Sequence[str]) -> datasets.Dataset:
+    table = mixture.table.select(rows).select_columns(list(columns))
     return table.add_column("group", mixture.group[rows].tolist())

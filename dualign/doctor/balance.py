@@ -1,11 +1,12 @@
-"""Balance of modes, and of chosen and rejected: in tokens, because traces are long."""
+"""Balance of modes, of chosen and rejected (in tokens, because traces are long), and of verdicts."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from dualign.data.conversation import MODES
+from dualign.data.verdicts import VERDICTS, one_sided_modes, one_sided_verdicts
 from dualign.doctor.findings import Finding, Severity
 
 _MIN_MODE_SHARE = 0.1
@@ -24,6 +25,35 @@ class PairTokens:
     def add(self, chosen: int, rejected: int) -> None:
         self.chosen += chosen
         self.rejected += rejected
+
+
+@dataclass(kw_only=True, slots=True)
+class Verdicts:
+    """Rated answers of each mode: how many are desirable, and how many aren't."""
+
+    counts: Counter[tuple[str, bool]] = field(default_factory=Counter)
+
+    def add(self, mode: str, desirable: bool) -> None:
+        self.counts[mode, desirable] += 1
+
+    def check(self) -> Iterator[Finding]:
+        """Find answers that all have one verdict: of all rows, or of a mode."""
+        if not self.counts:
+            return
+        modes = dict.fromkeys(mode for mode, _ in self.counts)
+        by: list[dict[str, Any]] = [
+            {
+                "mode": mode,
+                VERDICTS[0]: self.counts[mode, True],
+                VERDICTS[1]: self.counts[mode, False],
+            }
+            for mode in modes
+        ]
+        total = {name: sum(entry[name] for entry in by) for name in VERDICTS}
+        if message := one_sided_verdicts(total):
+            yield Finding("one_verdict", message)
+        for message in one_sided_modes({"by": by}):
+            yield Finding("one_verdict", message, "warning")
 
 
 def check_modes(by: Sequence[Mapping[str, Any]], *, trained: bool) -> Iterator[Finding]:

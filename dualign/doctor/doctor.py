@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 from dualign.checkpoints.checkpoint import read_json
 from dualign.checkpoints.embedded import embedded_model
 from dualign.data.config import DataConfig, SourceConfig
-from dualign.data.rows.known_columns import looks_like_pairs, samples_of
+from dualign.data.rows.known_columns import row_type_of, samples_of
 from dualign.data.rows.loading import load_source
 from dualign.data.rows.sources import source_label
 from dualign.data.text.template import ChatTemplate, load_template
@@ -35,7 +35,7 @@ from dualign.model_ref import ModelRef
 from dualign.models.source import ModelSource, resolve_model
 from dualign.models.tokenizer import load_tokenizer
 from dualign.recipe import Recipe
-from dualign.stages import stage_kind, training_kinds
+from dualign.stages import training_kinds
 from dualign.switch import Switch
 from dualign.training.config import TrainingStage
 
@@ -123,13 +123,13 @@ def diagnose_data(
         return Diagnosis(findings=findings, rows={})
     loaded_tokenizer, chat_template = loaded
     try:
-        pairs = looks_like_pairs(samples_of(load_source(source)))
+        row_type = row_type_of(samples_of(load_source(source)))
     except DataError as error:
         findings.add(Finding("source_unreadable", str(error)), source=source_label(source))
         return Diagnosis(findings=findings, rows={})
     data = DataConfig(sources=(source,), max_tokens=max_tokens)
     subject = SurveyInput(
-        pairs=pairs,
+        row_type=row_type,
         data=data,
         tokenizer=loaded_tokenizer,
         template=chat_template,
@@ -188,7 +188,7 @@ def _diagnose_stage(stage: ResolvedStage, prefix: str, findings: Findings) -> Ma
         _check_format(tokenizer, template, findings, source=name)
         return {}
     subject = SurveyInput(
-        pairs=stage_kind(stage.entry.kind).takes_pairs,
+        row_type=config.row_type,
         data=config.data,
         tokenizer=tokenizer,
         template=template,

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 from dualign.data.config import DataConfig, SourceConfig
-from dualign.data.conversation import Message
+from dualign.data.conversation import Message, RowType
 from dualign.data.mix.screening import ScreenedRows, screen
 from dualign.data.mix.selection import check_labels
 from dualign.data.request import DataRequest
@@ -35,10 +35,10 @@ class ReadableSources:
 
 
 def read_sources(
-    request: DataRequest, findings: Findings, *, pairs: bool, prefix: str
+    request: DataRequest, findings: Findings, *, row_type: RowType, prefix: str
 ) -> ReadableSources:
     """Sample and screen all sources; add a finding for each that can't be read."""
-    data = request.data
+    data, pairs = request.data, row_type == "pair"
     sampled: list[SampledRows] = []
     sources: list[SourceConfig] = []
     for number, source in enumerate(data.sources):
@@ -64,14 +64,14 @@ def read_sources(
             check_shapes(rows.table, rows.rows, dropping, data, pairs=pairs)
         except DataError as error:
             findings.add(Finding("several_shapes", str(error)), source=name)
-        findings.extend(_columns_to_try(source, rows, pairs=pairs), source=name)
+        findings.extend(_columns_to_try(source, rows, row_type), source=name)
         sampled.append(rows)
         sources.append(source)
     readable = replace(data, sources=tuple(sources))
     try:
         check_labels([source_label(source) for source in data.sources])
         readable_request = replace(request, data=replace(readable, num_proc=1))
-        screened = screen(sampled, readable_request, pairs=pairs)
+        screened = screen(sampled, readable_request, row_type=row_type)
     except DataError as error:
         stage = prefix.rstrip("/") or "all sources"
         findings.add(Finding("mixture_impossible", str(error)), source=stage)
@@ -83,15 +83,18 @@ def read_sources(
     return ReadableSources(data=readable, sampled=tuple(sampled), screened=screened)
 
 
-def _columns_to_try(source: SourceConfig, rows: SampledRows, *, pairs: bool) -> Iterator[Finding]:
+def _columns_to_try(
+    source: SourceConfig, rows: SampledRows, row_type: RowType
+) -> Iterator[Finding]:
     """Yield the mapping to try for a source without a row of a known shape, and what its first row
     would become; none if it makes faulty rows.
     """
+    pairs = row_type == "pair"
     columns = {} if source.columns else columns_to_try(rows.table, pairs=pairs)
     if not columns or set(shapes_in(rows.table, pairs=pairs)) != {UNKNOWN}:
         return
     mapped = replace(source, columns=columns)
-    parser = RowParser(source=mapped, supervise="assistant", pairs=pairs, rules=NO_RULES)
+    parser = RowParser(source=mapped, supervise="assistant", row_type=row_type, rules=NO_RULES)
     for number, row in enumerate(islice(rows.table, _TRIED)):
         try:
             parts = parts_of(parser(row, number))

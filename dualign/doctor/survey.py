@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dualign.data.config import DataConfig, SourceConfig
+from dualign.data.conversation import RowType
 from dualign.data.faults import RowError
 from dualign.data.mix.row_table import count_rows, group_rows, summarize_rows
 from dualign.data.mix.selection import select_rows
@@ -20,8 +21,9 @@ from dualign.data.rows.loading import SampledRows
 from dualign.data.rows.sources import source_label
 from dualign.data.seeds import indices_of
 from dualign.data.text.template import ChatTemplate
-from dualign.data.tokens.encoding import EncodedRow, ExampleEncoder, PairEncoder
-from dualign.doctor.balance import PairTokens, check_modes, check_pair_lengths
+from dualign.data.tokens.encoders import ENCODERS
+from dualign.data.tokens.encoding import EncodedRow, Encoder
+from dualign.doctor.balance import PairTokens, Verdicts, check_modes, check_pair_lengths
 from dualign.doctor.findings import Finding, Findings
 from dualign.doctor.row_log import RowLog
 from dualign.doctor.rows import check_conversation, foreign_markers
@@ -47,8 +49,8 @@ _SAMPLES = 8
 class SurveyInput:
     """The data of a stage, with the tokenizer and the template that train on it."""
 
-    pairs: bool = False
-    """rows are preference pairs"""
+    row_type: RowType = "conversation"
+    """what the rows are"""
     data: DataConfig
     tokenizer: "PreTrainedTokenizerBase"
     template: ChatTemplate
@@ -66,7 +68,7 @@ def survey(subject: SurveyInput, findings: Findings) -> Mapping[str, Any]:
     request = DataRequest(
         subject.data, subject.tokenizer, subject.template, seed=subject.seed, base=subject.base
     )
-    sources = read_sources(request, findings, pairs=subject.pairs, prefix=subject.prefix)
+    sources = read_sources(request, findings, row_type=subject.row_type, prefix=subject.prefix)
     state = _Survey(
         subject=replace(subject, data=sources.data),
         findings=findings,
@@ -94,9 +96,10 @@ class _Survey:
     log: RowLog = field(default_factory=RowLog)
     samples: dict[tuple[str, str], list[PromptSample]] = field(default_factory=dict)
     pair_tokens: PairTokens = field(default_factory=PairTokens)
+    verdicts: Verdicts = field(default_factory=Verdicts)
     settings: PromptSettings = field(default_factory=PromptSettings)
 
-    def encoder(self, source: SourceConfig, rows: SampledRows) -> ExampleEncoder | PairEncoder:
+    def encoder(self, source: SourceConfig, rows: SampledRows) -> Encoder:
         """Return training's encoder, but drop rows where training would stop."""
         subject = self.subject
         dropping = {
@@ -104,8 +107,7 @@ class _Survey:
             for code, policy in source.on_fault.items()
         }
         too_long = "drop" if subject.data.too_long == "error" else subject.data.too_long
-        encoder = PairEncoder if subject.pairs else ExampleEncoder
-        return encoder(
+        return ENCODERS[subject.row_type](
             source=replace(source, on_fault=dropping),
             data=replace(subject.data, conflicts="drop", too_long=too_long),
             tokenizer=subject.tokenizer,
@@ -134,6 +136,8 @@ class _Survey:
             findings.append(Finding("repaired", str(row.entry["repairs"])))
         if "chosen_ids" in row.entry:
             self.pair_tokens.add(len(row.entry["chosen_ids"]), len(row.entry["rejected_ids"]))
+        if "desirable" in row.entry and not row.entry["code"]:
+            self.verdicts.add(row.entry["mode"], row.entry["desirable"])
         self.log.add(source_index, row)
         place = f"{self._name(source)}, row {row.row}"
         self.settings.add(row.entry["mode"], row.entry["setting"], place)
@@ -152,8 +156,9 @@ class _Survey:
         if masked:
             balance = check_modes(rows.get("by", ()), trained=subject.trained)
             findings.extend(balance, source=self._stage)
-        if subject.pairs:
+        if subject.row_type == "pair":
             findings.extend(check_pair_lengths(self.pair_tokens), source=self._stage)
+        findings.extend(self.verdicts.check(), source=self._stage)
         samples = [sample for group in self.samples.values() for sample in group] if masked else []
         for sample, finding in check_served_prompts(samples, subject.tokenizer):
             conversation = sample.conversation

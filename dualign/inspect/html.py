@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dualign.data.conversation import MODES, Group
-from dualign.data.prepare import PairData, SFTData
+from dualign.data.prepare import Prepared, RatedData, SFTData
 from dualign.data.rows.reading import reading_notes
 from dualign.data.tokens.labels import IGNORE_INDEX
+from dualign.data.verdicts import VERDICTS
 from dualign.inspect.terminal import NEWLINE, Document, lengths_of, runs_of, samples_of, title_of
 from dualign.report.blocks import (
     Block,
@@ -36,7 +37,7 @@ _LEGEND = (
 
 def write_page(
     path: Path,
-    prepared: SFTData | PairData,
+    prepared: Prepared,
     tokenizer: "PreTrainedTokenizerBase",
     *,
     title: str,
@@ -50,7 +51,7 @@ def write_page(
 
 
 def inspect_page(
-    prepared: SFTData | PairData,
+    prepared: Prepared,
     tokenizer: "PreTrainedTokenizerBase",
     *,
     title: str,
@@ -71,10 +72,12 @@ def inspect_page(
     return Report(title=title, facts=tuple(all_facts), sections=tuple(sections))
 
 
-def _packing(prepared: SFTData | PairData) -> list[tuple[str, str]]:
+def _packing(prepared: Prepared) -> list[tuple[str, str]]:
     rows = [("examples", f"{prepared.rows['examples']:,}")]
     if isinstance(prepared, SFTData):
         rows += [("packed rows", f"{len(prepared.train):,}"), ("filled", f"{prepared.fill:.1%}")]
+    if isinstance(prepared, RatedData):
+        rows += [(name, f"{prepared.rows[name]:,}") for name in VERDICTS]
     return rows
 
 

@@ -16,9 +16,10 @@ from rich.table import Table
 from rich.text import Text
 
 from dualign.data.conversation import Group
-from dualign.data.prepare import PairData, SFTData
+from dualign.data.prepare import Prepared, SFTData
 from dualign.data.rows.reading import reading_notes
 from dualign.data.tokens.labels import IGNORE_INDEX
+from dualign.data.verdicts import VERDICTS
 from dualign.report.blocks import TokenSpan
 from dualign.terminal import wide_console
 
@@ -33,7 +34,9 @@ _MARKS = ("\u27e6", "\u27e7")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Document:
-    """One document of a packed row, or one side of a pair. `side` is empty, chosen or rejected."""
+    """One document of a packed row, one side of a pair, or a rated answer. `side` is empty, chosen or
+    rejected, desirable or undesirable.
+    """
 
     group: int
     ids: list[int]
@@ -42,7 +45,7 @@ class Document:
 
 
 def show(
-    prepared: SFTData | PairData,
+    prepared: Prepared,
     tokenizer: "PreTrainedTokenizerBase",
     *,
     samples: int = 1,
@@ -68,28 +71,29 @@ def show(
         console.print(text, soft_wrap=marks is not None)
 
 
-def samples_of(prepared: SFTData | PairData, count: int) -> list[Document]:
+def samples_of(prepared: Prepared, count: int) -> list[Document]:
     """The first `count` documents of each mode and source in the order of training; of pairs, both
-    sides.
+    sides, and of rated answers so many good ones and so many bad ones.
     """
     samples: dict[int, list[Document]] = {place: [] for place in range(len(prepared.groups))}
+    sides = 1 if isinstance(prepared, SFTData) else 2
     for row in prepared.train:
-        sides = 2 if "prompt_ids" in row else 1
         for document in _documents_of(row):
-            if len(samples[document.group]) < count * sides:
+            of_side = [known for known in samples[document.group] if known.side == document.side]
+            if len(of_side) < count:
                 samples[document.group].append(document)
         if all(len(documents) >= count * sides for documents in samples.values()):
             break
     return [document for documents in samples.values() for document in documents]
 
 
-def lengths_of(prepared: SFTData | PairData) -> dict[Group, list[int]]:
+def lengths_of(prepared: Prepared) -> dict[Group, list[int]]:
     """The tokens of each document that is trained on; of a pair, those of its prompt and both
     answers.
     """
     lengths: dict[Group, list[int]] = {group: [] for group in prepared.groups}
-    if isinstance(prepared, PairData):
-        names = ("prompt_ids", "chosen_ids", "rejected_ids")
+    if not isinstance(prepared, SFTData):
+        names = [name for name in prepared.train.column_names if name.endswith("_ids")]
         for row in prepared.train:
             lengths[prepared.groups[row["group"]]].append(sum(len(row[name]) for name in names))
         return lengths
@@ -203,6 +207,8 @@ _NUMBERS = {
     "kept": "kept",
     "validation": "held out",
     "repeats": "repeats",
+    "desirable": "good",
+    "undesirable": "bad",
     "tokens": "tokens",
     "share": "share",
     "supervised_tokens": "supervised",
@@ -212,10 +218,13 @@ _NUMBERS = {
 
 
 def _documents_of(row: Mapping[str, Any]) -> list[Document]:
-    """The documents of a packed row, or both sides of a pair."""
+    """The documents of a packed row, both sides of a pair, or a rated answer."""
     if "prompt_ids" in row:
         hidden = [IGNORE_INDEX] * len(row["prompt_ids"])
-        sides = {name: row[f"{name}_ids"] for name in ("chosen", "rejected")}
+        if "answer_ids" in row:
+            sides = {VERDICTS[not row["desirable"]]: row["answer_ids"]}
+        else:
+            sides = {name: row[f"{name}_ids"] for name in ("chosen", "rejected")}
         return [
             Document(
                 group=row["group"], ids=row["prompt_ids"] + ids, labels=hidden + ids, side=side
@@ -278,7 +287,7 @@ def colored(
 
 
 def title_of(document: Document, groups: Sequence[Group]) -> str:
-    """`source (mode)`, and for a pair which side."""
+    """`source (mode)`, and for a pair which side, for a rated answer its verdict."""
     mode, source = groups[document.group]
     return f"{source} ({mode}){' ' if document.side else ''}{document.side}"
 

@@ -14,7 +14,8 @@ padded: a row for each answer with its prompt, padded on the right behind a mask
 layers can't share.
 
 In both, answers follow in the order chosen, rejected of the first pair, chosen, rejected of the
-second, ... Shapes: P pairs, B rows, T positions, N labels of all answers.
+second, ... A rated answer is laid out alike: a prompt with its answer and, for KTO's KL, with that of
+another row. Shapes: P prompts, A answers of each, B rows, T positions, N labels of all answers.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -39,45 +40,49 @@ Layout = Literal["shared", "padded"]
 
 MODEL_INPUTS = ("input_ids", "position_ids", "segments", "attention_mask", "shift_labels")
 _REFERENCES = ("ref_chosen_logps", "ref_rejected_logps")
-_ANSWERS = ("chosen_ids", "rejected_ids")
+PAIR = ("chosen_ids", "rejected_ids")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PairCollator:
-    """Pairs with prompt_ids, chosen_ids, rejected_ids -> what the model is called with, and
-    `prompt_lengths` [P], `answer_lengths` [2P] as numbers; `group_ids` and the reference's
-    log-probabilities [P] where the pairs have them.
+    """Rows with prompt_ids and `answers` -> what the model is called with, and
+    `prompt_lengths` [P], `answer_lengths` [A P] as numbers; `group_ids`, `desirable` and the reference's
+    log-probabilities [P] where the rows have them.
     """
 
     layout: Layout
     pad_token_id: int = 0
+    answers: tuple[str, ...] = PAIR
+    """the columns of the A answers to each prompt"""
 
     def __call__(self, pairs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        batch = _shared(pairs) if self.layout == "shared" else _padded(pairs, self.pad_token_id)
-        batch["prompt_lengths"] = tuple(len(pair["prompt_ids"]) for pair in pairs)
-        batch["answer_lengths"] = tuple(len(pair[side]) for pair in pairs for side in _ANSWERS)
+        answers = [[list(pair[name]) for name in self.answers] for pair in pairs]
+        prompts = [list(pair["prompt_ids"]) for pair in pairs]
+        shared = self.layout == "shared"
+        batch = (
+            _shared(prompts, answers) if shared else _padded(prompts, answers, self.pad_token_id)
+        )
+        batch["prompt_lengths"] = tuple(map(len, prompts))
+        batch["answer_lengths"] = tuple(len(answer) for side in answers for answer in side)
         if "group" in pairs[0]:
             batch["group_ids"] = torch.tensor([pair["group"] for pair in pairs])
+        if "desirable" in pairs[0]:
+            batch["desirable"] = torch.tensor([pair["desirable"] for pair in pairs])
         for name in _REFERENCES:
             if name in pairs[0]:
                 batch[name] = torch.tensor([pair[name] for pair in pairs])
         return batch
 
 
-def _shared(pairs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _shared(prompts: Sequence[list[int]], answers: Sequence[Sequence[list[int]]]) -> dict[str, Any]:
     ids: list[list[int]] = []
     labels: list[list[int]] = []
-    for pair in pairs:
-        *prefix, last = pair["prompt_ids"]
-        answers = [list(pair[side]) for side in _ANSWERS]
-        ids += [prefix, *([last, *answer[:-1]] for answer in answers)]
-        labels += [[IGNORE_INDEX] * len(prefix), *answers]
+    for (*prefix, last), answers_A in zip(prompts, answers, strict=True):
+        ids += [prefix, *([last, *answer[:-1]] for answer in answers_A)]
+        labels += [[IGNORE_INDEX] * len(prefix), *answers_A]
     segments = branch_segments(
-        [len(prefix) for prefix in ids[::3]],
-        [
-            (len(chosen), len(rejected))
-            for chosen, rejected in zip(ids[1::3], ids[2::3], strict=True)
-        ],
+        [len(prompt) - 1 for prompt in prompts],
+        [[len(answer) for answer in answers_A] for answers_A in answers],
     )
     return {
         "input_ids": torch.tensor([list(chain.from_iterable(ids))]),
@@ -87,13 +92,14 @@ def _shared(pairs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _padded(pairs: Sequence[Mapping[str, Any]], pad_token_id: int) -> dict[str, Any]:
+def _padded(
+    prompts: Sequence[list[int]], answers: Sequence[Sequence[list[int]]], pad_token_id: int
+) -> dict[str, Any]:
     ids, labels = [], []
-    for pair in pairs:
-        for side in _ANSWERS:
-            ids.append(torch.tensor([*pair["prompt_ids"], *pair[side]][:-1]))
-            prefix = [IGNORE_INDEX] * (len(pair["prompt_ids"]) - 1)
-            labels.append(torch.tensor([*prefix, *pair[side]]))
+    for prompt, answers_A in zip(prompts, answers, strict=True):
+        for answer in answers_A:
+            ids.append(torch.tensor([*prompt, *answer][:-1]))
+            labels.append(torch.tensor([IGNORE_INDEX] * (len(prompt) - 1) + answer))
     return {
         "input_ids": pad_sequence(ids, batch_first=True, padding_value=pad_token_id),
         "shift_labels": pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX),
@@ -101,21 +107,25 @@ def _padded(pairs: Sequence[Mapping[str, Any]], pad_token_id: int) -> dict[str, 
     }
 
 
-def pair_tokens(pair: Mapping[str, Any], layout: Layout) -> int:
-    """Return the positions that a pair takes in a batch, padding aside."""
-    prompts = 1 if layout == "shared" else 2
-    return prompts * (len(pair["prompt_ids"]) - 1) + sum(len(pair[side]) for side in _ANSWERS)
+def pair_tokens(pair: Mapping[str, Any], layout: Layout, answers: Sequence[str] = PAIR) -> int:
+    """Return the positions that a pair, or another row, takes in a batch, padding aside."""
+    prompts = 1 if layout == "shared" else len(answers)
+    return prompts * (len(pair["prompt_ids"]) - 1) + sum(len(pair[name]) for name in answers)
 
 
 def pair_sizes(
-    pairs: Iterable[Mapping[str, Any]], layout: Layout, *, most: int | None = None
+    pairs: Iterable[Mapping[str, Any]],
+    layout: Layout,
+    *,
+    most: int | None = None,
+    answers: Sequence[str] = PAIR,
 ) -> list[int]:
-    """Return the positions of each pair.
+    """Return the positions of each pair, or of each row with these answers.
 
     Raises:
         ConfigError: one has more than `most`, the recipe's batch_tokens.
     """
-    sizes = [pair_tokens(pair, layout) for pair in pairs]
+    sizes = [pair_tokens(pair, layout, answers) for pair in pairs]
     largest = max(sizes, default=0)
     if most is not None and largest > most:
         raise ConfigError(
@@ -145,22 +155,27 @@ def label_values(scores: LabelScores, name: str = "log_probs") -> Tensor:
     return values_BT[scores.label_mask]
 
 
-def answer_sums(values_N: Tensor, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    """Return the sums over the labels of chosen and of rejected, [P] each."""
+def answer_sums(values_N: Tensor, batch: Mapping[str, Any]) -> tuple[Tensor, ...]:
+    """Return the sums over the labels of the first answers, of the second, ..., [P] each.
+
+    Those of pairs are chosen and rejected.
+    """
     # Sums of parts, not `index_add`, whose order of addition differs from run to run on a GPU.
     parts = torch.split(values_N, list(batch["answer_lengths"]))
-    sums_P2 = torch.stack([part.sum() for part in parts]).reshape(-1, 2)
-    return sums_P2[:, 0], sums_P2[:, 1]
+    sums_PA = torch.stack([part.sum() for part in parts]).reshape(len(batch["prompt_lengths"]), -1)
+    return sums_PA.unbind(dim=1)
 
 
 def chosen_documents(batch: Mapping[str, Any]) -> Iterator[Tensor]:
-    """Yield the ids of each pair's prompt and chosen answer, without its last token."""
-    lengths = zip(batch["prompt_lengths"], batch["answer_lengths"][::2], strict=True)
+    """Yield the ids of each prompt and its first answer, without the last token."""
+    count = len(batch["answer_lengths"]) // len(batch["prompt_lengths"])
+    firsts = batch["answer_lengths"][::count]
     if "attention_mask" in batch:
-        for row_T, (prompt, chosen) in zip(batch["input_ids"][::2], lengths, strict=True):
-            yield row_T[: prompt - 1 + chosen]
+        rows = zip(batch["input_ids"][::count], batch["prompt_lengths"], firsts, strict=True)
+        for row_T, prompt, first in rows:
+            yield row_T[: prompt - 1 + first]
         return
     start = 0
-    for (prompt, chosen), rejected in zip(lengths, batch["answer_lengths"][1::2], strict=True):
-        yield batch["input_ids"][0, start : start + prompt - 1 + chosen]
-        start += prompt - 1 + chosen + rejected
+    for place, (prompt, first) in enumerate(zip(batch["prompt_lengths"], firsts, strict=True)):
+        yield batch["input_ids"][0, start : start + prompt - 1 + first]
+        start += prompt - 1 + sum(batch["answer_lengths"][place * count : (place + 1) * count])

@@ -55,7 +55,9 @@ _RENAMED: Mapping[str, str] = {
     "group_by_length": "train_sampling_strategy",
 }
 # What a preference stage reads itself: of trainers that TRL may still move, by TRL's names.
-_OWN = {"simpo_gamma": "float", "cpo_alpha": "float"}
+_OWN = dict.fromkeys(
+    ("simpo_gamma", "cpo_alpha", "desirable_weight", "undesirable_weight"), "float"
+)
 _BASE = (("transformers", "training_args.py"), ("trl", "trainer/base_config.py"))
 _ENUMS = (("transformers", "trainer_utils.py"), ("transformers", "training_args.py"))
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dualign.data.config import DataConfig
+from dualign.data.conversation import RowType
 from dualign.switch import Switch
 from dualign.training.argument_values import value_issues
 from dualign.training.template_kwargs import template_kwargs_issues
@@ -92,6 +93,15 @@ class TrainingStage:
     """stop after this step with a checkpoint and the held-out metrics; without the key, a later run goes on to the same bits"""
     verify_reload: bool = True
     """load what was saved and compare its logits with the live model's"""
+
+    @property
+    def row_type(self) -> RowType:
+        """What its rows are."""
+        return "conversation"
+
+    def data_notes(self, rows: Mapping[str, Any]) -> list[str]:
+        """Return what is to say about ROWS of its data before the first step."""
+        return []
 
     def unused(self) -> list[tuple[str, str]]:
         """Return settings of `train:` that would change what is learned, if something read them."""

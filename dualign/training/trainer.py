@@ -317,7 +317,8 @@ def _multiplies_exactly(trainer: Trainer) -> bool:
 def _probe(trainer: Trainer) -> Tensor:
     """Return the first tokens of a training row as ids [1, T]."""
     row = trainer.train_dataset[0]
-    ids = row["input_ids"] if "input_ids" in row else row["prompt_ids"] + row["chosen_ids"]
+    names = ("input_ids",) if "input_ids" in row else ("prompt_ids", "chosen_ids", "answer_ids")
+    ids = [token for name in names for token in row.get(name, ())]
     return torch.tensor([ids[:_PROBE_TOKENS]], device=trainer.accelerator.device)
 
 

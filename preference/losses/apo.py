@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from dualign.preference.losses.scores import PairScores
+from dualign.preference.losses.kto import verdict_weights
+from dualign.preference.losses.scores import PairScores, RatedScores, signed
 from dualign.preference.losses.settings import LossSettings
 
 
@@ -31,3 +32,13 @@ def down(scores: PairScores, settings: LossSettings) -> Tensor:
         settings.beta * scores.rejected_ratio,
     )
     return torch.sigmoid(chosen_P) + 1 - torch.sigmoid(chosen_P - rejected_P)
+
+
+def zero_unpaired(scores: RatedScores, settings: LossSettings) -> Tensor:
+    """`1 - sigmoid(beta r)` of a desirable answer, `sigmoid(beta r)` of another. [P] -> [P].
+
+    Equation 7 for answers that have no partner, with the weights of `verdict_weights`; KTO with 0 in
+    place of its z. At the start it is 1/2.
+    """
+    ratio_P = settings.beta * scores.ratio
+    return verdict_weights(scores, settings) * (1 - torch.sigmoid(signed(ratio_P, scores)))

@@ -6,7 +6,7 @@ from typing import Any
 
 from dualign.config import nearest
 from dualign.preference.losses.settings import LossSettings, loss_names
-from dualign.preference.losses.table import LOSSES
+from dualign.preference.losses.table import LOSSES, estimates_kl
 
 Issue = tuple[str, str]
 _DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
@@ -24,9 +24,7 @@ _OTHER_NAMES: Mapping[str, str] = {
     "aot_pair": "aot",
     "nll": "sft",
     "rpo": "[sigmoid, sft]",
-    "kto": "bco_pair, on pairs",
-    "kto_pair": "bco_pair",
-    "apo_zero_unpaired": "apo_zero, on pairs",
+    "kto_pair": "bco_pair; kto, on answers without partners",
 }
 _ABOVE_ZERO: tuple[Callable[[float], bool], str] = (lambda value: value > 0, "more than 0")
 _NUMBERS: Mapping[str, tuple[Callable[[float], bool], str]] = {
@@ -34,6 +32,8 @@ _NUMBERS: Mapping[str, tuple[Callable[[float], bool], str]] = {
     "discopop_tau": _ABOVE_ZERO,
     "simpo_gamma": (lambda value: value >= 0, "0 or more"),
     "cpo_alpha": (lambda value: value >= 0, "0 or more"),
+    "desirable_weight": (lambda value: value >= 0, "0 or more"),
+    "undesirable_weight": (lambda value: value >= 0, "0 or more"),
     "label_smoothing": (lambda value: 0 <= value < 0.5, "0 or more, below 0.5"),
     "ld_alpha": (lambda value: 0 <= value <= 1, "0 to 1"),
 }
@@ -47,7 +47,7 @@ def loss_problems(train: Mapping[str, Any]) -> list[Issue]:
     unknown = [f"unknown value {name!r}{_known(name)}" for name in names if name not in LOSSES]
     if unknown:
         return [("train.loss_type", message) for message in unknown]
-    parts = (_numbers, _weights, _needed, _divergence, _weighting)
+    parts = (_numbers, _weights, _needed, _divergence, _weighting, _rated)
     return [(f"train.{key}", message) for part in parts for key, message in part(train, names)]
 
 
@@ -115,3 +115,31 @@ def _weighting(train: Mapping[str, Any], names: Sequence[str]) -> Iterator[Issue
     ranked = [name for name in names if LOSSES[name].of_ranks]
     if train.get("use_weighting") and ranked:
         yield "use_weighting", f"weighs pairs, and {ranked[0]} sorts its batch: remove one"
+
+
+def _rated(train: Mapping[str, Any], names: Sequence[str]) -> Iterator[Issue]:
+    """Refuse what rated answers can't have: pairs beside them, and batches that KTO's KL can't use."""
+    rated = [name for name in names if LOSSES[name].of_rated]
+    if not rated:
+        return
+    others = [name for name in names if name not in rated]
+    if others:
+        says = (
+            f"{rated[0]} takes rated answers, {others[0]} pairs: expected losses of one kind of row"
+        )
+        yield "loss_type", says
+    for key in ("ld_alpha", "use_weighting"):
+        if train.get(key) not in (None, False):
+            yield key, f"is for pairs, and {rated[0]} takes rated answers: remove it"
+    if not any(train.get(key, 1) for key in ("desirable_weight", "undesirable_weight")):
+        yield "desirable_weight", "this and undesirable_weight are 0: nothing would be learned"
+    if not estimates_kl(rated):
+        return
+    rotates = f"{rated[0]} scores each prompt with the answer of another row of its batch"
+    if train.get("per_device_train_batch_size", 2) == 1:
+        yield "per_device_train_batch_size", f"{rotates}: expected 2 or more, found 1"
+    if train.get("train_sampling_strategy", "sequential") != "sequential":
+        says = f"{rotates}, so batches are the same in every epoch: remove it (rows are shuffled once, by the seed)"
+        yield "train_sampling_strategy", says
+    if train.get("auto_find_batch_size"):
+        yield "auto_find_batch_size", f"{rotates}, and batches may not change: remove it"

@@ -1,4 +1,4 @@
-"""PairScores: what a batch of pairs scored; the weighted mix of losses of it, and its rewards."""
+"""What a batch of pairs, or of rated answers, scored; the weighted mix of losses of it, and its rewards."""
 
 from dataclasses import dataclass
 
@@ -51,12 +51,49 @@ class PairScores:
         return self.rejected / self.rejected_tokens.clamp(min=1)
 
 
-def preference_loss(scores: PairScores, settings: LossSettings) -> Tensor:
-    """Return the weighted sum of the losses for each pair, [P]. A batch's loss is its mean."""
-    loss_P = torch.zeros_like(scores.chosen)
-    for name, weight in settings.losses:
-        loss_P = loss_P + weight * LOSSES[name].function(scores, settings)
-    return loss_P if scores.weights is None else loss_P * scores.weights
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RatedScores:
+    """Log-probabilities of P answers to P prompts in nats, each summed over an answer's tokens: [P]."""
+
+    answer: Tensor
+    """log pi(answer | prompt) under the policy"""
+    reference: Tensor
+    """the same under the reference, without gradient"""
+    desirable: Tensor
+    """whether the answer is a good one, bool"""
+    kl: Tensor
+    """estimate of KL(policy || reference), one number without gradient; 0 if no loss of the mix has one"""
+
+    @property
+    def ratio(self) -> Tensor:
+        """log pi(answer) - log pi_reference(answer), [P]."""
+        return self.answer - self.reference
+
+
+Scores = PairScores | RatedScores
+
+
+def signed(values_P: Tensor, scores: RatedScores) -> Tensor:
+    """Return the values of desirable answers, and those of undesirable ones negated. [P] -> [P]."""
+    return torch.where(scores.desirable, values_P, -values_P)
+
+
+def kl_estimate(mismatched_P: Tensor, reference_P: Tensor) -> Tensor:
+    """Return the mean log-ratio of answers to other prompts than theirs, before it is held at 0. [P] -> [].
+
+    KTO's z without its max(0, .) (arXiv 2402.01306, section 4.1), which follows the mean over all ranks.
+    """
+    return (mismatched_P - reference_P).detach().mean()
+
+
+def preference_loss(scores: Scores, settings: LossSettings) -> Tensor:
+    """Return the weighted sum of the losses for each pair or answer, [P]. A batch's loss is its mean."""
+    parts: list[Tensor] = [
+        weight * LOSSES[name].function(scores, settings) for name, weight in settings.losses
+    ]
+    loss_P = sum(parts[1:], parts[0])
+    weights_P = scores.weights if isinstance(scores, PairScores) else None
+    return loss_P if weights_P is None else loss_P * weights_P
 
 
 def rewards(scores: PairScores, settings: LossSettings) -> tuple[Tensor, Tensor]:

@@ -25,6 +25,10 @@ class LossSettings:
     """margin that SimPO asks for, in nats of its reward"""
     cpo_alpha: float = 1.0
     """weight of CPO's negative log-likelihood"""
+    desirable_weight: float = 1.0
+    """weight of the good ones among rated answers"""
+    undesirable_weight: float = 1.0
+    """weight of the bad ones"""
 
 
 def loss_names(train: Mapping[str, Any]) -> tuple[str, ...]:

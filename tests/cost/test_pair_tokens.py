@@ -4,7 +4,8 @@ from dataclasses import replace
 
 from datasets import Dataset
 
-from dualign.cost.plan import _by_pairs, _pair_tokens
+from dualign.cost.plan import _by_pairs
+from dualign.cost.row_tokens import scored_tokens
 from dualign.cost.stage_shape import rows_per_step, training_shape
 from dualign.data.config import DataConfig, SourceConfig
 from dualign.data.prepare import PairData
@@ -19,7 +20,7 @@ def test_a_batch_of_pairs_is_as_wide_as_the_longest_prompt_with_its_longer_answe
         ]
     )
     pairs = PairData(train=rows, validation=None, groups=(), rows={}, sources=())
-    assert _pair_tokens(pairs) == (10, 11, ((5 + 2 + 5 + 4) + (3 + 7 + 3 + 1)) / 2)
+    assert scored_tokens(pairs, 2) == (10, 11, ((5 + 2 + 5 + 4) + (3 + 7 + 3 + 1)) / 2)
 
 
 def test_batches_by_tokens_are_counted_in_pairs() -> None:

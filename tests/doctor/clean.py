@@ -217,6 +217,10 @@ SFT: dict[str, Callable[[int], Row]] = {
     "smoltalk": _smoltalk,
     "tools": _tools,
 }
+RATED: dict[str, Callable[[int], Row]] = {
+    "rated": lambda n: {**_completion(n), "label": n % 2 == 0},
+    "tagged": lambda n: {**_messages(n), "kto_tag": n % 2 == 0},
+}
 PAIRS: dict[str, Callable[[int], Row]] = {"pairs": _pair, "spoken_pairs": _spoken_pair}
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from dualign.data.config import DataConfig, SourceConfig
+from dualign.data.conversation import RowType
 from dualign.doctor.findings import Findings
 from dualign.doctor.survey import SurveyInput, survey
 from dualign.models.source import ModelSource
@@ -46,12 +47,16 @@ def examine(formats: Callable[[str], Any], tmp_path: Path) -> Examine:
     """Rows of each source -> what a survey finds, and its account."""
 
     def look(
-        rows: Rows, *, template: str = "dualign", pairs: bool = False, max_tokens: int = 512
+        rows: Rows,
+        *,
+        template: str = "dualign",
+        row_type: RowType = "conversation",
+        max_tokens: int = 512,
     ) -> tuple[Findings, dict[str, Any]]:
         tokenizer, chat = formats(template)
         sources = tuple(SourceConfig(path=str(write(tmp_path, *row))) for row in rows.items())
         data = DataConfig(sources=sources, max_tokens=max_tokens)
-        subject = SurveyInput(pairs=pairs, data=data, tokenizer=tokenizer, template=chat)
+        subject = SurveyInput(row_type=row_type, data=data, tokenizer=tokenizer, template=chat)
         findings = Findings()
         return findings, dict(survey(subject, findings))
 

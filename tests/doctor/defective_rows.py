@@ -4,6 +4,8 @@ import copy
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from dualign.data.conversation import RowType
+
 Row = dict[str, Any]
 
 
@@ -12,7 +14,7 @@ class Planted(NamedTuple):
 
     make: Callable[[Row], Row]
     code: str
-    pairs: bool = False
+    row_type: RowType = "conversation"
     template: str = "dualign"
 
 
@@ -50,6 +52,23 @@ def tool_row(n: int = 1) -> Row:
         ],
         "mode": "no_think",
     }
+
+
+def rated_row(n: int = 1, label: bool = True) -> Row:
+    answer = {"role": "assistant", "content": f"It is {2 * n}."}
+    return {"prompt": f"What is {n} + {n}?", "completion": [answer], "label": label}
+
+
+def rated_without_a_label(row: Row) -> Row:
+    return {**rated_row(5), "label": None}
+
+
+def label_that_is_a_score(row: Row) -> Row:
+    return {**rated_row(5), "label": 4}
+
+
+def rated_without_an_answer(row: Row) -> Row:
+    return {**rated_row(5), "completion": ""}
 
 
 def pair_row(n: int = 1) -> Row:
@@ -426,11 +445,14 @@ PLANTED = (
     Planted(answer_as_trace, "trace_is_answer"),
     Planted(undecodable_bytes, "broken_text"),
     Planted(same_row_again, "duplicate_row"),
-    Planted(same_chosen_and_rejected, "identical_pair", pairs=True),
-    Planted(trace_on_one_side, "pair_modes_differ", pairs=True),
-    Planted(no_chosen_answer, "empty_answer", pairs=True),
-    Planted(pair_without_question, "no_answer", pairs=True),
-    Planted(two_turns_on_one_side, "not_one_answer", pairs=True),
+    Planted(same_chosen_and_rejected, "identical_pair", row_type="pair"),
+    Planted(trace_on_one_side, "pair_modes_differ", row_type="pair"),
+    Planted(no_chosen_answer, "empty_answer", row_type="pair"),
+    Planted(pair_without_question, "no_answer", row_type="pair"),
+    Planted(two_turns_on_one_side, "not_one_answer", row_type="pair"),
+    Planted(rated_without_a_label, "bad_label", row_type="rated"),
+    Planted(label_that_is_a_score, "bad_label", row_type="rated"),
+    Planted(rated_without_an_answer, "empty_answer", row_type="rated"),
     Planted(calls_with_a_template_that_drops_them, "template", template="chatml"),
     Planted(tools_with_a_template_that_drops_them, "tools_lost", template="chatml"),
     Planted(tools_of_calls_with_a_template_that_drops_them, "tools_lost", template="chatml"),

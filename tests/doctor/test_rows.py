@@ -10,6 +10,7 @@ from tests.doctor.defective_rows import (
     Planted,
     no_think_row,
     pair_row,
+    rated_row,
     think_row,
     tool_row,
 )
@@ -21,11 +22,17 @@ PLACE = 2
 def test_a_planted_defect_is_found_at_its_row_and_nothing_else_is(
     planted: Planted, examine: Examine
 ) -> None:
-    rows = [pair_row(3), pair_row(4)] if planted.pairs else [think_row(3), no_think_row(4)]
-    if planted.template != "dualign" and not planted.pairs:
+    rows = {
+        "pair": [pair_row(3), pair_row(4)],
+        "rated": [rated_row(3, True), rated_row(4, False)],
+        "conversation": [think_row(3), no_think_row(4)],
+    }[planted.row_type]
+    if planted.template != "dualign":
         rows = [no_think_row(3), no_think_row(4)]
     rows.append(planted.make(rows[0]))
-    findings, account = examine({"rows": rows}, pairs=planted.pairs, template=planted.template)
+    findings, account = examine(
+        {"rows": rows}, row_type=planted.row_type, template=planted.template
+    )
     found = [(finding.code, finding.row) for finding in findings.all() if finding.row is not None]
     assert (planted.code, PLACE) in found
     assert {row for _, row in found} == {PLACE}, "the clean rows are clean"
@@ -55,9 +62,10 @@ def test_rows_that_only_look_odd_are_clean(examine: Examine) -> None:
 @pytest.mark.parametrize("hundreds", [6, pytest.param(100, marks=pytest.mark.slow)])
 def test_clean_rows_of_every_kind_raise_no_alarm(examine: Examine, hundreds: int) -> None:
     alarms = rows = 0
-    for pairs, makers, count in ((False, clean.SFT, 80), (True, clean.PAIRS, 20)):
+    kinds = (("conversation", clean.SFT, 80), ("pair", clean.PAIRS, 10), ("rated", clean.RATED, 10))
+    for row_type, makers, count in kinds:
         made = clean.clean(makers, count * hundreds)
-        findings, account = examine(made, pairs=pairs, max_tokens=8192)
+        findings, account = examine(made, row_type=row_type, max_tokens=8192)
         alarms += _alarms(findings)
         rows += account["in"]
         assert account["kept"] == account["in"]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
 from dualign.data.config import DedupConfig
-from dualign.data.conversation import Message
+from dualign.data.conversation import Message, RatedAnswer
 from dualign.data.mix.ngrams import HASH_BASE, Hashes, shingles, word_hashes
 from dualign.data.rows.parser import Parsed, parts_of
 from dualign.data.seeds import Indices
@@ -47,7 +47,9 @@ def digest(parsed: Parsed) -> bytes:
     from.
     """
     turns = [[_comparable(message) for message in part] for part in parts_of(parsed)]
-    content = [parsed.mode, turns, list(parsed.tools), dict(parsed.template_kwargs)]
+    content: list[Any] = [parsed.mode, turns, list(parsed.tools), dict(parsed.template_kwargs)]
+    if isinstance(parsed, RatedAnswer):
+        content.append(parsed.desirable)
     return xxh3_128_digest(json.dumps(content, sort_keys=True, default=str).encode())
 
 

@@ -14,7 +14,7 @@ import datasets
 import numpy as np
 
 from dualign.data.config import DataConfig
-from dualign.data.conversation import Group
+from dualign.data.conversation import Group, RowType
 from dualign.data.mix.row_table import CategoryColumn, RowTable
 from dualign.data.mix.screening import screen
 from dualign.data.mix.selection import check_labels, select_rows
@@ -25,7 +25,7 @@ from dualign.data.rows.reading import read_source
 from dualign.data.rows.shape_check import check_shapes
 from dualign.data.rows.sources import source_label
 from dualign.data.seeds import Indices
-from dualign.data.tokens.encoding import ExampleEncoder, PairEncoder
+from dualign.data.tokens.encoders import ENCODERS
 from dualign.data.uncached import map_uncached
 
 
@@ -46,9 +46,9 @@ class Mixture:
     sources: tuple[Mapping[str, Any], ...]
 
 
-def mix(request: DataRequest, kind: type[ExampleEncoder] | type[PairEncoder]) -> Mixture:
+def mix(request: DataRequest, row_type: RowType) -> Mixture:
     """Read, screen and tokenize all sources, and select the rows to train on and to hold out."""
-    data, pairs = request.data, kind is PairEncoder
+    data, pairs = request.data, row_type == "pair"
     check_labels([source_label(source) for source in data.sources])
     sampled = [
         sample_rows(source, seed=request.seed, number=number, base=request.base)
@@ -61,10 +61,10 @@ def mix(request: DataRequest, kind: type[ExampleEncoder] | type[PairEncoder]) ->
     data = replace(data, sources=tuple(reading.source for reading in readings))
     for rows, source in zip(sampled, data.sources, strict=True):
         check_shapes(rows.table, rows.rows, source, data, pairs=pairs)
-    screened = screen(sampled, replace(request, data=data), pairs=pairs)
+    screened = screen(sampled, replace(request, data=data), row_type=row_type)
     tables = []
     for rows, source in zip(screened.sampled, data.sources, strict=True):
-        encoder = kind(
+        encoder = ENCODERS[row_type](
             source=source,
             data=data,
             tokenizer=request.tokenizer,

@@ -18,7 +18,7 @@ import datasets
 import numpy as np
 
 from dualign.data.config import DedupConfig
-from dualign.data.conversation import Group
+from dualign.data.conversation import Group, RowType
 from dualign.data.faults import RowError
 from dualign.data.mix.decontamination import TaskIndex, index_tasks
 from dualign.data.mix.dedup import (
@@ -58,7 +58,9 @@ class ScreenedRows:
     samples: tuple[Mapping[str, Any], ...] = ()
 
 
-def screen(sampled: Sequence[SampledRows], request: DataRequest, *, pairs: bool) -> ScreenedRows:
+def screen(
+    sampled: Sequence[SampledRows], request: DataRequest, *, row_type: RowType
+) -> ScreenedRows:
     """Return the rows that neither hold a problem of the evaluation nor repeat an earlier row."""
     data = request.data
     if data.dedup is None and data.decontaminate is None:
@@ -68,7 +70,7 @@ def screen(sampled: Sequence[SampledRows], request: DataRequest, *, pairs: bool)
     parser = RowParser(
         source=data.sources[0],
         supervise=data.supervise,
-        pairs=pairs,
+        row_type=row_type,
         rules=text_rules(request.tokenizer, request.template),
     )
     tables = [

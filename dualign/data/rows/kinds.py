@@ -37,7 +37,9 @@ _BESIDE_A_QUESTION = frozenset(
         *("difficulty", "language", "tags", "metadata", "split", "extra_info"),
     ]
 )
-_LABELS = ("label", "kto_tag")
+LABELS = ("label", "kto_tag")
+"""Columns with the verdict on an answer, as KTO sets have it."""
+_GOOD = ("true", "1", "good", "chosen", "desirable")
 _BAD = ("false", "0", "-1", "bad", "rejected", "undesirable")
 
 
@@ -87,11 +89,12 @@ _RATED: tuple[RowKind, ...] = (
     RowKind(
         name="one answer with a verdict (KTO)",
         fits=lambda names: (
-            bool(names & set(_LABELS))
+            bool(names & set(LABELS))
             and bool(names & {"completion", "messages", "conversations", "output", "response"})
         ),
-        use="A preference stage needs two answers to one prompt, `chosen` and `rejected`; an sft "
-        "stage learns the answers whose verdict is good",
+        use="A preference stage with loss_type kto or apo_zero_unpaired takes it; other losses, and `pairs` of an "
+        "eval stage, need two answers to one prompt, `chosen` and `rejected`; an sft stage learns the answers whose "
+        "verdict is good",
     ),
 )
 _UNANSWERED: tuple[RowKind, ...] = (
@@ -138,23 +141,59 @@ def misplaced_row(row: Row, *, pairs: bool) -> RowFault:
 
 def _other_stage(shape: RowShape) -> RowKind:
     """Return the kind of rows that have a shape of the other training stage."""
-    what, stage = (
-        ("a preference pair", "A preference") if shape.is_pair else ("a conversation", "An sft")
+    what, use = (
+        ("a preference pair", "A preference stage takes it, with a loss of pairs such as apo_zero")
+        if shape.is_pair
+        else ("a conversation", "An sft stage takes it")
     )
-    return RowKind(
-        name=f"{what} ({shape.name})", fits=lambda names: True, use=f"{stage} stage takes it"
-    )
+    return RowKind(name=f"{what} ({shape.name})", fits=lambda names: True, use=use)
+
+
+def verdict_of(row: Row) -> bool:
+    """Return whether a rated answer is a good one, by its `label` or `kto_tag`.
+
+    Raises:
+        RowFault: it has neither, one that is neither true nor false, or two that differ.
+    """
+    labels = {name: row[name] for name in LABELS if row.get(name) is not None}
+    expected = "expected label: true for a good answer, false for a bad one"
+    if not labels:
+        raise RowFault(
+            "bad_label",
+            f"the row has no label: {expected} (or kto_tag; another column by `columns: {{label: NAME}}`). An answer "
+            "without a verdict is for an sft stage",
+        )
+    verdicts = {name: _verdict(value) for name, value in labels.items()}
+    for name, verdict in verdicts.items():
+        if verdict is None:
+            raise RowFault(
+                "bad_label",
+                f"{name} is {excerpt(labels[name])}: {expected}. Other values are mapped by "
+                f"`columns: {{label: {{from: {name}, good: [...], bad: [...]}}}}`",
+            )
+    if len(set(verdicts.values())) > 1:
+        raise RowFault(
+            "bad_label", f"label and kto_tag differ ({labels}): {expected}, in one column"
+        )
+    return bool(next(iter(verdicts.values())))
+
+
+def _verdict(value: object) -> bool | None:
+    """Read a label; None if it is none. 1.0 is how a table with empty cells has 1."""
+    text = str(int(value) if isinstance(value, float) and value.is_integer() else value)
+    text = text.strip().lower()
+    return True if text in _GOOD else False if text in _BAD else None
 
 
 def check_verdict(row: Row) -> None:
     """Raise RowFault for a row whose own label says that its answer is a bad one (KTO)."""
-    for name in _LABELS:
+    for name in LABELS:
         if str(row.get(name)).lower() in _BAD:
             raise RowFault(
                 "bad_answer",
                 f"{name} is {excerpt(row[name])}: a rated answer (KTO), and this one is bad. Leave those out "
-                "with on_fault {bad_answer: drop}, or make pairs of good and bad ones for a "
-                "preference stage",
+                "with on_fault {bad_answer: drop}, or give good and bad ones to a preference stage with "
+                "loss_type: kto",
             )
 
 

@@ -12,8 +12,9 @@ from typing import Any
 import datasets
 
 from dualign.data.columns import paths_of
+from dualign.data.conversation import RowType
 from dualign.data.rows.contents import MEDIA_KEYS
-from dualign.data.rows.kinds import ANSWERS, RATINGS, TRUTHS
+from dualign.data.rows.kinds import ANSWERS, LABELS, RATINGS, TRUTHS
 from dualign.data.rows.messages import ROLES
 from dualign.data.rows.shapes import PROMPTS, shapes_of
 
@@ -201,10 +202,15 @@ def _has_shape(samples: Samples, *, pairs: bool, verbatim: bool = False) -> bool
     return not alone or any(samples.get(name) for name in (*PROMPTS, "instruction"))
 
 
-def looks_like_pairs(samples: Samples) -> bool:
-    """Return whether the columns are those of preference pairs."""
+def row_type_of(samples: Samples) -> RowType:
+    """Return what rows with these columns are: pairs, rated answers (a label that is true or false), or
+    conversations.
+    """
     fits = any(shape.fits(samples) for shape in shapes_of(pairs=True))
-    return fits or bool(known_columns(samples, pairs=True))
+    if fits or known_columns(samples, pairs=True):
+        return "pair"
+    rated = any(isinstance(samples.get(name), bool) for name in LABELS)
+    return "rated" if rated else "conversation"
 
 
 def _is_transcript(text: str) -> bool:

@@ -11,14 +11,20 @@ from operator import attrgetter
 from typing import Any
 
 from dualign.data.config import SourceConfig, Supervise
-from dualign.data.conversation import Conversation, Message, PreferencePair
+from dualign.data.conversation import (
+    Conversation,
+    Message,
+    PreferencePair,
+    RatedAnswer,
+    RowType,
+)
 from dualign.data.faults import RowError
 from dualign.data.rows.padding import Structs, without_padding
 from dualign.data.rows.shapes import Part, Row
-from dualign.data.rows.sources import source_label, to_conversation, to_pair
+from dualign.data.rows.sources import source_label, to_conversation, to_pair, to_rated
 from dualign.data.rows.text_rules import NO_RULES, TextRules
 
-Parsed = Conversation | PreferencePair
+Parsed = Conversation | PreferencePair | RatedAnswer
 _TURN_FIELDS = tuple(entry.name for entry in fields(Message))
 _turn_values = attrgetter(*_TURN_FIELDS)
 _ROW_FIELDS = tuple(
@@ -28,21 +34,22 @@ _ROW_FIELDS = tuple(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RowParser:
-    """Raw row -> Conversation, or PreferencePair with `pairs`; RowError if it is inconsistent.
+    """Raw row -> Conversation, PreferencePair or RatedAnswer, by `row_type`; RowError if it is inconsistent.
 
     `structs` are the columns whose objects hold padding.
     """
 
     source: SourceConfig
     supervise: Supervise
-    pairs: bool
+    row_type: RowType
     rules: TextRules
     structs: Structs = field(default_factory=dict)
 
     def __call__(self, row: Row, index: int) -> Parsed:
         row = without_padding(row, self.structs)
-        if self.pairs:
-            return to_pair(row, source=self.source, index=index, rules=self.rules)
+        if self.row_type != "conversation":
+            parse = to_pair if self.row_type == "pair" else to_rated
+            return parse(row, source=self.source, index=index, rules=self.rules)
         return to_conversation(
             row, source=self.source, index=index, supervise=self.supervise, rules=self.rules
         )
@@ -53,9 +60,11 @@ class RowParser:
 
 
 def parts_of(parsed: Parsed) -> tuple[Part, ...]:
-    """Return (messages,), or (prompt, chosen, rejected) of a pair."""
+    """Return (messages,), (prompt, chosen, rejected) of a pair, or (prompt, answer) of a rated one."""
     if isinstance(parsed, Conversation):
         return (parsed.messages,)
+    if isinstance(parsed, RatedAnswer):
+        return parsed.prompt, parsed.answer
     return parsed.prompt, parsed.chosen, parsed.rejected
 
 
@@ -64,7 +73,10 @@ def dump_row(parsed: Parsed | RowError) -> bytes:
     if isinstance(parsed, RowError):
         return pickle.dumps(parsed)
     turns = [[_turn_values(turn) for turn in part] for part in parts_of(parsed)]
-    return pickle.dumps((turns, {name: getattr(parsed, name) for name in _ROW_FIELDS}))
+    about = {name: getattr(parsed, name) for name in _ROW_FIELDS}
+    if isinstance(parsed, RatedAnswer):
+        about["desirable"] = parsed.desirable
+    return pickle.dumps((turns, about))
 
 
 def load_row(data: bytes, *, source: SourceConfig, index: int) -> Parsed:
@@ -76,6 +88,9 @@ def load_row(data: bytes, *, source: SourceConfig, index: int) -> Parsed:
     about |= {"source": source_label(source), "row": index}
     if len(turns) == 1:
         return Conversation(messages=_messages(turns[0]), **about)
+    if "desirable" in about:
+        prompt, answer = map(_messages, turns)
+        return RatedAnswer(prompt=prompt, answer=answer, **about)
     prompt, chosen, rejected = map(_messages, turns)
     return PreferencePair(prompt=prompt, chosen=chosen, rejected=rejected, **about)
 

@@ -19,7 +19,7 @@ from dualign.errors import excerpt
 Row = Mapping[str, Any]
 Part = tuple[Message, ...]
 Parts = tuple[Part, ...]
-"""(messages,) of a conversation, or (prompt, chosen, rejected) of a pair."""
+"""(messages,) of a conversation, (prompt, chosen, rejected) of a pair, (prompt, answer) of a rated answer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -172,6 +172,14 @@ def _split_shared(
     while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
         shared += 1
     return chosen[:shared], chosen[shared:], rejected[shared:]
+
+
+def rated_parts(row: Row, shape: RowShape) -> Parts:
+    """Return the prompt and the answer of a conversation: its last turn, or all turns of `completion`."""
+    (messages,) = shape.parse(row)
+    own = "completion" in shape.columns
+    turns = len(as_turn(row["completion"], "assistant")) if own else 1
+    return messages[:-turns], messages[-turns:]
 
 
 SHAPES: tuple[RowShape, ...] = (

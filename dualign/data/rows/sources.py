@@ -1,5 +1,5 @@
-"""Raw rows of a source -> Conversation | PreferencePair. An inconsistent row is refused with its
-place and a code.
+"""Raw rows of a source -> Conversation | PreferencePair | RatedAnswer. An inconsistent row is refused with
+its place and a code.
 
 `loading.py` reads the rows and `shapes.py` parses them. They are checked in `traces.py` (traces,
 modes), `turns.py` (order, tools) and `text_rules.py` (tokenizer, template).
@@ -10,22 +10,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dualign.data.config import SourceConfig, Supervise
-from dualign.data.conversation import Conversation, Mode, PreferencePair
+from dualign.data.conversation import Conversation, Mode, PreferencePair, RatedAnswer
 from dualign.data.faults import Code, RowError, RowFault
 from dualign.data.policies import Repair, repair_for
 from dualign.data.rows.calls import as_kwargs, as_tools
 from dualign.data.rows.columns import mapped_row
 from dualign.data.rows.contents import check_media
-from dualign.data.rows.kinds import check_answered, check_verdict, misplaced_row
+from dualign.data.rows.kinds import check_answered, check_verdict, misplaced_row, verdict_of
 from dualign.data.rows.loss_flags import check_row_weight
 from dualign.data.rows.repairs import ParsedRow, apply_repair
-from dualign.data.rows.shapes import (
-    Part,
-    Parts,
-    Row,
-    RowShape,
-    shape_of,
-)
+from dualign.data.rows.shapes import Part, Parts, Row, RowShape, rated_parts, shape_of
 from dualign.data.rows.text_rules import NO_RULES, TextRules, check_texts
 from dualign.data.rows.traces import check_turns, resolve_mode, take_trace
 from dualign.data.rows.turns import check_order, check_placeholders, check_tools
@@ -114,6 +108,45 @@ def to_pair(
             prompt=prompt,
             chosen=chosen,
             rejected=rejected,
+            mode=checked.mode,
+            source=label,
+            row=index,
+            tools=kwargs.tools,
+            template_kwargs=kwargs.rest,
+            repairs=checked.repairs,
+        )
+    except RowFault as fault:
+        raise _row_error(fault, label, index) from fault
+
+
+def to_rated(
+    row: Row, *, source: SourceConfig, index: int, rules: TextRules = NO_RULES
+) -> RatedAnswer:
+    """Return a conversation's prompt and last answer with its label, repaired by the source's `on_fault`;
+    RowError if the row is inconsistent.
+    """
+    label = source_label(source)
+    try:
+        row = mapped_row(row, source.columns, pairs=False)
+        _check_columns(row)
+        kwargs = _template_kwargs(row)
+        shape = shape_of(row, pairs=False)
+        if shape is None:
+            raise misplaced_row(row, pairs=False)
+        if shape.verbatim:
+            raise RowFault("plain_text", "plain text has no prompt, and no answer with a verdict")
+        desirable = verdict_of(row)
+        checked = _repair_and_check(
+            ParsedRow(parts=rated_parts(row, shape)),
+            lambda parsed: _check_rated(parsed, row, kwargs, source, rules),
+            source,
+            rules,
+        )
+        prompt, answer = checked.parts
+        return RatedAnswer(
+            prompt=prompt,
+            answer=answer,
+            desirable=desirable,
             mode=checked.mode,
             source=label,
             row=index,
@@ -250,29 +283,52 @@ def _check_pair(
     parts = tuple(_take_traces(part) for part in parsed.parts)
     prompt, chosen, rejected = parts
     mode = _mode_of(parsed, (*prompt, *chosen), row, kwargs, source, rules)
-    _check_answers(prompt, chosen, rejected, mode)
+    _check_answers(prompt, {"chosen": chosen, "rejected": rejected}, mode)
+    _check_pair_of(chosen, rejected, mode)
     check_placeholders(prompt, mode)
     for answer in (chosen, rejected):
-        messages = (*prompt, *answer)
-        check_texts(messages, kwargs.texts, rules, mode)
-        check_order(messages, mode)
-        check_tools(messages, kwargs.tools, mode)
-        check_turns(messages, mode, trained=[len(prompt)])
+        _check_continued(prompt, answer, kwargs, rules, mode)
     return _CheckedRow(parts=parts, mode=mode)
 
 
-def _check_answers(prompt: Part, chosen: Part, rejected: Part, mode: Mode) -> None:
-    for name, answer in (("chosen", chosen), ("rejected", rejected)):
+def _check_rated(
+    parsed: ParsedRow, row: Row, kwargs: _TemplateKwargs, source: SourceConfig, rules: TextRules
+) -> _CheckedRow:
+    prompt, answer = parts = tuple(_take_traces(part) for part in parsed.parts)
+    mode = _mode_of(parsed, (*prompt, *answer), row, kwargs, source, rules)
+    check_answered(row, (*prompt, *answer))
+    _check_answers(prompt, {"the answer": answer}, mode)
+    check_placeholders(prompt, mode)
+    _check_continued(prompt, answer, kwargs, rules, mode)
+    return _CheckedRow(parts=parts, mode=mode)
+
+
+def _check_continued(
+    prompt: Part, answer: Part, kwargs: _TemplateKwargs, rules: TextRules, mode: Mode
+) -> None:
+    messages = (*prompt, *answer)
+    check_texts(messages, kwargs.texts, rules, mode)
+    check_order(messages, mode)
+    check_tools(messages, kwargs.tools, mode)
+    check_turns(messages, mode, trained=[len(prompt)])
+
+
+def _check_answers(prompt: Part, answers: Mapping[str, Part], mode: Mode) -> None:
+    for name, answer in answers.items():
         roles = [message.role for message in answer]
         if roles != ["assistant"]:
             what = f"{name} continues the prompt with {roles or 'nothing'}: expected one assistant turn"
             raise RowFault("not_one_answer", what, mode)
     if not any(message.role == "user" for message in prompt):
+        where = "chosen and rejected" if len(answers) > 1 else "the messages"
         what = (
-            "the prompt has no user turn: expected one in chosen and rejected, or in a column such as "
+            f"the prompt has no user turn: expected one in {where}, or in a column such as "
             "prompt or messages; `columns: {prompt: NAME}` of the source names another one"
         )
         raise RowFault("no_answer", what, mode)
+
+
+def _check_pair_of(chosen: Part, rejected: Part, mode: Mode) -> None:
     if chosen == rejected:
         raise RowFault("identical_pair", "chosen and rejected are the same", mode)
     if bool(chosen[0].thinking) != bool(rejected[0].thinking):

@@ -17,18 +17,18 @@ import datasets
 import pyarrow as pa
 
 from dualign.data.config import DataConfig, SourceConfig, Supervise
-from dualign.data.conversation import UNKNOWN_MODE, Conversation, PreferencePair
+from dualign.data.conversation import UNKNOWN_MODE, Conversation, RowType
 from dualign.data.faults import Code, RowError
 from dualign.data.policies import stops
 from dualign.data.rows.padding import Structs
-from dualign.data.rows.parser import RowParser, load_row
+from dualign.data.rows.parser import Parsed, RowParser, load_row, parts_of
 from dualign.data.rows.text_rules import text_rules
 from dualign.data.seeds import Indices
 from dualign.data.text.checks import RenderingError
 from dualign.data.text.spans import RenderedRow, render_rows
 from dualign.data.text.template import ChatTemplate
 from dualign.data.text.truncation import within_budget, without_first_turns
-from dualign.data.tokens.labels import IGNORE_INDEX, Example, Examples, encode_batch, identical_pair
+from dualign.data.tokens.labels import IGNORE_INDEX, Example, Examples, encode_batch
 from dualign.errors import TemplateError
 
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
 _PART = 250
 """Rows that are tokenized together, while the next are rendered."""
-_TOKENS = datasets.List(datasets.Value("int32"))
-_ROW_FEATURES = {
+TOKENS = datasets.List(datasets.Value("int32"))
+ROW_FEATURES = {
     "row": datasets.Value("int64"),
     "mode": datasets.Value("string"),
     "code": datasets.Value("string"),
@@ -85,11 +85,11 @@ Texts = list[RenderedRow] | RowError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _PendingRow:
+class PendingRow:
     """A row before it is tokenized, with the texts of each of its conversations."""
 
     row: int
-    parsed: Conversation | PreferencePair | RowError
+    parsed: Parsed | RowError
     texts: list[Texts]
 
 
@@ -108,6 +108,7 @@ class Encoder:
     rows: Indices = field(repr=False)
     parsed: bool = False
     structs: Structs = field(default_factory=dict, repr=False)
+    row_type: ClassVar[RowType]
     features: ClassVar[datasets.Features]
     conversations_per_row: ClassVar[int]
 
@@ -134,23 +135,23 @@ class Encoder:
             row for pending, examples in parts for row in self._finish(pending, examples.result())
         ]
 
-    def _pending(self, raw: dict[str, Any], row: int) -> _PendingRow:
+    def _pending(self, raw: dict[str, Any], row: int) -> PendingRow:
         try:
             parsed = self._parse(raw, row)
         except RowError as error:
             error = self._check_policy(error)
-            return _PendingRow(row=row, parsed=error, texts=[error] * self.conversations_per_row)
-        return _PendingRow(row=row, parsed=parsed, texts=self._render_all(parsed))
+            return PendingRow(row=row, parsed=error, texts=[error] * self.conversations_per_row)
+        return PendingRow(row=row, parsed=parsed, texts=self._render_all(parsed))
 
     def _finish(
-        self, pending: Sequence[_PendingRow], examples: list[Examples]
+        self, pending: Sequence[PendingRow], examples: list[Examples]
     ) -> Iterator[EncodedRow]:
         for number, row in enumerate(pending):
             first = number * self.conversations_per_row
             of_row = self._compared(examples[first : first + self.conversations_per_row])
             yield EncodedRow(
                 row=row.row,
-                conversations=_conversations(row.parsed),
+                conversations=conversations_of(row.parsed),
                 rendered=tuple(
                     text for texts in row.texts if not isinstance(texts, RowError) for text in texts
                 ),
@@ -173,7 +174,7 @@ class Encoder:
         """Return the examples of a row, or the fault that they have together."""
         return examples
 
-    def _entry(self, row: _PendingRow, examples: list[Examples]) -> dict[str, Any]:
+    def _entry(self, row: PendingRow, examples: list[Examples]) -> dict[str, Any]:
         """Return the row of the table that is trained on."""
         raise NotImplementedError
 
@@ -182,7 +183,7 @@ class Encoder:
         return RowParser(
             source=self.source,
             supervise=self.data.supervise,
-            pairs=isinstance(self, PairEncoder),
+            row_type=self.row_type,
             rules=text_rules(self.tokenizer, self.template),
             structs=self.structs,
         )
@@ -259,13 +260,13 @@ class Encoder:
     def _dropped(self, error: RowError, row: int) -> dict[str, Any]:
         """Return the entry of a row that is left out, with an empty list in each column of tokens."""
         source_mode = UNKNOWN_MODE if self.source.mode == "row" else self.source.mode
-        entry: dict[str, Any] = {name: [] for name in self.features if name not in _ROW_FEATURES}
+        entry: dict[str, Any] = {name: [] for name in self.features if name not in ROW_FEATURES}
         entry |= {"row": row, "mode": error.mode or source_mode, "code": error.code}
         return entry | {"repairs": "", "tokens": 0, "supervised": 0, "setting": 0}
 
-    def _setting(self, row: _PendingRow) -> int:
+    def _setting(self, row: PendingRow) -> int:
         """Return how the row is asked; 0 where nothing is asked."""
-        conversations = _conversations(row.parsed)
+        conversations = conversations_of(row.parsed)
         if self.data.supervise == "all" or not conversations:
             return 0
         return self.template.setting(conversations[0])
@@ -276,8 +277,9 @@ class ExampleEncoder(Encoder):
     """Rows -> examples."""
 
     features: ClassVar[datasets.Features] = datasets.Features(
-        {"input_ids": _TOKENS, "labels": _TOKENS, "parts": _TOKENS, **_ROW_FEATURES}
+        {"input_ids": TOKENS, "labels": TOKENS, "parts": TOKENS, **ROW_FEATURES}
     )
+    row_type = "conversation"
     conversations_per_row = 1
 
     def _parse(self, raw: dict[str, Any], row: int) -> Any:
@@ -292,13 +294,13 @@ class ExampleEncoder(Encoder):
         tokens = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         return [stop for _, stop in tokens["offset_mapping"]]
 
-    def _entry(self, row: _PendingRow, examples: list[Examples]) -> dict[str, Any]:
+    def _entry(self, row: PendingRow, examples: list[Examples]) -> dict[str, Any]:
         """Return the examples of a row one after the other; `parts` are their lengths."""
         (of_row,) = examples
         if isinstance(of_row, RowError):
             return self._dropped(self._check_policy(of_row), row.row)
         labels = _concatenated([example.labels for example in of_row])
-        repairs = [_repairs(row.parsed), "split_history" if len(of_row) > 1 else ""]
+        repairs = [repairs_of(row.parsed), "split_history" if len(of_row) > 1 else ""]
         repairs.append(self.data.too_long if any(example.cut for example in of_row) else "")
         return {
             "input_ids": _concatenated([example.input_ids for example in of_row]),
@@ -314,68 +316,27 @@ class ExampleEncoder(Encoder):
         }
 
 
-@dataclass(frozen=True, kw_only=True)
-class PairEncoder(Encoder):
-    """Rows -> pairs. A pair's tokens are those of its prompt and both answers."""
-
-    features: ClassVar[datasets.Features] = datasets.Features(
-        {"prompt_ids": _TOKENS, "chosen_ids": _TOKENS, "rejected_ids": _TOKENS, **_ROW_FEATURES}
-    )
-    conversations_per_row = 2
-
-    def _render_all(self, parsed: PreferencePair) -> list[Texts]:
-        return [self._render(conversation, "last") for conversation in _conversations(parsed)]
-
-    def _compared(self, examples: list[Examples]) -> list[Examples]:
-        fault = identical_pair(*examples)
-        return examples if fault is None else [fault] * len(examples)
-
-    def _entry(self, row: _PendingRow, examples: list[Examples]) -> dict[str, Any]:
-        chosen, rejected = examples
-        for of_answer in (chosen, rejected):
-            if isinstance(of_answer, RowError):
-                return self._dropped(self._check_policy(of_answer), row.row)
-        assert isinstance(chosen, list) and isinstance(rejected, list)
-        prompt_ids, chosen_ids = chosen[0].prompt_and_answer()
-        other_prompt, rejected_ids = rejected[0].prompt_and_answer()
-        assert prompt_ids == other_prompt, (
-            "encode proved that both start with the prompt's own tokens"
-        )
-        supervised = len(chosen_ids) + len(rejected_ids)
-        return {
-            "prompt_ids": prompt_ids,
-            "chosen_ids": chosen_ids,
-            "rejected_ids": rejected_ids,
-            "row": row.row,
-            "mode": chosen[0].mode,
-            "code": "",
-            "tokens": len(prompt_ids) + supervised,
-            "supervised": supervised,
-            "repairs": _repairs(row.parsed),
-            "setting": self._setting(row),
-        }
-
-
-def _conversations(parsed: Conversation | PreferencePair | RowError) -> tuple[Conversation, ...]:
-    """Return a conversation; chosen and rejected, each as a conversation; or none."""
+def conversations_of(parsed: Parsed | RowError) -> tuple[Conversation, ...]:
+    """Return a conversation; a prompt with each of its answers, as conversations; or none."""
     if isinstance(parsed, RowError):
         return ()
     if isinstance(parsed, Conversation):
         return (parsed,)
+    prompt, *answers = parts_of(parsed)
     return tuple(
         Conversation(
-            messages=(*parsed.prompt, *answer),
+            messages=(*prompt, *answer),
             mode=parsed.mode,
             source=parsed.source,
             row=parsed.row,
             tools=parsed.tools,
             template_kwargs=parsed.template_kwargs,
         )
-        for answer in (parsed.chosen, parsed.rejected)
+        for answer in answers
     )
 
 
-def _repairs(parsed: Conversation | PreferencePair | RowError) -> str:
+def repairs_of(parsed: Parsed | RowError) -> str:
     """Return the names of a row's repairs, joined by commas."""
     return "" if isinstance(parsed, RowError) else ",".join(parsed.repairs)
 

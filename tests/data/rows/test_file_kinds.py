@@ -170,7 +170,11 @@ def test_a_file_with_one_reading_is_read(kind: str, tmp_path: Path) -> None:
     sampled = sample_rows(source, seed=1, number=0, base=None)
     assert len(sampled.table) == count
     parser = RowParser(
-        source=source, supervise="assistant", pairs=False, rules=NO_RULES, structs=sampled.structs
+        source=source,
+        supervise="assistant",
+        row_type="conversation",
+        rules=NO_RULES,
+        structs=sampled.structs,
     )
     for row in sampled.stored:
         assert [turn.role for turn in parser(row, 0).messages] == ["user", "assistant"]  # type: ignore[union-attr]
@@ -226,7 +230,7 @@ def test_numbers_in_calls_are_those_of_the_file(tmp_path: Path) -> None:
         parser = RowParser(
             source=source,
             supervise="assistant",
-            pairs=False,
+            row_type="conversation",
             rules=NO_RULES,
             structs=sampled.structs,
         )
@@ -262,7 +266,11 @@ def test_half_a_character_is_refused_by_its_code_wherever_it_is(row: str, tmp_pa
     source = written(tmp_path, "a.jsonl", f"{whole}\n{row}\n")
     sampled = sample_rows(source, seed=1, number=0, base=None)
     parser = RowParser(
-        source=source, supervise="assistant", pairs=False, rules=NO_RULES, structs=sampled.structs
+        source=source,
+        supervise="assistant",
+        row_type="conversation",
+        rules=NO_RULES,
+        structs=sampled.structs,
     )
     parser(sampled.stored[0], 0)
     with pytest.raises(RowError, match=r"the \? in '.*\? off") as error:

@@ -325,7 +325,11 @@ def outcome(path: Path) -> tuple[str, Any]:
     source = SourceConfig(path=str(path))
     sampled = sample_rows(source, seed=1, number=0, base=None)
     parser = RowParser(
-        source=source, supervise="assistant", pairs=False, rules=NO_RULES, structs=sampled.structs
+        source=source,
+        supervise="assistant",
+        row_type="conversation",
+        rules=NO_RULES,
+        structs=sampled.structs,
     )
     try:
         parsed = parser(sampled.stored[1], 1)

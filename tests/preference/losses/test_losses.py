@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from dualign.preference.losses.scores import PairScores, preference_loss, rewards, token_weights
+from dualign.preference.losses.scores import (
+    PairScores,
+    RatedScores,
+    Scores,
+    kl_estimate,
+    preference_loss,
+    rewards,
+    token_weights,
+)
 from dualign.preference.losses.settings import LossSettings, loss_settings
 from dualign.preference.losses.table import LOSSES
 
@@ -22,10 +30,25 @@ SCORES = PairScores(
 )
 
 
-def value(name: str, scores: PairScores = SCORES, **settings: object) -> list[float]:
+# Log-ratios 2, 2, -2: two desirable answers, and one that isn't.
+RATED = RatedScores(
+    answer=torch.tensor([-8.0, -3.0, -12.0]),
+    reference=torch.tensor([-10.0, -5.0, -10.0]),
+    desirable=torch.tensor([True, True, False]),
+    kl=torch.tensor(1.0),
+)
+
+
+def value(name: str, scores: Scores | None = None, **settings: object) -> list[float]:
+    scores = scores or (RATED if LOSSES[name].of_rated else SCORES)
     loss_P = preference_loss(scores, loss_settings({"loss_type": name, **settings}))
-    assert loss_P.shape == scores.chosen.shape
+    of_pairs = isinstance(scores, PairScores)
+    assert loss_P.shape == (scores.chosen if of_pairs else scores.answer).shape
     return loss_P.tolist()
+
+
+def rated_start() -> RatedScores:
+    return replace(RATED, answer=RATED.reference, kl=torch.tensor(0.0))
 
 
 def sigmoid(x: float) -> float:
@@ -110,6 +133,17 @@ BY_HAND = [
     ("simpo", {"beta": 2.0, "simpo_gamma": 1.0}, [-log_sigmoid(7), -log_sigmoid(-1)]),
     # Sums: -8 and -12, -10 and -16.
     ("cpo", {**HALF, "cpo_alpha": 0.5}, [NLL / 2 - log_sigmoid(2), NLL / 2 - log_sigmoid(3)]),
+    # Distances from z = 1 at beta 0.5: 0.5, 0.5, and -1.5, which is negated for the undesirable answer.
+    (
+        "kto",
+        {**HALF, "desirable_weight": 0.5, "undesirable_weight": 2.0},
+        [0.5 * (1 - sigmoid(0.5)), 0.5 * (1 - sigmoid(0.5)), 2 * (1 - sigmoid(1.5))],
+    ),
+    (
+        "apo_zero_unpaired",
+        {**HALF, "undesirable_weight": 2.0},
+        [1 - sigmoid(1), 1 - sigmoid(1), 2 * sigmoid(-1)],
+    ),
     ("orpo", HALF, [NLL - log_sigmoid(log_odds(-2) - log_odds(-6)) / 2, NLL + math.log(2) / 2]),
 ]
 
@@ -140,13 +174,16 @@ AT_THE_START = [
     ("apo_zero", 1.0),
     ("apo_down", 1.0),
     ("discopop", (math.log(2) + 1) / 2),
+    ("kto", 0.5),
+    ("apo_zero_unpaired", 0.5),
 ]
 
 
 @pytest.mark.parametrize(("name", "expected"), AT_THE_START)
 def test_a_loss_before_the_first_step(name: str, expected: float) -> None:
     """open-instruct's packed DPO started at 6 ln 2: its ratios weren't 0."""
-    assert value(name, start(), label_smoothing=0.1) == pytest.approx([expected] * 3, rel=1e-6)
+    scores = rated_start() if LOSSES[name].of_rated else start()
+    assert value(name, scores, label_smoothing=0.1) == pytest.approx([expected] * 3, rel=1e-6)
 
 
 # The first pair's chosen ratio is 2, so t = e^2; its rejected t = e^-2.
@@ -168,7 +205,7 @@ def test_an_f_divergence_by_hand(kind: str, chosen: float, rejected: float) -> N
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        *((name, "reverse_kl") for name in sorted(LOSSES)),
+        *((name, "reverse_kl") for name, loss in LOSSES.items() if not loss.of_rated),
         *(("sigmoid", kind) for kind in ("forward_kl", "js_divergence", "alpha_divergence")),
     ],
 )
@@ -188,6 +225,22 @@ def test_loss_and_gradient_stay_finite_far_from_the_reference(name: str, kind: s
     assert loss.isfinite()
     assert chosen.grad.isfinite().all()
     assert rejected.grad is None or rejected.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["kto", "apo_zero_unpaired"])
+def test_losses_of_rated_answers_stay_finite_far_from_the_reference(name: str) -> None:
+    answer = torch.tensor([-2000.0, -1e-9, -0.5], requires_grad=True)
+    scores = replace(
+        RATED, answer=answer, reference=torch.full((3,), -900.0), kl=torch.tensor(800.0)
+    )
+    preference_loss(scores, loss_settings({"loss_type": name})).mean().backward()
+    assert answer.grad.isfinite().all()
+
+
+def test_the_kl_of_kto_is_the_mean_log_ratio_of_other_rows_answers_without_gradient() -> None:
+    mismatched = torch.tensor([-8.0, -3.0], requires_grad=True)
+    kl = kl_estimate(mismatched, torch.tensor([-10.0, -9.0]))
+    assert kl.item() == 4.0 and not kl.requires_grad
 
 
 def test_weights_of_pairs_scale_their_losses() -> None:

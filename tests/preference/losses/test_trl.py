@@ -29,7 +29,12 @@ SETTINGS = (
     "f_alpha_divergence_coef",
     "use_weighting",
 )
-OF_TRL = [name for name in LOSSES if name not in ("simpo", "cpo", "orpo")]
+# Those of rated answers: tests/preference/test_rated.py.
+OF_TRL = [
+    name
+    for name, loss in LOSSES.items()
+    if name not in ("simpo", "cpo", "orpo") and not loss.of_rated
+]
 MIXES = [
     *({"loss_type": name, "beta": 0.3} for name in OF_TRL if name != "exo_pair"),
     *(
