@@ -161,9 +161,12 @@ def test_a_file_of_a_tasks_verifier_is_part_of_the_fingerprint(tmp_path: Path) -
     files = {**FILES, "sums.yaml": TASK.replace("verifier: integer", verifier), "s.json": "{}"}
     before = fingerprints(tmp_path, files=files)
     after = fingerprints(tmp_path, files=files | {"s.json": '{"type": "integer"}'})
-    assert {kind for kind, value in after.items() if value != before[kind]} == {
-        *("sft", "pairs", "preference", "merge", "sweep", "eval")
-    }
+    assert {kind for kind, value in after.items() if value == before[kind]} == {"script"}
+    files["sums.yaml"] = files["sums.yaml"].replace(
+        "json_schema, schema: s.json", "python, file: f.py"
+    )
+    changed = [fingerprints(tmp_path, files=files | {"f.py": text})["eval"] for text in ("a", "b")]
+    assert len(set(changed)) == 2
 
 
 def test_the_types_by_device_count_as_the_default_before_them(tmp_path: Path) -> None:

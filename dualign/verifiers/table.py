@@ -17,7 +17,9 @@ from dualign.verifiers.exact import ExactVerifier
 from dualign.verifiers.integer import IntegerVerifier
 from dualign.verifiers.json_schema import JsonSchemaVerifier
 from dualign.verifiers.mathematics import MathVerifier
+from dualign.verifiers.python_function import PythonVerifier
 from dualign.verifiers.regex import RegexVerifier
+from dualign.verifiers.unit_tests import UnitTestsVerifier
 
 VERIFIERS: dict[str, type[Verifier]] = {
     "exact": ExactVerifier,
@@ -27,6 +29,8 @@ VERIFIERS: dict[str, type[Verifier]] = {
     "regex": RegexVerifier,
     "contains": ContainsVerifier,
     "json_schema": JsonSchemaVerifier,
+    "unit_tests": UnitTestsVerifier,
+    "python": PythonVerifier,
 }
 
 if TYPE_CHECKING:

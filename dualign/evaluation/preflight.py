@@ -1,0 +1,34 @@
+"""Why a stage's answers can't be had or checked: asked before the first stage of a recipe starts."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dualign.errors import DualignError
+from dualign.generation import preflight
+from dualign.rundir import RUN_JSON
+from dualign.tasks import load_questions, load_task
+
+
+def issues(stage: Any) -> list[tuple[str, str]]:
+    """Return the reasons as (key, message), of a stage with `tasks` or with `score.tasks`."""
+    if hasattr(stage, "score"):  # a sweep
+        return [("score.tasks", message) for message in _problems(stage.score)]
+    reasons = preflight.issues(stage)
+    if getattr(stage, "rejected_model", None) is None:  # else a strong and a weak model are compared
+        reasons += [("tasks", message) for message in _problems(stage)]
+    return reasons
+
+
+def _problems(config: Any) -> Iterator[str]:
+    for path in map(Path, getattr(config, "tasks", ())):
+        # What another stage makes isn't there yet, or is of its last run.
+        if not path.is_file() or (path.parent / RUN_JSON).is_file():
+            continue
+        try:
+            if config.rows is None:
+                load_questions([path])
+            else:  # which rows are drawn isn't known here
+                load_task(path).check.require()
+        except DualignError as error:
+            yield str(error)

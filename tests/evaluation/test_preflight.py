@@ -1,0 +1,39 @@
+"""What a recipe with tasks is refused for before its first stage starts."""
+
+import pytest
+
+from dualign.evaluation.config import EvalConfig, EvalStage
+from dualign.merging.sweep.config import SweepStage
+from dualign.preference.config import PairsStage
+from dualign.stages import stage_kind
+
+
+@pytest.fixture
+def task(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "1 + 1", "answer": "two"}\n')
+    (tmp_path / "task.yaml").write_text("name: t\nrows: rows.jsonl\nverifier: integer\n")
+    return str(tmp_path / "task.yaml")
+
+
+def eval_stage(*tasks, **keys):
+    return EvalStage(name="eval", models=("m",), tasks=tasks, **keys)
+
+
+def test_an_answer_that_cant_be_read_is_told_by_every_kind_that_checks(task):
+    stages = [
+        ("tasks", "eval", eval_stage(task)),
+        ("tasks", "pairs", PairsStage(name="pairs", model="m", tasks=(task,))),
+        ("score.tasks", "sweep", SweepStage(name="s", merge={}, score=EvalConfig(tasks=(task,)))),
+    ]
+    for key, kind, stage in stages:
+        ((found, message),) = stage_kind(kind).issues(stage)
+        assert found == key
+        assert "rows.jsonl:1: expected answer 'two' isn't a whole number" in message
+
+
+def test_what_isnt_there_yet_or_isnt_checked_is_let_pass(task, tmp_path):
+    strong = PairsStage(name="pairs", model="m", rejected_model="w", tasks=(task,))
+    assert stage_kind("pairs").issues(strong) == []
+    assert stage_kind("eval").issues(eval_stage("stage:data/task.yaml", task, rows=1)) == []
+    (tmp_path / "run.json").write_text("{}")  # of the last run of a stage that makes the task anew
+    assert stage_kind("eval").issues(eval_stage(task)) == []
