@@ -60,13 +60,13 @@ def run(stage: PairsStage, work: Path, *, seed: int) -> Outcome:
     )
     file = SampleFile(work / "generations.jsonl")
     models = [stage.model] + ([stage.rejected_model] if stage.rejected_model else [])
-    samples, asked = [], {}
+    samples, asked, reasons = [], {}, Counter[str]()
     for model in models:
         of_model, record = _sample(stage, model, problems, file, seed)
         samples.append(of_model)
         if record is not None:
             asked[model_label(model)] = record
-    pairs, rows = _pair_up(stage, samples, seed)
+    pairs, rows = _pair_up(stage, samples, seed, reasons)
     if not pairs:
         raise DataError(
             f"stage {stage.name}: no pair came of {rows['in']} prompts: {rows['dropped']}"
@@ -74,7 +74,9 @@ def run(stage: PairsStage, work: Path, *, seed: int) -> Outcome:
     lines = [json.dumps(pair, ensure_ascii=False) for pair in pairs]
     (work / "pairs.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     metrics: dict[str, Any] = {"pairs": len(pairs), "samples": sum(map(len, samples))}
-    return Outcome(metrics=metrics | ({"endpoints": asked} if asked else {}), rows=rows)
+    metrics |= {"endpoints": asked} if asked else {}
+    metrics |= {"reasons": dict(reasons.most_common())} if reasons else {}
+    return Outcome(metrics=metrics, rows=rows)
 
 
 def _sample(
@@ -152,9 +154,12 @@ def _well_formed(answer: Answer | None) -> Reply | str:
 
 
 def _pair_up(
-    stage: PairsStage, samples: Sequence[_Samples], seed: int
+    stage: PairsStage, samples: Sequence[_Samples], seed: int, reasons: Counter[str]
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Return pairs and ROWS of run.json: a row is a prompt in a mode, kept if it has a pair."""
+    """Return pairs and ROWS of run.json: a row is a prompt in a mode, kept if it has a pair.
+
+    `reasons` counts why samples are wrong.
+    """
     prompts: dict[
         tuple[str, Mode, str], tuple[_SampleRequest, list[Reply | str], list[Reply | str]]
     ] = {}
@@ -169,18 +174,20 @@ def _pair_up(
         if second:
             better, worse, reason = _strong_and_weak(first, second)
         else:
-            better, worse, reason = _right_and_wrong(request, first)
+            better, worse, reason = _right_and_wrong(request, first, reasons)
         counts.setdefault(key[:2], Counter())[reason or "kept"] += 1
         pairs += _match(stage, request, better, worse, random.Random(f"{seed}:{key}"))
     return pairs, _rows(counts)
 
 
 def _right_and_wrong(
-    request: _SampleRequest, samples: Sequence[Reply | str]
+    request: _SampleRequest, samples: Sequence[Reply | str], reasons: Counter[str]
 ) -> tuple[list[Reply], list[Reply], str | None]:
     replies = _replies(samples)
-    right = [reply for reply in replies if judge(request.task, request.problem, reply.answer)]
-    wrong = [reply for reply in replies if reply not in right]
+    verdicts = [judge(request.task, request.problem, reply.answer) for reply in replies]
+    reasons.update(verdict.reason for verdict in verdicts if verdict.reason)
+    right = [reply for reply, verdict in zip(replies, verdicts, strict=True) if verdict]
+    wrong = [reply for reply, verdict in zip(replies, verdicts, strict=True) if not verdict]
     if right and wrong:
         return right, wrong, None
     return right, wrong, "all_right" if right else "all_wrong" if wrong else _fault(samples)

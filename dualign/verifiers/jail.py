@@ -37,17 +37,34 @@ def main(settings: dict[str, Any]) -> None:
     """Run the program of `settings` and write its status."""
     status = os.open(settings["status"], os.O_WRONLY | os.O_APPEND)
     try:
+        settings["uid"] = _other_user()
         _prctl(_PDEATHSIG, signal.SIGKILL)
         if settings["isolated"]:
             _enter_namespaces()
         else:
             _prctl(_SUBREAPER, 1)
+            if settings["uid"] is not None:
+                os.chown(settings["work"], settings["uid"], settings["uid"])
         init = os.fork()
         if init == 0:
             _run_init(settings, status)
         _keep(init, settings["wall_seconds"], status)
     except OSError as error:
         _tell(status, error=str(error))
+
+
+def _other_user() -> int | None:
+    """Return a user for root's programs: root is under no limit of processes, this user's are its own.
+
+    A container may know 65536 users only: ids that systemd's table of them leaves free.
+    """
+    if os.geteuid() != 0:
+        return None
+    with contextlib.suppress(OSError):
+        first, _, count = Path("/proc/self/uid_map").read_text().splitlines()[0].split()
+        if int(first) + int(count) > 1 << 31:
+            return 0x70000000 + os.getpid()
+    return 60706 + os.getpid() % 478
 
 
 def _keep(init: int, seconds: int, status: int) -> None:

@@ -11,6 +11,7 @@ from dualign.errors import DataError, EvaluationError
 from dualign.generation.config import Endpoint
 from dualign.preference.config import PairsStage
 from dualign.preference.pairs import run
+from dualign.verifiers.table import verify
 from tests.chat_model import make_model, make_tokenizer, prompt
 from tests.data.text import families
 from tests.generation.servers import Proxy, Reply, chat_reply
@@ -92,10 +93,13 @@ def test_the_verifier_puts_right_against_wrong_in_both_modes(
     made = pairs(tmp_path)
     assert {pair["mode"] for pair in made} == {"think", "no_think"}
     assert len(made) == outcome.rows["kept"] >= 6
+    reasons = outcome.metrics["reasons"]
+    assert set(reasons) <= {"another number", "no number"} and sum(reasons.values()) >= len(made)
     for pair in made:
         right = SUMS[pair["id"]]
         chosen, rejected = pair["chosen"][0], pair["rejected"][0]
-        assert int(chosen["content"]) == right != int(rejected["content"])
+        assert int(chosen["content"]) == right
+        assert not verify("integer", rejected["content"], right)
         assert ("reasoning_content" in chosen) == (pair["mode"] == "think")
         assert pair["prompt"] == [{"role": "user", "content": f"What is {pair['id']}?"}]
 
