@@ -122,8 +122,11 @@ def _run_program(settings: dict[str, Any]) -> None:
         }
         for name, limit in limits.items():
             # A second of CPU time between the signal that says why and the one that ends.
-            hard = limit + (name == resource.RLIMIT_CPU)
-            resource.setrlimit(name, (limit, hard))
+            soft, hard = limit, limit + (name == resource.RLIMIT_CPU)
+            own = resource.getrlimit(name)[1]
+            if own != resource.RLIM_INFINITY:
+                soft, hard = min(soft, own), min(hard, own)
+            resource.setrlimit(name, (soft, hard))
         os.execve(settings["command"][0], settings["command"], settings["environment"])
     except (OSError, ValueError) as error:
         os.write(2, f"{type(error).__name__}: {error}\n".encode())
