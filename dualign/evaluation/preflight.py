@@ -15,7 +15,9 @@ def issues(stage: Any) -> list[tuple[str, str]]:
     if hasattr(stage, "score"):  # a sweep
         return [("score.tasks", message) for message in _problems(stage.score)]
     reasons = preflight.issues(stage)
-    if getattr(stage, "rejected_model", None) is None:  # else a strong and a weak model are compared
+    if (
+        getattr(stage, "rejected_model", None) is None
+    ):  # else a strong and a weak model are compared
         reasons += [("tasks", message) for message in _problems(stage)]
     return reasons
 
