@@ -23,6 +23,8 @@ _LEFT_ASIDE = frozenset(
     | {"return_dict", "output_router_logits", "past_key_values", "past_key_value", "logits_to_keep"}
 )
 
+_REASONS: dict[tuple[type, str], str | None] = {}
+
 
 @dataclass
 class _Trial:
@@ -35,8 +37,16 @@ def unsupported(config: PreTrainedConfig) -> str | None:
     """Return why a model's documents wouldn't be kept apart; None if they would.
 
     A model of this config is built on the meta device and called once; each of its layers has to
-    hand on the segments, and to ask for what the config says and the function can do.
+    hand on the segments, and to ask for what the config says and the function can do. A process
+    tries a config once: a stage asks several times, and later stages have the model of earlier ones.
     """
+    key = (type(config), config.to_json_string(use_diff=False))
+    if key not in _REASONS:
+        _REASONS[key] = _reason(config)
+    return _REASONS[key]
+
+
+def _reason(config: PreTrainedConfig) -> str | None:
     refusals = []
     # A mask keeps transformers from looking for documents in the positions, which meta tensors don't
     # have. Granite 4 looks into the mask instead.

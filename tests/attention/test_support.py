@@ -55,3 +55,10 @@ def test_windows_of_some_layers_are_seen() -> None:
 )
 def test_models_that_dont_are_told_why(config: PreTrainedConfig, reason: str) -> None:
     assert reason in str(unsupported(config))
+
+
+def test_a_config_that_changes_is_tried_again() -> None:
+    config = LlamaConfig(**SHAPE)
+    assert unsupported(config) is None
+    config.attention_dropout = 0.1
+    assert "dropout" in str(unsupported(config))

@@ -133,7 +133,9 @@ def test_losses_are_those_of_one_process_and_the_result_loads(
         launcher = processes.on_cpu(sharding, ground)
         log = recipe.with_suffix(".log")
         processes.Fork("run", str(recipe), log=log, launcher=launcher).finish()
-        assert log.read_text().count("report: ") == 1, "rank 0 writes it"
+        said = log.read_text()
+        assert said.count("report: ") == 1, "rank 0 writes it"
+        assert "refuses the trial" not in said, "later stages train with the attention of the first"
     ids = torch.tensor([[5, 6, 7, 8]])
     for stage in stages:
         folders = (ground / name / stage, alone(stage))
