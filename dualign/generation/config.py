@@ -7,6 +7,7 @@ An address alone is an endpoint that serves one model: `http://127.0.0.1:8080/v1
 imported: recipes load from here.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -98,7 +99,7 @@ class Endpoint:
         return (self.price_in * prompt_tokens + self.price_out * answer_tokens) / 1e6
 
     def problems(self) -> list[tuple[str, str]]:
-        issues = [*_address_problems(self.url), *_secret_problems(self.key_env, self.body)]
+        issues = [*_address_problems(self.url), *_key_and_body_problems(self.key_env, self.body)]
         for key in ("concurrency", "tries"):
             if getattr(self, key) < 1:
                 issues.append((key, f"expected 1 or more, found {getattr(self, key)}"))
@@ -185,7 +186,7 @@ def _address_problems(url: str) -> list[tuple[str, str]]:
     return []
 
 
-def _secret_problems(key_env: str | None, body: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _key_and_body_problems(key_env: str | None, body: Mapping[str, Any]) -> list[tuple[str, str]]:
     issues = []
     if key_env is not None and not _VARIABLE.fullmatch(key_env):
         issues.append(
@@ -200,6 +201,10 @@ def _secret_problems(key_env: str | None, body: Mapping[str, Any]) -> list[tuple
         for name in _names(body)
         if _SECRET.search(name)
     ]
+    try:
+        json.dumps(body, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        issues.append(("body", f"expected what JSON knows: {error} (quote it to make it text)"))
     return issues
 
 

@@ -329,7 +329,7 @@ class _Work:
         chunks = await client.post(
             "/chat/completions",
             cast_to=ChatCompletionChunk,
-            body={"stream_options": {"include_usage": True}, **body, "stream": True},
+            body=body,
             stream=True,
             stream_cls=openai.AsyncStream[ChatCompletionChunk],
         )

@@ -53,6 +53,8 @@ def _problem(endpoint: Endpoint) -> str | None:
             f"{endpoint.label}: the environment variable {endpoint.key_env} isn't set, and key_env names "
             "it for the key"
         )
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        return f"{endpoint.label}: {endpoint.key_env} holds signs that no key has (not shown)"
     if len(key) >= _SHORTEST and key in json.dumps(asdict(endpoint), default=str):
         return (
             f"the settings of an endpoint hold the key itself (not shown): leave it in {endpoint.key_env} "

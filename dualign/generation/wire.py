@@ -70,6 +70,8 @@ def request_body(
         body["top_p"] = sampling.top_p
     if sampling.temperature > 0:
         body["seed"] = seed % 2**31
+    if endpoint.stream:
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
     for option, value in endpoint.body.items():
         own = body.get(option)
         nested = isinstance(own, Mapping) and isinstance(value, Mapping)
@@ -146,17 +148,22 @@ def trace_of(message: Mapping[str, Any]) -> str:
     """Return the trace of a message or of a piece of one; "" if it has none."""
     for name in ("reasoning_content", "reasoning"):
         if isinstance(message.get(name), str) and message[name]:
-            return str(message[name])
+            return _whole(message[name])
     return ""
 
 
 def _text(content: Any) -> str:
     """Return a message's content, also of one that comes in parts."""
     if isinstance(content, list):
-        return "".join(str(part.get("text", "")) for part in content)
+        return _whole("".join(str(part.get("text", "")) for part in content))
     if content is not None and not isinstance(content, str):
         raise TypeError("content is no text")
-    return content or ""
+    return _whole(content or "")
+
+
+def _whole(text: str) -> str:
+    """Return a text that can be written: a limit may cut a character into half of a surrogate pair."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _usage(usage: Any) -> dict[str, int] | None:

@@ -17,10 +17,12 @@ from typing import Any
 import pytest
 
 from dualign.cli.main import main
+from dualign.engine import statuses
 from dualign.errors import ConfigError, EvaluationError
 from dualign.evaluation.config import EvalStage
 from dualign.evaluation.evaluate import run
 from dualign.generation.config import Endpoint, read_model
+from dualign.recipe import load_recipe
 from dualign.switch import Switch
 from tests.chat_model import LEARNT
 from tests.generation.servers import Proxy, Reply, chat_reply, llama_server
@@ -255,12 +257,24 @@ def test_a_budget_is_never_exceeded_and_goes_on_when_it_is_raised(
 
 
 def recipe(folder: Path, task_file: Path, address: str, **options: Any) -> Path:
-    endpoint = {"url": address, "name": "tiny", **options}
+    endpoint = {"url": address, "name": "tiny"} | options
     entry = {"name": "eval", "kind": "eval", "models": [endpoint], "tasks": [str(task_file)]}
     whole = {"output_dir": str(folder / "runs"), "stages": [entry | {"max_new_tokens": 40}]}
     file = folder / "recipe.yaml"
     file.write_text(json.dumps(whole), encoding="utf-8")  # JSON is YAML
     return file
+
+
+def test_what_changes_no_answer_makes_no_stage_run_again(task_file: Path, tmp_path: Path) -> None:
+    def digest(**options: Any) -> str:
+        file = recipe(tmp_path, task_file, "http://host/v1", **options)
+        return statuses(load_recipe(file, []), remember=False)[0].fingerprint
+
+    plain = digest()
+    assert plain == digest(key_env="A_KEY", concurrency=2, price_in=1, price_out=2, max_cost=3)
+    assert plain == digest(stream=True, tries=1, timeout_seconds=1, max_total_tokens=5)
+    others = [{"name": "big"}, {"mode_switch": "user"}, {"body": {"top_k": 1}}, {"url": "http://b"}]
+    assert len({plain, *(digest(**other) for other in others)}) == 5
 
 
 def test_plan_says_what_it_would_cost_without_asking(
@@ -347,6 +361,10 @@ def test_a_key_that_is_missing_or_stands_in_the_settings_is_said(
     subject = Endpoint(url="http://127.0.0.1:9/v1", name="tiny", key_env=VARIABLE)
     with pytest.raises(EvaluationError, match=f"variable {VARIABLE} isn't set"):
         run(stage(subject, tasks=[task_file]), tmp_path, seed=1)
+    monkeypatch.setenv(VARIABLE, f"{KEY}\u2026")
+    with pytest.raises(EvaluationError, match="holds signs that no key has") as caught:
+        run(stage(subject, tasks=[task_file]), tmp_path, seed=1)
+    assert KEY not in str(caught.value)
     monkeypatch.setenv(VARIABLE, KEY)
     subject = Endpoint(url="http://127.0.0.1:9/v1", name=KEY, key_env=VARIABLE)
     with pytest.raises(
@@ -383,6 +401,7 @@ def test_without_the_package_one_line_says_what_to_install(
         ("{url: http://host/v1, concurrency: 0}", "concurrency: expected 1 or more"),
         ("{url: http://host/v1, price_in: 1}", "give both"),
         ("{url: http://host/v1, max_cost: 1}", "needs price_in"),
+        ("{url: http://host/v1, body: {day: 2026-01-01}}", "body: expected what JSON knows"),
         ("{name: x}", "needs the key 'url'"),
         ("{url: http://host/v1", "MODEL: not YAML"),
     ],

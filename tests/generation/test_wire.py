@@ -108,6 +108,13 @@ def test_traces_come_in_many_forms_and_become_the_same(message):
     assert parts.closed and not parts.leaked
 
 
+def test_half_a_character_becomes_a_sign_that_can_be_written():
+    text = reply({"content": "So \ud83d", "reasoning": "Since \ude00."})
+    assert read_reply(text, "think").text == "<think>\nSince \ufffd.\n</think>\n\nSo \ufffd"
+    whole = reply({"content": "So \U0001f600", "reasoning": None})
+    assert read_reply(whole, "no_think").text == "So \U0001f600"
+
+
 def test_a_trace_in_no_think_mode_is_a_leak_and_an_empty_one_is_none():
     leak = read_reply(reply({"content": "So.", "reasoning": "Since."}), "no_think").text
     assert split("", leak, mode="no_think", finished=True).leaked
