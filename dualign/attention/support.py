@@ -73,9 +73,15 @@ def _tried(config: PreTrainedConfig, *, masked: bool) -> tuple[PreTrainedConfig,
 
 
 def default_attention(config: PreTrainedConfig) -> str:
-    """Return what transformers takes where nothing is named: sdpa, or eager where a class has none."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=torch.bfloat16)
+    """Return what transformers takes where nothing is named: sdpa, or eager where a class has none.
+
+    It is sdpa, too, if no such model can be made: loading it says why.
+    """
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=torch.bfloat16)
+    except Exception:  # whatever its code raises
+        return "sdpa"
     return str(model.config._attn_implementation)
 
 

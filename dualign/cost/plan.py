@@ -140,7 +140,7 @@ def _settled(config: Any, file: Path, notes: list[str]) -> Any:
     from dualign.training.attention import attention_in_words
 
     try:
-        model = AutoConfig.from_pretrained(file)
+        model = AutoConfig.from_pretrained(file, trust_remote_code=False)
     except (KeyError, ValueError):  # a kind that isn't known here; loading it says so
         return config
     pairs = stage_kind(config.kind).takes_pairs

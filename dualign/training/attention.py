@@ -77,5 +77,4 @@ def _settled_attention(
         raise CheckpointError(
             f"{model}: can't use attention by document: {reason}; remove attn_implementation"
         )
-    # A class that transformers can't make has its own message, when it is loaded.
     return ("eager" if default_attention(config) == "eager" else "sdpa"), reason

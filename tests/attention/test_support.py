@@ -32,7 +32,8 @@ def test_a_class_without_sdpa_has_eager() -> None:
         default_attention(MambaConfig(vocab_size=96, hidden_size=32, num_hidden_layers=1))
         == "eager"
     )
-    assert default_attention(GPT2Config(n_embd=32, n_layer=1, n_head=4)) == "sdpa"
+    for other in (GPT2Config(n_embd=32, n_layer=1, n_head=4), DistilBertConfig()):
+        assert default_attention(other) == "sdpa"
 
 
 def test_windows_of_some_layers_are_seen() -> None:
