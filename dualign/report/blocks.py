@@ -1,6 +1,8 @@
 """The blocks of a report, before it is HTML or Markdown. All text is plain and unescaped."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,14 +43,25 @@ class Table:
         return tuple(f"{group} {name}".strip() for group, name in pairs)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A plot, twice: SVG for a page, PNG for a file. `name` is unique in the report."""
+    """A plot: SVG for a page, PNG for a file, each drawn once, when it is asked for."""
 
     name: str
+    """unique in the report"""
     alt: str
-    svg: str
-    png: bytes
+    draw: Callable[[str], bytes]
+    """draws it as `svg` or `png`"""
+
+    @cached_property
+    def svg(self) -> str:
+        """The SVG element."""
+        return self.draw("svg").decode()
+
+    @cached_property
+    def png(self) -> bytes:
+        """The file."""
+        return self.draw("png")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

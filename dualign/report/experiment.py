@@ -162,8 +162,8 @@ def experiment_markdown(record: Entry) -> str:
 def write_page(out: Path, record: Entry) -> None:
     """Write report.html, report.md and report/*.png into the experiment's folder."""
     report = _report(record, pictures=True)
-    write_pictures(out / _PICTURES, report)
     html, markdown = render_html(report), render_markdown(report, picture_folder=_PICTURES)
+    write_pictures(out / _PICTURES, report)
     (out / "report.html").write_text(html, encoding="utf-8", errors="replace")
     (out / "report.md").write_text(markdown, encoding="utf-8", errors="replace")
 

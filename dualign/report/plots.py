@@ -269,9 +269,10 @@ def picture(
     size: tuple[float, float] = _SIZE,
     stacked: bool = False,
 ) -> Picture:
-    """Return the plot that `draw` makes, with title and legend, as SVG and PNG."""
+    """Return the plot that `draw` makes, with title and legend."""
     # The salt makes the same numbers give the same bytes.
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
+    style = {**_STYLE, "svg.hashsalt": name}
+    with matplotlib.rc_context(style):
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot()
         draw(axes)
@@ -282,12 +283,22 @@ def picture(
             # Only the marker of an error bar: its caps are noise at the size of a legend.
             marks = [h[0] if isinstance(h, ErrorbarContainer) else h for h in handles]
             figure.legend(marks, labels, loc="outside lower center", ncols=columns, fontsize=9)
-        svg, png = io.StringIO(), io.BytesIO()
-        figure.savefig(
-            svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
-        )
-        figure.savefig(png, format="png", dpi=160, facecolor="white", metadata={"Software": None})
-    return Picture(name=name, alt=alt, svg=_inline(svg.getvalue(), name), png=png.getvalue())
+
+    def saved(form: str) -> bytes:
+        with matplotlib.rc_context(style):
+            return _saved(figure, form, name)
+
+    return Picture(name=name, alt=alt, draw=saved)
+
+
+def _saved(figure: Figure, form: str, name: str) -> bytes:
+    file = io.BytesIO()
+    options: dict[str, Any] = {"dpi": 160, "facecolor": "white", "metadata": {"Software": None}}
+    if form == "svg":
+        options = {"transparent": True, "metadata": {"Date": None, "Creator": None}}
+    figure.savefig(file, format=form, **options)
+    figure.set_layout_engine("none")  # the other form keeps the places
+    return _inline(file.getvalue().decode(), name).encode() if form == "svg" else file.getvalue()
 
 
 def _inline(svg: str, name: str) -> str:

@@ -34,9 +34,9 @@ def write_report(output_dir: Path, stages: Sequence[Path], *, title: str) -> Non
             "Expected the run directories of a pipeline."
         )
     report = _build_report([read_stage(path) for path in stages], title=title)
-    write_pictures(output_dir / _PICTURES, report)
     # Code points that UTF-8 can't hold (a lone surrogate from a cut emoji) show as question marks.
     html, markdown = render_html(report), render_markdown(report, picture_folder=_PICTURES)
+    write_pictures(output_dir / _PICTURES, report)
     (output_dir / "report.html").write_text(html, encoding="utf-8", errors="replace")
     (output_dir / "report.md").write_text(markdown, encoding="utf-8", errors="replace")
 
@@ -63,11 +63,17 @@ def _build_report(stages: Sequence[StageRun], *, title: str) -> Report:
 
 def write_pictures(folder: Path, report: Report) -> None:
     """Write the plots; those of an earlier report are deleted."""
+    pictures = [
+        picture
+        for section in report.sections
+        for block in section.blocks
+        if isinstance(block, Gallery)
+        for picture in block.pictures
+    ]
+    # All are drawn before one is written.
+    files = {f"{picture.name}.png": picture.png for picture in pictures}
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.png"):
         old.unlink()
-    for section in report.sections:
-        for block in section.blocks:
-            if isinstance(block, Gallery):
-                for picture in block.pictures:
-                    (folder / f"{picture.name}.png").write_bytes(picture.png)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
