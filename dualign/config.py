@@ -288,7 +288,8 @@ def _convert_union(args: tuple[Any, ...], value: Any, document: Document, key: K
         converted = _convert(kind, value, attempt, key)
         if not attempt.problems:
             return converted
-    document.refuse(key, f"expected {' or '.join(map(named, args))}, found {_shown(value)}")
+    names = " or ".join(dict.fromkeys(map(named, args)))
+    document.refuse(key, f"expected {names}, found {_shown(value)}")
     return None
 
 
@@ -299,7 +300,8 @@ def _convert_kind(kinds: list[Any], value: Any, document: Document, key: Key) ->
         document.refuse(key, f"needs the key 'kind' (one of {', '.join(names)})")
         return None
     choice = _convert_choice(tuple(names), value["kind"], document, (*key, "kind"))
-    return parse(names[choice], value, document, key) if choice in names else None
+    known = isinstance(choice, str) and choice in names
+    return parse(names[choice], value, document, key) if known else None
 
 
 def _kind_name(expected: Any) -> str:
@@ -347,7 +349,7 @@ def named(expected: Any) -> str:
     if get_origin(expected) is Literal:
         return "one of " + ", ".join(map(str, get_args(expected)))
     if get_origin(expected) in (Union, types.UnionType):
-        return " or ".join(map(named, get_args(expected)))
+        return " or ".join(dict.fromkeys(map(named, get_args(expected))))
     if get_origin(expected) is tuple:
         return f"a list of {named(get_args(expected)[0])}"
     if get_origin(expected) in (dict, Mapping):

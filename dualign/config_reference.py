@@ -82,7 +82,7 @@ def _inners(expected: Any) -> list[type]:
 def _shape(expected: Any) -> str:
     """Return the type in words; an optional key's None isn't named."""
     if get_origin(expected) in (Union, UnionType):
-        names = [named(arg) for arg in get_args(expected) if arg is not NoneType]
+        names = (named(arg) for arg in get_args(expected) if arg is not NoneType)
         return " or ".join(dict.fromkeys(names))
     return named(expected)
 

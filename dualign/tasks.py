@@ -252,9 +252,10 @@ def _problem(task: Task, number: int, row: dict[str, Any]) -> Problem:
 def _answer(task: Task, template: str, row: Mapping[str, Any], what: str) -> Any:
     """Fill the template of the answer; a lone field keeps its list if the verifier takes lists."""
     parts = list(string.Formatter().parse(template))
-    if task.check.takes_lists and len(parts) == 1 and parts[0][:1] == ("",) and parts[0][1]:
+    name = parts[0][1] if len(parts) == 1 else None
+    if task.check.takes_lists and name and parts == [("", name, "", None)]:
         with suppress(KeyError, IndexError, AttributeError, TypeError):
-            value = string.Formatter().get_field(parts[0][1], (), row)[0]
+            value = string.Formatter().get_field(name, (), row)[0]
             if isinstance(value, list | dict):
                 return value
     return _filled(template, row, what)

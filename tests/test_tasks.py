@@ -160,7 +160,8 @@ def with_verifier(folder, verifier, **row):
         ("{need: any}", "verifier: needs the key 'kind' .one of exact, integer"),
         ("{kind: exact, need: any}", "verifier.need: unknown key"),
         ("{kind: regex, pattern: '('}", r"verifier.pattern: '\(' isn't a regular expression"),
-        ("3", "verifier: expected one of exact"),
+        ("{kind: [exact]}", "verifier.kind: expected one of exact, .*, found a list"),
+        ("3", "verifier: expected one of exact, .*, python or keys with values, found 3"),
         ("[exact]", "verifier: expected"),
     ],
 )
