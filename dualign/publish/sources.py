@@ -1,6 +1,6 @@
 """The data that a run was trained on: each source of each stage, and its license."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,11 +45,17 @@ class DataSource:
 
 def data_sources(lineage: Lineage) -> list[DataSource]:
     """List every source of every training stage, in the order of training."""
-    kinds = {stage.name: stage.kind for stage in lineage.stages}
-    return [source for stage in lineage.training for source in _of_stage(stage, kinds)]
+    samplers = {stage.name for stage in lineage.stages if _samples_own_models(stage)}
+    return [source for stage in lineage.training for source in _of_stage(stage, samplers)]
 
 
-def _of_stage(stage: StageRun, kinds: Mapping[str, str]) -> Iterator[DataSource]:
+def _samples_own_models(stage: StageRun) -> bool:
+    """Return whether a stage's rows are by models of the pipeline: an endpoint's have its license."""
+    asked = (stage.record.get("metrics") or {}).get("endpoints")
+    return stage_kind(stage.kind).generates_rows and not asked
+
+
+def _of_stage(stage: StageRun, samplers: Set[str]) -> Iterator[DataSource]:
     record = stage.record
     configs = (record.get("config") or {}).get("data", {}).get("sources") or ()
     files = list(record.get("data") or ())
@@ -57,11 +63,11 @@ def _of_stage(stage: StageRun, kinds: Mapping[str, str]) -> Iterator[DataSource]
         file = files[number] if len(files) == len(configs) else {}
         # A run of another version may have more keys.
         keys = {key: config[key] for key in SourceConfig.__dataclass_fields__ if key in config}
-        yield _source(stage, SourceConfig(**keys), file, kinds)
+        yield _source(stage, SourceConfig(**keys), file, samplers)
 
 
 def _source(
-    stage: StageRun, config: SourceConfig, file: Mapping[str, Any], kinds: Mapping[str, str]
+    stage: StageRun, config: SourceConfig, file: Mapping[str, Any], samplers: Set[str]
 ) -> DataSource:
     label = source_label(config)
     rows = stage.record.get("rows") or {}
@@ -76,7 +82,7 @@ def _source(
         split=config.split,
         revision=config.revision,
         made_by=maker,
-        sampled=stage_kind(kinds.get(maker or "", "")).generates_rows,
+        sampled=maker in samplers,
         sha256=file.get("sha256"),
         rows=sum(entry.get("in") or 0 for entry in entries),
         kept_rows=sum(entry.get("kept") or 0 for entry in entries),

@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 from dualign.publish.base import Base, find_bases
 from dualign.publish.checks.provenance import weights_difference
 from dualign.publish.hub.metadata import HubClient, RepoMetadata
-from dualign.publish.lineage import Root
-from dualign.publish.sources import DataSource, is_hub_id, licenses
+from dualign.publish.lineage import Lineage, Root
+from dualign.publish.sources import DataSource, data_sources, is_hub_id, licenses
+from dualign.report.runs import StageRun
 
 COMMIT = "b" * 40
 
@@ -139,3 +140,16 @@ def test_licenses_come_from_the_hub_then_from_what_is_said() -> None:
 )  # fmt: skip
 def test_datasets_of_the_hub_are_told_from_files(path: str, is_one: bool) -> None:
     assert is_hub_id(path) == is_one
+
+
+@pytest.mark.parametrize(("asked", "sampled"), [({}, True), ({"endpoints": {"big": {}}}, False)])
+def test_rows_by_a_model_of_the_pipeline_have_its_license_and_those_of_an_endpoint_their_own(
+    asked: dict, sampled: bool
+) -> None:
+    pairs = StageRun(
+        path=Path("pairs"), name="pairs", kind="pairs", record={"metrics": {"pairs": 1, **asked}}
+    )
+    config = {"data": {"sources": [{"path": "stage:pairs/pairs.jsonl"}]}}
+    apo = StageRun(path=Path("apo"), name="apo", kind="preference", record={"config": config})
+    (source,) = data_sources(Lineage(run=apo, stages=(pairs, apo), evaluations=()))
+    assert (source.made_by, source.sampled) == ("pairs", sampled)
