@@ -23,7 +23,15 @@ from dualign.evaluation.scores import (
 )
 from dualign.evaluation.table import rise_text
 from dualign.recipe import stage_of
-from dualign.report.runs import ModelEvaluation, Row, StageRun, is_preference, is_training, series
+from dualign.report.runs import (
+    ModelEvaluation,
+    Row,
+    StageRun,
+    is_preference,
+    is_rated,
+    is_training,
+    series,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -236,18 +244,18 @@ def ends_text(stage: StageRun, key: str) -> str:
 
 
 def _margin_finding(stage: StageRun) -> Iterator[str]:
+    rows = "answers, good over bad," if is_rated(stage) else "pairs"
     for prefix, where in (("eval_", "held-out"), ("", "training")):
         parts = []
         for mode in MODES:
             margins = series(stage.log, f"{prefix}rewards/margins/{mode}")
             right = series(stage.log, f"{prefix}rewards/accuracies/{mode}")
             if margins and right:
-                parts.append(
-                    f"{mode} {margins[-1][1]:+.3f} ({percent(right[-1][1])} % of pairs right)"
-                )
+                share = f"{percent(right[-1][1])} % of {rows.partition(',')[0]} right"
+                parts.append(f"{mode} {margins[-1][1]:+.3f} ({share})")
         if parts:
             yield (
-                f"{stage.name}: reward margin on {where} pairs at the end: {', '.join(parts)}. "
+                f"{stage.name}: reward margin on {where} {rows} at the end: {', '.join(parts)}. "
                 + _measure(stage)
             )
             return

@@ -83,24 +83,48 @@ def loss_plot(name: str, stage: str, log: Sequence[Row]) -> Picture:
 
 
 def reward_plot(
-    name: str, stage: str, log: Sequence[Row], measure: str, prefix: str = ""
+    name: str,
+    stage: str,
+    log: Sequence[Row],
+    measure: str,
+    prefix: str = "",
+    *,
+    rated: bool = False,
 ) -> Picture:
-    """Plot a reward measure by step in each mode: margins, accuracies, or rewards of both sides."""
+    """Plot a reward measure by step in each mode: margins, accuracies, or rewards of both sides.
+
+    `rated`: of answers without partners, whose sides are logged under TRL's names of a pair's.
+    """
     keys = {"rewards": ("chosen", "rejected")}.get(measure, (measure,))
+    sides = {"chosen": "desirable", "rejected": "undesirable"} if rated else {}
 
     def draw(axes: Axes) -> None:
         for mode in MODES:
             for key in keys:
-                label = mode if len(keys) == 1 else f"{mode}, {key}"
+                label = mode if len(keys) == 1 else f"{mode}, {sides.get(key, key)}"
                 points = series(log, f"{prefix}rewards/{key}/{mode}")
                 _line(axes, points, mode, label, thin=key == "rejected")
-        axes.set_ylabel({"accuracies": "share of pairs"}.get(measure, "reward"))
+        share = "share of answers" if rated else "share of pairs"
+        axes.set_ylabel({"accuracies": share}.get(measure, "reward"))
         if measure == "accuracies":
             axes.set_ylim(-0.04, 1.04)
 
-    words = {"accuracies": "chosen above rejected"}.get(measure, measure)
+    above = "answers on their side of z" if rated else "chosen above rejected"
+    words = {"accuracies": above}.get(measure, measure)
     where = "validation" if prefix else "training"
     title = f"{stage}: {words}, {where}"
+    return _curve_picture(name, f"{title}, by step", draw, title=title)
+
+
+def kl_plot(name: str, stage: str, log: Sequence[Row]) -> Picture:
+    """Plot KTO's estimate of the KL to the reference: a thin line in training, a marked one in validation."""
+
+    def draw(axes: Axes) -> None:
+        _line(axes, series(log, "kl"), "", "training", thin=True)
+        _line(axes, series(log, "eval_kl"), "", "validation")
+        axes.set_ylabel("nats")
+
+    title = f"{stage}: z, the KL to the reference"
     return _curve_picture(name, f"{title}, by step", draw, title=title)
 
 

@@ -153,3 +153,8 @@ def is_preference(stage: StageRun) -> bool:
     """True if the stage logged rewards, as preference stages do."""
     prefixes = ("rewards/", "eval_rewards/")
     return any(key.startswith(prefixes) for row in stage.log for key in row)
+
+
+def is_rated(stage: StageRun) -> bool:
+    """True if the stage was trained on answers that are good or bad, without partners."""
+    return "desirable" in (stage.record.get("rows") or {})

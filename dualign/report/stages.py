@@ -10,8 +10,8 @@ from dualign.generation.config import endpoint_of
 from dualign.model_ref import StageRef
 from dualign.report.blocks import Block, Details, Gallery, Paragraph, Picture, Section, Table
 from dualign.report.conclusions import ends_text
-from dualign.report.plots import cost_plot, loss_plot, reward_plot
-from dualign.report.runs import ModelEvaluation, StageRun, is_preference, is_training
+from dualign.report.plots import cost_plot, kl_plot, loss_plot, reward_plot
+from dualign.report.runs import ModelEvaluation, StageRun, is_preference, is_rated, is_training
 from dualign.report.samples import plain
 
 _MIB_PER_GIB = 1024
@@ -87,7 +87,8 @@ def _shown_key(key: str) -> str:
     name = key.removeprefix("eval_")
     if name == "loss" or name.startswith("loss/"):
         return name
-    return name if name.startswith("rewards/") and "/source/" not in name else ""
+    shown = name == "kl" or (name.startswith("rewards/") and "/source/" not in name)
+    return name if shown else ""
 
 
 def _key_order(name: str) -> tuple[bool, bool, str]:
@@ -102,7 +103,11 @@ def _reward_plots(stage: StageRun) -> Iterator[Picture]:
             starts = tuple(f"{prefix}rewards/{key}/" for key in keys)
             if any(key.startswith(starts) for row in stage.log for key in row):
                 name = f"{prefix.replace('_', '-')}{measure}-{stage.name}"
-                yield reward_plot(name, stage.name, stage.log, measure, prefix)
+                yield reward_plot(
+                    name, stage.name, stage.log, measure, prefix, rated=is_rated(stage)
+                )
+    if any("kl" in row for row in stage.log):
+        yield kl_plot(f"kl-{stage.name}", stage.name, stage.log)
 
 
 def _row_blocks(stage: StageRun) -> Iterator[Block]:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from dualign.doctor.balance import PairTokens, check_modes, check_pair_lengths
+from dualign.doctor.balance import PairTokens, Verdicts, check_modes, check_pair_lengths
 
 
 def group(mode: str, rows: int, supervised: int) -> dict[str, Any]:
@@ -42,3 +42,17 @@ def test_pairs_of_which_one_side_is_longer_are_told() -> None:
     assert [fault.code for fault in check_pair_lengths(PairTokens(chosen=1, rejected=100))] == [
         "length_bias"
     ]
+
+
+def test_answers_of_one_verdict_are_an_error_and_those_of_one_mode_a_warning() -> None:
+    def of(*counts: tuple[str, int, int]) -> list[tuple[str, str]]:
+        verdicts = Verdicts()
+        for mode, good, bad in counts:
+            for desirable in (*[True] * good, *[False] * bad):
+                verdicts.add(mode, desirable)
+        return [(finding.code, finding.severity) for finding in verdicts.check()]
+
+    assert of() == of(("think", 2, 1), ("no_think", 1, 3)) == of(("think", 2, 1)) == []
+    assert of(("think", 2, 0), ("no_think", 3, 0)) == [("one_verdict", "error")]
+    assert of(("think", 0, 2)) == [("one_verdict", "error")]
+    assert of(("think", 2, 0), ("no_think", 1, 3)) == [("one_verdict", "warning")]

@@ -150,3 +150,11 @@ def test_a_pair_that_contradicts_itself_stops_the_evaluation(learnt: Path, tmp_p
     (tmp_path / "bad.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"row 0: chosen and rejected are the same"):
         pair_margins(open_model(str(learnt)), [str(tmp_path / "bad.jsonl")])
+
+
+def test_rated_answers_are_refused_by_name(learnt: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": "What is 1+1?", "completion": "2", "label": True}]
+    file = tmp_path / "rated.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    with pytest.raises(DataError, match=r"a verdict \(KTO\).*`pairs` of an eval stage, need two"):
+        pair_margins(open_model(str(learnt)), [str(file)])

@@ -172,6 +172,12 @@ def test_preference_stage_tells_its_held_out_margins(tmp_path: Path) -> None:
         "apo: reward margin on held-out pairs at the end: think +0.250 (75.0 % of pairs right), "
         "no_think -0.500 (40.0 % of pairs right). The margin is measured against the reference"
     )
+    rows = {"in": 4, "kept": 4, "dropped": {}, "desirable": 3, "undesirable": 1}
+    rated = read_stage(write_stage(tmp_path, "kto", "preference", log=log, rows=rows))
+    assert list(training_findings(rated))[1].startswith(
+        "kto: reward margin on held-out answers, good over bad, at the end: think +0.250 (75.0 % of "
+        "answers right), "
+    )
     alone = write_stage(
         tmp_path, "simpo", "preference", log=log, metrics={"reference": None, "steps": 2}
     )

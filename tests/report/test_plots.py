@@ -1,6 +1,7 @@
 """The plots: what is drawn, in which colours, and that many of them can stand in one page."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -17,8 +18,10 @@ from dualign.report.plots import (
     row_lengths_plot,
 )
 from dualign.report.plots import _thinned as thinned
+from dualign.report.runs import read_stage
+from dualign.report.stages import training_sections
 
-from .conftest import cell
+from .conftest import cell, write_stage
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -100,3 +103,27 @@ def test_long_curves_are_thinned_to_means() -> None:
 def test_rows_of_any_length_can_be_drawn(lengths: list[int]) -> None:
     picture = row_lengths_plot("p", "rows", {"think": lengths, "no_think": lengths})
     assert picture.png.startswith(PNG)
+
+
+def test_a_stage_of_rated_answers_shows_both_sides_by_their_names_and_the_kl(
+    tmp_path: Path,
+) -> None:
+    log = [
+        {
+            "step": step,
+            "loss": 0.5,
+            "kl": 0.1 * step,
+            "rewards/chosen/think": 0.2 * step,
+            "rewards/rejected/think": -0.1 * step,
+            "rewards/accuracies/think": 0.75,
+        }
+        for step in range(1, 5)
+    ]
+    rows = {"in": 4, "kept": 4, "dropped": {}, "desirable": 3, "undesirable": 1}
+    stage = read_stage(write_stage(tmp_path, "kto", "preference", log=log, rows=rows))
+    gallery, table = next(iter(training_sections([stage]))).blocks
+    drawn = {picture.name: picture.svg for picture in gallery.pictures}
+    assert set(drawn) == {"loss-kto", "rewards-kto", "accuracies-kto", "kl-kto"}
+    assert "think, undesirable" in drawn["rewards-kto"]
+    assert "rejected" not in drawn["rewards-kto"]
+    assert ("kl", "0.100 to 0.400", "-") in table.rows

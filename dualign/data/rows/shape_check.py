@@ -17,7 +17,7 @@ from dualign.data.rows.columns import column_of, mapped_row, shape_for
 from dualign.data.rows.kinds import misplaced_row
 from dualign.data.rows.known_columns import known_columns, samples_of
 from dualign.data.rows.reading import as_yaml, columns_to_try
-from dualign.data.rows.shapes import RowShape, shapes_of
+from dualign.data.rows.shapes import RowShape, shape_of, shapes_of
 from dualign.data.rows.sources import source_label
 from dualign.data.seeds import Indices
 from dualign.errors import DataError
@@ -132,7 +132,11 @@ def check_shapes(
             f"{len(unknown):,} of {len(table):,} rows have no known shape; the first has "
             f"{_shown(table, unknown[0])}: {fault}"
         )
-        if not (source.columns or by_shape) and (columns := columns_to_try(table, pairs=pairs)):
+        shape = shape_of(row, pairs=not pairs)
+        other_stage = shape is not None and not shape.verbatim
+        if not (source.columns or by_shape or other_stage) and (
+            columns := columns_to_try(table, pairs=pairs)
+        ):
             what += f". To try: columns: {as_yaml(columns)}"
         raise RowError(fault.code, what, source=source_label(source), row=int(rows[unknown[0]]))
 
