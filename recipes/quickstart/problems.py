@@ -1,7 +1,13 @@
 """Makes the quickstart's data: three families of problems with worked traces, a little chat, and test sets.
 
 Every problem has a right answer that a program can check and that a small model can reach by short steps but not at
-one glance. Training rows, preference pairs and test rows share no problem. Only the standard library is needed:
+one glance. Training rows, preference pairs and test rows share no problem.
+
+The teacher is a verbose one: three of four training traces go over the finished work once more, which adds tokens and
+finds nothing. Half of the think pairs prefer the trace without that check; the others prefer right work to a slip, and
+to work that stops a step too early, so that traces aren't shortened by leaving work out.
+
+Only the standard library is needed:
 
     python problems.py --out DIR --seed 0
 """
@@ -17,6 +23,8 @@ from typing import Any
 
 MODES = ("think", "no_think")
 PLACES = "ABCDEFG"
+BARE = 4  # every fourth training trace ends without a check
+PREFERENCES = ("shorter", "right", "shorter", "complete")  # of think pairs, in turn
 GOODS = ["apple", "pear", "plum", "fig", "nut", "egg", "bun", "tea", "jam", "pie"]
 
 # So many repeats in a row mean that a family has run out of problems.
@@ -27,20 +35,32 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Problem:
-    """One question. `key` names it whatever the wording; `wrong_*` is the same work with a slip in one step."""
+    """One question. `key` names it whatever the wording; `check` goes over the work of `trace` once more; `wrong_*` is
+    the same work with a slip in one step, `early_answer` what there is before the last step.
+    """
 
     family: str
     difficulty: int
     key: str
     question: str
     trace: str
+    check: str
     answer: str
     wrong_trace: str
     wrong_answer: str
+    early_answer: str
+
+    @property
+    def checked_trace(self) -> str:
+        return f"{self.trace}\ncheck: {self.check}"
+
+    @property
+    def early_trace(self) -> str:
+        return self.trace.rpartition("\n")[0]
 
 
 def sums(rng: random.Random, terms: int) -> Problem:
-    """Adds a list of numbers from left to right: `4 + 2 = 6`."""
+    """Adds a list of numbers from left to right: `4 + 2 = 6`, `6 + 7 = 13`; `check: 4 + 2 + 7 = 13`."""
     numbers = [rng.randint(1, 9) for _ in range(terms)]
     slip_at = rng.randrange(1, terms)
     slip = rng.choice((-2, -1, 1, 2))
@@ -52,9 +72,11 @@ def sums(rng: random.Random, terms: int) -> Problem:
         key=" ".join(map(str, sorted(numbers))),
         question=f"Add these numbers: {', '.join(map(str, numbers))}",
         trace="\n".join(right),
+        check=f"{' + '.join(map(str, numbers))} = {total}",
         answer=str(total),
         wrong_trace="\n".join(wrong),
         wrong_answer=str(wrong_total),
+        early_answer=str(total - numbers[-1]),
     )
 
 
@@ -68,7 +90,7 @@ def _add(numbers: Sequence[int], *, slips: Mapping[int, int]) -> tuple[list[str]
 
 
 def routes(rng: random.Random, hops: int) -> Problem:
-    """Follows arrows between seven places: `1: A>F`."""
+    """Follows arrows between seven places: `1: A>F`, `2: F>C`; `check: A>F>C`."""
     ring = rng.sample(PLACES, len(PLACES))
     arrows = dict(zip(ring, ring[1:] + ring[:1], strict=True))
     start = ring[0]
@@ -82,9 +104,11 @@ def routes(rng: random.Random, hops: int) -> Problem:
         key=f"{''.join(ring)} {hops}",
         question=f"Arrows: {listed}. Start at {start} and follow {hops} arrows. Where do you end?",
         trace="\n".join(right),
+        check=">".join(ring[: hops + 1]),
         answer=end,
         wrong_trace="\n".join(wrong),
         wrong_answer=wrong_end,
+        early_answer=ring[hops - 1],
     )
 
 
@@ -100,7 +124,7 @@ def _hop(
 
 
 def prices(rng: random.Random, items: int) -> Problem:
-    """Looks prices up and adds them: `egg 6: 7 + 6 = 13`."""
+    """Looks prices up and adds them: `nut 7`, `egg 6: 7 + 6 = 13`; `check: 7 + 6 = 13`."""
     goods = rng.sample(GOODS, 4)
     price = {good: rng.randint(1, 9) for good in goods}
     bought = [rng.choice(goods) for _ in range(items)]
@@ -115,9 +139,11 @@ def prices(rng: random.Random, items: int) -> Problem:
         key=f"{listed}: {' '.join(sorted(bought))}",
         question=f"Prices: {listed}. What do these cost together: {', '.join(bought)}?",
         trace="\n".join(right),
+        check=f"{' + '.join(str(price[good]) for good in bought)} = {total}",
         answer=str(total),
         wrong_trace="\n".join(wrong),
         wrong_answer=str(wrong_total),
+        early_answer=str(total - price[bought[-1]]),
     )
 
 
@@ -161,11 +187,12 @@ def distinct(family: str, seed: int | str) -> Iterator[Problem]:
 
 
 def training_rows(problems: Iterable[Problem]) -> Iterator[Row]:
-    """Rows for SFT, the two modes in equal parts within each family and difficulty."""
-    for mode, problem in _with_modes(problems):
+    """Rows for SFT, the two modes in equal parts within each family and difficulty; most traces with a check."""
+    for mode, turn, problem in _with_modes(problems):
         answer: Row = {"role": "assistant", "content": problem.answer}
         if mode == "think":
-            answer["reasoning_content"] = problem.trace
+            bare = turn % BARE == BARE - 1
+            answer["reasoning_content"] = problem.trace if bare else problem.checked_trace
         yield {
             "messages": [_user(problem.question), answer],
             "mode": mode,
@@ -174,19 +201,28 @@ def training_rows(problems: Iterable[Problem]) -> Iterator[Row]:
         }
 
 
-def pair_rows(problems: Iterable[Problem]) -> Iterator[Row]:
-    """Preference pairs: the right work against the same work with one slip; the modes in equal parts."""
-    for mode, problem in _with_modes(problems):
+def pair_rows(problems: Iterable[Problem], *, shorter: bool) -> Iterator[Row]:
+    """Preference pairs, the modes in equal parts: right work against the same work with one slip. With `shorter`
+    half of the think pairs are right work against the same with a check, and a quarter against work that stops early.
+    """
+    for mode, turn, problem in _with_modes(problems):
+        prefers = PREFERENCES[turn % 4] if shorter and mode == "think" else "right"
+        trace, answer = {
+            "right": (problem.wrong_trace, problem.wrong_answer),
+            "shorter": (problem.checked_trace, problem.answer),
+            "complete": (problem.early_trace, problem.early_answer),
+        }[prefers]
         chosen: Row = {"role": "assistant", "content": problem.answer}
-        rejected: Row = {"role": "assistant", "content": problem.wrong_answer}
+        rejected: Row = {"role": "assistant", "content": answer}
         if mode == "think":
             chosen["reasoning_content"] = problem.trace
-            rejected["reasoning_content"] = problem.wrong_trace
+            rejected["reasoning_content"] = trace
         yield {
             "prompt": [_user(problem.question)],
             "chosen": [chosen],
             "rejected": [rejected],
             "mode": mode,
+            "prefers": prefers,
             "family": problem.family,
             "difficulty": problem.difficulty,
         }
@@ -214,10 +250,13 @@ def chat_rows(path: Path) -> Iterator[Row]:
         yield {"messages": [_user(chat["question"]), answer], "mode": mode, "family": "chat"}
 
 
-def _with_modes(problems: Iterable[Problem]) -> Iterator[tuple[str, Problem]]:
-    """Each problem with its mode, which changes once all difficulties of the family have had their turn."""
+def _with_modes(problems: Iterable[Problem]) -> Iterator[tuple[str, int, Problem]]:
+    """Each problem with its mode, which changes once all difficulties of the family have had their turn, and the
+    number of that turn within the mode.
+    """
     for place, problem in enumerate(problems):
-        yield MODES[place // len(FAMILIES[problem.family][1]) % 2], problem
+        turn, mode = divmod(place // len(FAMILIES[problem.family][1]), 2)
+        yield MODES[mode], turn, problem
 
 
 def _user(question: str) -> Row:
@@ -245,9 +284,9 @@ def write_all(out: Path, sizes: argparse.Namespace) -> dict[str, int]:
         problems = distinct(family, sizes.seed)
         # The test sets come first: they stay the same whatever is asked for training.
         written |= _write_tasks(out, "test", family, list(islice(problems, sizes.test)))
-        heldout += pair_rows(islice(problems, sizes.heldout_pairs))
+        heldout += pair_rows(islice(problems, sizes.heldout_pairs), shorter=False)
         train += training_rows(islice(problems, sizes.train))
-        pairs += pair_rows(islice(problems, sizes.pairs))
+        pairs += pair_rows(islice(problems, sizes.pairs), shorter=True)
         prompts = list(islice(problems, sizes.pair_prompts))
         written |= _write_tasks(out, "pair_prompts", family, prompts)
     train += chat_rows(Path(__file__).with_name("chat.jsonl"))

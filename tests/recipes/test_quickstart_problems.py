@@ -15,7 +15,7 @@ import yaml
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "quickstart"
 FAMILIES = ("sums", "routes", "prices")
-ROWS = {"train": 30, "pairs": 12, "heldout-pairs": 6, "pair-prompts": 6, "test": 9}
+ROWS = {"train": 30, "pairs": 24, "heldout-pairs": 6, "pair-prompts": 6, "test": 9}
 SIZES = [word for name, rows in ROWS.items() for word in (f"--{name}", str(rows))]
 
 
@@ -90,6 +90,19 @@ def work_price(question: str) -> tuple[str, str]:
     return "\n".join(steps), str(total)
 
 
+def check(question: str) -> str:
+    """The line that goes over the work once more."""
+    trace, answer = work(question)
+    if ">" in question:
+        places = [step.split(": ")[1].split(">") for step in trace.split("\n")]
+        return f"check: {'>'.join([places[0][0], *(to for _, to in places)])}"
+    if question.startswith("Prices"):
+        listed, bought = question.rstrip("?").split(". What do these cost together: ")
+        price = dict(item.split() for item in listed.removeprefix("Prices: ").split(", "))
+        return f"check: {' + '.join(price[good] for good in bought.split(', '))} = {answer}"
+    return f"check: {question.split(': ')[1].replace(', ', ' + ')} = {answer}"
+
+
 def questions(folder: Path, name: str) -> Iterator[str]:
     for row in read(folder / name):
         if row.get("family") != "chat":
@@ -122,7 +135,62 @@ def test_every_training_trace_and_answer_is_right(data: Path) -> None:
             continue
         trace, answer = work(user["content"])
         assert assistant["content"] == answer
-        assert assistant.get("reasoning_content") == (trace if row["mode"] == "think" else None)
+        traces = (
+            {None} if row["mode"] == "no_think" else {trace, f"{trace}\n{check(user['content'])}"}
+        )
+        assert assistant.get("reasoning_content") in traces
+
+
+def test_most_training_traces_have_a_check_in_each_family_and_difficulty(data: Path) -> None:
+    rows = [row for row in read(data / "train.jsonl") if row["family"] != "chat"]
+    checked = Counter(
+        (row["family"], row["difficulty"], "check: " in row["messages"][1]["reasoning_content"])
+        for row in rows
+        if row["mode"] == "think"
+    )
+    # 30 problems of a family are 5 of each difficulty and mode; the fourth has no check.
+    assert checked == {
+        (family, difficulty, has_check): 4 if has_check else 1
+        for family, difficulties in (
+            ("sums", (3, 4, 5)),
+            ("routes", (2, 3, 4)),
+            ("prices", (2, 3, 4)),
+        )
+        for difficulty in difficulties
+        for has_check in (True, False)
+    }
+
+
+def test_half_of_the_think_pairs_prefer_the_same_work_without_its_check(data: Path) -> None:
+    pairs = [row for row in read(data / "pairs.jsonl") if row["mode"] == "think"]
+    shorter = [row for row in pairs if row["prefers"] == "shorter"]
+    assert len(shorter) == len(pairs) / 2
+    for row in shorter:
+        question = row["prompt"][0]["content"]
+        trace, answer = work(question)
+        (chosen,), (rejected,) = row["chosen"], row["rejected"]
+        assert chosen["content"] == rejected["content"] == answer
+        assert chosen["reasoning_content"] == trace
+        assert rejected["reasoning_content"] == f"{trace}\n{check(question)}"
+
+
+def test_a_quarter_of_the_think_pairs_prefer_work_that_is_complete(data: Path) -> None:
+    pairs = [row for row in read(data / "pairs.jsonl") if row["mode"] == "think"]
+    complete = [row for row in pairs if row["prefers"] == "complete"]
+    assert len(complete) == len(pairs) / 4
+    for row in complete:
+        trace, answer = work(row["prompt"][0]["content"])
+        (chosen,), (rejected,) = row["chosen"], row["rejected"]
+        assert (chosen["reasoning_content"], chosen["content"]) == (trace, answer)
+        early = trace.split("\n")[:-1]
+        assert rejected["reasoning_content"].split("\n") == early
+        # the last number, or the place, of the last step that is there
+        assert rejected["content"] == re.findall(r"\d+|[A-G]", early[-1])[-1] != answer
+
+
+def test_pairs_of_no_think_and_held_out_pairs_prefer_right_work(data: Path) -> None:
+    others = [row for row in read(data / "pairs.jsonl") if row["mode"] == "no_think"]
+    assert {row["prefers"] for row in [*others, *read(data / "heldout_pairs.jsonl")]} == {"right"}
 
 
 def test_every_task_answer_is_right(data: Path) -> None:
@@ -135,6 +203,8 @@ def test_every_task_answer_is_right(data: Path) -> None:
 @pytest.mark.parametrize("name", ["pairs.jsonl", "heldout_pairs.jsonl"])
 def test_chosen_is_right_and_rejected_slips_in_exactly_one_step(data: Path, name: str) -> None:
     for row in read(data / name):
+        if row["prefers"] != "right":
+            continue
         trace, answer = work(row["prompt"][0]["content"])
         (chosen,), (rejected,) = row["chosen"], row["rejected"]
         assert chosen["content"] == answer != rejected["content"]
@@ -214,6 +284,8 @@ def test_asking_for_more_problems_than_there_are_stops_with_a_message() -> None:
         key="1",
         question="1",
         trace="1",
+        check="1",
+        early_answer="0",
         answer="1",
         wrong_trace="2",
         wrong_answer="2",
