@@ -19,24 +19,30 @@ from tests.processes import (  # noqa: F401 - hooks
 # The files that take longest, by seconds of CPU. They go first, so that the workers of `make test` end together.
 LONGEST = (
     "training/test_many_processes.py",
-    "cost/test_memory.py",
     "publish/test_road.py",
-    "publish/test_publish.py",
+    "cost/test_memory.py",
     "training/test_resume.py",
-    "training/test_lora_across_stages.py",
-    "pipeline/test_tiny_road.py",
-    "checkpoints/test_adapters.py",
     "experiments/test_experiment.py",
-    "merging/sweep/test_sweep.py",
-    "merging/test_output.py",
+    "pipeline/test_tiny_road.py",
+    "training/test_lora_across_stages.py",
     "merging/adapters/test_soup.py",
+    "publish/test_publish.py",
     "test_api.py",
+    "preference/test_step.py",
+    "checkpoints/test_adapters.py",
+    "test_engine.py",
+    "publish/test_planted_faults.py",
+    "merging/test_output.py",
+    "merging/sweep/test_sweep.py",
+    "report/test_report.py",
 )
 
 
 def pytest_configure() -> None:
-    """Let no property test fail since the machine is busy."""
+    """Let no property test fail since the machine is busy, and collect garbage as the command does."""
     from hypothesis import HealthCheck, settings
+
+    gc.set_threshold(50_000)  # among half a million objects that imports make and that stay
 
     checks = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
     settings.register_profile("any machine", deadline=None, suppress_health_check=checks)
