@@ -53,16 +53,15 @@ def _each(
         runs = _runs(query.shape[2], key.shape[2], scores.window)
         pieces = torch.split(query, [queries for queries, _ in runs], dim=2)
         for piece, (_, seen) in zip(pieces, runs, strict=True):
-            outputs.append(
-                kernel(
-                    piece,
-                    key[:, :, seen],
-                    value[:, :, seen],
-                    _mask_of(segments, piece.shape[2], seen, scores.window),
-                    scores,
-                )
+            output_1NQH = kernel(
+                piece,
+                key[:, :, seen],
+                value[:, :, seen],
+                _mask_of(segments, piece.shape[2], seen, scores.window),
+                scores,
             )
-    return torch.cat(outputs, dim=2).transpose(1, 2)
+            outputs.append(output_1NQH.transpose(1, 2))  # as SDPA lays it out on a CPU
+    return torch.cat(outputs, dim=1)
 
 
 def _runs(queries: int, keys: int, window: int | None) -> list[tuple[int, slice]]:

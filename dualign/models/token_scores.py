@@ -26,6 +26,7 @@ Extra = Literal["entropy", "mean_logits", "is_top1", "log_sum_sq_probs"]
 _TILE_ELEMENTS_CPU = 1 << 24
 _TILE_ELEMENTS = 1 << 26
 _FEWEST_ROWS, _MOST_ROWS = 64, 1024
+_PART_ELEMENTS = 1 << 20  # of a product that is summed at once on a CPU: it stays in the cache
 
 
 class LogitForm(NamedTuple):
@@ -99,9 +100,11 @@ class _LabelLogProbs(torch.autograd.Function):
         log_totals_N = torch.empty_like(log_probs_N)
         slopes_ND = torch.empty_like(hidden_ND, dtype=torch.float32) if ahead else None
         figures: dict[Extra, list[Tensor]] = {name: [] for name in extras}
+        keep = bool(extras or form.softcap)
         for rows in _tiles(len(labels_N), len(weight_VD), hidden_ND.device):
             labels_R = labels_N[rows]
-            tile = _Tile(head.logits(hidden_ND[rows]), labels_R, keep=bool(extras or form.softcap))
+            logits_RV = head.logits(hidden_ND[rows])
+            tile = _Tile(logits_RV, labels_R, spare_RV=head.spare(logits_RV) if keep else None)
             log_probs_N[rows] = tile.log_probs_R
             log_totals_N[rows] = tile.log_totals_R
             for name in extras:
@@ -145,10 +148,11 @@ def _trained_head_gradients(
         of_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32)
         of_bias_V = None if bias_V is None else torch.zeros_like(bias_V, dtype=torch.float32)
         for rows in _tiles(len(labels_N), len(weight_VD), hidden_ND.device):
+            logits_RV = head.logits(hidden_ND[rows])
             tile = _Tile(
-                head.logits(hidden_ND[rows]),
+                logits_RV,
                 labels_N[rows],
-                keep=form.softcap is not None,
+                spare_RV=None if form.softcap is None else head.spare(logits_RV),
                 log_totals_R=log_totals_N[rows],
             )
             slope_RV = tile.slope(gradient_N[rows], form)
@@ -162,7 +166,11 @@ def _trained_head_gradients(
 
 
 class _Head:
-    """The products with the head's matrix, computed in `dtype`."""
+    """The products with the head's matrix, computed in `dtype`.
+
+    Each tile's logits lie where those of the tile before lay: on a CPU fresh memory of this size
+    comes from the system page by page, which takes a fifth of the time of the product.
+    """
 
     def __init__(
         self, weight_VD: Tensor, bias_V: Tensor | None, form: LogitForm, dtype: torch.dtype
@@ -171,15 +179,33 @@ class _Head:
         self._form = form
         self._weight_VD = weight_VD.detach().to(dtype)
         self._bias_V = None if bias_V is None else bias_V.detach().to(dtype)
+        self._places: dict[str, Tensor] = {}
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
-        """Return the logits [R, V] in float32."""
-        logits_RV = linear(hidden_RD.detach().to(self.dtype), self._weight_VD, self._bias_V).float()
+        """Return the logits [R, V] in float32; they overwrite those returned before."""
+        hidden_RD = hidden_RD.detach().to(self.dtype)
+        if self.dtype == torch.float32:
+            logits_RV = self._place("logits", len(hidden_RD), hidden_RD)
+            torch.mm(hidden_RD, self._weight_VD.T, out=logits_RV)
+            if self._bias_V is not None:
+                logits_RV.add_(self._bias_V)
+        else:
+            logits_RV = linear(hidden_RD, self._weight_VD, self._bias_V).float()
         if self._form.scale != 1.0:
             logits_RV.mul_(self._form.scale)
         if (softcap := self._form.softcap) is not None:
             logits_RV.div_(softcap).tanh_().mul_(softcap)
         return logits_RV
+
+    def spare(self, logits_RV: Tensor) -> Tensor:
+        """Return room for as many values; they overwrite those of the tile before."""
+        return self._place("spare", len(logits_RV), logits_RV)
+
+    def _place(self, name: str, rows: int, like: Tensor) -> Tensor:
+        if name not in self._places or len(self._places[name]) < rows:
+            shape = rows, len(self._weight_VD)
+            self._places[name] = torch.empty(shape, dtype=torch.float32, device=like.device)
+        return self._places[name][:rows]
 
     def hidden_gradient(self, slope_RV: Tensor) -> Tensor:
         """Return the gradient of the hidden states [R, D] for that of the products."""
@@ -195,46 +221,59 @@ class _Head:
 
 
 class _Tile:
-    """Log-probabilities of a tile's labels. Overwrites the logits [R, V]; `keep` keeps a copy."""
+    """Log-probabilities of a tile's labels. Overwrites the logits [R, V].
+
+    With `spare_RV` the weights lie there, and the logits stay, shifted.
+    """
 
     def __init__(
         self,
         logits_RV: Tensor,
         labels_R: Tensor,
         *,
-        keep: bool,
+        spare_RV: Tensor | None,
         log_totals_R: Tensor | None = None,
     ) -> None:
         self._labels_R1 = labels_R[:, None]
         label_logits_R = logits_RV.gather(1, self._labels_R1)[:, 0]
-        self._logits_RV = logits_RV.clone() if keep else logits_RV[:, :0]
-        largest_R = logits_RV.amax(dim=1) if log_totals_R is None else log_totals_R
-        self._weights_RV = logits_RV.sub_(largest_R[:, None]).exp_()
+        self._shift_R = logits_RV.amax(dim=1) if log_totals_R is None else log_totals_R
+        self._shifted_RV = logits_RV.sub_(self._shift_R[:, None])
+        self._weights_RV = torch.exp(
+            self._shifted_RV, out=self._shifted_RV if spare_RV is None else spare_RV
+        )
         self._totals_R = self._weights_RV.sum(dim=1)
-        self.log_totals_R = largest_R + self._totals_R.log()
+        self.log_totals_R = self._shift_R + self._totals_R.log()
         self.log_probs_R = label_logits_R - self.log_totals_R
 
     def figure(self, name: Extra) -> Tensor:
         """Return a figure of each label, [R]."""
         if name == "is_top1":
-            return self._logits_RV.argmax(dim=1) == self._labels_R1[:, 0]
+            return self._shifted_RV.argmax(dim=1) == self._labels_R1[:, 0]
         if name == "mean_logits":
-            return self._logits_RV.mean(dim=1)
+            return self._shifted_RV.mean(dim=1) + self._shift_R
         if name == "log_sum_sq_probs":
             return self._weights_RV.square().sum(dim=1).log() - 2 * self._totals_R.log()
-        mean_R = (self._weights_RV * self._logits_RV).sum(dim=1) / self._totals_R
-        return self.log_totals_R - mean_R
+        # Of shifted logits z and weights exp(z): log sum_v exp(z_v) - sum_v exp(z_v) z_v / the sum.
+        rows, vocabulary = self._weights_RV.shape
+        if self._weights_RV.is_cpu:
+            rows = max(1, _PART_ELEMENTS // vocabulary)
+        pairs = zip(
+            *(torch.split(part, rows) for part in (self._weights_RV, self._shifted_RV)), strict=True
+        )
+        sums_R = torch.cat([(weights * shifted).sum(dim=1) for weights, shifted in pairs])
+        return self._totals_R.log() - sums_R / self._totals_R
 
     def slope(self, gradient_R: Tensor, form: LogitForm) -> Tensor:
         """Return the gradient of the head's products [R, V] for that of the log-probabilities.
 
         With p the softmax and z the logits: scale * (1 - (z / softcap)^2) * gradient * (onehot - p).
-        The weights become the result: call it once, last.
+        The weights become the result, and the logits are overwritten: call it once, last.
         """
         slope_RV = self._weights_RV.mul_((-gradient_R / self._totals_R)[:, None])
         slope_RV.scatter_add_(1, self._labels_R1, gradient_R[:, None])
         if form.softcap is not None:
-            slope_RV.mul_(1 - (self._logits_RV / form.softcap).square_())
+            logits_RV = self._shifted_RV.add_(self._shift_R[:, None])
+            slope_RV.mul_(1 - logits_RV.div_(form.softcap).square_())
         return slope_RV.mul_(form.scale) if form.scale != 1.0 else slope_RV
 
 

@@ -67,24 +67,27 @@ class _LowRankProduct(torch.autograd.Function):
         *factors: Tensor,
     ) -> Tensor:
         output_TO = torch.nn.functional.linear(x_TI, weight_OI, bias_O)
+        kept = []
         for scale, a_RI, b_OR in zip(scales, factors[::2], factors[1::2], strict=True):
-            output_TO.addmm_(x_TI @ a_RI.T, b_OR.T, alpha=scale)
+            low_TR = x_TI @ a_RI.T
+            output_TO.addmm_(low_TR, b_OR.T, alpha=scale)
+            kept += [a_RI, b_OR, low_TR]
         ctx.scales = scales
-        ctx.save_for_backward(x_TI, weight_OI, *factors)
+        ctx.save_for_backward(x_TI, weight_OI, *kept)
         return output_TO
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient_TO: Tensor) -> tuple[Tensor | None, ...]:
-        x_TI, weight_OI, *factors = ctx.saved_tensors
+        x_TI, weight_OI, *kept = ctx.saved_tensors
         of_x_TI = gradient_TO @ weight_OI if ctx.needs_input_grad[0] else None
         of_factors: list[Tensor | None] = []
         for i, scale in enumerate(ctx.scales):
-            a_RI, b_OR = factors[2 * i : 2 * i + 2]
-            low_TR = (gradient_TO @ b_OR).mul_(scale)
+            a_RI, b_OR, low_TR = kept[3 * i : 3 * i + 3]
+            of_low_TR = (gradient_TO @ b_OR).mul_(scale)
             if of_x_TI is not None:
-                of_x_TI.addmm_(low_TR, a_RI)
+                of_x_TI.addmm_(of_low_TR, a_RI)
             of_a, of_b = ctx.needs_input_grad[4 + 2 * i : 6 + 2 * i]
-            of_factors.append(low_TR.T @ x_TI if of_a else None)
-            of_factors.append(gradient_TO.T @ (x_TI @ a_RI.T).mul_(scale) if of_b else None)
+            of_factors.append(of_low_TR.T @ x_TI if of_a else None)
+            of_factors.append((gradient_TO.T @ low_TR).mul_(scale) if of_b else None)
         return of_x_TI, None, None, None, *of_factors
