@@ -5,6 +5,7 @@ import json
 import pytest
 
 from dualign.generation.config import Endpoint
+from dualign.generation.dispatch import _retry_after
 from dualign.generation.endpoint import EndpointResponder
 from dualign.generation.sampling import Sampling
 from dualign.generation.thinking import split
@@ -159,3 +160,18 @@ def test_tokens_of_the_trace_are_the_server_s_or_a_share_by_length():
         "reasoning": 8,
     }
     assert read_reply(reply({"content": "x"}), "think").usage is None
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"retry-after": "2"}, 2.0),
+        ({"retry-after-ms": "1500", "retry-after": "2"}, 1.5),
+        ({"retry-after": "-3"}, 0.0),
+        ({"retry-after": "Thu, 01 Jan 2026 00:00:00 GMT"}, 0.0),  # long ago
+        ({"retry-after": "soon"}, None),
+        ({}, None),
+    ],
+)
+def test_a_server_says_in_many_ways_how_long_to_wait(headers, seconds):
+    assert _retry_after(headers) == seconds
