@@ -42,7 +42,7 @@ def load_policy(
         on_cpu=training_device(stage).kind == "cpu",
     )
     if source.adapter is None:
-        return model, _lora_config(stage) if stage.lora else None
+        return model, _lora_config(stage, model) if stage.lora else None
     if stage.lora is None:
         raise CheckpointError(
             f"{source.adapter}: is an adapter, and full fine-tuning starts from weights; add lora to "
@@ -57,13 +57,13 @@ def load_policy(
             "set save: merged in the stage that trained it"
         )
     set_seed(seed)
-    policy = get_peft_model(model, _lora_config(stage))
+    policy = get_peft_model(model, _lora_config(stage, model))
     policy.load_adapter(str(source.adapter), adapter_name=REFERENCE_ADAPTER, is_trainable=False)
     activate_policy_adapters(policy)
     return policy, None
 
 
-def _lora_config(stage: TrainingStage) -> "LoraConfig":
+def _lora_config(stage: TrainingStage, model: "PreTrainedModel") -> "LoraConfig":
     """Return the recipe's `lora:` as PEFT's config."""
     from peft import LoraConfig
 
@@ -76,6 +76,7 @@ def _lora_config(stage: TrainingStage) -> "LoraConfig":
         lora_alpha=adapter.lora_alpha,
         lora_dropout=adapter.lora_dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
+        exclude_modules=_routers(model) if targets == "all-linear" else None,
         use_dora=adapter.use_dora,
         use_rslora=adapter.use_rslora,
     )
@@ -84,6 +85,18 @@ def _lora_config(stage: TrainingStage) -> "LoraConfig":
 
         config._register_custom_module({torch.nn.Linear: LowRankLinear})
     return config
+
+
+def _routers(model: "PreTrainedModel") -> list[str] | None:
+    """Return the names of Linear layers that return more than a product, as Llama 4's and Phi-MoE's
+    routers do: an adapter can't be added to that.
+    """
+    names = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and type(module).__name__.endswith("Router")
+    }
+    return sorted(names) or None
 
 
 def _passes_are_slow(stage: TrainingStage) -> bool:

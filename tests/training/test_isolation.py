@@ -24,6 +24,7 @@ from dualign.models.source import resolve_model
 from dualign.models.tokenizer import load_tokenizer
 from dualign.sft.config import SFTStage
 from dualign.sft.train import run
+from dualign.training.config import AdapterConfig
 from dualign.training.start_model import start_issues
 
 SIZES: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "initializer_range": 0.2}
@@ -133,11 +134,14 @@ def test_a_row_in_a_batch_trains_as_trls(stage: SFTStage, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("stage", ["llama4"], indirect=True)
-def test_llama_4_trains_packed_rows(stage: SFTStage, tmp_path: Path) -> None:
+def test_llama_4_trains_packed_rows_and_adapters_beside_its_routers(
+    stage: SFTStage, tmp_path: Path
+) -> None:
     data = replace(stage.data, packing="best_fit")
-    outcome = run(replace(stage, data=data), tmp_path / "work", seed=5)
-    assert outcome.metrics["attention"] == "sdpa"
-    assert outcome.metrics["last_loss"] < outcome.metrics["first_loss"]
+    for lora in (None, AdapterConfig(r=4)):
+        outcome = run(replace(stage, data=data, lora=lora), tmp_path / f"work-{lora}", seed=5)
+        assert outcome.metrics["attention"] == "sdpa"
+        assert outcome.metrics["last_loss"] < outcome.metrics["first_loss"]
 
 
 @pytest.mark.parametrize("stage", ["rwkv"], indirect=True)
