@@ -33,6 +33,7 @@ from dualign.preference.losses.settings import LossSettings
 from dualign.preference.losses.table import needs_reference
 from dualign.preference.start_margins import StartMargins
 from dualign.training.finite_steps import FiniteSteps
+from dualign.training.pausing import EndsAtLastStep
 from dualign.training.per_group_metrics import PerGroupMetrics
 from dualign.training.policy import (
     REFERENCE_ADAPTER,
@@ -44,7 +45,7 @@ from dualign.training.policy import (
 _LOGGED: tuple[Extra, ...] = ("entropy", "mean_logits", "is_top1")
 
 
-class DualModeDPOTrainer(FiniteSteps, DPOTrainer):
+class DualModeDPOTrainer(FiniteSteps, EndsAtLastStep, DPOTrainer):
     """Makes model and reference as DPOTrainer does, and computes what it computes, from the batches
     of `PairCollator`; `groups` are the (mode, source) names that `group_ids` index.
 

@@ -10,10 +10,11 @@ from trl import SFTTrainer
 
 from dualign.models.head import add_label_scores
 from dualign.training.finite_steps import FiniteSteps
+from dualign.training.pausing import EndsAtLastStep
 from dualign.training.per_group_metrics import PerGroupMetrics, capture_outputs
 
 
-class DualModeSFTTrainer(FiniteSteps, SFTTrainer):
+class DualModeSFTTrainer(FiniteSteps, EndsAtLastStep, SFTTrainer):
     """Trains exactly as SFTTrainer; `groups` are the (mode, source) names that `group_ids` index.
 
     Shapes: B rows, T tokens.

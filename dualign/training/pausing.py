@@ -2,9 +2,13 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase, Trainer
 
 from dualign.distributed import run_on_main_process
@@ -13,6 +17,20 @@ from dualign.rundir import CHECKPOINTS, Paused, paused_model
 from dualign.training.callbacks import PAUSE_METRICS, PauseAtStep
 from dualign.training.config import TrainingStage
 from dualign.training.trainer import last_checkpoint, save_result
+
+
+class EndsAtLastStep(Trainer):
+    """A trainer that trains nothing when it resumes from the checkpoint of its last step.
+
+    transformers looks at `max_steps` after a step only, and would take one more.
+    """
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
+        if self.state.global_step >= self.state.max_steps:
+            return [], None
+        return super().get_batch_samples(epoch_iterator, num_batches, device)  # type: ignore[no-any-return]
 
 
 def add_pause(

@@ -69,11 +69,19 @@ def test_weights_that_the_last_step_broke_are_not_published(
     tiny: Path, rows: Path, tmp_path: Path, keys: dict[str, Any]
 ) -> None:
     """No step comes after it that would see them, and verify_reload is off."""
-    train = {"learning_rate": 1e39, "max_steps": 1, "lr_scheduler_type": "constant"}
+    train = {
+        "learning_rate": 1e39,
+        "max_steps": 1,
+        "lr_scheduler_type": "constant",
+        "save_strategy": "steps",
+        "save_steps": 1,
+    }
     path = write_recipe(tmp_path, tiny, rows, train=train, verify_reload=False, **keys)
     message = refusal(path)
     assert "trained tensors hold NaN or infinite values, such as " in message
     assert "nothing was published" in message
+    assert (tmp_path / "out" / ".stage.partial" / "checkpoints" / "checkpoint-1").is_dir()
+    assert refusal(path) == message  # resumed after the last step, it takes no step more
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])

@@ -79,7 +79,7 @@ def test_killed_sft_and_apo_end_bit_identical(tiny: Path, rows: Path, tmp_path: 
     start(undisturbed).finish()
     steps = random.Random(os.getpid())
     for stage in ("sft", "apo"):
-        kill_at_checkpoint(disturbed, stage, 2 * steps.randrange(1, 5))
+        kill_at_checkpoint(disturbed, stage, 2 * steps.randrange(1, 7))
     start(disturbed).finish()
     for stage in ("sft", "apo"):
         assert weights(undisturbed, stage) == weights(disturbed, stage), stage
