@@ -19,7 +19,7 @@ from typing import Any
 from dualign.config import read_yaml
 from dualign.hashing import sha256
 from dualign.model_ref import EMBEDDED_PREFIX, StageRef
-from dualign.recipe import StageEntry, may_be_path
+from dualign.recipe import StageEntry, may_be_path, path_key
 from dualign.rundir import RUN_JSON, read_run, write_json
 from dualign.stages import stage_kind
 
@@ -164,7 +164,7 @@ def file_digests(value: Any, digests: Digests, key: str = "") -> Iterator[tuple[
     if isinstance(value, (Mapping, list, tuple)):
         items = value.items() if isinstance(value, Mapping) else enumerate(value)
         for name, item in items:
-            yield from file_digests(item, digests, name if isinstance(name, str) else key)
+            yield from file_digests(item, digests, path_key((key, name)))
     elif isinstance(value, str) and key != "launch" and may_be_path(key, value):
         for path in _files(value):
             label = str(path.relative_to(value)) if Path(value).is_dir() else path.name

@@ -43,6 +43,8 @@ _PATH_KEYS = (
     "config_from",
     "tokenizer_from",
     "lora",
+    "verifier.file",
+    "verifier.schema",
 )
 _FILE_ENDINGS = (
     ".yaml",
@@ -190,7 +192,7 @@ def _absolute_paths(document: Document, value: Any, folder: Path, key: Key = ())
     """
     for name, item in _items(value):
         place = (*key, name)
-        label = next((part for part in reversed(place) if isinstance(part, str)), "")
+        label = path_key(place)
         if not isinstance(item, str):
             _absolute_paths(document, item, folder, place)
         elif may_be_path(label, item):
@@ -199,6 +201,12 @@ def _absolute_paths(document: Document, value: Any, folder: Path, key: Key = ())
                 value[name] = str(path)
             elif item.endswith(_FILE_ENDINGS):
                 document.refuse(place, f"{item!r}: no such file (looked in {folder.resolve()})")
+
+
+def path_key(place: Iterable[object]) -> str:
+    """Return the name under which a value may be a path: its key; of a verifier's setting, verifier.KEY."""
+    names = [part for part in place if isinstance(part, str)]
+    return ".".join(names[-2:]) if names[-2:-1] == ["verifier"] else "".join(names[-1:])
 
 
 def may_be_path(key: str, value: str) -> bool:

@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import socket
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -36,6 +37,17 @@ class Outcome:
     rows: Mapping[str, Any] | None = None
     checks: Mapping[str, Any] = field(default_factory=dict)
     data: tuple[Mapping[str, Any], ...] = ()
+
+
+def summarize_outcomes(counts: Mapping[tuple[str, str], Counter[str]]) -> dict[str, Any]:
+    """Return ROWS of run.json for (source, mode) -> how many rows were `kept`, or why they weren't."""
+    by = [{"source": s, "mode": mode, **_summary(count)} for (s, mode), count in counts.items()]
+    return {**_summary(sum(counts.values(), Counter[str]())), "by": by}
+
+
+def _summary(count: Counter[str]) -> dict[str, Any]:
+    dropped = {reason: n for reason, n in count.items() if reason != "kept"}
+    return {"in": count.total(), "kept": count["kept"], "dropped": dropped}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -86,6 +86,15 @@ STAGE_KINDS: tuple[StageKind, ...] = (
         makes_model=True,
     ),
     StageKind(
+        name="traces",
+        config="dualign.sft.config:TracesStage",
+        run="dualign.sft.traces:run",
+        check="dualign.sft.questions:issues",
+        command="traces",
+        about="make traces for rows that have none",
+        generates_rows=True,
+    ),
+    StageKind(
         name="pairs",
         config="dualign.preference.config:PairsStage",
         run="dualign.preference.pairs:run",

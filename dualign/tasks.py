@@ -19,7 +19,7 @@ from dualign.config import parse, read_yaml
 from dualign.errors import DataError, EvaluationError, excerpt
 from dualign.switch import Switch
 from dualign.verifiers.base import Verdict, Verifier
-from dualign.verifiers.table import VERIFIERS, VerifierSettings, verifier_of
+from dualign.verifiers.table import VerifierSettings, settings_problems, verifier_of
 
 Turn = Mapping[str, Any]
 _ROW_KEYS = frozenset({"id", "prompt", "messages", "answer"})
@@ -58,12 +58,7 @@ class Task:
         return verifier_of(self.verifier)
 
     def problems(self) -> list[tuple[str, str]]:
-        issues = []
-        if isinstance(self.verifier, str) and (needed := VERIFIERS[self.verifier].needed()):
-            keys = ", ".join(f"{name}: ..." for name in needed)
-            issues.append(
-                ("verifier", f"expected {{kind: {self.verifier}, {keys}}}, found a name alone")
-            )
+        issues = settings_problems(self.verifier)
         for key in ("name", "rows"):
             if not getattr(self, key).strip():
                 issues.append((key, "expected a name, found nothing"))
@@ -74,10 +69,7 @@ class Task:
             if limit is not None and limit < 1:
                 issues.append((key, f"expected 1 or more, found {limit}"))
         for key in ("prompt", "answer"):
-            try:
-                list(string.Formatter().parse(getattr(self, key) or ""))
-            except ValueError as error:
-                issues.append((key, f"{error}; write {{{{ and }}}} for braces that are text"))
+            issues += template_problems(key, getattr(self, key))
         return issues
 
 
@@ -230,7 +222,7 @@ def _problem(task: Task, number: int, row: dict[str, Any]) -> Problem:
     where = f"{task.rows}:{number}"
     expected = row.get("answer")
     if task.answer is not None:
-        expected = _answer(task, task.answer, row, f"{where}: the answer")
+        expected = fill_answer(task.check, task.answer, row, f"{where}: the answer")
     if expected in (None, "", [], {}) and task.check.needs_expected:
         raise EvaluationError(
             f"{where}: no 'answer' (found {', '.join(sorted(row))}); the verifier {task.check.kind} "
@@ -249,11 +241,24 @@ def _problem(task: Task, number: int, row: dict[str, Any]) -> Problem:
     )
 
 
-def _answer(task: Task, template: str, row: Mapping[str, Any], what: str) -> Any:
-    """Fill the template of the answer; a lone field keeps its list if the verifier takes lists."""
+def template_problems(key: str, template: str | None) -> list[tuple[str, str]]:
+    """Return what is wrong with the braces of a template, as (key, message)."""
+    try:
+        list(string.Formatter().parse(template or ""))
+    except ValueError as error:
+        return [(key, f"{error}; write {{{{ and }}}} for braces that are text")]
+    return []
+
+
+def fill_answer(verifier: Verifier, template: str, row: Mapping[str, Any], what: str) -> Any:
+    """Fill the template of an expected answer; a lone field keeps its list if the verifier takes lists.
+
+    Raises:
+        EvaluationError: the template asks for what is no plain value; `what` names it.
+    """
     parts = list(string.Formatter().parse(template))
     name = parts[0][1] if len(parts) == 1 else None
-    if task.check.takes_lists and name and parts == [("", name, "", None)]:
+    if verifier.takes_lists and name and parts == [("", name, "", None)]:
         with suppress(KeyError, IndexError, AttributeError, TypeError):
             value = string.Formatter().get_field(name, (), row)[0]
             if isinstance(value, list | dict):

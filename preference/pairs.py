@@ -8,7 +8,7 @@ import gc
 import json
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from dualign.generation.answers import (
     Prompt,
     Responder,
     ask,
-    request_key,
+    sample_request,
 )
 from dualign.generation.config import Endpoint, model_label
 from dualign.generation.responders import open_responder
@@ -31,7 +31,7 @@ from dualign.generation.sampling import Sampling
 from dualign.generation.thinking import Reply
 from dualign.models import prompts
 from dualign.preference.config import PairsStage
-from dualign.rundir import Outcome
+from dualign.rundir import Outcome, summarize_outcomes
 from dualign.switch import Switch
 from dualign.tasks import Problem, Task, judge, load_questions
 
@@ -132,11 +132,7 @@ def _request(
     sampling = Sampling(
         max_new_tokens=stage.max_new_tokens, temperature=stage.temperature, top_p=stage.top_p
     )
-    content = [
-        name, prompt.text, number, stage.max_new_tokens, stage.temperature, stage.top_p,
-    ]  # fmt: skip
-    key = request_key(content)
-    answer = AnswerRequest(prompt=prompt, sampling=sampling, seed=int(key[:12], 16), key=key)
+    answer = sample_request(prompt, sampling, number, name)
     return _SampleRequest(task=task, problem=problem, mode=prompt.mode, answer=answer)
 
 
@@ -144,13 +140,7 @@ def _well_formed(answer: Answer | None) -> Reply | str:
     """Return the reply of a sample, or why it can't be used."""
     if answer is None:
         return "failed"
-    reply = answer.reply
-    if answer.request.prompt.mode == "think":
-        follows_mode = reply.closed and not reply.empty
-    else:
-        follows_mode = reply.thinking is None
-    valid = answer.finished and follows_mode and reply.answer and not reply.leaked
-    return reply if valid else "malformed"
+    return "malformed" if answer.fault else answer.reply
 
 
 def _pair_up(
@@ -177,7 +167,7 @@ def _pair_up(
             better, worse, reason = _right_and_wrong(request, first, reasons)
         counts.setdefault(key[:2], Counter())[reason or "kept"] += 1
         pairs += _match(stage, request, better, worse, random.Random(f"{seed}:{key}"))
-    return pairs, _rows(counts)
+    return pairs, summarize_outcomes(counts)
 
 
 def _right_and_wrong(
@@ -237,16 +227,3 @@ def _match(
 def _message(reply: Reply) -> dict[str, str]:
     message = {"role": "assistant", "content": reply.answer}
     return message if reply.thinking is None else {**message, "reasoning_content": reply.thinking}
-
-
-def _rows(counts: Mapping[tuple[str, str], Counter[str]]) -> dict[str, Any]:
-    by, total = [], Counter[str]()
-    for (task, mode), count in counts.items():
-        total += count
-        by.append({"source": task, "mode": mode, **_row_counts(count)})
-    return {**_row_counts(total), "by": by}
-
-
-def _row_counts(count: Counter[str]) -> dict[str, Any]:
-    dropped = {reason: n for reason, n in count.items() if reason != "kept"}
-    return {"in": count.total(), "kept": count["kept"], "dropped": dropped}

@@ -1,3 +1,3 @@
-"""Supervised fine-tuning on both modes."""
+"""Supervised fine-tuning on both modes, and traces for rows that have none."""
 
-__all__ = ["config", "train"]
+__all__ = ["config", "questions", "traces", "train"]

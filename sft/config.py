@@ -1,16 +1,25 @@
-"""The SFT part of a recipe.
+"""The SFT part of a recipe, and the part that makes traces for its rows.
 
-Reasoning mid-training is this stage with its own template and `data.supervise: all`.
+Reasoning mid-training is an SFT stage with its own template and `data.supervise: all`.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from dualign.config import nearest
-from dualign.data.config import DataConfig
+from dualign.data.config import DataConfig, SourceConfig
+from dualign.data.conversation import Mode
+from dualign.generation.config import Backend, Endpoint, endpoint_of, model_problems
+from dualign.generation.estimate import Demand
+from dualign.model_ref import StageRef
+from dualign.switch import Switch
+from dualign.tasks import Problem, template_problems
 from dualign.training.arguments import SFT_ARGUMENTS
 from dualign.training.config import TrainingStage, training_problems
+from dualign.verifiers.base import Verifier
+from dualign.verifiers.table import VerifierSettings, settings_problems, verifier_of
 
 _LOSSES = ("nll", "dft")
 
@@ -33,4 +42,145 @@ class SFTStage(TrainingStage):
             issues.append(
                 ("train.loss_type", f"unknown value {loss!r}{nearest(str(loss), _LOSSES)}")
             )
+        return issues
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QuestionData:
+    """Rows that get a trace: questions with their answers."""
+
+    sources: tuple[SourceConfig, ...]
+    """where the rows come from; tokens, share, validation and thinking_budget don't apply"""
+    conflicts: Literal["error", "drop"] = "error"
+    """what happens to a row that can't be read: stop, or leave it out and count it"""
+
+    def problems(self) -> list[tuple[str, str]]:
+        issues = [] if self.sources else [("sources", "expected one source or more, found none")]
+        for number, source in enumerate(self.sources):
+            issues += [
+                (f"sources.{number}.{key}", "has no meaning where rows get traces: remove it")
+                for key in ("tokens", "share", "validation", "thinking_budget")
+                if getattr(source, key)
+            ]
+            if source.mode == "think":
+                message = "rows of think mode have traces already: expected no_think or row"
+                issues.append((f"sources.{number}.mode", message))
+            if source.weight is not None and source.weight > 1:
+                message = f"a row gets its traces once: expected 1 or less, found {source.weight}"
+                issues.append((f"sources.{number}.weight", message))
+        return issues
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TracesStage:
+    """Traces for rows that have none: a model thinks about each question, and a verifier checks its answer."""
+
+    name: str
+    """names the stage and its run directory"""
+    model: str | Endpoint
+    """what thinks: the start model itself (self-distillation), any other checkpoint, or an endpoint"""
+    data: QuestionData
+    """the rows: questions with their answers, in any shape of docs/data.md"""
+    verifier: VerifierSettings
+    """what checks the model's answer (docs/verifiers.md): its name, or keys with its `kind`"""
+    kind: Literal["traces"] = "traces"
+    """what the stage does"""
+    expected: str | None = None
+    """what the verifier compares with, with fields of the file's row in braces; absent: the row's answer"""
+    instruction: str | None = None
+    """text after the question when the model is asked, after an empty line; the row doesn't get it"""
+    trace: Literal["thinking", "answer"] = "thinking"
+    """what becomes the trace: the model's thinking, or, of a model without think mode, its whole answer"""
+    answer: Literal["row", "model"] = "row"
+    """whose answer follows the trace"""
+    answer_first: bool = False
+    """tell the model the row's answer, and let it find the way there (docs/traces.md says the danger)"""
+    tries: int = 4
+    """answers sampled for each question at most"""
+    choose: Literal["random", "shortest", "all"] = "random"
+    """of several right ones: the first, as good as drawn, after which the row isn't asked again; the one
+    with the fewest tokens of trace; or a row for each
+    """
+    min_trace_tokens: int | None = None
+    """a shorter trace is rejected"""
+    max_trace_tokens: int | None = None
+    """a longer trace is rejected"""
+    both_modes: bool = False
+    """a row that got a trace is also kept as it is: a question in both modes"""
+    without_trace: Literal["no_think", "drop"] = "no_think"
+    """a row that got none: kept as a no_think row, or left out"""
+    max_new_tokens: int = 2048
+    """tokens sampled at most, trace and answer together"""
+    temperature: float = 1.0
+    """of sampling"""
+    top_p: float = 1.0
+    """of sampling"""
+    batch_tokens: int = 32768
+    """tokens that are in memory at once: rows of a batch times (longest prompt + limit)"""
+    backend: Backend = "transformers"
+    """the engine of a checkpoint; vllm has to be installed"""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """the weights' type in memory"""
+    switch: Switch | None = None
+    """what switches the modes; absent: that of the model's template"""
+
+    @property
+    def mode(self) -> Mode:
+        """The mode in which the model is asked."""
+        return "think" if self.trace == "thinking" else "no_think"
+
+    @property
+    def check(self) -> Verifier:
+        """The verifier with its settings."""
+        return verifier_of(self.verifier)
+
+    def in_words(self) -> str:
+        """Describe what will be asked at most, for `dualign plan`."""
+        waiting = [ref.name for source in self.data.sources if (ref := StageRef.parse(source.path))]
+        if waiting:
+            return f"questions: known when stage {', '.join(waiting)} has run"
+        if not all(Path(s.path).exists() or "*" in s.path for s in self.data.sources):
+            return "questions: known when the stage has read them"
+        asked = self._demand()
+        if endpoint := endpoint_of(self.model):
+            return asked.in_words(endpoint)
+        return (
+            f"questions: {asked.requests // self.tries:,} at most, each asked {self.tries:,} times at "
+            f"most: {asked.requests:,} answers of {asked.answer_tokens:,} tokens"
+        )
+
+    def _demand(self) -> Demand:
+        """Return what will be asked at most, prompts by the length of the rows."""
+        from dualign.data.rows.loading import sample_rows
+
+        problems = [
+            Problem(id="", messages=({"content": str(row)},), expected=None, extra={})
+            for number, source in enumerate(self.data.sources)
+            for row in sample_rows(source, seed=0, number=number, base=None).table
+        ]
+        return Demand.of(problems, self.max_new_tokens, self.tries)
+
+    def problems(self) -> list[tuple[str, str]]:
+        issues = model_problems(self.model, "model") + settings_problems(self.verifier)
+        issues += template_problems("expected", self.expected)
+        counts = ("tries", "min_trace_tokens", "max_trace_tokens", "max_new_tokens", "batch_tokens")
+        for key in counts:
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                issues.append((key, f"expected 1 or more, found {value}"))
+        if self.temperature < 0:
+            issues.append(("temperature", f"expected 0 or more, found {self.temperature}"))
+        if self.temperature == 0 and self.tries > 1:
+            issues.append(
+                ("tries", "at temperature 0 every try is the same: set temperature, or 1")
+            )
+        if not 0 < self.top_p <= 1:
+            issues.append(("top_p", f"expected more than 0 and at most 1, found {self.top_p}"))
+        low, high = self.min_trace_tokens or 1, self.max_trace_tokens or self.max_new_tokens
+        if low > high:
+            key = "max_trace_tokens" if self.max_trace_tokens else "max_new_tokens"
+            issues.append((key, f"expected min_trace_tokens ({low}) or more, found {high}"))
+        if self.trace == "answer" and self.answer == "model":
+            message = "trace: answer makes the model's answer the trace: expected row"
+            issues.append(("answer", message))
         return issues

@@ -16,6 +16,7 @@ from dualign.stages import STAGE_KINDS
 FINGERPRINTS = {
     "script": "d4ec89a43620cf486a6b6721e20dc2bb4e2d23f50233e41f9e8dcd0d2c237f3d",
     "sft": "85071fb910269287d46245faacdeabfd558ac39e3d9eb97ea03da91c5bbc9a77",
+    "traces": "d5464cbeb9e9988ee76348cf97b74951d7585e92b1fb79b462889040577b5214",
     "pairs": "067d27592a156563b169eb5b72c5d47929cf9a13a039ab1c45e0017b7795723e",
     "preference": "98a303ab5269302d07433a95149d72d12cbdae5dc4a1a0a88b9ae22b5439df70",
     "merge": "3ca38704e9ffdee0784e408c65e0cee29c8a4e106b8fb9b78be37c90ab38c144",
@@ -61,6 +62,14 @@ RECIPE = {
             "lora": {"r": 4},
             "launch": "zero3.yaml",
             "train": {"learning_rate": 1e-3, "max_steps": 3},
+        },
+        {
+            "name": "traces",
+            "kind": "traces",
+            "model": "stage:sft",
+            "data": {"sources": [{"path": "stage:data/questions.jsonl"}]},
+            "verifier": {"kind": "contains", "need": "any"},
+            "tries": 2,
         },
         {
             "name": "pairs",
@@ -167,6 +176,13 @@ def test_a_file_of_a_tasks_verifier_is_part_of_the_fingerprint(tmp_path: Path) -
     )
     changed = [fingerprints(tmp_path, files=files | {"f.py": text})["eval"] for text in ("a", "b")]
     assert len(set(changed)) == 2
+
+
+def test_a_file_of_a_stages_verifier_is_part_of_its_fingerprint(tmp_path: Path) -> None:
+    keys = f"traces.verifier={{kind: json_schema, schema: {tmp_path / 's.json'}}}"
+    before = fingerprints(tmp_path, keys, files={**FILES, "s.json": "{}"})
+    after = fingerprints(tmp_path, keys, files={**FILES, "s.json": '{"type": "integer"}'})
+    assert {kind for kind, value in after.items() if value != before[kind]} == {"traces"}
 
 
 def test_the_types_by_device_count_as_the_default_before_them(tmp_path: Path) -> None:

@@ -88,12 +88,13 @@ def plan_stage(
         measure: train a few steps of a stage that isn't done, for its time (`trial`).
     """
     entry = status.entry
+    known, _ = resolve_references(entry, statuses)
     stage = StagePlan(
         name=entry.name,
         kind=entry.kind,
         state=status.state,
         parents=tuple(dict.fromkeys(ref.name for ref in references(entry.config).values())),
-        details=entry.config.in_words() if isinstance(entry.config, _Described) else "",
+        details=known.in_words() if isinstance(known, _Described) else "",
     )
     if not isinstance(entry.config, TrainingStage):
         return stage

@@ -116,10 +116,29 @@ class Answer:
     """the whole text, think tags included"""
     usage: Mapping[str, int] | None
 
+    @property
+    def fault(self) -> str:
+        """Why it is no whole answer in its mode, in a word that can be counted; "" if it is one."""
+        return self.reply.fault(self.request.prompt.mode, finished=self.finished)
+
 
 def request_key(content: Sequence[Any]) -> str:
     """Return the key of a request: a hash of all that its answer depends on."""
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24]
+
+
+def sample_request(prompt: Prompt, sampling: Sampling, number: int, name: str) -> AnswerRequest:
+    """Return the request of one of several samples of a prompt; each has a seed of its own.
+
+    Args:
+        number: counts the samples of the prompt.
+        name: identifies the model and the stage's seed.
+    """
+    content = [
+        name, prompt.text, number, sampling.max_new_tokens, sampling.temperature, sampling.top_p,
+    ]  # fmt: skip
+    key = request_key(content)
+    return AnswerRequest(prompt=prompt, sampling=sampling, seed=int(key[:12], 16), key=key)
 
 
 def ask(

@@ -106,6 +106,23 @@ class Reply:
     empty: bool
     cut_in_think: bool
 
+    def fault(self, mode: Mode, *, finished: bool) -> str:
+        """Return why this is no whole answer in a mode, in a word that can be counted; "" if it is one."""
+        if mode == "think" and (word := self._trace_fault()):
+            return word
+        if not finished:
+            return "answer_cut"
+        if self.leaked or not self.answer or (mode == "no_think" and self.thinking is not None):
+            return "malformed"
+        return ""
+
+    def _trace_fault(self) -> str:
+        if self.cut_in_think:
+            return "trace_cut"
+        if self.empty:
+            return "empty_trace" if self.closed else "no_trace"
+        return "" if self.closed else "malformed"
+
 
 def prompt_opens_block(prompt: str, marks: TraceMarks = TAGS) -> bool:
     """Return whether the prompt ends inside a think block, so that thinking starts at once."""

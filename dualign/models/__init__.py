@@ -6,6 +6,7 @@ __all__ = [
     "head",
     "loading",
     "logits",
+    "origin",
     "pairs",
     "prompts",
     "source",

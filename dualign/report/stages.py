@@ -66,6 +66,28 @@ def training_sections(stages: Sequence[StageRun]) -> Iterator[Section]:
     if counted:
         blocks = [block for stage in counted for block in _row_blocks(stage)]
         yield Section(name="rows", title="Rows: what went in, what was kept", blocks=tuple(blocks))
+    traced = [stage for stage in stages if (stage.record.get("metrics") or {}).get("trace_tokens")]
+    if traced:
+        yield Section(name="traces", title="Traces", blocks=tuple(map(_trace_table, traced)))
+
+
+def _trace_table(stage: StageRun) -> Table:
+    metrics = stage.record["metrics"]
+    rows = [
+        ("rows in", metrics["questions"]),
+        ("think rows made", metrics["think_rows"]),
+        ("no_think rows", metrics["no_think_rows"]),
+        *((f"without a trace: {reason}", n) for reason, n in metrics["without_trace"].items()),
+        ("tries", metrics["tries"]),
+        *((f"rejected: {reason}", n) for reason, n in metrics["rejected"].items()),
+        *((f"trace tokens, {name}", n) for name, n in metrics["trace_tokens"].items()),
+    ]
+    model = metrics["model"]["model"]
+    return Table(
+        columns=("", "count"),
+        rows=tuple((name, _whole(number)) for name, number in rows),
+        caption=f"{stage.name}: traces by {model}",
+    )
 
 
 def _curve_blocks(stage: StageRun) -> Iterator[Block]:

@@ -39,6 +39,15 @@ else:
     VerifierSettings = reduce(or_, VERIFIERS.values(), Literal[tuple(VERIFIERS)])
 
 
+def settings_problems(settings: str | Verifier) -> list[tuple[str, str]]:
+    """Return what a `verifier` key lacks, as (key, message): a name alone isn't enough for some kinds."""
+    needed = VERIFIERS[settings].needed() if isinstance(settings, str) else []
+    if not needed:
+        return []
+    keys = ", ".join(f"{name}: ..." for name in needed)
+    return [("verifier", f"expected {{kind: {settings}, {keys}}}, found a name alone")]
+
+
 def verifier_of(settings: str | Verifier) -> Verifier:
     """Return the verifier that a task names, by its kind alone or with settings.
 

@@ -11,4 +11,5 @@ __all__ = [
     "source_files",
     "sources",
     "text_rules",
+    "traces",
 ]

@@ -59,9 +59,9 @@ _PROBLEM = RowKind(
         any(name in names for name in _QUESTIONS)
         and any(name in names for name in (*TRUTHS, *ANSWERS))
     ),
-    use="It has no answer to learn: name the file in a task (prompt, answer), which `pairs` and `eval` stages take, "
-    "or let a `script` stage write traces for it. If a column is the answer, say so with "
-    "`columns: {prompt: ..., completion: ...}`",
+    use="It has no answer to learn: name the file in a task (prompt, answer), which `pairs` and `eval` stages take. "
+    "If a column is the answer, say so with `columns: {prompt: ..., completion: ...}`; a `traces` stage lets a "
+    "model think about such rows",
 )
 _RATED: tuple[RowKind, ...] = (
     RowKind(

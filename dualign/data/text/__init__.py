@@ -8,6 +8,7 @@ __all__ = [
     "system_role",
     "template",
     "template_texts",
+    "trace_form",
     "truncation",
     "turn_shapes",
 ]

@@ -1,0 +1,165 @@
+"""One try of a trace: a question is asked, and what the model writes is accepted or rejected with a reason."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dualign.data.config import SourceConfig
+from dualign.data.conversation import Message
+from dualign.data.faults import RowError
+from dualign.data.rows.sources import to_conversation
+from dualign.data.rows.text_rules import NO_RULES, TextRules, text_rules
+from dualign.data.rows.traces import without_flags
+from dualign.data.text.template import load_template
+from dualign.data.text.trace_form import message_dict
+from dualign.errors import DataError, EvaluationError, TemplateError
+from dualign.evaluation.requests import render_question
+from dualign.generation.answers import Answer, Prompt, Responder, ask, sample_request
+from dualign.generation.responders import CheckpointResponder, open_responder
+from dualign.generation.samples import SampleFile
+from dualign.generation.sampling import Sampling
+from dualign.sft.config import TracesStage
+from dualign.sft.questions import Question, as_problem
+
+REASONS = (
+    "failed",
+    "no_trace",
+    "empty_trace",
+    "trace_cut",
+    "answer_cut",
+    "malformed",
+    "no_right_answer",
+    "too_short",
+    "too_long",
+    "unusable",
+)
+"""Why a try is rejected, from the earliest check to the last. A row without a trace is counted by the
+try that came furthest.
+"""
+_PLAIN = SourceConfig(path="traces.jsonl")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Try:
+    """What came of one answer; `reason` says why it is rejected, "" if it is accepted."""
+
+    number: int
+    """counts the tries of a question"""
+    reason: str
+    trace: str = ""
+    answer: str = ""
+    """the text for the user, as the model wrote it"""
+    tokens: int = 0
+    """of the trace"""
+
+
+class Thinker:
+    """The model of a stage. Its answers are appended to `file`; those that are there aren't asked again."""
+
+    def __init__(self, stage: TracesStage, file: SampleFile, *, seed: int) -> None:
+        self.stage, self.file = stage, file
+        self.responder = open_responder(
+            stage.model,
+            backend=stage.backend,
+            dtype=stage.dtype,
+            batch_tokens=stage.batch_tokens,
+            label=f"{stage.name}: thinking",
+        )
+        self._switch = self.responder.switch_of(stage.switch)
+        self._name = f"{self.responder.identity}:{seed}"
+        self._rules = _rules(self.responder)
+
+    def tries(self, questions: Sequence[Question], numbers: Sequence[int]) -> list[list[Try]]:
+        """Return the tries of these numbers of each question."""
+        stage = self.stage
+        sampling = Sampling(
+            max_new_tokens=stage.max_new_tokens, temperature=stage.temperature, top_p=stage.top_p
+        )
+        requests = [
+            sample_request(prompt, sampling, number, self._name)
+            for question in questions
+            for prompt in [self._prompt(question)]
+            for number in numbers
+        ]
+        answers = iter(ask(self.responder, requests, self.file))
+        return [
+            [self._judged(question, number, next(answers)) for number in numbers]
+            for question in questions
+        ]
+
+    def _prompt(self, question: Question) -> Prompt:
+        problem = as_problem(self.stage, question)
+        return render_question(self.responder, problem, self.stage.mode, self._switch)
+
+    def _judged(self, question: Question, number: int, answer: Answer | None) -> Try:
+        if answer is None:
+            return Try(number=number, reason="failed")
+        reply, tokens = answer.reply, answer.think_tokens
+        trace = reply.thinking or ""
+        if self.stage.trace == "answer":
+            trace, tokens = reply.answer, answer.answer_tokens
+        reason = answer.fault or self._rejected(question, trace, reply.answer, tokens)
+        return Try(number=number, reason=reason, trace=trace, answer=reply.answer, tokens=tokens)
+
+    def _rejected(self, question: Question, trace: str, answer: str, tokens: int) -> str:
+        """Return why a whole answer is rejected; "" if it isn't."""
+        stage = self.stage
+        try:
+            right = stage.check.judge(answer, question.expected)
+        except DataError as error:
+            raise EvaluationError(f"{question.place}: {error}") from None
+        if not right:
+            return "no_right_answer"
+        if tokens < (stage.min_trace_tokens or 0):
+            return "too_short"
+        if stage.max_trace_tokens is not None and tokens > stage.max_trace_tokens:
+            return "too_long"
+        row = think_row(stage, question, trace, answer)
+        try:
+            to_conversation(row, source=_PLAIN, index=question.row, rules=self._rules)
+        except RowError:
+            return "unusable"
+        return ""
+
+
+def think_row(stage: TracesStage, question: Question, trace: str, answer: str) -> dict[str, Any]:
+    """Return the row of a trace. Earlier answers of its conversation have no trace, so they aren't trained."""
+    assert question.conversation is not None, "only a row that was read is asked"
+    *before, last = without_flags(question.conversation.messages, "think")
+    content = last.content if stage.answer == "row" else answer
+    earlier = [_turn(message, train=message.role != "assistant") for message in before]
+    final = {"role": "assistant", "content": content, "reasoning_content": trace}
+    return plain_row(question, [*earlier, final], "think")
+
+
+def plain_row(
+    question: Question, turns: Sequence[dict[str, Any]] | None = None, mode: str | None = None
+) -> dict[str, Any]:
+    """Return a row in the shape that every stage reads: as it came, or with other turns and mode."""
+    conversation = question.conversation
+    assert conversation is not None, "a refused row isn't written"
+    if turns is None:
+        turns = [_turn(message, train=message.train) for message in conversation.messages]
+    row: dict[str, Any] = {"messages": list(turns), "mode": mode or conversation.mode}
+    if conversation.tools:
+        row["tools"] = [dict(tool) for tool in conversation.tools]
+    if conversation.template_kwargs:
+        row["chat_template_kwargs"] = dict(conversation.template_kwargs)
+    return row | {"id": question.id}
+
+
+def _turn(message: Message, *, train: bool) -> dict[str, Any]:
+    turn = message_dict(message, "reasoning_content")
+    return turn if train else {**turn, "train": False}
+
+
+def _rules(responder: Responder) -> TextRules:
+    """Return the rules that keep a checkpoint's control tokens out of traces."""
+    if not isinstance(responder, CheckpointResponder):
+        return NO_RULES
+    tokenizer = responder.subject.tokenizer
+    try:
+        rules = text_rules(tokenizer, load_template("tokenizer", tokenizer=tokenizer))
+    except TemplateError:
+        return NO_RULES
+    return TextRules(control=rules.control, head=rules.head)
