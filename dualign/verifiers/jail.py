@@ -93,6 +93,7 @@ def _run_init(settings: dict[str, Any], status: int) -> None:
     """Be the init: build, give up rights, start the program, wait for it; never returns."""
     try:
         if settings["isolated"]:
+            os.setsid()  # a program could stop its process group, and the keeper with it
             _build_root(Path(settings["root"]), settings)
         _give_up_rights(settings["uid"])
         os.chdir("/tmp" if settings["isolated"] else settings["work"])

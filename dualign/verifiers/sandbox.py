@@ -143,7 +143,10 @@ def _reason(code: int, stderr: str) -> str:
         return ""
     if code < 0:
         number = -code
-        return "CPU time" if number == signal.SIGXCPU else signal.Signals(number).name
+        if number == signal.SIGXCPU:
+            return "CPU time"
+        names = {item.value: item.name for item in signal.Signals}
+        return names.get(number, f"signal {number}")  # most real-time signals have no name
     lines = stderr.strip().splitlines()
     error = re.match(
         r"([A-Za-z_][\w.]*)(?:: (?:\[Errno \d+\] )?([^:]*))?", lines[-1] if lines else ""

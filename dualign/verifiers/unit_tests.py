@@ -1,6 +1,8 @@
 """Run the code of an answer with the row's tests, in a sandbox."""
 
+import ast
 import json
+import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,19 +14,29 @@ from dualign.verifiers.base import RIGHT, Verdict, Verifier, wrong
 from dualign.verifiers.fences import last_block
 from dualign.verifiers.sandbox import Limits, SandboxError, obstacle, run_python
 
-# Reads the word that proves its end before any of the code runs; os._exit leaves no threads behind.
+# Reads the word that proves its end, and the tests, before any of the code runs, which may write
+# files of these names; os._exit leaves no threads behind.
 _CHECK = """\
 import os, sys, types
 def check(word):
     module = sys.modules["solution"] = types.ModuleType("solution")
+    texts = {}
     for name in ("solution.py", "tests.py"):
         with open(name, encoding="utf-8") as file:
-            exec(compile(file.read(), name, "exec"), module.__dict__)
+            texts[name] = file.read()
+    for name, text in texts.items():
+        exec(compile(text, name, "exec"), module.__dict__)
     sys.stdout.flush()
     os.write(1, b"\\n" + word)
     os._exit(0)
 check(sys.stdin.buffer.readline())
 """
+_QUIET = (
+    *(ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom, ast.Pass),
+    *(ast.Assign, ast.AnnAssign, ast.AugAssign),
+)
+"""Statements that check nothing by themselves."""
+_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +110,16 @@ class UnitTestsVerifier(Verifier):
                 "list of asserts, or a list of {input, output}"
             )
         try:
+            tree = ast.parse(tests)
             compile(tests, "tests", "exec")
         except (SyntaxError, ValueError) as error:
             raise DataError(f"tests {excerpt(expected)}: not Python code: {error}") from None
+        if not any(map(_can_fail, tree.body)):
+            raise DataError(
+                f"tests {excerpt(expected)}: no code passes or fails by them, as nothing in them is "
+                "asserted or called when they run; write asserts, or call the functions that assert, "
+                "such as check(add)"
+            )
         return tests
 
     def judge(self, answer: str, expected: Any) -> Verdict:
@@ -149,6 +168,19 @@ class UnitTestsVerifier(Verifier):
         )
 
 
+def _can_fail(statement: ast.stmt) -> bool:
+    """Return whether a statement may check something: a definition that nobody calls checks nothing,
+    a comparison without assert neither, and the tests run under another name than `__main__`.
+    """
+    if isinstance(statement, ast.If) and "__name__" in ast.dump(statement.test):
+        return any(map(_can_fail, statement.orelse))
+    if isinstance(statement, ast.Expr):
+        return any(isinstance(node, ast.Call) for node in ast.walk(statement)) and not isinstance(
+            statement.value, ast.Compare | ast.BoolOp
+        )
+    return not isinstance(statement, _QUIET)
+
+
 def _parsed(expected: Any) -> Any:
     """Return tests that are JSON as text, as LiveCodeBench's public_test_cases are."""
     if isinstance(expected, str) and expected.lstrip()[:1] in ("[", "{"):
@@ -188,7 +220,10 @@ def _same(written: str, expected: str) -> bool:
 
 def _numbers(line: str) -> list[Decimal] | None:
     """Return the numbers of a line; None if it has other words, too."""
+    words = line.split()
+    if not all(map(_NUMBER.fullmatch, words)):  # Decimal reads sNaN, too, and can't compare it
+        return None
     try:
-        return [Decimal(word) for word in line.split()]
-    except InvalidOperation:
+        return [Decimal(word) for word in words]
+    except InvalidOperation:  # an exponent that is too large
         return None

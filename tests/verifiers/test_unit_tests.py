@@ -39,6 +39,14 @@ SQUARE = "```python\nprint(int(input()) ** 2)\n```"
         (SQUARE, [{"input": "3\n", "output": "9\n"}, {"input": "4", "output": "16.0"}], ""),
         (SQUARE, '[{"input": "3", "output": "8", "testtype": "stdin"}]', "wrong output"),
         (SQUARE, {"inputs": ["3", ""], "outputs": ["9", "0"]}, "EOFError"),
+        ("```\nprint('sNaN')\n```", [{"input": "", "output": "1"}], "wrong output"),
+        ("```\nprint('1_0')\n```", [{"input": "", "output": "10"}], "wrong output"),
+        ("```\nopen('tests.py', 'w').close()\n```", "assert False", "a test fails"),
+        (
+            "def add(a, b): return a",
+            "def check(f): assert f(1, 2) == 3\ncheck(add)",
+            "a test fails",
+        ),
     ],
 )
 def test_code_is_right_if_its_tests_pass(answer, tests, reason):
@@ -59,6 +67,11 @@ def test_code_is_right_if_its_tests_pass(answer, tests, reason):
         ("assert (", "not Python code"),
         ([], "takes Python code with asserts"),
         ({"a": 1}, "takes Python code with asserts"),
+        # As HumanEval's and pytest's are: any code would pass.
+        ("META = {}\ndef check(f):\n    assert f(1) == 1", "nothing in them is asserted or called"),
+        ("class Test:\n    def test(self): assert add(1, 2) == 3", "nothing in them is asserted"),
+        ("if __name__ == '__main__':\n    assert add(1, 2) == 3", "nothing in them is asserted"),
+        (["add(1, 2) == 3"], "nothing in them is asserted"),
     ],
 )
 def test_tests_that_cant_be_read_are_refused(tests, message):
@@ -89,6 +102,7 @@ def outcome(code, **limits):
         ("import socket; socket.create_connection(('192.0.2.1', 80))", "Network is unreachable"),
         ("import os; os.abort()", "SIGABRT"),
         ("import sys; sys.exit(3)", "exit code 3"),
+        ("import os; os.kill(os.getpid(), 40)", "signal 40"),
     ],
 )
 def test_what_harms_is_stopped_with_a_word(code, reason):
@@ -129,6 +143,12 @@ def test_the_program_cant_end_its_parents_or_become_root():
     )
     assert outcome(code) == run_python({"code.py": code}, "code.py", "", LIMITS, isolated=True)
     assert outcome(code).stdout == "True ['code.py']\n"
+
+
+@shut_in
+def test_the_keeper_is_in_no_process_group_of_the_program():
+    code = "import os; print(os.getpgid(0), os.getsid(0))"  # 0: a group outside
+    assert outcome(code).stdout == "1 1\n"
 
 
 @shut_in
