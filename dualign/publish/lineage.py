@@ -95,6 +95,16 @@ class Lineage:
                     roots.setdefault(reference, Root(reference=reference, revision=revision))
         return tuple(roots.values())
 
+    def writers(self) -> Iterator[str | Mapping[str, Any]]:
+        """Yield what wrote rows that the run was trained on, as recipes name it; stages left out."""
+        for stage in self.stages:
+            config: Mapping[str, Any] = stage.record.get("config") or {}
+            if not stage_kind(stage.kind).generates_rows:
+                continue
+            for model in (config.get("model"), config.get("rejected_model")):
+                if model and not (isinstance(model, str) and StageRef.parse(model)):
+                    yield model
+
     def questions(self) -> tuple[list[str], int]:
         """Return the first problem of each task of the evaluations, and the tokens of an answer."""
         for stage in self.problems:

@@ -29,7 +29,7 @@ from dualign.publish.release import (
     StagedRelease,
     staged_files,
 )
-from dualign.publish.sources import data_sources, licenses
+from dualign.publish.sources import data_sources, licenses, writer_licenses
 from dualign.publish.staging import stage_files
 from dualign.rundir import new_folder
 
@@ -84,7 +84,7 @@ def examine(request: PublishRequest, hub: HubClient) -> Release:
         adapter_base=adapter_base,
         sources=sources,
         license=combine(
-            licenses(from_roots, sources, request.license_of, hub),
+            licenses(from_roots, sources, request.license_of, hub, writer_licenses(lineage, hub)),
             chosen=request.license.lower() if request.license else None,
         ),
         names=replacements(lineage, names_of(bases.values())),

@@ -9,12 +9,13 @@ from dualign.data.config import SourceConfig
 from dualign.data.rows.source_files import may_be_hub_id
 from dualign.data.rows.sources import source_label
 from dualign.errors import PublishError
+from dualign.generation.config import endpoint_of
 from dualign.model_ref import StageRef
-from dualign.publish.base import Base
+from dualign.publish.base import Base, find_bases
 from dualign.publish.hub.metadata import HubClient
-from dualign.publish.lineage import Lineage
+from dualign.publish.lineage import Lineage, Root
 from dualign.report.runs import StageRun
-from dualign.stages import stage_kind
+from dualign.stages import StageKind, stage_kind
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,9 +45,28 @@ class DataSource:
 
 
 def data_sources(lineage: Lineage) -> list[DataSource]:
-    """List every source of every training stage, in the order of training."""
+    """List every source of the stages that train or write rows, in their order: what a model wrote
+    about rows comes from them, too.
+    """
     samplers = {stage.name for stage in lineage.stages if _samples_own_models(stage)}
-    return [source for stage in lineage.training for source in _of_stage(stage, samplers)]
+    rows = (s for s in lineage.stages if _kind(s).trains or _kind(s).generates_rows)
+    return [source for stage in rows for source in _of_stage(stage, samplers)]
+
+
+def _kind(stage: StageRun) -> StageKind:
+    return stage_kind(stage.kind)
+
+
+def writer_licenses(lineage: Lineage, hub: HubClient) -> dict[str, str | None]:
+    """Return the license of each model that wrote rows and isn't a base of the run; None if unknown."""
+    roots = {root.reference for root in lineage.roots()}
+    license_of: dict[str, str | None] = {}
+    for model in lineage.writers():
+        # What an endpoint wrote needs a license as a source of its own.
+        if isinstance(model, str) and not endpoint_of(model) and model not in roots:
+            (base,) = find_bases([Root(reference=model, revision=None)], (), hub)
+            license_of[base.label] = base.license
+    return license_of
 
 
 def _samples_own_models(stage: StageRun) -> bool:
@@ -105,16 +125,19 @@ def licenses(
     sources: Sequence[DataSource],
     options: Mapping[str, str],
     hub: HubClient,
+    writers: Mapping[str, str | None],
 ) -> dict[str, str | None]:
-    """Return the license of each base and source by its name; None if it is unknown.
+    """Return the license of each base, writer and source by its name; None if it is unknown.
 
     Args:
+        writers: models that wrote rows (`writer_licenses`).
         options: the values of --license-of by name; they win over the hub's.
 
     Raises:
         PublishError: the run has no source of a name in `options`.
     """
     license_of: dict[str, str | None] = {base.label: base.license for base in bases}
+    license_of = {**writers, **license_of}
     for source in sources:
         if source.sampled:
             continue

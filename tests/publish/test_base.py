@@ -129,9 +129,11 @@ def source(name: str, *, hub_id: str | None = None, sampled: bool = False) -> Da
 def test_licenses_come_from_the_hub_then_from_what_is_said() -> None:
     hub = knowing("acme/rows", facts(license="cc-by-4.0"), kind="dataset")
     sources = [source("rows", hub_id="acme/rows"), source("mine"), source("made", sampled=True)]
-    assert licenses([], sources, {}, hub) == {"acme/rows": "cc-by-4.0", "mine": None}
+    assert licenses([], sources, {}, hub, {}) == {"acme/rows": "cc-by-4.0", "mine": None}
     said = {"mine": "MIT", "acme/rows": "cc0-1.0"}
-    assert licenses([], sources, said, hub) == {"acme/rows": "cc0-1.0", "mine": "mit"}
+    assert licenses([], sources, said, hub, {}) == {"acme/rows": "cc0-1.0", "mine": "mit"}
+    with_teacher = licenses([], sources, {"big": "mit"}, hub, {"big": None})
+    assert with_teacher["big"] == "mit", "a teacher's license is one of the whole's"
 
 
 @pytest.mark.parametrize(
