@@ -38,7 +38,8 @@ class LowRankLinear(Linear):
         frozen = not any(p.requires_grad for p in base.parameters())
         modules = [base, *(part[name] for name in adapters for part in (self.lora_A, self.lora_B))]
         return (
-            frozen
+            type(base) is torch.nn.Linear  # a subclass may compute something else
+            and frozen
             and x.dtype == torch.float32
             and x.dim() > 1
             and not torch.is_autocast_enabled(x.device.type)

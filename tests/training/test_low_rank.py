@@ -72,3 +72,15 @@ def test_other_types_are_left_to_peft() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert model(x).dtype == torch.bfloat16
     assert model.to(torch.float64)(x.double()).dtype == torch.float64
+
+
+def test_a_kind_of_linear_layer_computes_what_it_computes() -> None:
+    class Halved(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) / 2
+
+    config = LoraConfig(r=4, target_modules=["0"])
+    config._register_custom_module({nn.Linear: LowRankLinear})
+    base, x = Halved(6, 5), torch.randn(7, 6)
+    expected = base(x)
+    assert torch.equal(get_peft_model(nn.Sequential(base), config)(x), expected)
