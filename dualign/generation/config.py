@@ -22,6 +22,22 @@ _VARIABLE = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
 _SECRET = re.compile(
     r"(?i)(^|[-_])(api[-_]?key|key|secret|password|authorization|bearer|(api|auth|access)[-_]?token)$"
 )
+_LIMIT = "the limit of an answer is the stage's, and limit_field names its field"
+_SETTING = "the stage has this setting, and reports name its value"
+_OF_THE_STAGE = {
+    "model": "the endpoint's `name` says it",
+    "messages": "the rows are asked",
+    "n": "one answer is read of a reply",
+    "stream": "the endpoint's `stream` says it",
+    "max_tokens": _LIMIT,
+    "max_completion_tokens": _LIMIT,
+    "temperature": _SETTING,
+    "top_p": _SETTING,
+    "seed": "each request has a seed of its own; with one for all, samples of a prompt are the same",
+}
+"""Fields of a request that `body` can't set, and why not."""
+_MAY_LACK = frozenset({"temperature", "top_p", "seed"})
+"""Those of them that null may take out, for a server that doesn't know them."""
 _WAYS = {
     "enable_thinking": ENABLE_THINKING,
     "thinking": KNOWN[1],
@@ -99,7 +115,8 @@ class Endpoint:
         return (self.price_in * prompt_tokens + self.price_out * answer_tokens) / 1e6
 
     def problems(self) -> list[tuple[str, str]]:
-        issues = [*_address_problems(self.url), *_key_and_body_problems(self.key_env, self.body)]
+        issues = [*_address_problems(self.url), *_key_problems(self.key_env)]
+        issues += [*_body_problems("body", self.body), *_switch_problems(self.mode_switch)]
         for key in ("concurrency", "tries"):
             if getattr(self, key) < 1:
                 issues.append((key, f"expected 1 or more, found {getattr(self, key)}"))
@@ -186,26 +203,48 @@ def _address_problems(url: str) -> list[tuple[str, str]]:
     return []
 
 
-def _key_and_body_problems(key_env: str | None, body: Mapping[str, Any]) -> list[tuple[str, str]]:
-    issues = []
-    if key_env is not None and not _VARIABLE.fullmatch(key_env):
-        issues.append(
-            (
-                "key_env",
-                "expected the name of an environment variable in capitals, such as OPENAI_API_KEY; what "
-                "stands there isn't shown, since it may be the key itself",
-            )
+def _key_problems(key_env: str | None) -> list[tuple[str, str]]:
+    if key_env is None or _VARIABLE.fullmatch(key_env):
+        return []
+    return [
+        (
+            "key_env",
+            "expected the name of an environment variable in capitals, such as OPENAI_API_KEY; what "
+            "stands there isn't shown, since it may be the key itself",
         )
-    issues += [
-        (f"body.{name}", "looks like a key: put it into an environment variable named by key_env")
+    ]
+
+
+def _body_problems(key: str, body: Any) -> list[tuple[str, str]]:
+    """Check other fields of a request: no keys, nothing that the stage says, nothing but JSON."""
+    if not isinstance(body, Mapping):
+        return [(key, "expected fields of the request as {name: value}")]
+    issues = [
+        (f"{key}.{name}", "looks like a key: put it into an environment variable named by key_env")
         for name in _names(body)
         if _SECRET.search(name)
+    ]
+    issues += [
+        (f"{key}.{name}", f"{why}: leave it out{', or null' if name in _MAY_LACK else ''}")
+        for name, why in _OF_THE_STAGE.items()
+        if name in body and not (name in _MAY_LACK and body[name] is None)
     ]
     try:
         json.dumps(body, allow_nan=False)
     except (TypeError, ValueError) as error:
-        issues.append(("body", f"expected what JSON knows: {error} (quote it to make it text)"))
+        issues.append((key, f"expected what JSON knows: {error} (quote it to make it text)"))
     return issues
+
+
+def _switch_problems(way: Way | Switch | None) -> list[tuple[str, str]]:
+    if not isinstance(way, Switch):
+        return []
+    bodies = {mode: way.of(mode).get("body", {}) for mode in ("think", "no_think")}
+    return [
+        issue
+        for mode, body in bodies.items()
+        for issue in _body_problems(f"mode_switch.{mode}.body", body)
+    ]
 
 
 def _names(value: Any, place: str = "") -> list[str]:

@@ -58,7 +58,10 @@ def build_prompt(
 def request_body(
     endpoint: Endpoint, name: str, prompt: Prompt, sampling: Sampling, seed: int
 ) -> dict[str, Any]:
-    """Return the JSON of a request; the endpoint's `body` is laid over it, and null takes a field out."""
+    """Return the JSON of a request; the endpoint's `body` is laid over it, and null takes a field out.
+
+    What switches the mode stays: an answer counts for the mode in which it was asked.
+    """
     body: dict[str, Any] = {
         "model": name,
         "messages": [dict(turn) for turn in prompt.messages],
@@ -75,7 +78,10 @@ def request_body(
     for option, value in endpoint.body.items():
         own = body.get(option)
         nested = isinstance(own, Mapping) and isinstance(value, Mapping)
-        body[option] = {**value, **own} if nested and own is not None else value
+        if nested and own is not None:
+            body[option] = {**value, **own}
+        elif option not in prompt.fields:
+            body[option] = value
     return {key: value for key, value in body.items() if value is not None}
 
 

@@ -91,6 +91,14 @@ def test_a_request_holds_settings_seed_tools_and_other_fields():
     assert "seed" not in greedy and greedy["temperature"] == 0
 
 
+@pytest.mark.parametrize("value", [{"reasoning_effort": "low"}, {"reasoning_effort": None}])
+def test_no_field_of_the_body_changes_the_mode(value):
+    endpoint = Endpoint(url=URL, name="m", mode_switch="reasoning_effort", body=value)
+    prompt = EndpointResponder(endpoint, label="m").prompt(ASKED, "think", None)
+    sent = request_body(endpoint, "m", prompt, Sampling(max_new_tokens=9), 3)
+    assert sent["reasoning_effort"] == "high"
+
+
 @pytest.mark.parametrize(
     "message",
     [
