@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn
@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, NoReturn
 from dualign.errors import DataError, EvaluationError, excerpt
 from dualign.verifiers.base import RIGHT, Verdict, Verifier, wrong
 from dualign.verifiers.fences import last_block
+from dualign.verifiers.regex import find_all
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,6 +70,12 @@ class JsonSchemaVerifier(Verifier):
             error = best_match(expected.iter_errors(value))
         except Unresolvable as problem:
             raise DataError(f"schema: a reference isn't in it: {problem}") from None
+        except TimeoutError:
+            return wrong("timeout")
+        except RecursionError:
+            return wrong("too deep")
+        except OverflowError:  # multipleOf of a number beyond floating point
+            return wrong("number too large")
         if error is None:
             return RIGHT
         path = re.sub(r"\[\d+\]", "[]", error.json_path)
@@ -97,7 +104,35 @@ def _validator(schema: Any, what: str) -> Any:
             raise DataError(
                 f"{what}: refers to {reference!r}, which isn't in it; nothing is fetched"
             ) from None
-    return kind(schema, registry=Registry())
+    kind = jsonschema.validators.extend(
+        kind, {"pattern": _pattern, "patternProperties": _pattern_properties}
+    )
+    validator = kind(schema, registry=Registry())
+    try:
+        validator.is_valid(None)
+    except RecursionError:
+        raise DataError(f"{what}: a reference leads to itself without end") from None
+    except Unresolvable as error:
+        raise DataError(f"{what}: a reference isn't in it: {error}") from None
+    return validator
+
+
+def _pattern(validator: Any, pattern: str, value: Any, _: Any) -> Iterator[Any]:
+    """Check a text as jsonschema does, within a limit of time."""
+    from jsonschema.exceptions import ValidationError
+
+    if validator.is_type(value, "string") and not find_all(pattern, value):
+        yield ValidationError(f"{value!r} does not match {pattern!r}")
+
+
+def _pattern_properties(validator: Any, schemas: Any, value: Any, _: Any) -> Iterator[Any]:
+    """Check the values of names that match as jsonschema does, within a limit of time."""
+    if not validator.is_type(value, "object"):
+        return
+    for pattern, schema in schemas.items():
+        for name, item in value.items():
+            if find_all(pattern, name):
+                yield from validator.descend(item, schema, path=name, schema_path=pattern)
 
 
 def _references(schema: Any) -> list[str]:

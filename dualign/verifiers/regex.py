@@ -10,6 +10,8 @@ from dualign.verifiers.exact import plain
 
 # A pattern such as (a+)+$ may take years on one answer.
 _SECONDS = 10
+_BRACE = re.compile(r"(\\N\{[^}]*\}|\\.)|\{(?!\d+(?:,\d*)?\}|,\d*\})", re.DOTALL)
+"""An escape, or a brace that begins no count of repeats."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,11 +47,9 @@ class RegexVerifier(Verifier):
         return text
 
     def judge(self, answer: str, expected: Any) -> Verdict:
-        import regex  # transformers' own dependency: patterns as in re, and a limit of time
-
         pattern = expected if self.pattern is None else self.pattern
         try:
-            matches = list(regex.finditer(pattern, answer, timeout=_SECONDS))
+            matches = find_all(pattern, answer)
         except TimeoutError:
             return wrong("timeout")
         if not matches:
@@ -58,3 +58,16 @@ class RegexVerifier(Verifier):
             return RIGHT
         text = matches[-1].group(1 if matches[-1].re.groups else 0) or ""
         return RIGHT if plain(text) == plain(expected) else wrong("differs")
+
+
+def find_all(pattern: str, text: str) -> list[Any]:
+    """Return all matches of a pattern of `re`.
+
+    Raises:
+        TimeoutError: it takes too long.
+    """
+    import regex  # transformers' own dependency: patterns as in re, and a limit of time
+
+    # There x{e} is x with any error, so \frac{d}{dx} would match what it isn't.
+    plain_braces = _BRACE.sub(lambda match: match[1] or r"\{", pattern)
+    return list(regex.finditer(plain_braces, text, timeout=_SECONDS))

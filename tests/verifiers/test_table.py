@@ -201,3 +201,31 @@ def test_an_expected_answer_that_the_verifier_cant_read_is_refused():
         verify("regex", "a", "(")
     with pytest.raises(DataError, match=r"\['a'\]: the verifier exact takes text or a number"):
         verify("exact", "a", ["a"])
+
+
+def test_json_that_no_schema_expects_is_wrong_and_no_traceback():
+    pytest.importorskip("jsonschema")
+    deep = "[" * 300 + "]" * 300
+    assert verify("json_schema", deep, {"items": {"$ref": "#"}}).reason == "too deep"
+    huge = "1" + "0" * 400
+    assert verify("json_schema", huge, {"multipleOf": 0.5}).reason == "number too large"
+    with pytest.raises(DataError, match="leads to itself without end"):
+        verify("json_schema", "1", {"$ref": "#"})
+
+
+def test_patterns_of_a_schema_are_searched_as_those_of_regex():
+    pytest.importorskip("jsonschema")
+    # As by `re`, this would take years.
+    reason = verify("json_schema", f'"{"a" * 40}!"', {"pattern": "^(a+)+$"}).reason
+    assert reason == "schema: $ (pattern)"
+    schema = {"patternProperties": {"^a": {"type": "integer", "maximum": 3}}}
+    assert verify("json_schema", '{"a": 3, "b": "x"}', schema)
+    assert verify("json_schema", '{"ab": 4}', schema).reason == "schema: $.ab (maximum)"
+
+
+def test_braces_of_a_pattern_mean_what_they_mean_to_re():
+    assert not verify("regex", "aaX", "^a{e}$")  # to the package regex: a with any error
+    assert verify("regex", "a{e}", "^a{e}$")
+    assert not verify("regex", r"\fra{}{dx}", r"\\frac{d}{dx}")
+    assert verify("regex", r"\frac{d}{dx}", r"\\frac{d}{dx}")
+    assert verify("regex", "aa1", r"^a{2}\N{DIGIT ONE}{1,}$")
