@@ -18,7 +18,6 @@ from dualign.data.request import DataRequest
 from dualign.data.rows.loading import load_source
 from dualign.data.rows.padding import struct_columns, without_padding
 from dualign.data.text.template import load_template
-from dualign.data.tokens.encoding import ExampleEncoder
 
 # Arrow keeps one type and one order for each key.
 SCALARS = {"city": st.text("abc é", max_size=4), "hour": st.integers(0, 9), "near": st.booleans()}
@@ -68,7 +67,7 @@ ROWS = st.lists(
 def tokens(source: Path, tokenizer: PreTrainedTokenizerFast, **options: Any) -> list[Any]:
     data = DataConfig(sources=(SourceConfig(path=str(source)),), max_tokens=9000, **options)
     request = DataRequest(data, tokenizer, load_template("dualign"), seed=1, base=None)
-    table = mix(request, ExampleEncoder).table
+    table = mix(request, "conversation").table
     return list(zip(table["input_ids"][:], table["labels"][:], strict=True))
 
 
