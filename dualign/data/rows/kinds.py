@@ -188,7 +188,7 @@ def _verdict(value: object) -> bool | None:
 def check_verdict(row: Row) -> None:
     """Raise RowFault for a row whose own label says that its answer is a bad one (KTO)."""
     for name in LABELS:
-        if str(row.get(name)).lower() in _BAD:
+        if _verdict(row.get(name)) is False:
             raise RowFault(
                 "bad_answer",
                 f"{name} is {excerpt(row[name])}: a rated answer (KTO), and this one is bad. Leave those out "

@@ -5,10 +5,12 @@ the parsed ones.
 """
 
 import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from operator import attrgetter
 from typing import Any
+
+from datasets import ClassLabel
 
 from dualign.data.config import SourceConfig, Supervise
 from dualign.data.conversation import (
@@ -46,13 +48,20 @@ class RowParser:
     structs: Structs = field(default_factory=dict)
 
     def __call__(self, row: Row, index: int) -> Parsed:
-        row = without_padding(row, self.structs)
+        plain = without_padding(row, self.structs)
+        row = {**plain, **self._numbers(row)} if self.structs else plain
         if self.row_type != "conversation":
             parse = to_pair if self.row_type == "pair" else to_rated
             return parse(row, source=self.source, index=index, rules=self.rules)
         return to_conversation(
             row, source=self.source, index=index, supervise=self.supervise, rules=self.rules
         )
+
+    def _numbers(self, row: Row) -> Row:
+        """Return the classes whose values the recipe maps: its numbers are the table's."""
+        specs = [spec for spec in self.source.columns.values() if isinstance(spec, Mapping)]
+        names = [spec["from"] for spec in specs if "from" in spec]
+        return {name: row[name] for name in names if isinstance(self.structs.get(name), ClassLabel)}
 
     def without_rules(self) -> "RowParser":
         """Return the parser that takes every text as it is."""

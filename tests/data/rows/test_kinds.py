@@ -27,6 +27,8 @@ PAIR = {"prompt": "Hi", "chosen": "yes", "rejected": "no"}
         ({"messages": [HI, NO], "kto_tag": False}, "bad_answer", "kto_tag is False"),
         ({"prompt": "Hi", "completion": "no", "label": "False"}, "bad_answer", "label is 'False'"),
         ({"prompt": "Hi", "completion": "no", "label": 0}, "bad_answer", "bad_answer: drop"),
+        ({"prompt": "Hi", "completion": "no", "label": 0.0}, "bad_answer", "label is 0.0"),
+        ({"prompt": "Hi", "completion": "no", "label": " bad"}, "bad_answer", "label"),
         ({"instruction": "Hi", "output": "no", "kto_tag": False}, "bad_answer", "kto_tag"),
         ({"prompt": "Hi", "completion": "no", "label": "undesirable"}, "bad_answer", "label"),
         (PAIR, "wrong_stage", "a preference pair .chosen . rejected.. A preference stage takes it"),

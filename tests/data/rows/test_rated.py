@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 from transformers import PreTrainedTokenizerFast
 
@@ -144,6 +145,41 @@ def test_prepared_rows_hold_prompt_answer_and_verdict(
         assert f"What is {number}?" in tokenizer.decode(row["prompt_ids"])
     again = prepare_rated(request(write_rows(rows_of(12)), tokenizer, {}, validation_rows=2))
     assert again.rows == data.rows and again.train[:] == data.train[:]
+
+
+@pytest.mark.parametrize("names", [["desirable", "undesirable"], ["bad", "good"]], ids=str)
+@pytest.mark.parametrize("values", [None, [0, 1]], ids=["by name", "by number"])
+def test_a_numbered_verdict_is_that_of_its_name(
+    names: list[str],
+    values: list[int] | None,
+    tmp_path: Path,
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    """Parquet files of the hub number the words of a column in any order."""
+    table = datasets.Dataset.from_list([{**row, "label": row["label"] * 1} for row in rows_of(9)])
+    table = table.cast_column("label", datasets.ClassLabel(names=names))
+    table.to_parquet(tmp_path / "rows.parquet")
+    first_is_good = names[0] == "desirable" if values is None else True
+    good, bad = (0, 1) if first_is_good else (1, 0)
+    columns = {"label": {"from": "label", "good": [good], "bad": [bad]}} if values else {}
+    data = prepare_rated(request(tmp_path / "rows.parquet", tokenizer, {"columns": columns}))
+    expected = {number: (number % 3 != 0) != first_is_good for number in range(9)}
+    for row in data.train:
+        number = int(tokenizer.decode(row["answer_ids"]).split("It is ")[1].split(".")[0])
+        assert row["desirable"] == expected[number]
+
+
+def test_a_class_without_a_name_is_no_verdict(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    table = datasets.Dataset.from_list([{**row, "label": row["label"] * 1} for row in rows_of(9)])
+    features = datasets.ClassLabel(names=["bad", "good"])
+    table = table.cast_column("label", features).map(
+        lambda row, number: {"label": -1 if number == 4 else row["label"]}, with_indices=True
+    )
+    table.to_parquet(tmp_path / "rows.parquet")
+    with pytest.raises(RowError, match=r"row 4: the row has no label"):
+        prepare_rated(request(tmp_path / "rows.parquet", tokenizer, {}))
 
 
 def test_faulty_rows_are_dropped_and_counted(
