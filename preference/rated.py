@@ -5,10 +5,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 from torch import Tensor
 
+from dualign.data.seeds import Indices
 from dualign.models.head import LabelScores
 from dualign.models.pairs import answer_sums, label_values
 from dualign.preference.losses.scores import RatedScores, Scores, kl_estimate, signed
@@ -24,15 +26,16 @@ def answer_columns(losses: Sequence[str]) -> tuple[str, ...]:
     return ("answer_ids", MISMATCHED) if estimates_kl(losses) else ("answer_ids",)
 
 
-def with_mismatched(rows: Dataset, batch_rows: int) -> Dataset:
+def with_mismatched(rows: Dataset, batch_rows: int, max_tokens: int) -> Dataset:
     """Return the rows, each with the answer of another row of its batch, the one before, for KTO's KL.
 
     Batches are consecutive rows, so the mismatched answers of a batch are its own answers, turned by one:
 
         answers a b c, d e   ->   mismatched c a b, e d
 
-    A last batch of one row takes the answer of the row before it; TRL gives it its own, whose KL
-    estimate is its reward.
+    One that is too long behind the prompt is cut to `max_tokens` of both, as in TRL: a longer row could
+    be one that the model has no positions for. A last batch of one row takes the answer of the row
+    before it; TRL gives it its own, whose KL estimate is its reward.
     """
     starts = np.arange(len(rows)) // batch_rows * batch_rows
     places = np.arange(len(rows)) - 1
@@ -40,9 +43,25 @@ def with_mismatched(rows: Dataset, batch_rows: int) -> Dataset:
     places[first] = np.minimum(first + batch_rows, len(rows)) - 1
     if len(rows) > 1 and places[-1] == len(rows) - 1:
         places[-1] -= 1
-    column = rows.select_columns(["answer_ids"]).with_format("arrow")[:]["answer_ids"]
-    answers = pa.chunked_array([column.combine_chunks().take(pa.array(places))])
-    return rows.add_column(MISMATCHED, answers, feature=rows.features["answer_ids"])
+    table = rows.select_columns(["prompt_ids", "answer_ids"]).with_format("arrow")[:]
+    prompts = pc.list_value_length(table["prompt_ids"]).to_numpy()
+    answers = table["answer_ids"].combine_chunks().take(pa.array(places))
+    column = pa.chunked_array([_cut(answers, max_tokens - prompts)])
+    return rows.add_column(MISMATCHED, column, feature=rows.features["answer_ids"])
+
+
+def _cut(lists: pa.ListArray, most: Indices) -> pa.ListArray:
+    """Return lists without what is beyond `most` of each."""
+    counts = np.diff(lists.offsets.to_numpy())
+    kept = np.minimum(counts, most)
+    if np.array_equal(kept, counts):
+        return lists
+    stops = np.concatenate([[0], np.cumsum(kept)])
+    shifts = lists.offsets.to_numpy()[:-1] - stops[:-1]
+    places = np.arange(stops[-1]) + np.repeat(shifts, kept)
+    return pa.ListArray.from_arrays(
+        pa.array(stops, pa.int32()), lists.values.take(pa.array(places))
+    )
 
 
 class RatedAnswerTrainer(DualModeDPOTrainer):

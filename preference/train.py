@@ -102,7 +102,8 @@ def build_trainer(
     answers: tuple[str, ...] = PAIR
     if stage.row_type == "rated":
         kind, answers = RatedAnswerTrainer, answer_columns(names)
-        data = _mismatched(data, names, arguments.per_device_train_batch_size)
+        batch_rows = arguments.per_device_train_batch_size
+        data = _mismatched(data, names, batch_rows, stage.data.max_tokens)
     trainer = kind(
         model=model,
         args=arguments,
@@ -133,10 +134,13 @@ def _fixed_batches(losses: Sequence[str]) -> dict[str, str]:
 
 
 def _mismatched(
-    data: PairData | RatedData, losses: Sequence[str], batch_rows: int
+    data: PairData | RatedData, losses: Sequence[str], batch_rows: int, max_tokens: int
 ) -> PairData | RatedData:
     """Return the rows with the answers that a KL is estimated from, if a loss does."""
     if not estimates_kl(losses):
         return data
-    validation = data.validation and with_mismatched(data.validation, batch_rows)
-    return replace(data, train=with_mismatched(data.train, batch_rows), validation=validation)
+    train, validation = (
+        rows and with_mismatched(rows, batch_rows, max_tokens)
+        for rows in (data.train, data.validation)
+    )
+    return replace(data, train=train, validation=validation)

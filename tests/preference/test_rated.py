@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Trainer
+from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedTokenizerFast, Trainer
 from trl import KTOConfig, KTOTrainer
 
 from dualign.attention.function import ATTENTION
@@ -73,6 +73,10 @@ def as_texts(rows: list[dict[str, Any]]) -> Dataset:
     )
 
 
+def longest(rows: list[dict[str, Any]]) -> int:
+    return max(len(row["prompt_ids"]) + len(row["answer_ids"]) for row in rows)
+
+
 def ours(
     folder: Path,
     tokenizer: PreTrainedTokenizerFast,
@@ -86,7 +90,9 @@ def ours(
     config = PreferenceStage(
         name="kto",
         model=str(folder),
-        data=DataConfig(sources=(SourceConfig(path="rated.jsonl"),), packing="none"),
+        data=DataConfig(
+            sources=(SourceConfig(path="rated.jsonl"),), packing="none", max_tokens=longest(rows)
+        ),
         lora=AdapterConfig(r=4) if lora else None,
         train={"gradient_checkpointing": False, "loss_type": "kto", **settings, **train},
         **stage,
@@ -112,7 +118,8 @@ def theirs(
     lora: bool = True,
 ) -> KTOTrainer:
     settings: dict[str, Any] = {"learning_rate": 1e-3, "logging_steps": 1, "save_strategy": "no"}
-    settings |= {"gradient_checkpointing": False, "seed": 5, "data_seed": 5, "max_length": None}
+    settings |= {"gradient_checkpointing": False, "seed": 5, "data_seed": 5}
+    settings |= {"max_length": longest(rows)}  # of mismatched answers, some are longer
     settings |= {"report_to": "none", "bf16": False, "output_dir": str(folder / "theirs")}
     peft = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=32, target_modules="all-linear")
     return KTOTrainer(
@@ -183,10 +190,10 @@ def test_steps_are_trls(
 
 
 def test_mismatched_answers_are_those_of_the_batch_turned_by_one() -> None:
-    rows = Dataset.from_list([{"answer_ids": [number]} for number in range(8)])
+    rows = Dataset.from_list([{"prompt_ids": [0], "answer_ids": [number]} for number in range(8)])
 
     def turned(count: int, batch_rows: int) -> list[int]:
-        mismatched = with_mismatched(rows.select(range(count)), batch_rows)[MISMATCHED]
+        mismatched = with_mismatched(rows.select(range(count)), batch_rows, 2)[MISMATCHED]
         return [ids[0] for ids in mismatched]
 
     assert turned(8, 3) == [2, 0, 1, 5, 3, 4, 7, 6]
@@ -194,6 +201,27 @@ def test_mismatched_answers_are_those_of_the_batch_turned_by_one() -> None:
     assert turned(7, 3) == [2, 0, 1, 5, 3, 4, 5], "a last batch of one row takes its neighbor's"
     assert turned(5, 8) == [4, 0, 1, 2, 3]
     assert turned(1, 2) == [0]
+
+
+def test_mismatched_answers_are_cut_to_the_longest_row(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    """A model of learned positions has none for more."""
+    lengths = [(8, 2), (1, 9), (3, 4), (9, 1)]
+    rows = [
+        {"prompt_ids": [5] * prompt, "answer_ids": list(range(answer, 0, -1)), "group": 0}
+        | {"desirable": place < 2}
+        for place, (prompt, answer) in enumerate(lengths)
+    ]
+    mismatched = with_mismatched(Dataset.from_list(rows), 3, 10)[MISMATCHED]
+    assert list(mismatched) == [[4, 3], [2, 1], [9, 8, 7, 6, 5, 4, 3], [4]]
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 10}
+    tokens = {name: SIZES[name] for name in ("vocab_size", "pad_token_id", "eos_token_id")}
+    folder = saved(tmp_path, GPT2Config(**sizes, **tokens, bos_token_id=1), tokenizer)
+    train = {"max_steps": 1, "per_device_train_batch_size": 4}
+    trainer = ours(folder, tokenizer, rows, train, lora=False)
+    trainer.train()
+    assert steps_of(trainer)[0]["loss"] == pytest.approx(0.5)
 
 
 def test_batches_of_one_verdict_train(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
