@@ -186,8 +186,8 @@ def _address_problems(url: str) -> list[tuple[str, str]]:
     try:
         parts = urlsplit(url)
         parts.port  # noqa: B018 - raises if it is no number
-    except ValueError as error:
-        return [("url", f"not an address: {error}")]
+    except ValueError:  # its message shows a part of what may be a password
+        return [("url", "not an address (not shown): expected http://HOST:PORT/v1")]
     if parts.username or parts.password or parts.query or parts.fragment:
         return [
             (
@@ -197,6 +197,8 @@ def _address_problems(url: str) -> list[tuple[str, str]]:
             )
         ]
     if parts.scheme not in ("http", "https") or not parts.hostname:
+        if "@" in url:
+            return [("url", "expected http://HOST:PORT/v1 (what stands there isn't shown)")]
         return [("url", f"expected http://HOST:PORT/v1 or https://HOST/v1, found {url!r}")]
     if parts.path.rstrip("/").endswith(("/completions", "/models")):
         return [("url", f"expected the base address, as {parts.scheme}://{parts.netloc}/v1")]

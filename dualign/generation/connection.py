@@ -4,6 +4,7 @@ No key is shown: it is taken out of whatever the server says.
 """
 
 import json
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -93,8 +94,19 @@ class Connection:
         return {
             "base_url": self.endpoint.base,
             "api_key": self._key or _NO_KEY,
+            "default_headers": self._headers(),
             "max_retries": 0,
             "timeout": self.endpoint.timeout_seconds,
+        }
+
+    def _headers(self) -> dict[str, Any]:
+        """Return headers that keep those of the client's own variables, meant for another server, back."""
+        lines = os.environ.get("OPENAI_CUSTOM_HEADERS", "").split("\n")
+        names = [line.partition(":")[0].strip() for line in lines if ":" in line]
+        others = ("OpenAI-Organization", "OpenAI-Project", *names)
+        return {
+            **{name: self._openai.Omit() for name in others if name.lower() != "authorization"},
+            "Authorization": f"Bearer {self._key or _NO_KEY}",
         }
 
     def _http(self, client: Any) -> Any:

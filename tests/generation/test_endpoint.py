@@ -309,6 +309,11 @@ def test_the_key_is_in_no_file_and_no_message(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv(VARIABLE, KEY)
+    # Of another server, to which they would go with any client.
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-of-another")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "project-of-another")
+    headers = "X-Gateway: gate-of-another\nauthorization: Bearer key-of-another"
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", headers)
 
     def talkative(number: int, body: dict[str, Any]) -> Reply | None:
         return failing(f"you came with {KEY}", 500) if number % 2 == 0 else None
@@ -318,6 +323,7 @@ def test_the_key_is_in_no_file_and_no_message(
         file = recipe(tmp_path, task_file, server.address, **options)
         assert main(["run", str(file)]) == 0
         assert {asked.headers["authorization"] for asked in server.asked} == {f"Bearer {KEY}"}
+        assert "of-another" not in str([asked.headers for asked in server.asked])
         server.fault = lambda number, body: failing(f"you came with {KEY}", 500)
         assert main(["run", str(file), "eval.max_new_tokens=41", "eval.models.0.tries=1"]) == 2
     said = capfd.readouterr()
@@ -334,6 +340,8 @@ def test_the_key_is_in_no_file_and_no_message(
         ({"key_env": KEY}, "key_env: expected the name of an environment variable"),
         ({"api_key": KEY}, "unknown key.*here: key_env"),
         ({"url": f"http://user:{KEY}@host/v1"}, "url: holds a user, a password"),
+        ({"url": f"http://user:{KEY}/x@host/v1"}, "url: not an address"),
+        ({"url": f"https:/user:{KEY}@host/v1"}, "url: expected http://HOST:PORT/v1 .what stands"),
         ({"url": f"http://host/v1?api_key={KEY}"}, "url: holds a user, a password"),
         ({"body": {"extra": {"api_key": KEY}}}, r"body\.extra\.api_key: looks like a key"),
     ],
