@@ -48,11 +48,15 @@ class Tally:
     def count(self, usage: Mapping[str, int] | None, *, known: bool = False) -> None:
         """Count an answer; `known`: it was there before."""
         usage = usage or {}
-        self.prompt_tokens += usage.get("prompt", 0)
-        self.completion_tokens += usage.get("completion", 0)
+        self.add(usage)
         self.known += known
         self.answers += not known
         self._new_tokens += 0 if known else usage.get("completion", 0)
+
+    def add(self, usage: Mapping[str, int]) -> None:
+        """Add the tokens of a reply, also of one that holds no answer: they are paid for."""
+        self.prompt_tokens += usage.get("prompt", 0)
+        self.completion_tokens += usage.get("completion", 0)
 
     def allows(self, prompt_tokens: int, answer_tokens: int) -> bool:
         """Return whether so many tokens more stay within the budgets."""
@@ -236,13 +240,16 @@ class _Work:
                 self._reserved[0] + prompt_tokens, self._reserved[1] + self._limit
             ):
                 if self._halt.is_set() or self._reserved == [0, 0]:
-                    raise _Stop(
-                        f"the budget is spent ({self._tally.spent()}; the next request may need "
-                        f"{prompt_tokens + self._limit:,} more): raise max_total_tokens or max_cost"
-                    )
+                    more = f"{prompt_tokens + self._limit:,} more"
+                    raise _Stop(self._spent(f"the next request may need {more}"))
                 await self._change.wait()
+            if self._halt.is_set():
+                raise _Stop("stopped")
             self._reserved[0] += prompt_tokens
             self._reserved[1] += self._limit
+
+    def _spent(self, why: str) -> str:
+        return f"the budget is spent ({self._tally.spent()}; {why}): raise max_total_tokens or max_cost"
 
     async def _release(self, prompt_tokens: int) -> None:
         async with self._change:
@@ -282,16 +289,16 @@ class _Work:
 
     async def _wait(self, number: int, failure: _TryAgain) -> None:
         longest = self._endpoint.max_wait_seconds
-        if failure.wait is None:
-            wait = min(_FIRST_WAIT * 2 ** (number - 1), _LONGEST_BACKOFF, longest)
-            await self._sleep(wait * random.uniform(0.5, 1))
-            return
-        if failure.wait > longest:
+        if failure.wait is not None and failure.wait > longest:
             raise _Stop(
                 f"the server asks to wait {failure.wait:.0f} s ({failure}), longer than max_wait_seconds "
                 f"({longest:.0f}): run again later"
             )
-        self._not_before = max(self._not_before, time.monotonic() + failure.wait)
+        if failure.wait is not None:
+            self._not_before = max(self._not_before, time.monotonic() + failure.wait)
+        # Also then: a server that says 0, or a second each time, would spend all tries at once.
+        wait = min(_FIRST_WAIT * 2 ** (number - 1), _LONGEST_BACKOFF, longest)
+        await self._sleep(wait * random.uniform(0.5, 1))
 
     async def _sleep(self, seconds: float) -> None:
         """Sleep, but not beyond the end of the work."""
@@ -307,6 +314,9 @@ class _Work:
                 text = await self._post(client, dict(self._bodies[index]))
             return read_reply(text, self._modes[index])
         except UnusableReplyError as error:
+            self._tally.add(error.usage or {})
+            if not self._tally.allows(*self._reserved):
+                raise _Stop(self._spent("another try may need more")) from None
             raise _TryAgain(str(error), self._connection.clean(text)) from None
         except (TimeoutError, openai.APITimeoutError):
             seconds = self._endpoint.timeout_seconds

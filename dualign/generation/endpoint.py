@@ -83,7 +83,9 @@ class EndpointResponder:
         thinking, answer = len(reply.thinking or ""), len(reply.answer)
         total = usage.get("completion", (thinking + answer + 3) // 4)
         share = round(total * thinking / (thinking + answer)) if thinking + answer else 0
-        trace = usage.get("reasoning") or share if thinking else 0
+        trace = (
+            usage.get("reasoning") or share
+        )  # a hosted model may count a trace that it doesn't show
         trace = max(0, min(trace, total - bool(answer)))
         return trace, total - trace
 

@@ -26,6 +26,11 @@ _OWN_FIELDS = frozenset({"reasoning_effort"})
 class UnusableReplyError(Exception):
     """A reply that holds no answer; the text names the reason in a word or two."""
 
+    def __init__(self, reason: str, usage: Mapping[str, int] | None = None) -> None:
+        super().__init__(reason)
+        self.usage = usage
+        """what the server counted for it all the same"""
+
 
 def build_prompt(
     messages: Sequence[Mapping[str, Any]],
@@ -105,7 +110,8 @@ def read_reply(text: str, mode: Mode) -> Generation:
         raise UnusableReplyError("garbage") from None
     reason = choice.get("finish_reason")
     if reason not in _ENDED | _CUT:
-        raise UnusableReplyError(f"finish_reason {str(reason)[:30]}")
+        words = f"finish_reason {str(reason)[:30]}"
+        raise UnusableReplyError(words, _usage(reply.get("usage")))
     finished = reason in _ENDED
     return Generation(
         text=_tagged(trace, content, mode, finished=finished),
@@ -182,4 +188,11 @@ def _usage(usage: Any) -> dict[str, int] | None:
         "reasoning": details.get("reasoning_tokens") if isinstance(details, dict) else None,
     }
     known = {name: n for name, n in counts.items() if isinstance(n, int) and n >= 0}
-    return known if {"prompt", "completion"} <= known.keys() else None
+    if not {"prompt", "completion"} <= known.keys():
+        return None
+    total = usage.get("total_tokens")
+    if known.get("reasoning") and isinstance(
+        total, int
+    ):  # some servers count the trace there alone
+        known["completion"] = max(known["completion"], total - known["prompt"])
+    return known

@@ -256,6 +256,27 @@ def test_a_budget_is_never_exceeded_and_goes_on_when_it_is_raised(
     assert asked["cost"] == pytest.approx((56 * 1.0 + 40 * 10.0) / 1e6)
 
 
+def test_a_reply_that_is_no_answer_counts_against_the_budget(
+    task_file: Path, tmp_path: Path
+) -> None:
+    filtered: Reply = (200, {}, chat_reply("", "content_filter"))
+    with Proxy(sums, lambda number, body: filtered).running() as server:
+        tight = fast(server.address, max_total_tokens=150, concurrency=1, max_wait_seconds=0.01)
+        with pytest.raises(EvaluationError, match=r"the budget is spent \((?!0)\d+ tokens"):
+            run(stage(tight, tasks=[task_file]), tmp_path, seed=1)
+        assert 0 < len(server.asked) * 12 <= 150
+
+
+def test_a_server_that_asks_to_wait_no_time_gets_some(task_file: Path, tmp_path: Path) -> None:
+    def busy(number: int, body: dict[str, Any]) -> Reply | None:
+        return failing("slow down", 429, **{"Retry-After": "0"}) if number < 3 else None
+
+    with Proxy(sums, busy).running() as server:
+        run(stage(fast(server.address, concurrency=1), tasks=[task_file]), tmp_path, seed=1)
+        times = [asked.at for asked in server.asked]
+    assert times[3] - times[0] >= 0.25 + 0.5 + 1.0
+
+
 def recipe(folder: Path, task_file: Path, address: str, **options: Any) -> Path:
     endpoint = {"url": address, "name": "tiny"} | options
     entry = {"name": "eval", "kind": "eval", "models": [endpoint], "tasks": [str(task_file)]}

@@ -7,6 +7,7 @@ import pytest
 from dualign.generation.config import Endpoint
 from dualign.generation.dispatch import _retry_after
 from dualign.generation.endpoint import EndpointResponder
+from dualign.generation.samples import AnswerRecord
 from dualign.generation.sampling import Sampling
 from dualign.generation.thinking import split
 from dualign.generation.wire import UnusableReplyError, build_prompt, read_reply, request_body
@@ -168,6 +169,19 @@ def test_tokens_of_the_trace_are_the_server_s_or_a_share_by_length():
         "reasoning": 8,
     }
     assert read_reply(reply({"content": "x"}), "think").usage is None
+    # A server that counts the trace in the total alone.
+    apart = {**detailed, "completion_tokens": 2, "total_tokens": 15}
+    assert read_reply(reply({"content": "x"}, usage=apart), "think").usage["completion"] == 10
+
+
+def test_a_trace_that_is_counted_but_not_shown_is_no_part_of_the_answer():
+    subject = EndpointResponder(Endpoint(url=URL, name="m"), label="m")
+    usage = {"prompt": 5, "completion": 10, "reasoning": 8}
+    record = AnswerRecord(key="k", generated="So.", finished=True, usage=usage)
+    hidden = split("", "So.", mode="think", finished=True)
+    assert subject.tokens(hidden, record) == (8, 2)
+    plain = AnswerRecord(key="k", generated="So.", finished=True, usage={**usage, "reasoning": 0})
+    assert subject.tokens(hidden, plain) == (0, 10)
 
 
 @pytest.mark.parametrize(
