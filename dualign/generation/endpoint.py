@@ -3,10 +3,11 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from dualign.data.conversation import Mode
+from dualign.data.think_tags import LEAKED_TAG, OPEN
 from dualign.generation.answers import Generation, Prompt
 from dualign.generation.config import Endpoint
 from dualign.generation.connection import Connection
@@ -73,9 +74,24 @@ class EndpointResponder:
             for prompt, seed in zip(prompts, seeds, strict=True)
         ]
         modes = [prompt.mode for prompt in prompts]
-        yield from dispatch(
+        batches = dispatch(
             self.connection, bodies, modes, sampling.max_new_tokens, self._tally, label=self._label
         )
+        for batch in batches:
+            yield {i: self._read(prompts[i], generation) for i, generation in batch.items()}
+
+    def _read(self, prompt: Prompt, generation: Generation) -> Generation:
+        """Read what was cut before any tag as thinking, if thinking was asked for.
+
+        A server that gives tags in the text gives none where its template opened the block and the
+        limit ended it: half a trace would be judged as an answer.
+        """
+        is_switched = self.endpoint.switch or prompt.fields.keys() - {"tools"}
+        is_whole = generation.finished or LEAKED_TAG.search(generation.text)
+        has_hidden_trace = (generation.usage or {}).get("reasoning")
+        if prompt.mode == "no_think" or not is_switched or is_whole or has_hidden_trace:
+            return generation
+        return replace(generation, text=f"{OPEN}\n{generation.text.lstrip()}")
 
     def tokens(self, reply: Reply, record: AnswerRecord) -> tuple[int, int]:
         """Return what the server counted: its own count of the trace, else shares by length."""

@@ -256,6 +256,22 @@ def test_a_budget_is_never_exceeded_and_goes_on_when_it_is_raised(
     assert asked["cost"] == pytest.approx((56 * 1.0 + 40 * 10.0) / 1e6)
 
 
+@pytest.mark.parametrize(("way", "right"), [(None, 0.0), ("none", 1.0)])
+def test_a_trace_that_was_cut_without_a_tag_is_no_answer(
+    task_file: Path, tmp_path: Path, way: str | None, right: float
+) -> None:
+    def cut(body: dict[str, Any]) -> Reply:  # the server's template opened the block
+        return 200, {}, chat_reply(f"It may be {body['messages'][-1]['content']}", "length")
+
+    with Proxy(cut).running() as server:
+        subject = stage(fast(server.address, mode_switch=way), tasks=[many(tmp_path, 4)])
+        think, no_think = (
+            run(subject, tmp_path / "out", seed=1).metrics["tasks"]["many"][mode]
+            for mode in ("think", "no_think")
+        )
+    assert (think["accuracy"], no_think["accuracy"]) == (right, 1.0)
+
+
 def test_a_reply_that_is_no_answer_counts_against_the_budget(
     task_file: Path, tmp_path: Path
 ) -> None:
