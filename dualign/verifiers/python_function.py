@@ -3,6 +3,7 @@
 import sys
 import traceback
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -40,7 +41,8 @@ class PythonVerifier(Verifier):
     def judge(self, answer: str, expected: Any) -> Verdict:
         name = f"{Path(self.file).name}: {self.function}"
         try:
-            verdict = _function(self.file, self.function)(answer, expected)
+            # A copy: what the function does to a list would change the verdicts on other answers.
+            verdict = _function(self.file, self.function)(answer, deepcopy(expected))
         except EvaluationError:
             raise
         except (Exception, SystemExit) as error:

@@ -41,6 +41,13 @@ def test_the_function_gets_the_answer_and_what_the_row_expects(tmp_path):
     assert judge(task, problem, "c")
 
 
+def test_what_the_function_does_to_its_list_changes_no_other_verdict(tmp_path):
+    code = "def right(answer, expected): return expected.pop() == answer"
+    task, problem = questions(tmp_path, code=code)
+    assert [judge(task, problem, "b").right for _ in range(3)] == [True] * 3
+    assert problem.expected == ["a", "b"]
+
+
 def test_a_row_needs_no_answer(tmp_path):
     task, problem = questions(tmp_path, answer="")
     assert judge(task, problem, "yes") and not judge(task, problem, "no")
