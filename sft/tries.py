@@ -20,6 +20,7 @@ from dualign.generation.samples import SampleFile
 from dualign.generation.sampling import Sampling
 from dualign.sft.config import TracesStage
 from dualign.sft.questions import Question, as_problem
+from dualign.switch import ENABLE_THINKING, KNOWN
 
 REASONS = (
     "failed",
@@ -129,7 +130,14 @@ def think_row(stage: TracesStage, question: Question, trace: str, answer: str) -
     content = last.content if stage.answer == "row" else answer
     earlier = [_turn(message, train=message.role != "assistant") for message in before]
     final = {"role": "assistant", "content": content, "reasoning_content": trace}
-    return plain_row(question, [*earlier, final], "think")
+    row = plain_row(question, [*earlier, final], "think")
+    # A variable that switches says the mode of the row as it came.
+    names = {
+        name for switch in (*KNOWN, stage.switch or ENABLE_THINKING) for name in switch.names()
+    }
+    variables = row.pop("chat_template_kwargs", {})
+    kept = {name: value for name, value in variables.items() if name not in names}
+    return {**row, "chat_template_kwargs": kept} if kept else row
 
 
 def plain_row(

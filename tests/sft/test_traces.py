@@ -246,6 +246,19 @@ def test_an_answer_told_first_is_in_the_prompt_and_not_in_the_row(
     assert row["messages"][0] == {"role": "user", "content": "What is 1+2?"}
 
 
+def test_a_variable_of_the_row_that_says_no_thinking_is_not_in_the_think_row(
+    tmp_path: Path,
+) -> None:
+    variables = {"thinking": False, "documents_seen": 1}
+    row = {"question": "1+2", "reply": "3", "chat_template_kwargs": variables}
+    file = write(tmp_path / "rows.jsonl", [row])
+    subject = stage(Path("m"), file, expected=None)
+    ((question,), _) = read_questions(subject, seed=0)
+    written_row = think_row(subject, question, "so 3", "3")
+    assert written_row["chat_template_kwargs"] == {"documents_seen": 1}
+    assert written_row["mode"] == "think"
+
+
 def test_no_trace_at_all_ends_with_the_reasons(thinker: Path, rows: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"stage traces: no trace came of 4 rows: .*'trace_cut': 4"):
         run(stage(thinker, rows, max_new_tokens=2), tmp_path, seed=1)
