@@ -20,7 +20,8 @@ from dualign.switch import ENABLE_THINKING, KNOWN, Switch
 
 _VARIABLE = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
 _SECRET = re.compile(
-    r"(?i)(^|[-_])(api[-_]?key|key|secret|password|authorization|bearer|(api|auth|access)[-_]?token)$"
+    r"(?i)^token$|(^|[-_])(api[-_]?key|key|secret|passw(or)?d|credentials?|authorization|bearer|cookie|"
+    r"(api|auth|access|bearer|secret)[-_]?token)$"
 )
 _LIMIT = "the limit of an answer is the stage's, and limit_field names its field"
 _SETTING = "the stage has this setting, and reports name its value"
@@ -224,7 +225,7 @@ def _body_problems(key: str, body: Any) -> list[tuple[str, str]]:
     issues = [
         (f"{key}.{name}", "looks like a key: put it into an environment variable named by key_env")
         for name in _names(body)
-        if _SECRET.search(name)
+        if _SECRET.search(name.rpartition(".")[2])
     ]
     issues += [
         (f"{key}.{name}", f"{why}: leave it out{', or null' if name in _MAY_LACK else ''}")

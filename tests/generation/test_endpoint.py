@@ -380,6 +380,11 @@ def test_the_key_is_in_no_file_and_no_message(
         ({"url": f"http://user:{KEY}/x@host/v1"}, "url: not an address"),
         ({"url": f"https:/user:{KEY}@host/v1"}, "url: expected http://HOST:PORT/v1 .what stands"),
         ({"url": f"http://host/v1?api_key={KEY}"}, "url: holds a user, a password"),
+        (
+            {"body": {"extra_headers": {"Authorization": f"Bearer {KEY}"}}},
+            r"body\.extra_headers\.Authorization: looks like a key",
+        ),
+        ({"body": {"auth": [{"token": KEY}]}}, r"body\.auth\.token: looks like a key"),
         ({"body": {"extra": {"api_key": KEY}}}, r"body\.extra\.api_key: looks like a key"),
     ],
 )
