@@ -98,7 +98,7 @@ def read_reply(text: str, mode: Mode) -> Generation:
     """
     try:
         reply = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UnusableReplyError("garbage") from None
     if isinstance(reply, dict) and reply.get("error"):
         raise UnusableReplyError("error in the reply")
@@ -109,7 +109,7 @@ def read_reply(text: str, mode: Mode) -> Generation:
     except (KeyError, IndexError, TypeError, AttributeError):
         raise UnusableReplyError("garbage") from None
     reason = choice.get("finish_reason")
-    if reason not in _ENDED | _CUT:
+    if not isinstance(reason, str) or reason not in _ENDED | _CUT:
         words = f"finish_reason {str(reason)[:30]}"
         raise UnusableReplyError(words, _usage(reply.get("usage")))
     finished = reason in _ENDED

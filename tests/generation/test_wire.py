@@ -153,6 +153,8 @@ def test_an_answer_that_the_limit_cut_is_not_finished():
         ('{"error": {"message": "no"}}', "error in the reply"),
         (reply({"content": "x"}, "content_filter"), "finish_reason content_filter"),
         (reply({"content": "x"}, None), "finish_reason None"),
+        (reply({"content": "x"}, ["stop"]), "finish_reason .'stop'."),
+        ("[" * 100_000, "garbage"),
     ],
 )
 def test_what_is_no_answer_is_refused_with_a_reason(text, reason):
