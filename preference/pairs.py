@@ -65,7 +65,8 @@ def run(stage: PairsStage, work: Path, *, seed: int) -> Outcome:
         of_model, record = _sample(stage, model, problems, file, seed)
         samples.append(of_model)
         if record is not None:
-            asked[model_label(model)] = record
+            name = model_label(model)  # one model may be asked in two ways
+            asked[f"{name} (rejected)" if name in asked else name] = record
     pairs, rows = _pair_up(stage, samples, seed, reasons)
     if not pairs:
         raise DataError(

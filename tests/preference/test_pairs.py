@@ -189,6 +189,22 @@ def test_an_endpoint_gives_the_samples_and_what_it_left_out_is_counted(
     assert outcome.metrics["endpoints"]["tiny"]["failed"] == {"400": 16}
 
 
+def test_one_model_asked_in_two_ways_is_counted_twice(task: str, tmp_path: Path) -> None:
+    def answer(body: dict) -> Reply:
+        return by_seed(body | {"seed": body["top_k"] - 1})
+
+    with Proxy(answer).running() as server:
+        careful, hasty = (
+            Endpoint(url=server.address, name="tiny", body={"top_k": k}, max_failed=1)
+            for k in (1, 2)
+        )
+        stage = PairsStage(name="pairs", model=careful, rejected_model=hasty, tasks=(task,))
+        metrics = run(stage, tmp_path, seed=1).metrics
+    counts = {name: record["answers"] for name, record in metrics["endpoints"].items()}
+    assert counts == {"tiny": 6, "tiny (rejected)": 6}
+    assert metrics["pairs"] == 6
+
+
 def test_a_strong_endpoint_stands_against_a_weak_checkpoint(
     unsure: Path, task: str, tmp_path: Path
 ) -> None:
