@@ -170,14 +170,18 @@ class UnitTestsVerifier(Verifier):
 
 def _can_fail(statement: ast.stmt) -> bool:
     """Return whether a statement may check something: a definition that nobody calls checks nothing,
-    a comparison without assert neither, and the tests run under another name than `__main__`.
+    a comparison without assert neither; the tests run under another name than `__main__`, where
+    unittest.main finds none of them.
     """
     if isinstance(statement, ast.If) and "__name__" in ast.dump(statement.test):
         return any(map(_can_fail, statement.orelse))
     if isinstance(statement, ast.Expr):
-        return any(isinstance(node, ast.Call) for node in ast.walk(statement)) and not isinstance(
-            statement.value, ast.Compare | ast.BoolOp
-        )
+        value = statement.value
+        if isinstance(value, ast.BoolOp):  # add(1, 2) == 3 or exit(1)
+            value = value.values[-1]
+        calls = any(isinstance(node, ast.Call) for node in ast.walk(value))
+        is_main = isinstance(value, ast.Call) and ast.unparse(value.func) == "unittest.main"
+        return calls and not is_main and not isinstance(value, ast.Compare)
     return not isinstance(statement, _QUIET)
 
 

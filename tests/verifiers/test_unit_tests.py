@@ -72,11 +72,20 @@ def test_code_is_right_if_its_tests_pass(answer, tests, reason):
         ("class Test:\n    def test(self): assert add(1, 2) == 3", "nothing in them is asserted"),
         ("if __name__ == '__main__':\n    assert add(1, 2) == 3", "nothing in them is asserted"),
         (["add(1, 2) == 3"], "nothing in them is asserted"),
+        # No code would pass: it looks for them in another module.
+        ("import unittest\nclass T(unittest.TestCase): pass\nunittest.main()", "nothing in them"),
     ],
 )
 def test_tests_that_cant_be_read_are_refused(tests, message):
     with pytest.raises(DataError, match=message):
         UnitTestsVerifier().read(tests)
+
+
+@pytest.mark.parametrize(
+    "tests", ["add(1, 2) == 3 or exit(1)", "if add(1, 2) != 3: raise ValueError", "check(add)"]
+)
+def test_tests_may_fail_in_other_ways_than_by_assert(tests):
+    assert UnitTestsVerifier().read(tests) == tests
 
 
 def outcome(code, **limits):
