@@ -166,11 +166,11 @@ def logits(shape: ModelShape, training: TrainingShape) -> Term:
     """The head: one tile of logits, and the gradient of its input.
 
     SFT has TRL's, at its largest in the backward pass. Pairs have `dualign/models/token_scores.py`: a
-    tile of the whole vocabulary, and two copies in steps that are logged.
+    tile of the whole vocabulary, and its copy in steps that are logged.
     """
     if training.pairs:
         elements, width = (
-            (1 << 26, training.dtype_bytes * 2 + 12) if training.device == "cuda" else (1 << 24, 12)
+            (1 << 26, training.dtype_bytes * 2 + 8) if training.device == "cuda" else (1 << 24, 8)
         )
         rows, columns = min(max(elements // shape.vocab, 64), 1024), shape.vocab
     elif training.device == "cuda":

@@ -227,20 +227,19 @@ def training_findings(stage: StageRun) -> Iterator[str]:
 
 
 def _course(stage: StageRun, key: str) -> str:
-    """Return `1.20 to 0.61 (think 1.31 to 0.55, no_think 1.12 to 0.66)`: first and last value."""
+    """Return `1.20 to 0.61 (think 1.31 to 0.55, no_think 1.12 to 0.66), first to last logged`."""
     parts = [
         f"{mode} {ends}" for mode in MODES if (ends := ends_text(stage, f"{key}/{mode}")) != "-"
     ]
     by_mode = f" ({', '.join(parts)})" if parts else ""
-    return f"{ends_text(stage, key)}{by_mode}, first to last logged"
+    note = ", first to last logged" if len(series(stage.log, key)) > 1 else ""
+    return f"{ends_text(stage, key)}{by_mode}{note}"
 
 
 def ends_text(stage: StageRun, key: str) -> str:
     """Return the first and last logged value of a key; "-" if it wasn't logged."""
-    points = series(stage.log, key)
-    if not points:
-        return "-"
-    return f"{points[0][1]:.3f} to {points[-1][1]:.3f}"
+    values = [value for _, value in series(stage.log, key)]
+    return " to ".join(f"{value:.3f}" for value in (values[:1] + values[1:][-1:])) or "-"
 
 
 def _margin_finding(stage: StageRun) -> Iterator[str]:

@@ -167,7 +167,10 @@ def test_preference_stage_tells_its_held_out_margins(tmp_path: Path) -> None:
         },
     ]
     found = list(training_findings(read_stage(write_stage(tmp_path, "apo", "preference", log=log))))
-    assert found[0] == "apo: validation loss 0.625 to 0.625, first to last logged."
+    assert found[0] == "apo: validation loss 0.625."  # logged once
+    later = write_stage(tmp_path, "apo-2", "preference", log=[*log, {"step": 4, "eval_loss": 0.5}])
+    course = next(training_findings(read_stage(later)))
+    assert course == "apo-2: validation loss 0.625 to 0.500, first to last logged."
     assert found[1].startswith(
         "apo: reward margin on held-out pairs at the end: think +0.250 (75.0 % of pairs right), "
         "no_think -0.500 (40.0 % of pairs right). The margin is measured against the reference"
