@@ -13,6 +13,7 @@ import copy
 import dataclasses
 import glob
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -46,19 +47,7 @@ _PATH_KEYS = (
     "verifier.file",
     "verifier.schema",
 )
-_FILE_ENDINGS = (
-    ".yaml",
-    ".yml",
-    ".py",
-    ".jinja",
-    ".json",
-    ".jsonl",
-    ".csv",
-    ".parquet",
-    ".arrow",
-    ".gz",
-    ".zst",
-)
+_FILE_ENDING = re.compile(r"\.(ya?ml|py|jinja|jsonl?|csv|parquet|arrow|gz|zst)\Z")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -199,7 +188,7 @@ def _absolute_paths(document: Document, value: Any, folder: Path, key: Key = ())
             path = _existing_path(folder, item)
             if path:
                 value[name] = str(path)
-            elif item.endswith(_FILE_ENDINGS):
+            elif _FILE_ENDING.search(item):
                 document.refuse(place, f"{item!r}: no such file (looked in {folder.resolve()})")
 
 

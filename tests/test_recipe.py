@@ -80,7 +80,7 @@ MISTAKES = [
     (
         "stages.1.kind",
         "stf",
-        "expected one of script, sft, pairs, preference, merge, sweep, eval, found 'stf'",
+        "expected one of script, sft, traces, pairs, preference, merge, sweep, eval, found 'stf'",
     ),
     ("stages.1.name", "data", "'data' is the name of an earlier stage"),
     ("stages.1.name", "a/b", "expected letters, digits, - and _"),

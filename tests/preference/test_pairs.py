@@ -208,10 +208,12 @@ def test_one_model_asked_in_two_ways_is_counted_twice(task: str, tmp_path: Path)
 def test_a_strong_endpoint_stands_against_a_weak_checkpoint(
     unsure: Path, task: str, tmp_path: Path
 ) -> None:
-    def right(body: dict) -> Reply:
-        return by_seed(body | {"seed": 0})
+    def in_words(body: dict) -> Reply:
+        """A form of answer that the checkpoint never learned, so no two are identical."""
+        status, headers, reply = by_seed(body)
+        return status, headers, chat_reply("That is a lot.") if status == 200 else reply
 
-    with Proxy(right).running() as server:
+    with Proxy(in_words).running() as server:
         strong = Endpoint(url=server.address, name="strong", max_failed=1)
         stage = PairsStage(
             name="pairs",
@@ -223,4 +225,4 @@ def test_a_strong_endpoint_stands_against_a_weak_checkpoint(
         )
         outcome = run(stage, tmp_path, seed=1)
     assert outcome.rows["in"] == 4 and outcome.rows["dropped"]["failed"] == 1
-    assert {pair["chosen"][0]["content"] for pair in pairs(tmp_path)} <= {"3", "9", "4"}
+    assert {pair["chosen"][0]["content"] for pair in pairs(tmp_path)} == {"That is a lot."}
