@@ -61,30 +61,42 @@ def prompt(tokenizer, question: str, mode: str) -> str:
     )
 
 
-def _rows(tokenizer):
-    for question, (thought, right, quick) in LEARNT.items():
-        asked = f"What is {question}?"
-        for mode, said in (
-            ("think", f"{thought}\n</think>\n\n{right}<|im_end|>"),
-            ("no_think", f"{quick}<|im_end|>"),
-        ):
-            start = tokenizer(prompt(tokenizer, asked, mode), add_special_tokens=False)["input_ids"]
-            yield start, tokenizer(said, add_special_tokens=False)["input_ids"]
+def taught_row(tokenizer, question: str, mode: str, said: str) -> tuple[list[int], list[int]]:
+    """The tokens of a prompt, and those of the answer to be learnt, with its end of turn."""
+    start, answer = (
+        tokenizer(text, add_special_tokens=False)["input_ids"]
+        for text in (prompt(tokenizer, question, mode), f"{said}<|im_end|>")
+    )
+    return start, answer
 
 
-def learn(model, tokenizer) -> None:
-    rows = [(a + b, [-100] * len(a) + b) for a, b in _rows(tokenizer)]
-    length = max(len(ids) for ids, _ in rows)
-    ids = torch.tensor([i + [0] * (length - len(i)) for i, _ in rows])
-    labels = torch.tensor([x + [-100] * (length - len(x)) for _, x in rows])
+def fit(model, rows, steps: int, enough: float = 0.0) -> float:
+    """Teach rows of `taught_row` until the loss is below `enough`, or for so many steps; return the last loss."""
+    length = max(len(start) + len(answer) for start, answer in rows)
+    ids, labels = (
+        torch.tensor([[*row, *[end] * (length - len(row))] for row in padded])
+        for end, padded in (
+            (0, [start + answer for start, answer in rows]),
+            (-100, [[-100] * len(start) + answer for start, answer in rows]),
+        )
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     model.train()
-    for _ in range(400):
+    for _ in range(steps):
         loss = model(input_ids=ids, labels=labels).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        if loss.item() < 0.005:
+        if loss.item() < enough:
             break
     model.eval()
-    assert loss.item() < 0.02, "the fixture has to know its rows by heart"
+    return loss.item()
+
+
+def learn(model, tokenizer) -> None:
+    rows = [
+        taught_row(tokenizer, f"What is {question}?", mode, said)
+        for question, (thought, right, quick) in LEARNT.items()
+        for mode, said in (("think", f"{thought}\n</think>\n\n{right}"), ("no_think", quick))
+    ]
+    assert fit(model, rows, 400, 0.005) < 0.02, "the fixture has to know its rows by heart"

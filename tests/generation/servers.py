@@ -35,10 +35,12 @@ def llama_server(gguf: Path, *, context: int = 512, slots: int = 4) -> Iterator[
         del server
 
 
-def chat_reply(content: str | None, finish: str = "stop", **fields: Any) -> bytes:
+def chat_reply(
+    content: str | None, finish: str = "stop", *, tokens: int = 5, **fields: Any
+) -> bytes:
     """The body of an answer, as servers give it."""
     message = {"role": "assistant", "content": content, **fields}
-    usage = {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12}
+    usage = {"prompt_tokens": 7, "completion_tokens": tokens, "total_tokens": 7 + tokens}
     choice = {"index": 0, "message": message, "finish_reason": finish}
     return json.dumps({"choices": [choice], "usage": usage}).encode()
 

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from transformers import AutoTokenizer
 
 from dualign.errors import DataError, EvaluationError
@@ -12,7 +11,7 @@ from dualign.generation.config import Endpoint
 from dualign.preference.config import PairsStage
 from dualign.preference.pairs import run
 from dualign.verifiers.table import verify
-from tests.chat_model import make_model, make_tokenizer, prompt
+from tests.chat_model import fit, make_model, make_tokenizer, taught_row
 from tests.data.text import families
 from tests.generation.servers import Proxy, Reply, chat_reply
 
@@ -23,26 +22,14 @@ def teach(folder: Path, *, offsets: tuple[int, ...], closed: bool = True) -> Pat
     """A model that has learnt to answer each sum with the right number plus one of `offsets`, equally often."""
     tokenizer = make_tokenizer()
     model = make_model(tokenizer)
-    rows = []
-    for question, right in SUMS.items():
-        for offset in offsets:
-            end = "\n</think>\n\n" if closed else " "
-            for mode, before in (("think", f"so {right + offset}{end}"), ("no_think", "")):
-                start = tokenizer(
-                    prompt(tokenizer, f"What is {question}?", mode), add_special_tokens=False
-                )["input_ids"]
-                said = tokenizer(f"{before}{right + offset}<|im_end|>", add_special_tokens=False)[
-                    "input_ids"
-                ]
-                rows.append((start + said, [-100] * len(start) + said))
-    length = max(len(ids) for ids, _ in rows)
-    ids = torch.tensor([row + [0] * (length - len(row)) for row, _ in rows])
-    labels = torch.tensor([row + [-100] * (length - len(row)) for _, row in rows])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    for _ in range(90):
-        model(input_ids=ids, labels=labels).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    end = "\n</think>\n\n" if closed else " "
+    rows = [
+        taught_row(tokenizer, f"What is {question}?", mode, f"{before}{right + offset}")
+        for question, right in SUMS.items()
+        for offset in offsets
+        for mode, before in (("think", f"so {right + offset}{end}"), ("no_think", ""))
+    ]
+    fit(model, rows, 90)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
