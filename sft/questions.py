@@ -26,6 +26,7 @@ from dualign.data.rows.text_rules import NO_RULES
 from dualign.data.rows.traces import without_flags
 from dualign.data.text.trace_form import message_dict
 from dualign.errors import DataError, DualignError, EvaluationError
+from dualign.generation import preflight
 from dualign.rundir import RUN_JSON
 from dualign.sft.config import TracesStage
 from dualign.tasks import Problem, fill_answer
@@ -98,18 +99,19 @@ def as_problem(stage: TracesStage, question: Question) -> Problem:
 
 
 def issues(stage: TracesStage) -> list[tuple[str, str]]:
-    """Return why a stage's answers couldn't be checked, as (key, message): before anything is asked."""
+    """Return why answers can't be had or checked, as (key, message): before anything is asked."""
+    reasons = preflight.issues(stage)
     try:
         stage.check.require()
     except DualignError as error:
-        return [("verifier", str(error))]
+        return [*reasons, ("verifier", str(error))]
     if not _is_here(stage):
-        return []
+        return reasons
     try:
         read_questions(stage, seed=0)
     except DualignError as error:
-        return [("data", str(error))]
-    return []
+        reasons.append(("data", str(error)))
+    return reasons
 
 
 def _is_here(stage: TracesStage) -> bool:

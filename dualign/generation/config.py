@@ -105,6 +105,12 @@ class Endpoint:
         return self.url.rstrip("/") + ("" if urlsplit(self.url).path.strip("/") else "/v1")
 
     @property
+    def is_local(self) -> bool:
+        """Whether the server is on this machine, which isn't reached through a proxy."""
+        host = urlsplit(self.url).hostname or ""
+        return host in ("localhost", "::1") or host.startswith("127.")
+
+    @property
     def switch(self) -> Switch | None:
         """What switches the modes, if the endpoint says so."""
         return _WAYS[self.mode_switch] if isinstance(self.mode_switch, str) else self.mode_switch

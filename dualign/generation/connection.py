@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from dualign.errors import EvaluationError
 from dualign.generation.config import Endpoint
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI, OpenAI
 
 _NO_KEY = "none"  # the client asks for some key, and must not take that of another server from the environment
-_LOOPBACK = ("localhost", "::1")
 _CONNECT_SECONDS = 20
 _SHOWN = 300  # characters of what a server says
 
@@ -111,11 +109,11 @@ class Connection:
 
     def _http(self, client: Any) -> Any:
         """Return an HTTP client; a server on this machine isn't reached through a proxy."""
-        host = urlsplit(self.endpoint.url).hostname or ""
-        is_here = host in _LOOPBACK or host.startswith("127.")
         limit = self.endpoint.timeout_seconds
         timeout = self._openai.Timeout(limit, connect=min(_CONNECT_SECONDS, limit))
-        return client(base_url=self.endpoint.base, timeout=timeout, trust_env=not is_here)
+        return client(
+            base_url=self.endpoint.base, timeout=timeout, trust_env=not self.endpoint.is_local
+        )
 
 
 def _said(text: str) -> str:

@@ -1,27 +1,42 @@
 """Why an endpoint can't be asked from this machine, known before the first stage starts."""
 
 import json
+import logging
 import os
+import socket
 from collections.abc import Iterator
 from dataclasses import asdict
 from importlib.util import find_spec
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from dualign.errors import EvaluationError
 from dualign.generation.config import Endpoint, endpoint_of
 
 _MODELS = ("model", "rejected_model", "models")
 _SHORTEST = 8  # characters of a key that can't be a part of a name by chance
+_CONNECT_SECONDS = 3
+
+logger = logging.getLogger(__name__)
 
 
 def issues(stage: Any) -> list[tuple[str, str]]:
-    """Return why a stage's endpoints can't be asked, as (key, message); nothing is sent."""
-    return [
-        (name, message)
-        for name in _MODELS
-        for endpoint in _endpoints(getattr(stage, name, None))
-        if (message := _problem(endpoint))
-    ]
+    """Return why a stage's endpoints can't be asked, as (key, message); nothing is sent.
+
+    A server that isn't there is a warning: it may be started before the stage is.
+    """
+    reasons = []
+    for name in _MODELS:
+        for endpoint in _endpoints(getattr(stage, name, None)):
+            if message := _problem(endpoint):
+                reasons.append((name, message))
+            elif silence := _silence(endpoint):
+                logger.warning(
+                    "stage %s: %s: no server can be reached at %s now (%s): start it before the stage",
+                    stage.name, name, endpoint.url, silence,
+                )  # fmt: skip
+    return reasons
 
 
 def key_of(endpoint: Endpoint) -> str | None:
@@ -61,6 +76,19 @@ def _problem(endpoint: Endpoint) -> str | None:
             "alone"
         )
     return None
+
+
+def _silence(endpoint: Endpoint) -> str:
+    """Return why no connection opens; "" if one does, or if it would go through a proxy."""
+    if getproxies() and not endpoint.is_local:
+        return ""
+    parts = urlsplit(endpoint.url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        with socket.create_connection((parts.hostname or "", port), timeout=_CONNECT_SECONDS):
+            return ""
+    except OSError as error:
+        return error.strerror or str(error)
 
 
 def _value(variable: str) -> str:

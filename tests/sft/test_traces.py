@@ -1,11 +1,14 @@
 """Traces for rows that have none: by a teacher whose answers are known, and by a model that has learnt them."""
 
+import json
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dualign.cli.main import main
 from dualign.data.config import SourceConfig
 from dualign.data.conversation import Conversation
 from dualign.data.rows.sources import to_conversation
@@ -16,7 +19,7 @@ from dualign.sft.tries import think_row
 from dualign.verifiers.regex import RegexVerifier
 from tests.chat_model import LEARNT
 from tests.generation.servers import Proxy
-from tests.sft.sums import LINES, SUMS, Teacher, stage, write, written
+from tests.sft.sums import COLUMNS, LINES, SUMS, Teacher, stage, write, written
 
 
 @pytest.fixture
@@ -224,3 +227,35 @@ def test_no_trace_at_all_ends_with_the_reasons(learnt: Path, rows: Path, tmp_pat
     with pytest.raises(DataError, match=r"stage traces: no trace came of 4 rows: .*'trace_cut': 4"):
         run(stage(str(learnt), rows, max_new_tokens=2), tmp_path, seed=1)
     assert not (tmp_path / "traces.jsonl").exists()
+
+
+def recipe(folder: Path, rows: Path, model: dict[str, Any], **keys: Any) -> Path:
+    """A recipe with one stage, as JSON, which is YAML."""
+    source = {"path": str(rows), "columns": COLUMNS}
+    entry = {"name": "traces", "kind": "traces", "model": model, "data": {"sources": [source]}}
+    entry |= {"verifier": "integer", "expected": "{sum}", **keys}
+    file = folder / "recipe.yaml"
+    file.write_text(json.dumps({"output_dir": str(folder / "runs"), "stages": [entry]}))
+    return file
+
+
+def test_a_key_or_a_server_that_is_missing_is_said_before_the_first_stage(
+    rows: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.delenv("DUALIGN_TEST_KEY", raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        address = f"http://127.0.0.1:{closed.getsockname()[1]}/v1"
+    model = {"url": address, "name": "teacher", "key_env": "DUALIGN_TEST_KEY"}
+    file = recipe(tmp_path, rows, model)
+    for command in ("plan", "run"):
+        assert main([command, str(file)]) == 2
+        line = "stage traces: model: teacher: the environment variable DUALIGN_TEST_KEY isn't set"
+        assert line in capsys.readouterr().err
+    monkeypatch.setenv("DUALIGN_TEST_KEY", "sk-of-a-test")
+    assert main(["plan", str(file)]) == 0
+    line = f"stage traces: model: no server can be reached at {address} now (Connection refused)"
+    assert line in caplog.text
