@@ -35,7 +35,10 @@ _EXCLUDED = (
 )
 # Keys that came after the first release, at any depth: left out while they are null, false or
 # empty, so that runs that were finished without them stay finished.
-_ADDED_LATER: tuple[str, ...] = ("columns", "validation", "switch", "batch_tokens")
+_ADDED_LATER: tuple[str, ...] = (
+    *("columns", "validation", "switch", "batch_tokens"),
+    *("choose", "length", "backend"),
+)
 # Keys of an endpoint that change how it is asked, not what it answers.
 _ASKING = (
     "key_env",

@@ -96,7 +96,7 @@ STAGE_KINDS: tuple[StageKind, ...] = (
     ),
     StageKind(
         name="pairs",
-        config="dualign.preference.config:PairsStage",
+        config="dualign.preference.pairs_config:PairsStage",
         run="dualign.preference.pairs:run",
         check="dualign.evaluation.preflight:issues",
         command="pairs",

@@ -1,4 +1,4 @@
-"""The preference part of a recipe, and the part that builds preference pairs."""
+"""The preference part of a recipe."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -6,15 +6,11 @@ from typing import Annotated, Any, Literal
 
 from dualign.data.config import DataConfig
 from dualign.data.conversation import RowType
-from dualign.generation.config import Endpoint, endpoint_of, model_problems
-from dualign.generation.estimate import Demand
 from dualign.preference.losses.problems import loss_problems, unused_settings
 from dualign.preference.losses.settings import loss_names
 from dualign.preference.losses.table import estimates_kl, needs_reference, of_rated
 from dualign.preference.start_margins import start_figures, start_line, start_warning
 from dualign.preference.verdicts import verdict_notes
-from dualign.switch import Switch
-from dualign.tasks import load_problems, load_tasks
 from dualign.training.arguments import DPO_ARGUMENTS
 from dualign.training.config import TrainingStage, training_problems
 
@@ -114,65 +110,3 @@ def _batch_problems(batch_tokens: int | None, train: Mapping[str, Any]) -> list[
         )
         if name in train
     ]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PairsStage:
-    """Preference pairs from a checkpoint: right against wrong, or a strong model against a weak."""
-
-    name: str
-    """names the stage and its run directory"""
-    model: str | Endpoint
-    """the checkpoint or endpoint that answers; with rejected_model, the one that writes the chosen answers"""
-    tasks: tuple[str, ...]
-    """task files: prompts, expected answers and a verifier"""
-    kind: Literal["pairs"] = "pairs"
-    """what the stage does"""
-    rejected_model: str | Endpoint | None = None
-    """writes the rejected answers, like SmolLM3's weak model; absent: a verifier sorts the samples"""
-    modes: tuple[Literal["think", "no_think"], ...] = ("think", "no_think")
-    """each mode gets its own pairs"""
-    rows: int | None = None
-    """at most this many prompts of each task"""
-    samples: int = 4
-    """answers sampled for each prompt and mode"""
-    pairs_per_prompt: int = 1
-    """at most this many pairs from one prompt and mode"""
-    max_new_tokens: int = 512
-    """tokens sampled at most"""
-    temperature: float = 1.0
-    """of sampling"""
-    top_p: float = 1.0
-    """of sampling"""
-    batch_tokens: int = 32768
-    """tokens that are in memory at once: rows of a batch times (longest prompt + limit)"""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """the weights' type in memory"""
-    switch: Switch | None = None
-    """what switches the modes; absent: that of each model's template"""
-
-    def problems(self) -> list[tuple[str, str]]:
-        issues = model_problems(self.model, "model")
-        if self.rejected_model is not None:
-            issues += model_problems(self.rejected_model, "rejected_model")
-        if self.rejected_model is None and self.samples < 2:
-            issues.append(("samples", "right against wrong needs 2 samples or more"))
-        if self.rejected_model is None and self.temperature == 0:
-            issues.append(("temperature", "greedy samples are all alike: expected more than 0"))
-        for name in ("samples", "pairs_per_prompt", "max_new_tokens", "batch_tokens"):
-            if getattr(self, name) < 1:
-                issues.append((name, f"expected 1 or more, found {getattr(self, name)}"))
-        return issues
-
-    def in_words(self) -> str:
-        """Describe what endpoints will be asked, for `dualign plan`; "" without any."""
-        models = [self.model] + ([self.rejected_model] if self.rejected_model else [])
-        endpoints = [endpoint for model in models if (endpoint := endpoint_of(model))]
-        if not endpoints:
-            return ""
-        count = len(self.modes) * (self.samples if self.rejected_model is None else 1)
-        demand = Demand()
-        for task in load_tasks(self.tasks):
-            problems = load_problems(task, limit=self.rows)
-            demand += Demand.of(problems, self.max_new_tokens, count)
-        return "\n".join(map(demand.in_words, endpoints))

@@ -58,7 +58,7 @@ def build_requests(
     """
     items, all_switch = [], True
     for task, problems in tasks:
-        switch = task_switch(responder, task, config.switch)
+        switch = _task_switch(responder, task, config.switch)
         has_modes = _has_modes(responder, task, switch, config, baseline=baseline)
         all_switch = all_switch and has_modes
         asked = {
@@ -98,7 +98,7 @@ def _require_switch(
             )
 
 
-def task_switch(responder: Responder, task: Task, of_stage: Switch | None) -> Switch | None:
+def _task_switch(responder: Responder, task: Task, of_stage: Switch | None) -> Switch | None:
     """Return what switches the modes of a task: its own switch, the stage's, or the model's."""
     return responder.switch_of(task.switch if task.switch is not None else of_stage)
 

@@ -69,6 +69,10 @@ def training_sections(stages: Sequence[StageRun]) -> Iterator[Section]:
     traced = [stage for stage in stages if (stage.record.get("metrics") or {}).get("trace_tokens")]
     if traced:
         yield Section(name="traces", title="Traces", blocks=tuple(map(_trace_table, traced)))
+    paired = [stage for stage in stages if (stage.record.get("metrics") or {}).get("lengths")]
+    if paired:
+        blocks = [block for stage in paired for block in _length_blocks(stage)]
+        yield Section(name="pair-lengths", title="Lengths of pairs", blocks=tuple(blocks))
 
 
 def _trace_table(stage: StageRun) -> Table:
@@ -88,6 +92,30 @@ def _trace_table(stage: StageRun) -> Table:
         rows=tuple((name, _whole(number)) for name, number in rows),
         caption=f"{stage.name}: traces by {model}",
     )
+
+
+def _length_blocks(stage: StageRun) -> Iterator[Block]:
+    """Yield the lengths of a pairs stage, as `preference/pair_lengths.py` has them, and its warnings."""
+    lengths = stage.record["metrics"]["lengths"]
+    rows = [
+        (
+            mode,
+            _whole(of_mode["pairs"]),
+            f"{of_mode['chosen']:,.1f}",
+            f"{of_mode['rejected']:,.1f}",
+            f"{of_mode['chosen_longer']:.0%}",
+            f"{of_mode['correlation']:+.2f}",
+        )
+        for mode, of_mode in lengths["modes"].items()
+    ]
+    yield Table(
+        columns=("mode", "pairs", "chosen", "rejected", "chosen longer", "correlation"),
+        rows=tuple(rows),
+        caption=f"{stage.name}: means in {lengths['unit']}; correlation of length with preference",
+    )
+    for mode, of_mode in lengths["modes"].items():
+        if "warning" in of_mode:
+            yield Paragraph(text=f"{stage.name}, {mode}: {of_mode['warning']}.")
 
 
 def _curve_blocks(stage: StageRun) -> Iterator[Block]:

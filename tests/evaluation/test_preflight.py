@@ -4,7 +4,7 @@ import pytest
 
 from dualign.evaluation.config import EvalConfig, EvalStage
 from dualign.merging.sweep.config import SweepStage
-from dualign.preference.config import PairsStage
+from dualign.preference.pairs_config import PairsStage
 from dualign.stages import stage_kind
 
 

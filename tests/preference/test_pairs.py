@@ -8,8 +8,8 @@ from transformers import AutoTokenizer
 
 from dualign.errors import DataError, EvaluationError
 from dualign.generation.config import Endpoint
-from dualign.preference.config import PairsStage
 from dualign.preference.pairs import run
+from dualign.preference.pairs_config import PairsStage
 from dualign.verifiers.table import verify
 from tests.chat_model import fit, make_model, make_tokenizer, taught_row
 from tests.data.text import families
@@ -71,7 +71,7 @@ def test_a_model_that_is_asked_in_one_way_is_refused_before_it_is_loaded(
 
 
 def test_the_verifier_puts_right_against_wrong_in_both_modes(
-    unsure: Path, task: str, tmp_path: Path
+    unsure: Path, task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stage = PairsStage(
         name="pairs", model=str(unsure), tasks=(task,), samples=12, max_new_tokens=40
@@ -80,6 +80,13 @@ def test_the_verifier_puts_right_against_wrong_in_both_modes(
     made = pairs(tmp_path)
     assert {pair["mode"] for pair in made} == {"think", "no_think"}
     assert len(made) == outcome.rows["kept"] >= 6
+    lengths = outcome.metrics["lengths"]
+    assert lengths["unit"] == f"tokens of {unsure.name}"
+    assert lengths["modes"]["no_think"] | {"pairs": 4} == {
+        **{"pairs": 4, "chosen": 1.0, "rejected": 1.0, "chosen_longer": 0.0, "correlation": 0.0}
+    }
+    assert lengths["modes"]["think"]["chosen"] > 4  # the trace counts
+    assert "Lengths in tokens of" in capsys.readouterr().out
     reasons = outcome.metrics["reasons"]
     assert set(reasons) <= {"another number", "no number"} and sum(reasons.values()) >= len(made)
     for pair in made:

@@ -339,3 +339,14 @@ def test_models_are_read_for_the_terminal(pipeline: list[Path]) -> None:
 )
 def test_durations_are_words(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_lengths_of_pairs_are_shown_with_their_warning(tmp_path: Path) -> None:
+    of_mode = {"pairs": 1200, "chosen": 19.0, "rejected": 11.0, "chosen_longer": 0.9}
+    modes = {"think": {**of_mode, "correlation": 0.8, "warning": "chosen is longer"}}
+    metrics = {"pairs": 1200, "lengths": {"unit": "tokens of tiny", "modes": modes}}
+    folder = write_stage(tmp_path, "pairs", "pairs", metrics=metrics)
+    write_report(tmp_path, [folder], title="t")
+    text = (tmp_path / "report.md").read_text()
+    assert "| think | 1,200 | 19.0 | 11.0 | 90% | +0.80 |" in text
+    assert "pairs, think: chosen is longer." in text

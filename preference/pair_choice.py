@@ -1,0 +1,146 @@
+"""Which samples of a prompt become a pair: what may stand against what, and which of these are taken."""
+
+import random
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+from dualign.preference.pair_samples import AskedPrompt, Sample
+from dualign.preference.pairs_config import PairsStage
+
+_OBSTACLES = ("all_wrong", "all_right", "identical")
+"""Why two samples make no pair. A prompt without a pair is counted by the last one of its samples'."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Candidate:
+    """Two samples of a prompt that may be a pair."""
+
+    chosen: Sample
+    rejected: Sample
+
+    @property
+    def gap(self) -> float:
+        """How much better the chosen one is; 0 where samples aren't scored."""
+        return (self.chosen.score or 0.0) - (self.rejected.score or 0.0)
+
+    @property
+    def longer(self) -> int:
+        """How many tokens the chosen one is longer."""
+        return self.chosen.tokens - self.rejected.tokens
+
+
+@dataclass(kw_only=True, slots=True)
+class PromptPairs:
+    """The pairs of a prompt; `reason` says why there are none."""
+
+    prompt: AskedPrompt
+    pairs: list[Candidate]
+    reason: str = ""
+
+
+def choose(stage: PairsStage, prompts: Iterable[AskedPrompt], *, seed: int) -> list[PromptPairs]:
+    """Return the pairs of each prompt, no sample twice, and with `length` no longer ones on average."""
+    chosen = []
+    for prompt in prompts:
+        candidates, reason = _candidates_of(prompt)
+        key = (prompt.question.source, prompt.mode, prompt.question.id)
+        taken = _take(stage, candidates, random.Random(f"{seed}:{key}"))
+        chosen.append(PromptPairs(prompt=prompt, pairs=taken, reason=reason))
+    if stage.length is not None:
+        _balance(chosen)
+    return chosen
+
+
+def _candidates_of(prompt: AskedPrompt) -> tuple[list[Candidate], str]:
+    """Return all pairs that a prompt's samples may make, or why there are none."""
+    first = prompt.first.samples
+    second = first if prompt.second is None else prompt.second.samples
+    candidates, obstacles = [], set()
+    for chosen, rejected in product(first, second):
+        obstacle = _obstacle(chosen, rejected)
+        if obstacle:
+            obstacles.add(obstacle)
+        elif chosen.score is None or chosen.score > (rejected.score or 0.0):
+            candidates.append(Candidate(chosen=chosen, rejected=rejected))
+    if candidates:
+        return candidates, ""
+    return [], max(obstacles, key=_OBSTACLES.index) if obstacles else prompt.fault
+
+
+def _obstacle(chosen: Sample, rejected: Sample) -> str:
+    """Return why two samples make no pair in either order."""
+    if chosen.score is not None and chosen.score == rejected.score:
+        return "all_right" if chosen.verdict else "all_wrong"
+    return "identical" if chosen.text == rejected.text else ""
+
+
+def _take(stage: PairsStage, candidates: list[Candidate], rng: random.Random) -> list[Candidate]:
+    """Return the best pairs by the stage's choice, ties broken at random, each text pair once."""
+    order = rng.sample(candidates, len(candidates))
+    order.sort(
+        key=lambda pair: (
+            -pair.gap if stage.choose == "best_worst" else 0.0,
+            abs(pair.longer) if stage.length == "matched" else 0,
+        )
+    )
+    taken: list[Candidate] = []
+    used: set[int] = set()
+    texts = set()
+    for pair in order:
+        samples, text = {id(pair.chosen), id(pair.rejected)}, (pair.chosen.text, pair.rejected.text)
+        if len(taken) < stage.pairs_per_prompt and not samples & used and text not in texts:
+            taken.append(pair)
+            used |= samples
+            texts.add(text)
+    return taken
+
+
+def _balance(prompts: Sequence[PromptPairs]) -> None:
+    """Take away pairs with a longer chosen answer until, in each mode, chosen isn't longer on average.
+
+    As few pairs go as can: those with the largest difference, and last the one that is just enough.
+    """
+    for mode in dict.fromkeys(item.prompt.mode for item in prompts):
+        pairs = [
+            (item, pair) for item in prompts if item.prompt.mode == mode for pair in item.pairs
+        ]
+        excess = sum(pair.longer for _, pair in pairs)
+        longer = sorted((p for p in pairs if p[1].longer > 0), key=lambda p: p[1].longer)
+        while excess > 0:
+            enough = (i for i, (_, pair) in enumerate(longer) if pair.longer >= excess)
+            item, pair = longer.pop(next(enough, -1))
+            item.pairs.remove(pair)
+            item.reason = item.reason if item.pairs else "longer"
+            excess -= pair.longer
+
+
+def count_outcomes(prompts: Sequence[PromptPairs]) -> dict[tuple[str, str], Counter[str]]:
+    """Return for each (source, mode) how many prompts were `kept`, or why they weren't."""
+    counts: dict[tuple[str, str], Counter[str]] = {}
+    for item in prompts:
+        key = (item.prompt.question.source, item.prompt.mode)
+        counts.setdefault(key, Counter())[item.reason or "kept"] += 1
+    return counts
+
+
+def rows_of(prompts: Sequence[PromptPairs]) -> Iterator[dict[str, object]]:
+    """Yield the rows of pairs.jsonl."""
+    for item in prompts:
+        question = item.prompt.question
+        for pair in item.pairs:
+            yield {
+                "prompt": [dict(turn) for turn in question.messages],
+                "chosen": [_message(pair.chosen)],
+                "rejected": [_message(pair.rejected)],
+                "mode": item.prompt.mode,
+                "task": question.source,
+                "id": question.id,
+            }
+
+
+def _message(sample: Sample) -> dict[str, str]:
+    trace, answer = sample.text
+    message = {"role": "assistant", "content": answer}
+    return message if trace is None else {**message, "reasoning_content": trace}
