@@ -38,6 +38,7 @@ _EXCLUDED = (
 _ADDED_LATER: tuple[str, ...] = (
     *("columns", "validation", "switch", "batch_tokens"),
     *("choose", "length", "backend"),
+    "add_tokens",
 )
 # Keys of an endpoint that change how it is asked, not what it answers.
 _ASKING = (

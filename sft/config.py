@@ -14,6 +14,7 @@ from dualign.data.conversation import Mode
 from dualign.generation.config import Backend, Endpoint, endpoint_of, model_problems
 from dualign.generation.estimate import Demand
 from dualign.model_ref import StageRef
+from dualign.models.new_tokens import NewToken
 from dualign.switch import Switch
 from dualign.tasks import Problem, template_problems
 from dualign.training.arguments import SFT_ARGUMENTS
@@ -34,6 +35,14 @@ class SFTStage(TrainingStage):
     """what the stage does"""
     train: Annotated[Mapping[str, Any], SFT_ARGUMENTS] = field(default_factory=dict)
     """every other field of TRL's SFTConfig (and so of TrainingArguments), by its own name"""
+    add_tokens: tuple[str | NewToken, ...] = ()
+    """new words, each one token: its text, or keys with a description to begin from (docs/new-tokens.md)"""
+
+    @property
+    def new_tokens(self) -> tuple[NewToken, ...]:
+        return tuple(
+            NewToken(text=token) if isinstance(token, str) else token for token in self.add_tokens
+        )
 
     def problems(self) -> list[tuple[str, str]]:
         issues = TrainingStage.problems(self) + training_problems(self.train, self.dtype, self.data)
@@ -42,6 +51,18 @@ class SFTStage(TrainingStage):
             issues.append(
                 ("train.loss_type", f"unknown value {loss!r}{nearest(str(loss), _LOSSES)}")
             )
+        return issues + self._token_problems()
+
+    def _token_problems(self) -> list[tuple[str, str]]:
+        issues, texts = [], [token.text for token in self.new_tokens]
+        if self.lora and self.add_tokens:
+            issues.append(("add_tokens", "only without lora: an adapter trains no embedding"))
+        for number, token in enumerate(self.new_tokens):
+            key = f"add_tokens.{number}"
+            if isinstance(self.add_tokens[number], str):  # keys are checked where they are read
+                issues += [(key, message) for _, message in token.problems()]
+            if token.text in texts[:number]:
+                issues.append((key, f"{token.text!r} is in the list twice: remove one"))
         return issues
 
 

@@ -38,7 +38,13 @@ def run(stage: SFTStage, work: Path, *, seed: int) -> Outcome | Paused:
     source = resolve_model(stage.model, revision=stage.revision)
     stage = with_attention(stage, source)
     request = load_data_request(
-        stage.data, source, stage.template, stage.template_kwargs, stage.switch, seed=seed
+        stage.data,
+        source,
+        stage.template,
+        stage.template_kwargs,
+        stage.switch,
+        seed=seed,
+        new_tokens=stage.new_tokens,
     )
     tokenizer, data = request.tokenizer, prepare_sft(request)
     with refusals_by_libraries(stage):

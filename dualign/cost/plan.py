@@ -303,6 +303,7 @@ def prepare_data(config: Any, seed: int) -> tuple[Prepared, Any]:
         config.template_kwargs,
         config.switch,
         seed=seed,
+        new_tokens=config.new_tokens,
     )
     return prepare(request, config.row_type), request.tokenizer
 

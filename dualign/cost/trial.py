@@ -83,7 +83,13 @@ def measure_speed(
         raise ConfigError(f"{source.base} isn't here")
     stage = _trial_stage(config)
     request = load_data_request(
-        stage.data, source, stage.template, stage.template_kwargs, stage.switch, seed=seed
+        stage.data,
+        source,
+        stage.template,
+        stage.template_kwargs,
+        stage.switch,
+        seed=seed,
+        new_tokens=stage.new_tokens,
     )
     count = (_WARM_UP + _STEPS) * training_shape(stage, longest=1).micro_batch
     rows = _rows(data, count) if data else _random_rows(stage, shape.vocab, count)

@@ -230,6 +230,7 @@ def _load_tokenizer(
             stage.template_kwargs,
             stage.switch,
             folds_system=folds_system,
+            new_tokens=stage.new_tokens,
         )
     except TemplateError as error:
         if not stage.template.endswith(".jinja") and stage.template != "tokenizer":

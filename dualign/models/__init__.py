@@ -6,6 +6,8 @@ __all__ = [
     "head",
     "loading",
     "logits",
+    "new_rows",
+    "new_tokens",
     "origin",
     "pairs",
     "prompts",

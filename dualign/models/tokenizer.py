@@ -14,6 +14,7 @@ from dualign.data.text.system_role import folding_system, with_fold
 from dualign.data.text.template import ChatTemplate, load_template
 from dualign.data.text.template_texts import named_templates
 from dualign.errors import CheckpointError, TemplateError
+from dualign.models.new_tokens import NewToken, add_new_tokens
 from dualign.models.source import ModelSource, resolve_model
 from dualign.switch import Switch
 
@@ -34,6 +35,7 @@ def load_tokenizer(
     switch: Switch | None = None,
     *,
     folds_system: bool = False,
+    new_tokens: Sequence[NewToken] = (),
 ) -> tuple[PreTrainedTokenizerBase, ChatTemplate]:
     """Load a tokenizer for training, as it will be saved.
 
@@ -47,8 +49,11 @@ def load_tokenizer(
             reads.
         folds_system: rows are repaired for a template without a system role, which is saved so
             that it asks alike.
+        new_tokens: added to those that it has.
     """
-    tokenizer = _read_tokenizer(source)
+    tokenizer = read_tokenizer(source)
+    if new_tokens:
+        add_new_tokens(tokenizer, new_tokens)
     chat = load_template(template, tokenizer=tokenizer)
     chat = folding_system(chat) if folds_system else chat
     tokenizer.chat_template = _saved(tokenizer, chat, template_kwargs, switch)
@@ -103,7 +108,7 @@ def load_chat_tokenizer(reference: str) -> PreTrainedTokenizerBase:
         CheckpointError: the tokenizer can't be read, or has no chat template to ask the model by.
     """
     source = resolve_model(reference)
-    tokenizer = _read_tokenizer(source)
+    tokenizer = read_tokenizer(source)
     if tokenizer.chat_template is None:
         raise CheckpointError(
             f"{reference}: the tokenizer has no chat template, so there is no way to ask; "
@@ -112,7 +117,12 @@ def load_chat_tokenizer(reference: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _read_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
+def read_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
+    """Load a tokenizer as it was saved.
+
+    Raises:
+        CheckpointError: it can't be read.
+    """
     try:
         return AutoTokenizer.from_pretrained(source.tokenizer, revision=source.revision)
     except Exception as error:  # no connection, or whatever a broken file leads to

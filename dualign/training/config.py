@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from dualign.data.config import DataConfig
 from dualign.data.conversation import RowType
+from dualign.models.new_tokens import NewToken
 from dualign.switch import Switch
 from dualign.training.argument_values import value_issues
 from dualign.training.template_kwargs import template_kwargs_issues
@@ -98,6 +99,11 @@ class TrainingStage:
     def row_type(self) -> RowType:
         """What its rows are."""
         return "conversation"
+
+    @property
+    def new_tokens(self) -> tuple[NewToken, ...]:
+        """The tokens that it adds to the model's."""
+        return ()
 
     def data_notes(self, rows: Mapping[str, Any]) -> list[str]:
         """Return what is to say about ROWS of its data before the first step."""

@@ -9,6 +9,7 @@ import torch
 
 from dualign.errors import CheckpointError
 from dualign.models.loading import load_base
+from dualign.models.new_rows import give_rows, new_rows
 from dualign.models.source import ModelSource
 from dualign.training.config import TrainingStage
 from dualign.training.precision import arithmetic, sharding_engine, training_device
@@ -41,6 +42,8 @@ def load_policy(
         nf4=stage.quantization == "nf4",
         on_cpu=training_device(stage).kind == "cpu",
     )
+    if rows := new_rows(stage.new_tokens, source):
+        give_rows(model, rows)
     if source.adapter is None:
         return model, _lora_config(stage, model) if stage.lora else None
     if stage.lora is None:

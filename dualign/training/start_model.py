@@ -15,6 +15,7 @@ from dualign.errors import DualignError
 from dualign.model_ref import ModelRef
 from dualign.models.source import ModelSource, resolve_model, why_untrainable
 from dualign.training.config import TrainingStage
+from dualign.training.precision import sharding_engine
 
 Issue = tuple[str, str]
 # Keys of generation_config.json that don't keep a model from loading, whatever they say.
@@ -38,6 +39,9 @@ _FOLD = "fold it first: `dualign adapter fold {0} {0}-folded`, and start from th
 
 def start_issues(stage: TrainingStage) -> list[Issue]:
     """Return the reasons as (key, message)."""
+    if stage.new_tokens and (engine := sharding_engine(stage)):
+        says = f"rows can't be added to weights that {engine} shards: add them in a stage of one process before"
+        return [("add_tokens", says)]
     if ModelRef.parse(stage.model, revision=stage.revision).path is None:
         return []
     try:
@@ -48,6 +52,7 @@ def start_issues(stage: TrainingStage) -> list[Issue]:
             *_base(source, config),
             *_generation(source),
             *_targets(stage, config),
+            *_new_tokens(stage, source),
         ]
     except DualignError as error:
         return [("model", str(error))]
@@ -116,6 +121,18 @@ def _adapter(stage: TrainingStage, source: ModelSource) -> Iterator[Issue]:
         read_summands([source.adapter, source.adapter], [1.0, 1.0])
     except DualignError as error:
         yield "model", f"{error}; {_FOLD.format(source.adapter)}"
+
+
+def _new_tokens(stage: TrainingStage, source: ModelSource) -> Iterator[Issue]:
+    """Refuse tokens that the model's tokenizer can't get, or that have no place."""
+    if not stage.new_tokens:
+        return
+    from dualign.models.new_rows import new_rows  # torch and transformers
+
+    try:
+        new_rows(stage.new_tokens, source)
+    except DualignError as error:
+        yield "add_tokens", str(error).removeprefix("add_tokens: ")
 
 
 def _targets(stage: TrainingStage, config: dict[str, Any]) -> Iterator[Issue]:

@@ -80,8 +80,12 @@ def _places(ids: list[int], wanted: frozenset[int]) -> list[int]:
 
 
 def added_token_aligner(tokenizer: "PreTrainedTokenizerBase") -> AddedTokenAligner | None:
-    """Return the aligner of a tokenizer; None if its added tokens absorb the text around them."""
+    """Return the aligner of a tokenizer; None if its added tokens absorb the text around them.
+
+    A token that is none inside of longer words may be among them: in a row with such a word the
+    tokens aren't those of the text, and offsets decide.
+    """
     added = tokenizer.added_tokens_decoder.values()
-    if not added or any(token.lstrip or token.rstrip or token.single_word for token in added):
+    if not added or any(token.lstrip or token.rstrip for token in added):
         return None
     return AddedTokenAligner(tokenizer)
