@@ -4,6 +4,7 @@ import gc
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -103,6 +104,43 @@ def learnt(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tokenizer.save_pretrained(folder)
 
     return once(tmp_path_factory, "learnt", make)
+
+
+@pytest.fixture(scope="session")
+def learnt_gguf(learnt: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of that model, for llama.cpp."""
+    from dualign.export.convert import write_exact
+    from dualign.export.llama_runtime import installed
+    from dualign.export.model_source import open_source
+
+    if "xllamacpp" not in installed():
+        pytest.skip("needs xllamacpp, which runs llama.cpp")
+
+    def make(folder: Path) -> None:
+        mergeable = shutil.copytree(learnt, folder / "model")
+        _add_a_merge(mergeable / "tokenizer.json")
+        source = open_source(str(mergeable), name="learnt", foreign=False)
+        write_exact(source, folder / "learnt.gguf", "f32", None)
+
+    return once(tmp_path_factory, "learnt_gguf", make) / "learnt.gguf"
+
+
+def _add_a_merge(file: Path) -> None:
+    """llama.cpp wants a merge: one of bytes that no UTF-8 has, in the place of another such byte."""
+    content = json.loads(file.read_text(encoding="utf-8"))
+    vocabulary = content["model"]["vocab"]
+    vocabulary["\u00fe\u00fe"] = vocabulary.pop("\u00ff")
+    content["model"]["merges"] = [["\u00fe", "\u00fe"]]
+    file.write_text(json.dumps(content), encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def learnt_server(learnt_gguf: Path) -> Iterator[str]:
+    """The address of llama.cpp's server with that model."""
+    from tests.generation.servers import llama_server
+
+    with llama_server(learnt_gguf) as address:
+        yield address
 
 
 @pytest.fixture(scope="session")

@@ -291,8 +291,8 @@ class _Work:
         longest = self._endpoint.max_wait_seconds
         if failure.wait is not None and failure.wait > longest:
             raise _Stop(
-                f"the server asks to wait {failure.wait:.0f} s ({failure}), longer than max_wait_seconds "
-                f"({longest:.0f}): run again later"
+                f"the server asks to wait {failure.wait:g} s ({failure}), longer than max_wait_seconds "
+                f"({longest:g}): run again later"
             )
         if failure.wait is not None:
             self._not_before = max(self._not_before, time.monotonic() + failure.wait)

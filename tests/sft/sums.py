@@ -57,7 +57,7 @@ def write(file: Path, lines: Sequence[Mapping[str, Any]]) -> Path:
 def stage(model: str | Endpoint, file: Path, **keys: Any) -> TracesStage:
     """A stage on rows like LINES; a server's address is asked one thing after the other."""
     if isinstance(model, str) and model.startswith("http"):
-        model = Endpoint(url=model, name="teacher", concurrency=1, max_wait_seconds=0.01)
+        model = Endpoint(url=model, name="teacher", concurrency=1, max_wait_seconds=0.05)
     source = SourceConfig(path=str(file), columns=keys.pop("columns", COLUMNS))
     defaults = {"verifier": "integer", "expected": "{sum}", "max_new_tokens": 40}
     data = QuestionData(sources=(source,), conflicts=keys.pop("conflicts", "error"))
@@ -67,3 +67,20 @@ def stage(model: str | Endpoint, file: Path, **keys: Any) -> TracesStage:
 def written(work: Path) -> list[dict[str, Any]]:
     lines = (work / "traces.jsonl").read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines if line]
+
+
+def traces_of(work: Path) -> list[str]:
+    """The traces of think rows, in order."""
+    return [
+        row["messages"][-1]["reasoning_content"] for row in written(work) if row["mode"] == "think"
+    ]
+
+
+def recipe(folder: Path, rows: Path, model: dict[str, Any], **keys: Any) -> Path:
+    """A recipe with one stage, as JSON, which is YAML."""
+    source = {"path": str(rows), "columns": COLUMNS}
+    entry = {"name": "traces", "kind": "traces", "model": model, "data": {"sources": [source]}}
+    entry |= {"verifier": "integer", "expected": "{sum}", **keys}
+    file = folder / "recipe.yaml"
+    file.write_text(json.dumps({"output_dir": str(folder / "runs"), "stages": [entry]}))
+    return file

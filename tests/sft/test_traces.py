@@ -1,6 +1,5 @@
 """Traces for rows that have none: by a teacher whose answers are known, and by a model that has learnt them."""
 
-import json
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ from dualign.sft.tries import think_row
 from dualign.verifiers.regex import RegexVerifier
 from tests.chat_model import LEARNT
 from tests.generation.servers import Proxy
-from tests.sft.sums import COLUMNS, LINES, SUMS, Teacher, stage, write, written
+from tests.sft.sums import LINES, SUMS, Teacher, recipe, stage, traces_of, write, written
 
 
 @pytest.fixture
@@ -32,13 +31,6 @@ def teacher() -> Iterator[Proxy]:
 @pytest.fixture(scope="session")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("rows") / "sums.jsonl", LINES)
-
-
-def traces_of(work: Path) -> list[str]:
-    """The traces of think rows, in order."""
-    return [
-        row["messages"][-1]["reasoning_content"] for row in written(work) if row["mode"] == "think"
-    ]
 
 
 def read_back(row: dict[str, Any]) -> Conversation:
@@ -227,16 +219,6 @@ def test_no_trace_at_all_ends_with_the_reasons(learnt: Path, rows: Path, tmp_pat
     with pytest.raises(DataError, match=r"stage traces: no trace came of 4 rows: .*'trace_cut': 4"):
         run(stage(str(learnt), rows, max_new_tokens=2), tmp_path, seed=1)
     assert not (tmp_path / "traces.jsonl").exists()
-
-
-def recipe(folder: Path, rows: Path, model: dict[str, Any], **keys: Any) -> Path:
-    """A recipe with one stage, as JSON, which is YAML."""
-    source = {"path": str(rows), "columns": COLUMNS}
-    entry = {"name": "traces", "kind": "traces", "model": model, "data": {"sources": [source]}}
-    entry |= {"verifier": "integer", "expected": "{sum}", **keys}
-    file = folder / "recipe.yaml"
-    file.write_text(json.dumps({"output_dir": str(folder / "runs"), "stages": [entry]}))
-    return file
 
 
 def test_a_key_or_a_server_that_is_missing_is_said_before_the_first_stage(
