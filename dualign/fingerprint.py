@@ -39,6 +39,7 @@ _ADDED_LATER: tuple[str, ...] = (
     *("columns", "validation", "switch", "batch_tokens"),
     *("choose", "length", "backend"),
     "add_tokens",
+    "retain",
 )
 # Keys of an endpoint that change how it is asked, not what it answers.
 _ASKING = (
@@ -173,7 +174,7 @@ def file_digests(value: Any, digests: Digests, key: str = "") -> Iterator[tuple[
         for path in _files(value):
             label = str(path.relative_to(value)) if Path(value).is_dir() else path.name
             yield f"{key}:{Path(value).name}:{label}", digests.file(path)
-        if key == "tasks" and Path(value).is_file():
+        if key in ("tasks", "watch") and Path(value).is_file():
             yield from _task_files(Path(value), digests)
 
 

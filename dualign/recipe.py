@@ -35,6 +35,7 @@ _PATH_KEYS = (
     "model",
     "models",
     "tasks",
+    "watch",
     "script",
     "files",
     "template",

@@ -24,6 +24,7 @@ from dualign.preference.rated import RatedAnswerTrainer, answer_columns, with_mi
 from dualign.preference.reference import with_cached_reference
 from dualign.preference.start_margins import start_metrics
 from dualign.preference.trainer import DualModeDPOTrainer
+from dualign.retention.watching import retention_metrics, watch
 from dualign.rundir import Outcome, Paused
 from dualign.training.arguments import of_trl
 from dualign.training.attention import with_attention
@@ -61,12 +62,13 @@ def run(stage: PreferenceStage, work: Path, *, seed: int) -> Outcome | Paused:
         data = with_cached_reference(data, stage, work)
     with refusals_by_libraries(stage):
         trainer = build_trainer(stage, source, data, tokenizer, work, seed=seed)
+    watch(trainer, stage, tokenizer, work, seed=seed)
     if paused := train(trainer, stage, work):
         return paused
     save_log(trainer, work)
     checks = save_result(trainer, stage, source, tokenizer, work)
     metrics = {**training_metrics(trainer, stage), "reference": stage.reference_source}
-    metrics |= start_metrics(trainer.state.log_history)
+    metrics |= start_metrics(trainer.state.log_history) | retention_metrics(work)
     return Outcome(metrics=metrics, rows=data.rows, checks=checks, data=data.sources)
 
 

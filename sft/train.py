@@ -14,6 +14,7 @@ from dualign.data.prepare import SFTData, prepare_sft
 from dualign.data.tokens.collate import PackedCollator
 from dualign.models.data_request import load_data_request
 from dualign.models.source import ModelSource, resolve_model
+from dualign.retention.watching import retention_metrics, watch
 from dualign.rundir import Outcome, Paused
 from dualign.sft.config import SFTStage
 from dualign.sft.trainer import DualModeSFTTrainer
@@ -49,13 +50,13 @@ def run(stage: SFTStage, work: Path, *, seed: int) -> Outcome | Paused:
     tokenizer, data = request.tokenizer, prepare_sft(request)
     with refusals_by_libraries(stage):
         trainer = build_trainer(stage, source, data, tokenizer, work, seed=seed)
+    watch(trainer, stage, tokenizer, work, seed=seed)
     if paused := train(trainer, stage, work):
         return paused
     save_log(trainer, work)
     checks = save_result(trainer, stage, source, tokenizer, work)
-    return Outcome(
-        metrics=training_metrics(trainer, stage), rows=data.rows, checks=checks, data=data.sources
-    )
+    metrics = {**training_metrics(trainer, stage), **retention_metrics(work)}
+    return Outcome(metrics=metrics, rows=data.rows, checks=checks, data=data.sources)
 
 
 def build_trainer(

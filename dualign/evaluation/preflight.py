@@ -13,17 +13,18 @@ from dualign.tasks import load_questions, load_task
 def issues(stage: Any) -> list[tuple[str, str]]:
     """Return the reasons as (key, message), of a stage with `tasks` or with `score.tasks`."""
     if hasattr(stage, "score"):  # a sweep
-        return [("score.tasks", message) for message in _problems(stage.score)]
+        return [("score.tasks", message) for message in task_problems(stage.score)]
     reasons = preflight.issues(stage)
     if (
         getattr(stage, "rejected_model", None) is None
     ):  # else a strong and a weak model are compared
-        reasons += [("tasks", message) for message in _problems(stage)]
+        reasons += [("tasks", message) for message in task_problems(stage)]
     return reasons
 
 
-def _problems(config: Any) -> Iterator[str]:
-    for path in map(Path, getattr(config, "tasks", ())):
+def task_problems(config: Any, key: str = "tasks") -> Iterator[str]:
+    """Yield what is wrong with the task files under a key of a configuration that has `rows`."""
+    for path in map(Path, getattr(config, key, ())):
         # What another stage makes isn't there yet, or is of its last run.
         if not path.is_file() or (path.parent / RUN_JSON).is_file():
             continue

@@ -118,8 +118,8 @@ class LogLines(TrainerCallback):
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        if state.is_world_process_zero and logs:
-            logger.info(_log_line(state.global_step, state.max_steps, logs))
+        if state.is_world_process_zero and (line := _log_line(state, logs or {})):
+            logger.info(line)
 
 
 class ProgressBarWithLogLines(ProgressCallback):
@@ -133,13 +133,17 @@ class ProgressBarWithLogLines(ProgressCallback):
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        if self.training_bar is not None and state.is_world_process_zero and logs:
-            self.training_bar.write(_log_line(state.global_step, state.max_steps, logs))
+        bar = self.training_bar if state.is_world_process_zero else None
+        if bar is not None and (line := _log_line(state, logs or {})):
+            bar.write(line)
 
 
-def _log_line(step: int, steps: int, logs: Mapping[str, float]) -> str:
-    """`step 10/80  loss 0.52  loss/think 0.41 ...`; at the end `train_loss` and `train_runtime`."""
+def _log_line(state: TrainerState, logs: Mapping[str, float]) -> str:
+    """`step 10/80  loss 0.52  loss/think 0.41 ...`; at the end `train_loss` and `train_runtime`.
+
+    "" where none of these is logged.
+    """
     names = [prefix + name for prefix in ("", "eval_") for name in _SHOWN if prefix + name in logs]
     names = names or [name for name in ("train_loss", "train_runtime") if name in logs]
     figures = (f"{name} {float(logs[name]):.4g}" for name in names)
-    return "  ".join([f"step {step}/{steps}", *figures])
+    return "  ".join([f"step {state.global_step}/{state.max_steps}", *figures]) if names else ""

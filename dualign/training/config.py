@@ -8,6 +8,7 @@ from typing import Any, Literal
 from dualign.data.config import DataConfig
 from dualign.data.conversation import RowType
 from dualign.models.new_tokens import NewToken
+from dualign.retention.config import RetainConfig
 from dualign.switch import Switch
 from dualign.training.argument_values import value_issues
 from dualign.training.template_kwargs import template_kwargs_issues
@@ -92,6 +93,8 @@ class TrainingStage:
     """an accelerate config file: `dualign run` starts this stage through accelerate launch"""
     pause_at_step: int | None = None
     """stop after this step with a checkpoint and the held-out metrics; without the key, a later run goes on to the same bits"""
+    retain: RetainConfig | None = None
+    """what the model could do before, measured while it trains (docs/retain.md)"""
     verify_reload: bool = True
     """load what was saved and compare its logits with the live model's"""
 

@@ -1,0 +1,3 @@
+"""What a model could do before, measured while it trains."""
+
+__all__ = ["config", "preflight", "watching"]

@@ -1,0 +1,33 @@
+"""The `retain:` block of a training stage. Nothing heavy is imported: recipes load from here."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RetainConfig:
+    """What the model could do before, measured in both modes while it trains."""
+
+    tasks: tuple[str, ...] = ()
+    """task files of what it could do before: asked at the start, every so many steps, at the end"""
+    watch: tuple[str, ...] = ()
+    """task files of what it learns: measured alike"""
+    rows: int = 20
+    """at most so many problems of each task, drawn by the seed"""
+    every: int | None = None
+    """measure after so many steps again; absent: at the start and the end"""
+    max_new_tokens: int = 256
+    """limit of an answer in think mode, where the task has none of its own"""
+    max_new_tokens_no_think: int | None = None
+    """limit of an answer in no_think mode; absent: max_new_tokens"""
+    batch_tokens: int = 16384
+    """tokens in memory at once while it answers: rows of a batch times (longest prompt + limit)"""
+
+    def problems(self) -> list[tuple[str, str]]:
+        issues = []
+        if not (self.tasks or self.watch):
+            issues.append(("tasks", "nothing to measure: expected one task file or more"))
+        for key in ("rows", "every", "max_new_tokens", "max_new_tokens_no_think", "batch_tokens"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                issues.append((key, f"expected 1 or more, found {value}"))
+        return issues

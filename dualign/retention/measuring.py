@@ -1,0 +1,128 @@
+"""A model in training on small tasks in both modes, against what it answered at the start."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from dualign.data.conversation import MODES
+from dualign.errors import EvaluationError
+from dualign.evaluation.config import EvalConfig
+from dualign.evaluation.evaluate import evaluate_model, live_responder
+from dualign.evaluation.metrics import Sample, gain, summarize
+from dualign.evaluation.requests import TaskSet
+from dualign.generation.samples import SampleFile
+from dualign.models.loading import EvalModel
+from dualign.retention.config import RetainConfig
+from dualign.switch import Switch
+from dualign.tasks import load_questions
+
+_SHOWN = ("accuracy", "accuracy_ci", "n", "correct", "leak_rate", "unfinished_rate")
+# Figures of all tasks have these places in the log, so no task may.
+_TAKEN = ("loss", "kl")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measurer:
+    """Measures a live model; its tasks are read once."""
+
+    questions: TaskSet
+    config: EvalConfig
+    tokenizer: PreTrainedTokenizerBase
+    seed: int
+
+    @classmethod
+    def of(
+        cls,
+        retain: RetainConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        switch: Switch | None,
+        *,
+        seed: int,
+    ) -> "Measurer":
+        """Read the tasks of a stage.
+
+        Raises:
+            EvaluationError: a task that can't be asked or checked.
+        """
+        paths = [*retain.tasks, *retain.watch]
+        questions = load_questions(paths, limit=retain.rows, seed=seed)
+        for task, _ in questions:
+            if task.name in _TAKEN:
+                raise EvaluationError(
+                    f"retain: a task is named {task.name!r}, as a figure of the log is: expected another name"
+                )
+        config = EvalConfig(
+            tasks=tuple(paths),
+            rows=retain.rows,
+            max_new_tokens=retain.max_new_tokens,
+            max_new_tokens_no_think=retain.max_new_tokens_no_think,
+            batch_tokens=retain.batch_tokens,
+            switch=switch,
+        )
+        return cls(questions=questions, config=config, tokenizer=tokenizer, seed=seed)
+
+    def answers(self, model: PreTrainedModel, scratch: Path, *, label: str) -> list[Sample]:
+        """Return the judged answers of a model, as an evaluation's samples.
+
+        Args:
+            scratch: a file that holds answers while they come; it is deleted.
+        """
+        subject = EvalModel(
+            model=label, identity=label, tokenizer=self.tokenizer, weights=lambda: model
+        )
+        responder = live_responder(subject, self.config)
+        scratch.unlink(missing_ok=True)  # of a measurement that was killed
+        try:
+            result = evaluate_model(
+                responder,
+                self.questions,
+                self.config,
+                SampleFile(scratch),
+                seed=self.seed,
+                baseline=True,
+            )
+        finally:
+            scratch.unlink(missing_ok=True)
+        return [*result.samples]
+
+
+def task_figures(
+    samples: Sequence[Sample], start: Sequence[Sample]
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return `{task: {mode: figures}}`, each with its paired change from the start's answers."""
+    figures: dict[str, dict[str, dict[str, Any]]] = {}
+    for task in dict.fromkeys(str(sample["task"]) for sample in samples):
+        figures[task] = {}
+        for mode in MODES:
+            now, then = (
+                [sample for sample in group if (sample["task"], sample["mode"]) == (task, mode)]
+                for group in (samples, start)
+            )
+            summary, change = summarize(now, mode), gain(then, now)
+            figures[task][mode] = {
+                **{key: summary[key] for key in _SHOWN},
+                "think_tokens": summary["think_tokens"]["mean"],
+                "change": change.value,
+                "change_ci": [change.low, change.high],
+            }
+    return figures
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the objects of a .jsonl file; none if it isn't there."""
+    if not path.is_file():
+        return []
+    # Not splitlines(): a model may write U+2028, which JSON leaves as it is.
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write a .jsonl file in place of the old one, at once."""
+    aside = path.with_name(f".{path.name}.new")
+    with aside.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    aside.replace(path)

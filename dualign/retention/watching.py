@@ -1,0 +1,165 @@
+"""The measurements of a training stage: when they are made, where they are kept, how they are told.
+
+    WORK/retention.json      the figures of each measured step
+    WORK/retention.jsonl     the answers, a line for each, with their step
+
+A stage that was killed, or paused, keeps those up to its checkpoint; the start is measured once.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import broadcast_object_list
+from transformers import (
+    PreTrainedTokenizerBase,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from dualign.errors import CheckpointError
+from dualign.evaluation.scores import Change, change_text, percent
+from dualign.retention.measuring import Measurer, read_lines, task_figures, write_lines
+from dualign.retention.undisturbed import undisturbed
+from dualign.rundir import CHECKPOINTS, write_json
+from dualign.training.config import TrainingStage
+
+logger = logging.getLogger(__name__)
+_RETENTION_JSON = "retention.json"
+_SAMPLES = "retention.jsonl"
+_Figures = dict[str, Any]
+
+
+def watch(
+    trainer: Trainer,
+    stage: TrainingStage,
+    tokenizer: PreTrainedTokenizerBase,
+    work: Path,
+    *,
+    seed: int,
+) -> None:
+    """Let a trainer measure what its stage retains.
+
+    Raises:
+        EvaluationError: a task that can't be asked or checked.
+    """
+    if stage.retain is None:
+        return
+    measurer = Measurer.of(stage.retain, tokenizer, stage.switch, seed=seed)
+    trainer.add_callback(_Watch(trainer, measurer, work, stage.retain.every))
+
+
+def retention_metrics(work: Path) -> dict[str, Any]:
+    """Return `{"retain": ...}` for run.json: the measurements of each step; nothing without any."""
+    file = work / _RETENTION_JSON
+    if not file.is_file():
+        return {}
+    return {"retain": json.loads(file.read_text(encoding="utf-8"))}
+
+
+class _Watch(TrainerCallback):
+    """Measures at the start, every so many steps, and at the end."""
+
+    def __init__(self, trainer: Trainer, measurer: Measurer, work: Path, every: int | None) -> None:
+        self._trainer, self._measurer, self._work = trainer, measurer, work
+        self._every = every
+        self._figures: list[_Figures] = []
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        step = state.global_step
+        if state.is_world_process_zero:
+            self._figures = [entry for entry in _read(self._work) if entry["step"] <= step]
+            if step and not self._figures:
+                raise CheckpointError(
+                    f"{self._work}: {_RETENTION_JSON} is gone, so what is measured from step {step} on can't be "
+                    "compared with the start; delete that folder to train again"
+                )
+        if not step:
+            self._measure(state, control)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        step, every = state.global_step, self._every
+        if step >= state.max_steps or (every and step % every == 0):
+            self._measure(state, control)
+
+    def _measure(self, state: TrainerState, control: TrainerControl) -> None:
+        """Measure on rank 0 while the others wait, and log it on all."""
+        logged: list[dict[str, float] | None] = [None]
+        if state.is_world_process_zero:
+            figures = self._kept(state.global_step) or self._new(state)
+            logged = [dict(_logged(figures))]
+        logs = broadcast_object_list(logged)[0]
+        training, should_log = self._trainer.model.training, control.should_log
+        self._trainer.model.eval()  # else TRL would log, and forget, what was summed of the steps
+        self._trainer.log(logs)
+        self._trainer.model.train(training)
+        control.should_log = should_log  # what the step has to log is still to come
+
+    def _kept(self, step: int) -> _Figures | None:
+        return next((entry for entry in self._figures if entry["step"] == step), None)
+
+    def _new(self, state: TrainerState) -> _Figures:
+        step, started = state.global_step, time.monotonic()
+        scratch = self._work / CHECKPOINTS / "retention-answers.jsonl"
+        scratch.parent.mkdir(parents=True, exist_ok=True)
+        with undisturbed(self._trainer) as model:
+            answers = self._measurer.answers(model, scratch, label=f"step {step}")
+        steps = {entry["step"] for entry in self._figures}
+        kept = [row for row in read_lines(self._work / _SAMPLES) if row["step"] in steps]
+        start = [row for row in kept if row["step"] == 0] or answers
+        figures = {
+            "step": step,
+            "tasks": task_figures(answers, start),
+            "seconds": round(time.monotonic() - started, 1),
+        }
+        self._figures.append(figures)
+        write_lines(self._work / _SAMPLES, [*kept, *({"step": step, **row} for row in answers)])
+        write_json(self._work / _RETENTION_JSON, {"measurements": self._figures})
+        self._say("\n".join(_in_words(figures, state.max_steps)))
+        return figures
+
+    def _say(self, text: str) -> None:
+        """Print above the bar, if there is one."""
+        bars = (
+            c for c in self._trainer.callback_handler.callbacks if isinstance(c, ProgressCallback)
+        )
+        bar = getattr(next(bars, None), "training_bar", None)
+        if bar is None:
+            logger.info(text)
+        else:
+            bar.write(text)
+
+
+def _read(work: Path) -> list[_Figures]:
+    figures: list[_Figures] = retention_metrics(work).get("retain", {}).get("measurements", [])
+    return figures
+
+
+def _logged(figures: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """Yield name and value of what the log and the trackers get: `eval_retain/TASK/MODE`, the accuracy."""
+    for task, by_mode in figures["tasks"].items():
+        for mode, cell in by_mode.items():
+            yield f"eval_retain/{task}/{mode}", cell["accuracy"]
+
+
+def _in_words(figures: Mapping[str, Any], steps: int) -> Iterator[str]:
+    """Yield a line for each task: `step 50/200  retain sums: think 95.0 %, (-5.0 [-19.4, +10.3]) since the start; ...`."""
+    for task, by_mode in figures["tasks"].items():
+        parts = []
+        for mode, cell in by_mode.items():
+            low, high = cell["change_ci"]
+            change = Change(value=cell["change"], low=low, high=high)
+            since = f", {change_text(change)} since the start" if figures["step"] else ""
+            parts.append(f"{mode} {percent(cell['accuracy'])} %{since}")
+        yield f"step {figures['step']}/{steps}  retain {task}: {'; '.join(parts)}"

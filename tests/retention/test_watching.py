@@ -1,0 +1,122 @@
+"""What a model could do before is measured in both modes while it trains, and it trains to the same bits."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dualign.errors import CheckpointError, ConfigError
+from dualign.rundir import read_run
+from tests.retention.conftest import LORA, Write, retain, right_at_start, run, weights
+
+
+def measurements(run_dir: Path) -> list[dict[str, Any]]:
+    return read_run(run_dir)["metrics"]["retain"]["measurements"]
+
+
+@pytest.mark.parametrize("kind", ["sft", "preference"])
+def test_a_stage_that_is_watched_trains_to_the_same_bits(
+    write: Write, task_file: Path, kind: str
+) -> None:
+    """With dropout, so that a random number more or less would show."""
+    keys = {
+        "kind": kind,
+        "lora": LORA,
+        "train": {"disable_dropout": False} if kind != "sft" else {},
+    }
+    plain = run(write("plain", **keys))
+    watched = run(write("watched", **keys, retain=retain(task_file, every=1)))
+    assert weights(plain) == weights(watched)
+    assert [entry["step"] for entry in measurements(watched)] == [0, 1, 2, 3, 4]
+    logs = [
+        [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        for folder in (plain, watched)
+    ]
+    losses = [[row for row in log if "loss" in row] for log in logs]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 4
+
+
+def test_the_start_is_what_it_was_and_the_end_is_compared_with_it(
+    write: Write, task_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        folder = run(write("run", retain=retain(task_file, every=3)))
+    start, *_, end = measurements(folder)
+    accuracies = {mode: cell["accuracy"] for mode, cell in start["tasks"]["sums"].items()}
+    assert accuracies == right_at_start() == {"think": 1.0, "no_think": 0.25}
+    assert [entry["step"] for entry in measurements(folder)] == [0, 3, 4]
+    cell = end["tasks"]["sums"]["think"]
+    assert cell["accuracy"] == 0 and cell["change"] == -1, "it forgot"
+    assert cell["change_ci"][1] < 0 and cell["n"] == 4
+    assert "step 0/4  retain sums: think 100.0 %; no_think 25.0 %" in caplog.text
+    assert (
+        "step 4/4  retain sums: think 0.0 %, -100.0 [-100.0, -16.8] since the start; no_think"
+        in caplog.text
+    )
+    lines = [json.loads(line) for line in (folder / "retention.jsonl").read_text().splitlines()]
+    assert {(row["step"], row["mode"]) for row in lines} == {
+        (step, mode) for step in (0, 3, 4) for mode in ("think", "no_think")
+    }
+    logged = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [row["eval_retain/sums/think"] for row in logged if "eval_retain/sums/think" in row] == [
+        entry["tasks"]["sums"]["think"]["accuracy"] for entry in measurements(folder)
+    ]
+
+
+def test_a_stage_that_paused_compares_with_the_start_and_not_with_where_it_went_on(
+    write: Write, task_file: Path
+) -> None:
+    keys = {"lora": LORA, "retain": retain(task_file, every=2)}
+    calm, rough = write("calm", **keys), write("rough", **keys)
+    end = run(calm)
+    run(rough, "pause_at_step=2")
+    folder = run(rough)
+    assert weights(end) == weights(folder)
+    without_time = [
+        [{**entry, "seconds": 0} for entry in measurements(path)] for path in (end, folder)
+    ]
+    assert without_time[0] == without_time[1] and len(without_time[0]) == 3
+
+
+def test_a_stage_that_goes_on_without_the_figures_of_its_start_is_refused(
+    write: Write, task_file: Path
+) -> None:
+    recipe = write("run", lora=LORA, retain=retain(task_file))
+    run(recipe, "pause_at_step=2")
+    (recipe.with_suffix("") / ".sft.partial" / "retention.json").unlink()
+    with pytest.raises(
+        CheckpointError, match=r"retention.json is gone, so what is measured from step 2 on"
+    ):
+        run(recipe)
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"tasks": []}, "retain.tasks: nothing to measure"),
+        ({"every": 0}, "retain.every: expected 1 or more, found 0"),
+        ({"tasks": ["gone.yaml"]}, "'gone.yaml': no such file"),
+        ({"evry": 3}, "did you mean 'every'"),
+    ],
+)
+def test_what_the_block_says_wrongly_is_refused(
+    write: Write, task_file: Path, keys: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        run(write("run", retain=retain(task_file, **keys)))
+
+
+def test_what_cannot_be_asked_or_measured_is_refused_before_the_first_step(
+    write: Write, task_file: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "task.yaml").write_text("name: t\nrows: t.jsonl\nverifier: intger\n")
+    (tmp_path / "t.jsonl").write_text('{"prompt": "1+1", "answer": "2"}\n')
+    (tmp_path / "zero3.yaml").write_text("distributed_type: DEEPSPEED\n")
+    keys = {"launch": str(tmp_path / "zero3.yaml")}
+    recipe = write("run", retain=retain(task_file, watch=[str(tmp_path / "task.yaml")]), **keys)
+    with pytest.raises(ConfigError) as refusal:
+        run(recipe)
+    assert "retain.watch: " in str(refusal.value) and "did you mean 'integer'" in str(refusal.value)
+    assert "retain: DEEPSPEED spreads the weights over processes" in str(refusal.value)
