@@ -136,9 +136,12 @@ class Sampler:
         )
         identity = f"{responder.identity}:{self.seed}{stage.backend or ''}"
         rendered = self._rendered(responder, asked)
+        sampling = Sampling(
+            max_new_tokens=stage.max_new_tokens, temperature=stage.temperature, top_p=stage.top_p
+        )
         numbers = range(stage.samples_asked)
         requests = [
-            sample_request(prompt, stage.sampling, n, identity)
+            sample_request(prompt, sampling, n, identity)
             for prompt in rendered
             for n in numbers
         ]

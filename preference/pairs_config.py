@@ -6,7 +6,6 @@ from typing import Literal
 
 from dualign.generation.config import Backend, Endpoint, endpoint_of, model_problems
 from dualign.generation.estimate import Demand
-from dualign.generation.sampling import Sampling
 from dualign.switch import Switch
 from dualign.tasks import load_problems, load_tasks
 
@@ -62,13 +61,6 @@ class PairsStage:
     def engine(self) -> Backend:
         """What checkpoints answer with."""
         return self.backend or "transformers"
-
-    @property
-    def sampling(self) -> Sampling:
-        """How answers are sampled."""
-        return Sampling(
-            max_new_tokens=self.max_new_tokens, temperature=self.temperature, top_p=self.top_p
-        )
 
     @property
     def checks_answers(self) -> bool:

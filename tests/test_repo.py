@@ -92,6 +92,15 @@ def test_help_and_lists_import_nothing_heavy(command: list[str]) -> None:
     assert len(done.stdout) > 100
 
 
+def test_the_dataclasses_of_all_stages_import_nothing_heavy() -> None:
+    code = (
+        "import sys; from dualign.stages import config_classes; config_classes()\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 @pytest.mark.parametrize(
     "path",
     sorted((ROOT / "recipes").glob("[!a]*/*.yaml")),
