@@ -37,7 +37,7 @@ _EXCLUDED = (
 # empty, so that runs that were finished without them stay finished.
 _ADDED_LATER: tuple[str, ...] = (
     *("columns", "validation", "switch", "batch_tokens"),
-    *("choose", "length", "backend"),
+    *("choose", "length", "backend", "revise"),
     "add_tokens",
     "retain",
 )

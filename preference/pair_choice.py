@@ -40,21 +40,22 @@ class PromptPairs:
     reason: str = ""
 
 
-def choose(stage: PairsStage, prompts: Iterable[AskedPrompt], *, seed: int) -> list[PromptPairs]:
-    """Return the pairs of each prompt, no sample twice, and with `length` no longer ones on average."""
-    chosen = []
-    for prompt in prompts:
-        candidates, reason = _candidates_of(prompt)
-        key = (prompt.question.source, prompt.mode, prompt.question.id)
-        taken = _take(stage, candidates, random.Random(f"{seed}:{key}"))
-        chosen.append(PromptPairs(prompt=prompt, pairs=taken, reason=reason))
+def compare(prompts: Iterable[AskedPrompt]) -> list[PromptPairs]:
+    """Return each prompt with all pairs that its samples may make."""
+    return [_compare(prompt) for prompt in prompts]
+
+
+def choose(stage: PairsStage, prompts: Sequence[PromptPairs], *, seed: int) -> None:
+    """Leave each prompt the pairs that it gives: no sample twice, and with `length` no longer ones on average."""
+    for item in prompts:
+        question = item.prompt.question
+        key = (question.source, item.prompt.mode, question.id)
+        item.pairs = _take(stage, item.pairs, random.Random(f"{seed}:{key}"))
     if stage.length is not None:
-        _balance(chosen)
-    return chosen
+        _balance(prompts)
 
 
-def _candidates_of(prompt: AskedPrompt) -> tuple[list[Candidate], str]:
-    """Return all pairs that a prompt's samples may make, or why there are none."""
+def _compare(prompt: AskedPrompt) -> PromptPairs:
     first = prompt.first.samples
     second = first if prompt.second is None else prompt.second.samples
     candidates, obstacles = [], set()
@@ -65,8 +66,9 @@ def _candidates_of(prompt: AskedPrompt) -> tuple[list[Candidate], str]:
         elif chosen.score is None or chosen.score > (rejected.score or 0.0):
             candidates.append(Candidate(chosen=chosen, rejected=rejected))
     if candidates:
-        return candidates, ""
-    return [], max(obstacles, key=_OBSTACLES.index) if obstacles else prompt.fault
+        return PromptPairs(prompt=prompt, pairs=candidates)
+    reason = max(obstacles, key=_OBSTACLES.index) if obstacles else prompt.fault
+    return PromptPairs(prompt=prompt, pairs=[], reason=reason)
 
 
 def _obstacle(chosen: Sample, rejected: Sample) -> str:

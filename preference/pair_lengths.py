@@ -6,7 +6,7 @@ tokens; it is (sum of the ranks where chosen is longer - sum of those where reje
 (Kerby 2014, The simple difference formula; pairs without a difference count as ranks on neither side.)
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -38,8 +38,11 @@ class TokenCounter:
             self._tokenizer = responder.subject.tokenizer
             self.unit = f"tokens of {Path(responder.model).name}"
 
-    def count(self, text: str) -> int:
-        """Return the tokens of a text."""
+    def count_all(self, texts: Iterable[str | None]) -> int:
+        """Return the tokens of several texts together."""
+        return sum(self._count(text) for text in texts if text)
+
+    def _count(self, text: str) -> int:
         if self._tokenizer is None:
             return -(-len(text) // _CHARACTERS_PER_TOKEN)
         return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -30,6 +30,9 @@ class PairQuestion:
     expected: Any = None
     """as `check` reads it"""
 
+    reference: str = ""
+    """an answer that is known to be good, or what the verifier compares with"""
+
     @property
     def problem(self) -> Problem:
         """The question as a model is asked."""
@@ -70,4 +73,5 @@ def _of_task(stage: PairsStage, task: Task, problem: Problem) -> PairQuestion:
         switch=task.switch,
         check=check,
         expected=None if check is None else check.read(problem.expected),
+        reference=problem.expected if isinstance(problem.expected, str) else "",
     )

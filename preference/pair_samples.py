@@ -13,6 +13,7 @@ from dualign.generation.answers import Answer, Prompt, Responder, ask, sample_re
 from dualign.generation.config import Endpoint, model_label
 from dualign.generation.responders import open_responder
 from dualign.generation.samples import SampleFile
+from dualign.generation.sampling import Sampling
 from dualign.generation.thinking import Reply
 from dualign.models import prompts
 from dualign.preference.pair_lengths import TokenCounter
@@ -116,6 +117,28 @@ class Sampler:
             self._ask(stage.rejected_model, asked, seconds, note=" (rejected)")
         return asked
 
+    def open(self, model: str | Endpoint, doing: str) -> Responder:
+        """Open a model that answers; `doing` is said before its name in the progress bar."""
+        name = Path(model).name if isinstance(model, str) else model_label(model)
+        return open_responder(
+            model,
+            backend=self.stage.engine,
+            dtype=self.stage.dtype,
+            batch_tokens=self.stage.batch_tokens,
+            label=f"{doing} {name}",
+        )
+
+    def identity(self, responder: Responder) -> str:
+        """Return what the answers of a model depend on besides prompt and sampling."""
+        return f"{responder.identity}:{self.seed}{self.stage.backend or ''}"
+
+    def close(self, responder: Responder, model: str | Endpoint, note: str) -> None:
+        """Keep what a model was asked, and how it counts tokens; `note` names it if it was asked before."""
+        self.counter.learn(responder)
+        if (record := responder.record()) is not None:
+            name = model_label(model)
+            self.asked[f"{name}{note}" if name in self.asked else name] = record
+
     def _ask(
         self,
         model: str | Endpoint,
@@ -126,33 +149,21 @@ class Sampler:
     ) -> None:
         """Add a model's samples to a side of each prompt."""
         stage = self.stage
-        name = Path(model).name if isinstance(model, str) else model_label(model)
-        responder = open_responder(
-            model,
-            backend=stage.engine,
-            dtype=stage.dtype,
-            batch_tokens=stage.batch_tokens,
-            label=f"sampling {name}",
-        )
-        identity = f"{responder.identity}:{self.seed}{stage.backend or ''}"
+        responder = self.open(model, "sampling")
+        identity = self.identity(responder)
         rendered = self._rendered(responder, asked)
         sampling = Sampling(
             max_new_tokens=stage.max_new_tokens, temperature=stage.temperature, top_p=stage.top_p
         )
         numbers = range(stage.samples_asked)
         requests = [
-            sample_request(prompt, sampling, n, identity)
-            for prompt in rendered
-            for n in numbers
+            sample_request(prompt, sampling, n, identity) for prompt in rendered for n in numbers
         ]
         answers = iter(ask(responder, requests, self.file))
         for side in sides:
             for _ in numbers:
                 side.add(next(answers))
-        self.counter.learn(responder)
-        if (record := responder.record()) is not None:
-            name = model_label(model)  # one model may be asked in two ways
-            self.asked[f"{name}{note}" if name in self.asked else name] = record
+        self.close(responder, model, note)
         del responder
         gc.collect()  # the second model needs the room
 

@@ -11,7 +11,7 @@ def measure(prompts: Iterable[AskedPrompt], counter: TokenCounter) -> None:
     """Count the tokens of every sample."""
     for prompt in prompts:
         for sample in prompt.samples:
-            sample.tokens = sum(counter.count(text) for text in sample.text if text)
+            sample.tokens = counter.count_all(sample.text)
 
 
 def verify(prompts: Iterable[AskedPrompt]) -> Counter[str]:

@@ -3,7 +3,8 @@
     questions -> samples of each side -> scores -> choice of pairs -> pairs.jsonl
 
 Right against wrong: a verifier sorts the samples of a prompt. Strong against weak, as for SmolLM3:
-with `rejected_model`, one model writes the chosen answers and the other the rejected ones.
+with `rejected_model`, one model writes the chosen answers and the other the rejected ones. Revised
+against as it was: with `revise`, a model mends the other's answers.
 """
 
 import json
@@ -13,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from dualign.errors import DataError
-from dualign.preference.pair_choice import PromptPairs, choose, count_outcomes, rows_of
+from dualign.preference.pair_choice import PromptPairs, choose, compare, count_outcomes, rows_of
 from dualign.preference.pair_lengths import TokenCounter, length_figures, length_table
 from dualign.preference.pair_questions import read_questions
+from dualign.preference.pair_revisions import Reviser
 from dualign.preference.pair_samples import Sampler
 from dualign.preference.pair_scores import measure, verify
 from dualign.preference.pairs_config import PairsStage
@@ -36,7 +38,9 @@ def run(stage: PairsStage, work: Path, *, seed: int) -> Outcome:
     prompts = sampler.prompts(questions)
     measure(prompts, sampler.counter)
     reasons = verify(prompts)
-    chosen = choose(stage, prompts, seed=seed)
+    reviser = None if stage.revise is None else Reviser(stage.revise, sampler)
+    chosen = compare(prompts) if reviser is None else reviser.revise(prompts)
+    choose(stage, chosen, seed=seed)
     rows = summarize_outcomes(count_outcomes(chosen))
     if not rows["kept"]:
         raise DataError(
@@ -50,6 +54,7 @@ def run(stage: PairsStage, work: Path, *, seed: int) -> Outcome:
         "lengths": _lengths(stage, chosen, sampler.counter),
     }
     metrics |= {"endpoints": sampler.asked} if sampler.asked else {}
+    metrics |= {"revisions": reviser.record()} if reviser else {}
     metrics |= {"reasons": dict(reasons.most_common())} if reasons else {}
     return Outcome(metrics=metrics, rows=rows)
 

@@ -11,6 +11,51 @@ from dualign.tasks import load_problems, load_tasks
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class RevisionConfig:
+    """A stronger model mends the model's answers with as few changes as it can (CLAIR, arXiv 2408.06266)."""
+
+    model: str | Endpoint
+    """who revises: a checkpoint or an endpoint"""
+    instruction: str | None = None
+    """what is to be better; absent: correct what is wrong"""
+    reference: bool = False
+    """the reviser sees the right answer: the row's, or what the task's verifier compares with"""
+    mode: Literal["think", "no_think"] = "no_think"
+    """the mode in which the reviser is asked; its own trace isn't used"""
+    max_new_tokens: int | None = None
+    """tokens that it writes at most, its own trace included; absent: twice the stage's"""
+    temperature: float = 0.0
+    """of sampling; 0 is greedy"""
+    min_similarity: float = 0.3
+    """a revision is dropped below this share of common words (difflib's ratio, trace and answer together);
+    0 where answers are a word or two
+    """
+    max_growth: float = 2.0
+    """a revision is dropped above this many times the tokens of the answer"""
+
+    def problems(self) -> list[tuple[str, str]]:
+        issues = model_problems(self.model, "model")
+        if self.instruction is not None and not self.instruction.strip():
+            issues.append(
+                ("instruction", "expected a text, found nothing: leave it out, or write one")
+            )
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            issues.append(("max_new_tokens", f"expected 1 or more, found {self.max_new_tokens}"))
+        if self.temperature < 0:
+            issues.append(("temperature", f"expected 0 or more, found {self.temperature}"))
+        if not 0 <= self.min_similarity < 1:
+            issues.append(
+                (
+                    "min_similarity",
+                    f"expected 0 or more and less than 1, found {self.min_similarity}",
+                )
+            )
+        if self.max_growth <= 0:
+            issues.append(("max_growth", f"expected more than 0, found {self.max_growth}"))
+        return issues
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PairsStage:
     """Preference pairs from a checkpoint: right against wrong, or a strong model against a weak."""
 
@@ -24,6 +69,8 @@ class PairsStage:
     """what the stage does"""
     rejected_model: str | Endpoint | None = None
     """writes the rejected answers, like SmolLM3's weak model; absent: a verifier sorts the samples"""
+    revise: RevisionConfig | None = None
+    """another model mends the wrong answers, and its revisions are the chosen ones"""
     modes: tuple[Literal["think", "no_think"], ...] = ("think", "no_think")
     """each mode gets its own pairs"""
     rows: int | None = None
@@ -72,35 +119,56 @@ class PairsStage:
         """Answers that each model is asked for, of each prompt in each mode."""
         return self.samples if self.rejected_model is None or self.length == "matched" else 1
 
+    @property
+    def revision_tokens(self) -> int:
+        """Tokens that the reviser writes at most."""
+        own = None if self.revise is None else self.revise.max_new_tokens
+        return own or 2 * self.max_new_tokens
+
     def problems(self) -> list[tuple[str, str]]:
         issues = model_problems(self.model, "model")
         if self.rejected_model is not None:
             issues += model_problems(self.rejected_model, "rejected_model")
-        if self.rejected_model is None and self.samples < 2:
-            issues.append(("samples", "right against wrong needs 2 samples or more"))
+        issues += self._clashes()
         if self.temperature == 0 and self.samples_asked > 1:
             issues.append(("temperature", "greedy samples are all alike: expected more than 0"))
         if self.temperature < 0:
             issues.append(("temperature", f"expected 0 or more, found {self.temperature}"))
         if not 0 < self.top_p <= 1:
             issues.append(("top_p", f"expected more than 0 and at most 1, found {self.top_p}"))
-        if self.rejected_model is not None and self.choose is not None:
-            message = "a strong and a weak model aren't scored: remove choose"
-            issues.append(("choose", message))
         for name in ("samples", "pairs_per_prompt", "max_new_tokens", "batch_tokens"):
             if getattr(self, name) < 1:
                 issues.append((name, f"expected 1 or more, found {getattr(self, name)}"))
         return issues
+
+    def _clashes(self) -> Iterator[tuple[str, str]]:
+        """Yield keys that say two things about what stands against what."""
+        if self.rejected_model is not None:
+            if self.revise is not None:
+                yield "revise", "writes the chosen answers: remove rejected_model, or revise"
+            if self.choose is not None:
+                yield "choose", "a strong and a weak model aren't scored: remove choose"
+        elif self.revise is not None:
+            if self.choose is not None:
+                yield "choose", "a revision stands against its own answer: remove choose"
+        elif self.samples < 2:
+            yield "samples", "right against wrong needs 2 samples or more"
 
     def in_words(self) -> str:
         """Describe what will be asked at most, for `dualign plan`."""
         return "\n".join(self._words())
 
     def _words(self) -> Iterator[str]:
-        asked = Demand()
+        asked = revised = Demand()
+        count = len(self.modes) * self.pairs_per_prompt
         for task in load_tasks(self.tasks):
             problems = load_problems(task, limit=self.rows)
+            revised += Demand.of(problems, self.revision_tokens, count)
+            # Each request shows an answer.
+            revised += Demand(prompt_tokens=len(problems) * count * self.max_new_tokens)
             asked += Demand.of(problems, self.max_new_tokens, len(self.modes) * self.samples_asked)
         for model in (self.model, self.rejected_model):
             if model is not None and (endpoint := endpoint_of(model)):
                 yield asked.in_words(endpoint)
+        if self.revise is not None and (endpoint := endpoint_of(self.revise.model)):
+            yield f"revisions by {revised.in_words(endpoint)}"

@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import reduce
 from importlib.util import find_spec
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,7 +15,7 @@ from urllib.request import getproxies
 from dualign.errors import EvaluationError
 from dualign.generation.config import Endpoint, endpoint_of
 
-_MODELS = ("model", "rejected_model", "models")
+_MODELS = ("model", "rejected_model", "revise.model", "judge.model", "models")
 _SHORTEST = 8  # characters of a key that can't be a part of a name by chance
 _CONNECT_SECONDS = 3
 
@@ -28,7 +29,7 @@ def issues(stage: Any) -> list[tuple[str, str]]:
     """
     reasons = []
     for name in _MODELS:
-        for endpoint in _endpoints(getattr(stage, name, None)):
+        for endpoint in _endpoints(_setting(stage, name)):
             if message := _problem(endpoint):
                 reasons.append((name, message))
             elif silence := _silence(endpoint):
@@ -48,6 +49,11 @@ def key_of(endpoint: Endpoint) -> str | None:
     if message := _problem(endpoint):
         raise EvaluationError(message)
     return None if endpoint.key_env is None else _value(endpoint.key_env)
+
+
+def _setting(stage: Any, name: str) -> Any:
+    """Return a stage's setting by its dotted name; None if it has none."""
+    return reduce(lambda settings, part: getattr(settings, part, None), name.split("."), stage)
 
 
 def _endpoints(models: Any) -> Iterator[Endpoint]:

@@ -101,7 +101,8 @@ class Lineage:
             config: Mapping[str, Any] = stage.record.get("config") or {}
             if not stage_kind(stage.kind).generates_rows:
                 continue
-            for model in (config.get("model"), config.get("rejected_model")):
+            reviser = (config.get("revise") or {}).get("model")
+            for model in (config.get("model"), config.get("rejected_model"), reviser):
                 if model and not (isinstance(model, str) and StageRef.parse(model)):
                     yield model
 

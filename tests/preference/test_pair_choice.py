@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from dualign.generation.thinking import Reply
-from dualign.preference.pair_choice import choose, count_outcomes
+from dualign.preference.pair_choice import PromptPairs, choose, compare, count_outcomes
 from dualign.preference.pair_lengths import length_figures, rank_biserial
 from dualign.preference.pair_questions import PairQuestion
 from dualign.preference.pair_samples import AskedPrompt, Sample, Side
@@ -39,11 +39,16 @@ def stage(**keys: Any) -> PairsStage:
     return PairsStage(name="pairs", model="m", tasks=("t.yaml",), **keys)
 
 
+def chosen_of(stage: PairsStage, *prompts: AskedPrompt, seed: int = 0) -> list[PromptPairs]:
+    items = compare(prompts)
+    choose(stage, items, seed=seed)
+    return items
+
+
 def texts(stage: PairsStage, *prompts: AskedPrompt, seed: int = 0) -> list[tuple[str, str]]:
-    chosen = choose(stage, prompts, seed=seed)
     return [
         (pair.chosen.reply.answer, pair.rejected.reply.answer)
-        for item in chosen
+        for item in chosen_of(stage, *prompts, seed=seed)
         for pair in item.pairs
     ]
 
@@ -84,7 +89,7 @@ def test_balanced_drops_the_fewest_pairs_until_chosen_is_not_longer_on_average()
         asked(name, [sample("r", 20 + more, True), sample("w", 20, False)])
         for name, more in differences.items()
     ]
-    chosen = choose(stage(length="balanced"), prompts, seed=0)
+    chosen = chosen_of(stage(length="balanced"), *prompts)
     assert [item.prompt.question.id for item in chosen if item.pairs] == ["b", "c", "d"]
     assert count_outcomes(chosen) == {("t", "no_think"): Counter(kept=3, longer=1)}
     rng = random.Random(0)
@@ -94,9 +99,7 @@ def test_balanced_drops_the_fewest_pairs_until_chosen_is_not_longer_on_average()
             for n in range(rng.randint(1, 12))
         ]
         kept = [
-            pair
-            for item in choose(stage(length="balanced"), prompts, seed=0)
-            for pair in item.pairs
+            pair for item in chosen_of(stage(length="balanced"), *prompts) for pair in item.pairs
         ]
         assert sum(pair.longer for pair in kept) <= 0
 
@@ -118,7 +121,7 @@ def test_a_prompt_without_a_pair_is_counted_by_its_reason(
         for side in (first, second)
     ]
     assert sides[0] is not None
-    chosen = choose(stage(), [asked("q", sides[0], sides[1])], seed=0)
+    chosen = chosen_of(stage(), asked("q", sides[0], sides[1]))
     assert [item.reason for item in chosen] == [reason]
 
 
