@@ -26,7 +26,7 @@ from dualign.data.rows.text_rules import NO_RULES
 from dualign.data.rows.traces import without_flags
 from dualign.data.text.trace_form import message_dict
 from dualign.errors import DataError, DualignError, EvaluationError
-from dualign.generation import preflight
+from dualign.generation.preflight import issues as endpoint_issues
 from dualign.rundir import RUN_JSON
 from dualign.sft.config import TracesStage
 from dualign.tasks import Problem, fill_answer
@@ -100,7 +100,7 @@ def as_problem(stage: TracesStage, question: Question) -> Problem:
 
 def issues(stage: TracesStage) -> list[tuple[str, str]]:
     """Return why answers can't be had or checked, as (key, message): before anything is asked."""
-    reasons = preflight.issues(stage)
+    reasons = endpoint_issues(stage)
     try:
         stage.check.require()
     except DualignError as error:

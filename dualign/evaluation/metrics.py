@@ -15,8 +15,8 @@ from dualign.evaluation.scores import (
     mean_interval,
     paired_change,
     ratio_change,
-    wilson,
 )
+from dualign.intervals import wilson
 
 Sample = Mapping[str, Any]
 _THINK_RATES = {

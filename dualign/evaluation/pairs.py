@@ -16,7 +16,8 @@ from dualign.data.conversation import MODES, Mode
 from dualign.data.prepare import DataRequest, PairData, prepare_pairs
 from dualign.data.text.template import load_template
 from dualign.evaluation.config import pairs_name
-from dualign.evaluation.scores import Change, mean_interval, short_label, wilson
+from dualign.evaluation.scores import Change, mean_interval, short_label
+from dualign.intervals import wilson
 from dualign.models.head import label_scores, without_adapters
 from dualign.models.loading import EvalModel
 from dualign.models.pairs import (

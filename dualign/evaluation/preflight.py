@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from dualign.errors import DualignError
-from dualign.generation import preflight
+from dualign.generation.preflight import issues as endpoint_issues
+from dualign.judges.preflight import issues as judge_issues
 from dualign.rundir import RUN_JSON
 from dualign.tasks import load_questions, load_task
 
@@ -14,7 +15,7 @@ def issues(stage: Any) -> list[tuple[str, str]]:
     """Return the reasons as (key, message), of a stage with `tasks` or with `score.tasks`."""
     if hasattr(stage, "score"):  # a sweep
         return [("score.tasks", message) for message in task_problems(stage.score)]
-    reasons = preflight.issues(stage)
+    reasons = endpoint_issues(stage) + judge_issues(stage)
     if (
         getattr(stage, "rejected_model", None) is None
     ):  # else a strong and a weak model are compared

@@ -14,9 +14,8 @@ from statistics import fmean, stdev
 from typing import Any
 
 from dualign.errors import EvaluationError
+from dualign.intervals import Z_95, wilson
 from dualign.model_ref import StageRef
-
-_Z_95 = 1.959963984540054
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,16 +68,6 @@ class ModelScores:
         return change(self.score(task, "think"), self.score(task, "no_think"))
 
 
-def wilson(accuracy: float, n: int) -> tuple[float, float]:
-    """Return the 95 % interval of a proportion (Wilson 1927); (0, 1) without observations."""
-    if n == 0:
-        return 0.0, 1.0
-    center = accuracy + _Z_95**2 / (2 * n)
-    spread = _Z_95 * math.sqrt(accuracy * (1 - accuracy) / n + _Z_95**2 / (4 * n**2))
-    scale = 1 + _Z_95**2 / n
-    return max(0.0, (center - spread) / scale), min(1.0, (center + spread) / scale)
-
-
 def change(after: Score | None, before: Score | None) -> Change | None:
     """Return `after` less `before` (Newcombe 1998, method 10); None if one of them is missing."""
     if after is None or before is None:
@@ -103,7 +92,7 @@ def paired_change(before: Sequence[bool], after: Sequence[bool]) -> Change:
     lost = sum(a and not b for a, b in cells)
     n = len(cells) + 2
     center = (won - lost) / n
-    spread = _Z_95 * math.sqrt((won + lost + 1) / n - center**2) / math.sqrt(n)
+    spread = Z_95 * math.sqrt((won + lost + 1) / n - center**2) / math.sqrt(n)
     return Change(
         value=(won - lost) / len(cells),
         low=max(-1.0, center - spread),
@@ -126,7 +115,7 @@ def mean_interval(values: Sequence[float]) -> Change | None:
     """Return the mean with its normal 95 % interval; None for fewer than two values."""
     if len(values) < 2:
         return None
-    mean, spread = fmean(values), _Z_95 * stdev(values) / math.sqrt(len(values))
+    mean, spread = fmean(values), Z_95 * stdev(values) / math.sqrt(len(values))
     return Change(value=mean, low=mean - spread, high=mean + spread)
 
 
@@ -141,7 +130,7 @@ def ratio_change(before: Sequence[float], after: Sequence[float]) -> Change | No
         return None
     ratio = fmean(after) / fmean(before)
     rests = [later - ratio * earlier for earlier, later in zip(before, after, strict=True)]
-    spread = _Z_95 * stdev(rests) / math.sqrt(len(rests)) / fmean(before)
+    spread = Z_95 * stdev(rests) / math.sqrt(len(rests)) / fmean(before)
     return Change(value=ratio - 1, low=ratio - 1 - spread, high=ratio - 1 + spread)
 
 

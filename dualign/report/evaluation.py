@@ -15,9 +15,9 @@ from dualign.evaluation.scores import (
     score_text,
     short_label,
     task_names,
-    wilson,
 )
 from dualign.evaluation.table import PAIR_COLUMNS, PAIR_LEGEND, pair_rows
+from dualign.intervals import wilson
 from dualign.report.blocks import Block, Bullets, Gallery, Paragraph, Picture, Section, Table
 from dualign.report.conclusions import (
     Step,

@@ -15,8 +15,8 @@ from dualign.evaluation.scores import (
     read_scores,
     score_text,
     short_label,
-    wilson,
 )
+from dualign.intervals import wilson
 from tests.report.conftest import Record
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dualign.evaluation.scores import wilson
+from dualign.intervals import wilson
 
 Record = dict[str, Any]
 PROBLEMS = 120

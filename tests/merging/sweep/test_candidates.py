@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from dualign.evaluation.scores import Change, paired_change, wilson
+from dualign.evaluation.scores import Change, paired_change
+from dualign.intervals import wilson
 from dualign.merging.sweep.candidates import (
     Candidate,
     CandidateScore,
