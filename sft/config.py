@@ -5,18 +5,16 @@ Reasoning mid-training is an SFT stage with its own template and `data.supervise
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from dualign.config import nearest
-from dualign.data.config import DataConfig, SourceConfig
+from dualign.data.config import DataConfig, QuestionData
 from dualign.data.conversation import Mode
 from dualign.generation.config import Backend, Endpoint, endpoint_of, model_problems
 from dualign.generation.estimate import Demand
-from dualign.model_ref import StageRef
 from dualign.models.new_tokens import NewToken
 from dualign.switch import Switch
-from dualign.tasks import Problem, template_problems
+from dualign.tasks import template_problems
 from dualign.training.arguments import SFT_ARGUMENTS
 from dualign.training.config import TrainingStage, training_problems
 from dualign.verifiers.base import Verifier
@@ -63,32 +61,6 @@ class SFTStage(TrainingStage):
                 issues += [(key, message) for _, message in token.problems()]
             if token.text in texts[:number]:
                 issues.append((key, f"{token.text!r} is in the list twice: remove one"))
-        return issues
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class QuestionData:
-    """Rows that get a trace: questions with their answers."""
-
-    sources: tuple[SourceConfig, ...]
-    """where the rows come from; tokens, share, validation and thinking_budget don't apply"""
-    conflicts: Literal["error", "drop"] = "error"
-    """what happens to a row that can't be read: stop, or leave it out and count it"""
-
-    def problems(self) -> list[tuple[str, str]]:
-        issues = [] if self.sources else [("sources", "expected one source or more, found none")]
-        for number, source in enumerate(self.sources):
-            issues += [
-                (f"sources.{number}.{key}", "has no meaning where rows get traces: remove it")
-                for key in ("tokens", "share", "validation", "thinking_budget")
-                if getattr(source, key)
-            ]
-            if source.mode == "think":
-                message = "rows of think mode have traces already: expected no_think or row"
-                issues.append((f"sources.{number}.mode", message))
-            if source.weight is not None and source.weight > 1:
-                message = f"a row gets its traces once: expected 1 or less, found {source.weight}"
-                issues.append((f"sources.{number}.weight", message))
         return issues
 
 
@@ -157,11 +129,8 @@ class TracesStage:
 
     def in_words(self) -> str:
         """Describe what will be asked at most, for `dualign plan`."""
-        waiting = [ref.name for source in self.data.sources if (ref := StageRef.parse(source.path))]
-        if waiting:
-            return f"questions: known when stage {', '.join(waiting)} has run"
-        if not all(Path(s.path).exists() or "*" in s.path for s in self.data.sources):
-            return "questions: known when the stage has read them"
+        if self.data.unknown:
+            return f"questions: {self.data.unknown}"
         asked = self._demand()
         if endpoint := endpoint_of(self.model):
             return asked.in_words(endpoint)
@@ -172,17 +141,18 @@ class TracesStage:
 
     def _demand(self) -> Demand:
         """Return what will be asked at most, prompts by the length of the rows."""
-        from dualign.data.rows.loading import sample_rows
+        from dualign.data.questions import rows_as_problems
 
-        problems = [
-            Problem(id="", messages=({"content": str(row)},), expected=None, extra={})
-            for number, source in enumerate(self.data.sources)
-            for row in sample_rows(source, seed=0, number=number, base=None).table
-        ]
-        return Demand.of(problems, self.max_new_tokens, self.tries)
+        return Demand.of(rows_as_problems(self.data), self.max_new_tokens, self.tries)
 
     def problems(self) -> list[tuple[str, str]]:
         issues = model_problems(self.model, "model") + settings_problems(self.verifier)
+        message = "rows of think mode have traces already: expected no_think or row"
+        issues += [
+            (f"data.sources.{number}.mode", message)
+            for number, source in enumerate(self.data.sources)
+            if source.mode == "think"
+        ]
         issues += template_problems("expected", self.expected)
         counts = ("tries", "min_trace_tokens", "max_trace_tokens", "max_new_tokens", "batch_tokens")
         for key in counts:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from dualign.data.questions import Question
 from dualign.errors import DataError
 from dualign.generation.answers import Responder
 from dualign.generation.responders import CheckpointResponder
@@ -23,7 +24,7 @@ from dualign.generation.samples import SampleFile
 from dualign.models.origin import model_origin
 from dualign.rundir import Outcome, summarize_outcomes
 from dualign.sft.config import TracesStage
-from dualign.sft.questions import Question, read_questions
+from dualign.sft.questions import trace_questions
 from dualign.sft.tries import REASONS, Thinker, Try, plain_row, think_row
 
 _QUANTILES = {"p10": 10, "median": 50, "p90": 90, "max": 100}
@@ -54,7 +55,7 @@ def run(stage: TracesStage, work: Path, *, seed: int) -> Outcome:
     Raises:
         DataError: no row got a trace.
     """
-    questions, sources = read_questions(stage, seed=seed)
+    questions, sources = trace_questions(stage, seed=seed)
     asked = [_Asked(question=question) for question in questions]
     thinker = Thinker(stage, SampleFile(work / "generations.jsonl"), seed=seed)
     for numbers in _rounds(stage):

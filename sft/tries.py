@@ -7,6 +7,7 @@ from typing import Any
 from dualign.data.config import SourceConfig
 from dualign.data.conversation import Message
 from dualign.data.faults import RowError
+from dualign.data.questions import Question
 from dualign.data.rows.sources import to_conversation
 from dualign.data.rows.text_rules import NO_RULES, TextRules, text_rules
 from dualign.data.rows.traces import without_flags
@@ -19,7 +20,7 @@ from dualign.generation.responders import CheckpointResponder, open_responder
 from dualign.generation.samples import SampleFile
 from dualign.generation.sampling import Sampling
 from dualign.sft.config import TracesStage
-from dualign.sft.questions import Question, as_problem
+from dualign.sft.questions import as_problem
 from dualign.switch import ENABLE_THINKING, KNOWN
 
 REASONS = (

@@ -10,6 +10,7 @@ from dualign.config import Document, nearest, parse
 from dualign.data.columns import column_problems
 from dualign.data.conversation import MODES
 from dualign.data.policies import on_fault_problems
+from dualign.model_ref import StageRef
 
 Packing = Literal["best_fit", "wrapped", "none"]
 Supervise = Literal["assistant", "last", "all", "answers", "thinking"]
@@ -207,6 +208,38 @@ def data_config(data: DataConfig | Mapping[str, Any] | str | Path) -> DataConfig
     document.raise_problems()
     assert config is not None, "no problems means a configuration"
     return config
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QuestionData:
+    """Rows that a model is asked: questions with their answers."""
+
+    sources: tuple[SourceConfig, ...]
+    """where the rows come from; tokens, share, validation and thinking_budget don't apply"""
+    conflicts: Literal["error", "drop"] = "error"
+    """what happens to a row that can't be read: stop, or leave it out and count it"""
+
+    @property
+    def unknown(self) -> str:
+        """Why the rows can't be counted before the stage runs, in words; "" if they can."""
+        waiting = [ref.name for source in self.sources if (ref := StageRef.parse(source.path))]
+        if waiting:
+            return f"known when stage {', '.join(waiting)} has run"
+        is_here = all(Path(source.path).exists() or "*" in source.path for source in self.sources)
+        return "" if is_here else "known when the stage has read them"
+
+    def problems(self) -> list[tuple[str, str]]:
+        issues = [] if self.sources else [("sources", "expected one source or more, found none")]
+        for number, source in enumerate(self.sources):
+            issues += [
+                (f"sources.{number}.{key}", "has no meaning where rows are asked: remove it")
+                for key in ("tokens", "share", "validation", "thinking_budget")
+                if getattr(source, key)
+            ]
+            if source.weight is not None and source.weight > 1:
+                message = f"a row is asked once: expected 1 or less, found {source.weight}"
+                issues.append((f"sources.{number}.weight", message))
+        return issues
 
 
 def _share_problems(sources: Sequence[SourceConfig]) -> list[tuple[str, str]]:

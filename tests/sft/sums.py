@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dualign.data.config import SourceConfig
+from dualign.data.config import QuestionData, SourceConfig
 from dualign.generation.config import Endpoint
-from dualign.sft.config import QuestionData, TracesStage
+from dualign.sft.config import TracesStage
 from tests.generation.servers import Reply, chat_reply
 
 SUMS = {"1+2": 3, "4+5": 9, "2+2": 4, "7+1": 8}

@@ -12,7 +12,7 @@ from dualign.data.config import SourceConfig
 from dualign.data.conversation import Conversation
 from dualign.data.rows.sources import to_conversation
 from dualign.errors import DataError
-from dualign.sft.questions import HINT, as_problem, read_questions
+from dualign.sft.questions import HINT, as_problem, trace_questions
 from dualign.sft.traces import run
 from dualign.sft.tries import think_row
 from dualign.verifiers.regex import RegexVerifier
@@ -194,7 +194,7 @@ def test_a_worked_answer_becomes_the_trace_of_a_model_without_modes(
 
 def test_an_answer_told_first_is_in_the_prompt_and_not_in_the_row(rows: Path) -> None:
     told = stage("m", rows, answer_first=True, instruction="Be short.")
-    question, *_ = read_questions(told, seed=1)[0]
+    question, *_ = trace_questions(told, seed=1)[0]
     hint = HINT.format(answer="It is 3.")
     asked = list(as_problem(told, question).messages)
     assert asked == [{"role": "user", "content": f"What is 1+2?\n\n{hint}\n\nBe short."}]
@@ -209,7 +209,7 @@ def test_a_variable_of_the_row_that_says_no_thinking_is_not_in_the_think_row(
     row = {"question": "1+2", "reply": "3", "chat_template_kwargs": variables}
     file = write(tmp_path / "rows.jsonl", [row])
     subject = stage("m", file, expected=None)
-    ((question,), _) = read_questions(subject, seed=0)
+    ((question,), _) = trace_questions(subject, seed=0)
     written_row = think_row(subject, question, "so 3", "3")
     assert written_row["chat_template_kwargs"] == {"documents_seen": 1}
     assert written_row["mode"] == "think"
