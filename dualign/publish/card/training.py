@@ -6,9 +6,10 @@ from typing import Any
 from dualign.evaluation.scores import short_label
 from dualign.model_ref import StageRef
 from dualign.publish.lineage import Lineage
-from dualign.publish.redaction import redact
+from dualign.publish.redaction import redact, redact_text
 from dualign.report.conclusions import margin_findings, step_finding, steps, training_findings
 from dualign.report.runs import ModelEvaluation
+from dualign.stages import stage_kind
 
 _TRAIN = (
     "loss_type", "beta", "learning_rate", "lr_scheduler_type", "warmup_steps", "warmup_ratio",
@@ -16,20 +17,24 @@ _TRAIN = (
     "weight_decay", "max_grad_norm", "optim", "bf16",
 )  # fmt: skip
 
+_SAMPLING = (
+    "samples", "tries", "choose", "answer", "answer_first", "temperature", "top_p", "max_new_tokens",
+)  # fmt: skip
+
 
 def hyper_parameters(record: Mapping[str, Any]) -> str:
     """Return the settings of a stage that the card shows; "" for a stage with none of these keys.
 
     `LoRA r 16, alpha 32; learning_rate 0.001, ...; 96 steps; template dualign`; for a merge
-    `linear: 0.9 x apo + 0.1 x sft`.
+    `linear: 0.9 x apo + 0.1 x sft`; for rows that a model wrote `rows by Qwen3-32B; tries 4, ...`.
     """
     config: Mapping[str, Any] = record.get("config") or {}
     if "search" in config:
         return f"{config['search']} over {', '.join(config.get('vary') or ()) or 'the models'}"
     if "method" in config:
         return _merge(config)
-    if "samples" in config:
-        return _chosen(config, ("samples", "temperature", "top_p", "max_new_tokens"))
+    if stage_kind(str(record.get("kind"))).generates_rows:
+        return f"rows by {' and '.join(_writers(record))}; {_chosen(config, _SAMPLING)}"
     if "train" not in config:
         return ""
     train: Mapping[str, Any] = config.get("train") or {}
@@ -44,6 +49,19 @@ def hyper_parameters(record: Mapping[str, Any]) -> str:
         f"template {config.get('template')}, {dtype}, seed {record.get('seed')}",
     ]
     return "; ".join(part for part in parts if part)
+
+
+def _writers(record: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the names of the models that wrote a stage's rows; no address of a server."""
+    config: Mapping[str, Any] = record.get("config") or {}
+    asked: Mapping[str, Any] = (record.get("metrics") or {}).get("endpoints") or {}
+    for model in filter(None, (config.get("model"), config.get("rejected_model"))):
+        text = str(model["url"] if isinstance(model, Mapping) else model)
+        answered = (entry.get("name") for entry in asked.values() if entry.get("url") == text)
+        name = str(model.get("name") or "") if isinstance(model, Mapping) else ""
+        name = name or str(next(answered, text))
+        stage = StageRef.parse(name)
+        yield stage.label if stage else redact_text(name, {})
 
 
 def _adapter(config: Mapping[str, Any]) -> str:
