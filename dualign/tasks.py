@@ -220,7 +220,7 @@ def _read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _problem(task: Task, number: int, row: dict[str, Any]) -> Problem:
     where = f"{task.rows}:{number}"
-    expected = row.get("answer")
+    expected = row.get("answer", task.check.expected_in(row))
     if task.answer is not None:
         expected = fill_answer(task.check, task.answer, row, f"{where}: the answer")
     if expected in (None, "", [], {}) and task.check.needs_expected:

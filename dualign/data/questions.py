@@ -168,7 +168,7 @@ def _checkable(
     """Return the question with what a right answer has to be."""
     assert question.conversation is not None, "it was read"
     answer = question.conversation.messages[-1].content
-    expected: Any = answer if check.needs_expected else None
+    expected: Any = (check.expected_in(row) or answer) if check.needs_expected else None
     try:
         if template is not None:
             where = f"{question.place}: what is expected"

@@ -1,5 +1,6 @@
 """What every kind of verifier has: settings, how it reads `expected`, and its verdict with a reason."""
 
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -36,6 +37,8 @@ class Verifier:
 
     takes_lists: ClassVar[bool] = False
     """`expected` may be a list or an object, too"""
+    row_fields: ClassVar[tuple[str, ...]] = ()
+    """fields of a row that together say what is expected, where nothing else names it"""
     paths: ClassVar[tuple[str, ...]] = ()
     """settings that may name a file, relative to the task file"""
     kind: str = field(default="")
@@ -55,6 +58,11 @@ class Verifier:
         Raises:
             EvaluationError: a package, file or means of the system is missing.
         """
+
+    def expected_in(self, row: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return what is expected by a row's own fields; None if it hasn't all of them."""
+        is_there = self.row_fields and all(name in row for name in self.row_fields)
+        return {name: row[name] for name in self.row_fields} if is_there else None
 
     def read(self, expected: Any) -> Any:
         """Return `expected` in the form that `judge` takes.

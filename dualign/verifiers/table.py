@@ -14,6 +14,7 @@ from dualign.verifiers.base import Verdict, Verifier
 from dualign.verifiers.choice import ChoiceVerifier
 from dualign.verifiers.contains import ContainsVerifier
 from dualign.verifiers.exact import ExactVerifier
+from dualign.verifiers.instructions import InstructionsVerifier
 from dualign.verifiers.integer import IntegerVerifier
 from dualign.verifiers.json_schema import JsonSchemaVerifier
 from dualign.verifiers.mathematics import MathVerifier
@@ -29,6 +30,7 @@ VERIFIERS: dict[str, type[Verifier]] = {
     "regex": RegexVerifier,
     "contains": ContainsVerifier,
     "json_schema": JsonSchemaVerifier,
+    "instructions": InstructionsVerifier,
     "unit_tests": UnitTestsVerifier,
     "python": PythonVerifier,
 }
