@@ -39,7 +39,7 @@ _ADDED_LATER: tuple[str, ...] = (
     *("columns", "validation", "switch", "batch_tokens"),
     *("choose", "length", "backend", "revise"),
     "add_tokens",
-    "retain",
+    *("retain", "early_stopping"),
 )
 # Keys of an endpoint that change how it is asked, not what it answers.
 _ASKING = (

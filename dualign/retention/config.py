@@ -1,6 +1,20 @@
 """The `retain:` block of a training stage. Nothing heavy is imported: recipes load from here."""
 
 from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RetainBound:
+    """How much may be lost, of each task and mode; watched tasks aren't bound."""
+
+    accuracy: float | None = None
+    """the least change that is allowed, such as -0.05; broken if it is less, and the interval excludes 0"""
+
+    def problems(self) -> list[tuple[str, str]]:
+        if self.accuracy is not None and not -1 <= self.accuracy <= 0:
+            return [("accuracy", f"expected a change of -1 to 0, found {self.accuracy:g}")]
+        return [] if self.accuracy is not None else [("accuracy", "the bound is empty: remove it")]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -15,6 +29,12 @@ class RetainConfig:
     """at most so many problems of each task, drawn by the seed"""
     every: int | None = None
     """measure after so many steps again; absent: at the start and the end"""
+    bound: RetainBound | None = None
+    """how much of it may be lost; a step that loses more isn't published"""
+    on_bound: Literal["stop", "best"] = "stop"
+    """a step beyond the bound: stop there; best: train on. Both publish the best step within it, by
+    early_stopping.metric or else the last
+    """
     max_new_tokens: int = 256
     """limit of an answer in think mode, where the task has none of its own"""
     max_new_tokens_no_think: int | None = None

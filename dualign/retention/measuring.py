@@ -1,7 +1,7 @@
 """A model in training on small tasks in both modes, against what it answered at the start."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,10 @@ from dualign.evaluation.config import EvalConfig
 from dualign.evaluation.evaluate import evaluate_model, live_responder
 from dualign.evaluation.metrics import Sample, gain, summarize
 from dualign.evaluation.requests import TaskSet
+from dualign.evaluation.scores import Change, change_text
 from dualign.generation.samples import SampleFile
 from dualign.models.loading import EvalModel
-from dualign.retention.config import RetainConfig
+from dualign.retention.config import RetainBound, RetainConfig
 from dualign.switch import Switch
 from dualign.tasks import load_questions
 
@@ -30,6 +31,8 @@ class Measurer:
     """Measures a live model; its tasks are read once."""
 
     questions: TaskSet
+    bound: frozenset[str]
+    """the tasks that bounds are for"""
     config: EvalConfig
     tokenizer: PreTrainedTokenizerBase
     seed: int
@@ -63,7 +66,8 @@ class Measurer:
             batch_tokens=retain.batch_tokens,
             switch=switch,
         )
-        return cls(questions=questions, config=config, tokenizer=tokenizer, seed=seed)
+        bound = frozenset(task.name for task, _ in questions[: len(retain.tasks)])
+        return cls(questions=questions, bound=bound, config=config, tokenizer=tokenizer, seed=seed)
 
     def answers(self, model: PreTrainedModel, scratch: Path, *, label: str) -> list[Sample]:
         """Return the judged answers of a model, as an evaluation's samples.
@@ -110,6 +114,19 @@ def task_figures(
                 "change_ci": [change.low, change.high],
             }
     return figures
+
+
+def broken(figures: Mapping[str, Any], bound: RetainBound, tasks: Collection[str]) -> Iterator[str]:
+    """Yield in words each bound that a measurement breaks; of accuracies, those of `tasks`."""
+    for task, by_mode in figures["tasks"].items():
+        for mode, cell in by_mode.items():
+            low, high = cell["change_ci"]
+            change = Change(value=cell["change"], low=low, high=high)
+            if task not in tasks or bound.accuracy is None or not change.measurable:
+                continue
+            if change.value < bound.accuracy:
+                least = f"{100 * bound.accuracy:+.1f}"
+                yield f"{task}, {mode}: {change_text(change)} points since the start, allowed {least}"
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

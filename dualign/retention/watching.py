@@ -26,9 +26,17 @@ from transformers import (
 
 from dualign.errors import CheckpointError
 from dualign.evaluation.scores import Change, change_text, percent
-from dualign.retention.measuring import Measurer, read_lines, task_figures, write_lines
+from dualign.retention.config import RetainConfig
+from dualign.retention.measuring import (
+    Measurer,
+    broken,
+    read_lines,
+    task_figures,
+    write_lines,
+)
 from dualign.retention.undisturbed import undisturbed
 from dualign.rundir import CHECKPOINTS, write_json
+from dualign.training.best import WITHIN
 from dualign.training.config import TrainingStage
 
 logger = logging.getLogger(__name__)
@@ -53,7 +61,7 @@ def watch(
     if stage.retain is None:
         return
     measurer = Measurer.of(stage.retain, tokenizer, stage.switch, seed=seed)
-    trainer.add_callback(_Watch(trainer, measurer, work, stage.retain.every))
+    trainer.add_callback(_Watch(trainer, measurer, work, stage.retain))
 
 
 def retention_metrics(work: Path) -> dict[str, Any]:
@@ -67,9 +75,11 @@ def retention_metrics(work: Path) -> dict[str, Any]:
 class _Watch(TrainerCallback):
     """Measures at the start, every so many steps, and at the end."""
 
-    def __init__(self, trainer: Trainer, measurer: Measurer, work: Path, every: int | None) -> None:
+    def __init__(
+        self, trainer: Trainer, measurer: Measurer, work: Path, retain: RetainConfig
+    ) -> None:
         self._trainer, self._measurer, self._work = trainer, measurer, work
-        self._every = every
+        self._retain = retain
         self._figures: list[_Figures] = []
 
     def on_train_begin(
@@ -89,7 +99,7 @@ class _Watch(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        step, every = state.global_step, self._every
+        step, every = state.global_step, self._retain.every
         if step >= state.max_steps or (every and step % every == 0):
             self._measure(state, control)
 
@@ -123,6 +133,8 @@ class _Watch(TrainerCallback):
             "tasks": task_figures(answers, start),
             "seconds": round(time.monotonic() - started, 1),
         }
+        if self._retain.bound:
+            figures["broken"] = [*broken(figures, self._retain.bound, self._measurer.bound)]
         self._figures.append(figures)
         write_lines(self._work / _SAMPLES, [*kept, *({"step": step, **row} for row in answers)])
         write_json(self._work / _RETENTION_JSON, {"measurements": self._figures})
@@ -151,6 +163,8 @@ def _logged(figures: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     for task, by_mode in figures["tasks"].items():
         for mode, cell in by_mode.items():
             yield f"eval_retain/{task}/{mode}", cell["accuracy"]
+    if "broken" in figures:
+        yield WITHIN, float(not figures["broken"])
 
 
 def _in_words(figures: Mapping[str, Any], steps: int) -> Iterator[str]:
@@ -163,3 +177,5 @@ def _in_words(figures: Mapping[str, Any], steps: int) -> Iterator[str]:
             since = f", {change_text(change)} since the start" if figures["step"] else ""
             parts.append(f"{mode} {percent(cell['accuracy'])} %{since}")
         yield f"step {figures['step']}/{steps}  retain {task}: {'; '.join(parts)}"
+    for text in figures.get("broken", ()):
+        yield f"step {figures['step']}/{steps}  retain: beyond the bound: {text}"

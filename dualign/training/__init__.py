@@ -3,6 +3,7 @@
 __all__ = [
     "arguments",
     "attention",
+    "best",
     "callbacks",
     "config",
     "finite_steps",

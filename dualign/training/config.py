@@ -61,6 +61,37 @@ def _regex_error(pattern: str) -> str:
     return ""
 
 
+_FIGURE = re.compile(
+    r"(loss|rewards/(margins|accuracies)|retain/(loss|kl))(/(think|no_think))?|loss/source/.+|retain/.+/(think|no_think)"
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EarlyStopping:
+    """Which step is published, and when the stage stops before its last."""
+
+    metric: str = "loss"
+    """the held-out loss, loss/MODE, rewards/margins, rewards/accuracies, or of retain: retain/TASK/MODE,
+    retain/loss/MODE, retain/kl/MODE
+    """
+    patience: int | None = None
+    """stop after so many measurements without a better one; absent: train to the end"""
+
+    def problems(self) -> list[tuple[str, str]]:
+        issues = []
+        if not _FIGURE.fullmatch(self.metric):
+            known = "loss, loss/MODE, rewards/margins, rewards/accuracies or retain/TASK/MODE"
+            issues.append(("metric", f"expected {known}, found {self.metric!r}"))
+        if self.patience is not None and self.patience < 1:
+            issues.append(("patience", f"expected 1 or more, found {self.patience}"))
+        return issues
+
+
+def lower_is_better(metric: str) -> bool:
+    """Return whether less of a figure is better: of a loss and a divergence."""
+    return bool({"loss", "kl"} & set(metric.split("/")[:2]))
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingStage:
     """The keys that every training stage has."""
@@ -95,6 +126,8 @@ class TrainingStage:
     """stop after this step with a checkpoint and the held-out metrics; without the key, a later run goes on to the same bits"""
     retain: RetainConfig | None = None
     """what the model could do before, measured while it trains (docs/retain.md)"""
+    early_stopping: EarlyStopping | None = None
+    """publish the best step instead of the last, and stop when no better one comes (docs/retain.md)"""
     verify_reload: bool = True
     """load what was saved and compare its logits with the live model's"""
 
@@ -130,11 +163,40 @@ class TrainingStage:
             )
         if self.pause_at_step is not None and self.pause_at_step < 1:
             issues.append(("pause_at_step", f"expected 1 or more, found {self.pause_at_step}"))
+        issues += choice_problems(self)
         if self.switch is not None and not self.switch:
             issues.append(("switch", "says nothing: expected entries for think and no_think"))
         if self.quantization and self.save == "merged":
             issues.append(("save", "an nf4 base can't be merged exactly: save the adapter"))
         return issues
+
+
+def choice_problems(stage: Any) -> list[tuple[str, str]]:
+    """Return why a training stage can't choose its step: nothing measures the figure, or not when it counts."""
+    early, retain, train = stage.early_stopping, stage.retain, stage.train
+    strategy, native = train.get("eval_strategy", "no"), train.get("load_best_model_at_end")
+    if early and native:
+        return [("early_stopping", "train.load_best_model_at_end chooses too: remove one of them")]
+    if not (early or native):
+        return []
+    if early and early.metric.startswith("retain/"):
+        if retain is None or retain.every is None:
+            needs = f"{early.metric} is measured by retain: expected that block with every"
+            return [("early_stopping.metric", needs)]
+        return []
+    key = "early_stopping" if early else "train.load_best_model_at_end"
+    if early and strategy == "no":
+        needs = (
+            "the held-out rows aren't measured: set train.eval_strategy and data.validation_rows"
+        )
+        return [(key, needs)]
+    if not (retain and retain.bound and retain.every):
+        return []
+    steps = train.get("eval_steps") or train.get("logging_steps", 10)
+    if strategy != "steps" or steps < 1 or retain.every % steps:
+        needs = "a bound is known where retain measures: set train.eval_strategy: steps, and every to a multiple of"
+        return [("retain.every", f"{needs} train.eval_steps")]
+    return []
 
 
 def training_problems(

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase, Trainer
 from dualign.distributed import run_on_main_process
 from dualign.models.source import ModelSource
 from dualign.rundir import CHECKPOINTS, Paused, paused_model
+from dualign.training.best import choose_best
 from dualign.training.callbacks import PAUSE_METRICS, PauseAtStep
 from dualign.training.config import TrainingStage
 from dualign.training.trainer import last_checkpoint, save_result
@@ -28,7 +29,7 @@ class EndsAtLastStep(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor | int | None]:
-        if self.state.global_step >= self.state.max_steps:
+        if self.state.global_step >= self.state.max_steps or self.control.should_training_stop:
             return [], None
         return super().get_batch_samples(epoch_iterator, num_batches, device)  # type: ignore[no-any-return]
 
@@ -57,6 +58,7 @@ def train(trainer: Trainer, stage: TrainingStage, work: Path) -> Paused | None:
 
     The schedule is that of all steps, so the weights at a pause are those of a run without it.
     """
+    choose_best(trainer, stage)
     pause = stage.pause_at_step
     if pause is not None:
         run_on_main_process(lambda: _drop_later_checkpoints(work, pause))
@@ -66,7 +68,7 @@ def train(trainer: Trainer, stage: TrainingStage, work: Path) -> Paused | None:
         return paused
     trainer.train(resume_from_checkpoint=checkpoint)
     step = trainer.state.global_step
-    if pause is None or step >= trainer.state.max_steps:
+    if pause is None or step < pause or step >= trainer.state.max_steps:
         return None
     return _paused_at(work / CHECKPOINTS / f"checkpoint-{step}")
 

@@ -37,6 +37,7 @@ from dualign.models.logits import (
 from dualign.models.source import ModelSource
 from dualign.models.tokenizer import sync_special_tokens
 from dualign.rundir import CHECKPOINTS
+from dualign.training.best import choice_metrics
 from dualign.training.callbacks import (
     COMPLETE,
     LogLines,
@@ -349,7 +350,7 @@ def training_metrics(trainer: Trainer, stage: TrainingStage) -> dict[str, Any]:
         }
     if trainer.args.device.type == "cuda":
         metrics["peak_gpu_mb"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
-    return metrics
+    return metrics | choice_metrics(trainer)
 
 
 def _last(log: Sequence[Mapping[str, Any]], key: str) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dualign.errors import CheckpointError, ConfigError
+from dualign.errors import CheckpointError, ConfigError, TrainingError
 from dualign.rundir import read_run
 from tests.retention.conftest import LORA, Write, retain, right_at_start, run, weights
 
@@ -120,3 +120,48 @@ def test_what_cannot_be_asked_or_measured_is_refused_before_the_first_step(
         run(recipe)
     assert "retain.watch: " in str(refusal.value) and "did you mean 'integer'" in str(refusal.value)
     assert "retain: DEEPSPEED spreads the weights over processes" in str(refusal.value)
+
+
+def test_a_bound_that_is_broken_stops_the_stage_at_the_last_step_within(
+    write: Write, task_file: Path
+) -> None:
+    """The rate rises from zero: the first step changes nothing, the second forgets."""
+    train = {"warmup_steps": 1, "learning_rate": 0.1, "save_strategy": "no", "max_steps": 6}
+    block = retain(task_file, every=1, bound={"accuracy": -0.05})
+    keys = {"lora": LORA, "train": train}
+    folder = run(write("stops", **keys, retain=block))
+    metrics = read_run(folder)["metrics"]
+    broken = next(entry for entry in metrics["retain"]["measurements"] if entry["broken"])
+    assert broken["broken"][0].startswith("sums, think: -100.0 [")
+    assert metrics["steps"] == broken["step"] < 6
+    assert metrics["published_step"] == broken["step"] - 1
+    assert metrics["stopped"] == f"a bound of retain is broken at step {broken['step']}"
+    best = write("best", **keys, retain={**block, "on_bound": "best"})
+    metrics = read_run(run(best))["metrics"]
+    assert metrics["steps"] == 6 and metrics["published_step"] == broken["step"] - 1
+    assert "stopped" not in metrics
+    assert weights(folder) == weights(best.with_suffix("") / "sft")
+
+
+def test_a_stage_without_a_step_within_its_bounds_publishes_nothing(
+    write: Write, task_file: Path
+) -> None:
+    recipe = write("run", retain=retain(task_file, every=2, bound={"accuracy": -0.05}))
+    with pytest.raises(
+        TrainingError, match=r"broken at step 2, and no step before it was measured within"
+    ):
+        run(recipe)
+    out = recipe.with_suffix("")
+    assert not (out / "sft").exists() and (out / ".sft.partial/checkpoints/checkpoint-2").is_dir()
+
+
+def test_the_best_step_by_a_task_is_published(write: Write, task_file: Path) -> None:
+    early = {"metric": "retain/sums/think", "patience": 2}
+    train = {"warmup_steps": 1, "learning_rate": 0.1, "max_steps": 6}
+    block = retain(task_file, every=1)
+    folder = run(write("run", lora=LORA, train=train, retain=block, early_stopping=early))
+    metrics = read_run(folder)["metrics"]
+    assert metrics["published_step"] == 1 and metrics["best"]["value"] == 1.0
+    assert (
+        metrics["steps"] == 3 and "2 measurements of eval_retain/sums/think" in metrics["stopped"]
+    )
