@@ -18,7 +18,7 @@ from tests import processes
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-USERS_EXTRAS = ("quant", "deepspeed", "endpoint", "eval", "gguf", "sweep", "data")
+USERS_EXTRAS = ("quant", "deepspeed", "endpoint", "eval", "gguf", "sweep", "data", "documents")
 YAML_FILES = [
     ROOT / ".pre-commit-config.yaml",
     ROOT / "CITATION.cff",

@@ -27,7 +27,8 @@ class SourceConfig:
     """One file, folder, glob or hub dataset, and how much of it is used."""
 
     path: str
-    """a file (json, jsonl, csv, parquet, arrow, txt, also .gz or .zst), a glob, a folder, or a hub id"""
+    """a file (json, jsonl, csv, parquet, arrow, or a document: txt, md, pdf, docx; also .gz or .zst), a
+    glob, a folder, or a hub id"""
     name: str | None = None
     """the configuration of a hub dataset"""
     split: str = "train"

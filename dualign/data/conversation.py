@@ -8,6 +8,8 @@ Mode = Literal["think", "no_think"]
 MODES: tuple[Mode, ...] = ("think", "no_think")
 UNKNOWN_MODE = "unknown"
 """The mode of a row that was left out before its mode was known."""
+PLAIN_TEXT = "text"
+"""What raw text is counted under in place of a mode."""
 Group = tuple[str, str]
 """(mode, source)"""
 Role = Literal["system", "user", "assistant", "tool"]
@@ -40,10 +42,22 @@ class Message:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class RawText:
+    """Raw text, which no template renders. `ends`: the document ends with it, and isn't cut there.
+
+    `has_mode`: the row or its source says its mode.
+    """
+
+    ends: bool = True
+    has_mode: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Conversation:
     """A row as the template gets it. `row` is its index in `source`, for messages.
 
-    `template_kwargs` go to the template; `repairs` are the names of the repairs of the row.
+    `template_kwargs` go to the template; `repairs` are the names of the repairs of the row. `raw`:
+    its only message is raw text.
     """
 
     messages: tuple[Message, ...]
@@ -53,6 +67,12 @@ class Conversation:
     tools: tuple[Mapping[str, Any], ...] = ()
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     repairs: tuple[str, ...] = ()
+    raw: RawText | None = None
+
+    @property
+    def counted_mode(self) -> str:
+        """What the row is counted and logged under: its mode, or `text` for raw text without one."""
+        return PLAIN_TEXT if self.raw is not None and not self.raw.has_mode else self.mode
 
     @property
     def place(self) -> str:

@@ -32,6 +32,7 @@ Code = Literal[
     "nested_think",
     "no_answer",
     "no_system_role",
+    "no_text",
     "no_think_with_trace",
     "not_one_answer",
     "pair_modes_differ",
@@ -53,6 +54,7 @@ Code = Literal[
     "unknown_shape",
     "unknown_tool",
     "unopened_think",
+    "unreadable_document",
     "wrong_stage",
 ]
 CODES: tuple[Code, ...] = get_args(Code)

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 from dualign.checkpoints.checkpoint import read_json
 from dualign.checkpoints.embedded import embedded_model
 from dualign.data.config import DataConfig, SourceConfig
+from dualign.data.conversation import MODES
 from dualign.data.rows.known_columns import row_type_of, samples_of
 from dualign.data.rows.loading import load_source
 from dualign.data.rows.sources import source_label
@@ -266,7 +267,8 @@ def _check_format(
 
 def _trained_modes(rows: Mapping[str, Any] | None) -> set[str]:
     """Return the modes of which rows were kept, in ROWS of run.json."""
-    return {entry["mode"] for entry in (rows or {}).get("by", ()) if entry.get("kept")}
+    kept = {entry["mode"] for entry in (rows or {}).get("by", ()) if entry.get("kept")}
+    return kept & set(MODES)  # raw text has none
 
 
 def _check_saved_template(

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.text import Text
 
-from dualign.data.conversation import MODES
+from dualign.data.conversation import MODES, PLAIN_TEXT
 from dualign.doctor.doctor import Diagnosis
 from dualign.doctor.findings import Finding, FindingGroup, Findings
 from dualign.doctor.show_trials import show_trials, trials_record
@@ -54,7 +54,7 @@ def _mode_lines(rows: Mapping[str, Any]) -> list[str]:
     entries = rows.get("by", ())
     total = sum(entry["supervised_tokens"] for entry in entries)
     lines = []
-    for mode in MODES:
+    for mode in (*MODES, PLAIN_TEXT):
         of_mode = [entry for entry in entries if entry["mode"] == mode and entry["kept"]]
         count, tokens, supervised = (
             sum(entry[name] for entry in of_mode)

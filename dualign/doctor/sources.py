@@ -9,6 +9,7 @@ from dualign.data.conversation import Message, RowType
 from dualign.data.mix.screening import ScreenedRows, screen
 from dualign.data.mix.selection import check_labels
 from dualign.data.request import DataRequest
+from dualign.data.rows.cutting import cutter_for
 from dualign.data.rows.loading import SampledRows, sample_rows
 from dualign.data.rows.parser import RowParser, parts_of
 from dualign.data.rows.reading import as_yaml, columns_to_try, read_source, reading_notes
@@ -39,12 +40,15 @@ def read_sources(
 ) -> ReadableSources:
     """Sample and screen all sources; add a finding for each that can't be read."""
     data, pairs = request.data, row_type == "pair"
+    cutter = cutter_for(request) if row_type == "conversation" else None
     sampled: list[SampledRows] = []
     sources: list[SourceConfig] = []
     for number, source in enumerate(data.sources):
         name = prefix + source_label(source)
         try:
-            rows = sample_rows(source, seed=request.seed, number=number, base=request.base)
+            rows = sample_rows(
+                source, seed=request.seed, number=number, base=request.base, cutter=cutter
+            )
         except DataError as error:
             findings.add(Finding("source_unreadable", str(error)), source=name)
             continue

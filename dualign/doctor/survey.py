@@ -119,9 +119,10 @@ class _Survey:
 
     def check_row(self, source: SourceConfig, source_index: int, row: EncodedRow) -> None:
         """Run all checks of one row, and log it."""
+        asked = [conversation for conversation in row.conversations if conversation.raw is None]
         findings = [
             finding
-            for conversation in row.conversations
+            for conversation in asked
             for finding in check_conversation(conversation, self.foreign)
         ]
         if row.fault:
@@ -130,7 +131,7 @@ class _Survey:
             examples = [example for side in row.examples for example in side]
             findings += [f for example in examples for f in check_example(example, self.unknown)]
             samples = self.samples.setdefault((row.entry["mode"], source_label(source)), [])
-            if len(samples) < _SAMPLES and (sample := prompt_sample(row)):
+            if asked and len(samples) < _SAMPLES and (sample := prompt_sample(row)):
                 samples.append(sample)
         if row.entry["repairs"]:
             findings.append(Finding("repaired", str(row.entry["repairs"])))

@@ -24,6 +24,7 @@ _SHOWN = (
     "loss",
     "loss/think",
     "loss/no_think",
+    "loss/text",
     "rewards/margins",
     "rewards/accuracies",
     "grad_norm",

@@ -156,7 +156,7 @@ def test_wrapped_rows_take_documents_of_any_length(
     made = prepare_sft(DataRequest(data, tokenizer, template, seed=1))
     assert made.rows["dropped"] == {}
     joined = [token for row in made.train for token in row["input_ids"]]
-    assert "apple " * 100 + "<|im_end|>" in tokenizer.decode(joined)
+    assert "apple " * 100 + "<|end_of_text|>" in tokenizer.decode(joined)
     assert made.rows["supervised_tokens"] == made.rows["tokens"] == len(joined)
 
 

@@ -20,6 +20,7 @@ from dualign.data.mix.screening import screen
 from dualign.data.mix.selection import check_labels, select_rows
 from dualign.data.mix.switching import PromptSettings, check_switch
 from dualign.data.request import DataRequest
+from dualign.data.rows.cutting import cutter_for
 from dualign.data.rows.loading import sample_rows
 from dualign.data.rows.reading import read_source
 from dualign.data.rows.shape_check import check_shapes
@@ -50,8 +51,9 @@ def mix(request: DataRequest, row_type: RowType) -> Mixture:
     """Read, screen and tokenize all sources, and select the rows to train on and to hold out."""
     data, pairs = request.data, row_type == "pair"
     check_labels([source_label(source) for source in data.sources])
+    cutter = cutter_for(request) if row_type == "conversation" else None
     sampled = [
-        sample_rows(source, seed=request.seed, number=number, base=request.base)
+        sample_rows(source, seed=request.seed, number=number, base=request.base, cutter=cutter)
         for number, source in enumerate(data.sources)
     ]
     readings = [

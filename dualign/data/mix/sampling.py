@@ -87,13 +87,18 @@ def _to_tokens(rows: Indices, source: SourceConfig, counts: TokenCounts) -> Indi
 def _to_shares(amounts: list[Indices], counts: TokenCounts, data: DataConfig) -> list[Indices]:
     """Return the rows of each source that bring sources and modes to the shares of the recipe."""
     shares = [source.share for source in data.sources]
-    have_SM = np.array([_tokens_by_mode(rows, counts) for rows in amounts])
     if data.mix is None:
-        target_S = source_targets(have_SM, shares, counts.labels)
+        # All tokens in one column: raw text has no mode.
+        have_S1 = np.array([[counts.tokens[rows].sum()] for rows in amounts], dtype=np.float64)
+        target_S = source_targets(have_S1, shares, counts.labels)
         return [
             rows if share is None else rows[: rows_for(counts.tokens[rows], tokens)]
             for rows, share, tokens in zip(amounts, shares, target_S, strict=True)
         ]
+    plain = [bool((counts.mode[rows] < 0).any()) for rows in amounts]
+    if any(plain):
+        return _beside_text(amounts, plain, counts, data)
+    have_SM = np.array([_tokens_by_mode(rows, counts) for rows in amounts])
     target_SM = mode_targets(have_SM, shares, data.mix, counts.labels)
     parts: list[list[Indices]] = [[] for _ in amounts]
     for mode in range(len(MODES)):
@@ -106,6 +111,30 @@ def _to_shares(amounts: list[Indices], counts: TokenCounts, data: DataConfig) ->
             carried += target - counts.tokens[in_mode[:count]].sum()
             parts[source].append(in_mode[:count])
     return [np.concatenate(part) for part in parts]
+
+
+def _beside_text(
+    amounts: list[Indices], plain: list[bool], counts: TokenCounts, data: DataConfig
+) -> list[Indices]:
+    """Return the rows of each source where some (`plain`) are raw text, which has no mode: they give
+    all that they were asked for, and mix and shares hold among the others.
+    """
+    parts = dict(enumerate(amounts))
+    others = [number for number in parts if not plain[number]]
+    for number in parts:
+        if plain[number] and data.sources[number].share is not None:
+            raise DataError(
+                f"source {counts.labels[number]}: share and data.mix are given, and raw text has no mode "
+                "that mix could weigh. Say how much of it by weight, rows or tokens."
+            )
+    sources = tuple(data.sources[number] for number in others)
+    labels = [counts.labels[number] for number in others]
+    kept = _to_shares(
+        [amounts[number] for number in others],
+        replace(counts, labels=labels),
+        replace(data, sources=sources),
+    )
+    return list((parts | dict(zip(others, kept, strict=True))).values())
 
 
 def _tokens_by_mode(rows: Indices, counts: TokenCounts) -> Tokens:

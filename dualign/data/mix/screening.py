@@ -18,7 +18,7 @@ import datasets
 import numpy as np
 
 from dualign.data.config import DedupConfig
-from dualign.data.conversation import Group, RowType
+from dualign.data.conversation import Conversation, Group, RowType
 from dualign.data.faults import RowError
 from dualign.data.mix.decontamination import TaskIndex, index_tasks
 from dualign.data.mix.dedup import (
@@ -144,7 +144,8 @@ class _Fingerprinter:
         if isinstance(parsed, RowError):
             return entry
         texts = _texts(parsed)
-        entry |= {"mode": parsed.mode, "digest": digest(parsed), "texts": texts}
+        mode = parsed.counted_mode if isinstance(parsed, Conversation) else parsed.mode
+        entry |= {"mode": mode, "digest": digest(parsed), "texts": texts}
         entry["start"] = " ".join(texts)[:_SAMPLE_CHARACTERS]
         if self.index and (problem := self.index.find(texts)):
             entry |= {"task": problem.task, "problem": problem.id}

@@ -1,6 +1,7 @@
 """Raw rows of files or of the Hub -> conversations that are consistent."""
 
 __all__ = [
+    "cutting",
     "known_columns",
     "loading",
     "padding",

@@ -18,10 +18,10 @@ _SIGNS = (
         b"version https://git-lfs",
         "a Git LFS pointer, not the file itself. Get it with `git lfs pull`",
     ),
-    (b"PK\x03\x04", "a zip archive. Unpack it"),
+    (b"PK\x03\x04", "a zip archive. Unpack it; a Word document is named .docx"),
     (b"PAR1", "a Parquet file. Name it .parquet"),
     (b"ARROW1", "an Arrow file. Name it .arrow"),
-    (b"%PDF", "a PDF. Give rows as JSON, CSV or Parquet"),
+    (b"%PDF", "a PDF. Name it .pdf"),
     (b"SQLite format 3", "an SQLite database. Export its rows as JSON lines"),
     (b"\x89HDF", "an HDF5 file. Export its rows as JSON lines"),
     (b"\x80\x04", "a pickle. Export its rows as JSON lines"),
@@ -71,15 +71,19 @@ def check_sign(file: Path, kind: str) -> None:
     """Raise DataError if the first bytes of a file belong to another kind of file."""
     head = _head(file, packing(file))
     for sign, what in _SIGNS:
-        if head.lower().lstrip().startswith(sign.lower()) and not _is_expected(sign, kind):
+        if head.lower().lstrip().startswith(sign.lower()) and not _is_expected(sign, kind, file):
             raise DataError(f"{file}: looks like {what}. Expected rows as {kind}.")
     if kind == "parquet" and not head.startswith(b"PAR1"):
         raise DataError(f"{file}: isn't a Parquet file: it begins with {head[:20]!r}.")
 
 
 def is_empty(file: Path) -> bool:
-    """Return whether a file holds nothing but white space, as far as its first bytes say it."""
-    return not _head(file, packing(file)).lstrip(b"\xef\xbb\xbf").strip()
+    """Return whether a file holds nothing but white space."""
+    if _head(file, packing(file)).lstrip(b"\xef\xbb\xbf").strip():
+        return False
+    with fsspec.open(str(file), "rb", compression=packing(file)) as stream:
+        chunks = iter(lambda: stream.read(_CHUNK), b"")
+        return not any(chunk.lstrip(b"\xef\xbb\xbf").strip() for chunk in chunks)
 
 
 def undecodable(file: Path, line: int, error: UnicodeError) -> DataError:
@@ -90,8 +94,11 @@ def undecodable(file: Path, line: int, error: UnicodeError) -> DataError:
     )
 
 
-def _is_expected(sign: bytes, kind: str) -> bool:
-    return (sign, kind) in ((b"PAR1", "parquet"), (b"ARROW1", "arrow"))
+def _is_expected(sign: bytes, kind: str, file: Path) -> bool:
+    of_name = {b"%PDF": ".pdf", b"PK\x03\x04": ".docx"}.get(sign)
+    return (sign, kind) in ((b"PAR1", "parquet"), (b"ARROW1", "arrow")) or (
+        kind == "text" and of_name in [suffix.lower() for suffix in file.suffixes]
+    )
 
 
 def _head(file: Path, compression: str | None) -> bytes:

@@ -23,6 +23,8 @@ import numpy as np
 from datasets.arrow_writer import ArrowWriter
 
 from dualign.data.config import SourceConfig
+from dualign.data.rows.cutting import Cutter
+from dualign.data.rows.documents import require_document_readers
 from dualign.data.rows.file_formats import csv_options, require_zstandard, unpack_files
 from dualign.data.rows.file_signs import check_sign, is_empty
 from dualign.data.rows.json_rows import JsonRows, write_rows
@@ -75,28 +77,42 @@ class SampledRows:
         return struct_columns(self.stored.features)
 
 
-def load_source(source: SourceConfig, *, base: Path | None = None) -> datasets.Dataset:
-    """Return all rows of a source as a table on disk; relative paths start at `base`."""
+def load_source(
+    source: SourceConfig, *, base: Path | None = None, cutter: Cutter | None = None
+) -> datasets.Dataset:
+    """Return all rows of a source as a table on disk; relative paths start at `base`.
+
+    `cutter` cuts documents into rows; without one a row is a document.
+    """
     with _reading(source):
-        rows = _open(source, base)
+        rows = _open(source, base, cutter)
         table = rows if isinstance(rows, datasets.Dataset) else _to_disk(rows, rows)
     if not len(table):
         raise DataError(f"source {source.path!r}, split {source.split!r}: holds no rows")
     return table
 
 
-def sample_rows(source: SourceConfig, *, seed: int, number: int, base: Path | None) -> SampledRows:
-    """Return the rows of a source that its `weight` or `rows` asks for, in the source's order.
+def sample_rows(
+    source: SourceConfig,
+    *,
+    seed: int,
+    number: int,
+    base: Path | None,
+    cutter: Cutter | None = None,
+) -> SampledRows:
+    """Return the rows of a source that its `weight` or `rows` asks for, in the source's order; those
+    of documents as `cutter` cuts them.
 
     They are drawn by a random generator of their own, made from the seed and the source's `number`
     in the recipe.
     """
     random = rng(seed, "weight", number)
     with _reading(source):
-        stream = _open(source, base) if source.streaming and source.rows is not None else None
+        streams = source.streaming and source.rows is not None
+        stream = _open(source, base, cutter) if streams else None
         if stream is not None and not isinstance(stream, datasets.Dataset):
             return _sample_stream(source, stream, random, seed, base)
-    table = load_source(source, base=base)
+    table = load_source(source, base=base, cutter=cutter)
     rows = rows_to_read(len(table), source, random)
     digest = _digest(source, table, base)
     return SampledRows(table=table.select(rows), rows=rows, total=len(table), sha256=digest)
@@ -129,10 +145,12 @@ def _first_shuffled(
     return SampledRows(table=table, rows=rows, total=len(rows), sha256=_rows_sha256(table))
 
 
-def _open(source: SourceConfig, base: Path | None) -> datasets.Dataset | _Stream:
+def _open(
+    source: SourceConfig, base: Path | None, cutter: Cutter | None
+) -> datasets.Dataset | _Stream:
     files = local_files(source.path, base)
     require_zstandard(source.path, files)
-    return _undecoded(_local(source, files, base) if files else _hub(source))
+    return _undecoded(_local(source, files, base, cutter) if files else _hub(source))
 
 
 @contextmanager
@@ -157,7 +175,7 @@ def _reading(source: SourceConfig) -> Iterator[None]:
 
 
 def _local(
-    source: SourceConfig, files: list[Path], base: Path | None
+    source: SourceConfig, files: list[Path], base: Path | None, cutter: Cutter | None
 ) -> datasets.Dataset | _Stream:
     folder = (base or Path()) / Path(source.path).expanduser()
     if folder.is_dir() and is_saved_dataset(folder):
@@ -177,7 +195,8 @@ def _local(
         rows = JsonRows(tuple(files), split)
         return rows if source.streaming else _part(rows.table(), split, source.split)
     if kinds[0] == "text":
-        texts = text_stream(files)
+        require_document_readers(files)
+        texts = text_stream(files, cutter)
         return texts if source.streaming else _part(_to_disk(texts, texts), split, source.split)
     return datasets.load_dataset(
         kinds[0],

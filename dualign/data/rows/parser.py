@@ -30,7 +30,9 @@ Parsed = Conversation | PreferencePair | RatedAnswer
 _TURN_FIELDS = tuple(entry.name for entry in fields(Message))
 _turn_values = attrgetter(*_TURN_FIELDS)
 _ROW_FIELDS = tuple(
-    entry.name for entry in fields(Conversation) if entry.name not in ("messages", "source", "row")
+    entry.name
+    for entry in fields(Conversation)
+    if entry.name not in ("messages", "source", "row", "raw")
 )
 
 
@@ -85,6 +87,8 @@ def dump_row(parsed: Parsed | RowError) -> bytes:
     about = {name: getattr(parsed, name) for name in _ROW_FIELDS}
     if isinstance(parsed, RatedAnswer):
         about["desirable"] = parsed.desirable
+    if isinstance(parsed, Conversation):
+        about["raw"] = parsed.raw
     return pickle.dumps((turns, about))
 
 

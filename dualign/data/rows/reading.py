@@ -15,6 +15,7 @@ import yaml
 from dualign.data.config import SourceConfig, Supervise
 from dualign.data.rows.columns import check_columns, shape_for, unread_keys, unused_columns
 from dualign.data.rows.known_columns import guessed_columns, known_columns, samples_of
+from dualign.data.rows.shapes import PLACE
 
 _LOOKED_AT = 100
 _PLAIN = re.compile(r"[\w./-]+(?: [\w./-]+)*")
@@ -61,7 +62,7 @@ def read_source(
     if columns:
         check_columns(source, table)
     else:
-        verbatim = supervise == "all" and not pairs
+        verbatim = (supervise == "all" or PLACE in samples) and not pairs
         columns = known_columns(samples, pairs=pairs, verbatim=verbatim)
     names = table.column_names
     shape = shape_for(columns, dict.fromkeys(names), pairs=pairs)

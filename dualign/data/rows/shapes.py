@@ -133,8 +133,15 @@ def _with_trace(row: Row, answer: list[Message]) -> list[Message]:
     return [*answer[:-1], replace(answer[-1], thinking=trace)]
 
 
+PLACE, ENDS, FAULT = "document_place", "document_ends", "document_fault"
+"""Columns of a row that was cut from a file: where it is from, whether the document ends with it, and
+the code and words of what is wrong with the file.
+"""
+
+
 def _plain_text(row: Row) -> Parts:
-    if not isinstance(row["text"], str) or not row["text"].strip():
+    is_text = isinstance(row["text"], str) and (row["text"].strip() or row.get(PLACE) is not None)
+    if not is_text:
         raise RowFault("empty_row", f"text is {excerpt(row['text'])}: expected some text")
     return ((Message(role="assistant", content=row["text"]),),)
 
@@ -200,6 +207,7 @@ SHAPES: tuple[RowShape, ...] = (
     RowShape(
         name="text",
         columns=("text",),
+        optional=(PLACE, ENDS, FAULT),
         # Half of another shape isn't plain text, and neither is one message of a conversation.
         excludes=("messages", "conversations", "prompt", "instruction", "role"),
         parse=_plain_text,

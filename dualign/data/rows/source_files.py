@@ -19,7 +19,11 @@ _FORMATS = {
     ".parquet": "parquet",
     ".arrow": "arrow",
     ".txt": _TEXT,
+    ".md": _TEXT,
+    ".pdf": _TEXT,
+    ".docx": _TEXT,
 }
+_README = "readme.md"
 _GLOB = frozenset("*?[")
 
 
@@ -78,8 +82,11 @@ def _files_in(folder: Path) -> list[Path]:
     if is_saved_dataset(folder):
         return sorted(folder.glob("*.arrow"))
     files = sorted(file for file in folder.rglob("*") if file.is_file() and _is_data(file))
-    # A readme beside the rows is no document of its own.
+    # A readme beside the rows is no document of its own, and neither is one beside other kinds of text.
     files = [file for file in files if data_format(file) != _TEXT] or files
+    others = [file for file in files if file.name.lower() != _README]
+    if others and not any(file.suffix.lower() == ".md" for file in others):
+        files = others
     if not files:
         raise DataError(
             f"source {str(folder)!r}: the folder holds no data file. Expected {', '.join(_FORMATS)}."

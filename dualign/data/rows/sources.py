@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dualign.data.config import SourceConfig, Supervise
-from dualign.data.conversation import Conversation, Mode, PreferencePair, RatedAnswer
+from dualign.data.conversation import Conversation, Mode, PreferencePair, RatedAnswer, RawText
 from dualign.data.faults import Code, RowError, RowFault
 from dualign.data.policies import Repair, repair_for
 from dualign.data.rows.calls import as_kwargs, as_tools
@@ -19,11 +19,26 @@ from dualign.data.rows.contents import check_media
 from dualign.data.rows.kinds import check_answered, check_verdict, misplaced_row, verdict_of
 from dualign.data.rows.loss_flags import check_row_weight
 from dualign.data.rows.repairs import ParsedRow, apply_repair
-from dualign.data.rows.shapes import Part, Parts, Row, RowShape, rated_parts, shape_of
+from dualign.data.rows.shapes import (
+    ENDS,
+    FAULT,
+    PLACE,
+    Part,
+    Parts,
+    Row,
+    RowShape,
+    rated_parts,
+    shape_of,
+)
 from dualign.data.rows.text_rules import NO_RULES, TextRules, check_texts
 from dualign.data.rows.traces import check_turns, resolve_mode, take_trace
 from dualign.data.rows.turns import check_order, check_placeholders, check_tools
 from dualign.errors import excerpt
+
+_PLAIN_TEXT = (
+    "plain text has no answer to train on. If it is raw text, all of which is to be learned, say so: "
+    "columns: {text: NAME} for this source, or supervise: all for the stage"
+)
 
 
 def source_label(source: SourceConfig) -> str:
@@ -350,20 +365,29 @@ def _verbatim(
     supervise: Supervise,
     rules: TextRules,
 ) -> Conversation:
-    """Return a conversation that bypasses the template: `verbatim` makes it render nothing but the
-    text and its end.
+    """Return raw text, which bypasses the template. All of it is learned: a document, a row of a stage
+    with `supervise: all`, or one whose source says by `columns` that it is text.
     """
+    place = row.get(PLACE)
+    if place is not None and row.get(FAULT):
+        raise RowFault(*row[FAULT].split(" ", 1))
+    if supervise != "all" and place is None and "text" not in source.columns:
+        raise RowFault("plain_text", _PLAIN_TEXT)
     (messages,) = shape.parse(row)
-    if supervise != "all":
-        raise RowFault("plain_text", "plain text has no answer to train on; use supervise: all")
     mode = resolve_mode(row, messages, source_mode=source.mode, enable_thinking=None)
-    check_texts(messages, {}, rules, mode)
+    has_mode = source.mode != "row" or row.get("mode") is not None
+    try:
+        check_texts(messages, {}, rules, mode if has_mode else None)
+    except RowFault as fault:
+        raise RowFault(
+            fault.code, f"{place}: {fault}" if place else str(fault), fault.mode
+        ) from fault
     return Conversation(
         messages=messages,
         mode=mode,
         source=source_label(source),
         row=index,
-        template_kwargs={"verbatim": True},
+        raw=RawText(ends=row.get(ENDS) is not False, has_mode=has_mode),
     )
 
 

@@ -65,7 +65,7 @@ def text_rules(tokenizer: "PreTrainedTokenizerBase", template: ChatTemplate) -> 
 
 
 def check_texts(
-    messages: Sequence[Message], kwargs: Mapping[str, Any], rules: TextRules, mode: Mode
+    messages: Sequence[Message], kwargs: Mapping[str, Any], rules: TextRules, mode: Mode | None
 ) -> None:
     """Check all texts of a row.
 
@@ -118,7 +118,7 @@ def _control_in(text: str, rules: TextRules) -> re.Match[str] | None:
     return rules.control.search(text)
 
 
-def _control_fault(where: str, match: re.Match[str], mode: Mode) -> RowFault:
+def _control_fault(where: str, match: re.Match[str], mode: Mode | None) -> RowFault:
     around = match.string[max(0, match.start() - 30) : match.end() + 30]
     what = f"{where} holds the control token {match[0]!r} as text: {around!r}"
     return RowFault("control_token", what, mode)

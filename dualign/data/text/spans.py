@@ -100,9 +100,10 @@ def _with_offer(
 def _render_rows(
     template: ChatTemplate, conversation: Conversation, supervise: Supervise
 ) -> list[RenderedRow]:
-    if conversation.template_kwargs.get("verbatim"):
-        text = conversation.messages[0].content + template.special_tokens.get("eos_token", "")
-        return [_whole(conversation, text)]
+    if conversation.raw is not None:
+        before, after = template.document_marks
+        text = before + conversation.messages[0].content
+        return [_whole(conversation, text + (after if conversation.raw.ends else ""))]
     text_of = template.texts(conversation)
     if supervise == "all":
         text = text_of(len(conversation.messages), False)

@@ -13,10 +13,17 @@ import jinja2
 from dualign.data.conversation import MODES, Conversation, Message, Mode
 from dualign.data.text import sandbox
 from dualign.data.text.checks import find_tags
+from dualign.data.text.document_marks import document_marks
 from dualign.data.text.installed import installed_text, relatives
 from dualign.data.text.modes import find_switch, stated_switch, tells_apart
 from dualign.data.text.template_texts import added_tokens, template_text, tool_use_text
-from dualign.data.text.trace_form import TraceForm, find_trace_form, message_dict
+from dualign.data.text.trace_form import (
+    TraceForm,
+    as_json,
+    find_trace_form,
+    message_dict,
+    with_json_arguments,
+)
 from dualign.data.text.turn_shapes import TOOL, TextOf, TurnShapes, trials
 from dualign.errors import TemplateError
 from dualign.switch import ENABLE_THINKING, Switch
@@ -38,7 +45,7 @@ class ChatTemplate:
     `tool_use` is the text for rows with tools, if that is another one. `named_switch` comes before
     a switch that is found. `tokens` are the tokenizer's added tokens, and whether each is special.
     `folds_system`: the text has no system role of its own, and puts a system text into the user's
-    turn.
+    turn. `document_marks` stand before and after raw text, which the template doesn't render.
     """
 
     name: str
@@ -49,6 +56,7 @@ class ChatTemplate:
     tool_use: str | None = None
     named_switch: Switch | None = None
     folds_system: bool = False
+    document_marks: tuple[str, str] = ("", "")
 
     def with_kwargs(self, template_kwargs: Mapping[str, Any]) -> "ChatTemplate":
         """Return the template with more variables for every render; a row's own come before them."""
@@ -306,8 +314,8 @@ class ChatTemplate:
         arguments = [call["arguments"] for message in messages for call in message.functions]
         if not arguments or self._prints(arguments, dicts, variables):
             return dicts
-        as_text = [_with_json_arguments(entry) for entry in dicts]
-        texts = [_json(item) for item in arguments]
+        as_text = [with_json_arguments(entry) for entry in dicts]
+        texts = [as_json(item) for item in arguments]
         return as_text if self._prints(texts, as_text, variables) else dicts
 
     def _prints(
@@ -357,6 +365,7 @@ def load_template(
         tool_use=tool_use_text(name_or_path, tokenizer),
         special_tokens=dict(tokenizer.special_tokens_map) if tokenizer is not None else {},
         tokens=added_tokens(tokenizer) if tokenizer is not None else {},
+        document_marks=document_marks(tokenizer) if tokenizer is not None else ("", ""),
         template_kwargs=dict(template_kwargs or {}),
     )
     if not template.end_of_turn:
@@ -381,19 +390,3 @@ def _no_end(template: ChatTemplate) -> str:
 def _number(text: str) -> int:
     """Return 62 bits of a text's hash, never 0."""
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest()) >> 2 or 1
-
-
-def _with_json_arguments(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a message whose calls have their arguments as JSON text."""
-    calls = [
-        {
-            **call,
-            "function": {**call["function"], "arguments": _json(call["function"]["arguments"])},
-        }
-        for call in entry.get("tool_calls", ())
-    ]
-    return {**entry, "tool_calls": calls} if calls else dict(entry)
-
-
-def _json(arguments: Mapping[str, Any]) -> str:
-    return json.dumps(arguments, ensure_ascii=False, default=str)

@@ -4,8 +4,9 @@ Families read a turn's trace from fields of other names, or from a part of the c
 the wrong place is left out, or printed inside the answer.
 """
 
+import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 from dualign.data.conversation import Message
@@ -77,3 +78,20 @@ def _printed(render: Callable[[list[dict[str, Any]]], str], messages: list[dict[
         return render(messages)
     except TemplateError:
         return ""
+
+
+def with_json_arguments(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a message whose calls have their arguments as JSON text."""
+    calls = [
+        {
+            **call,
+            "function": {**call["function"], "arguments": as_json(call["function"]["arguments"])},
+        }
+        for call in entry.get("tool_calls", ())
+    ]
+    return {**entry, "tool_calls": calls} if calls else dict(entry)
+
+
+def as_json(arguments: Mapping[str, Any]) -> str:
+    """Return the arguments of a call as JSON text."""
+    return json.dumps(arguments, ensure_ascii=False, default=str)

@@ -267,7 +267,7 @@ class Encoder:
     def _setting(self, row: PendingRow) -> int:
         """Return how the row is asked; 0 where nothing is asked."""
         conversations = conversations_of(row.parsed)
-        if self.data.supervise == "all" or not conversations:
+        if self.data.supervise == "all" or not conversations or conversations[0].raw is not None:
             return 0
         return self.template.setting(conversations[0])
 
@@ -297,8 +297,9 @@ class ExampleEncoder(Encoder):
     def _entry(self, row: PendingRow, examples: list[Examples]) -> dict[str, Any]:
         """Return the examples of a row one after the other; `parts` are their lengths."""
         (of_row,) = examples
+        counted = {"mode": row.parsed.counted_mode} if isinstance(row.parsed, Conversation) else {}
         if isinstance(of_row, RowError):
-            return self._dropped(self._check_policy(of_row), row.row)
+            return self._dropped(self._check_policy(of_row), row.row) | counted
         labels = _concatenated([example.labels for example in of_row])
         repairs = [repairs_of(row.parsed), "split_history" if len(of_row) > 1 else ""]
         repairs.append(self.data.too_long if any(example.cut for example in of_row) else "")
@@ -313,7 +314,7 @@ class ExampleEncoder(Encoder):
             "supervised": len(labels) - labels.count(IGNORE_INDEX),
             "repairs": ",".join(filter(None, repairs)),
             "setting": self._setting(row),
-        }
+        } | counted
 
 
 def conversations_of(parsed: Parsed | RowError) -> tuple[Conversation, ...]:

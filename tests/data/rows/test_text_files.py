@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from dualign.data.config import DataConfig, SourceConfig
+from dualign.data.config import SourceConfig, data_config
 from dualign.data.faults import RowError
-from dualign.data.prepare import DataRequest, prepare_sft
+from dualign.data.prepare import DataRequest, prepare_pairs, prepare_rated, prepare_sft
 from dualign.data.rows.loading import load_source, sample_rows
 from dualign.data.text.template import load_template
 from dualign.errors import DataError
@@ -46,18 +46,26 @@ def test_a_readme_beside_rows_is_no_row(tmp_path: Path) -> None:
 
 def test_text_of_another_encoding_is_refused_with_its_file(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes("Il était une fois".encode("latin-1"))
-    with pytest.raises(DataError, match=r"a\.txt: isn't UTF-8 or UTF-16"):
+    with pytest.raises(DataError, match=r"a\.txt, line 1: isn't UTF-8"):
         load_source(SourceConfig(path=str(tmp_path / "a.txt")))
 
 
-def test_texts_are_learned_whole_with_supervise_all_alone(
+def test_texts_are_learned_whole_by_conversations_stages_alone(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     source = SourceConfig(path=str(folder(tmp_path)))
-    data = DataConfig(sources=(source,), max_tokens=128, packing="none", supervise="all")
-    request = DataRequest(data, tokenizer, load_template("dualign"), seed=0)
-    made = prepare_sft(request)
-    assert [tokenizer.decode(ids).startswith(TEXT) for ids in made.train["input_ids"]] == [True] * 3
-    masked = DataConfig(sources=(source,), max_tokens=128)
-    with pytest.raises(RowError, match="use supervise: all"):
-        prepare_sft(DataRequest(masked, tokenizer, load_template("dualign"), seed=0))
+    for supervise in ("all", "assistant", "answers"):
+        data = data_config(
+            {
+                "sources": [{"path": source.path}],
+                "max_tokens": 128,
+                "packing": "none",
+                "supervise": supervise,
+            }
+        )
+        made = prepare_sft(DataRequest(data, tokenizer, load_template("dualign"), seed=0))
+        assert [tokenizer.decode(ids) for ids in made.train["input_ids"]] == [TEXT] * 3
+        assert made.rows["supervised_tokens"] == made.rows["tokens"]
+    for prepare in (prepare_pairs, prepare_rated):
+        with pytest.raises(RowError, match=r"plain text|no known shape"):
+            prepare(DataRequest(data, tokenizer, load_template("dualign"), seed=0))

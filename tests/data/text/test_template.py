@@ -1,5 +1,6 @@
 """Templates render as plain transformers does, and a span is what follows a turn's generation prompt."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from dualign.data.conversation import Conversation, Message, Mode
+from dualign.data.conversation import Conversation, Message, Mode, RawText
 from dualign.data.text.spans import render_rows
 from dualign.data.text.template import ChatTemplate, load_template
 from dualign.data.tokens.labels import IGNORE_INDEX
@@ -296,10 +297,12 @@ def test_plain_text_is_rendered_as_it_is(tokenizer: PreTrainedTokenizerFast) -> 
         mode="no_think",
         source="rows",
         row=0,
-        template_kwargs={"verbatim": True},
+        raw=RawText(),
     )
     rendered = render_row(template, row, "all")
-    assert (rendered.text, rendered.spans) == ("Once upon<|im_end|>", ((0, 19),))
+    assert (rendered.text, rendered.spans) == ("Once upon<|end_of_text|>", ((0, 24),))
+    cut = render_row(template, replace(row, raw=RawText(ends=False)), "all")
+    assert (cut.text, cut.spans) == ("Once upon", ((0, 9),))
 
 
 words = st.text(alphabet="ab <>/?é你\n\t.0", max_size=12)
