@@ -371,7 +371,7 @@ def _stage(what: Training, model: Path, length: int, steps: int) -> Any:
     from dualign.data.config import DataConfig, SourceConfig
     from dualign.preference.config import PreferenceStage
     from dualign.sft.config import SFTStage
-    from dualign.training.config import AdapterConfig
+    from dualign.training.adapter import AdapterConfig
     from dualign.training.precision import resolved
 
     train = {k: v for k, v in _arguments(what, steps).items() if k != "seed"}

@@ -171,7 +171,7 @@ def dualign_trainer(
     from dualign.models.tokenizer import load_tokenizer
     from dualign.preference.config import PreferenceStage
     from dualign.preference.train import build_trainer
-    from dualign.training.config import AdapterConfig
+    from dualign.training.adapter import AdapterConfig
 
     stage = PreferenceStage(
         name="apo",

@@ -172,7 +172,7 @@ def _dualign(model: Path, rows: list[dict[str, Any]], settings: dict[str, Any], 
     from dualign.models.tokenizer import load_tokenizer
     from dualign.sft.config import SFTStage
     from dualign.sft.train import build_trainer
-    from dualign.training.config import AdapterConfig
+    from dualign.training.adapter import AdapterConfig
 
     stage = SFTStage(
         name="sft",

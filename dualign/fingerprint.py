@@ -41,6 +41,17 @@ _ADDED_LATER: tuple[str, ...] = (
     "add_tokens",
     *("retain", "early_stopping"),
 )
+# Keys of an adapter that came later, left out while they have the value that they had then.
+_ADAPTER_LATER: Mapping[str, Any] = {
+    "exclude_modules": (),
+    "layers_to_transform": (),
+    "rank_pattern": {},
+    "alpha_pattern": {},
+    "modules_to_save": (),
+    "init_lora_weights": True,
+    "bias": "none",
+    "loraplus_lr_ratio": None,
+}
 # Keys of an endpoint that change how it is asked, not what it answers.
 _ASKING = (
     "key_env",
@@ -130,10 +141,13 @@ def _without_unused(item: Any) -> Any:
     if not isinstance(item, Mapping):
         return item
     is_endpoint = {"url", "key_env"} <= item.keys()
+    is_adapter = {"r", "lora_alpha"} <= item.keys()
     return {
         key: _without_unused(value)
         for key, value in item.items()
-        if (value or key not in _ADDED_LATER) and not (is_endpoint and key in _ASKING)
+        if (value or key not in _ADDED_LATER)
+        and not (is_endpoint and key in _ASKING)
+        and not (is_adapter and key in _ADAPTER_LATER and value == _ADAPTER_LATER[key])
     }
 
 

@@ -17,6 +17,14 @@ OTHER_NAMES: Mapping[str, str] = {
     "lora.target_modules": "lora_target lora_target_modules lora_target_linear target_modules modules",
     "lora.use_dora": "use_dora peft_use_dora",
     "lora.use_rslora": "use_rslora peft_use_rslora rslora",
+    "lora.exclude_modules": "exclude_modules peft_exclude_modules",
+    "lora.layers_to_transform": "layers_to_transform peft_layers_to_transform",
+    "lora.rank_pattern": "rank_pattern",
+    "lora.alpha_pattern": "alpha_pattern",
+    "lora.modules_to_save": "modules_to_save lora_modules_to_save additional_target",
+    "lora.init_lora_weights": "init_lora_weights peft_init_lora_weights init_weights pissa_init",
+    "lora.bias": "lora_bias",
+    "lora.loraplus_lr_ratio": "loraplus_lr_ratio lorap_lr_ratio",
     "data.sources": "dataset datasets dataset_name dataset_mixture dataset_path dataset_dir",
     "data.max_tokens": "sequence_len cutoff_len max_length max_seq_length max_seq_len model_max_length",
     "data.packing": "packing sample_packing neat_packing packing_strategy multipack",
@@ -53,7 +61,7 @@ OTHER_NAMES: Mapping[str, str] = {
     "key_env": "api_key openai_api_key api_token",
     "launch": "deepspeed fsdp fsdp_config deepspeed_config",
     "dualign publish": "push_to_hub hub_model_id hub_strategy hub_token hub_private_repo export_hub_model_id",
-    "nowhere: all parameters have one learning rate": "lr_groups param_groups loraplus_lr_ratio loraplus_lr_embedding "
+    "nowhere: all parameters have one learning rate": "lr_groups param_groups loraplus_lr_embedding "
     "embedding_lr embedding_lr_scale vit_lr aligner_lr",
 }
 _HERE = {name: here for here, names in OTHER_NAMES.items() for name in names.split()}

@@ -81,6 +81,14 @@ class PreferenceStage(TrainingStage):
                     "with lora the reference is the adapter switched off: a copy is waste",
                 )
             )
+        if self.lora and self.lora.bias != "none" and self.reference_source == "adapter":
+            issues.append(
+                (
+                    "lora.bias",
+                    "trains biases of the base, so the model with its adapter off is no longer the start model, "
+                    "which is the reference: set reference: cached, or bias: none",
+                )
+            )
         issues += _batch_problems(self.batch_tokens, self.train)
         if self.train.get("train_sampling_strategy") == "group_by_length":
             issues.append(

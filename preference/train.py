@@ -121,7 +121,7 @@ def build_trainer(
         batch_tokens=stage.batch_tokens,
     )
     add_pause(trainer, stage, source, tokenizer, work)
-    prepare_trainer(trainer, with_parent=source.adapter is not None)
+    prepare_trainer(trainer, stage)
     return trainer
 
 

@@ -1,7 +1,7 @@
 """TRL's DPOTrainer with a step of our own: pairs that share their prompt, losses as functions."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -35,11 +35,7 @@ from dualign.preference.start_margins import StartMargins
 from dualign.training.finite_steps import FiniteSteps
 from dualign.training.pausing import EndsAtLastStep
 from dualign.training.per_group_metrics import PerGroupMetrics
-from dualign.training.policy import (
-    REFERENCE_ADAPTER,
-    activate_policy_adapters,
-    activate_reference_adapter,
-)
+from dualign.training.policy import reference_in_force
 
 # What is only logged: computed in steps that are.
 _LOGGED: tuple[Extra, ...] = ("entropy", "mean_logits", "is_top1")
@@ -191,9 +187,7 @@ class DualModeDPOTrainer(FiniteSteps, EndsAtLastStep, DPOTrainer):
         policy = self.accelerator.unwrap_model(self.model)
         if self.ref_model is not None or not isinstance(policy, PeftModel):
             return nullcontext()
-        if REFERENCE_ADAPTER in policy.peft_config:
-            return _parent_in_force(policy)
-        return policy.disable_adapter()  # type: ignore[no-any-return]
+        return reference_in_force(policy)
 
     def _score(
         self,
@@ -319,12 +313,3 @@ class DualModeDPOTrainer(FiniteSteps, EndsAtLastStep, DPOTrainer):
 def _token_counts(inputs: Mapping[str, Any], device: torch.device) -> tuple[Tensor, Tensor]:
     counts_P2 = torch.tensor(inputs["answer_lengths"], device=device).reshape(-1, 2)
     return counts_P2[:, 0], counts_P2[:, 1]
-
-
-@contextmanager
-def _parent_in_force(policy: PeftModel) -> Iterator[None]:
-    activate_reference_adapter(policy)
-    try:
-        yield
-    finally:
-        activate_policy_adapters(policy)

@@ -94,7 +94,7 @@ def build_trainer(
     if shares and stage.attn_implementation != ATTENTION:
         try_isolation(trainer, source.base, stage.attn_implementation)
     add_pause(trainer, stage, source, tokenizer, work)
-    prepare_trainer(trainer, with_parent=source.adapter is not None)
+    prepare_trainer(trainer, stage)
     return trainer
 
 

@@ -9,6 +9,7 @@ __all__ = [
     "header",
     "lora",
     "meta_model",
+    "patterns",
     "shards",
     "weights",
 ]

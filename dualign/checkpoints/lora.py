@@ -8,7 +8,6 @@ Shapes: R rank, I in, O out, V vocabulary, D hidden.
 """
 
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch import Tensor
 from dualign.checkpoints.checkpoint import read_json
 from dualign.checkpoints.dtypes import Array
 from dualign.checkpoints.exact_product import ExactProduct
+from dualign.checkpoints.patterns import configured
 from dualign.errors import CheckpointError, MergeError
 
 PREFIX = "base_model.model."
@@ -223,14 +223,14 @@ def _module(
         raise MergeError(
             f"{folder}: {path} has the LoRA tensors {sorted(parts)}; expected {sorted(expected)}"
         )
-    rank = _configured(config, "r", path)
+    rank = configured(config, "r", path)
     shapes = tuple(parts["A"].shape), tuple(parts["B"].shape)
     if len(shapes[0]) != 2 or len(shapes[1]) != 2 or {shapes[0][0], shapes[1][1]} != {rank}:
         raise MergeError(
             f"{folder}: {path} has factors of shapes {shapes}; expected rank {rank} in both, "
             "as configured"
         )
-    scaling = _configured(config, "lora_alpha", path) / (
+    scaling = configured(config, "lora_alpha", path) / (
         math.sqrt(rank) if config.get("use_rslora") else rank
     )
     return LoraModule(
@@ -240,15 +240,6 @@ def _module(
         scaling=scaling,
         embedding=embedding,
     )
-
-
-def _configured(config: Mapping[str, Any], key: str, path: str) -> Any:
-    """Return a module's `r` or `lora_alpha`: of the first matching pattern, else the adapter's."""
-    patterns = config.get({"r": "rank_pattern", "lora_alpha": "alpha_pattern"}[key]) or {}
-    for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", path):
-            return value
-    return config[key]
 
 
 def _token_indices(

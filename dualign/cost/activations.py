@@ -7,8 +7,9 @@ counted per token and layer.
 
 from dataclasses import dataclass
 
+from dualign.cost.lora_shape import LoraShape
 from dualign.cost.model_shape import ModelShape
-from dualign.cost.training_shape import LoraShape, TrainingShape
+from dualign.cost.training_shape import TrainingShape
 
 # Modules that share an input: the two norms' outputs, the attention output, the gated product.
 _READERS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))

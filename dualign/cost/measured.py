@@ -1,7 +1,7 @@
 """A stage's speed: measured when it or its like trained here before, else assumed from the device."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache
 from typing import Any
 
@@ -17,6 +17,13 @@ from dualign.rundir import read_run
 from dualign.training.config import TrainingStage
 from dualign.training.precision import arithmetic, resolved, training_device
 
+_ADAPTER_SIZES = (
+    "r",
+    "exclude_modules",
+    "layers_to_transform",
+    "rank_pattern",
+    "modules_to_save",
+)
 _SIZES = ("quantization", "launch", "attn_implementation")
 _WAY_OUT = "dualign plan --measure trains a few steps to know it"
 _TOKENS = 10**6  # operations are counted for so many, and divided again
@@ -125,10 +132,16 @@ def _operations_per_token(config: Any, shape: ModelShape, *, longest: int) -> fl
 
 def _same_size(recorded: Mapping[str, Any], config: TrainingStage) -> bool:
     """Return whether the stage, which may have been changed since, costs as much per token as then."""
-    lora = config.lora
-    ranks = (recorded.get("lora") or {}).get("r"), lora.r if lora else None
     settings = all(recorded.get(name) == getattr(config, name) for name in _SIZES)
-    return settings and ranks[0] == ranks[1]
+    adapters = recorded.get("lora"), asdict(config.lora) if config.lora else None
+    sizes = [None if lora is None else _adapter_size(lora) for lora in adapters]
+    return settings and sizes[0] == sizes[1]
+
+
+def _adapter_size(lora: Mapping[str, Any]) -> list[Any]:
+    """Return what says how much an adapter computes; a record writes tuples as lists."""
+    parts = [lora.get(key) or None for key in _ADAPTER_SIZES]
+    return [list(part) if isinstance(part, tuple) else part for part in parts]
 
 
 def _same_types(record: Mapping[str, Any], config: TrainingStage) -> bool:

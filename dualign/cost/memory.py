@@ -14,8 +14,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from dualign.cost import terms
+from dualign.cost.lora_shape import LoraShape
 from dualign.cost.model_shape import ModelShape
-from dualign.cost.training_shape import LoraShape, TrainingShape
+from dualign.cost.training_shape import TrainingShape
 
 _TERMS: Mapping[str, Callable[[ModelShape, TrainingShape], terms.Term]] = {
     "weights": terms.weights,

@@ -20,6 +20,7 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "qwen3": {"num_key_value_heads": 32, "head_dim": 128},
     "smollm3": {"num_key_value_heads": 4, "tie_word_embeddings": True},
 }
+_MLP = ("gate_proj", "up_proj", "down_proj")
 _REQUIRED = (
     "hidden_size",
     "num_hidden_layers",
@@ -125,15 +126,34 @@ class ModelShape:
         """Parameters in the matrices of one layer, which NF4 quantizes and autocast copies."""
         return sum(inputs * outputs for inputs, outputs in self.linears().values())
 
+    def layer_modules(self) -> Mapping[str, int]:
+        """Return path -> parameters without biases, of the modules in all layers."""
+        sizes = {
+            f"{'mlp' if name in _MLP else 'self_attn'}.{name}": inputs * outputs
+            for name, (inputs, outputs) in self.linears().items()
+        }
+        sizes |= dict.fromkeys(("input_layernorm", "post_attention_layernorm"), self.hidden)
+        if self.qk_norm:
+            sizes |= dict.fromkeys(("self_attn.q_norm", "self_attn.k_norm"), self.head_dim)
+        return {
+            f"model.layers.{layer}.{name}": size
+            for layer in range(self.layers)
+            for name, size in sizes.items()
+        }
+
     @property
-    def layer_parameters(self) -> int:
-        biases = (
+    def layer_biases(self) -> int:
+        """Parameters of the biases of one layer."""
+        return (
             self.qkv_bias * (self.attention_width + 2 * self.kv_width)
             + self.o_bias * self.hidden
             + self.mlp_bias * (2 * self.intermediate + self.hidden)
         )
+
+    @property
+    def layer_parameters(self) -> int:
         norms = 2 * self.hidden + self.qk_norm * 2 * self.head_dim
-        return self.layer_linear_parameters + biases + norms
+        return self.layer_linear_parameters + self.layer_biases + norms
 
     @property
     def embedding_parameters(self) -> int:

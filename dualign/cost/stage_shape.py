@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from dualign.config import read_yaml
-from dualign.cost.training_shape import LoraShape, TrainingShape
+from dualign.cost.lora_shape import LoraShape
+from dualign.cost.training_shape import TrainingShape
 from dualign.stages import stage_kind
+from dualign.training.adapter import AdapterConfig
 from dualign.training.precision import arithmetic, resolved, training_device
 
 # TRL's and transformers' defaults.
@@ -73,9 +75,7 @@ def training_shape(config: Any, *, longest: int, largest_pair: int | None = None
     pairs = stage_kind(config.kind).takes_pairs
     train = train_settings(config)
     lora = config.lora
-    shape = lora and LoraShape(
-        r=lora.r, modules=lora.target_modules, dropout=lora.lora_dropout, dora=lora.use_dora
-    )
+    shape = lora and _lora_shape(lora)
     computed = arithmetic(config)
     on_gpu = training_device(config).kind == "cuda"
     autocast = config.dtype == "float32" and computed != "float32"
@@ -98,6 +98,21 @@ def training_shape(config: Any, *, longest: int, largest_pair: int | None = None
         attention="dualign" if config.attn_implementation == "auto" else config.attn_implementation,
         save_copies=1 if config.verify_reload else 0,
         device="cuda" if on_gpu or sharding or computed != "float32" else "cpu",
+    )
+
+
+def _lora_shape(lora: AdapterConfig) -> LoraShape:
+    return LoraShape(
+        r=lora.r,
+        modules=lora.target_modules,
+        dropout=lora.lora_dropout,
+        dora=lora.use_dora,
+        exclude=lora.exclude_modules,
+        layers=lora.layers_to_transform,
+        rank_pattern=lora.rank_pattern,
+        saved=lora.modules_to_save,
+        biases=lora.bias != "none",
+        frozen_start=lora.takes_from_base,
     )
 
 

@@ -91,11 +91,15 @@ def _base_weights(shape: ModelShape, training: TrainingShape) -> list[tuple[int,
 
 
 def _adapter(shape: ModelShape, training: TrainingShape) -> list[tuple[int, float, str]]:
-    return (
-        [(training.lora.parameters(shape), training.adapter_bytes, "adapter")]
-        if training.lora
-        else []
-    )
+    if training.lora is None:
+        return []
+    sizes: list[tuple[int, float, str]] = [
+        (training.lora.parameters(shape), training.adapter_bytes, "adapter")
+    ]
+    if training.lora.frozen_start:
+        start = training.lora.adapter_parameters(shape)
+        sizes.append((start, training.adapter_bytes, "its start, frozen"))
+    return sizes
 
 
 def master_weights(shape: ModelShape, training: TrainingShape) -> Term:
@@ -189,7 +193,7 @@ def logits(shape: ModelShape, training: TrainingShape) -> Term:
 
 def head_gradient(shape: ModelShape, training: TrainingShape) -> Term:
     """Gradient of the head: accumulated in float32, then cast to the weight's type."""
-    if training.lora:
+    if training.lora and not training.lora.trains_head(shape):
         return Term(bytes=0, formula="")
     width = 4 if training.trained_bytes == 4 else 4 + training.trained_bytes
     return _parameter_sum((shape.embedding_parameters, width, "output head"))

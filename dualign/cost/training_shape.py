@@ -1,43 +1,14 @@
 """Dimensions of a training step: the input of the memory and time estimates."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from dualign.cost.lora_shape import LoraShape
 from dualign.cost.model_shape import ModelShape
 from dualign.errors import ConfigError
 
 _DTYPE_BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LoraShape:
-    """A low-rank adapter on linear modules of every layer."""
-
-    r: int
-    modules: str | tuple[str, ...] = "all-linear"
-    """all-linear, or names of modules"""
-    dropout: float = 0.0
-    dora: bool = False
-
-    def targets(self, shape: ModelShape) -> Mapping[str, tuple[int, int]]:
-        """Return name -> (inputs, outputs) of the modules with an adapter, in one layer."""
-        linears = shape.linears()
-        if self.modules == "all-linear":
-            return linears
-        names: Sequence[str] = (self.modules,) if isinstance(self.modules, str) else self.modules
-        unknown = [name for name in names if name not in linears]
-        if unknown:
-            raise ConfigError(
-                f"target_modules {', '.join(unknown)}: the memory estimate knows all-linear and the names "
-                f"{', '.join(linears)}; list them by name to get an estimate"
-            )
-        return {name: linears[name] for name in names}
-
-    def parameters(self, shape: ModelShape) -> int:
-        """Count A (r x inputs), B (outputs x r) and, with DoRA, a magnitude per output."""
-        targets = self.targets(shape).values()
-        return shape.layers * sum(self.r * (n + m) + self.dora * m for n, m in targets)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -217,7 +217,8 @@ def _check_adapter_modules(saved: SavedModel) -> Iterator[Finding]:
     targets = saved.adapter.get("target_modules") or []
     named = [*whole, *([targets] if isinstance(targets, str) else targets)]
     tied = sorted({name for name in named if name.endswith(("lm_head", "embed_tokens", "wte"))})
-    if tied and saved.config.get("tie_word_embeddings"):
+    split = tied and not saved.adapter.get("ensure_weight_tying")
+    if split and saved.config.get("tie_word_embeddings"):
         yield Finding("adapter_splits_tie", f"{', '.join(tied)} of a base with tied embeddings")
     if whole:
         yield Finding("adapter_saves_modules", f"modules_to_save: {', '.join(whole)}")

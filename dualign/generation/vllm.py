@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from transformers import GenerationConfig
 
+from dualign.checkpoints.patterns import has_whole_tensors, largest_rank
 from dualign.errors import EvaluationError
 from dualign.generation.answers import Generation
 from dualign.generation.generate import tokenize
@@ -93,7 +94,13 @@ def max_lora_rank(rank: int) -> int | None:
 
 
 def _served_rank(adapter: Path) -> int:
-    rank = int(json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["r"])
+    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    if has_whole_tensors(config):
+        raise EvaluationError(
+            f"{adapter}: has whole tensors (modules_to_save or bias), which vLLM doesn't serve; fold the "
+            "adapter into its base, or choose backend: transformers"
+        )
+    rank = largest_rank(config)
     served = max_lora_rank(rank)
     if served is None:
         raise EvaluationError(

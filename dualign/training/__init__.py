@@ -1,6 +1,7 @@
 """Code around TRL's trainers that SFT and preference training share."""
 
 __all__ = [
+    "adapter",
     "arguments",
     "attention",
     "best",

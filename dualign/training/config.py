@@ -10,55 +10,13 @@ from dualign.data.conversation import RowType
 from dualign.models.new_tokens import NewToken
 from dualign.retention.config import RetainConfig
 from dualign.switch import Switch
+from dualign.training.adapter import AdapterConfig, quantization_issues
 from dualign.training.argument_values import value_issues
 from dualign.training.template_kwargs import template_kwargs_issues
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Arithmetic = Literal["float32", "bfloat16", "float16"]
 Attention = Literal["auto", "dualign", "sdpa", "eager", "flash_attention_2", "flex_attention"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AdapterConfig:
-    """A low-rank adapter, by PEFT's own names."""
-
-    r: int = 16
-    """rank"""
-    lora_alpha: int = 32
-    """the adapter's output is scaled by lora_alpha / r (or / sqrt(r) with use_rslora)"""
-    lora_dropout: float = 0.0
-    """dropout on the adapter's input"""
-    target_modules: str | tuple[str, ...] = "all-linear"
-    """which layers get an adapter; all-linear leaves out the output head"""
-    use_dora: bool = False
-    """weight-decomposed LoRA (arXiv 2402.09353)"""
-    use_rslora: bool = False
-    """rank-stabilized scaling (arXiv 2312.03732)"""
-
-    def problems(self) -> list[tuple[str, str]]:
-        issues = []
-        if self.r < 1:
-            issues.append(("r", f"expected a rank of 1 or more, found {self.r}"))
-        if not 0 <= self.lora_dropout < 1:
-            issues.append(("lora_dropout", f"expected 0 <= dropout < 1, found {self.lora_dropout}"))
-        if isinstance(self.target_modules, str) and (error := _regex_error(self.target_modules)):
-            issues.append(("target_modules", f"not a regular expression: {error}"))
-        if self.target_modules == () or "lm_head" in self.target_modules:
-            issues.append(
-                (
-                    "target_modules",
-                    "expected layers other than lm_head: the fused head would not train it",
-                )
-            )
-        return issues
-
-
-def _regex_error(pattern: str) -> str:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        return str(error)
-    return ""
 
 
 _FIGURE = re.compile(
@@ -157,10 +115,8 @@ class TrainingStage:
             )
         if self.save and self.lora is None:
             issues.append(("save", "only with lora: full fine-tuning always saves the weights"))
-        if self.lora and self.lora.use_dora and self.quantization:
-            issues.append(
-                ("lora.use_dora", "DoRA needs the base's exact weights: remove quantization")
-            )
+        if self.lora and self.quantization:
+            issues += quantization_issues(self.lora)
         if self.pause_at_step is not None and self.pause_at_step < 1:
             issues.append(("pause_at_step", f"expected 1 or more, found {self.pause_at_step}"))
         issues += choice_problems(self)

@@ -3,15 +3,20 @@
 peft is imported where there is an adapter: that takes more than a second.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 
-from dualign.errors import CheckpointError
+from dualign.errors import CheckpointError, ConfigError
 from dualign.models.loading import load_base
 from dualign.models.new_rows import give_rows, new_rows
 from dualign.models.source import ModelSource
+from dualign.training.adapter import why_not_beside
+from dualign.training.adapter_layers import layer_issues, peft_config
 from dualign.training.config import TrainingStage
+from dualign.training.frozen_start import FROZEN_START, with_frozen_start
 from dualign.training.precision import arithmetic, sharding_engine, training_device
 
 if TYPE_CHECKING:
@@ -32,8 +37,9 @@ def load_policy(
     bfloat16 base it would be rounded, and an NF4 base can't take it.
 
     Raises:
-        CheckpointError: full fine-tuning of an adapter, or a DoRA adapter beside another one, which
-            don't add up.
+        CheckpointError: full fine-tuning of an adapter, or an adapter beside another one with which it
+            doesn't add up, as with DoRA.
+        ConfigError: `lora` names what the model doesn't have.
     """
     model = load_base(
         source,
@@ -44,9 +50,10 @@ def load_policy(
     )
     if rows := new_rows(stage.new_tokens, source):
         give_rows(model, rows)
-    if source.adapter is None:
-        return model, _lora_config(stage, model) if stage.lora else None
-    if stage.lora is None:
+    config = _lora_config(stage, model) if stage.lora else None
+    if source.adapter is None and not (stage.lora and stage.lora.takes_from_base):
+        return model, config
+    if stage.lora is None or config is None:
         raise CheckpointError(
             f"{source.adapter}: is an adapter, and full fine-tuning starts from weights; add lora to "
             "this stage, or set save: merged in the stage that trained it"
@@ -54,52 +61,36 @@ def load_policy(
     from peft import PeftConfig, get_peft_model
     from transformers import set_seed  # it brings peft
 
-    if PeftConfig.from_pretrained(str(source.adapter)).use_dora or stage.lora.use_dora:
-        raise CheckpointError(
-            f"{source.adapter}: DoRA rescales the base, so two adapters don't add up when one is DoRA; "
-            "set save: merged in the stage that trained it"
-        )
     set_seed(seed)
-    policy = get_peft_model(model, _lora_config(stage, model))
-    policy.load_adapter(str(source.adapter), adapter_name=REFERENCE_ADAPTER, is_trainable=False)
+    if source.adapter is not None:
+        parent = PeftConfig.from_pretrained(str(source.adapter)).to_dict()
+        if reason := why_not_beside(stage.lora, parent):
+            way_out = "set save: merged in the stage that trained it"
+            raise CheckpointError(f"{source.adapter}: {reason}; {way_out}")
+    start = with_frozen_start if stage.lora.takes_from_base else get_peft_model
+    policy: PeftModel = start(model, config)
+    if source.adapter is not None:
+        policy.load_adapter(str(source.adapter), adapter_name=REFERENCE_ADAPTER, is_trainable=False)
     activate_policy_adapters(policy)
     return policy, None
 
 
 def _lora_config(stage: TrainingStage, model: "PreTrainedModel") -> "LoraConfig":
-    """Return the recipe's `lora:` as PEFT's config."""
-    from peft import LoraConfig
+    """Return the recipe's `lora:` as PEFT's config.
 
-    adapter = stage.lora
-    assert adapter is not None
-    targets = adapter.target_modules
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=adapter.r,
-        lora_alpha=adapter.lora_alpha,
-        lora_dropout=adapter.lora_dropout,
-        target_modules=targets if isinstance(targets, str) else list(targets),
-        exclude_modules=_routers(model) if targets == "all-linear" else None,
-        use_dora=adapter.use_dora,
-        use_rslora=adapter.use_rslora,
-    )
+    Raises:
+        ConfigError: it names what the model doesn't have.
+    """
+    assert stage.lora is not None
+    if stage.lora.names_layers and (issues := layer_issues(stage.lora, model)):
+        reasons = "; ".join(f"lora.{key}: {message}" for key, message in issues)
+        raise ConfigError(f"stage {stage.name}: {reasons}")
+    config = peft_config(stage.lora, model)
     if _passes_are_slow(stage):
         from dualign.training.low_rank import LowRankLinear
 
         config._register_custom_module({torch.nn.Linear: LowRankLinear})
     return config
-
-
-def _routers(model: "PreTrainedModel") -> list[str] | None:
-    """Return the names of Linear layers that return more than a product, as Llama 4's and Phi-MoE's
-    routers do: an adapter can't be added to that.
-    """
-    names = {
-        name.rpartition(".")[2]
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and type(module).__name__.endswith("Router")
-    }
-    return sorted(names) or None
 
 
 def _passes_are_slow(stage: TrainingStage) -> bool:
@@ -115,15 +106,36 @@ def _passes_are_slow(stage: TrainingStage) -> bool:
     )
 
 
+def frozen_adapters(policy: "PeftModel") -> list[str]:
+    """Return the adapters beside the one in training."""
+    return [name for name in (REFERENCE_ADAPTER, FROZEN_START) if name in policy.peft_config]
+
+
 def activate_policy_adapters(policy: "PeftModel") -> None:
-    """Activate both adapters; only the new one is trainable.
+    """Activate all adapters; only the new one is trainable.
 
     The new one comes first: transformers restores and trains the first of several active adapters.
     """
-    policy.base_model.set_adapter([_POLICY_ADAPTER, REFERENCE_ADAPTER])
-    policy.set_requires_grad(REFERENCE_ADAPTER, requires_grad=False)
+    frozen = frozen_adapters(policy)
+    policy.base_model.set_adapter([_POLICY_ADAPTER, *frozen])
+    for name in frozen:
+        policy.set_requires_grad(name, requires_grad=False)
 
 
-def activate_reference_adapter(policy: "PeftModel") -> None:
-    """Activate the earlier stage's adapter alone: the reference of a preference stage."""
-    policy.base_model.set_adapter(REFERENCE_ADAPTER, inference_mode=True)
+@contextmanager
+def reference_in_force(policy: "PeftModel") -> Iterator[None]:
+    """Compute with the model that a preference stage starts from: the earlier stage's adapter alone, or none."""
+    frozen = frozen_adapters(policy)
+    if not frozen:
+        with policy.disable_adapter():
+            yield
+        return
+    try:
+        if REFERENCE_ADAPTER in frozen:
+            policy.base_model.set_adapter(REFERENCE_ADAPTER, inference_mode=True)
+            yield
+        else:
+            with policy.disable_adapter():
+                yield
+    finally:
+        activate_policy_adapters(policy)

@@ -6,7 +6,7 @@
 |---|---|---|---|
 | CPU, MPS | any | float32 | float32 |
 | GPU with bfloat16 | lora | bfloat16, the adapter float32 | bfloat16 |
-| GPU with bfloat16 | every weight, or sharded by DeepSpeed or FSDP | float32 | bfloat16 |
+| GPU with bfloat16 | every weight, lora with whole tensors (docs/lora.md), or sharded by DeepSpeed or FSDP | float32 | bfloat16 |
 | CUDA before Ampere | any | float32 | float16, with loss scaling |
 
 CPUs with units for bfloat16 aren't an exception: a recipe gives the same weights on each of them.
@@ -89,7 +89,8 @@ def _types(
     if _launcher_precision(stage) == "fp16":
         usual = "float16"
     computed = stated or usual
-    halved = computed == "bfloat16" and stage.lora is not None and sharding_engine(stage) is None
+    frozen = stage.lora is not None and not stage.lora.needs_float32
+    halved = computed == "bfloat16" and frozen and sharding_engine(stage) is None
     return "bfloat16" if halved else "float32", computed
 
 

@@ -119,7 +119,7 @@ def issues(stage: Any) -> list[Issue]:
     """Return the reasons as (key, message)."""
     reasons = [*_rounding(stage, stage.train), *_without_effect(stage.train), *stage.unused()]
     reasons += [*_packages(stage), *_schedule(stage), *_pause(stage)]
-    reasons += start_issues(stage)
+    reasons += [*_sharded(stage), *start_issues(stage)]
     return reasons or list(_refused_by_libraries(stage))
 
 
@@ -145,6 +145,11 @@ def _without_effect(train: Mapping[str, Any]) -> Iterator[Issue]:
 def _rounding(stage: TrainingStage, train: Mapping[str, Any]) -> Iterator[Issue]:
     """Refuse 16-bit weights that would be rounded back to what they were."""
     whole = stage.dtype in ("auto", "float32")  # auto halves frozen weights alone
+    if stage.lora and stage.lora.needs_float32 and not whole:
+        yield (
+            f"lora.{stage.lora.needs_float32}",
+            f"most of it is rounded away in {stage.dtype} weights: remove dtype, or set float32",
+        )
     if whole or stage.lora or stage.rounded_updates or sharding_engine(stage) == "DEEPSPEED":
         return  # DeepSpeed keeps float32 copies of 16-bit weights
     way_out = (
@@ -164,6 +169,24 @@ def _rounding(stage: TrainingStage, train: Mapping[str, Any]) -> Iterator[Issue]
             "dtype",
             f"bfloat16 weights at learning_rate {rate:g}: most updates are smaller than half of the last digit and "
             f"are lost (at 1e-6, 98 % of the weights never move, at 1e-5, 85 %); {way_out}",
+        )
+
+
+def _sharded(stage: TrainingStage) -> Iterator[Issue]:
+    """Refuse settings of an adapter that need whole weights, where an engine holds shards of them."""
+    engine = sharding_engine(stage)
+    if engine is None or stage.lora is None:
+        return
+    if stage.lora.takes_from_base:
+        start = stage.lora.init_lora_weights
+        yield (
+            "lora.init_lora_weights",
+            f"{start} takes whole weights apart, and {engine} shards them: remove it",
+        )
+    if stage.lora.loraplus_lr_ratio is not None:
+        yield (
+            "lora.loraplus_lr_ratio",
+            f"isn't tried under {engine}: remove it, or launch without it",
         )
 
 

@@ -4,16 +4,15 @@ Reads JSON, and of an adapter its tensors. A model that isn't here (a hub id, a 
 it is loaded.
 """
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from dualign.checkpoints.checkpoint import read_json
-from dualign.config import nearest
 from dualign.errors import DualignError
 from dualign.model_ref import ModelRef
 from dualign.models.source import ModelSource, resolve_model, why_untrainable
+from dualign.training.adapter import why_not_beside
 from dualign.training.config import TrainingStage
 from dualign.training.precision import sharding_engine
 
@@ -108,12 +107,11 @@ def _adapter(stage: TrainingStage, source: ModelSource) -> Iterator[Issue]:
     if kind != "LORA":
         yield "model", f"{source.adapter}: a {kind} adapter; only LoRA adapters can be trained on"
         return
-    if config.get("use_dora") or stage.lora.use_dora:
-        yield (
-            "model",
-            f"{source.adapter}: DoRA rescales the base, so two adapters don't add up when one is DoRA; "
-            f"set save: merged in the stage that trained it, or {_FOLD.format(source.adapter)}",
+    if reason := why_not_beside(stage.lora, config):
+        way_out = (
+            f"set save: merged in the stage that trained it, or {_FOLD.format(source.adapter)}"
         )
+        yield "model", f"{source.adapter}: {reason}; {way_out}"
         return
     from dualign.checkpoints.adapters import read_summands  # torch
 
@@ -136,26 +134,11 @@ def _new_tokens(stage: TrainingStage, source: ModelSource) -> Iterator[Issue]:
 
 
 def _targets(stage: TrainingStage, config: dict[str, Any]) -> Iterator[Issue]:
-    """Refuse names of layers that the model doesn't have: PEFT skips them, unless none is there."""
-    if stage.lora is None or stage.lora.target_modules == "all-linear" or not config:
+    """Refuse what `lora` names and the model doesn't have."""
+    if stage.lora is None or not stage.lora.names_layers or not config:
         return
     from dualign.checkpoints.meta_model import build_meta_model  # torch and transformers
+    from dualign.training.adapter_layers import layer_issues
 
-    targets = stage.lora.target_modules
-    paths = [path for path, module in build_meta_model(config).named_modules() if _trained(module)]
-    for target in [targets] if isinstance(targets, str) else targets:
-        if isinstance(targets, str):
-            matches = any(re.fullmatch(target, path) for path in paths)
-        else:
-            matches = any(path == target or path.endswith(f".{target}") for path in paths)
-        if not matches:
-            names = sorted({path.rpartition(".")[2] for path in paths} - {"lm_head"})
-            yield (
-                "lora.target_modules",
-                f"{target!r} names no layer of the model{nearest(target, names)}",
-            )
-
-
-def _trained(module: Any) -> bool:
-    """Return whether PEFT can put an adapter on a module."""
-    return type(module).__name__ in ("Linear", "Embedding", "Conv1D", "Conv1d", "Conv2d")
+    for key, message in layer_issues(stage.lora, build_meta_model(config)):
+        yield f"lora.{key}", message

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 from transformers import (
     PreTrainedModel,
@@ -46,7 +47,9 @@ from dualign.training.callbacks import (
     RestoreAdaptersOnResume,
 )
 from dualign.training.config import TrainingStage
-from dualign.training.policy import REFERENCE_ADAPTER, activate_policy_adapters
+from dualign.training.frozen_start import FROZEN_START
+from dualign.training.learning_rates import set_adapter_rates
+from dualign.training.policy import REFERENCE_ADAPTER, activate_policy_adapters, frozen_adapters
 from dualign.training.precision import training_device
 
 # DPOTrainer copies the adapter it finds under this name, as its reference. Ours is the earlier
@@ -154,7 +157,7 @@ def _adapters_to_float32(model: PreTrainedModel) -> None:
             parameter.data = parameter.data.float()
 
 
-def prepare_trainer(trainer: Trainer, *, with_parent: bool) -> None:
+def prepare_trainer(trainer: Trainer, stage: TrainingStage) -> None:
     """Add our callbacks in place of those that print dicts, and activate the policy's adapters."""
     require_all_processes(trainer.args.world_size)
     if getattr(trainer.model, "is_loaded_in_4bit", False):
@@ -165,11 +168,13 @@ def prepare_trainer(trainer: Trainer, *, with_parent: bool) -> None:
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(LogLines() if trainer.args.disable_tqdm else ProgressBarWithLogLines())
     trainer.add_callback(MarkCompleteCheckpoints())
-    if with_parent:
+    if isinstance(trainer.model, PeftModel) and frozen_adapters(trainer.model):
         if _TRL_REFERENCE in trainer.model.peft_config:
             trainer.model.delete_adapter(_TRL_REFERENCE)
         activate_policy_adapters(trainer.model)
         trainer.add_callback(RestoreAdaptersOnResume())
+    if stage.lora and stage.lora.loraplus_lr_ratio is not None:
+        set_adapter_rates(trainer, stage.lora.loraplus_lr_ratio)
 
 
 def last_checkpoint(work: Path) -> str | None:
@@ -254,13 +259,16 @@ def _publish_adapter(
 ) -> None:
     """Write one adapter on the original base, or the weights with it folded in.
 
-    Its ranks are those of the earlier stage's adapter and then those of the trained one.
+    Its ranks are those of the earlier stage's adapter, those of the trained one, and of its start if
+    that is taken away again.
     """
     shutil.rmtree(trained / REFERENCE_ADAPTER, ignore_errors=True)
+    before = [] if source.adapter is None else [source.adapter]
+    start = [trained / FROZEN_START] if (trained / FROZEN_START).is_dir() else []
     adapter = trained
-    if source.adapter is not None:
+    if before or start:
         adapter = trained.with_name("concatenated")
-        concatenate([source.adapter, trained], adapter)
+        concatenate([*before, trained, *start], adapter)
     target = work
     if stage.save == "merged":
         base = Path(source.base)

@@ -29,9 +29,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from trl import DPOConfig, SFTConfig, SFTTrainer
 
 from dualign.attention.function import ATTENTION
+from dualign.cost.lora_shape import LoraShape
 from dualign.cost.memory import estimate
 from dualign.cost.model_shape import ModelShape
-from dualign.cost.training_shape import LoraShape, TrainingShape
+from dualign.cost.training_shape import TrainingShape
 from dualign.models.pairs import PairCollator
 from dualign.preference.losses.settings import LossSettings
 from dualign.preference.trainer import DualModeDPOTrainer

@@ -11,8 +11,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
 from dualign.cost.activations import activations
+from dualign.cost.lora_shape import LoraShape
 from dualign.cost.model_shape import ModelShape
-from dualign.cost.training_shape import LoraShape, TrainingShape
+from dualign.cost.training_shape import TrainingShape
 
 ROWS, TOKENS = 2, 32
 SIZES = {

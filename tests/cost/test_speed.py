@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from dualign.cost.lora_shape import LoraShape
 from dualign.cost.model_shape import ModelShape
 from dualign.cost.speed import cpu_throughput, device_throughput, estimate_seconds, training_flops
-from dualign.cost.training_shape import LoraShape, TrainingShape
+from dualign.cost.training_shape import TrainingShape
 
 SHAPE = ModelShape.from_config(
     {

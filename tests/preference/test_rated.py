@@ -19,7 +19,7 @@ from dualign.models.source import resolve_model
 from dualign.preference.config import PreferenceStage
 from dualign.preference.rated import MISMATCHED, with_mismatched
 from dualign.preference.train import build_trainer
-from dualign.training.config import AdapterConfig
+from dualign.training.adapter import AdapterConfig
 from tests.preference.test_step import CONFIGS, SIZES, FirstGradient, saved
 
 FIGURES = (

@@ -31,7 +31,7 @@ from dualign.models.source import resolve_model
 from dualign.preference.config import PreferenceStage, Reference
 from dualign.preference.losses.table import LOSSES
 from dualign.preference.train import build_trainer
-from dualign.training.config import AdapterConfig
+from dualign.training.adapter import AdapterConfig
 
 SIZES = {
     "vocab_size": 128,

@@ -7,13 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
+from dualign import engine
 from dualign.errors import PublishError
 from dualign.publish.hub.metadata import HubClient
 from dualign.publish.publish import examine, finish, stage_and_check
 from dualign.publish.release import PublishRequest
-from tests.publish.conftest import COMMIT, edit_json
+from dualign.recipe import load_recipe
+from tests.publish.conftest import COMMIT, SCRIPT, edit_json, recipe
 
 Plant = Callable[[Path], None]
 TOKEN = "hf_" + "q" * 34
@@ -226,6 +229,24 @@ def test_modules_that_one_of_two_adapters_has_are_no_fault(
     edit_json(copied / "apo" / "adapter_config.json", **scale)
     found = looked_at(asked(copied / "apo", bases=bases), tmp_path / "staged", whole=False)
     assert found["composition"][0] == "ok", found["composition"]
+
+
+@pytest.mark.slow
+def test_ranks_by_layer_and_a_start_that_is_taken_away_add_up(
+    learnt: Path, asked: Callable[..., PublishRequest], tmp_path: Path
+) -> None:
+    """q_proj: 4 of sft, and twice 1 of apo; down_proj: none of apo."""
+    plan = recipe(learnt)
+    del plan["stages"][3:]
+    plan["stages"][1]["lora"] |= {"rank_pattern": {"v_proj": 2}, "alpha_pattern": {"o_proj": 1}}
+    plan["stages"][2]["lora"] |= {"init_lora_weights": "pissa", "rank_pattern": {"q_proj": 1}}
+    plan["stages"][2]["lora"]["exclude_modules"] = ["down_proj"]
+    (tmp_path / "make.py").write_text(SCRIPT)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(plan, sort_keys=False))
+    engine.run(load_recipe(tmp_path / "recipe.yaml", []), say=lambda text: None)
+    found = looked_at(asked(tmp_path / "out" / "apo"), tmp_path / "staged", whole=False)
+    words = "sft (rank 4) + apo (rank 4) on the base, exactly"
+    assert found["composition"] == ("ok", words)
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,12 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerFa
 
 
 def save_model(
-    folder: Path, tokenizer: PreTrainedTokenizerFast, *, kind: str = "llama", seed: int = 0
+    folder: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    kind: str = "llama",
+    seed: int = 0,
+    **changes: object,
 ) -> Path:
     """A model folder. `kind`: llama or smollm3 (with NoPE layers); embeddings tied."""
     torch.manual_seed(seed)
@@ -91,6 +96,7 @@ def save_model(
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": None,
+        **changes,
     }
     model = (
         SmolLM3ForCausalLM(SmolLM3Config(**sizes))

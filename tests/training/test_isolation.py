@@ -24,7 +24,7 @@ from dualign.models.source import resolve_model
 from dualign.models.tokenizer import load_tokenizer
 from dualign.sft.config import SFTStage
 from dualign.sft.train import run
-from dualign.training.config import AdapterConfig
+from dualign.training.adapter import AdapterConfig
 from dualign.training.start_model import start_issues
 
 SIZES: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "initializer_range": 0.2}

@@ -23,7 +23,7 @@ from dualign.preference.train import run as run_preference
 from dualign.rundir import Outcome
 from dualign.sft.config import SFTStage
 from dualign.sft.train import run as run_sft
-from dualign.training.config import AdapterConfig
+from dualign.training.adapter import AdapterConfig
 from tests.training.conftest import save_model
 
 TRAIN = {

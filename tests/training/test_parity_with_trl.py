@@ -22,7 +22,7 @@ from dualign.preference.config import PreferenceStage
 from dualign.preference.train import run as run_preference
 from dualign.sft.config import SFTStage
 from dualign.sft.train import run as run_sft
-from dualign.training.config import AdapterConfig
+from dualign.training.adapter import AdapterConfig
 
 COMMON = {
     "max_steps": 4,

@@ -15,7 +15,8 @@ from dualign.models.device import Device, this_device
 from dualign.preference.config import PreferenceStage
 from dualign.recipe import load_recipe
 from dualign.sft.config import SFTStage
-from dualign.training.config import AdapterConfig, TrainingStage
+from dualign.training.adapter import AdapterConfig
+from dualign.training.config import TrainingStage
 from dualign.training.precision import arithmetic, in_words, resolved
 from dualign.training.trainer import trainer_arguments
 

@@ -10,8 +10,11 @@ import torch
 from peft import IA3Config, LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, GenerationConfig
 
+from dualign.errors import ConfigError
 from dualign.recipe import load_recipe
+from dualign.training.adapter import AdapterConfig
 from dualign.training.start_model import start_issues
+from tests.training.test_lora_across_stages import sft
 from tests.training.test_preflight import refusal, run, write_recipe
 
 
@@ -159,3 +162,60 @@ def test_a_generation_config_that_keeps_the_base_from_loading_is_named(
     message = refusal(write_recipe(tmp_path, model, rows))
     assert f"stage stage: model: {model / 'generation_config.json'}: " in message
     assert "Correct the file" in message
+
+
+UNFIT = {
+    "excluded": ({"exclude_modules": ["q_prj"]}, "lora.exclude_modules: 'q_prj' names no layer"),
+    "all excluded": ({"exclude_modules": ".*"}, "no layer is left that gets an adapter"),
+    "number": ({"layers_to_transform": [0, 2]}, "the model has layers 0 to 1, found 2"),
+    "rank": ({"rank_pattern": {"qproj": 4}}, "lora.rank_pattern: 'qproj' fits no layer"),
+    "shadowed": (
+        {"alpha_pattern": {".*": 4, "q_proj": 8}},
+        "lora.alpha_pattern: 'q_proj' has no effect: entries before it fit the same layers",
+    ),
+    "module": ({"modules_to_save": ["embed_token"]}, "'embed_token' names no module of the model"),
+    "layers": ({"modules_to_save": ["layers"]}, "'layers' is a list of modules"),
+    "nested": (
+        {"modules_to_save": ["mlp", "up_proj"]},
+        "model.layers.0.mlp.up_proj is a part of model.layers.0.mlp",
+    ),
+    "tied head": (
+        {"modules_to_save": ["lm_head"]},
+        "lm_head is the embedding in this model: name embed_tokens",
+    ),
+    "bias": ({"bias": "all"}, "lora.bias: the model has no biases"),
+    "rank of pissa": ({"init_lora_weights": "pissa", "r": 65}, "has rank 64 at most, found 65"),
+    "embedding": (
+        {"init_lora_weights": "olora", "target_modules": ["embed_tokens"]},
+        "olora is for linear layers, and model.embed_tokens is a Embedding",
+    ),
+}
+
+
+@pytest.mark.parametrize(("lora", "expected"), UNFIT.values(), ids=UNFIT)
+def test_what_an_adapter_names_and_the_model_has_not_is_refused(
+    tiny: Path, rows: Path, tmp_path: Path, lora: dict[str, Any], expected: str
+) -> None:
+    stage = load_recipe(write_recipe(tmp_path, tiny, rows, lora=lora), []).stages[0].config
+    assert expected in "; ".join(f"{key}: {message}" for key, message in start_issues(stage))
+
+
+def test_names_are_judged_before_the_first_step_on_a_model_that_only_loads_then(
+    tiny: Path, rows: Path, tmp_path: Path
+) -> None:
+    lora = AdapterConfig(r=2, rank_pattern={"qproj": 4})
+    with pytest.raises(ConfigError, match=r"stage sft: lora\.rank_pattern: 'qproj' fits no layer"):
+        sft(tiny, rows, tmp_path / "work", lora=lora)
+
+
+def test_whole_tensors_beside_an_adapter_are_refused(
+    tiny: Path, rows: Path, tmp_path: Path
+) -> None:
+    start = adapter(tmp_path / "start", tiny)
+    message = refusal(
+        write_recipe(tmp_path, start, rows, lora={"r": 2, "modules_to_save": ["embed_tokens"]})
+    )
+    assert (
+        "lora.modules_to_save trains whole tensors, which can't be added to the adapter" in message
+    )
+    assert "save: merged in the stage that trained it" in message

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dualign.checkpoints.patterns import has_whole_tensors, largest_rank
 from dualign.data.conversation import MODES, Mode
 from dualign.evaluation.scores import ModelScores, gain_text, score_text, short_label, task_names
 from dualign.generation.vllm import max_lora_rank
@@ -36,6 +37,8 @@ class Usage:
     base: str
     revision: str
     rank: int
+    whole_tensors: bool = False
+    """the adapter has some besides its factors, which servers don't take"""
     question: str = _QUESTION
     switch: Switch = ENABLE_THINKING
 
@@ -123,16 +126,14 @@ def _usage(release: Release) -> Usage:
         if len(question) <= _MAX_CHARACTERS and not set("\"'\\\n`${}") & set(question)
     ]
     base = release.adapter_base
-    ranks = [
-        (stage.record["config"].get("lora") or {}).get("r") or 0
-        for stage in release.lineage.training
-    ]
+    adapters = [stage.record["config"].get("lora") for stage in release.lineage.training]
     return Usage(
         repo_id=release.request.repo_id,
         contents=release.manifest.contents,
         base=(base.id if base else None) or "BASE",
         revision=(base.revision if base else None) or "main",
-        rank=sum(ranks),
+        rank=sum(largest_rank(lora) for lora in adapters if lora),
+        whole_tensors=any(has_whole_tensors(lora) for lora in adapters if lora),
         question=quotable[0] if quotable else _QUESTION,
         switch=release.request.switch or saved_switch(release.lineage.run.path),
     )

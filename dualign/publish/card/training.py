@@ -73,7 +73,24 @@ def _adapter(config: Mapping[str, Any]) -> str:
     ]
     on = f" on a base in {config['quantization']}" if config.get("quantization") else ""
     name = " ".join(kinds) or "LoRA"
-    return f"{name} r {lora.get('r')}, alpha {lora.get('lora_alpha')}{on}"
+    return f"{name} r {lora.get('r')}, alpha {lora.get('lora_alpha')}{_beside(lora)}{on}"
+
+
+def _beside(lora: Mapping[str, Any]) -> str:
+    """Return what else an adapter's settings say: its start, other ranks, what is trained beside it."""
+    start, bias, ratio = (
+        lora.get(key) for key in ("init_lora_weights", "bias", "loraplus_lr_ratio")
+    )
+    parts = [f"start {start}" if isinstance(start, str) else ""]
+    for key in ("rank_pattern", "alpha_pattern"):
+        values = lora.get(key) or {}
+        parts.append(", ".join(f"{key} {name}: {value}" for name, value in values.items()))
+    for key in ("layers_to_transform", "modules_to_save"):
+        values = lora.get(key) or ()
+        parts.append(f"{key} {' '.join(map(str, values))}" if values else "")
+    parts += [f"bias {bias}" if bias not in (None, "none") else ""]
+    parts += [f"LoRA+ ratio {ratio:g}" if ratio else ""]
+    return "".join(f", {part}" for part in parts if part)
 
 
 def _merge(config: Mapping[str, Any]) -> str:

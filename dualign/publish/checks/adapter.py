@@ -10,7 +10,7 @@ may be an adapter that no stage made. For `sft` (rank 4) and `apo` on it
 (rank 2): rank 6; A[:4] and B[:, :4] are sft's.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from dualign.checkpoints.lora import Adapter, LoraModule, read_adapter
+from dualign.checkpoints.patterns import largest_rank, published_rank
 from dualign.errors import DualignError
 from dualign.model_ref import ModelRef, StageRef, adapter_base
 from dualign.publish.checklist import CheckOutcome, judge
@@ -35,7 +36,7 @@ def check_composition(release: Release, folder: Path) -> CheckOutcome | None:
     chain = _adapter_chain(lineage)
     try:
         adapter = read_adapter(lineage.adapter_folder)
-        start = read_adapter(chain[0].folder) if chain and chain[0].rank is None else None
+        start = read_adapter(chain[0].folder) if chain and chain[0].lora is None else None
     except DualignError as error:
         return judge([str(error)], "")
     faults = [
@@ -57,8 +58,8 @@ class _Part:
 
     name: str
     folder: Path
-    rank: int | None
-    """that a stage trained; None: an adapter that no stage of the pipeline made"""
+    lora: Mapping[str, Any] | None
+    """the `lora:` of the stage that trained it; None: an adapter that no stage of the pipeline made"""
 
 
 def _adapter_chain(lineage: Lineage) -> list[_Part]:
@@ -67,7 +68,7 @@ def _adapter_chain(lineage: Lineage) -> list[_Part]:
     chain: list[_Part] = []
     stage: StageRun | None = lineage.run
     while stage and stage_kind(stage.kind).trains and stage.record["config"].get("lora"):
-        chain.insert(0, _Part(stage.name, stage.path, int(stage.record["config"]["lora"]["r"])))
+        chain.insert(0, _Part(stage.name, stage.path, stage.record["config"]["lora"]))
         text = str(stage.record["config"].get("model") or "")
         ref = StageRef.parse(text)
         folder = None if ref else ModelRef.parse(text).path
@@ -81,7 +82,9 @@ def _adapter_chain(lineage: Lineage) -> list[_Part]:
 
 def _sum(chain: Sequence[_Part], start: Adapter | None, form: str) -> str:
     """Return `sft (rank 4) + apo (rank 2)`."""
-    ranks = [_rank(start) if part.rank is None and start else part.rank for part in chain]
+    ranks = [
+        largest_rank(part.lora) if part.lora else _rank(start) if start else None for part in chain
+    ]
     return " + ".join(
         f"{part.name}{form.format(rank)}" for part, rank in zip(chain, ranks, strict=True)
     )
@@ -109,12 +112,14 @@ def _part_faults(
         except DualignError as error:
             yield f"{chain[-2].name}: {error}"
             return
-    own, before = chain[-1].rank or 0, parent.modules if parent else {}
+    own, before = chain[-1].lora or {}, parent.modules if parent else {}
     added = {
-        module.rank - (before[path].rank if path in before else 0)
+        path: module.rank - (before[path].rank if path in before else 0)
         for path, module in adapter.modules.items()
     }
-    if added - {0, own} or own not in added:
+    if not any(added.values()) or any(
+        rank not in (0, published_rank(own, path)) for path, rank in added.items()
+    ):
         yield (
             f"its rank is {_rank(adapter)}, and the stages trained {_sum(chain, start, ' {}')}: an "
             f"adapter is missing in it; run {lineage.run.name} again"

@@ -12,7 +12,7 @@ from dualign.checkpoints.adapters import fold
 from dualign.data.config import DataConfig, SourceConfig
 from dualign.sft.config import SFTStage
 from dualign.sft.train import run as run_sft
-from dualign.training.config import AdapterConfig
+from dualign.training.adapter import AdapterConfig
 from tests.publish.hub.client import environment
 from tests.publish.hub.conftest import CARD, REPO, Machine
 from tests.publish.hub.server import Hub
