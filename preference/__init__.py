@@ -1,3 +1,3 @@
 """Preference training (APO, DPO, SimPO and others), and pairs built from a checkpoint."""
 
-__all__ = ["config", "pairs", "pairs_config", "train"]
+__all__ = ["config", "pair_questions", "pairs", "pairs_config", "train"]

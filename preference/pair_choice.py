@@ -2,14 +2,14 @@
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
 from dualign.preference.pair_samples import AskedPrompt, Sample
 from dualign.preference.pairs_config import PairsStage
 
-_OBSTACLES = ("all_wrong", "all_right", "identical")
+_OBSTACLES = ("not_better", "all_wrong", "all_right", "identical")
 """Why two samples make no pair. A prompt without a pair is counted by the last one of its samples'."""
 
 
@@ -48,9 +48,8 @@ def compare(prompts: Iterable[AskedPrompt]) -> list[PromptPairs]:
 def choose(stage: PairsStage, prompts: Sequence[PromptPairs], *, seed: int) -> None:
     """Leave each prompt the pairs that it gives: no sample twice, and with `length` no longer ones on average."""
     for item in prompts:
-        question = item.prompt.question
-        key = (question.source, item.prompt.mode, question.id)
-        item.pairs = _take(stage, item.pairs, random.Random(f"{seed}:{key}"))
+        rng = random.Random(f"{seed}:{item.prompt.key}")
+        item.pairs = _take(stage, item.pairs, rng)
     if stage.length is not None:
         _balance(prompts)
 
@@ -60,10 +59,9 @@ def _compare(prompt: AskedPrompt) -> PromptPairs:
     second = first if prompt.second is None else prompt.second.samples
     candidates, obstacles = [], set()
     for chosen, rejected in product(first, second):
-        obstacle = _obstacle(chosen, rejected)
-        if obstacle:
+        if obstacle := _obstacle(chosen, rejected):
             obstacles.add(obstacle)
-        elif chosen.score is None or chosen.score > (rejected.score or 0.0):
+        else:
             candidates.append(Candidate(chosen=chosen, rejected=rejected))
     if candidates:
         return PromptPairs(prompt=prompt, pairs=candidates)
@@ -72,9 +70,12 @@ def _compare(prompt: AskedPrompt) -> PromptPairs:
 
 
 def _obstacle(chosen: Sample, rejected: Sample) -> str:
-    """Return why two samples make no pair in either order."""
-    if chosen.score is not None and chosen.score == rejected.score:
-        return "all_right" if chosen.verdict else "all_wrong"
+    """Return why two samples make no pair in this order."""
+    if chosen.score is not None and rejected.score is not None:
+        if chosen.score == rejected.score:
+            return "all_right" if chosen.verdict else "all_wrong"
+        if chosen.score < rejected.score:
+            return "not_better"
     return "identical" if chosen.text == rejected.text else ""
 
 
@@ -118,9 +119,15 @@ def _balance(prompts: Sequence[PromptPairs]) -> None:
             excess -= pair.longer
 
 
-def count_outcomes(prompts: Sequence[PromptPairs]) -> dict[tuple[str, str], Counter[str]]:
-    """Return for each (source, mode) how many prompts were `kept`, or why they weren't."""
-    counts: dict[tuple[str, str], Counter[str]] = {}
+def count_outcomes(
+    prompts: Sequence[PromptPairs], passed: Mapping[tuple[str, str], Counter[str]]
+) -> dict[tuple[str, str], Counter[str]]:
+    """Return for each (source, mode) how many prompts were `kept`, or why they weren't.
+
+    Args:
+        passed: the same of questions that weren't asked.
+    """
+    counts = {key: Counter(reasons) for key, reasons in passed.items()}
     for item in prompts:
         key = (item.prompt.question.source, item.prompt.mode)
         counts.setdefault(key, Counter())[item.reason or "kept"] += 1
@@ -136,8 +143,8 @@ def rows_of(prompts: Sequence[PromptPairs]) -> Iterator[dict[str, object]]:
                 "prompt": [dict(turn) for turn in question.messages],
                 "chosen": [_message(pair.chosen)],
                 "rejected": [_message(pair.rejected)],
-                "mode": item.prompt.mode,
-                "task": question.source,
+                "mode": question.mode,
+                question.origin: question.source,
                 "id": question.id,
             }
 

@@ -111,8 +111,7 @@ class Reviser:
         """Return the samples to be revised: different ones, drawn."""
         waiting = [sample for sample in prompt.samples if not sample.verdict]
         distinct = list({sample.text: sample for sample in waiting}.values())
-        question = prompt.question
-        rng = random.Random(f"{self._sampler.seed}:{question.source}:{prompt.mode}:{question.id}")
+        rng = random.Random(f"{self._sampler.seed}:{prompt.key}")
         return rng.sample(distinct, min(self._sampler.stage.pairs_per_prompt, len(distinct)))
 
     def _ask(self, revisions: Sequence[_Revision]) -> list[Answer | None]:

@@ -65,11 +65,19 @@ class AskedPrompt:
     """A question in one mode, with the samples of each side."""
 
     question: PairQuestion
-    mode: Mode
     first: Side = field(default_factory=Side)
     """chosen answers come from here; without a second side, rejected ones too"""
     second: Side | None = None
     """rejected answers come from here"""
+
+    @property
+    def mode(self) -> Mode:
+        return self.question.mode
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What tells it from other prompts of a stage."""
+        return self.question.source, self.mode, self.question.id
 
     @property
     def sides(self) -> list[Side]:
@@ -78,11 +86,6 @@ class AskedPrompt:
     @property
     def samples(self) -> list[Sample]:
         return [sample for side in self.sides for sample in side.samples]
-
-    @property
-    def asked(self) -> int:
-        """How many samples were asked for."""
-        return sum(len(side.samples) + len(side.faults) for side in self.sides)
 
     @property
     def fault(self) -> str:
@@ -99,21 +102,28 @@ class Sampler:
         self.file = SampleFile(work / "generations.jsonl")
         self.asked: dict[str, dict[str, Any]] = {}
         """what endpoints were asked, for run.json"""
+        self.samples = 0
+        """how many were asked for"""
         self.counter = TokenCounter()
 
     def prompts(self, questions: Sequence[PairQuestion]) -> list[AskedPrompt]:
-        """Return every question in each of its modes, with the samples of each side."""
+        """Return every question with the samples of each side."""
         stage = self.stage
-        asked = [
-            AskedPrompt(question=question, mode=mode)
-            for question in questions
-            for mode in question.modes
-        ]
-        self._ask(stage.model, asked, [prompt.first for prompt in asked])
-        if stage.rejected_model is not None:
+        asked = [AskedPrompt(question=question) for question in questions]
+        if stage.is_two_sided:
             for prompt in asked:
                 prompt.second = Side()
-            seconds = [prompt.second for prompt in asked if prompt.second is not None]
+        firsts = [prompt.first for prompt in asked]
+        seconds = [prompt.second for prompt in asked if prompt.second is not None]
+        if stage.chosen == "row":
+            for prompt in asked:
+                answer = prompt.question.row_answer
+                assert answer is not None, "questions have it with chosen: row"
+                prompt.first.samples.append(Sample(reply=answer, writer="row"))
+            self._ask(stage.model, asked, seconds)
+            return asked
+        self._ask(stage.model, asked, firsts)
+        if stage.rejected_model is not None:
             self._ask(stage.rejected_model, asked, seconds, note=" (rejected)")
         return asked
 
@@ -159,6 +169,7 @@ class Sampler:
         requests = [
             sample_request(prompt, sampling, n, identity) for prompt in rendered for n in numbers
         ]
+        self.samples += len(requests)
         answers = iter(ask(responder, requests, self.file))
         for side in sides:
             for _ in numbers:

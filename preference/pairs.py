@@ -35,13 +35,13 @@ def run(stage: PairsStage, work: Path, *, seed: int) -> Outcome:
     """
     questions = read_questions(stage, seed=seed)
     sampler = Sampler(stage, work, seed=seed)
-    prompts = sampler.prompts(questions)
+    prompts = sampler.prompts(questions.items)
     measure(prompts, sampler.counter)
     reasons = verify(prompts)
     reviser = None if stage.revise is None else Reviser(stage.revise, sampler)
     chosen = compare(prompts) if reviser is None else reviser.revise(prompts)
     choose(stage, chosen, seed=seed)
-    rows = summarize_outcomes(count_outcomes(chosen))
+    rows = summarize_outcomes(count_outcomes(chosen, questions.passed))
     if not rows["kept"]:
         raise DataError(
             f"stage {stage.name}: no pair came of {rows['in']} prompts: {rows['dropped']}"
@@ -50,13 +50,13 @@ def run(stage: PairsStage, work: Path, *, seed: int) -> Outcome:
     (work / "pairs.jsonl").write_text("".join(lines), encoding="utf-8")
     metrics: dict[str, Any] = {
         "pairs": len(lines),
-        "samples": sum(prompt.asked for prompt in prompts),
+        "samples": sampler.samples,
         "lengths": _lengths(stage, chosen, sampler.counter),
     }
     metrics |= {"endpoints": sampler.asked} if sampler.asked else {}
     metrics |= {"revisions": reviser.record()} if reviser else {}
     metrics |= {"reasons": dict(reasons.most_common())} if reasons else {}
-    return Outcome(metrics=metrics, rows=rows)
+    return Outcome(metrics=metrics, rows=rows, data=questions.sources)
 
 
 def _lengths(

@@ -2,12 +2,16 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-from dualign.generation.config import Backend, Endpoint, endpoint_of, model_problems
+from dualign.data.config import QuestionData
+from dualign.generation.config import Backend, Endpoint, endpoint_of, model_label, model_problems
 from dualign.generation.estimate import Demand
 from dualign.switch import Switch
-from dualign.tasks import load_problems, load_tasks
+from dualign.tasks import Problem, load_problems, load_tasks, template_problems
+from dualign.verifiers.base import Verifier
+from dualign.verifiers.table import VerifierSettings, settings_problems, verifier_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,6 +60,29 @@ class RevisionConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class AskedRows(QuestionData):
+    """Rows whose questions are asked, in any shape of docs/data.md."""
+
+    verifier: VerifierSettings | None = None
+    """what tells right answers from wrong ones (docs/verifiers.md): its name, or keys with its `kind`"""
+    expected: str | None = None
+    """what the verifier compares with, with fields of the file's row in braces; absent: the row's answer"""
+
+    @property
+    def check(self) -> Verifier | None:
+        """The verifier with its settings."""
+        return None if self.verifier is None else verifier_of(self.verifier)
+
+    def problems(self) -> list[tuple[str, str]]:
+        issues = QuestionData.problems(self) + template_problems("expected", self.expected)
+        if self.verifier is not None:
+            issues += settings_problems(self.verifier)
+        elif self.expected is not None:
+            issues.append(("expected", "is what a verifier compares with: name one, or remove it"))
+        return issues
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PairsStage:
     """Preference pairs from a checkpoint: right against wrong, or a strong model against a weak."""
 
@@ -63,12 +90,18 @@ class PairsStage:
     """names the stage and its run directory"""
     model: str | Endpoint
     """the checkpoint or endpoint that answers; with rejected_model, the one that writes the chosen answers"""
-    tasks: tuple[str, ...]
-    """task files: prompts, expected answers and a verifier"""
+    tasks: tuple[str, ...] = ()
+    """task files: prompts, expected answers and a verifier; tasks, data or both are asked"""
+    data: AskedRows | None = None
+    """rows of sources: the last answer of each is asked for anew"""
     kind: Literal["pairs"] = "pairs"
     """what the stage does"""
     rejected_model: str | Endpoint | None = None
     """writes the rejected answers, like SmolLM3's weak model; absent: a verifier sorts the samples"""
+    chosen: Literal["row"] | None = None
+    """row: the answer that stands in the row is chosen, in the row's mode, and model writes the rejected
+    one; absent: models write both
+    """
     revise: RevisionConfig | None = None
     """another model mends the wrong answers, and its revisions are the chosen ones"""
     modes: tuple[Literal["think", "no_think"], ...] = ("think", "no_think")
@@ -110,14 +143,26 @@ class PairsStage:
         return self.backend or "transformers"
 
     @property
-    def checks_answers(self) -> bool:
-        """Whether a verifier sorts the samples."""
+    def is_two_sided(self) -> bool:
+        """Whether chosen and rejected answers have sources of their own."""
+        return self.rejected_model is not None or self.chosen is not None
+
+    @property
+    def checks_tasks(self) -> bool:
+        """Whether the verifiers of tasks say which answers are right."""
         return self.rejected_model is None
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether something scores all samples."""
+        checked = self.data is None or self.data.verifier is not None
+        return self.rejected_model is None and checked
 
     @property
     def samples_asked(self) -> int:
         """Answers that each model is asked for, of each prompt in each mode."""
-        return self.samples if self.rejected_model is None or self.length == "matched" else 1
+        several = self.is_scored or self.length == "matched"
+        return self.samples if several or not self.is_two_sided else 1
 
     @property
     def revision_tokens(self) -> int:
@@ -142,33 +187,82 @@ class PairsStage:
         return issues
 
     def _clashes(self) -> Iterator[tuple[str, str]]:
-        """Yield keys that say two things about what stands against what."""
-        if self.rejected_model is not None:
-            if self.revise is not None:
-                yield "revise", "writes the chosen answers: remove rejected_model, or revise"
-            if self.choose is not None:
-                yield "choose", "a strong and a weak model aren't scored: remove choose"
-        elif self.revise is not None:
-            if self.choose is not None:
-                yield "choose", "a revision stands against its own answer: remove choose"
-        elif self.samples < 2:
+        """Yield keys that say two things about what stands against what, or none."""
+        if not self.tasks and self.data is None:
+            yield "tasks", "nothing is asked: name task files, or rows with data"
+        writers = {
+            "rejected_model": self.rejected_model,
+            "chosen": self.chosen,
+            "revise": self.revise,
+        }
+        first, *others = [name for name, value in writers.items() if value is not None] or [""]
+        for name in others:
+            yield name, f"{first} says what stands against what already: remove one of the two"
+        if self.rejected_model is not None and self.data and self.data.verifier is not None:
+            message = "a strong and a weak model are compared without one: remove it"
+            yield "data.verifier", message
+        if self.chosen is not None:
+            yield from self._clashes_with_row()
+        if self.choose is not None and (self.revise is not None or not self.is_scored):
+            yield "choose", "nothing scores what is chosen from: remove choose"
+        if first:
+            return
+        if self.samples < 2:
             yield "samples", "right against wrong needs 2 samples or more"
+        if not self.is_scored:
+            message = (
+                "nothing tells right answers from wrong ones: name a verifier, or rejected_model, "
+            )
+            yield "data.verifier", f"{message}chosen: row, or revise"
+
+    def _clashes_with_row(self) -> Iterator[tuple[str, str]]:
+        if self.tasks:
+            message = (
+                "a task has what its verifier compares with, and no answer: ask rows with data"
+            )
+            yield "tasks", message
+        if self.pairs_per_prompt > 1:
+            yield "pairs_per_prompt", "a row has one answer, which makes one pair: remove it"
 
     def in_words(self) -> str:
         """Describe what will be asked at most, for `dualign plan`."""
         return "\n".join(self._words())
 
     def _words(self) -> Iterator[str]:
-        asked = revised = Demand()
-        count = len(self.modes) * self.pairs_per_prompt
-        for task in load_tasks(self.tasks):
-            problems = load_problems(task, limit=self.rows)
-            revised += Demand.of(problems, self.revision_tokens, count)
+        if unknown := self._unknown():
+            yield f"questions: {unknown}"
+            return
+        problems, modes = self._problems(), 1 if self.chosen else len(self.modes)
+        asked = Demand.of(problems, self.max_new_tokens, modes * self.samples_asked)
+        yield f"prompts: {len(problems) * modes:,} at most"
+        for model in (self.model, self.rejected_model):
+            if model is not None:
+                yield _in_words(model, asked, "answers")
+        if self.revise is not None:
+            count = len(self.modes) * self.pairs_per_prompt
+            revised = Demand.of(problems, self.revision_tokens, count)
             # Each request shows an answer.
             revised += Demand(prompt_tokens=len(problems) * count * self.max_new_tokens)
-            asked += Demand.of(problems, self.max_new_tokens, len(self.modes) * self.samples_asked)
-        for model in (self.model, self.rejected_model):
-            if model is not None and (endpoint := endpoint_of(model)):
-                yield asked.in_words(endpoint)
-        if self.revise is not None and (endpoint := endpoint_of(self.revise.model)):
-            yield f"revisions by {revised.in_words(endpoint)}"
+            yield _in_words(self.revise.model, revised, "revisions")
+
+    def _unknown(self) -> str:
+        """Why questions can't be counted before the stage runs, in words; "" if they can."""
+        if not all(Path(task).is_file() for task in self.tasks):
+            return "known when the task files are there"
+        return "" if self.data is None else self.data.unknown
+
+    def _problems(self) -> list[Problem]:
+        """Return what is asked, in one mode."""
+        from dualign.data.questions import rows_as_problems
+
+        tasks = load_tasks(self.tasks)
+        problems = [item for task in tasks for item in load_problems(task, limit=self.rows)]
+        return problems + ([] if self.data is None else rows_as_problems(self.data))
+
+
+def _in_words(model: str | Endpoint, asked: Demand, what: str) -> str:
+    """Return what a model is asked at most; of an endpoint also what it costs."""
+    if endpoint := endpoint_of(model):
+        return f"{what} of {asked.in_words(endpoint)}"
+    tokens = asked.answer_tokens // max(1, asked.requests)
+    return f"{what} of {model_label(model)}: {asked.requests:,} of {tokens:,} tokens at most"

@@ -6,6 +6,7 @@ __all__ = [
     "faults",
     "policies",
     "prepare",
+    "questions",
     "request",
     "seeds",
     "think_tags",

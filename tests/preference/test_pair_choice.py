@@ -26,10 +26,11 @@ def sample(text: str, tokens: int, right: bool | None = None, score: float | Non
 
 def asked(name: str, first: list[Sample], second: list[Sample] | None = None) -> AskedPrompt:
     messages = ({"role": "user", "content": name},)
-    question = PairQuestion(source="t", id=name, place=name, messages=messages, modes=("no_think",))
+    question = PairQuestion(
+        source="t", origin="task", id=name, place=name, messages=messages, mode="no_think"
+    )
     return AskedPrompt(
         question=question,
-        mode="no_think",
         first=Side(samples=first),
         second=None if second is None else Side(samples=second),
     )
@@ -91,7 +92,7 @@ def test_balanced_drops_the_fewest_pairs_until_chosen_is_not_longer_on_average()
     ]
     chosen = chosen_of(stage(length="balanced"), *prompts)
     assert [item.prompt.question.id for item in chosen if item.pairs] == ["b", "c", "d"]
-    assert count_outcomes(chosen) == {("t", "no_think"): Counter(kept=3, longer=1)}
+    assert count_outcomes(chosen, {}) == {("t", "no_think"): Counter(kept=3, longer=1)}
     rng = random.Random(0)
     for _ in range(20):
         prompts = [
@@ -110,6 +111,8 @@ def test_balanced_drops_the_fewest_pairs_until_chosen_is_not_longer_on_average()
         ([("a", True), ("b", True)], None, "all_right"),
         ([("a", False), ("b", False)], None, "all_wrong"),
         ([("a", None)], [("a", None)], "identical"),
+        ([("a", False)], [("b", True)], "not_better"),
+        ([("a", True)], [("b", True)], "all_right"),
         ([("a", None)], [], "malformed"),
     ],
 )

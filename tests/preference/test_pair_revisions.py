@@ -169,7 +169,7 @@ def test_a_reviser_beside_another_source_of_chosen_answers_is_refused() -> None:
     keys = [key for key, _ in revise.problems()]
     assert keys == ["instruction", "min_similarity", "max_growth"]
     stage = PairsStage(
-        name="p", model="m", rejected_model="w", revise=revise, choose="best_worst", tasks=()
+        name="p", model="m", rejected_model="w", revise=revise, choose="best_worst", tasks=("t",)
     )
     assert [key for key, _ in stage.problems()] == ["revise", "choose"]
 
@@ -190,7 +190,7 @@ def test_plan_and_preflight_count_the_reviser(
         pairs_per_prompt=2,
     )
     words = stage.in_words()
-    assert "revisions by big at http://127.0.0.1:9/v1: 16 requests" in words
+    assert "revisions of big at http://127.0.0.1:9/v1: 16 requests" in words
     assert "at most 1,600 of answers" in words
     assert [key for key, _ in issues(stage)] == ["revise.model"]
     monkeypatch.setenv("TEACHER_KEY", "not-a-key")

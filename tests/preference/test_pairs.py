@@ -168,11 +168,11 @@ def test_an_endpoint_gives_the_samples_and_what_it_left_out_is_counted(
 ) -> None:
     with Proxy(by_seed).running() as server:
         endpoint = Endpoint(url=server.address, name="tiny", max_failed=0.3)
-        stage = PairsStage(name="pairs", model=endpoint, tasks=(task,), samples=8)
+        stage = PairsStage(name="pairs", model=endpoint, tasks=(task,), samples=16)
         outcome = run(stage, tmp_path, seed=1)
-        assert len(server.asked) == 64
+        assert len(server.asked) == 128
         assert run(stage, tmp_path, seed=1).rows == outcome.rows
-        assert len(server.asked) == 64 + 16  # what failed is asked again
+        assert len(server.asked) == 128 + 32  # what failed is asked again
     assert outcome.rows["in"] == 8 and outcome.rows["dropped"] == {"failed": 2}
     assert {(pair["id"], pair["mode"]) for pair in pairs(tmp_path)} == {
         (question, mode) for question in ("1+2", "4+5", "2+2") for mode in ("think", "no_think")
@@ -181,7 +181,7 @@ def test_an_endpoint_gives_the_samples_and_what_it_left_out_is_counted(
         assert int(pair["chosen"][0]["content"]) == SUMS[pair["id"]]
         assert int(pair["rejected"][0]["content"]) == SUMS[pair["id"]] + 1
         assert ("reasoning_content" in pair["chosen"][0]) == (pair["mode"] == "think")
-    assert outcome.metrics["endpoints"]["tiny"]["failed"] == {"400": 16}
+    assert outcome.metrics["endpoints"]["tiny"]["failed"] == {"400": 32}
 
 
 def test_one_model_asked_in_two_ways_is_counted_twice(task: str, tmp_path: Path) -> None:
