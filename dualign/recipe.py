@@ -36,6 +36,7 @@ _PATH_KEYS = (
     "models",
     "tasks",
     "watch",
+    "held_out",
     "script",
     "files",
     "template",

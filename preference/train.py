@@ -62,7 +62,7 @@ def run(stage: PreferenceStage, work: Path, *, seed: int) -> Outcome | Paused:
         data = with_cached_reference(data, stage, work)
     with refusals_by_libraries(stage):
         trainer = build_trainer(stage, source, data, tokenizer, work, seed=seed)
-    watch(trainer, stage, tokenizer, work, seed=seed)
+    watch(trainer, stage, request, work)
     if paused := train(trainer, stage, work):
         return paused
     save_log(trainer, work)

@@ -50,7 +50,7 @@ def run(stage: SFTStage, work: Path, *, seed: int) -> Outcome | Paused:
     tokenizer, data = request.tokenizer, prepare_sft(request)
     with refusals_by_libraries(stage):
         trainer = build_trainer(stage, source, data, tokenizer, work, seed=seed)
-    watch(trainer, stage, tokenizer, work, seed=seed)
+    watch(trainer, stage, request, work)
     if paused := train(trainer, stage, work):
         return paused
     save_log(trainer, work)

@@ -9,13 +9,13 @@ A stage that was killed, or paused, keeps those up to its checkpoint; the start 
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
 from transformers import (
-    PreTrainedTokenizerBase,
+    PreTrainedModel,
     ProgressCallback,
     Trainer,
     TrainerCallback,
@@ -24,7 +24,8 @@ from transformers import (
     TrainingArguments,
 )
 
-from dualign.errors import CheckpointError
+from dualign.data.request import DataRequest
+from dualign.errors import CheckpointError, excerpt
 from dualign.evaluation.scores import Change, change_text, percent
 from dualign.retention.config import RetainConfig
 from dualign.retention.measuring import (
@@ -34,6 +35,7 @@ from dualign.retention.measuring import (
     task_figures,
     write_lines,
 )
+from dualign.retention.texts import remember_start, text_figures
 from dualign.retention.undisturbed import undisturbed
 from dualign.rundir import CHECKPOINTS, write_json
 from dualign.training.best import WITHIN
@@ -48,19 +50,18 @@ _Figures = dict[str, Any]
 def watch(
     trainer: Trainer,
     stage: TrainingStage,
-    tokenizer: PreTrainedTokenizerBase,
+    request: DataRequest,
     work: Path,
-    *,
-    seed: int,
 ) -> None:
     """Let a trainer measure what its stage retains.
 
     Raises:
         EvaluationError: a task that can't be asked or checked.
+        DataError: a held-out row that can't be read.
     """
     if stage.retain is None:
         return
-    measurer = Measurer.of(stage.retain, tokenizer, stage.switch, seed=seed)
+    measurer = Measurer.of(stage.retain, request, stage.switch)
     trainer.add_callback(_Watch(trainer, measurer, work, stage.retain))
 
 
@@ -123,23 +124,38 @@ class _Watch(TrainerCallback):
         step, started = state.global_step, time.monotonic()
         scratch = self._work / CHECKPOINTS / "retention-answers.jsonl"
         scratch.parent.mkdir(parents=True, exist_ok=True)
-        with undisturbed(self._trainer) as model:
-            answers = self._measurer.answers(model, scratch, label=f"step {step}")
         steps = {entry["step"] for entry in self._figures}
         kept = [row for row in read_lines(self._work / _SAMPLES) if row["step"] in steps]
-        start = [row for row in kept if row["step"] == 0] or answers
-        figures = {
-            "step": step,
-            "tasks": task_figures(answers, start),
-            "seconds": round(time.monotonic() - started, 1),
-        }
+        with undisturbed(self._trainer) as model:
+            answers = self._measurer.answers(model, scratch, label=f"step {step}")
+            start = [row for row in kept if row["step"] == 0] or answers
+            figures = {"step": step, "tasks": task_figures(answers, start)}
+            figures |= self._of_texts(model, start, step)
+        figures["seconds"] = round(time.monotonic() - started, 1)
         if self._retain.bound:
-            figures["broken"] = [*broken(figures, self._retain.bound, self._measurer.bound)]
+            first = self._figures[0] if self._figures else figures
+            tasks = self._measurer.bound
+            figures["broken"] = [*broken(figures, first, self._retain.bound, tasks)]
         self._figures.append(figures)
         write_lines(self._work / _SAMPLES, [*kept, *({"step": step, **row} for row in answers)])
         write_json(self._work / _RETENTION_JSON, {"measurements": self._figures})
-        self._say("\n".join(_in_words(figures, state.max_steps)))
+        lines = [*_in_words(figures, state.max_steps), *_answers_in_words(answers)]
+        self._say("\n".join(lines))
         return figures
+
+    def _of_texts(
+        self, model: PreTrainedModel, start: Sequence[Mapping[str, Any]], step: int
+    ) -> dict[str, Any]:
+        """Return loss and divergence on the fixed texts; at the start, what they are compared with is kept."""
+        texts = self._measurer.texts(start)
+        file = self._work / CHECKPOINTS / "retention-start.safetensors"
+        if not texts:
+            return {}
+        if step == 0:
+            remember_start(model, texts, file)
+        elif not file.is_file():
+            raise CheckpointError(f"{file} is gone; delete {self._work} to train again")
+        return text_figures(model, texts, file)
 
     def _say(self, text: str) -> None:
         """Print above the bar, if there is one."""
@@ -163,6 +179,9 @@ def _logged(figures: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     for task, by_mode in figures["tasks"].items():
         for mode, cell in by_mode.items():
             yield f"eval_retain/{task}/{mode}", cell["accuracy"]
+    for name in ("loss", "kl"):
+        for mode, value in figures.get(name, {}).items():
+            yield f"eval_retain/{name}/{mode}", value
     if "broken" in figures:
         yield WITHIN, float(not figures["broken"])
 
@@ -177,5 +196,23 @@ def _in_words(figures: Mapping[str, Any], steps: int) -> Iterator[str]:
             since = f", {change_text(change)} since the start" if figures["step"] else ""
             parts.append(f"{mode} {percent(cell['accuracy'])} %{since}")
         yield f"step {figures['step']}/{steps}  retain {task}: {'; '.join(parts)}"
+    parts = [
+        f"{words}, {mode} {value:.3f}"
+        for name, words in (("loss", "loss"), ("kl", "KL to the start"))
+        for mode, value in figures.get(name, {}).items()
+    ]
+    if parts:
+        yield f"step {figures['step']}/{steps}  retain, nats a token: {'; '.join(parts)}"
     for text in figures.get("broken", ()):
         yield f"step {figures['step']}/{steps}  retain: beyond the bound: {text}"
+
+
+def _answers_in_words(answers: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield a line for each answer to a fixed prompt."""
+    for row in answers:
+        if not row["task"]:
+            thinking = (
+                f"<think> {excerpt(row['thinking'], 120)} </think> " if row["thinking"] else ""
+            )
+            text = f"{thinking}{excerpt(row['answer'], 120)}"
+            yield f"  {row['mode']}, {excerpt(row['prompt'], 60)} -> {text}"

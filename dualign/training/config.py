@@ -119,7 +119,7 @@ class TrainingStage:
             issues += quantization_issues(self.lora)
         if self.pause_at_step is not None and self.pause_at_step < 1:
             issues.append(("pause_at_step", f"expected 1 or more, found {self.pause_at_step}"))
-        issues += choice_problems(self)
+        issues += _choice_problems(self)
         if self.switch is not None and not self.switch:
             issues.append(("switch", "says nothing: expected entries for think and no_think"))
         if self.quantization and self.save == "merged":
@@ -127,7 +127,7 @@ class TrainingStage:
         return issues
 
 
-def choice_problems(stage: Any) -> list[tuple[str, str]]:
+def _choice_problems(stage: Any) -> list[tuple[str, str]]:
     """Return why a training stage can't choose its step: nothing measures the figure, or not when it counts."""
     early, retain, train = stage.early_stopping, stage.retain, stage.train
     strategy, native = train.get("eval_strategy", "no"), train.get("load_best_model_at_end")

@@ -165,3 +165,20 @@ def test_the_best_step_by_a_task_is_published(write: Write, task_file: Path) -> 
     assert (
         metrics["steps"] == 3 and "2 measurements of eval_retain/sums/think" in metrics["stopped"]
     )
+
+
+def test_held_out_rows_and_fixed_prompts_are_measured_beside_the_tasks(
+    write: Write, task_file: Path, other_rows: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The rows are those that it trains on, so their loss falls."""
+    held_out = [{"path": str(other_rows / "rows.jsonl"), "rows": 12}]
+    block = retain(task_file, held_out=held_out, prompts=["What is 1+2?"], bound={"kl": 50})
+    with caplog.at_level("INFO"):
+        folder = run(write("run", retain=block, train={"learning_rate": 1e-3}))
+    start, end = measurements(folder)
+    assert start["kl"] == {"think": 0, "no_think": 0} and end["kl"]["think"] > 0
+    assert end["loss"]["think"] < start["loss"]["think"], "it is trained on these rows"
+    logged = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert logged[0]["eval_retain/loss/no_think"] == start["loss"]["no_think"]
+    assert "no_think, 'What is 1+2?' -> '3'" in caplog.text
+    assert "think, 'What is 1+2?' -> <think> 'one and two' </think> '3'" in caplog.text
