@@ -40,7 +40,10 @@ _ADDED_LATER: tuple[str, ...] = (
     *("choose", "length", "backend", "revise", "data", "chosen"),
     "add_tokens",
     *("retain", "early_stopping"),
+    *("judge", "at_least"),
 )
+# Bounds that end a stage and change nothing of what it makes, at any depth.
+_BOUNDS = ("min_consistent",)
 # Keys of an adapter that came later, left out while they have the value that they had then.
 _ADAPTER_LATER: Mapping[str, Any] = {
     "exclude_modules": (),
@@ -135,7 +138,7 @@ def fingerprint(entry: StageEntry, parents: Mapping[str, str], digests: Digests)
 
 
 def _without_unused(item: Any) -> Any:
-    """Return a configuration without the keys of _ADDED_LATER that aren't used, and _ASKING."""
+    """Return a configuration without the keys of _ADDED_LATER that aren't used, _ASKING and _BOUNDS."""
     if isinstance(item, list | tuple):
         return [_without_unused(value) for value in item]
     if not isinstance(item, Mapping):
@@ -148,6 +151,7 @@ def _without_unused(item: Any) -> Any:
         if (value or key not in _ADDED_LATER)
         and not (is_endpoint and key in _ASKING)
         and not (is_adapter and key in _ADAPTER_LATER and value == _ADAPTER_LATER[key])
+        and key not in _BOUNDS
     }
 
 

@@ -12,6 +12,7 @@ from dualign.data.config import DataConfig, QuestionData
 from dualign.data.conversation import Mode
 from dualign.generation.config import Backend, Endpoint, endpoint_of, model_problems
 from dualign.generation.estimate import Demand
+from dualign.judges.config import JudgeConfig, PairwiseConfig, RewardModelConfig, RubricConfig
 from dualign.models.new_tokens import NewToken
 from dualign.switch import Switch
 from dualign.tasks import template_problems
@@ -66,7 +67,7 @@ class SFTStage(TrainingStage):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TracesStage:
-    """Traces for rows that have none: a model thinks about each question, and a verifier checks its answer."""
+    """Traces for rows that have none: a model thinks about each question, and a verifier or judge checks its answer."""
 
     name: str
     """names the stage and its run directory"""
@@ -74,10 +75,14 @@ class TracesStage:
     """what thinks: the start model itself (self-distillation), any other checkpoint, or an endpoint"""
     data: QuestionData
     """the rows: questions with their answers, in any shape of docs/data.md"""
-    verifier: VerifierSettings
-    """what checks the model's answer (docs/verifiers.md): its name, or keys with its `kind`"""
     kind: Literal["traces"] = "traces"
     """what the stage does"""
+    verifier: VerifierSettings | None = None
+    """what checks the model's answer (docs/verifiers.md): its name, or keys with its `kind`"""
+    judge: JudgeConfig | None = None
+    """in place of a verifier (docs/judges.md): pairwise accepts an answer that isn't worse than the row's"""
+    at_least: float | None = None
+    """of a judge that scores: the lowest score of an accepted answer"""
     expected: str | None = None
     """what the verifier compares with, with fields of the file's row in braces; absent: the row's answer"""
     instruction: str | None = None
@@ -123,30 +128,35 @@ class TracesStage:
         return "think" if self.trace == "thinking" else "no_think"
 
     @property
-    def check(self) -> Verifier:
-        """The verifier with its settings."""
-        return verifier_of(self.verifier)
+    def check(self) -> Verifier | None:
+        """The verifier with its settings; None if a judge is asked."""
+        return None if self.verifier is None else verifier_of(self.verifier)
 
     def in_words(self) -> str:
         """Describe what will be asked at most, for `dualign plan`."""
         if self.data.unknown:
             return f"questions: {self.data.unknown}"
-        asked = self._demand()
-        if endpoint := endpoint_of(self.model):
-            return asked.in_words(endpoint)
-        return (
-            f"questions: {asked.requests // self.tries:,} at most, each asked {self.tries:,} times at "
-            f"most: {asked.requests:,} answers of {asked.answer_tokens:,} tokens"
-        )
-
-    def _demand(self) -> Demand:
-        """Return what will be asked at most, prompts by the length of the rows."""
         from dualign.data.questions import rows_as_problems
 
-        return Demand.of(rows_as_problems(self.data), self.max_new_tokens, self.tries)
+        problems = rows_as_problems(self.data)
+        asked = Demand.of(problems, self.max_new_tokens, self.tries)
+        if endpoint := endpoint_of(self.model):
+            words = asked.in_words(endpoint)
+        else:
+            words = (
+                f"questions: {len(problems):,} at most, each asked {self.tries:,} times at most: "
+                f"{asked.requests:,} answers of {asked.answer_tokens:,} tokens"
+            )
+        if self.judge is None:
+            return words
+        answers = 2 if isinstance(self.judge, PairwiseConfig) else 1
+        judged = self.judge.in_words(
+            problems, answers=answers, answer_tokens=self.max_new_tokens, sets=self.tries
+        )
+        return f"{words}\n{judged}"
 
     def problems(self) -> list[tuple[str, str]]:
-        issues = model_problems(self.model, "model") + settings_problems(self.verifier)
+        issues = model_problems(self.model, "model") + self._approval_problems()
         message = "rows of think mode have traces already: expected no_think or row"
         issues += [
             (f"data.sources.{number}.mode", message)
@@ -174,4 +184,27 @@ class TracesStage:
         if self.trace == "answer" and self.answer == "model":
             message = "trace: answer makes the model's answer the trace: expected row"
             issues.append(("answer", message))
+        return issues
+
+    def _approval_problems(self) -> list[tuple[str, str]]:
+        """Return what is wrong with who accepts answers: exactly one of verifier and judge."""
+        judge, least = self.judge, self.at_least
+        if (self.verifier is None) == (judge is None):
+            count = "both" if judge else "none"
+            return [("judge", f"expected verifier, or judge in its place, found {count}")]
+        issues = [] if self.verifier is None else settings_problems(self.verifier)
+        scores = isinstance(judge, RubricConfig | RewardModelConfig)
+        if scores and least is None:
+            issues.append(
+                ("at_least", "a judge that scores needs the lowest score that is accepted")
+            )
+        if not scores and least is not None:
+            issues.append(("at_least", "only a judge that scores has a lowest score: remove it"))
+        if isinstance(judge, RubricConfig) and least is not None and not judge.has(least):
+            low, high = judge.scale
+            issues.append(("at_least", f"expected a score of {low:g} to {high:g}, found {least:g}"))
+        if judge is not None and self.expected is not None:
+            issues.append(
+                ("expected", "a judge sees the row's answer: remove it, or take a verifier")
+            )
         return issues

@@ -9,6 +9,7 @@ from dualign.data.rows.traces import without_flags
 from dualign.data.text.trace_form import message_dict
 from dualign.errors import DualignError
 from dualign.generation.preflight import issues as endpoint_issues
+from dualign.judges.preflight import issues as judge_issues
 from dualign.sft.config import TracesStage
 from dualign.tasks import Problem
 
@@ -49,9 +50,10 @@ def as_problem(stage: TracesStage, question: Question) -> Problem:
 
 def issues(stage: TracesStage) -> list[tuple[str, str]]:
     """Return why answers can't be had or checked, as (key, message): before anything is asked."""
-    reasons = endpoint_issues(stage)
+    reasons = endpoint_issues(stage) + judge_issues(stage)
     try:
-        stage.check.require()
+        if stage.check is not None:
+            stage.check.require()
     except DualignError as error:
         return [*reasons, ("verifier", str(error))]
     if not all_here(stage.data):

@@ -2,7 +2,7 @@
 
     question -> tries -> whole? -> right? -> length? -> a row of think mode, with where it came from
 
-A verifier compares each answer with the row's own. Rows that got no trace stay no_think rows, or
+A verifier compares each answer with the row's own, or a judge says whether it will do. Rows that got no trace stay no_think rows, or
 are left out; both are counted by reason.
 """
 
@@ -18,9 +18,9 @@ import numpy as np
 
 from dualign.data.questions import Question
 from dualign.errors import DataError
+from dualign.evaluation.scores import short_label
 from dualign.generation.answers import Responder
 from dualign.generation.responders import CheckpointResponder
-from dualign.generation.samples import SampleFile
 from dualign.models.origin import model_origin
 from dualign.rundir import Outcome, summarize_outcomes
 from dualign.sft.config import TracesStage
@@ -57,13 +57,14 @@ def run(stage: TracesStage, work: Path, *, seed: int) -> Outcome:
     """
     questions, sources = trace_questions(stage, seed=seed)
     asked = [_Asked(question=question) for question in questions]
-    thinker = Thinker(stage, SampleFile(work / "generations.jsonl"), seed=seed)
+    thinker = Thinker(stage, work, seed=seed)
     for numbers in _rounds(stage):
         waiting = [item for item in asked if not item.question.passed and not item.right]
         outcomes = thinker.tries([item.question for item in waiting], numbers)
         for item, tries in zip(waiting, outcomes, strict=True):
             item.tries += tries
     asked_of, origin = thinker.responder.record(), _origin(thinker.responder)
+    judged = thinker.approval.record()
     del thinker
     gc.collect()  # a model and its cache form reference cycles; the next stage needs the room
     chosen = [_chosen(stage, item) for item in asked]
@@ -77,7 +78,7 @@ def run(stage: TracesStage, work: Path, *, seed: int) -> Outcome:
             for row in _written(stage, item, tries, origin):
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
                 written[row["mode"]] += 1
-    metrics = _metrics(asked, chosen, written, origin)
+    metrics = _metrics(asked, chosen, written, origin) | judged
     if asked_of is not None:
         metrics["endpoints"] = {origin["model"]: asked_of}
     return Outcome(metrics=metrics, rows=rows, data=sources)
@@ -145,6 +146,7 @@ def _provenance(
         "trace": stage.trace,
         "answer": stage.answer,
         "answer_first": stage.answer_first,
+        **({} if stage.judge is None else {"judge": short_label(stage.judge.label)}),
         "temperature": stage.temperature,
         "top_p": stage.top_p,
         "max_new_tokens": stage.max_new_tokens,

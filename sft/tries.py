@@ -1,7 +1,8 @@
 """One try of a trace: a question is asked, and what the model writes is accepted or rejected with a reason."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from dualign.data.config import SourceConfig
@@ -13,12 +14,13 @@ from dualign.data.rows.text_rules import NO_RULES, TextRules, text_rules
 from dualign.data.rows.traces import without_flags
 from dualign.data.text.template import load_template
 from dualign.data.text.trace_form import message_dict
-from dualign.errors import DataError, EvaluationError, TemplateError
+from dualign.errors import TemplateError
 from dualign.evaluation.requests import render_question
 from dualign.generation.answers import Answer, Prompt, Responder, ask, sample_request
 from dualign.generation.responders import CheckpointResponder, open_responder
 from dualign.generation.samples import SampleFile
 from dualign.generation.sampling import Sampling
+from dualign.sft.approval import Approval
 from dualign.sft.config import TracesStage
 from dualign.sft.questions import as_problem
 from dualign.switch import ENABLE_THINKING, KNOWN
@@ -30,7 +32,10 @@ REASONS = (
     "trace_cut",
     "answer_cut",
     "malformed",
+    "not_judged",
     "no_right_answer",
+    "judged_worse",
+    "low_score",
     "too_short",
     "too_long",
     "unusable",
@@ -56,10 +61,11 @@ class Try:
 
 
 class Thinker:
-    """The model of a stage. Its answers are appended to `file`; those that are there aren't asked again."""
+    """The model of a stage. Its answers go into `work` as they come; those that are there aren't asked again."""
 
-    def __init__(self, stage: TracesStage, file: SampleFile, *, seed: int) -> None:
-        self.stage, self.file = stage, file
+    def __init__(self, stage: TracesStage, work: Path, *, seed: int) -> None:
+        self.stage, self.file = stage, SampleFile(work / "generations.jsonl")
+        self.approval = Approval(stage, work, seed=seed)
         self.responder = open_responder(
             stage.model,
             backend=stage.backend,
@@ -83,40 +89,50 @@ class Thinker:
             for prompt in [self._prompt(question)]
             for number in numbers
         ]
-        answers = iter(ask(self.responder, requests, self.file))
-        return [
-            [self._judged(question, number, next(answers)) for number in numbers]
-            for question in questions
-        ]
+        asked = [question for question in questions for _ in numbers]
+        tries = iter(self._judged(asked, ask(self.responder, requests, self.file)))
+        return [[replace(next(tries), number=number) for number in numbers] for _ in questions]
 
     def _prompt(self, question: Question) -> Prompt:
         problem = as_problem(self.stage, question)
         return render_question(self.responder, problem, self.stage.mode, self._switch)
 
-    def _judged(self, question: Question, number: int, answer: Answer | None) -> Try:
-        if answer is None:
-            return Try(number=number, reason="failed")
+    def _judged(
+        self, questions: Sequence[Question], answers: Sequence[Answer | None]
+    ) -> Iterator[Try]:
+        """Yield what comes of each answer, unnumbered."""
+        whole = [
+            (question, answer.reply.answer)
+            for question, answer in zip(questions, answers, strict=True)
+            if answer is not None and not answer.fault
+        ]
+        reasons = iter(self.approval.reasons(whole))
+        for question, answer in zip(questions, answers, strict=True):
+            if answer is None:
+                yield Try(number=0, reason="failed")
+                continue
+            attempt = self._attempt(answer)
+            if not attempt.reason:
+                reason = next(reasons) or self._unfit(question, attempt)
+                attempt = replace(attempt, reason=reason)
+            yield attempt
+
+    def _attempt(self, answer: Answer) -> Try:
+        """Return the trace and answer of what a model wrote, rejected if it is no whole answer."""
         reply, tokens = answer.reply, answer.think_tokens
         trace = reply.thinking or ""
         if self.stage.trace == "answer":
             trace, tokens = reply.answer, answer.answer_tokens
-        reason = answer.fault or self._rejected(question, trace, reply.answer, tokens)
-        return Try(number=number, reason=reason, trace=trace, answer=reply.answer, tokens=tokens)
+        return Try(number=0, reason=answer.fault, trace=trace, answer=reply.answer, tokens=tokens)
 
-    def _rejected(self, question: Question, trace: str, answer: str, tokens: int) -> str:
-        """Return why a whole answer is rejected; "" if it isn't."""
+    def _unfit(self, question: Question, attempt: Try) -> str:
+        """Return why an accepted answer gives no row; "" if it gives one."""
         stage = self.stage
-        try:
-            right = stage.check.judge(answer, question.expected)
-        except DataError as error:
-            raise EvaluationError(f"{question.place}: {error}") from None
-        if not right:
-            return "no_right_answer"
-        if tokens < (stage.min_trace_tokens or 0):
+        if attempt.tokens < (stage.min_trace_tokens or 0):
             return "too_short"
-        if stage.max_trace_tokens is not None and tokens > stage.max_trace_tokens:
+        if stage.max_trace_tokens is not None and attempt.tokens > stage.max_trace_tokens:
             return "too_long"
-        row = think_row(stage, question, trace, answer)
+        row = think_row(stage, question, attempt.trace, attempt.answer)
         try:
             to_conversation(row, source=_PLAIN, index=question.row, rules=self._rules)
         except RowError:

@@ -37,6 +37,11 @@ class _ModelThatAnswers:
     dtype: Dtype = "auto"
     """the weights' type in memory"""
 
+    @property
+    def label(self) -> str:
+        """Its name in tables."""
+        return model_label(self.model)
+
     def problems(self) -> list[tuple[str, str]]:
         issues = model_problems(self.model, "model")
         for key in ("max_new_tokens", "batch_tokens"):
@@ -68,15 +73,18 @@ class PairwiseConfig(_ModelThatAnswers):
             )
         return issues
 
-    def in_words(self, problems: Iterable[Problem], *, answers: int, answer_tokens: int) -> str:
+    def in_words(
+        self, problems: Iterable[Problem], *, answers: int, answer_tokens: int, sets: int = 1
+    ) -> str:
         """Describe what will be asked at most, for `dualign plan`.
 
         Args:
             answers: of each question that are compared, all with all.
             answer_tokens: the most tokens of an answer.
+            sets: of so many answers that each question has.
         """
         text = PAIRWISE + self.criteria
-        requests = answers * (answers - 1)
+        requests = sets * answers * (answers - 1)
         return _in_words(self, problems, text, requests, 2 * answer_tokens, "both orders asked")
 
 
@@ -91,6 +99,10 @@ class RubricConfig(_ModelThatAnswers):
     scale: tuple[float, ...] = (1.0, 10.0)
     """the lowest and the highest score"""
 
+    def has(self, score: float) -> bool:
+        """Return whether a score is on the scale."""
+        return self.scale[0] <= score <= self.scale[-1]
+
     def problems(self) -> list[tuple[str, str]]:
         issues = _ModelThatAnswers.problems(self) + _text_problems("rubric", self.rubric)
         if len(self.scale) != 2 or not self.scale[0] < self.scale[-1]:
@@ -98,9 +110,13 @@ class RubricConfig(_ModelThatAnswers):
             issues.append(("scale", f"expected [lowest, highest], found [{shown}]"))
         return issues
 
-    def in_words(self, problems: Iterable[Problem], *, answers: int, answer_tokens: int) -> str:
+    def in_words(
+        self, problems: Iterable[Problem], *, answers: int, answer_tokens: int, sets: int = 1
+    ) -> str:
         """Describe what will be asked at most, as `PairwiseConfig.in_words`."""
-        return _in_words(self, problems, RUBRIC + self.rubric, answers, answer_tokens, "one each")
+        return _in_words(
+            self, problems, RUBRIC + self.rubric, sets * answers, answer_tokens, "one each"
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,6 +132,11 @@ class RewardModelConfig:
     dtype: Dtype = "auto"
     """the weights' type in memory; scores are float32"""
 
+    @property
+    def label(self) -> str:
+        """Its name in tables."""
+        return self.model
+
     def problems(self) -> list[tuple[str, str]]:
         issues = []
         if endpoint_of(self.model):
@@ -125,9 +146,13 @@ class RewardModelConfig:
             issues.append(("batch_tokens", f"expected 1 or more, found {self.batch_tokens}"))
         return issues
 
-    def in_words(self, problems: Iterable[Problem], *, answers: int, answer_tokens: int) -> str:
+    def in_words(
+        self, problems: Iterable[Problem], *, answers: int, answer_tokens: int, sets: int = 1
+    ) -> str:
         """Describe what will be scored at most."""
-        return f"judge {self.model}: {len(list(problems)) * answers:,} answers scored at most"
+        return (
+            f"judge {self.model}: {len(list(problems)) * sets * answers:,} answers scored at most"
+        )
 
 
 JudgeConfig = PairwiseConfig | RubricConfig | RewardModelConfig
@@ -158,6 +183,6 @@ def _in_words(
     if endpoint := endpoint_of(judge.model):
         return f"judge {demand.in_words(endpoint)} ({how})"
     return (
-        f"judge {model_label(judge.model)}: {demand.requests:,} judgments at most ({how}), of "
+        f"judge {judge.label}: {demand.requests:,} judgments at most ({how}), of "
         f"{demand.answer_tokens:,} tokens at most"
     )

@@ -10,6 +10,7 @@ from dualign.generation.config import endpoint_of
 from dualign.model_ref import StageRef
 from dualign.report.blocks import Block, Details, Gallery, Paragraph, Picture, Section, Table
 from dualign.report.conclusions import ends_text
+from dualign.report.judges import judge_sections
 from dualign.report.plots import cost_plot, kl_plot, loss_plot, reward_plot
 from dualign.report.runs import ModelEvaluation, StageRun, is_preference, is_rated, is_training
 from dualign.report.samples import plain
@@ -73,6 +74,7 @@ def training_sections(stages: Sequence[StageRun]) -> Iterator[Section]:
     if paired:
         blocks = [block for stage in paired for block in _length_blocks(stage)]
         yield Section(name="pair-lengths", title="Lengths of pairs", blocks=tuple(blocks))
+    yield from judge_sections(stages)
 
 
 def _trace_table(stage: StageRun) -> Table:
