@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from dualign.data.think_tags import CLOSE, LEAKED_TAG, OPEN
+from dualign.data.think_tags import CLOSE, OPEN
 
 CRITERIA = (
     "The answer that is correct, does what was asked, and leaves out what nobody asked for is the better "
@@ -40,7 +40,7 @@ RUBRIC = (
     "Give a score from {low:g} (worst) to {high:g} (best). Think as briefly as you can, and end with one "
     'line, which is {{"score": NUMBER}}.'
 )
-_BLOCK = re.compile(rf"{re.escape(OPEN)}.*?(?:{re.escape(CLOSE)}|\Z)", re.DOTALL)
+_BLOCK = re.compile(rf"\s*{re.escape(OPEN)}.*?(?:{re.escape(CLOSE)}|\Z)", re.DOTALL)
 _CONTROL = re.compile(
     r"<(?=[|\uff5c][^<>\n]{1,60}[|\uff5c]>|/?(?:s|bos|eos|pad|start_of_turn|end_of_turn)>)|\[(?=/?(?:INST|"
     r"SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_RESULTS)\])"
@@ -84,8 +84,9 @@ def rubric_prompt(
 
 
 def visible(text: str) -> str:
-    """Return an answer without its think blocks and stray think tags."""
-    return LEAKED_TAG.sub("", _BLOCK.sub("", text)).strip()
+    """Return an answer without the think block that it begins with; one that never ends is all of it."""
+    block = _BLOCK.match(text)
+    return (text if block is None else text[block.end() :]).strip()
 
 
 def last_object(text: str) -> dict[str, Any] | None:
@@ -99,7 +100,7 @@ def last_object(text: str) -> dict[str, Any] | None:
         return None
     try:
         value = json.loads(text[start:], object_pairs_hook=_unique)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
@@ -119,10 +120,10 @@ def _material(
 ) -> tuple[str, str]:
     """Return the parts between their marks, and the mark."""
     turns = "\n\n".join(f"{turn.get('role')}: {_text_of(turn)}" for turn in messages)
-    parts = [("conversation", turns), *answers]
+    parts = [("conversation", turns), *((name, visible(answer)) for name, answer in answers)]
     if reference is not None:
-        parts.insert(1, ("an answer that is known to be good", reference))
-    parts = [(name, _inert(visible(text), control)) for name, text in parts]
+        parts.insert(1, ("an answer that is known to be good", visible(reference)))
+    parts = [(name, _inert(text, control)) for name, text in parts]
     mark = _mark([text for _, text in parts])
     shown = "\n".join(f"{mark} {name}\n{text}" for name, text in parts)
     return f"{shown}\n{mark} end", mark
@@ -131,6 +132,8 @@ def _material(
 def _text_of(turn: Mapping[str, Any]) -> str:
     """Return the text of a turn; what isn't text, such as calls of tools, as JSON."""
     content = turn.get("content")
+    if isinstance(content, str) and turn.get("role") == "assistant":
+        content = visible(content)
     calls = turn.get("tool_calls")
     text = content if isinstance(content, str) else json.dumps(content, default=str)
     return f"{text}\n{json.dumps(calls, default=str)}" if calls else text

@@ -1,6 +1,5 @@
 """A model that gives each answer a score by a rubric."""
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import islice
@@ -72,8 +71,7 @@ class RubricJudge:
         score = judgment.get("score")
         if len(judgment) != 1 or isinstance(score, bool) or not isinstance(score, int | float):
             return None
-        low, high = self._config.scale
-        return float(score) if math.isfinite(score) and low <= score <= high else None
+        return float(score) if self._config.has(score) else None
 
 
 def _ranking(judgments: Sequence[Judgment[float]]) -> Ranking:

@@ -51,9 +51,8 @@ def pairs(count: int) -> list[JudgedQuestion]:
 
 
 def judge(proxy: Proxy, work: Path, **keys: Any) -> Any:
-    endpoint = Endpoint(
-        url=proxy.address, name="tiny", mode_switch="none", **keys.pop("endpoint", {})
-    )
+    settings = {"mode_switch": "none"} | keys.pop("endpoint", {})
+    endpoint = Endpoint(url=proxy.address, name="tiny", **settings)
     file = SampleFile(work / "judgments.jsonl")
     return open_judge(PairwiseConfig(model=endpoint, **keys), file, label="pairs", seed=1)
 
@@ -218,6 +217,23 @@ def test_what_was_judged_before_is_not_asked_again(tmp_path: Path) -> None:
         assert judge(proxy, tmp_path, criteria="The polite one.").compare(pairs(3)) == first
         assert len(proxy.asked) == count + 2 + 6
     assert again.record()["endpoint"]["answered_before"] == 6
+
+
+def test_a_judge_thinks_and_samples_as_its_settings_say(tmp_path: Path) -> None:
+    def thinks(body: dict[str, Any]) -> Reply:
+        verdict = f'{{"better": "{longer(*shown(body))}"}}'
+        return 200, {}, chat_reply(verdict, reasoning_content='Perhaps {"better": "tie"}?')
+
+    endpoint = {"mode_switch": "enable_thinking"}
+    keys: dict[str, Any] = {"mode": "think", "temperature": 0.5, "max_new_tokens": 77}
+    with Proxy(thinks).running() as proxy:
+        assert judge(proxy, tmp_path, endpoint=endpoint, **keys).compare(pairs(1)) == [
+            Comparison(better=0)
+        ]
+        bodies = [asked.body for asked in proxy.asked]
+    assert all(body["chat_template_kwargs"] == {"enable_thinking": True} for body in bodies)
+    assert {(body["temperature"], body["max_tokens"]) for body in bodies} == {(0.5, 77)}
+    assert len({body["seed"] for body in bodies}) == 2
 
 
 def test_of_several_answers_each_gets_its_wins_less_its_losses(tmp_path: Path) -> None:

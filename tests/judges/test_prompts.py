@@ -66,6 +66,7 @@ def test_the_judge_does_not_see_what_was_thought() -> None:
     )
     assert "secret" not in rubric_prompt(earlier, answer, rubric="x", scale=(1, 10))
     assert visible("<think>\ncut") == ""
+    assert visible("Write <think> before it.") == "Write <think> before it.", "no block of its own"
 
 
 def test_braces_in_texts_are_texts() -> None:
@@ -83,6 +84,6 @@ def test_an_object_is_read_at_the_end_alone() -> None:
         "[3]",
         "",
         "}",
-        "[" * 5000 + "}",
+        '{"a": ' + "[" * 100_000 + "}",
     ):
         assert last_object(text) is None

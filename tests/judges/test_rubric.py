@@ -32,21 +32,21 @@ def judge(proxy: Proxy, work: Path, **keys: Any) -> Any:
 def test_each_answer_gets_its_score_and_what_is_off_the_scale_gets_none(tmp_path: Path) -> None:
     questions = [
         question(0, "worth 7", "worth 2.5", "worth 11"),
-        question(1, "worth true", 'worth "7"', "worth NaN", "worth 10"),
+        question(1, "worth true", 'worth "7"', "worth NaN", f"worth 1{'0' * 400}", "worth 10"),
     ]
     with Proxy(scores).running() as proxy:
         opened = judge(proxy, tmp_path, rubric="How much is it worth?", scale=(0.0, 10.0))
         first, second = opened.score(questions)
-        assert len(proxy.asked) == 7
+        assert len(proxy.asked) == 8
         asked = proxy.asked[0].body["messages"][-1]["content"]
     assert "How much is it worth?" in asked and "from 0 (worst) to 10 (best)" in asked
     assert first.scores == (7.0, 2.5, None)
-    assert second.scores == (None, None, None, 10.0)
-    assert second.dropped == {"unreadable": 3}
+    assert second.scores == (None, None, None, None, 10.0)
+    assert second.dropped == {"unreadable": 4}
     record = opened.record()
-    assert (record["asked"], record["unreadable"], record["mean_score"]) == (7, 4, 6.5)
+    assert (record["asked"], record["unreadable"], record["mean_score"]) == (8, 5, 6.5)
     assert record["scores"] == {"2.5": 1, "7": 1, "10": 1}
-    assert "unreadable 4" in opened.in_words()
+    assert "unreadable 5" in opened.in_words()
     json.dumps(record)
 
 
