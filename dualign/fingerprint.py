@@ -37,7 +37,7 @@ _EXCLUDED = (
 # empty, so that runs that were finished without them stay finished.
 _ADDED_LATER: tuple[str, ...] = (
     *("columns", "validation", "switch", "batch_tokens"),
-    *("choose", "length", "backend", "revise", "data", "chosen"),
+    *("choose", "length", "backend", "revise", "data", "chosen", "judge"),
     "add_tokens",
     *("retain", "early_stopping"),
     *("judge", "at_least"),

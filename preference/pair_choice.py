@@ -9,7 +9,10 @@ from itertools import product
 from dualign.preference.pair_samples import AskedPrompt, Sample
 from dualign.preference.pairs_config import PairsStage
 
-_OBSTACLES = ("not_better", "all_wrong", "all_right", "identical")
+_OBSTACLES = (
+    *("not_better", "all_wrong", "all_right", "identical"),
+    *("unjudged", "tie", "judge_disagrees", "verifier_disagrees"),
+)
 """Why two samples make no pair. A prompt without a pair is counted by the last one of its samples'."""
 
 
@@ -30,6 +33,35 @@ class Candidate:
         """How many tokens the chosen one is longer."""
         return self.chosen.tokens - self.rejected.tokens
 
+    def obstacle(self, *, judged: bool) -> str:
+        """Return why they make no pair in this order, in a word that can be counted; "" if they do.
+
+        Args:
+            judged: the scores are a judge's.
+        """
+        if judged:
+            return self._judged_obstacle()
+        chosen, rejected = self.chosen, self.rejected
+        if chosen.score is not None and rejected.score is not None:
+            if chosen.score == rejected.score:
+                return "all_right" if chosen.verdict else "all_wrong"
+            if chosen.score < rejected.score:
+                return "not_better"
+        return "identical" if chosen.text == rejected.text else ""
+
+    def _judged_obstacle(self) -> str:
+        chosen, rejected = self.chosen, self.rejected
+        if chosen.text == rejected.text:
+            return "identical"
+        if chosen.score is None or rejected.score is None:
+            return "unjudged"
+        if chosen.score == rejected.score:
+            return "tie"
+        if chosen.score < rejected.score:
+            return "judge_disagrees"
+        is_turned = rejected.verdict and chosen.verdict is not None and not chosen.verdict
+        return "verifier_disagrees" if is_turned else ""
+
 
 @dataclass(kw_only=True, slots=True)
 class PromptPairs:
@@ -40,9 +72,13 @@ class PromptPairs:
     reason: str = ""
 
 
-def compare(prompts: Iterable[AskedPrompt]) -> list[PromptPairs]:
-    """Return each prompt with all pairs that its samples may make."""
-    return [_compare(prompt) for prompt in prompts]
+def compare(prompts: Iterable[AskedPrompt], *, judged: bool = False) -> list[PromptPairs]:
+    """Return each prompt with all pairs that its samples may make.
+
+    Args:
+        judged: the scores of samples are a judge's.
+    """
+    return [_compare(prompt, judged=judged) for prompt in prompts]
 
 
 def choose(stage: PairsStage, prompts: Sequence[PromptPairs], *, seed: int) -> None:
@@ -54,29 +90,22 @@ def choose(stage: PairsStage, prompts: Sequence[PromptPairs], *, seed: int) -> N
         _balance(prompts)
 
 
-def _compare(prompt: AskedPrompt) -> PromptPairs:
+def _compare(prompt: AskedPrompt, *, judged: bool) -> PromptPairs:
     first = prompt.first.samples
     second = first if prompt.second is None else prompt.second.samples
     candidates, obstacles = [], set()
     for chosen, rejected in product(first, second):
-        if obstacle := _obstacle(chosen, rejected):
+        candidate = Candidate(chosen=chosen, rejected=rejected)
+        if obstacle := candidate.obstacle(judged=judged):
             obstacles.add(obstacle)
         else:
-            candidates.append(Candidate(chosen=chosen, rejected=rejected))
+            candidates.append(candidate)
+    if judged and len(prompt.samples) < 2:
+        obstacles.clear()  # there is nothing that a judge could compare
     if candidates:
         return PromptPairs(prompt=prompt, pairs=candidates)
     reason = max(obstacles, key=_OBSTACLES.index) if obstacles else prompt.fault
     return PromptPairs(prompt=prompt, pairs=[], reason=reason)
-
-
-def _obstacle(chosen: Sample, rejected: Sample) -> str:
-    """Return why two samples make no pair in this order."""
-    if chosen.score is not None and rejected.score is not None:
-        if chosen.score == rejected.score:
-            return "all_right" if chosen.verdict else "all_wrong"
-        if chosen.score < rejected.score:
-            return "not_better"
-    return "identical" if chosen.text == rejected.text else ""
 
 
 def _take(stage: PairsStage, candidates: list[Candidate], rng: random.Random) -> list[Candidate]:

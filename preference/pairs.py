@@ -4,7 +4,7 @@
 
 Right against wrong: a verifier sorts the samples of a prompt. Strong against weak, as for SmolLM3:
 with `rejected_model`, one model writes the chosen answers and the other the rejected ones. Revised
-against as it was: with `revise`, a model mends the other's answers.
+against as it was: with `revise`, a model mends the other's answers. A judge sorts what no verifier can.
 """
 
 import json
@@ -18,8 +18,8 @@ from dualign.preference.pair_choice import PromptPairs, choose, compare, count_o
 from dualign.preference.pair_lengths import TokenCounter, length_figures, length_table
 from dualign.preference.pair_questions import read_questions
 from dualign.preference.pair_revisions import Reviser
-from dualign.preference.pair_samples import Sampler
-from dualign.preference.pair_scores import measure, verify
+from dualign.preference.pair_samples import AskedPrompt, Sampler
+from dualign.preference.pair_scores import PairJudge, measure, verify
 from dualign.preference.pairs_config import PairsStage
 from dualign.rundir import Outcome, summarize_outcomes
 from dualign.terminal import wide_console
@@ -38,8 +38,7 @@ def run(stage: PairsStage, work: Path, *, seed: int) -> Outcome:
     prompts = sampler.prompts(questions.items)
     measure(prompts, sampler.counter)
     reasons = verify(prompts)
-    reviser = None if stage.revise is None else Reviser(stage.revise, sampler)
-    chosen = compare(prompts) if reviser is None else reviser.revise(prompts)
+    chosen, figures = _candidates(stage, sampler, prompts, work, seed)
     choose(stage, chosen, seed=seed)
     rows = summarize_outcomes(count_outcomes(chosen, questions.passed))
     if not rows["kept"]:
@@ -54,9 +53,26 @@ def run(stage: PairsStage, work: Path, *, seed: int) -> Outcome:
         "lengths": _lengths(stage, chosen, sampler.counter),
     }
     metrics |= {"endpoints": sampler.asked} if sampler.asked else {}
-    metrics |= {"revisions": reviser.record()} if reviser else {}
     metrics |= {"reasons": dict(reasons.most_common())} if reasons else {}
-    return Outcome(metrics=metrics, rows=rows, data=questions.sources)
+    return Outcome(metrics=metrics | figures, rows=rows, data=questions.sources)
+
+
+def _candidates(
+    stage: PairsStage, sampler: Sampler, prompts: Sequence[AskedPrompt], work: Path, seed: int
+) -> tuple[list[PromptPairs], dict[str, Any]]:
+    """Return the pairs that each prompt may give, and the figures of judge and reviser for run.json."""
+    figures: dict[str, Any] = {}
+    judge = None if stage.judge is None else PairJudge(stage, work, seed=seed)
+    if stage.revise is None:
+        if judge is not None:
+            figures["judge"] = judge.score(prompts)
+        return compare(prompts, judged=judge is not None), figures
+    reviser = Reviser(stage.revise, sampler)
+    items = reviser.revise(prompts)
+    figures["revisions"] = reviser.record()
+    if judge is not None:
+        figures["judge"] = judge.keep_better(items)
+    return items, figures
 
 
 def _lengths(

@@ -8,6 +8,7 @@ from typing import Literal
 from dualign.data.config import QuestionData
 from dualign.generation.config import Backend, Endpoint, endpoint_of, model_label, model_problems
 from dualign.generation.estimate import Demand
+from dualign.judges.config import JudgeConfig
 from dualign.switch import Switch
 from dualign.tasks import Problem, load_problems, load_tasks, template_problems
 from dualign.verifiers.base import Verifier
@@ -104,13 +105,17 @@ class PairsStage:
     """
     revise: RevisionConfig | None = None
     """another model mends the wrong answers, and its revisions are the chosen ones"""
+    judge: JudgeConfig | None = None
+    """what sorts samples that no verifier can sort (docs/judges.md); with two models, chosen: row or
+    revise, pairs that it doesn't find right are dropped
+    """
     modes: tuple[Literal["think", "no_think"], ...] = ("think", "no_think")
     """each mode gets its own pairs"""
     rows: int | None = None
     """at most this many prompts of each task"""
     samples: int = 4
-    """answers sampled for each prompt and mode; with rejected_model one of each model, or with length:
-    matched this many
+    """answers sampled for each prompt and mode; with rejected_model one of each model, or with a judge or
+    length: matched this many
     """
     choose: Literal["best_worst"] | None = None
     """of the pairs that a prompt's samples make: best_worst, the best against the worst, equal ones at
@@ -150,11 +155,13 @@ class PairsStage:
     @property
     def checks_tasks(self) -> bool:
         """Whether the verifiers of tasks say which answers are right."""
-        return self.rejected_model is None
+        return self.rejected_model is None or self.judge is not None
 
     @property
     def is_scored(self) -> bool:
         """Whether something scores all samples."""
+        if self.judge is not None:
+            return True
         checked = self.data is None or self.data.verifier is not None
         return self.rejected_model is None and checked
 
@@ -163,6 +170,15 @@ class PairsStage:
         """Answers that each model is asked for, of each prompt in each mode."""
         several = self.is_scored or self.length == "matched"
         return self.samples if several or not self.is_two_sided else 1
+
+    @property
+    def _answers_judged(self) -> int:
+        """Answers of a prompt that the judge sees together."""
+        if self.revise is not None:
+            return 2
+        if self.chosen is not None:
+            return self.samples_asked + 1
+        return self.samples_asked * (1 if self.rejected_model is None else 2)
 
     @property
     def revision_tokens(self) -> int:
@@ -198,7 +214,7 @@ class PairsStage:
         first, *others = [name for name, value in writers.items() if value is not None] or [""]
         for name in others:
             yield name, f"{first} says what stands against what already: remove one of the two"
-        if self.rejected_model is not None and self.data and self.data.verifier is not None:
+        if not self.checks_tasks and self.data and self.data.verifier is not None:
             message = "a strong and a weak model are compared without one: remove it"
             yield "data.verifier", message
         if self.chosen is not None:
@@ -244,6 +260,12 @@ class PairsStage:
             # Each request shows an answer.
             revised += Demand(prompt_tokens=len(problems) * count * self.max_new_tokens)
             yield _in_words(self.revise.model, revised, "revisions")
+        if self.judge is not None:
+            yield self.judge.in_words(
+                problems * modes * (1 if self.revise is None else self.pairs_per_prompt),
+                answers=self._answers_judged,
+                answer_tokens=self.max_new_tokens,
+            )
 
     def _unknown(self) -> str:
         """Why questions can't be counted before the stage runs, in words; "" if they can."""

@@ -1,3 +1,3 @@
 """What compares or scores answers where no verifier can say right or wrong: models that judge, reward models."""
 
-__all__ = ["base", "config", "preflight", "table"]
+__all__ = ["agreement", "base", "config", "preflight", "table"]
