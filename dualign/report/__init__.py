@@ -7,6 +7,7 @@ __all__ = [
     "plots",
     "render",
     "report",
+    "retention",
     "runs",
     "stages",
     "sweep",

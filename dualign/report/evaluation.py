@@ -32,6 +32,7 @@ from dualign.report.conclusions import (
     training_findings,
 )
 from dualign.report.plots import accuracy_plot, difficulty_plot, lengths_plot
+from dualign.report.retention import retention_findings
 from dualign.report.runs import ModelEvaluation, Row, StageRun
 from dualign.report.samples import choose
 
@@ -80,6 +81,7 @@ def _findings(
         elif of_training and models:
             yield f"{stage.name}: not evaluated, so what it bought in accuracy isn't known."
         yield from of_training
+        yield from retention_findings(stage)
     yield from (text for stage in stages for text in margin_findings(stage.metrics or {}))
     for step in compared:
         if short_label(step.after.scores.model) in by_stage:

@@ -71,7 +71,8 @@ def loss_plot(name: str, stage: str, log: Sequence[Row]) -> Picture:
     """Plot training loss as thin lines and validation loss as marked lines, in each logged mode."""
 
     def draw(axes: Axes) -> None:
-        logged = {key.rpartition("loss/")[2] for row in log for key in row if "loss/" in key}
+        starts = ("loss/", "eval_loss/")
+        logged = {key.rpartition("/")[2] for row in log for key in row if key.startswith(starts)}
         modes: list[str] = [mode for mode in MODES if mode in logged]
         for mode in modes or [""]:
             suffix, label = (f"/{mode}", mode) if mode else ("", "all rows")
@@ -114,6 +115,20 @@ def reward_plot(
     where = "validation" if prefix else "training"
     title = f"{stage}: {words}, {where}"
     return _curve_picture(name, f"{title}, by step", draw, title=title)
+
+
+def retention_plot(name: str, stage: str, log: Sequence[Row], task: str) -> Picture:
+    """Plot the accuracy on a small task by step, in both modes, while a stage trained."""
+
+    def draw(axes: Axes) -> None:
+        for mode in MODES:
+            points = series(log, f"eval_retain/{task}/{mode}")
+            _line(axes, tuple((step, 100 * value) for step, value in points), mode, mode)
+        axes.set_ylabel("accuracy, %")
+        axes.set_ylim(-4, 104)
+
+    title = f"{stage}: {label_text(task, 24)}"
+    return _curve_picture(name, f"{stage}: accuracy on {task} by step", draw, title=title)
 
 
 def kl_plot(name: str, stage: str, log: Sequence[Row]) -> Picture:

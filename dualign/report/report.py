@@ -12,6 +12,7 @@ from dualign.evaluation.scores import ModelScores
 from dualign.report.blocks import Gallery, Report
 from dualign.report.evaluation import evaluation_sections
 from dualign.report.render import render_html, render_markdown
+from dualign.report.retention import retention_sections
 from dualign.report.runs import StageRun, evaluations_of, read_stage
 from dualign.report.stages import facts, provenance_sections, training_sections
 from dualign.report.sweep import sweep_sections
@@ -55,6 +56,7 @@ def _build_report(stages: Sequence[StageRun], *, title: str) -> Report:
         sections=(
             *evaluation_sections(stages, models),
             *sweep_sections(stages),
+            *retention_sections(stages),
             *training_sections(stages),
             *provenance_sections(stages),
         ),

@@ -25,6 +25,8 @@ class StageRun:
     log: tuple[Row, ...] = ()
     metrics: Row | None = None
     samples: tuple[Row, ...] = ()
+    retained: tuple[Row, ...] = ()
+    """answers that a training stage was asked for while it trained"""
     sweep: Row | None = None
     """sweep.json of a sweep stage"""
 
@@ -61,6 +63,7 @@ def read_stage(path: Path) -> StageRun:
         log=tuple(_read_rows(path / "log.jsonl")),
         metrics=metrics,
         samples=() if metrics is None else tuple(_read_rows(path / "samples.jsonl")),
+        retained=tuple(_read_rows(path / "retention.jsonl")),
         sweep=_read_json(sweep_file, expected="a sweep") if sweep_file.exists() else None,
     )
 

@@ -70,12 +70,13 @@ def _side_by_side(pair: Mapping[str, Row]) -> SideBySide:
         title=f"{row.get('task')}, problem {row.get('id')}: {_outcome(pair)}",
         problem=shortened(plain(row.get("prompt"))),
         expected=plain(row.get("expected")),
-        think=_answer(pair["think"]),
-        no_think=_answer(pair["no_think"]),
+        think=mode_answer(pair["think"]),
+        no_think=mode_answer(pair["no_think"]),
     )
 
 
-def _answer(row: Row) -> ModeAnswer:
+def mode_answer(row: Row) -> ModeAnswer:
+    """Return an answer of samples.jsonl as a block."""
     tokens = [
         f"{row[key]} {words} tokens"
         for key, words in (("think_tokens", "thinking"), ("answer_tokens", "answer"))

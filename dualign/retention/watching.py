@@ -104,11 +104,19 @@ class _Watch(TrainerCallback):
         if step >= state.max_steps or (every and step % every == 0):
             self._measure(state, control)
 
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Measure the step that is published, whose weights are loaded by now, if it isn't measured."""
+        step = state.best_global_step if args.load_best_model_at_end else None
+        if step and state.is_world_process_zero and not self._kept(step):
+            self._new(state, step)
+
     def _measure(self, state: TrainerState, control: TrainerControl) -> None:
         """Measure on rank 0 while the others wait, and log it on all."""
         logged: list[dict[str, float] | None] = [None]
         if state.is_world_process_zero:
-            figures = self._kept(state.global_step) or self._new(state)
+            figures = self._kept(state.global_step) or self._new(state, state.global_step)
             logged = [dict(_logged(figures))]
         logs = broadcast_object_list(logged)[0]
         training, should_log = self._trainer.model.training, control.should_log
@@ -120,8 +128,8 @@ class _Watch(TrainerCallback):
     def _kept(self, step: int) -> _Figures | None:
         return next((entry for entry in self._figures if entry["step"] == step), None)
 
-    def _new(self, state: TrainerState) -> _Figures:
-        step, started = state.global_step, time.monotonic()
+    def _new(self, state: TrainerState, step: int) -> _Figures:
+        started = time.monotonic()
         scratch = self._work / CHECKPOINTS / "retention-answers.jsonl"
         scratch.parent.mkdir(parents=True, exist_ok=True)
         steps = {entry["step"] for entry in self._figures}
@@ -136,7 +144,7 @@ class _Watch(TrainerCallback):
             first = self._figures[0] if self._figures else figures
             tasks = self._measurer.bound
             figures["broken"] = [*broken(figures, first, self._retain.bound, tasks)]
-        self._figures.append(figures)
+        self._figures = sorted([*self._figures, figures], key=lambda entry: entry["step"])
         write_lines(self._work / _SAMPLES, [*kept, *({"step": step, **row} for row in answers)])
         write_json(self._work / _RETENTION_JSON, {"measurements": self._figures})
         lines = [*_in_words(figures, state.max_steps), *_answers_in_words(answers)]
@@ -167,6 +175,7 @@ class _Watch(TrainerCallback):
             logger.info(text)
         else:
             bar.write(text)
+            bar.set_postfix_str(_for_the_bar(self._figures[-1]))
 
 
 def _read(work: Path) -> list[_Figures]:
@@ -216,3 +225,12 @@ def _answers_in_words(answers: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             )
             text = f"{thinking}{excerpt(row['answer'], 120)}"
             yield f"  {row['mode']}, {excerpt(row['prompt'], 60)} -> {text}"
+
+
+def _for_the_bar(figures: Mapping[str, Any]) -> str:
+    """Return the accuracies in percent, think before no_think: `sums 95/80, routes 70/72`."""
+    parts = []
+    for task, by_mode in figures["tasks"].items():
+        shares = (percent(cell["accuracy"], 0) for cell in by_mode.values())
+        parts.append(f"{task} {'/'.join(shares)}")
+    return ", ".join(parts)

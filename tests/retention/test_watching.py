@@ -182,3 +182,19 @@ def test_held_out_rows_and_fixed_prompts_are_measured_beside_the_tasks(
     assert logged[0]["eval_retain/loss/no_think"] == start["loss"]["no_think"]
     assert "no_think, 'What is 1+2?' -> '3'" in caplog.text
     assert "think, 'What is 1+2?' -> <think> 'one and two' </think> '3'" in caplog.text
+
+
+def test_the_published_step_is_measured_although_it_was_none_of_those_asked_for(
+    write: Write, task_file: Path, other_rows: Path
+) -> None:
+    """The held-out loss falls, and the highest is asked for; retain asks at the start and the end."""
+    sources = [{"path": str(other_rows / "rows.jsonl")}]
+    data = {"sources": sources, "packing": "none", "max_tokens": 256, "validation_rows": 2}
+    highest = {"load_best_model_at_end": True, "greater_is_better": True}
+    train = {"eval_strategy": "steps", "eval_steps": 1, "learning_rate": 0.3, "max_steps": 3}
+    keys = {"lora": LORA, "train": {**train, **highest}, "data": data}
+    folder = run(write("run", **keys, retain=retain(task_file)))
+    metrics = read_run(folder)["metrics"]
+    published = metrics["published_step"]
+    assert [entry["step"] for entry in measurements(folder)] == sorted({0, published, 3})
+    assert published < 3

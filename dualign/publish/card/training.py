@@ -8,6 +8,7 @@ from dualign.model_ref import StageRef
 from dualign.publish.lineage import Lineage
 from dualign.publish.redaction import redact, redact_text
 from dualign.report.conclusions import margin_findings, step_finding, steps, training_findings
+from dualign.report.retention import retention_findings
 from dualign.report.runs import ModelEvaluation
 from dualign.stages import stage_kind
 
@@ -125,6 +126,7 @@ def stage_findings(
         if stage.name in step_of:
             yield step_finding(step_of[stage.name])
         yield from training_findings(stage)
+        yield from retention_findings(stage)
     for evaluation in lineage.evaluations:
         for text in margin_findings(redact(evaluation.metrics or {}, names)):
             if text.split(" against ")[0] in stage_names:
