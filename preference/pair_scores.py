@@ -45,7 +45,7 @@ class PairJudge:
     def __init__(self, stage: PairsStage, work: Path, *, seed: int) -> None:
         assert stage.judge is not None, "a stage without a judge has nothing to ask it"
         self._stage, file = stage, SampleFile(work / "judgments.jsonl")
-        self._judge = open_judge(stage.judge, file, label=f"{stage.name}: judging", seed=seed)
+        self._judge = open_judge(stage.judge, file, label=stage.name, seed=seed)
 
     def score(self, prompts: Iterable[AskedPrompt]) -> dict[str, Any]:
         """Score the samples of each prompt; returns the record for run.json."""
