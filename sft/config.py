@@ -55,7 +55,18 @@ class SFTStage(TrainingStage):
     def _token_problems(self) -> list[tuple[str, str]]:
         issues, texts = [], [token.text for token in self.new_tokens]
         if self.lora and self.add_tokens:
-            issues.append(("add_tokens", "only without lora: an adapter trains no embedding"))
+            issues += [
+                (
+                    f"lora.{key}",
+                    "not with add_tokens, whose rows PEFT trains by themselves: remove it",
+                )
+                for key, used in (
+                    ("modules_to_save", self.lora.modules_to_save),
+                    ("bias", self.lora.bias != "none"),
+                    ("init_lora_weights", self.lora.takes_from_base),
+                )
+                if used
+            ]
         for number, token in enumerate(self.new_tokens):
             key = f"add_tokens.{number}"
             if isinstance(self.add_tokens[number], str):  # keys are checked where they are read

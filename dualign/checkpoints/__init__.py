@@ -11,5 +11,6 @@ __all__ = [
     "meta_model",
     "patterns",
     "shards",
+    "token_rows",
     "weights",
 ]

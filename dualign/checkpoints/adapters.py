@@ -18,8 +18,15 @@ from torch import Tensor
 
 from dualign.checkpoints.checkpoint import HEAD
 from dualign.checkpoints.folding import AdaptedWeights
-from dualign.checkpoints.lora import PREFIX, TOKENS, Adapter, LoraModule, read_adapter
+from dualign.checkpoints.lora import (
+    PREFIX,
+    TOKENS,
+    Adapter,
+    LoraModule,
+    read_adapter,
+)
 from dualign.checkpoints.shards import write_side_files, write_weights
+from dualign.checkpoints.token_rows import joined_rows, trainable_indices
 from dualign.checkpoints.weights import open_weights
 from dualign.errors import MergeError
 from dualign.model_ref import adapter_base
@@ -53,8 +60,8 @@ def concatenate(
     loads with `PeftModel.from_pretrained`.
 
     Raises:
-        MergeError: the sum isn't a LoRA adapter (DoRA, modules_to_save, trainable tokens), or the
-            bases differ.
+        MergeError: the sum isn't a LoRA adapter (DoRA, modules_to_save, tokens that two of them
+            trained), or the bases differ.
     """
     weights = weights or [1.0] * len(folders)
     adapters = read_summands(folders, weights)
@@ -65,16 +72,17 @@ def concatenate(
 def read_summands(folders: Sequence[Path], weights: Sequence[float]) -> tuple[Adapter, ...]:
     """Read adapters of one base whose changes add up.
 
-    A single adapter with weight 1 may hold other tensors besides its low-rank changes.
+    A single adapter with weight 1 may hold other tensors besides its low-rank changes, and one of
+    several rows of trained tokens, which no other has.
 
     Raises:
         MergeError: their sum isn't a LoRA adapter, or their bases, revisions or ties differ.
     """
     adapters = tuple(read_adapter(folder) for folder in folders)
-    for adapter in adapters:
+    for adapter, weight in zip(adapters, weights, strict=True):
         _require_linear(adapter)
         if list(weights) != [1]:
-            _require_summable(adapter)
+            _require_summable(adapter, weight)
     for other in adapters[1:]:
         _require_same_base(adapters[0], other)
     return adapters
@@ -228,6 +236,9 @@ def _config(adapters: Sequence[Adapter], ranks: Mapping[str, int]) -> dict[str, 
     config["task_type"] = next(
         filter(None, (adapter.config.get("task_type") for adapter in adapters)), None
     )
+    config["trainable_token_indices"] = trainable_indices(
+        joined_rows(adapters, remedy=_FIX), adapters
+    )
     same_modules = all(set(adapter.modules) == set(ranks) for adapter in adapters)
     if not same_modules or not isinstance(first.config.get("target_modules"), list):
         # Full paths: a pattern wide enough for all could reach modules that none of them has.
@@ -246,11 +257,11 @@ def _require_linear(adapter: Adapter) -> None:
         raise MergeError(f"{adapter.folder}: has no LoRA tensors")
 
 
-def _require_summable(adapter: Adapter) -> None:
+def _require_summable(adapter: Adapter, weight: float) -> None:
     config = adapter.config
-    if adapter.token_rows or config.get("trainable_token_indices"):
+    if adapter.token_rows and weight != 1:
         raise MergeError(
-            f"{adapter.folder}: trainable tokens replace rows and can't be added up; {_FIX}"
+            f"{adapter.folder}: trainable tokens replace rows and can't be weighted; {_FIX}"
         )
     bias = config.get("bias", "none")
     if config.get("modules_to_save") or bias != "none":
@@ -308,9 +319,10 @@ def _others(adapters: Sequence[Adapter], modules: Iterable[str]) -> dict[str, Te
             replaced[name] = tensor
     low_rank = set(modules)
     others = {_under_base_layer(name, low_rank): tensor for name, tensor in replaced.items()}
-    for adapter in adapters:
-        for name, (_, rows) in adapter.token_rows.items():
-            others[name.removesuffix(".weight") + TOKENS] = rows
+    for path, (_, rows) in joined_rows(adapters, remedy=_FIX).items():
+        if path in low_rank or f"{path}.weight" in replaced:
+            raise MergeError(f"{path}: an adapter changes it, and another replaces rows; {_FIX}")
+        others[path + TOKENS] = rows
     return others
 
 

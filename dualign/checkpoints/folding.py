@@ -7,6 +7,7 @@ differently: then there are two, and the config says so.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from math import prod
 from pathlib import Path
@@ -45,6 +46,7 @@ class AdaptedWeights:
         self.config: Mapping[str, Any] = {**base.config, **_special_ids(adapter.folder)}
         self.entries: Mapping[str, Entry] = base.entries
         self._changed = _changed_names(adapter)
+        self._lengthen()
         self._tied_embedding = embedding_name(base.entries) if is_tied(base) else None
         if self._tied_embedding and self._changed & {HEAD, self._tied_embedding}:
             self._untie_if_they_differ(self._tied_embedding)
@@ -87,16 +89,46 @@ class AdaptedWeights:
             random_access=stored.random_access and not self._needs_column_norms(name),
         )
 
+    def _lengthen(self) -> None:
+        """Add the rows that trained tokens have past the end of the base's embedding and head.
+
+        Raises:
+            MergeError: rows are missing between the end and a token, or one of the two is shorter.
+        """
+        for name, (indices, _) in self.adapter.token_rows.items():
+            entry = self.base.entries.get(name)
+            if entry is None or max(indices, default=0) < entry.shape[0]:
+                continue
+            have, needed = entry.shape[0], 1 + max(indices)
+            if missing := set(range(have, needed)) - set(indices):
+                raise MergeError(
+                    f"{self.adapter.folder}: {name} has token rows up to {needed - 1} and none for "
+                    f"{min(missing)}, and the base has {have} rows; {_resizing(needed)}"
+                )
+            self.entries = {**self.entries, name: replace(entry, shape=(needed, *entry.shape[1:]))}
+            self.config = _with_vocabulary(self.config, needed)
+        lengths = {
+            self.entries[name].shape[0]
+            for name in (embedding_name(self.entries), HEAD)
+            if name and name in self.entries
+        }
+        if self.entries is not self.base.entries and len(lengths) > 1:
+            raise MergeError(
+                f"{self.adapter.folder}: has rows of new tokens for embedding or head alone; train "
+                "the rows of both"
+            )
+
     def _rows(self, name: str, stored: Reader) -> Rows:
         """Return the folded rows; a replaced tensor may have a low-rank change on top."""
-        columns = _columns(self.base.entries[self._stored_name(name)].shape)
+        entry = self.base.entries[self._stored_name(name)]
+        columns = _columns(entry.shape)
 
         def base(start: int, stop: int) -> Array:
             block = stored.read(start * columns, stop * columns)
             return block.reshape(stop - start, -1)
 
         if name in self.adapter.token_rows:
-            return _with_rows(base, *self.adapter.token_rows[name])
+            return _with_rows(base, entry.shape[0], *self.adapter.token_rows[name])
         replaced = self.adapter.replaced.get(name)
         rows = base if replaced is None else _rows_of(replaced)
         module = self._module(name)
@@ -132,18 +164,18 @@ class AdaptedWeights:
                 f"{self.adapter.folder}: trainable tokens and a change of the tied {HEAD}; "
                 "use one of the two"
             )
-        head = self.base.entries[embedding]
+        head = self.entries[embedding]
         for name in sorted(self._changed & {HEAD, embedding}):
             _require_fit(self.adapter, name, head.shape)
         if self._are_equal(embedding, HEAD):
             self._changed -= {HEAD}
             return
-        self.entries = {**self.base.entries, HEAD: head}
+        self.entries = {**self.entries, HEAD: head}
         self.config = {**self.config, "tie_word_embeddings": False}
 
     def _are_equal(self, embedding: str, head: str) -> bool:
         a, b = self.reader(embedding), self.reader(head)
-        size, step = self.base.entries[embedding].size, a.step or b.step or _PIECE
+        size, step = self.entries[embedding].size, a.step or b.step or _PIECE
         ranges = [(start, min(start + step, size)) for start in range(0, size, step)]
         return all(np.array_equal(a.read(*span), b.read(*span)) for span in ranges)
 
@@ -172,12 +204,14 @@ def _rows_of(tensor: Tensor) -> Rows:
     return lambda start, stop: to_float64(tensor[start:stop])
 
 
-def _with_rows(base: Rows, indices: Sequence[int], values: Tensor) -> Rows:
-    """Replace some rows of the base; the last of duplicate indices counts."""
+def _with_rows(base: Rows, count: int, indices: Sequence[int], values: Tensor) -> Rows:
+    """Replace some of the base's `count` rows, and add those after; the last of duplicates counts."""
     place = {index: i for i, index in enumerate(indices)}
 
     def rows(start: int, stop: int) -> Array:
-        block = base(start, stop).astype(np.float64)
+        block = np.empty((stop - start, values.shape[1]))
+        if start < count:
+            block[: count - start] = base(start, min(stop, count))
         for index in range(start, stop):
             if index in place:
                 block[index - start] = to_float64(values[place[index]])
@@ -206,11 +240,25 @@ def _remedy(name: str, adapter_shape: tuple[int, ...], shape: tuple[int, ...]) -
     """Say what to do about shapes that differ: another number of rows is another vocabulary."""
     if len(shape) != 2 or adapter_shape[1:] != shape[1:] or not ("embed" in name or name == HEAD):
         return "name the base that it was trained on"
+    return _resizing(adapter_shape[0])
+
+
+def _resizing(rows: int) -> str:
     return (
-        f"it was trained on a base whose vocabulary had been resized to {adapter_shape[0]} rows. "
-        f"Give the base as many before: model.resize_token_embeddings({adapter_shape[0]}) in "
+        f"it was trained on a base whose vocabulary had been resized to {rows} rows. "
+        f"Give the base as many before: model.resize_token_embeddings({rows}) in "
         "transformers, save_pretrained with the adapter's tokenizer, and name that folder as base"
     )
+
+
+def _with_vocabulary(config: Mapping[str, Any], rows: int) -> dict[str, Any]:
+    """Return a config.json whose model has that many tokens."""
+    parts = {
+        name: _with_vocabulary(part, rows)
+        for name, part in config.items()
+        if name == "text_config" and isinstance(part, Mapping)
+    }
+    return {**config, **parts, **({"vocab_size": rows} if "vocab_size" in config else {})}
 
 
 def _special_ids(adapter: Path) -> dict[str, Any]:

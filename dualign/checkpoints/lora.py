@@ -33,6 +33,7 @@ _FACTORS = {
     "lora_magnitude_vector": "magnitude",
 }
 TOKENS = ".token_adapter.trainable_tokens_delta"
+BASE_OF_TOKENS = ".token_adapter.base_layer."
 
 # Each changes the base model, or the formula, in a way that isn't computed here.
 _UNSUPPORTED = (
@@ -195,6 +196,11 @@ def _adapter(
         elif name.endswith(TOKENS):
             module = name.removesuffix(TOKENS)
             rows[module + ".weight"] = (_token_indices(folder, config, module, tensor), tensor)
+        elif BASE_OF_TOKENS in name:
+            raise MergeError(
+                f"{file}: {name} is the whole matrix of a base that was resized before training; save the "
+                "resized base, and the adapter with save_embedding_layers=False"
+            )
         elif "lora_" in name:
             raise MergeError(
                 f"{file}: {name} isn't a tensor that a plain LoRA adapter has; it can't be folded"

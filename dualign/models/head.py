@@ -111,9 +111,10 @@ def label_scores(
         hidden_BTD, shift_labels = hidden_BTD[:, :-1], labels[:, 1:]
     # Looked up at each call: PEFT, FSDP and ZeRO replace it.
     head: Any = model.get_output_embeddings()
+    bias: Any = getattr(head, "bias", None)  # PEFT's layer of trainable rows has none
     weight_VD, bias_V = (
         parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
-        for parameter in (head.weight, head.bias)
+        for parameter in (head.weight, bias)
     )
     labels_BT = shift_labels.to(weight_VD.device)
     mask_BT = labels_BT != IGNORE_INDEX

@@ -24,6 +24,7 @@ from transformers.initialization import no_init_weights
 
 from dualign.errors import CheckpointError
 from dualign.models.generation_config import valid_generation_config
+from dualign.models.new_rows import require_rows, rows_of
 from dualign.models.source import ModelSource, resolve_model, why_untrainable
 from dualign.models.tokenizer import load_chat_tokenizer
 from dualign.rundir import read_run
@@ -107,6 +108,7 @@ def load_checkpoint(
     _keep_order_of_weights(base)
     if source.adapter is None:
         return base.eval()
+    require_rows(source.adapter, rows_of(base))
     from peft import PeftModel
 
     return PeftModel.from_pretrained(base, str(source.adapter)).eval()

@@ -3,20 +3,34 @@
 peft is imported where there is an adapter: that takes more than a second.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import torch
 
+from dualign.checkpoints.checkpoint import read_json
+from dualign.checkpoints.lora import read_adapter
+from dualign.checkpoints.token_rows import last_token, write_without_rows
 from dualign.errors import CheckpointError, ConfigError
 from dualign.models.loading import load_base
-from dualign.models.new_rows import give_rows, new_rows
+from dualign.models.new_rows import (
+    give_rows,
+    new_rows,
+    put_rows,
+    require_rows,
+    rows_of,
+    trainable_rows,
+)
+from dualign.models.new_tokens import NewRow
 from dualign.models.source import ModelSource
 from dualign.training.adapter import why_not_beside
 from dualign.training.adapter_layers import layer_issues, peft_config
 from dualign.training.config import TrainingStage
 from dualign.training.frozen_start import FROZEN_START, with_frozen_start
+from dualign.training.place_of_tokens import require_place
 from dualign.training.precision import arithmetic, sharding_engine, training_device
 
 if TYPE_CHECKING:
@@ -38,7 +52,7 @@ def load_policy(
 
     Raises:
         CheckpointError: full fine-tuning of an adapter, or an adapter beside another one with which it
-            doesn't add up, as with DoRA.
+            doesn't add up, as with DoRA; or new tokens without a place.
         ConfigError: `lora` names what the model doesn't have.
     """
     model = load_base(
@@ -49,8 +63,9 @@ def load_policy(
         on_cpu=training_device(stage).kind == "cpu",
     )
     if rows := new_rows(stage.new_tokens, source):
+        require_place(stage, source, rows_of(model), rows)
         give_rows(model, rows)
-    config = _lora_config(stage, model) if stage.lora else None
+    config = _lora_config(stage, model, rows) if stage.lora else None
     if source.adapter is None and not (stage.lora and stage.lora.takes_from_base):
         return model, config
     if stage.lora is None or config is None:
@@ -68,15 +83,34 @@ def load_policy(
             way_out = "set save: merged in the stage that trained it"
             raise CheckpointError(f"{source.adapter}: {reason}; {way_out}")
     start = with_frozen_start if stage.lora.takes_from_base else get_peft_model
-    policy: PeftModel = start(model, config)
-    if source.adapter is not None:
-        policy.load_adapter(str(source.adapter), adapter_name=REFERENCE_ADAPTER, is_trainable=False)
+    with _without_rows(source.adapter, model) as adapter:
+        policy: PeftModel = start(model, config)
+        if adapter is not None:
+            policy.load_adapter(str(adapter), adapter_name=REFERENCE_ADAPTER, is_trainable=False)
     activate_policy_adapters(policy)
     return policy, None
 
 
-def _lora_config(stage: TrainingStage, model: "PreTrainedModel") -> "LoraConfig":
-    """Return the recipe's `lora:` as PEFT's config.
+@contextmanager
+def _without_rows(adapter: Path | None, model: "PreTrainedModel") -> Iterator[Path | None]:
+    """Write the rows of tokens that an adapter trained into the model; yield the folder of the rest.
+
+    They are frozen from here on, and PEFT (0.21) saves no adapter without rows beside one with rows.
+    """
+    if adapter is None or last_token(read_json(adapter / "adapter_config.json")) < 0:
+        yield adapter
+        return
+    require_rows(adapter, rows_of(model))
+    put_rows(model, read_adapter(adapter))
+    with TemporaryDirectory() as folder:
+        write_without_rows(adapter, Path(folder))
+        yield Path(folder)
+
+
+def _lora_config(
+    stage: TrainingStage, model: "PreTrainedModel", rows: Sequence[NewRow]
+) -> "LoraConfig":
+    """Return the recipe's `lora:` as PEFT's config, with the rows of new tokens.
 
     Raises:
         ConfigError: it names what the model doesn't have.
@@ -86,6 +120,7 @@ def _lora_config(stage: TrainingStage, model: "PreTrainedModel") -> "LoraConfig"
         reasons = "; ".join(f"lora.{key}: {message}" for key, message in issues)
         raise ConfigError(f"stage {stage.name}: {reasons}")
     config = peft_config(stage.lora, model)
+    config.trainable_token_indices = trainable_rows(model, rows)
     if _passes_are_slow(stage):
         from dualign.training.low_rank import LowRankLinear
 

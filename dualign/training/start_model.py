@@ -14,6 +14,7 @@ from dualign.model_ref import ModelRef
 from dualign.models.source import ModelSource, resolve_model, why_untrainable
 from dualign.training.adapter import why_not_beside
 from dualign.training.config import TrainingStage
+from dualign.training.place_of_tokens import require_place
 from dualign.training.precision import sharding_engine
 
 Issue = tuple[str, str]
@@ -51,7 +52,7 @@ def start_issues(stage: TrainingStage) -> list[Issue]:
             *_base(source, config),
             *_generation(source),
             *_targets(stage, config),
-            *_new_tokens(stage, source),
+            *_new_tokens(stage, source, config),
         ]
     except DualignError as error:
         return [("model", str(error))]
@@ -121,14 +122,18 @@ def _adapter(stage: TrainingStage, source: ModelSource) -> Iterator[Issue]:
         yield "model", f"{error}; {_FOLD.format(source.adapter)}"
 
 
-def _new_tokens(stage: TrainingStage, source: ModelSource) -> Iterator[Issue]:
+def _new_tokens(
+    stage: TrainingStage, source: ModelSource, config: dict[str, Any]
+) -> Iterator[Issue]:
     """Refuse tokens that the model's tokenizer can't get, or that have no place."""
     if not stage.new_tokens:
         return
     from dualign.models.new_rows import new_rows  # torch and transformers
 
+    text = config.get("text_config") or config
     try:
-        new_rows(stage.new_tokens, source)
+        rows = new_rows(stage.new_tokens, source)
+        require_place(stage, source, text.get("vocab_size") or rows[-1].id + 1, rows)
     except DualignError as error:
         yield "add_tokens", str(error).removeprefix("add_tokens: ")
 

@@ -23,7 +23,10 @@ from transformers import (
 from dualign.attention.function import ATTENTION
 from dualign.attention.segments import document_segments
 from dualign.checkpoints.adapters import concatenate, fold
+from dualign.checkpoints.checkpoint import read_json
 from dualign.checkpoints.finite import non_finite_tensors
+from dualign.checkpoints.lora import TOKENS
+from dualign.checkpoints.token_rows import last_token, leave_out_resized_base
 from dualign.checkpoints.weights import from_hub
 from dualign.errors import CheckpointError, ConfigError, DualignError, TrainingError
 from dualign.models.device import Device, device_name
@@ -147,21 +150,21 @@ def require_all_processes(seen: int) -> None:
 
 
 def _adapters_to_float32(model: PreTrainedModel) -> None:
-    """Undo TRL's cast of an adapter over NF4 to bfloat16.
+    """Undo TRL's cast of an adapter over NF4 to bfloat16; PEFT gives rows of tokens the base's type.
 
     At a rate of 1e-6 most of A's updates would round away, and the scaler of fp16 autocast takes no
     gradients of 16 bits. PEFT loads what was saved in float32, too.
     """
+    quantized = getattr(model, "is_loaded_in_4bit", False)
     for name, parameter in model.named_parameters():
-        if "lora_" in name:
+        if TOKENS in name or (quantized and "lora_" in name):
             parameter.data = parameter.data.float()
 
 
 def prepare_trainer(trainer: Trainer, stage: TrainingStage) -> None:
     """Add our callbacks in place of those that print dicts, and activate the policy's adapters."""
     require_all_processes(trainer.args.world_size)
-    if getattr(trainer.model, "is_loaded_in_4bit", False):
-        _adapters_to_float32(trainer.model)
+    _adapters_to_float32(trainer.model)
     _check_optimizer(trainer)
     _try_saving(trainer)
     trainer.remove_callback(PrinterCallback)
@@ -263,6 +266,8 @@ def _publish_adapter(
     that is taken away again.
     """
     shutil.rmtree(trained / REFERENCE_ADAPTER, ignore_errors=True)
+    if stage.new_tokens:
+        leave_out_resized_base(trained)
     before = [] if source.adapter is None else [source.adapter]
     start = [trained / FROZEN_START] if (trained / FROZEN_START).is_dir() else []
     adapter = trained
@@ -277,10 +282,18 @@ def _publish_adapter(
         assert stage.dtype != "auto", "expected a resolved stage"
         fold(base, adapter, work, dtype=stage.dtype)
         _set_special_ids(work / "config.json", model)
+        if last_token(read_json(adapter / "adapter_config.json")) >= _vocabulary(base):
+            return  # nobody could load it on its base
         target = work / "adapter"
         target.mkdir(exist_ok=True)
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         shutil.copyfile(adapter / name, target / name)
+
+
+def _vocabulary(base: Path) -> int:
+    """Return how many tokens the model of a folder has rows for."""
+    config = read_json(base / "config.json")
+    return int((config.get("text_config") or config)["vocab_size"])
 
 
 def _set_special_ids(config_json: Path, model: PreTrainedModel) -> None:

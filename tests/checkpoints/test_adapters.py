@@ -281,7 +281,6 @@ def test_no_tensor_is_missing_when_the_concatenated_adapter_loads(
     [
         ({"use_dora": True}, "use_dora.*fold it into its base first"),
         ({"modules_to_save": ["norm"]}, "modules_to_save.*norm.*fold it"),
-        ({"trainable_token_indices": [1]}, "trainable tokens.*fold it"),
         ({"lora_bias": True}, "lora_bias: True"),
     ],
 )
@@ -294,6 +293,29 @@ def test_what_does_not_add_up_is_refused_with_the_fix(
     with pytest.raises(MergeError, match=message):
         concatenate([first, second], tmp_path / "both")
     assert not (tmp_path / "both").exists()
+
+
+def test_rows_of_tokens_add_up_where_no_other_adapter_has_them(tmp_path: Path) -> None:
+    """Folded at once, both give what they give folded one after the other."""
+    base = make_base(tmp_path / "base")
+    first, second, again = (
+        make_adapter(base, tmp_path / name, target_modules=ATTENTION, trainable_token_indices=ids)
+        for name, ids in (("first", [1]), ("second", [7, 3]), ("again", [2, 1]))
+    )
+    concatenate([first, second], tmp_path / "both")
+    config = json.loads((tmp_path / "both" / "adapter_config.json").read_text())
+    assert config["trainable_token_indices"] == [1, 7, 3]
+    fold(base, tmp_path / "both", tmp_path / "at once")
+    fold(base, first, tmp_path / "half")
+    fold(tmp_path / "half", second, tmp_path / "whole")
+    at_once, whole = (
+        load_file(tmp_path / name / "model.safetensors") for name in ("at once", "whole")
+    )
+    for name, tensor in whole.items():
+        torch.testing.assert_close(at_once[name], tensor, rtol=1e-5, atol=1e-6)
+    with pytest.raises(MergeError, match="token 1 is trained by another adapter as well; fold it"):
+        concatenate([first, again], tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
 
 
 def test_adapters_of_two_bases_are_not_concatenated(tmp_path: Path) -> None:

@@ -31,10 +31,6 @@ def adapter(folder: Path, base: Path, **config: Any) -> Path:
 
 
 REFUSED = {
-    "tokens": (
-        {"trainable_token_indices": {"embed_tokens": [1, 2]}},
-        "trainable tokens replace rows",
-    ),
     "head": (
         {"modules_to_save": ["lm_head"]},
         "modules_to_save ['lm_head'] replaces whole tensors",
@@ -62,6 +58,7 @@ TRAINABLE = {
     "dropout": {"lora_dropout": 0.1},
     "all linear": {"target_modules": "all-linear"},
     "layers": {"layers_to_transform": [1]},
+    "tokens": {"trainable_token_indices": {"embed_tokens": [1, 2]}},
 }
 
 
