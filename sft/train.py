@@ -4,6 +4,7 @@ dualign sft RECIPE
 accelerate launch --config_file zero3.yaml -m dualign sft RECIPE
 """
 
+import logging
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -13,6 +14,7 @@ from dualign.attention.function import ATTENTION
 from dualign.data.prepare import SFTData, prepare_sft
 from dualign.data.tokens.collate import PackedCollator
 from dualign.models.data_request import load_data_request
+from dualign.models.new_tokens import occurrence_notes
 from dualign.models.source import ModelSource, resolve_model
 from dualign.retention.watching import retention_metrics, watch
 from dualign.rundir import Outcome, Paused
@@ -32,6 +34,8 @@ from dualign.training.trainer import (
     training_metrics,
 )
 
+logger = logging.getLogger(__name__)
+
 
 def run(stage: SFTStage, work: Path, *, seed: int) -> Outcome | Paused:
     """Train on packed rows of both modes, resuming from `work`; write the result there."""
@@ -48,6 +52,8 @@ def run(stage: SFTStage, work: Path, *, seed: int) -> Outcome | Paused:
         new_tokens=stage.new_tokens,
     )
     tokenizer, data = request.tokenizer, prepare_sft(request)
+    for note in occurrence_notes(data.train, tokenizer, stage.new_tokens):
+        logger.log(logging.WARNING if note.startswith("warning") else logging.INFO, note)
     with refusals_by_libraries(stage):
         trainer = build_trainer(stage, source, data, tokenizer, work, seed=seed)
     watch(trainer, stage, request, work)

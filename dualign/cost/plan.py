@@ -30,6 +30,7 @@ from dualign.data.rows.reading import reading_notes
 from dualign.engine import StageStatus
 from dualign.errors import CheckpointError, ConfigError, DualignError
 from dualign.model_ref import EMBEDDED_PREFIX, ModelRef, StageRef, adapter_base
+from dualign.models.new_tokens import occurrence_notes
 from dualign.recipe import Recipe, StageEntry, references, replace_texts, stage_of
 from dualign.stages import stage_kind
 from dualign.training.config import TrainingStage
@@ -99,10 +100,10 @@ def plan_stage(
     if not isinstance(entry.config, TrainingStage):
         return stage
     config, missing = _startable(entry, statuses)
-    data = None
+    data, notes = None, list[str]()
     if not missing and _data_is_here(config):
-        data, _ = prepare_data(config, entry.seed)
-    notes: list[str] = []
+        data, tokenizer = prepare_data(config, entry.seed)
+        notes += occurrence_notes(data.train, tokenizer, config.new_tokens)
     base = base_model(entry, {other.entry.name: other.entry for other in statuses})
     file = _config_file(base, recipe.file.parent, notes)
     shape = _model_shape(file, notes) if file else None
@@ -178,12 +179,25 @@ def _startable(entry: StageEntry, statuses: list[StageStatus]) -> tuple[Any, lis
     config, missing = resolve_references(entry, statuses)
     base = base_model(entry, {status.entry.name: status.entry for status in statuses})
     here = ModelRef.parse(base).path is not None or base.startswith(EMBEDDED_PREFIX)
-    own = config.template == "tokenizer"  # the template of the model that isn't there
+    # The template, or the tokenizer, of the model that isn't there.
+    own = config.template == "tokenizer" or _have_new_tokens(config.model, statuses)
     if StageRef.parse(config.model) is None or own or not here:
         return config, missing
     config = replace(config, model=base)
     waits = {ref.name for ref in references(config).values()}
     return config, [name for name in missing if name in waits]
+
+
+def _have_new_tokens(model: str, statuses: list[StageStatus]) -> bool:
+    """Return whether a stage on the way to the model adds tokens."""
+    parent = stage_of(model)
+    if parent is None:
+        return False
+    config = next(status.entry.config for status in statuses if status.entry.name == parent)
+    starts = [config.model] if hasattr(config, "model") else [m.model for m in config.models]
+    return bool(getattr(config, "new_tokens", ())) or any(
+        _have_new_tokens(str(start), statuses) for start in starts
+    )
 
 
 def _measured(

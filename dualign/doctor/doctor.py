@@ -195,6 +195,7 @@ def _diagnose_stage(stage: ResolvedStage, prefix: str, findings: Findings) -> Ma
         template=template,
         seed=stage.entry.seed,
         prefix=prefix,
+        new_tokens=[token.text for token in config.new_tokens],
     )
     rows = survey(subject, findings)
     modes = _trained_modes(rows)
@@ -238,7 +239,9 @@ def _load_tokenizer(
             load_template(stage.template)
         findings.add(Finding(_template_code(stage.template), str(error)), source=source)
     except (OSError, ValueError) as error:
-        findings.add(Finding("tokenizer_unreadable", str(error)), source=source)
+        refused = str(error).startswith("add_tokens:")
+        code = "new_token_refused" if refused else "tokenizer_unreadable"
+        findings.add(Finding(code, str(error)), source=source)
     return None
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dualign.checkpoints.checkpoint import Checkpoint, embedding_name, read_json
 from dualign.checkpoints.finite import non_finite_tensors
+from dualign.checkpoints.token_rows import last_token
 from dualign.data.text.installed import PREFIX, installed_text, relatives
 from dualign.data.text.system_role import with_fold
 from dualign.data.text.template import load_template
@@ -220,6 +221,8 @@ def _check_adapter_modules(saved: SavedModel) -> Iterator[Finding]:
     split = tied and not saved.adapter.get("ensure_weight_tying")
     if split and saved.config.get("tie_word_embeddings"):
         yield Finding("adapter_splits_tie", f"{', '.join(tied)} of a base with tied embeddings")
+    if (last := last_token(saved.adapter)) >= 0:
+        yield Finding("adapter_trains_tokens", f"rows of tokens up to {last}")
     if whole:
         yield Finding("adapter_saves_modules", f"modules_to_save: {', '.join(whole)}")
 

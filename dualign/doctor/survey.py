@@ -4,7 +4,7 @@ Faults are collected instead of raised. Only the length and a hash of each row s
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +36,7 @@ from dualign.doctor.tokens import (
     unknown_id,
 )
 from dualign.errors import DataError
+from dualign.models.new_tokens import never_used
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -61,6 +62,8 @@ class SurveyInput:
     """folder that relative paths start from"""
     trained: bool = True
     """a stage trains on these rows alone"""
+    new_tokens: Sequence[str] = ()
+    """what the stage adds to the tokenizer"""
 
 
 def survey(subject: SurveyInput, findings: Findings) -> Mapping[str, Any]:
@@ -74,6 +77,7 @@ def survey(subject: SurveyInput, findings: Findings) -> Mapping[str, Any]:
         findings=findings,
         foreign=foreign_markers(subject.tokenizer),
         unknown=unknown_id(subject.tokenizer),
+        unused=set(subject.tokenizer.convert_tokens_to_ids(list(subject.new_tokens))),
     )
     screened = zip(sources.data.sources, sources.screened.sampled, strict=True)
     for index, (source, rows) in enumerate(screened):
@@ -98,6 +102,8 @@ class _Survey:
     pair_tokens: PairTokens = field(default_factory=PairTokens)
     verdicts: Verdicts = field(default_factory=Verdicts)
     settings: PromptSettings = field(default_factory=PromptSettings)
+    unused: set[int] = field(default_factory=set)
+    """new tokens that no row held so far"""
 
     def encoder(self, source: SourceConfig, rows: SampledRows) -> Encoder:
         """Return training's encoder, but drop rows where training would stop."""
@@ -130,6 +136,8 @@ class _Survey:
         else:
             examples = [example for side in row.examples for example in side]
             findings += [f for example in examples for f in check_example(example, self.unknown)]
+            if self.unused:
+                self.unused.difference_update(*(example.input_ids for example in examples))
             samples = self.samples.setdefault((row.entry["mode"], source_label(source)), [])
             if asked and len(samples) < _SAMPLES and (sample := prompt_sample(row)):
                 samples.append(sample)
@@ -160,6 +168,8 @@ class _Survey:
         if subject.row_type == "pair":
             findings.extend(check_pair_lengths(self.pair_tokens), source=self._stage)
         findings.extend(self.verdicts.check(), source=self._stage)
+        for token in subject.tokenizer.convert_ids_to_tokens(sorted(self.unused)):
+            findings.add(Finding("new_token_unused", never_used(token)), source=self._stage)
         samples = [sample for group in self.samples.values() for sample in group] if masked else []
         for sample, finding in check_served_prompts(samples, subject.tokenizer):
             conversation = sample.conversation

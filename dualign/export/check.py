@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dualign.data.conversation import MODES, Mode
+from dualign.data.think_tags import CLOSE, OPEN
 from dualign.export.llama_runtime import GreedyToken, LlamaRuntime, load
 from dualign.generation.thinking import TraceMarks, split, trace_marks
 
@@ -27,6 +28,7 @@ QUESTIONS = (
 )
 _NEW_TOKENS = 24
 _CONTEXT = 4096
+_WORDS = 20
 _HI = {"role": "user", "content": "Hi"}
 _TALK = [
     {"role": "system", "content": "Be brief."},
@@ -181,9 +183,19 @@ def _conversations(
 
     switch = switch_of(tokenizer)
     yield from ((name, messages, {}) for name, messages in _PLAIN)
+    if words := _added_words(tokenizer):
+        talk = [{"role": "user", "content": f"What is {' '.join(words)} or {words[-1]}?"}]
+        yield "a question with added tokens", talk, {}
     for name, messages in _IN_BOTH_MODES:
         for mode in MODES:
             yield f"{name} in {mode} mode", *arguments(messages, mode, switch)
+
+
+def _added_words(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+    """Return the last tokens that were added as words, not as marks of a format."""
+    added = tokenizer.added_tokens_decoder.values()
+    words = [token.content for token in added if not token.special]
+    return [word for word in words if word not in (OPEN, CLOSE)][-_WORDS:]
 
 
 def _render(

@@ -3,6 +3,7 @@
 dualign export runs/quickstart/merged gguf --types f16,q8_0,q4_k_m
 """
 
+import logging
 import math
 import shutil
 from collections import Counter
@@ -21,6 +22,8 @@ from dualign.export.quantize import quantize, types_of
 from dualign.hashing import sha256
 from dualign.rundir import new_folder, require_new, write_json
 from dualign.version import __version__
+
+logger = logging.getLogger(__name__)
 
 _EXACT = ("f32", "f16")
 _TYPES = (*_EXACT, "q8_0", "q4_k_m")
@@ -144,6 +147,7 @@ def _write(
     command: Sequence[str] | None,
     runtime: str | None,
 ) -> ExportResult:
+    _warn_of_words(source)
     types = list(dict.fromkeys(types))
     exact = [type for type in types if type in _EXACT]
     quantized = [type for type in types if type not in _EXACT]
@@ -169,6 +173,17 @@ def _write(
             for type in types
         ),
     )
+
+
+def _warn_of_words(source: ExportSource) -> None:
+    """Say which tokens llama.cpp takes where transformers doesn't: it knows no single_word."""
+    added = source.tokenizer.added_tokens_decoder.values()
+    words = [token.content for token in added if token.single_word]
+    if words:
+        logger.warning(
+            "llama.cpp reads %s as a token inside of longer words, too, where transformers has pieces",
+            ", ".join(map(repr, words)),
+        )
 
 
 def _file(source: ExportSource, work: Path, type: str) -> Path:

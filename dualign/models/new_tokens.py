@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING
 from dualign.errors import CheckpointError
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
+
+_BATCH_ROWS = 1000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,6 +91,35 @@ def add_new_tokens(
             )
         rows.append(NewRow(id=ids[0], text=token.text, pieces=own))
     return tuple(rows)
+
+
+def occurrences(rows: "Dataset", ids: Sequence[int]) -> dict[int, int]:
+    """Count tokens in prepared rows, by id."""
+    counts = dict.fromkeys(ids, 0)
+    for table in rows.with_format("arrow").iter(batch_size=_BATCH_ROWS):
+        counted = table["input_ids"].combine_chunks().flatten().value_counts().to_pylist()
+        found = {pair["values"]: pair["counts"] for pair in counted}
+        counts = {token: count + found.get(token, 0) for token, count in counts.items()}
+    return counts
+
+
+def occurrence_notes(
+    rows: "Dataset", tokenizer: "PreTrainedTokenizerBase", tokens: Sequence[NewToken]
+) -> list[str]:
+    """Return how often the rows hold each new token, and a warning for each that they never hold."""
+    if not tokens:
+        return []
+    ids: list[int] = tokenizer.convert_tokens_to_ids([token.text for token in tokens])
+    counts = occurrences(rows, ids)
+    named = [(token.text, counts[number]) for token, number in zip(tokens, ids, strict=True)]
+    listed = ", ".join(f"{text!r} {count:,} times" for text, count in named)
+    unused = [f"warning: add_tokens: {never_used(text)}" for text, count in named if not count]
+    return [f"add_tokens, in the training rows: {listed}", *unused]
+
+
+def never_used(text: str) -> str:
+    """Return what is wrong with a new token that no row holds."""
+    return f"no row holds {text!r} as a token, so its embedding stays as it begins"
 
 
 def _pieces(tokenizer: "PreTrainedTokenizerBase", token: NewToken) -> tuple[int, ...]:

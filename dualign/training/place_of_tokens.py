@@ -1,11 +1,41 @@
 """Where the rows of new tokens have a place: in the weights, or in an adapter that its users can load."""
 
+import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from dualign.errors import CheckpointError
 from dualign.models.new_tokens import NewRow
 from dualign.models.source import ModelSource
 from dualign.training.config import TrainingStage
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def require_no_other_change(targets: str | Sequence[str], model: "PreTrainedModel") -> None:
+    """Refuse an adapter that changes the embedding or the head besides its new rows.
+
+    Args:
+        targets: `lora.target_modules`.
+
+    Raises:
+        CheckpointError: it names one of the two.
+    """
+    if targets == "all-linear":
+        return
+    modules = (model.get_input_embeddings(), model.get_output_embeddings())
+    for name, module in model.named_modules():
+        named = (
+            re.fullmatch(targets, name)
+            if isinstance(targets, str)
+            else any(name == target or name.endswith(f".{target}") for target in targets)
+        )
+        if module in modules and named:
+            raise CheckpointError(
+                f"add_tokens: lora.target_modules names {name}, and a matrix gets new rows or a low-rank change, "
+                "not both: leave it out"
+            )
 
 
 def require_place(

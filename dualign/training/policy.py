@@ -30,7 +30,7 @@ from dualign.training.adapter import why_not_beside
 from dualign.training.adapter_layers import layer_issues, peft_config
 from dualign.training.config import TrainingStage
 from dualign.training.frozen_start import FROZEN_START, with_frozen_start
-from dualign.training.place_of_tokens import require_place
+from dualign.training.place_of_tokens import require_no_other_change, require_place
 from dualign.training.precision import arithmetic, sharding_engine, training_device
 
 if TYPE_CHECKING:
@@ -121,6 +121,8 @@ def _lora_config(
         raise ConfigError(f"stage {stage.name}: {reasons}")
     config = peft_config(stage.lora, model)
     config.trainable_token_indices = trainable_rows(model, rows)
+    if rows:
+        require_no_other_change(stage.lora.target_modules, model)
     if _passes_are_slow(stage):
         from dualign.training.low_rank import LowRankLinear
 

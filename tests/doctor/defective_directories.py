@@ -145,6 +145,10 @@ def adapter_with_whole_modules(folder: Path) -> None:
     edit(folder / "adapter_config.json", modules_to_save=["score"])
 
 
+def adapter_with_rows_of_tokens(folder: Path) -> None:
+    edit(folder / "adapter_config.json", trainable_token_indices=[3])
+
+
 PLANTED = (
     Planted(pad_made_the_end_of_turn, "pad_is_end_of_turn"),
     Planted(no_pad_token, "no_pad"),
@@ -170,6 +174,7 @@ PLANTED = (
     Planted(base_moved_away, "base_not_found", adapter=True),
     Planted(base_on_this_machine, "base_is_local", adapter=True),
     Planted(adapter_on_a_tied_head, "adapter_splits_tie", adapter=True),
+    Planted(adapter_with_rows_of_tokens, "adapter_trains_tokens", adapter=True),
     Planted(adapter_with_whole_modules, "adapter_saves_modules", adapter=True),
     Planted(adapter_lost, "weights_unreadable", adapter=True),
     Planted(adapter_with_a_new_token, "tokens_without_embedding", adapter=True),

@@ -24,6 +24,8 @@ from dualign.export.export import ExportFile, ExportResult, export
 from dualign.export.llama_runtime import installed
 from dualign.export.model_source import open_source
 from dualign.export.show import summary
+from dualign.models.new_rows import give_rows
+from dualign.models.new_tokens import NewToken, add_new_tokens
 
 from .conftest import YARN, Make
 
@@ -67,6 +69,23 @@ def test_all_named_templates_of_a_tokenizer_are_written(tiny_llama: Path, tmp_pa
     fields = GGUFReader(tmp_path / "out" / "x-F32.gguf").fields
     assert fields["tokenizer.chat_template"].contents() == named["default"]
     assert fields["tokenizer.chat_template.tool_use"].contents() == named["tool_use"]
+
+
+@needs_runtime
+def test_words_that_a_recipe_added_are_read_alike_and_the_difference_is_said(
+    tiny_llama: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    words = [NewToken(text="<ticket>"), NewToken(text="Zyklotron")]
+    give_rows(model, add_new_tokens(tokenizer, words))
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    result = export(str(tmp_path / "model"), tmp_path / "gguf", types=["f16"], name="mine")
+    (file,) = result.files
+    assert file.check is not None
+    assert file.check.conversations == 8
+    assert "llama.cpp reads 'Zyklotron' as a token inside of longer words" in caplog.text
 
 
 def test_transformers_own_reader_finds_the_same_model(tiny_llama: Path, tmp_path: Path) -> None:

@@ -8,6 +8,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+from dualign import engine
+from dualign.cost.plan import plan_stage
+from dualign.doctor.doctor import diagnose_recipe
 from dualign.errors import CheckpointError, DualignError
 from dualign.models.loading import load_base
 from dualign.models.new_rows import give_rows, new_rows
@@ -184,6 +187,19 @@ def test_a_preference_stage_starts_from_a_model_that_has_them(
         load_recipe(recipe, [])
 
 
+@pytest.mark.parametrize(
+    "setting",
+    [{"modules_to_save": ["embed_tokens"]}, {"bias": "all"}, {"init_lora_weights": "pissa"}],
+    ids=lambda setting: next(iter(setting)),
+)
+def test_what_trains_whole_tensors_is_refused_beside_them(
+    tiny: Path, rows: Path, tmp_path: Path, setting: dict[str, Any]
+) -> None:
+    recipe = write_recipe(tmp_path, tiny, rows, lora={"r": 2, **setting})
+    with pytest.raises(DualignError, match=f"lora.{next(iter(setting))}: not with add_tokens"):
+        load_recipe(recipe, [])
+
+
 def test_sharded_weights_get_no_rows(tiny: Path, word_rows: Path, tmp_path: Path) -> None:
     launch = tmp_path / "zero3.yaml"
     launch.write_text("distributed_type: DEEPSPEED\nnum_processes: 2\n")
@@ -206,3 +222,46 @@ def test_full_fine_tuning_trains_them_and_plain_transformers_loads_them(
     ids = tokenizer("<ticket>")["input_ids"]
     moved = model.get_input_embeddings().weight[len(tokenizer)] - start[ids].mean(0)
     assert moved.norm() > 1e-2, "it was trained"
+
+
+def test_how_often_the_rows_hold_each_is_said_by_run_plan_and_doctor(
+    tiny: Path, word_rows: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = [*WORDS, "zyklotron"]
+    path = write_recipe(tmp_path, tiny, word_rows, add_tokens=words)
+    recipe = load_recipe(path, [])
+    (status,) = engine.statuses(recipe, remember=False)
+    cost = plan_stage(recipe, status, [status]).cost
+    assert cost is not None
+    counts = "'<ticket>' 120 times, 'Zyklotron' 120 times, 'zyklotron' 0 times"
+    unused = "add_tokens: no row holds 'zyklotron' as a token"
+    assert f"add_tokens, in the training rows: {counts}" in cost.notes
+    assert any(unused in note for note in cost.notes)
+    found = diagnose_recipe(recipe).findings.all()
+    told = [finding.message for finding in found if finding.code == "new_token_unused"]
+    assert told == ["no row holds 'zyklotron' as a token, so its embedding stays as it begins"]
+    with caplog.at_level("INFO"):
+        run(path)
+    said = [record.getMessage() for record in caplog.records]
+    assert f"add_tokens, in the training rows: {counts}" in said
+    assert any(unused in line for line in said)
+
+
+def test_the_plan_of_a_later_stage_waits_for_the_tokenizer(
+    tiny: Path, word_rows: Path, rows: Path, tmp_path: Path
+) -> None:
+    """The base, which stands in for a model that isn't there, would cut the words into pieces."""
+    path = write_recipe(tmp_path, tiny, word_rows)
+    recipe = json.loads(path.read_text())
+    data = {"sources": [{"path": str(rows / "pairs.jsonl")}], "packing": "none"}
+    apo = {"name": "apo", "kind": "preference", "model": "stage:stage", "data": data}
+    recipe["stages"].append(apo)
+    path.write_text(json.dumps(recipe))
+    loaded = load_recipe(path, [])
+    statuses = engine.statuses(loaded, remember=False)
+    assert plan_stage(loaded, statuses[1], statuses).waits_for == ("stage",)
+    del recipe["stages"][0]["add_tokens"]
+    path.write_text(json.dumps(recipe))
+    loaded = load_recipe(path, [])
+    statuses = engine.statuses(loaded, remember=False)
+    assert plan_stage(loaded, statuses[1], statuses).waits_for == ()

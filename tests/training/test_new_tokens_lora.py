@@ -1,6 +1,7 @@
 """New tokens with LoRA: rows that PEFT trains, in an adapter that plain PEFT loads, or folded into the weights."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,11 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+from dualign import engine
 from dualign.checkpoints.adapters import fold
+from dualign.errors import CheckpointError, DualignError
+from dualign.models.loading import load_checkpoint
+from dualign.recipe import load_recipe
 from dualign.rundir import read_run
 from tests.training.conftest import pair_rows, write_rows
 from tests.training.test_new_tokens import TRAIN, plain_logits, variant, word_rows, write_recipe
@@ -136,3 +141,70 @@ def test_without_spare_rows_the_adapter_is_refused_and_the_weights_are_saved(
         assert json.loads((out / "config.json").read_text())["vocab_size"] == count + 2
         assert plain_logits(out, TEXT).shape[-1] == count + 2
         assert not (out / "adapter").exists(), "nobody could load it on its base"
+
+
+def test_an_adapter_of_a_resized_base_is_refused_where_the_base_lacks_the_rows(
+    sft: Path, base: Path, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    """As PEFT saves one after resize_token_embeddings, named with the base that has fewer rows."""
+    tied = json.loads((base / "config.json").read_text())["tie_word_embeddings"]
+    short = variant(tmp_path / "short", tokenizer, tied=tied)
+    adapter = shutil.copytree(sft, tmp_path / "adapter")
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = str(short)
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"row of token 385, and its base has 384 rows"):
+        load_checkpoint(adapter)
+    with pytest.raises(DualignError, match=r"row of token 385, and its base has 384 rows"):
+        run(apo_recipe(tmp_path, adapter))
+    fold(short, adapter, tmp_path / "folded")
+    difference = plain_logits(tmp_path / "folded", TEXT)[..., :386] - peft_logits(sft)[..., :386]
+    assert difference.abs().max() <= 1e-5, "a fold gives it the rows"
+
+
+def test_a_low_rank_change_of_the_embedding_is_refused(
+    base: Path, word_rows: Path, tmp_path: Path
+) -> None:
+    lora = {"r": 2, "target_modules": ["q_proj", "embed_tokens"]}
+    with pytest.raises(DualignError, match=r"names model.embed_tokens, and a matrix gets new rows"):
+        run(write_recipe(tmp_path, base, word_rows, lora=lora))
+
+
+def test_tokens_are_added_to_weights_not_to_an_adapter(
+    sft: Path, word_rows: Path, tmp_path: Path
+) -> None:
+    recipe = write_recipe(tmp_path, sft, word_rows, lora=LORA, add_tokens=["<other>"])
+    assert "add_tokens: " in (message := refusal(recipe))
+    assert "is an adapter; add the tokens in the stage that trained it" in message
+
+
+def test_over_nf4_the_rows_are_trained_and_apo_starts_at_one(
+    tokenizer: PreTrainedTokenizerFast, word_rows: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    model = variant(tmp_path / "base", tokenizer, rows=len(tokenizer) + 16)
+    keys = {"lora": LORA, "quantization": "nf4"}
+    first = run(write_recipe(tmp_path, model, word_rows, **keys))
+    assert read_run(first)["checks"]["reload_rms_share"] <= 0.02
+    (tmp_path / "apo").mkdir()
+    second = run(apo_recipe(tmp_path / "apo", first, quantization="nf4"))
+    assert rows_of(second).keys() == rows_of(first).keys()
+    logged = json.loads((second / "log.jsonl").read_text().splitlines()[0])
+    assert logged["loss"] == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.parametrize("spare", [0, 16], ids=["resized", "spare rows"])
+def test_resumed_in_the_middle_it_ends_with_the_same_rows(
+    tokenizer: PreTrainedTokenizerFast, word_rows: Path, tmp_path: Path, spare: int
+) -> None:
+    model = variant(tmp_path / "base", tokenizer, rows=len(tokenizer) + spare)
+    keys = {"lora": {"r": 4}, "save": "merged"}
+    calm = tmp_path / "calm"
+    calm.mkdir()
+    whole = run(write_recipe(calm, model, word_rows, **keys))
+    paused = write_recipe(tmp_path, model, word_rows, pause_at_step=2, **keys)
+    engine.run(load_recipe(paused, []), say=lambda _: None)
+    resumed = run(write_recipe(tmp_path, model, word_rows, **keys))
+    assert read_run(resumed)["resumed"] == 1
+    files = [(folder / "model.safetensors").read_bytes() for folder in (whole, resumed)]
+    assert files[0] == files[1]

@@ -12,7 +12,7 @@ from dualign.evaluation.scores import ModelScores, gain_text, score_text, short_
 from dualign.generation.vllm import max_lora_rank
 from dualign.models.prompts import saved_switch
 from dualign.publish.base import EMBEDDED_ON_THE_HUB
-from dualign.publish.card.training import hyper_parameters, stage_findings
+from dualign.publish.card.training import hyper_parameters, new_tokens, stage_findings
 from dualign.publish.checklist import CheckResult
 from dualign.publish.manifest import Contents
 from dualign.publish.redaction import redact
@@ -105,6 +105,7 @@ def render_body(
         figures=figures,
         mode_findings=[finding for finding in findings if finding],
         stage_settings=[(stage, hyper_parameters(stage.record)) for stage in lineage.stages],
+        new_tokens=[word for stage in lineage.stages for word in new_tokens(stage.record)],
         stage_findings=list(stage_findings(lineage, models, release.names)),
         weights=[item for item in hashes.items() if item[0].endswith(".safetensors")],
         settings=json.dumps(config, indent=2, ensure_ascii=False),
@@ -133,7 +134,8 @@ def _usage(release: Release) -> Usage:
         base=(base.id if base else None) or "BASE",
         revision=(base.revision if base else None) or "main",
         rank=sum(largest_rank(lora) for lora in adapters if lora),
-        whole_tensors=any(has_whole_tensors(lora) for lora in adapters if lora),
+        whole_tensors=any(has_whole_tensors(lora) for lora in adapters if lora)
+        or any(new_tokens(stage.record) for stage in release.lineage.training),
         question=quotable[0] if quotable else _QUESTION,
         switch=release.request.switch or saved_switch(release.lineage.run.path),
     )

@@ -42,14 +42,22 @@ def hyper_parameters(record: Mapping[str, Any]) -> str:
     data: Mapping[str, Any] = config.get("data") or {}
     metrics: Mapping[str, Any] = record.get("metrics") or {}
     steps_done, dtype = metrics.get("steps"), metrics.get("dtype", config.get("dtype"))
+    words = new_tokens(record)
     parts = [
         _adapter(config),
+        f"new tokens {', '.join(words)}" if words else "",
         _chosen(train, _TRAIN),
         f"{steps_done} steps" if steps_done else "",
         _chosen(data, ("max_tokens", "packing", "supervise")),
         f"template {config.get('template')}, {dtype}, seed {record.get('seed')}",
     ]
     return "; ".join(part for part in parts if part)
+
+
+def new_tokens(record: Mapping[str, Any]) -> list[str]:
+    """Return the texts of the tokens that a stage added."""
+    listed = (record.get("config") or {}).get("add_tokens") or ()
+    return [str(word["text"]) if isinstance(word, Mapping) else str(word) for word in listed]
 
 
 def _writers(record: Mapping[str, Any]) -> Iterator[str]:

@@ -19,6 +19,7 @@ import torch
 
 from dualign.checkpoints.lora import Adapter, LoraModule, read_adapter
 from dualign.checkpoints.patterns import largest_rank, published_rank
+from dualign.checkpoints.token_rows import joined_rows
 from dualign.errors import DualignError
 from dualign.model_ref import ModelRef, StageRef, adapter_base
 from dualign.publish.checklist import CheckOutcome, judge
@@ -136,6 +137,14 @@ def _parent_faults(adapter: Adapter, parent: Adapter, name: str, lineage: Lineag
                 f"run {lineage.run.name} again"
             )
             return
+    rows, whole = (joined_rows([part], remedy="") for part in (parent, adapter))
+    for path, (tokens, values) in rows.items():
+        kept, published = whole.get(path, ([], values))
+        places = [kept.index(token) for token in tokens if token in kept]
+        if len(places) < len(tokens) or not torch.equal(published[places], values):
+            yield (
+                f"{path} doesn't hold the rows of tokens that {name} trained; run {lineage.run.name} again"
+            )
 
 
 def _starts_with(whole: LoraModule, part: LoraModule) -> bool:

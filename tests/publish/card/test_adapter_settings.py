@@ -1,7 +1,7 @@
 """What a card says of an adapter's settings, and of how an adapter with whole tensors is served."""
 
 from dualign.publish.card.body import Usage, render_usage
-from dualign.publish.card.training import _adapter
+from dualign.publish.card.training import _adapter, hyper_parameters
 
 
 def test_settings_of_the_adapter_are_told() -> None:
@@ -23,3 +23,9 @@ def test_an_adapter_with_whole_tensors_is_folded_for_servers() -> None:
     assert "dualign adapter fold adapter model --model base" in whole and "vllm serve" not in whole
     folded = render_usage(Usage(**facts, contents="weights", whole_tensors=True))
     assert "vllm serve acme/dual" in folded
+
+
+def test_new_tokens_are_told() -> None:
+    words = ["<ticket>", {"text": "Zyklotron", "description": "particle accelerator"}]
+    record = {"kind": "sft", "config": {"train": {}, "add_tokens": words}}
+    assert "all weights; new tokens <ticket>, Zyklotron" in hyper_parameters(record)
