@@ -93,13 +93,13 @@ def add_new_tokens(
     return tuple(rows)
 
 
-def occurrences(rows: "Dataset", ids: Sequence[int]) -> dict[int, int]:
+def _occurrences(rows: "Dataset", ids: Sequence[int]) -> dict[int, int]:
     """Count tokens in prepared rows, by id."""
     counts = dict.fromkeys(ids, 0)
     for table in rows.with_format("arrow").iter(batch_size=_BATCH_ROWS):
         counted = table["input_ids"].combine_chunks().flatten().value_counts().to_pylist()
-        found = {pair["values"]: pair["counts"] for pair in counted}
-        counts = {token: count + found.get(token, 0) for token, count in counts.items()}
+        numbers = {pair["values"]: pair["counts"] for pair in counted}
+        counts = {token: count + numbers.get(token, 0) for token, count in counts.items()}
     return counts
 
 
@@ -110,7 +110,7 @@ def occurrence_notes(
     if not tokens:
         return []
     ids: list[int] = tokenizer.convert_tokens_to_ids([token.text for token in tokens])
-    counts = occurrences(rows, ids)
+    counts = _occurrences(rows, ids)
     named = [(token.text, counts[number]) for token, number in zip(tokens, ids, strict=True)]
     listed = ", ".join(f"{text!r} {count:,} times" for text, count in named)
     unused = [f"warning: add_tokens: {never_used(text)}" for text, count in named if not count]
