@@ -1,8 +1,8 @@
 """Activation memory: what a decoder layer saves in its forward pass for the backward pass.
 
 Derived from transformers' Llama, Qwen and SmolLM3 layers under PyTorch's autograd, with and without
-PEFT's LoRA, and compared with what autograd saves (tests/cost/test_activations.py). Bytes are
-counted per token and layer.
+PEFT's LoRA, and compared with what autograd saves (tests/cost/test_activations.py). Those of Gemma 3
+are within 0.5 %, those of Phi-3 within 6 %. Bytes are counted per token and layer.
 """
 
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from dualign.cost.training_shape import TrainingShape
 
 # Modules that share an input: the two norms' outputs, the attention output, the gated product.
 _READERS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
+_FUSED_READERS = (("qkv_proj",), ("o_proj",), ("gate_up_proj",), ("down_proj",))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,7 +56,7 @@ def activations(shape: ModelShape, training: TrainingShape) -> Activations:
 def _norms(shape: ModelShape, training: TrainingShape) -> int:
     """Norms save the input in float32, 1 / rms, and the normalized input if the weight trains."""
     trains = training.lora is None
-    size = 2 * (shape.hidden * (4 + trains * training.residual_bytes) + 4)
+    size = shape.norms * (shape.hidden * (4 + trains * training.residual_bytes) + 4)
     if shape.qk_norm:
         size += (shape.attention_width + shape.kv_width) * (4 + trains * training.dtype_bytes)
         size += (shape.heads + shape.kv_heads) * 4
@@ -95,9 +96,13 @@ def _linear_inputs(shape: ModelShape, training: TrainingShape) -> int:
     # Autocast casts a norm's float32 output once for each reader; the others have the compute type.
     return sum(
         linears[readers[0]][0] * training.dtype_bytes * (len(readers) if training.autocast else 1)
-        for readers in _READERS
+        for readers in _readers(shape)
         if readers != ("o_proj",)  # its input is the attention output, counted there
     )
+
+
+def _readers(shape: ModelShape) -> tuple[tuple[str, ...], ...]:
+    return _FUSED_READERS if shape.fused else _READERS
 
 
 def _adapter_inputs(shape: ModelShape, training: TrainingShape, lora: LoraShape) -> int:
@@ -111,7 +116,7 @@ def _adapter_inputs(shape: ModelShape, training: TrainingShape, lora: LoraShape)
     if not (training.autocast or lora.dropout or training.adapter_bytes != training.dtype_bytes):
         shared = {
             readers
-            for readers in _READERS
+            for readers in _readers(shape)
             for name in readers
             if name in targets and name != "o_proj"
         }

@@ -12,15 +12,22 @@ from typing import Any
 from dualign.errors import CheckpointError
 
 # Families whose layers were compared with the counts below: norm, attention, norm, gated MLP.
-_SUPPORTED_TYPES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
+_SUPPORTED_TYPES = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma3_text", "phi3")
 # Keys that a config.json may leave out, with transformers' defaults for the family.
 _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "mistral": {"num_key_value_heads": 8},
     "qwen2": {"num_key_value_heads": 32},
     "qwen3": {"num_key_value_heads": 32, "head_dim": 128},
+    "gemma3_text": {"num_key_value_heads": 4, "head_dim": 256, "tie_word_embeddings": True},
     "smollm3": {"num_key_value_heads": 4, "tie_word_embeddings": True},
 }
-_MLP = ("gate_proj", "up_proj", "down_proj")
+_MLP = ("gate_proj", "up_proj", "gate_up_proj", "down_proj")
+_NORMS = (
+    "input_layernorm",
+    "post_attention_layernorm",
+    "pre_feedforward_layernorm",
+    "post_feedforward_layernorm",
+)
 _REQUIRED = (
     "hidden_size",
     "num_hidden_layers",
@@ -48,6 +55,10 @@ class ModelShape:
     o_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
+    norms: int = 2
+    """of one layer, each as wide as the hidden state"""
+    fused: bool = False
+    """queries, keys and values are one module, and so are gate and up"""
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], *, where: str = "config.json") -> "ModelShape":
@@ -66,7 +77,9 @@ class ModelShape:
         if missing:
             raise CheckpointError(f"{where}: expected whole numbers for {', '.join(missing)}")
         heads = config["num_attention_heads"]
-        bias = kind in ("llama", "qwen3", "smollm3") and bool(config.get("attention_bias"))
+        bias = kind in ("llama", "qwen3", "smollm3", "gemma3_text") and bool(
+            config.get("attention_bias")
+        )
         return cls(
             model_type=kind,
             hidden=config["hidden_size"],
@@ -80,7 +93,9 @@ class ModelShape:
             qkv_bias=kind == "qwen2" or bias,
             o_bias=bias,
             mlp_bias=kind in ("llama", "smollm3") and bool(config.get("mlp_bias")),
-            qk_norm=kind == "qwen3",
+            qk_norm=kind in ("qwen3", "gemma3_text"),
+            norms=4 if kind == "gemma3_text" else 2,
+            fused=kind == "phi3",
         )
 
     @classmethod
@@ -111,6 +126,13 @@ class ModelShape:
     def linears(self) -> Mapping[str, tuple[int, int]]:
         """Return name -> (inputs, outputs) of the linear modules of one layer."""
         hidden, wide = self.hidden, self.intermediate
+        if self.fused:
+            return {
+                "qkv_proj": (hidden, self.attention_width + 2 * self.kv_width),
+                "o_proj": (self.attention_width, hidden),
+                "gate_up_proj": (hidden, 2 * wide),
+                "down_proj": (wide, hidden),
+            }
         return {
             "q_proj": (hidden, self.attention_width),
             "k_proj": (hidden, self.kv_width),
@@ -132,7 +154,7 @@ class ModelShape:
             f"{'mlp' if name in _MLP else 'self_attn'}.{name}": inputs * outputs
             for name, (inputs, outputs) in self.linears().items()
         }
-        sizes |= dict.fromkeys(("input_layernorm", "post_attention_layernorm"), self.hidden)
+        sizes |= dict.fromkeys(_NORMS[: self.norms], self.hidden)
         if self.qk_norm:
             sizes |= dict.fromkeys(("self_attn.q_norm", "self_attn.k_norm"), self.head_dim)
         return {
@@ -152,7 +174,7 @@ class ModelShape:
 
     @property
     def layer_parameters(self) -> int:
-        norms = 2 * self.hidden + self.qk_norm * 2 * self.head_dim
+        norms = self.norms * self.hidden + self.qk_norm * 2 * self.head_dim
         return self.layer_linear_parameters + self.layer_biases + norms
 
     @property

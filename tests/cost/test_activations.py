@@ -125,6 +125,19 @@ def test_a_layer_keeps_what_the_formula_says(case: str, kind: str, masked: bool)
     assert (three - single) / 2 == layer
 
 
+@pytest.mark.parametrize(("kind", "bound"), [("gemma3_text", 0.005), ("phi3", 0.06)])
+def test_layers_of_other_families_are_close(
+    kind: str, bound: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"{__name__}.SIZES", SIZES | {"head_dim": 16})  # phi3 has no other
+    training = TrainingShape(
+        micro_batch=ROWS, max_tokens=TOKENS, lora=LORA, gradient_checkpointing=False
+    )
+    single, three = (kept_bytes(build(kind, layers, training), training) for layers in (1, 3))
+    shape = ModelShape.from_config({"model_type": kind, **SIZES, "num_hidden_layers": 1})
+    assert (three - single) / 2 == pytest.approx(activations(shape, training).layer, rel=bound)
+
+
 def test_the_ends_of_the_model_are_close() -> None:
     training = TrainingShape(micro_batch=ROWS, max_tokens=TOKENS, gradient_checkpointing=False)
     shape = ModelShape.from_config({"model_type": "llama", **SIZES, "num_hidden_layers": 1})

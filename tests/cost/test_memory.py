@@ -42,7 +42,9 @@ def test_the_parameters_of_smollm3_are_counted_exactly() -> None:
     assert LoraShape(r=16).parameters(SMOLLM3) == ADAPTER
 
 
-@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3", "smollm3"])
+@pytest.mark.parametrize(
+    "kind", ["llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma3_text", "phi3"]
+)
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_count_of_parameters_equals_that_of_the_model(kind: str, tied: bool) -> None:
     import torch
