@@ -18,7 +18,17 @@ from tests import processes
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-USERS_EXTRAS = ("quant", "deepspeed", "endpoint", "eval", "gguf", "sweep", "data", "documents")
+USERS_EXTRAS = (
+    "quant",
+    "deepspeed",
+    "endpoint",
+    "eval",
+    "gguf",
+    "sweep",
+    "data",
+    "documents",
+    "trackers",
+)
 YAML_FILES = [
     ROOT / ".pre-commit-config.yaml",
     ROOT / "CITATION.cff",

@@ -54,6 +54,7 @@ from dualign.training.frozen_start import FROZEN_START
 from dualign.training.learning_rates import set_adapter_rates
 from dualign.training.policy import REFERENCE_ADAPTER, activate_policy_adapters, frozen_adapters
 from dualign.training.precision import training_device
+from dualign.training.trackers import add_trackers, tracker_records
 
 # DPOTrainer copies the adapter it finds under this name, as its reference. Ours is the earlier
 # stage's adapter.
@@ -171,6 +172,7 @@ def prepare_trainer(trainer: Trainer, stage: TrainingStage) -> None:
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(LogLines() if trainer.args.disable_tqdm else ProgressBarWithLogLines())
     trainer.add_callback(MarkCompleteCheckpoints())
+    add_trackers(trainer, stage)
     if isinstance(trainer.model, PeftModel) and frozen_adapters(trainer.model):
         if _TRL_REFERENCE in trainer.model.peft_config:
             trainer.model.delete_adapter(_TRL_REFERENCE)
@@ -369,6 +371,8 @@ def training_metrics(trainer: Trainer, stage: TrainingStage) -> dict[str, Any]:
         metrics["validation"] = {
             key: value for key, value in evaluations[-1].items() if key.startswith("eval_")
         }
+    if trackers := tracker_records(trainer):
+        metrics["trackers"] = trackers
     if trainer.args.device.type == "cuda":
         metrics["peak_gpu_mb"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
     return metrics | choice_metrics(trainer)

@@ -187,6 +187,7 @@ def test_a_resumed_run_ends_with_the_same_bits(
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
+@pytest.mark.slow
 def test_lora_plus_trains_b_at_its_own_rate(
     bases: dict[str, Path], rows: Path, tmp_path: Path
 ) -> None:
