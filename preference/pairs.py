@@ -43,7 +43,8 @@ def run(stage: PairsStage, work: Path, *, seed: int) -> Outcome:
     rows = summarize_outcomes(count_outcomes(chosen, questions.passed))
     if not rows["kept"]:
         raise DataError(
-            f"stage {stage.name}: no pair came of {rows['in']} prompts: {rows['dropped']}"
+            f"stage {stage.name}: no pair came of {rows['in']} prompts: {rows['dropped']}; "
+            "docs/pairs.md says what each reason means"
         )
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows_of(chosen)]
     (work / "pairs.jsonl").write_text("".join(lines), encoding="utf-8")
