@@ -106,7 +106,9 @@ def test_the_reviser_sees_the_right_answer_and_the_instruction_if_the_recipe_say
 ) -> None:
     config = {"reference": True, "instruction": "Make it rhyme."}
     _, _, asked = revised(task, tmp_path, revise=config, modes=("no_think",))
-    assert "<right_answer>\n3\n</right_answer>" in asked[0] and "Make it rhyme." in asked[0]
+    about_first = next(text for text in asked if "1+2" in text)
+    assert "<right_answer>\n3\n</right_answer>" in about_first
+    assert all("Make it rhyme." in text for text in asked)
 
 
 def test_revisions_that_make_no_pair_are_counted_by_their_reason(task: str, tmp_path: Path) -> None:
