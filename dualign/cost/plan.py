@@ -32,6 +32,7 @@ from dualign.errors import CheckpointError, ConfigError, DualignError
 from dualign.model_ref import EMBEDDED_PREFIX, ModelRef, StageRef, adapter_base
 from dualign.models.new_tokens import occurrence_notes
 from dualign.recipe import Recipe, StageEntry, references, replace_texts, stage_of
+from dualign.retention.estimate import retention_notes
 from dualign.stages import stage_kind
 from dualign.training.config import TrainingStage
 from dualign.training.precision import in_words, training_device
@@ -273,6 +274,7 @@ def _training_cost(
         if data is None:
             length = "as in its earlier run" if earlier else "as max_tokens"
             notes.append(f"the rows aren't known yet; they are taken to be as long {length}")
+    notes += retention_notes(config, steps)
     if config.dtype == "auto":
         notes.append(in_words(config, training_device(config)))
     return TrainingCost(

@@ -1,3 +1,3 @@
 """What a model could do before, measured while it trains."""
 
-__all__ = ["config", "preflight", "watching"]
+__all__ = ["config", "estimate", "preflight", "watching"]
