@@ -265,3 +265,28 @@ def test_the_plan_of_a_later_stage_waits_for_the_tokenizer(
     loaded = load_recipe(path, [])
     statuses = engine.statuses(loaded, remember=False)
     assert plan_stage(loaded, statuses[1], statuses).waits_for == ()
+
+
+def test_a_merge_with_a_model_without_them_needs_a_vocabulary_and_keeps_their_rows(
+    tokenizer: PreTrainedTokenizerFast, word_rows: Path, tmp_path: Path
+) -> None:
+    base = variant(tmp_path / "base", tokenizer)
+    path = write_recipe(tmp_path, base, word_rows)
+    recipe = json.loads(path.read_text())
+    models = [{"model": "stage:stage", "weight": 0.5}, {"model": str(base), "weight": 0.5}]
+    merge = {"name": "merged", "kind": "merge", "models": models}
+    recipe["stages"].append(merge)
+    path.write_text(json.dumps(recipe))
+    with pytest.raises(DualignError, match="tokenizer_"):
+        engine.run(load_recipe(path, []), say=lambda _: None)
+    merge["tokenizer_from"] = "stage:stage"
+    path.write_text(json.dumps(recipe))
+    merged = engine.run(load_recipe(path, []), say=lambda _: None)[-1]
+    count = len(tokenizer)
+    trained, old, new = (
+        AutoModelForCausalLM.from_pretrained(folder).get_input_embeddings().weight
+        for folder in (tmp_path / "out" / "stage", base, merged)
+    )
+    assert torch.allclose(new[:count], (trained[:count] + old) / 2, atol=1e-6)
+    assert torch.allclose(new[count:], trained[count:], atol=1e-6), "of the one model that has them"
+    assert "<ticket>" in AutoTokenizer.from_pretrained(merged).get_vocab()
