@@ -191,6 +191,9 @@ class PairsStage:
         if self.rejected_model is not None:
             issues += model_problems(self.rejected_model, "rejected_model")
         issues += self._clashes()
+        if len(set(self.modes)) < max(1, len(self.modes)):
+            shown = ", ".join(self.modes) or "none"
+            issues.append(("modes", f"expected think, no_think or both, once each; found {shown}"))
         if self.temperature == 0 and self.samples_asked > 1:
             issues.append(("temperature", "greedy samples are all alike: expected more than 0"))
         if self.temperature < 0:

@@ -152,6 +152,8 @@ def test_what_cannot_be_checked_is_said_before_anything_is_asked(tmp_path: Path)
     ("keys", "refused"),
     [
         ({}, {"tasks"}),
+        ({"tasks": ("t",), "modes": ()}, {"modes"}),
+        ({"tasks": ("t",), "modes": ("think", "think")}, {"modes"}),
         ({"data": {}}, {"data.verifier"}),
         ({"data": {}, "rejected_model": "w"}, set()),
         ({"data": {"verifier": "integer"}, "rejected_model": "w"}, {"data.verifier"}),
