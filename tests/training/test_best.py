@@ -78,7 +78,11 @@ def test_a_choice_reads_the_log_alone() -> None:
     assert by_loss.best([]) is None and Choice(metric="eval_kl").stop(log) == ""
 
 
-@pytest.mark.parametrize("kind", ["adapter", "merged", "weights", "beside a parent"])
+@pytest.mark.parametrize(
+    "kind",
+    ["beside a parent", "weights"]
+    + [pytest.param(kind, marks=pytest.mark.slow) for kind in ("adapter", "merged")],
+)
 def test_the_best_step_is_published_and_not_the_last(
     tiny: Path, rows: Path, tmp_path: Path, kind: str
 ) -> None:
@@ -136,6 +140,7 @@ def test_the_best_step_is_kept_between_two_checkpoints(
     assert metrics["best"] == {"metric": "eval_loss", "value": loss}
 
 
+@pytest.mark.slow
 def test_a_choice_by_margin_takes_the_highest(tiny: Path, rows: Path, tmp_path: Path) -> None:
     keys = {"name": "apo", "kind": "preference", "lora": {"r": 4}}
     early = {"metric": "rewards/margins/think"}
