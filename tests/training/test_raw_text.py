@@ -10,9 +10,9 @@ from dualign.cli.main import main
 from tests.document_files import write_pdf
 
 
-def test_a_stage_learns_documents_beside_a_replay_of_both_modes(
-    tmp_path: Path, tiny: Path, rows: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def recipe(tmp_path: Path, tiny: Path, rows: Path) -> Path:
+    """A stage on a folder of documents and on conversations of both modes."""
     docs = tmp_path / "docs"
     docs.mkdir()
     (docs / "a.md").write_text("\n\n".join(f"Add {n} and {n}: {2 * n}." for n in range(60)))
@@ -41,12 +41,24 @@ def test_a_stage_learns_documents_beside_a_replay_of_both_modes(
             }
         )
     )
+    return recipe
+
+
+@pytest.mark.slow
+def test_doctor_plan_and_inspect_know_documents(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["doctor", str(recipe)]) == 0
     assert "text: " in capsys.readouterr().out
     assert main(["plan", str(recipe)]) == 0
     assert "docs" in capsys.readouterr().out
     assert main(["inspect", str(recipe), "--rows", "2"]) == 0
     assert "docs" in capsys.readouterr().out
+
+
+def test_a_stage_learns_documents_beside_a_replay_of_both_modes(
+    recipe: Path, tmp_path: Path
+) -> None:
     assert main(["sft", str(recipe)]) == 0
     out = tmp_path / "out/sft"
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]

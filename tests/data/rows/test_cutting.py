@@ -78,7 +78,7 @@ words = st.sampled_from(
 )
 
 
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(parts=st.lists(words, max_size=80), max_tokens=st.integers(4, 40), headings=st.booleans())
 def test_joined_rows_give_the_document_and_none_is_too_long(
     tokenizer: PreTrainedTokenizerFast,
