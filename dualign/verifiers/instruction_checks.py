@@ -16,8 +16,8 @@ LANGUAGE_PACKAGE = "langdetect"
 _WORD = re.compile(r"\w+")
 _JOINED_WORD = re.compile(r"\w+(?:[-'’.&]\w+)*")  # noqa: RUF001
 _HIGHLIGHT = re.compile(r"\*\*(?!\s)[^*\n]+\*\*|\*(?!\s)[^*\n]+\*")
-_BULLET = re.compile(r"^\s*(?:-|\*(?!\*))", re.MULTILINE)
-_PLACEHOLDER = re.compile(r"\[[^\]\n]*\]")
+_BULLET = re.compile(r"^[^\S\n]*(?:-|\*(?!\*))", re.MULTILINE)
+_PLACEHOLDER = re.compile(r"\[[^\[\]\n]*\]")
 _TITLE = re.compile(r"<<[^\n<>]*[^\n<>\s][^\n<>]*>>")
 _FENCE = re.compile(r"```\w*\n?(.*?)\n?```", re.DOTALL)
 _END_OF_SENTENCE = re.compile(r"[.!?…]+[\"'”’)\]*_]*(?=\s|$)|[。！？]+[」』”]*")  # noqa: RUF001
@@ -25,6 +25,7 @@ _NO_END = re.compile(
     r"(?:^|[\s(\"“])(?:[A-Za-z]|Mr|Mrs|Ms|Dr|Prof|Sr|Jr|St|vs|etc|cf|approx|e\.g|i\.e|No)\.$"
 )
 _NUMBER_OF_ITEM = re.compile(r"^\s*\d+\.$", re.MULTILINE)
+_LONGEST_END = 24  # characters that tell an abbreviation, or the number of an item
 _BLANK = r"\s?"
 _CONSTRAINED = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
 
@@ -83,10 +84,10 @@ def count_sentences(text: str) -> int:
     """
     count, start = 0, 0
     for match in _END_OF_SENTENCE.finditer(text):
-        sentence = text[start : match.end()]
-        if _NO_END.search(sentence) or _NUMBER_OF_ITEM.search(sentence.rpartition("\n")[2]):
+        end = text[max(0, match.end() - _LONGEST_END) : match.end()]
+        if _NO_END.search(end) or _NUMBER_OF_ITEM.search(end.rpartition("\n")[2]):
             continue
-        count += bool(_WORD.search(sentence))
+        count += bool(_WORD.search(text, start, match.end()))
         start = match.end()
     return count + bool(_WORD.search(text[start:]))
 

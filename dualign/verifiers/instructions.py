@@ -101,7 +101,7 @@ def _instruction(id: Any, kwargs: Any) -> _Instruction:
         DataError: no such check, or arguments that it doesn't take.
         EvaluationError: a package is missing.
     """
-    if id not in CHECKS:
+    if not isinstance(id, str) or id not in CHECKS:
         hint = nearest(str(id), [*CHECKS])
         raise DataError(f"unknown instruction {id!r}{hint}; IFEval's are known (docs/verifiers.md)")
     check = CHECKS[id]
@@ -135,8 +135,9 @@ def _require_arguments(id: str, check: InstructionCheck, arguments: Mapping[str,
 def _value(kind: Kind, value: Any) -> Any:
     """Return an argument as its check takes it; None if it isn't of its kind."""
     if kind == "number":
-        is_whole = isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
-        return int(value) if is_whole and value == int(value) else None
+        is_float = isinstance(value, float) and value.is_integer()
+        is_whole = is_float or (isinstance(value, int) and not isinstance(value, bool))
+        return int(value) if is_whole and value >= 0 else None
     if kind == "relation":
         return value if value in RELATIONS else None
     if kind == "text":

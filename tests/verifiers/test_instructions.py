@@ -223,6 +223,11 @@ def test_rows_of_ifeval_are_read_as_they_are(tmp_path: Path) -> None:
         (7, "takes {instruction_id_list"),
         ([{"id": "punctuation:no_coma"}], "unknown instruction 'punctuation:no_coma'.*no_comma"),
         ([{"kwargs": {}}], "unknown instruction None"),
+        ([{"id": ["punctuation:no_comma"]}], "unknown instruction \\['punctuation"),
+        (
+            [{"id": "detectable_format:number_bullet_lists", "kwargs": {"num_bullets": 1e999}}],
+            "num_bullets: expected a whole number",
+        ),
         (["punctuation:no_comma"], "takes {instruction_id_list"),
         (
             {"instruction_id_list": ["punctuation:no_comma"], "kwargs": []},
@@ -256,3 +261,13 @@ def test_rows_of_ifeval_are_read_as_they_are(tmp_path: Path) -> None:
 def test_what_cannot_be_checked_is_refused(expected: Any, words: str) -> None:
     with pytest.raises(DataError, match=words):
         InstructionsVerifier().read(expected)
+
+
+def test_a_long_answer_of_one_sign_takes_no_time() -> None:
+    """Each took more than 10 seconds when ends of sentences, brackets or blanks were looked at anew."""
+    assert count_sentences("a. " * 20_000 + "1. " * 20_000) == 20_000
+    for id, kwargs, text in (
+        ("detectable_content:number_placeholders", {"num_placeholders": 1}, "[" * 50_000),
+        ("detectable_format:number_bullet_lists", {"num_bullets": 1}, "a" + " \n" * 50_000),
+    ):
+        assert not verify("instructions", text, [{"id": id, "kwargs": kwargs}])
