@@ -53,7 +53,8 @@ class PreferenceStage(TrainingStage):
         return 1 if of_rated(names) and not estimates_kl(names) else 2
 
     def data_notes(self, rows: Mapping[str, Any]) -> list[str]:
-        return [*verdict_notes(rows, self.train)] if self.row_type == "rated" else []
+        verdicts = verdict_notes(rows, self.train) if self.row_type == "rated" else ()
+        return [*TrainingStage.data_notes(self, rows), *verdicts]
 
     def start_words(self, margins: Sequence[float]) -> tuple[str, ...]:
         """Return what the start model says of the pairs, and where that contradicts the loss."""

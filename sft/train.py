@@ -52,7 +52,8 @@ def run(stage: SFTStage, work: Path, *, seed: int) -> Outcome | Paused:
         new_tokens=stage.new_tokens,
     )
     tokenizer, data = request.tokenizer, prepare_sft(request)
-    for note in occurrence_notes(data.train, tokenizer, stage.new_tokens):
+    occurrences = occurrence_notes(data.train, tokenizer, stage.new_tokens)
+    for note in [*stage.data_notes(data.rows), *occurrences]:
         logger.log(logging.WARNING if note.startswith("warning") else logging.INFO, note)
     with refusals_by_libraries(stage):
         trainer = build_trainer(stage, source, data, tokenizer, work, seed=seed)

@@ -101,7 +101,13 @@ class TrainingStage:
 
     def data_notes(self, rows: Mapping[str, Any]) -> list[str]:
         """Return what is to say about ROWS of its data before the first step."""
-        return []
+        kept = {entry["mode"] for entry in rows["by"] if entry["kept"]}
+        if "no_think" not in kept or "think" in kept:
+            return []
+        return [
+            "warning: all conversations are no_think: a model that could think loses that. Make traces "
+            "for the rows (kind: traces, docs/traces.md), or replay think rows as a source with a share"
+        ]
 
     def unused(self) -> list[tuple[str, str]]:
         """Return settings of `train:` that would change what is learned, if something read them."""
