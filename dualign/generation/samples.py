@@ -60,18 +60,18 @@ class SampleFile:
         aside.replace(self.path)
 
     def _read(self) -> None:
-        text = self.path.read_text(encoding="utf-8")
-        whole, _, rest = text.rpartition("\n")
-        if rest:
+        # Bytes, since a crash may cut a character; at b"\n" alone, since JSON leaves U+2028 unescaped.
+        content = self.path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if len(whole) < len(content):
             logger.warning(
                 "%s: the last line was cut by a crash; that answer is generated again", self.path
             )
-            self.path.write_text(whole + "\n" if whole else "", encoding="utf-8")
-        # Not splitlines(): JSON leaves line separators such as U+2028 unescaped.
-        for number, line in enumerate(whole.split("\n") if whole else (), 1):
+            os.truncate(self.path, len(whole))
+        for number, line in enumerate(whole.split(b"\n")[:-1], 1):
             self._parse(line, number)
 
-    def _parse(self, line: str, number: int) -> None:
+    def _parse(self, line: bytes, number: int) -> None:
         try:
             row = json.loads(line)
             answer = AnswerRecord(

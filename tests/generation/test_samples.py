@@ -1,0 +1,21 @@
+"""Answers on disk after a crash."""
+
+import json
+from pathlib import Path
+
+from dualign.generation.samples import AnswerRecord, SampleFile
+
+
+def test_a_crash_within_a_character_costs_one_answer(tmp_path: Path) -> None:
+    path = tmp_path / "generations.jsonl"
+    lines = [
+        json.dumps(AnswerRecord(key=key, generated=text, finished=True).line(), ensure_ascii=False)
+        for key, text in (("a", "\u6771 \u2028 \u4eac"), ("b", "\u5927\u962a"))
+    ]
+    first, second = (line.encode() + b"\n" for line in lines)
+    path.write_bytes(first + second[: second.index("\u962a".encode()) + 1])
+    assert list(SampleFile(path).answered) == ["a"]
+    assert path.read_bytes() == first
+    file = SampleFile(path)
+    file.append([AnswerRecord(key="b", generated="\u5927\u962a", finished=True)])
+    assert path.read_bytes() == first + second
