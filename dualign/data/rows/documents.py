@@ -26,6 +26,11 @@ _CHUNK = 1 << 20
 _HALVES = re.compile("[\0\ud800-\udfff]")
 _HEADING = re.compile(r"Heading ([1-6])")
 _OLE = b"\xd0\xcf\x11\xe0"
+_WRAPPERS = (
+    *("ins", "moveTo", "sdt", "sdtContent", "smartTag", "customXml"),
+    *("fldSimple", "dir", "bdo"),
+)
+"""Elements of Word around paragraphs, cells or runs: tracked insertions, content controls, fields."""
 _PAGES_SHOWN = 20
 _FORMS = 5
 """Forms within forms that are looked into; a form of a broken file may draw itself."""
@@ -161,9 +166,11 @@ def _word(file: Path) -> str:
         what = "is encrypted, or an old .doc. Save it as .docx without a password."
         raise RowFault("unreadable_document", f"{file}: {what}")
     try:
+        document = docx.Document(content)
+        _unwrap(document.element.body)
         blocks = [
             _paragraph(block) if isinstance(block, Paragraph) else _table(block)
-            for block in docx.Document(content).iter_inner_content()
+            for block in document.iter_inner_content()
         ]
     except Exception as error:  # python-docx raises whatever a broken file leads to
         what = f"can't be read as a Word document ({type(error).__name__}: {error})"
@@ -175,6 +182,17 @@ def _word(file: Path) -> str:
     return text + "\n"
 
 
+def _unwrap(body: Any) -> None:
+    """Put what stands in wrappers in their place: python-docx reads no text in them.
+
+    Insertions of tracked changes count as accepted, and what was deleted isn't text.
+    """
+    for wrapper in [*body.iter(*(f"{{*}}{name}" for name in _WRAPPERS))]:
+        parent = wrapper.getparent()
+        place = parent.index(wrapper)
+        parent[place : place + 1] = list(wrapper)
+
+
 def _paragraph(paragraph: "Paragraph") -> str:
     style = str(paragraph.style.name if paragraph.style is not None else "")
     if heading := _HEADING.fullmatch(style):
@@ -184,12 +202,22 @@ def _paragraph(paragraph: "Paragraph") -> str:
 
 
 def _table(table: "Table") -> str:
-    """Return a line for each row; a cell that spans several columns counts once."""
+    """Return a line for each row; a cell that spans several columns counts once. Lines of a table in
+    a cell are words of that cell.
+    """
+    from docx.table import Table
+
     rows = []
     for row in table.rows:
         cells = dict.fromkeys(cell._tc for cell in row.cells)
-        texts = {cell._tc: " ".join(cell.text.split()) for cell in row.cells}
-        rows.append(" | ".join(texts[cell] for cell in cells))
+        texts = {
+            cell._tc: " ".join(
+                _table(block) if isinstance(block, Table) else block.text
+                for block in cell.iter_inner_content()
+            )
+            for cell in row.cells
+        }
+        rows.append(" | ".join(" ".join(texts[cell].split()) for cell in cells))
     return "\n".join(rows)
 
 

@@ -10,6 +10,8 @@ from typing import Any
 import docx
 import pypdf
 import pytest
+from docx.oxml import parse_xml
+from docx.oxml.ns import nsdecls
 from transformers import PreTrainedTokenizerFast
 
 from dualign.data.config import DataConfig, DecontaminateConfig, DedupConfig, SourceConfig
@@ -69,6 +71,27 @@ def test_a_pdf_gives_the_lines_of_its_pages(tmp_path: Path) -> None:
 def test_a_word_file_gives_headings_lists_and_tables_in_their_order(tmp_path: Path) -> None:
     path = word(tmp_path / "a.docx")
     expected = "# Pumps\n\nA pump lifts water.\n\n- by hand\n\nDepth\n7 | 14\n"
+    assert load_source(SourceConfig(path=str(path)))["text"][:] == [expected]
+
+
+def test_text_in_wrappers_of_word_is_learned_and_what_was_deleted_is_not(tmp_path: Path) -> None:
+    path, document = tmp_path / "a.docx", docx.Document()
+    run = "<w:r><w:t>{}</w:t></w:r>"
+    control = "<w:sdt><w:sdtPr/><w:sdtContent>{}</w:sdtContent></w:sdt>"
+    for content in (
+        f"<w:p>{run.format('Pay ')}<w:ins>{run.format('two')}</w:ins>"
+        "<w:del><w:r><w:delText>one</w:delText></w:r></w:del>"
+        f"<w:moveFrom>{run.format(' gone')}</w:moveFrom><w:moveTo>{run.format(' coins')}</w:moveTo></w:p>",
+        control.format(f"<w:p>{control.format(run.format('By ') + '<w:ins/>')}"
+                       f"<w:smartTag>{run.format('May')}</w:smartTag></w:p>"),
+    ):  # fmt: skip
+        element = parse_xml(content.replace(">", f" {nsdecls('w')}>", 1))
+        document.element.body.insert(-1, element)
+    cell = document.add_table(rows=1, cols=2).cell(0, 1)
+    cell.text = "in"
+    cell.add_table(rows=1, cols=1).cell(0, 0).text = "side"
+    document.save(str(path))
+    expected = "Pay two coins\n\nBy May\n\n | in side\n"
     assert load_source(SourceConfig(path=str(path)))["text"][:] == [expected]
 
 
