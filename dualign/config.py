@@ -10,8 +10,8 @@ by `Annotated[T, rule]`, across the fields of a dataclass by its method `problem
 import difflib
 import re
 import types
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import (
     Annotated,
@@ -66,18 +66,26 @@ def dotted(key: Key) -> str:
     return text
 
 
-def nearest(word: str, known: Sequence[str]) -> str:
+def nearest(word: str, known: Sequence[str], *, missing: Collection[str] = ()) -> str:
     """Return ` (did you mean 'x'?)`; if nothing is close, the list of known words.
 
     A key of another tool is named by what it is called here, unless it is one letter away from a known word.
+
+    Args:
+        missing: words that have to be there and aren't: of equally near ones, these are meant.
     """
     here = name_here(word)
     if here and not difflib.get_close_matches(word, known, n=1, cutoff=0.9):
         return f" (here: {here})"
-    match = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    match = difflib.get_close_matches(word, known, n=2, cutoff=0.6)
     if match:
-        return f" (did you mean {match[0]!r}?)"
+        best = max(match, key=lambda key: (_likeness(word, key), key in missing))
+        return f" (did you mean {best!r}?)"
     return f" (known: {', '.join(sorted(known))})" if 0 < len(known) <= 30 else ""
+
+
+def _likeness(word: str, key: str) -> float:
+    return difflib.SequenceMatcher(None, key, word).ratio()
 
 
 def nearest_key(word: str, keys: Sequence[str]) -> str | None:
@@ -183,9 +191,11 @@ def parse(
         document.refuse(key, f"expected keys with values, found {_shown(value)}")
         return None
     hints = get_type_hints(cls, include_extras=True)
+    missing = _required(cls) - set(value)
     for name in value:
         if name not in hints:
-            document.refuse((*key, name), f"unknown key{nearest(name, [*hints, *others])}")
+            meant = nearest(name, [*hints, *others], missing=missing)
+            document.refuse((*key, name), f"unknown key{meant}")
     values, incomplete = _fields(cls, hints, value, document, key)
     config = None if incomplete else cls(**values)
     if config is not None:
@@ -200,7 +210,7 @@ def _fields(
     values: dict[str, Any] = {}
     incomplete = False
     for spec in fields(cls):
-        required = spec.default is MISSING and spec.default_factory is MISSING
+        required = _is_required(spec)
         before = len(document.problems)
         if spec.name in value:
             converted = _convert(hints[spec.name], value[spec.name], document, (*key, spec.name))
@@ -210,6 +220,14 @@ def _fields(
             document.refuse(key, f"needs the key {spec.name!r} ({named(hints[spec.name])})")
         incomplete = incomplete or (required and spec.name not in values)
     return values, incomplete
+
+
+def _required(cls: type) -> set[str]:
+    return {spec.name for spec in fields(cls) if _is_required(spec)}
+
+
+def _is_required(spec: Field[Any]) -> bool:
+    return spec.default is MISSING and spec.default_factory is MISSING
 
 
 @runtime_checkable

@@ -17,6 +17,7 @@ from typing import Any
 
 from dualign.config import parse, read_yaml
 from dualign.errors import DataError, EvaluationError, excerpt
+from dualign.model_ref import StageRef
 from dualign.switch import Switch
 from dualign.verifiers.base import Verdict, Verifier
 from dualign.verifiers.table import VerifierSettings, settings_problems, verifier_of
@@ -127,6 +128,13 @@ def load_tasks(paths: Sequence[str | Path]) -> tuple[Task, ...]:
             )
         files[task.name] = path
     return tasks
+
+
+def unknown_tasks(paths: Sequence[str | Path]) -> str:
+    """Return why the tasks can't be read yet, in words: a stage that hasn't run writes one; "" if they can."""
+    refs = [ref for path in paths if (ref := StageRef.parse(str(path)))]
+    names = ", ".join(dict.fromkeys(ref.name for ref in refs))
+    return f"known when stage {names} has run" if refs else ""
 
 
 def load_problems(task: Task, *, limit: int | None = None, seed: int = 0) -> tuple[Problem, ...]:

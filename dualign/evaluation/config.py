@@ -8,7 +8,7 @@ from dualign.data.config import SourceConfig
 from dualign.generation.config import Backend, Endpoint, endpoint_of, model_label, model_problems
 from dualign.generation.estimate import Demand
 from dualign.switch import Switch
-from dualign.tasks import Task, load_problems, load_tasks
+from dualign.tasks import Task, load_problems, load_tasks, unknown_tasks
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,6 +117,8 @@ class EvalStage(EvalConfig):
         endpoints = [endpoint for model in self.models if (endpoint := endpoint_of(model))]
         if not endpoints:
             return ""
+        if unknown := unknown_tasks(self.tasks):
+            return f"questions: {unknown}"
         demand = Demand()
         for task in load_tasks(self.tasks):
             problems = load_problems(task, limit=self.rows)

@@ -3,6 +3,7 @@
 import pytest
 
 from dualign.evaluation.config import EvalConfig, EvalStage
+from dualign.generation.config import Endpoint
 from dualign.merging.sweep.config import SweepStage
 from dualign.preference.pairs_config import PairsStage
 from dualign.stages import stage_kind
@@ -17,6 +18,12 @@ def task(tmp_path):
 
 def eval_stage(*tasks, **keys):
     return EvalStage(name="eval", models=("m",), tasks=tasks, **keys)
+
+
+def test_a_plan_of_tasks_that_a_stage_will_write_says_so(task):
+    endpoint = Endpoint(url="http://127.0.0.1:9/v1", name="m")
+    stage = EvalStage(name="eval", models=(endpoint,), tasks=("stage:data/a.yaml", task))
+    assert stage.in_words() == "questions: known when stage data has run"
 
 
 def test_an_answer_that_cant_be_read_is_told_by_every_kind_that_checks(task):
