@@ -7,6 +7,7 @@ from dualign.checkpoints.checkpoint import read_json
 from dualign.checkpoints.embedded import embedded_model
 from dualign.errors import CheckpointError
 from dualign.model_ref import ModelRef, adapter_base
+from dualign.recipe import shipped_names
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,6 +65,7 @@ def resolve_model(reference: str | Path, *, revision: str | None = None) -> Mode
     if not path.is_dir():
         raise CheckpointError(
             f"{reference}: no such folder; expected a model folder, a hub id or stage:NAME"
+            f"{_who_makes(path)}"
         )
     if (path / "adapter_config.json").is_file():
         base = _base(adapter_base(path, read_json(path / "adapter_config.json")))
@@ -73,6 +75,13 @@ def resolve_model(reference: str | Path, *, revision: str | None = None) -> Mode
             f"{path}: holds neither config.json nor adapter_config.json, so it is no model"
         )
     return _base(ref)
+
+
+def _who_makes(folder: Path) -> str:
+    """Return what makes a missing run directory, as words to add, if it is one of a recipe that ships."""
+    *_, runs, recipe, _stage = ("", "", *folder.parts)
+    is_known = runs == "runs" and recipe in shipped_names()
+    return f". `dualign run {recipe}` makes it: run that first, in this folder" if is_known else ""
 
 
 def _base(ref: ModelRef) -> ModelSource:
