@@ -109,7 +109,10 @@ def _compare(prompt: AskedPrompt, *, judged: bool) -> PromptPairs:
 
 
 def _take(stage: PairsStage, candidates: list[Candidate], rng: random.Random) -> list[Candidate]:
-    """Return the best pairs by the stage's choice, ties broken at random, each text pair once."""
+    """Return the best pairs by the stage's choice, ties broken at random, each text pair once.
+
+    Not the other way round either: a strong and a weak model may write the same two texts.
+    """
     order = rng.sample(candidates, len(candidates))
     order.sort(
         key=lambda pair: (
@@ -119,10 +122,11 @@ def _take(stage: PairsStage, candidates: list[Candidate], rng: random.Random) ->
     )
     taken: list[Candidate] = []
     used: set[int] = set()
-    texts = set()
+    texts: set[tuple[tuple[str | None, str], ...]] = set()
     for pair in order:
         samples, text = {id(pair.chosen), id(pair.rejected)}, (pair.chosen.text, pair.rejected.text)
-        if len(taken) < stage.pairs_per_prompt and not samples & used and text not in texts:
+        is_new = not samples & used and not texts & {text, text[::-1]}
+        if len(taken) < stage.pairs_per_prompt and is_new:
             taken.append(pair)
             used |= samples
             texts.add(text)

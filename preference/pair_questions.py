@@ -1,5 +1,6 @@
 """What a pairs stage asks: problems of task files, and rows of sources, with what checks the answers."""
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -133,8 +134,15 @@ def _of_task(stage: PairsStage, task: Task, problem: Problem, mode: Mode) -> Pai
         switch=task.switch,
         check=check,
         expected=None if check is None else check.read(problem.expected),
-        reference=problem.expected if isinstance(problem.expected, str) else "",
+        reference=_in_words(problem.expected),
     )
+
+
+def _in_words(expected: Any) -> str:
+    """Return what a task's verifier compares with, as a model reads it; "" if it needs nothing."""
+    if expected is None or isinstance(expected, str):
+        return expected or ""
+    return json.dumps(expected, ensure_ascii=False)
 
 
 def _modes(stage: PairsStage, row: Question) -> Iterator[tuple[str, str]]:

@@ -146,7 +146,9 @@ class Reviser:
             revision.reason = "unreadable"
             return
         revision.revised = Sample(reply=reply, writer=answer.model)
-        revision.revised.tokens = self._sampler.counter.count_all(revision.revised.text)
+        for sample in (revision.student, revision.revised):
+            # The reviser may be the first checkpoint: its tokenizer counts both then.
+            sample.tokens = self._sampler.counter.count_all(sample.text)
         revision.reason = self._fault(revision, revision.revised)
 
     def _fault(self, revision: _Revision, revised: Sample) -> str:
@@ -171,7 +173,7 @@ def _request(config: RevisionConfig, prompt: AskedPrompt, student: Sample) -> st
     if len(turns) > 1:
         turns = [f"{turn['role']}: {turn['content']}" for turn in question.messages]
     parts = [("question", "\n\n".join(turns))]
-    if config.reference:
+    if config.reference and question.reference:
         parts.append(("right_answer", question.reference))
     if trace is not None:
         parts.append(("student_reasoning", trace))

@@ -83,6 +83,14 @@ def test_no_sample_comes_twice_and_no_pair_of_texts_either() -> None:
     assert sorted(pairs) == [("3", "4"), ("3", "5")]
 
 
+def test_two_texts_never_stand_against_each_other_in_both_orders() -> None:
+    strong, weak = ([sample(text, 1) for text in "34"] for _ in range(2))
+    two_models = stage(rejected_model="n", length="matched", pairs_per_prompt=4)
+    for seed in range(8):
+        pairs = texts(two_models, asked("q", strong, weak), seed=seed)
+        assert len(pairs) == 1 and set(pairs[0]) == {"3", "4"}
+
+
 def test_balanced_drops_the_fewest_pairs_until_chosen_is_not_longer_on_average() -> None:
     """Differences +10, +3, +1, -4: the sum is 10, and taking +10 away is enough."""
     differences = {"a": 10, "b": 3, "c": 1, "d": -4}

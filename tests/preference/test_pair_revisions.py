@@ -111,6 +111,21 @@ def test_the_reviser_sees_the_right_answer_and_the_instruction_if_the_recipe_say
     assert all("Make it rhyme." in text for text in asked)
 
 
+def test_a_right_answer_that_is_a_list_is_shown_too(tmp_path: Path) -> None:
+    row = {"id": "1+2", "prompt": "What is 1+2?", "words": ["three", "3"]}
+    (tmp_path / "sums.jsonl").write_text(json.dumps(row) + "\n")
+    task = "name: sums\nrows: sums.jsonl\nanswer: '{words}'\nverifier: {kind: contains, need: any}\n"
+    (tmp_path / "sums.yaml").write_text(task)
+    (tmp_path / "work").mkdir()
+    _, _, (text,) = revised(
+        str(tmp_path / "sums.yaml"),
+        tmp_path / "work",
+        revise={"reference": True},
+        modes=("no_think",),
+    )
+    assert '<right_answer>\n["three", "3"]\n</right_answer>' in text
+
+
 def test_revisions_that_make_no_pair_are_counted_by_their_reason(task: str, tmp_path: Path) -> None:
     def write(request: str) -> str:
         good = mended(request)
