@@ -114,7 +114,9 @@ def test_the_reviser_sees_the_right_answer_and_the_instruction_if_the_recipe_say
 def test_a_right_answer_that_is_a_list_is_shown_too(tmp_path: Path) -> None:
     row = {"id": "1+2", "prompt": "What is 1+2?", "words": ["three", "3"]}
     (tmp_path / "sums.jsonl").write_text(json.dumps(row) + "\n")
-    task = "name: sums\nrows: sums.jsonl\nanswer: '{words}'\nverifier: {kind: contains, need: any}\n"
+    task = (
+        "name: sums\nrows: sums.jsonl\nanswer: '{words}'\nverifier: {kind: contains, need: any}\n"
+    )
     (tmp_path / "sums.yaml").write_text(task)
     (tmp_path / "work").mkdir()
     _, _, (text,) = revised(
@@ -124,6 +126,33 @@ def test_a_right_answer_that_is_a_list_is_shown_too(tmp_path: Path) -> None:
         modes=("no_think",),
     )
     assert '<right_answer>\n["three", "3"]\n</right_answer>' in text
+
+
+def test_a_checkpoint_that_revises_counts_the_tokens_of_both_sides(
+    task: str, learnt: Path, tmp_path: Path
+) -> None:
+    with Proxy(student).running() as weak:
+        stage = PairsStage(
+            name="pairs",
+            model=Endpoint(url=weak.address, name="student"),
+            revise=RevisionConfig(model=str(learnt), max_new_tokens=4),
+            tasks=(task,),
+            modes=("no_think",),
+            samples=1,
+        )
+        with pytest.raises(DataError, match="no pair"):
+            run(stage, tmp_path, seed=1)
+        file = tmp_path / "generations.jsonl"
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        for line in lines[4:]:  # what the tiny model can't write
+            line["generated"] = f"<revised_answer>{SENTENCE} 3</revised_answer>"
+            line["finished"] = True
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        lengths = run(stage, tmp_path, seed=1).metrics["lengths"]
+    assert lengths["unit"] == "tokens of learnt"
+    figures = lengths["modes"]["no_think"]
+    assert (figures["pairs"], figures["correlation"]) == (1, 0)
+    assert figures["chosen"] == figures["rejected"] > 20
 
 
 def test_revisions_that_make_no_pair_are_counted_by_their_reason(task: str, tmp_path: Path) -> None:
