@@ -57,6 +57,13 @@ def test_the_teacher_is_named_and_its_license_asked_for(tmp_path: Path) -> None:
         assert combine(of).id == expected
 
 
+def test_a_reviser_is_named_among_those_who_wrote_pairs() -> None:
+    teacher = {"url": "http://10.0.0.3/v1", "name": "big"}
+    config = {"model": "stage:sft", "revise": {"model": teacher}, "samples": 4}
+    shown = hyper_parameters({"kind": "pairs", "config": config})
+    assert shown == "rows by sft and big; samples 4"
+
+
 @pytest.mark.slow
 def test_rows_become_traces_become_a_model_with_a_card(
     learnt: Path,

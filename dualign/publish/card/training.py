@@ -64,7 +64,8 @@ def _writers(record: Mapping[str, Any]) -> Iterator[str]:
     """Yield the names of the models that wrote a stage's rows; no address of a server."""
     config: Mapping[str, Any] = record.get("config") or {}
     asked: Mapping[str, Any] = (record.get("metrics") or {}).get("endpoints") or {}
-    for model in filter(None, (config.get("model"), config.get("rejected_model"))):
+    reviser = (config.get("revise") or {}).get("model")
+    for model in filter(None, (config.get("model"), config.get("rejected_model"), reviser)):
         text = str(model["url"] if isinstance(model, Mapping) else model)
         answered = (entry.get("name") for entry in asked.values() if entry.get("url") == text)
         name = str(model.get("name") or "") if isinstance(model, Mapping) else ""
