@@ -16,9 +16,7 @@ def issues(stage: Any) -> list[tuple[str, str]]:
     if hasattr(stage, "score"):  # a sweep
         return [("score.tasks", message) for message in task_problems(stage.score)]
     reasons = endpoint_issues(stage) + judge_issues(stage)
-    if (
-        getattr(stage, "rejected_model", None) is None
-    ):  # else a strong and a weak model are compared
+    if getattr(stage, "checks_tasks", True):  # else a strong and a weak model are compared
         reasons += [("tasks", message) for message in task_problems(stage)]
     return reasons
 

@@ -4,6 +4,7 @@ import pytest
 
 from dualign.evaluation.config import EvalConfig, EvalStage
 from dualign.generation.config import Endpoint
+from dualign.judges.config import RubricConfig
 from dualign.merging.sweep.config import SweepStage
 from dualign.preference.pairs_config import PairsStage
 from dualign.stages import stage_kind
@@ -27,9 +28,13 @@ def test_a_plan_of_tasks_that_a_stage_will_write_says_so(task):
 
 
 def test_an_answer_that_cant_be_read_is_told_by_every_kind_that_checks(task):
+    judged = PairsStage(
+        name="pairs", model="m", rejected_model="w", tasks=(task,), judge=RubricConfig(model="j")
+    )
     stages = [
         ("tasks", "eval", eval_stage(task)),
         ("tasks", "pairs", PairsStage(name="pairs", model="m", tasks=(task,))),
+        ("tasks", "pairs", judged),
         ("score.tasks", "sweep", SweepStage(name="s", merge={}, score=EvalConfig(tasks=(task,)))),
     ]
     for key, kind, stage in stages:
