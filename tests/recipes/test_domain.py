@@ -14,6 +14,7 @@ import pytest
 from dualign.cli.main import main
 from dualign.recipe import load_recipe, shipped_names
 from dualign.tasks import load_questions
+from tests.chat_model import fit, make_model, make_tokenizer, taught_row
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 DOMAIN = RECIPES / "domain"
@@ -117,3 +118,49 @@ def test_copied_recipes_start_from_the_quickstart_of_the_folder(tmp_path: Path) 
     recipe = load_recipe(tmp_path / "mine" / "recipe.yaml", [])
     (traces,) = (entry.config for entry in recipe.stages if entry.name == "traces")
     assert traces.model == "runs/quickstart/merged"
+
+
+SMALL = (
+    "traces.expected='2'",  # what the tiny model always says
+    "traces.max_new_tokens=40",
+    "traces.data.sources.0.rows=6",
+    "pairs.rejected_model=stage:alone",  # none of its answers is right
+    "pairs.rows=4",
+    "pairs.max_new_tokens=40",
+    "start-pairs.rows=3",
+    "start-pairs.max_new_tokens=40",
+    "sft.retain.rows=2",
+    "sft.retain.max_new_tokens=24",
+    "eval.rows=2",
+    *(f"{stage}.lora.r=2" for stage in ("alone", "sft", "apo", "recovered")),
+    *(f"{stage}.train.max_steps=2" for stage in ("alone", "sft", "apo", "recovered")),
+    *(f"{stage}.data.max_tokens=448" for stage in ("alone", "sft", "apo", "recovered")),
+    *(f"data.args.{name}={rows}" for name, rows in (("train", 6), ("pairs", 6), ("test", 6))),
+)
+
+
+@pytest.mark.slow
+def test_the_road_in_small_from_a_tiny_model(
+    quickstart: Path,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Shapes alone: a model that says `2` to everything learns nothing here."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(quickstart, tmp_path / "runs" / "quickstart")
+    tokenizer = make_tokenizer()
+    model = make_model(tokenizer)
+    asked = [row["question"] for _, row in cargo(data)][:12]
+    said = {"think": "1 + 1 = 2\n</think>\n\n2", "no_think": "2"}
+    fit(model, [taught_row(tokenizer, q, m, text) for q in asked for m, text in said.items()], 30)
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "runs" / "quickstart" / "merged")
+    assert main(["plan", "domain", *SMALL]) == 0
+    assert main(["run", "domain", *SMALL]) == 0, capsys.readouterr().err
+    table = (tmp_path / "runs" / "domain" / "eval" / "table.md").read_text()
+    for stage in ("alone", "back-25", "back-50", "recovered", "sft", "apo", "merged"):
+        assert f"| cargo | {stage} | think |" in table
+    assert main(["run", "domain", *SMALL]) == 0
+    assert "finished in" not in capsys.readouterr().err.split("report:")[-1]
