@@ -123,7 +123,7 @@ def _material(
     parts = [("conversation", turns), *((name, visible(answer)) for name, answer in answers)]
     if reference is not None:
         parts.insert(1, ("an answer that is known to be good", visible(reference)))
-    parts = [(name, _inert(text, control)) for name, text in parts]
+    parts = [(name, inert(text, control)) for name, text in parts]
     mark = _mark([text for _, text in parts])
     shown = "\n".join(f"{mark} {name}\n{text}" for name, text in parts)
     return f"{shown}\n{mark} end", mark
@@ -139,7 +139,7 @@ def _text_of(turn: Mapping[str, Any]) -> str:
     return f"{text}\n{json.dumps(calls, default=str)}" if calls else text
 
 
-def _inert(text: str, control: re.Pattern[str] | None) -> str:
+def inert(text: str, control: re.Pattern[str] | None) -> str:
     """Return a text with a space in each control token, so that no tokenizer reads one there."""
     text = _CONTROL.sub(lambda match: f"{match[0]} ", text)
     return text if control is None else control.sub(lambda m: f"{m[0][:1]} {m[0][1:]}", text)

@@ -24,7 +24,8 @@ from dualign.generation.answers import request_key
 from dualign.generation.samples import AnswerRecord, SampleFile
 from dualign.judges.base import Comparison, JudgedQuestion, Ranking, compare_scores
 from dualign.judges.config import RewardModelConfig
-from dualign.judges.prompts import visible
+from dualign.judges.prompts import inert, visible
+from dualign.judges.writer import control_of
 from dualign.models.loading import identity
 from dualign.models.source import ModelSource, resolve_model
 from dualign.models.tokenizer import load_chat_tokenizer
@@ -52,6 +53,7 @@ class RewardModel:
         self._source = resolve_model(config.model)
         require_one_label(self._source, config.model)
         self._tokenizer = load_chat_tokenizer(config.model)
+        self._control = control_of(self._tokenizer)
         self._name = f"{identity(config.model)}:{config.dtype}"
         self._scores: list[float] = []
         self._too_long = 0
@@ -103,10 +105,10 @@ class RewardModel:
 
     def _ids(self, question: JudgedQuestion, answer: str) -> list[int]:
         """Return the tokens of a conversation with its answer, by the model's own template."""
-        final = {"role": "assistant", "content": visible(answer)}
+        turns = [*question.messages, {"role": "assistant", "content": answer}]
         try:
             text = self._tokenizer.apply_chat_template(
-                [*map(dict, question.messages), final], tokenize=False
+                [self._shown(turn) for turn in turns], tokenize=False
             )
         except Exception as error:  # a template can raise anything
             raise EvaluationError(
@@ -116,6 +118,16 @@ class RewardModel:
         if not ids:
             raise EvaluationError(f"judge {self._config.model}: {question.key} renders to no token")
         return ids
+
+    def _shown(self, turn: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a turn without its trace, and with its control tokens broken up: an answer could end
+        its turn, and praise itself as the user.
+        """
+        shown = {name: value for name, value in turn.items() if name != "reasoning_content"}
+        if isinstance(text := shown.get("content"), str):
+            text = visible(text) if shown.get("role") == "assistant" else text
+            shown["content"] = inert(text, self._control)
+        return shown
 
     def _is_too_long(self, row: Sequence[int]) -> bool:
         longest = getattr(self._settings.get_text_config(), "max_position_embeddings", None)
