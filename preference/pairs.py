@@ -34,11 +34,12 @@ def run(stage: PairsStage, work: Path, *, seed: int) -> Outcome:
         DataError: there is no pair.
     """
     questions = read_questions(stage, seed=seed)
+    judge = None if stage.judge is None else PairJudge(stage, work, seed=seed)
     sampler = Sampler(stage, work, seed=seed)
     prompts = sampler.prompts(questions.items)
     measure(prompts, sampler.counter)
     reasons = verify(prompts)
-    chosen, figures = _candidates(stage, sampler, prompts, work, seed)
+    chosen, figures = _candidates(stage, sampler, prompts, judge)
     choose(stage, chosen, seed=seed)
     rows = summarize_outcomes(count_outcomes(chosen, questions.passed))
     if not rows["kept"]:
@@ -59,11 +60,10 @@ def run(stage: PairsStage, work: Path, *, seed: int) -> Outcome:
 
 
 def _candidates(
-    stage: PairsStage, sampler: Sampler, prompts: Sequence[AskedPrompt], work: Path, seed: int
+    stage: PairsStage, sampler: Sampler, prompts: Sequence[AskedPrompt], judge: PairJudge | None
 ) -> tuple[list[PromptPairs], dict[str, Any]]:
     """Return the pairs that each prompt may give, and the figures of judge and reviser for run.json."""
     figures: dict[str, Any] = {}
-    judge = None if stage.judge is None else PairJudge(stage, work, seed=seed)
     if stage.revise is None:
         if judge is not None:
             figures["judge"] = judge.score(prompts)

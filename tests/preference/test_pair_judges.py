@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from dualign.data.config import SourceConfig
-from dualign.errors import DataError
+from dualign.errors import CheckpointError, DataError
 from dualign.evaluation.preflight import issues
 from dualign.generation.config import Endpoint
-from dualign.judges.config import PairwiseConfig, RubricConfig
+from dualign.judges.config import PairwiseConfig, RewardModelConfig, RubricConfig
 from dualign.preference.pairs import run
 from dualign.preference.pairs_config import AskedRows, PairsStage, RevisionConfig
 from dualign.verifiers.regex import RegexVerifier
@@ -143,6 +143,18 @@ def test_a_revision_has_to_be_better_by_the_judge(data: Path) -> None:
         outcome, pairs, _ = made(data, servers, RubricConfig, revise=revise, samples=1)
     assert [pair["chosen"][0]["content"] for pair in pairs] == ["I get 8 points"] * 2
     assert outcome.rows["dropped"] == {"judge_disagrees": 1}
+
+
+def test_a_judge_that_cannot_be_opened_costs_no_answers(data: Path, tmp_path: Path) -> None:
+    stage = PairsStage(
+        name="p",
+        model=Endpoint(url="http://127.0.0.1:9/v1", name="m"),
+        data=AskedRows(sources=(SourceConfig(path=str(data)),)),
+        judge=RewardModelConfig(model=str(tmp_path)),
+    )
+    with pytest.raises(CheckpointError, match="json"):
+        run(stage, tmp_path, seed=1)
+    assert not (tmp_path / "generations.jsonl").exists()
 
 
 def test_plan_and_preflight_count_the_judge(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
