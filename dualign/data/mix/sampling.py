@@ -121,6 +121,8 @@ def _beside_text(
     """
     parts = dict(enumerate(amounts))
     others = [number for number in parts if not plain[number]]
+    if not others:
+        raise DataError("mix: every source holds raw text, which has no mode to weigh: remove it")
     for number in parts:
         if plain[number] and data.sources[number].share is not None:
             raise DataError(

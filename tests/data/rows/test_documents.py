@@ -260,6 +260,8 @@ def test_mix_weighs_conversations_and_leaves_raw_text_as_it_is(
     shared = (SourceConfig(path=str(tmp_path / "a.txt"), share=0.3), sources[1])
     with pytest.raises(DataError, match="raw text has no mode"):
         prepared(tokenizer, *shared, mix={"think": 0.5, "no_think": 0.5})
+    with pytest.raises(DataError, match="every source holds raw text"):
+        prepared(tokenizer, sources[0], mix={"think": 0.5, "no_think": 0.5})
 
 
 def test_pieces_are_screened_as_rows_are(
