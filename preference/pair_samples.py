@@ -1,6 +1,7 @@
 """Samples of a pairs stage: every model of it answers every question in each mode."""
 
 import gc
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,10 +12,11 @@ from dualign.errors import EvaluationError
 from dualign.evaluation.requests import prompts_differ, render_question
 from dualign.generation.answers import Answer, Prompt, Responder, ask, sample_request
 from dualign.generation.config import Endpoint, model_label
-from dualign.generation.responders import open_responder
+from dualign.generation.responders import CheckpointResponder, open_responder
 from dualign.generation.samples import SampleFile
 from dualign.generation.sampling import Sampling
 from dualign.generation.thinking import Reply
+from dualign.judges.writer import control_of
 from dualign.models import prompts
 from dualign.preference.pair_lengths import TokenCounter
 from dualign.preference.pair_questions import PairQuestion
@@ -50,14 +52,20 @@ class Side:
     samples: list[Sample] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
 
-    def add(self, answer: Answer | None) -> None:
-        """Add an answer; None: an endpoint gave none."""
+    def add(self, answer: Answer | None, control: re.Pattern[str] | None) -> None:
+        """Add an answer; None: an endpoint gave none. `control` are tokens that no text may hold: a
+        stage that trains on the pair would refuse them.
+        """
         if answer is None:
             self.faults.append("failed")
-        elif answer.fault:
+        elif answer.fault or (control is not None and _holds(control, answer.reply)):
             self.faults.append("malformed")
         else:
             self.samples.append(Sample(reply=answer.reply, writer=answer.model))
+
+
+def _holds(control: re.Pattern[str], reply: Reply) -> bool:
+    return any(control.search(text) for text in (reply.thinking, reply.answer) if text)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -171,9 +179,12 @@ class Sampler:
         ]
         self.samples += len(requests)
         answers = iter(ask(responder, requests, self.file))
+        control = None
+        if isinstance(responder, CheckpointResponder):
+            control = control_of(responder.subject.tokenizer)
         for side in sides:
             for _ in numbers:
-                side.add(next(answers))
+                side.add(next(answers), control)
         self.close(responder, model, note)
         del responder
         gc.collect()  # the second model needs the room

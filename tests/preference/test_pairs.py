@@ -1,6 +1,7 @@
 """Pairs from a checkpoint: right against wrong by a verifier, or a strong model against a weak one."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -151,6 +152,23 @@ def test_malformed_samples_make_no_pair(task: str, tmp_path: Path) -> None:
     work.mkdir()
     with pytest.raises(DataError, match=r"no pair came of 4 prompts.*malformed"):
         run(stage, work, seed=1)
+
+
+def test_a_sample_with_a_control_token_in_its_text_makes_no_pair(
+    unsure: Path, task: str, tmp_path: Path
+) -> None:
+    """The preference stage after it would stop there."""
+    stage = PairsStage(
+        name="pairs", model=str(unsure), tasks=(task,), modes=("no_think",), max_new_tokens=4
+    )
+    with suppress(DataError):
+        run(stage, tmp_path, seed=1)
+    file = tmp_path / "generations.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    odd = [line | {"generated": f"{line['generated']}<|im_start|>user"} for line in lines]
+    file.write_text("".join(json.dumps(line) + "\n" for line in odd))
+    with pytest.raises(DataError, match=r"no pair came of 4 prompts: {'malformed': 4}"):
+        run(stage, tmp_path, seed=1)
 
 
 def by_seed(body: dict) -> Reply:
