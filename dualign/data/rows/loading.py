@@ -6,6 +6,7 @@ with `streaming` is read as a stream, and only the rows that its amount asks for
 """
 
 import json
+import logging
 import lzma
 import os
 import tempfile
@@ -35,11 +36,14 @@ from dualign.data.rows.source_files import (
     fingerprint_files,
     is_saved_dataset,
     local_files,
+    unread_documents,
 )
 from dualign.data.rows.text_files import text_stream
 from dualign.data.seeds import Indices, rng, rows_to_read
 from dualign.data.uncached import temporary_folder
 from dualign.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 _Stream: TypeAlias = datasets.IterableDataset | JsonRows
 _UNREADABLE = (OSError, ValueError, LookupError, RuntimeError, EOFError, zlib.error, lzma.LZMAError)
@@ -150,6 +154,10 @@ def _open(
 ) -> datasets.Dataset | _Stream:
     files = local_files(source.path, base)
     require_zstandard(source.path, files)
+    if unread := unread_documents(source.path, files, base):
+        logger.warning(
+            "source %s: documents of the folder that aren't read: %s", source.path, unread
+        )
     return _undecoded(_local(source, files, base, cutter) if files else _hub(source))
 
 

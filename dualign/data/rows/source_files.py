@@ -3,6 +3,7 @@ skipped by it.
 """
 
 import hashlib
+from collections import Counter
 from pathlib import Path
 
 from dualign.errors import DataError
@@ -23,6 +24,11 @@ _FORMATS = {
     ".pdf": _TEXT,
     ".docx": _TEXT,
 }
+_DOCUMENTS = (
+    *(".pdf", ".docx", ".doc", ".odt", ".rtf"),
+    *(".epub", ".pptx", ".html", ".htm"),
+)
+"""What somebody may take for read: text and Markdown beside rows are seldom more than a license."""
 _README = "readme.md"
 _GLOB = frozenset("*?[")
 
@@ -46,6 +52,14 @@ def local_files(path: str, base: Path | None = None) -> list[Path]:
             "Give an existing file, folder or glob, or a hub id such as owner/name."
         )
     return []
+
+
+def unread_documents(path: str, files: list[Path], base: Path | None = None) -> str:
+    """Return how many documents of a folder aren't among its `files`, by ending; "" if none."""
+    folder = (base or Path()) / Path(path).expanduser()
+    inside = set(folder.rglob("*")) - set(files) if folder.is_dir() else set()
+    endings = Counter(file.suffix.lower() for file in inside if not file.name.startswith("."))
+    return ", ".join(f"{endings[ending]:,} {ending}" for ending in _DOCUMENTS if endings[ending])
 
 
 def fingerprint_files(path: str, base: Path | None = None) -> list[tuple[str, str]]:

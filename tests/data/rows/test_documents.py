@@ -95,6 +95,22 @@ def test_text_in_wrappers_of_word_is_learned_and_what_was_deleted_is_not(tmp_pat
     assert load_source(SourceConfig(path=str(path)))["text"][:] == [expected]
 
 
+def test_documents_of_a_folder_that_are_not_read_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = SourceConfig(path=str(tmp_path))
+    (tmp_path / "a.txt").write_text("A pump.")
+    (tmp_path / "old").mkdir()
+    for name in ("b.doc", "old/c.DOC", "d.html", ".e.doc"):
+        (tmp_path / name).write_bytes(b"x")
+    assert load_source(source)["text"][:] == ["A pump."]
+    assert "aren't read: 2 .doc, 1 .html" in caplog.text
+    write_pdf(tmp_path / "f.pdf", [["Lost"]])
+    (tmp_path / "rows.jsonl").write_text('{"text": "A row."}\n')
+    assert load_source(source)["text"][:] == ["A row."]
+    assert "aren't read: 1 .pdf, 2 .doc, 1 .html" in caplog.text
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_folder_of_all_kinds_is_one_source_cut_to_max_tokens(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast, streaming: bool
