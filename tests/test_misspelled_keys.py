@@ -20,7 +20,7 @@ RECIPES = sorted(
     if path.parent.name != "accelerate" and path.name != "experiment.yaml"  # no recipe
 )
 # Below these the user chooses the names.
-FREE = ("args", "template_kwargs", "vary")
+FREE = ("args", "template_kwargs", "vary", "think", "no_think")  # the last two are of a switch
 
 
 def key_paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:

@@ -248,14 +248,7 @@ def _training_cost(
         _require_later_step(config, steps)
     if data:
         notes = [*reading_notes(data.sources), *config.data_notes(data.rows), *notes]
-    longest, mean = config.data.max_tokens, float(config.data.max_tokens)
-    largest = None
-    if isinstance(data, PairData | RatedData):
-        longest, largest, mean = scored_tokens(data, config.answers_per_row)
-    elif data:
-        mean = data.rows["tokens"] / len(data.train)
-    elif stage_kind(config.kind).takes_pairs:
-        mean *= config.answers_per_row
+    longest, largest, mean = _row_lengths(config, data)
     earlier = mean_row_tokens(status) if data is None else None
     mean = earlier or mean
     step = training_shape(settled, longest=longest, largest_pair=largest)
@@ -288,6 +281,17 @@ def _training_cost(
         seconds_at_most=data is None and not earlier,
         notes=tuple(notes),
     )
+
+
+def _row_lengths(config: Any, data: Prepared | None) -> tuple[int, int | None, float]:
+    """Return the tokens of the longest row, of both answers of the largest pair, and of the mean row."""
+    if isinstance(data, PairData | RatedData):
+        return scored_tokens(data, config.answers_per_row)
+    longest = config.data.max_tokens
+    if data:
+        return longest, None, data.rows["tokens"] / len(data.train)
+    answers = config.answers_per_row if stage_kind(config.kind).takes_pairs else 1
+    return longest, None, float(longest * answers)
 
 
 def resolve_references(entry: StageEntry, statuses: list[StageStatus]) -> tuple[Any, list[str]]:
