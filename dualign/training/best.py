@@ -7,6 +7,7 @@ transformers then loads the checkpoint (`load_best_model_at_end`) before the sta
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer_utils import SaveStrategy
 
 from dualign.errors import TrainingError
-from dualign.training.config import TrainingStage, lower_is_better
+from dualign.training.config import TrainingStage, lower_is_better, reads_metric
 
 logger = logging.getLogger(__name__)
 WITHIN = "eval_retain/within"  # of the log: 1 where no bound of `retain` is broken, 0 where one is
@@ -41,10 +43,15 @@ class Choice:
     """the stage stops at the first step that breaks one"""
 
     def best(self, log: Sequence[Mapping[str, Any]]) -> tuple[int, float] | None:
-        """Return the best step and its figure; None before there is one. Of equals it is the first."""
+        """Return the best step and its figure; None before there is one. Of equals it is the first.
+
+        A figure that is no number is that of no step.
+        """
         best: tuple[int, float] | None = None
         for step, figure, within in self._steps(log):
-            if within and (best is None or (figure < best[1] if self.lower else figure > best[1])):
+            if not within or not isfinite(figure):
+                continue
+            if best is None or (figure < best[1] if self.lower else figure > best[1]):
                 best = step, figure
         return best
 
@@ -75,10 +82,16 @@ class Choice:
 
 def choose_best(trainer: Trainer, stage: TrainingStage) -> None:
     """Let the trainer keep and load the step that the stage's keys ask for, if they ask for one."""
-    choice = _choice(trainer.args, stage)
-    if choice is not None:
-        trainer.args.load_best_model_at_end = True
-        trainer.add_callback(_KeepBest(choice))
+    choice, arguments = _choice(trainer.args, stage), trainer.args
+    if choice is None:
+        return
+    arguments.load_best_model_at_end = True
+    # transformers would choose beside us, by this metric alone, and delete the checkpoint that we keep.
+    if not reads_metric(arguments.lr_scheduler_type):
+        arguments.metric_for_best_model = None
+    if arguments.save_strategy == SaveStrategy.BEST:
+        arguments.save_strategy = SaveStrategy.NO  # a step that is the best is saved in any case
+    trainer.add_callback(_KeepBest(choice))
 
 
 def _published_step(trainer: Trainer) -> int:
@@ -107,10 +120,12 @@ def choice_metrics(trainer: Trainer) -> dict[str, Any]:
 def _choice(arguments: TrainingArguments, stage: TrainingStage) -> Choice | None:
     early, retain = stage.early_stopping, stage.retain
     bounded = retain is not None and retain.bound is not None
+    stops = bounded and retain is not None and retain.on_bound == "stop"
     if arguments.load_best_model_at_end:  # of `train:`
         metric = arguments.metric_for_best_model
         name = metric if metric.startswith("eval_") else f"eval_{metric}"
-        return Choice(metric=name, lower=not arguments.greater_is_better, bounded=bounded)
+        lower = not arguments.greater_is_better
+        return Choice(metric=name, lower=lower, bounded=bounded, stops=stops)
     if early is None and not bounded:
         return None
     return Choice(
@@ -118,7 +133,7 @@ def _choice(arguments: TrainingArguments, stage: TrainingStage) -> Choice | None
         lower=lower_is_better(early.metric) if early else False,
         patience=early.patience if early else None,
         bounded=bounded,
-        stops=bounded and retain is not None and retain.on_bound == "stop",
+        stops=stops,
     )
 
 
@@ -169,11 +184,20 @@ class _KeepBest(TrainerCallback):
         if state.global_step < state.max_steps and not stopped:
             return  # paused
         if best is None:
-            reason = stopped or "no measured step is within the bounds"
+            reason = (
+                stopped
+                or f"no measured step is {'within the bounds' if self.choice.bounded else 'finite'}"
+            )
             raise TrainingError(
                 f"{reason}, and no step before it was measured within the bounds: nothing was published; "
                 "the checkpoints stay. Try a lower train.learning_rate, rows of what the model could do "
                 "before among data.sources, a smaller retain.every, or wider bounds"
+            )
+        folder = Path(args.output_dir) / f"checkpoint-{best[0]}"
+        if Path(state.best_model_checkpoint or "") != folder:
+            raise TrainingError(
+                f"{folder} is gone, which has the weights of the step to publish; delete {folder.parent.parent} to "
+                "train again"
             )
         if state.is_world_process_zero:
             logger.info("publishes step %d of %d", best[0], state.global_step)

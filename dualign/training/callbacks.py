@@ -83,20 +83,35 @@ class PauseAtStep(TrainerCallback):
         if not self.step <= state.global_step < state.max_steps:
             return
         metrics = self._metrics(state)
+        control.should_save = False  # a best step is saved by now
         self.save(state.global_step)
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             write_json(folder / PAUSE_METRICS, metrics)
 
     def _metrics(self, state: TrainerState) -> dict[str, float]:
-        """Return what the recipe measured at this step, else measure it."""
+        """Return what the recipe measured at this step, else measure it.
+
+        Such a measurement stays out of the log, by which a stage chooses the step that it publishes:
+        without the pause it wouldn't be there.
+        """
         if self.trainer.eval_dataset is None:
             return {}
-        for entry in reversed(state.log_history):
-            if entry["step"] == state.global_step and "eval_loss" in entry:
-                return {key: value for key, value in entry.items() if key.startswith("eval_")}
+        if metrics := _held_out(state):
+            return metrics
+        before = len(state.log_history)
         self.trainer.evaluate()
-        return self._metrics(state)
+        metrics = _held_out(state)
+        del state.log_history[before:]
+        return metrics
+
+
+def _held_out(state: TrainerState) -> dict[str, float]:
+    """Return the held-out metrics in the log of this step; nothing if they weren't measured."""
+    for entry in reversed(state.log_history):
+        if entry["step"] == state.global_step and "eval_loss" in entry:
+            return {key: value for key, value in entry.items() if key.startswith("eval_")}
+    return {}
 
 
 class RestoreAdaptersOnResume(TrainerCallback):

@@ -50,6 +50,11 @@ def lower_is_better(metric: str) -> bool:
     return bool({"loss", "kl"} & set(metric.split("/")[:2]))
 
 
+def reads_metric(schedule: object) -> bool:
+    """Return whether a schedule of the learning rate follows `metric_for_best_model`."""
+    return str(getattr(schedule, "value", schedule)) in ("reduce_lr_on_plateau", "greedy")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingStage:
     """The keys that every training stage has."""
@@ -139,8 +144,20 @@ def _choice_problems(stage: Any) -> list[tuple[str, str]]:
     strategy, native = train.get("eval_strategy", "no"), train.get("load_best_model_at_end")
     if early and native:
         return [("early_stopping", "train.load_best_model_at_end chooses too: remove one of them")]
+    bounded = bool(retain and retain.bound)
+    if reads_metric(train.get("lr_scheduler_type")) and (early or bounded):
+        followed = str(train.get("metric_for_best_model", "loss")).removeprefix("eval_")
+        if bounded or early.metric != followed:
+            says = (
+                f"transformers keeps the best step by {followed} for this schedule, and no other: "
+            )
+            way_out = "choose another, or remove early_stopping and retain.bound"
+            return [("train.lr_scheduler_type", says + way_out)]
     if not (early or native):
         return []
+    if early and early.metric.startswith("rewards/") and stage.row_type == "conversation":
+        needs = "an sft stage has no pairs: expected loss, loss/MODE or retain/TASK/MODE"
+        return [("early_stopping.metric", needs)]
     if early and early.metric.startswith("retain/"):
         if retain is None or retain.every is None:
             needs = f"{early.metric} is measured by retain: expected that block with every"

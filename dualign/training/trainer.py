@@ -49,7 +49,7 @@ from dualign.training.callbacks import (
     ProgressBarWithLogLines,
     RestoreAdaptersOnResume,
 )
-from dualign.training.config import TrainingStage
+from dualign.training.config import TrainingStage, lower_is_better
 from dualign.training.frozen_start import FROZEN_START
 from dualign.training.learning_rates import set_adapter_rates
 from dualign.training.policy import REFERENCE_ADAPTER, activate_policy_adapters, frozen_adapters
@@ -95,6 +95,9 @@ def trainer_arguments(
         "prediction_loss_only": True,
         "max_length": None,
     }
+    if metric := train.get("metric_for_best_model"):
+        # transformers' default says that more is better of loss/think, as of all but `loss`.
+        defaults["greater_is_better"] = not lower_is_better(metric.removeprefix("eval_"))
     return {**defaults, **train, **owned}
 
 
@@ -367,15 +370,22 @@ def training_metrics(trainer: Trainer, stage: TrainingStage) -> dict[str, Any]:
         "arithmetic": _AUTOCAST.get(trainer.accelerator.mixed_precision, stage.dtype),
         "attention": stage.attn_implementation,
     }
+    choice = choice_metrics(trainer)
     if evaluations:
-        metrics["validation"] = {
-            key: value for key, value in evaluations[-1].items() if key.startswith("eval_")
-        }
+        metrics["validation"] = _held_out_figures(evaluations, choice.get("published_step"))
     if trackers := tracker_records(trainer):
         metrics["trackers"] = trackers
     if trainer.args.device.type == "cuda":
         metrics["peak_gpu_mb"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
-    return metrics | choice_metrics(trainer)
+    return metrics | choice
+
+
+def _held_out_figures(
+    evaluations: Sequence[Mapping[str, Any]], published: int | None
+) -> dict[str, Any]:
+    """Return the figures of the published step, if one was chosen and measured, else the last ones."""
+    measured = [entry for entry in evaluations if entry["step"] == published] or evaluations
+    return {key: value for key, value in measured[-1].items() if key.startswith("eval_")}
 
 
 def _last(log: Sequence[Mapping[str, Any]], key: str) -> Any:

@@ -75,6 +75,8 @@ def test_a_choice_reads_the_log_alone() -> None:
     within = Choice(metric="eval_loss", lower=True, bounded=True, stops=True)
     assert within.best(log) == (2, 3) and within.stop(log).endswith("broken at step 4")
     assert Choice(metric=None, bounded=True).best(log) == (3, 3), "the last within the bounds"
+    no_number = [{"step": 1, "eval_loss": float("nan")}, {"step": 2, "eval_loss": 3}]
+    assert by_loss.best(no_number) == (2, 3)
     assert by_loss.best([]) is None and Choice(metric="eval_kl").stop(log) == ""
 
 
@@ -100,6 +102,7 @@ def test_the_best_step_is_published_and_not_the_last(
     best, loss = lowest(folder)
     assert metrics["published_step"] == best < metrics["steps"] == 6
     assert metrics["best"] == {"metric": "eval_loss", "value": loss}
+    assert metrics["validation"]["eval_loss"] == loss, "of the published step"
     assert metrics["trainable_parameters"] > 0
     paused = run(recipe, f"output_dir={tmp_path / 'to-best'}", f"sft.pause_at_step={best}")
     there = paused.parent / ".sft.partial" / "checkpoints" / f"paused-{best}"
@@ -128,6 +131,20 @@ def test_a_stage_stops_when_nothing_better_comes_and_again_after_a_kill(
     )
 
 
+def test_a_pause_does_not_change_the_choice(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    """It measures a step that the recipe doesn't."""
+    train = {"eval_steps": 2, "learning_rate": 0.5}
+    keys = {"name": "sft", "lora": {"r": 4}, "train": train, "early_stopping": {}}
+    recipe = write(tmp_path, tiny, rows, keys)
+    again = f"output_dir={tmp_path / 'again'}"
+    run(recipe, again, "sft.pause_at_step=3")
+    runs = [run(recipe), run(recipe, again)]
+    logs = [[row["step"] for row in log(folder) if "eval_loss" in row] for folder in runs]
+    assert logs == [[2, 4, 6], [2, 4, 6]]
+    steps = [read_run(folder)["metrics"]["published_step"] for folder in runs]
+    assert steps[0] == steps[1]
+
+
 def test_the_best_step_is_kept_between_two_checkpoints(
     tiny: Path, rows: Path, tmp_path: Path
 ) -> None:
@@ -141,6 +158,26 @@ def test_the_best_step_is_kept_between_two_checkpoints(
 
 
 @pytest.mark.slow
+def test_other_keys_of_transformers_do_not_choose_beside_the_stage(
+    tiny: Path, rows: Path, tmp_path: Path
+) -> None:
+    """Its own best step by another figure would be saved in place of ours, and ours deleted."""
+    train = {"save_strategy": "best", "metric_for_best_model": "loss/think", "save_total_limit": 1}
+    keys = {"name": "sft", "lora": {"r": 4}, "train": {**train, "greater_is_better": True}}
+    folder = run(write(tmp_path, tiny, rows, {**keys, "early_stopping": {}}))
+    assert read_run(folder)["metrics"]["published_step"] == lowest(folder)[0] < 6
+
+
+def test_the_loss_of_a_mode_is_better_if_it_is_lower_for_transformers_keys_too(
+    tiny: Path, rows: Path, tmp_path: Path
+) -> None:
+    train = {"load_best_model_at_end": True, "save_strategy": "steps", "save_steps": 6}
+    train |= {"metric_for_best_model": "loss/think"}
+    folder = run(write(tmp_path, tiny, rows, {"name": "sft", "lora": {"r": 4}, "train": train}))
+    best = lowest(folder, "eval_loss/think")
+    assert read_run(folder)["metrics"]["published_step"] == best[0] < 6
+
+
 def test_a_choice_by_margin_takes_the_highest(tiny: Path, rows: Path, tmp_path: Path) -> None:
     keys = {"name": "apo", "kind": "preference", "lora": {"r": 4}}
     early = {"metric": "rewards/margins/think"}
@@ -155,6 +192,14 @@ def test_a_choice_by_margin_takes_the_highest(tiny: Path, rows: Path, tmp_path: 
     [
         ({"early_stopping": {"metric": "loss/thnk"}}, "expected loss, loss/MODE"),
         ({"early_stopping": {"patience": 0}}, "patience: expected 1 or more"),
+        ({"early_stopping": {"metric": "rewards/margins"}}, "an sft stage has no pairs"),
+        (
+            {
+                "early_stopping": {"metric": "loss/think"},
+                "train": {"lr_scheduler_type": "reduce_lr_on_plateau"},
+            },
+            "keeps the best step by loss for this schedule",
+        ),
         ({"early_stopping": {}, "train": {"eval_strategy": "no"}}, "set train.eval_strategy"),
         ({"early_stopping": {"metric": "retain/sums/think"}}, "expected that block with every"),
         (
@@ -174,9 +219,9 @@ def test_a_choice_that_nothing_measures_is_refused(
 def test_a_figure_that_is_not_measured_is_refused_at_the_first_evaluation(
     tiny: Path, rows: Path, tmp_path: Path
 ) -> None:
-    early = {"metric": "rewards/margins"}
+    early = {"metric": "loss/source/other"}
     recipe = write(tmp_path, tiny, rows, {"name": "sft", "lora": {"r": 4}, "early_stopping": early})
     with pytest.raises(
-        TrainingError, match=r"rewards/margins, isn't measured here; there are: .*loss"
+        TrainingError, match=r"loss/source/other, isn't measured here; there are: .*loss"
     ):
         run(recipe)
