@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from dualign.data.conversation import MODES
+from dualign.data.conversation import MODES, PLAIN_TEXT
 from dualign.evaluation.scores import Change, change_text, percent
 from dualign.report.blocks import Block, Gallery, Paragraph, Section, SideBySide, Table
 from dualign.report.plots import retention_plot
@@ -61,11 +61,15 @@ def _blocks(stage: StageRun) -> Iterator[Block]:
             for number, task in enumerate(tasks, 1)
         ]
         yield Gallery(pictures=tuple(pictures))
-    figures = [name for name in _WORDS if name in measurements[0]]
-    groups = [*((task, len(MODES)) for task in tasks), *((_WORDS[f], len(MODES)) for f in figures)]
+    figures = {
+        name: (*MODES, PLAIN_TEXT) if PLAIN_TEXT in measurements[0][name] else MODES
+        for name in _WORDS
+        if name in measurements[0]
+    }
+    parts = [*((task, MODES) for task in tasks), *((_WORDS[f], figures[f]) for f in figures)]
     yield Table(
-        columns=("step", *(mode for _ in groups for mode in MODES)),
-        groups=(("", 1), *groups),
+        columns=("step", *(mode for _, modes in parts for mode in modes)),
+        groups=(("", 1), *((name, len(modes)) for name, modes in parts)),
         rows=tuple(_row(entry, tasks, figures) for entry in measurements),
         caption=f"{stage.name}, by step",
     )
@@ -75,15 +79,15 @@ def _blocks(stage: StageRun) -> Iterator[Block]:
     yield from _shown_answers(stage)
 
 
-def _row(entry: Row, tasks: Sequence[str], figures: Sequence[str]) -> tuple[str, ...]:
+def _row(entry: Row, tasks: Sequence[str], figures: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
     cells = [str(entry["step"])]
     for task in tasks:
         for mode in MODES:
             cell = entry["tasks"][task][mode]
             since = f" {_change(cell)}" if entry["step"] else ""
             cells.append(f"{percent(cell['accuracy'])}{since}")
-    for name in figures:
-        values = [entry[name].get(mode) for mode in MODES]
+    for name, modes in figures.items():
+        values = [entry[name].get(mode) for mode in modes]
         cells += ["-" if value is None else f"{value:.3f}" for value in values]
     return tuple(cells)
 

@@ -171,7 +171,7 @@ def broken(
     for name, most in (("loss", bound.loss), ("kl", bound.kl)):
         for mode, value in figures.get(name, {}).items() if most is not None else ():
             rise = value - start[name][mode]
-            if rise > most:
+            if not rise <= most:  # NaN too
                 yield f"{name}, {mode}: {rise:+.3f} nats a token since the start, allowed {most:g}"
     for task, by_mode in figures["tasks"].items():
         for mode, cell in by_mode.items():

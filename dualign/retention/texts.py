@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dualign.data.config import SourceConfig
-from dualign.data.conversation import MODES
+from dualign.data.conversation import MODES, PLAIN_TEXT
 from dualign.data.prepare import prepare_sft
 from dualign.data.request import DataRequest
 from dualign.data.tokens.labels import IGNORE_INDEX
@@ -144,7 +144,7 @@ def text_figures(model: PreTrainedModel, texts: Sequence[Text], file: Path) -> d
             entry[1] += len(labels_N)
     result: dict[str, Any] = {}
     for name, by_mode in sums.items():
-        ordered = {mode: by_mode[mode] for mode in MODES if mode in by_mode}
+        ordered = {mode: by_mode[mode] for mode in (*MODES, PLAIN_TEXT) if mode in by_mode}
         if ordered:
             result[name] = {mode: total / tokens for mode, (total, tokens) in ordered.items()}
             result[f"{name}_tokens"] = {mode: int(tokens) for mode, (_, tokens) in ordered.items()}

@@ -20,7 +20,8 @@ Attention = Literal["auto", "dualign", "sdpa", "eager", "flash_attention_2", "fl
 
 
 _FIGURE = re.compile(
-    r"(loss|rewards/(margins|accuracies)|retain/(loss|kl))(/(think|no_think))?|loss/source/.+|retain/.+/(think|no_think)"
+    r"loss(/(think|no_think|text))?|rewards/(margins|accuracies)(/(think|no_think))?|loss/source/.+"
+    r"|retain/(loss|kl)/text|retain/.+/(think|no_think)"
 )
 
 

@@ -76,3 +76,14 @@ def test_a_held_out_loss_of_retain_hides_no_training_loss() -> None:
     log = [{"step": step, "loss": 1.0 / step} for step in (1, 2, 3)]
     beside = [*log, {"step": 3, "eval_retain/loss/think": 2.0}]
     assert loss_plot("a", "apo", log).svg == loss_plot("a", "apo", beside).svg
+
+
+def test_the_table_has_raw_text_where_it_was_measured() -> None:
+    measurements = [
+        {"step": step, "tasks": {}, "loss": {"think": 1.0, "text": 2.5}} for step in (0, 9)
+    ]
+    stage = replace(STAGE, record={"metrics": {"retain": {"measurements": measurements}}})
+    (section,) = retention_sections([stage])
+    (table,) = (block for block in section.blocks if isinstance(block, Table))
+    assert table.full_names[-1] == "held-out loss text"
+    assert table.rows[-1] == ("9", "1.000", "-", "2.500")

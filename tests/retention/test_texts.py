@@ -44,6 +44,16 @@ def test_the_divergence_is_the_whole_one_or_just_below_it(
     assert figures["loss_tokens"] == {"think": 4}
 
 
+def test_raw_text_is_measured_beside_the_modes(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    raw = Text(mode="text", ids=IDS, labels=IDS, held_out=True)
+    start, now = (make_model(tokenizer, seed=seed) for seed in (0, 1))
+    remember_start(start, [raw, TEXTS[0]], tmp_path / "start.safetensors")
+    figures = text_figures(now, [raw, TEXTS[0]], tmp_path / "start.safetensors")
+    assert [*figures["loss"]] == [*figures["kl"]] == ["think", "text"]
+    assert figures["loss_tokens"]["text"] == len(IDS) - 1
+
+
 def test_texts_are_taken_until_there_are_enough_positions_of_a_mode_and_kind() -> None:
     many = [Text(mode="think", ids=IDS, labels=IDS, held_out=False)] * 1000
     empty = Text(mode="think", ids=IDS, labels=(-100,) * 6, held_out=True)
@@ -58,6 +68,8 @@ def test_a_bound_says_what_rose_and_by_how_much() -> None:
     start = {"loss": {"think": 1.0}, "kl": {"think": 0.0, "no_think": 0.0}}
     now = {"tasks": tasks, "loss": {"think": 1.25}, "kl": {"think": 0.3, "no_think": 0.1}}
     bound = RetainBound(accuracy=-0.05, loss=0.2, kl=0.2)
+    lost = {"tasks": {}, "loss": {"think": float("nan")}}
+    assert len([*broken(lost, start, bound, {"sums"})]) == 1, "no number is within no bound"
     assert [*broken(now, start, bound, {"sums"})] == [
         "loss, think: +0.250 nats a token since the start, allowed 0.2",
         "kl, think: +0.300 nats a token since the start, allowed 0.2",
