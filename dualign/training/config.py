@@ -145,20 +145,10 @@ def _choice_problems(stage: Any) -> list[tuple[str, str]]:
     strategy, native = train.get("eval_strategy", "no"), train.get("load_best_model_at_end")
     if early and native:
         return [("early_stopping", "train.load_best_model_at_end chooses too: remove one of them")]
-    bounded = bool(retain and retain.bound)
-    if reads_metric(train.get("lr_scheduler_type")) and (early or bounded):
-        followed = str(train.get("metric_for_best_model", "loss")).removeprefix("eval_")
-        if bounded or early.metric != followed:
-            says = (
-                f"transformers keeps the best step by {followed} for this schedule, and no other: "
-            )
-            way_out = "choose another, or remove early_stopping and retain.bound"
-            return [("train.lr_scheduler_type", says + way_out)]
+    if issues := _schedule_problems(stage):
+        return issues
     if not (early or native):
         return []
-    if early and early.metric.startswith("rewards/") and stage.row_type == "conversation":
-        needs = "an sft stage has no pairs: expected loss, loss/MODE or retain/TASK/MODE"
-        return [("early_stopping.metric", needs)]
     if early and early.metric.startswith("retain/"):
         if retain is None or retain.every is None:
             needs = f"{early.metric} is measured by retain: expected that block with every"
@@ -177,6 +167,22 @@ def _choice_problems(stage: Any) -> list[tuple[str, str]]:
         needs = "a bound is known where retain measures: set train.eval_strategy: steps, and every to a multiple of"
         return [("retain.every", f"{needs} train.eval_steps")]
     return []
+
+
+def _schedule_problems(stage: Any) -> list[tuple[str, str]]:
+    """Return why a stage can't choose by its figure: a schedule has another one, or it is of pairs."""
+    early, bounded = stage.early_stopping, bool(stage.retain and stage.retain.bound)
+    if early and early.metric.startswith("rewards/") and stage.row_type == "conversation":
+        needs = "an sft stage has no pairs: expected loss, loss/MODE or retain/TASK/MODE"
+        return [("early_stopping.metric", needs)]
+    if not (reads_metric(stage.train.get("lr_scheduler_type")) and (early or bounded)):
+        return []
+    followed = str(stage.train.get("metric_for_best_model", "loss")).removeprefix("eval_")
+    if early and early.metric == followed and not bounded:
+        return []
+    says = f"transformers keeps the best step by {followed} for this schedule, and no other: "
+    way_out = "choose another, or remove early_stopping and retain.bound"
+    return [("train.lr_scheduler_type", says + way_out)]
 
 
 def training_problems(
