@@ -8,6 +8,7 @@ by `Annotated[T, rule]`, across the fields of a dataclass by its method `problem
 """
 
 import difflib
+import math
 import re
 import types
 from collections.abc import Collection, Mapping, Sequence
@@ -344,6 +345,9 @@ def _convert_scalar(expected: Any, value: Any, document: Document, key: Key) -> 
         return float(value)
     if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
         document.refuse(key, f"expected {named(expected)}, found {_shown(value)}")
+    elif expected is float and math.isnan(value):
+        # Every comparison with it is false, so it would switch off the bound that it stands for.
+        document.refuse(key, "expected a number, found nan")
     return value
 
 

@@ -170,6 +170,7 @@ MISTAKES = [
     ("stages.2.reference", "copy", "with lora the reference is the adapter switched off"),
     ("stages.2.data.packing", "best_fit", "pairs aren't packed: set data.packing: none"),
     ("stages.3.models.0.weight", "half", "models[0].weight: expected a number, found 'half'"),
+    ("stages.4.temperature", float("nan"), "temperature: expected a number, found nan"),
     ("stages.4.temperature", "hot", "temperature: expected a number, found 'hot'"),
 ]
 
