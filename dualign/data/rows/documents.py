@@ -185,8 +185,13 @@ def _word(file: Path) -> str:
 def _unwrap(body: Any) -> None:
     """Put what stands in wrappers in their place: python-docx reads no text in them.
 
-    Insertions of tracked changes count as accepted, and what was deleted isn't text.
+    Insertions of tracked changes count as accepted, and what was deleted isn't text. A table of
+    contents, which repeats the headings with their pages, is taken out.
     """
+    for gallery in [*body.iter("{*}docPartGallery")]:
+        control = next(gallery.iterancestors("{*}sdt"), None)
+        if control is not None and "Table of Contents" in gallery.values():
+            control.getparent().remove(control)
     for wrapper in [*body.iter(*(f"{{*}}{name}" for name in _WRAPPERS))]:
         parent = wrapper.getparent()
         place = parent.index(wrapper)

@@ -84,6 +84,10 @@ def test_text_in_wrappers_of_word_is_learned_and_what_was_deleted_is_not(tmp_pat
         f"<w:moveFrom>{run.format(' gone')}</w:moveFrom><w:moveTo>{run.format(' coins')}</w:moveTo></w:p>",
         control.format(f"<w:p>{control.format(run.format('By ') + '<w:ins/>')}"
                        f"<w:smartTag>{run.format('May')}</w:smartTag></w:p>"),
+        control.format(f"<w:p>{run.format('Contents 3')}</w:p>").replace(
+            "<w:sdtPr/>",
+            '<w:sdtPr><w:docPartObj><w:docPartGallery w:val="Table of Contents"/></w:docPartObj></w:sdtPr>',
+        ),
     ):  # fmt: skip
         element = parse_xml(content.replace(">", f" {nsdecls('w')}>", 1))
         document.element.body.insert(-1, element)
