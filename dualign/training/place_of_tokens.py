@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 
 def require_no_other_change(targets: str | Sequence[str], model: "PreTrainedModel") -> None:
-    """Refuse an adapter that changes the embedding or the head besides its new rows.
+    """Refuse an adapter that changes the embedding or the head besides new rows, its own or the ones
+    of the adapter that it is trained on.
 
     Args:
         targets: `lora.target_modules`.
@@ -33,7 +34,7 @@ def require_no_other_change(targets: str | Sequence[str], model: "PreTrainedMode
         )
         if module in modules and named:
             raise CheckpointError(
-                f"add_tokens: lora.target_modules names {name}, and a matrix gets new rows or a low-rank change, "
+                f"lora.target_modules names {name}, and a matrix gets new rows or a low-rank change, "
                 "not both: leave it out"
             )
 

@@ -82,6 +82,8 @@ def load_policy(
         if reason := why_not_beside(stage.lora, parent):
             way_out = "set save: merged in the stage that trained it"
             raise CheckpointError(f"{source.adapter}: {reason}; {way_out}")
+        if last_token(parent) >= 0:
+            require_no_other_change(stage.lora.target_modules, model)
     start = with_frozen_start if stage.lora.takes_from_base else get_peft_model
     with _without_rows(source.adapter, model) as adapter:
         policy: PeftModel = start(model, config)

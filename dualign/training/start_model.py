@@ -14,7 +14,7 @@ from dualign.model_ref import ModelRef
 from dualign.models.source import ModelSource, resolve_model, why_untrainable
 from dualign.training.adapter import why_not_beside
 from dualign.training.config import TrainingStage
-from dualign.training.place_of_tokens import require_place
+from dualign.training.place_of_tokens import require_no_other_change, require_place
 from dualign.training.precision import sharding_engine
 
 Issue = tuple[str, str]
@@ -51,7 +51,7 @@ def start_issues(stage: TrainingStage) -> list[Issue]:
             *_adapter(stage, source),
             *_base(source, config),
             *_generation(source),
-            *_targets(stage, config),
+            *_targets(stage, source, config),
             *_new_tokens(stage, source, config),
         ]
     except DualignError as error:
@@ -138,12 +138,16 @@ def _new_tokens(
         yield "add_tokens", str(error).removeprefix("add_tokens: ")
 
 
-def _targets(stage: TrainingStage, config: dict[str, Any]) -> Iterator[Issue]:
-    """Refuse what `lora` names and the model doesn't have."""
+def _targets(stage: TrainingStage, source: ModelSource, config: dict[str, Any]) -> Iterator[Issue]:
+    """Refuse what `lora` names and the model doesn't have, or has new rows."""
     if stage.lora is None or not stage.lora.names_layers or not config:
         return
     from dualign.checkpoints.meta_model import build_meta_model  # torch and transformers
+    from dualign.checkpoints.token_rows import last_token
     from dualign.training.adapter_layers import layer_issues
 
-    for key, message in layer_issues(stage.lora, build_meta_model(config)):
+    model = build_meta_model(config)
+    for key, message in layer_issues(stage.lora, model):
         yield f"lora.{key}", message
+    if source.adapter and last_token(read_json(source.adapter / "adapter_config.json")) >= 0:
+        require_no_other_change(stage.lora.target_modules, model)

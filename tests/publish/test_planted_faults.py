@@ -243,7 +243,8 @@ def test_ranks_by_layer_and_a_start_that_is_taken_away_add_up(
     plan["stages"][2]["lora"]["exclude_modules"] = ["down_proj"]
     (tmp_path / "make.py").write_text(SCRIPT)
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(plan, sort_keys=False))
-    engine.run(load_recipe(tmp_path / "recipe.yaml", []), say=lambda text: None)
+    overrides = [f"output_dir={tmp_path / 'out'}"]
+    engine.run(load_recipe(tmp_path / "recipe.yaml", overrides), say=lambda text: None)
     found = looked_at(asked(tmp_path / "out" / "apo"), tmp_path / "staged", whole=False)
     words = "sft (rank 4) + apo (rank 4) on the base, exactly"
     assert found["composition"] == ("ok", words)

@@ -170,6 +170,14 @@ def test_a_low_rank_change_of_the_embedding_is_refused(
         run(write_recipe(tmp_path, base, word_rows, lora=lora))
 
 
+def test_a_low_rank_change_over_the_rows_of_an_earlier_adapter_is_refused_before_the_first_step(
+    sft: Path, tmp_path: Path
+) -> None:
+    lora = {"r": 2, "target_modules": ["q_proj", "embed_tokens"]}
+    message = refusal(apo_recipe(tmp_path, sft, lora=lora))
+    assert "names model.embed_tokens, and a matrix gets new rows or a low-rank change" in message
+
+
 def test_tokens_are_added_to_weights_not_to_an_adapter(
     sft: Path, word_rows: Path, tmp_path: Path
 ) -> None:
