@@ -195,8 +195,8 @@ def parse(
     missing = _required(cls) - set(value)
     for name in value:
         if name not in hints:
-            meant = nearest(name, [*hints, *others], missing=missing)
-            document.refuse((*key, name), f"unknown key{meant}")
+            hint = nearest(name, [*hints, *others], missing=missing)
+            document.refuse((*key, name), f"unknown key{hint}")
     values, incomplete = _fields(cls, hints, value, document, key)
     config = None if incomplete else cls(**values)
     if config is not None:

@@ -12,11 +12,10 @@ from dualign.errors import EvaluationError
 from dualign.evaluation.requests import prompts_differ, render_question
 from dualign.generation.answers import Answer, Prompt, Responder, ask, sample_request
 from dualign.generation.config import Endpoint, model_label
-from dualign.generation.responders import CheckpointResponder, open_responder
+from dualign.generation.responders import CheckpointResponder, control_of, open_responder
 from dualign.generation.samples import SampleFile
 from dualign.generation.sampling import Sampling
 from dualign.generation.thinking import Reply
-from dualign.judges.writer import control_of
 from dualign.models import prompts
 from dualign.preference.pair_lengths import TokenCounter
 from dualign.preference.pair_questions import PairQuestion

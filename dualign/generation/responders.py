@@ -1,10 +1,16 @@
 """Who answers: checkpoints by transformers or vLLM in this process, and endpoints."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from dualign.data.conversation import Mode
+from dualign.data.rows.text_rules import text_rules
+from dualign.data.text.template import load_template
+from dualign.errors import TemplateError
 from dualign.generation.answers import Generation, Prompt, Responder
 from dualign.generation.config import Backend, Endpoint, endpoint_of
 from dualign.generation.generate import generate_batches
@@ -85,6 +91,14 @@ class CheckpointResponder:
         """Nothing: what this machine samples has no price."""
 
     def record(self) -> dict[str, Any] | None:
+        return None
+
+
+def control_of(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
+    """Return what finds a tokenizer's control tokens in a text; None where they can't be told."""
+    try:
+        return text_rules(tokenizer, load_template("tokenizer", tokenizer=tokenizer)).control
+    except TemplateError:
         return None
 
 

@@ -21,11 +21,11 @@ from transformers import (
 
 from dualign.errors import CheckpointError, EvaluationError
 from dualign.generation.answers import request_key
+from dualign.generation.responders import control_of
 from dualign.generation.samples import AnswerRecord, SampleFile
 from dualign.judges.base import Comparison, JudgedQuestion, Ranking, compare_scores
 from dualign.judges.config import RewardModelConfig
 from dualign.judges.prompts import inert, visible
-from dualign.judges.writer import control_of
 from dualign.models.loading import identity
 from dualign.models.source import ModelSource, resolve_model
 from dualign.models.tokenizer import load_chat_tokenizer

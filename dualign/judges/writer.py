@@ -5,34 +5,21 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-from dualign.data.rows.text_rules import text_rules
-from dualign.data.text.template import load_template
-from dualign.errors import EvaluationError, TemplateError, excerpt
+from dualign.errors import EvaluationError, excerpt
 from dualign.generation.answers import Answer, Prompt, ask, sample_request
-from dualign.generation.responders import CheckpointResponder, open_responder
+from dualign.generation.responders import CheckpointResponder, control_of, open_responder
 from dualign.generation.samples import SampleFile
 from dualign.generation.sampling import Sampling
 from dualign.intervals import wilson
 from dualign.judges.config import PairwiseConfig, RubricConfig
 from dualign.judges.prompts import last_object
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
 T = TypeVar("T")
 PROBE = 32
 """Judgments after which an unusable judge is found out, before all are paid for."""
 _MOST_UNREADABLE = 0.5
-
-
-def control_of(tokenizer: "PreTrainedTokenizerBase") -> re.Pattern[str] | None:
-    """Return what finds a tokenizer's control tokens in a text; None where they can't be told."""
-    try:
-        return text_rules(tokenizer, load_template("tokenizer", tokenizer=tokenizer)).control
-    except TemplateError:
-        return None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
