@@ -198,3 +198,23 @@ def test_the_published_step_is_measured_although_it_was_none_of_those_asked_for(
     published = metrics["published_step"]
     assert [entry["step"] for entry in measurements(folder)] == sorted({0, published, 3})
     assert published < 3
+
+
+def test_transformers_own_key_chooses_within_the_bounds(
+    write: Write, task_file: Path, other_rows: Path
+) -> None:
+    """Its own best step is beyond the bound, and its rotation of checkpoints keeps that one."""
+    rows = [{"path": str(other_rows / "rows.jsonl")}]
+    by_steps = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps"}
+    train = {**by_steps, "save_steps": 1, "save_total_limit": 1, "load_best_model_at_end": True}
+    bounds = retain(task_file, every=1, bound={"kl": 0.003}, on_bound="best")
+    data = {"sources": rows, "packing": "none", "max_tokens": 256, "validation_rows": 4}
+    keys = {"lora": {"r": 4}, "train": {**train, "learning_rate": 2e-3}, "data": data}
+    folder = run(write("native", **keys, retain=bounds))
+    metrics = read_run(folder)["metrics"]
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    losses = {row["step"]: row["eval_loss"] for row in log if "eval_loss" in row}
+    within = [row["step"] for row in measurements(folder) if not row["broken"] and row["step"]]
+    published = metrics["published_step"]
+    assert published == min(within, key=losses.__getitem__)
+    assert published != min(losses, key=losses.__getitem__), "its own choice is another"
