@@ -363,7 +363,12 @@ SETS = (
         row=lambda n: {"prompt": ask(n), "chosen": chat(n), "rejected": chat(n, wrong(n))},
         result="wrong_stage",
     ),
-    PublicSet(name="texts", row=lambda n: {"text": why(n), "url": "x"}, supervise="all"),
+    PublicSet(
+        name="texts",
+        row=lambda n: {"text": why(n), "url": "x"},
+        supervise="all",
+        mode="text",
+    ),
     PublicSet(name="texts in sft", row=lambda n: {"text": why(n)}, result="plain_text"),
     PublicSet(
         name="ultrafeedback_binarized",
