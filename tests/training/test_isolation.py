@@ -139,7 +139,9 @@ def test_llama_4_trains_packed_rows_and_adapters_beside_its_routers(
 ) -> None:
     data = replace(stage.data, packing="best_fit")
     for lora in (None, AdapterConfig(r=4)):
-        outcome = run(replace(stage, data=data, lora=lora), tmp_path / f"lora-{lora is not None}", seed=5)
+        outcome = run(
+            replace(stage, data=data, lora=lora), tmp_path / f"lora-{lora is not None}", seed=5
+        )
         assert outcome.metrics["attention"] == "sdpa"
         assert outcome.metrics["last_loss"] < outcome.metrics["first_loss"]
 
