@@ -1,6 +1,7 @@
 """Which samples of a prompt become a pair: what may stand against what, and which of these are taken."""
 
 import random
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -145,8 +146,8 @@ def _balance(prompts: Sequence[PromptPairs]) -> None:
         excess = sum(pair.longer for _, pair in pairs)
         longer = sorted((p for p in pairs if p[1].longer > 0), key=lambda p: p[1].longer)
         while excess > 0:
-            enough = (i for i, (_, pair) in enumerate(longer) if pair.longer >= excess)
-            item, pair = longer.pop(next(enough, -1))
+            enough = bisect_left(longer, excess, key=lambda p: p[1].longer)
+            item, pair = longer.pop(min(enough, len(longer) - 1))
             item.pairs.remove(pair)
             item.reason = item.reason if item.pairs else "longer"
             excess -= pair.longer

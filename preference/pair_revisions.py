@@ -91,10 +91,11 @@ class Reviser:
             if revision.revised is not None and not revision.reason:
                 item.pairs.append(Candidate(chosen=revision.revised, rejected=revision.student))
                 self._similarities.append(revision.similarity)
-        for item in items:
-            reasons = [revision.reason for other, revision in waiting if other is item]
-            if reasons and not item.pairs:
+            else:
+                reasons = filter(None, (item.reason, revision.reason))
                 item.reason = max(reasons, key=_REASONS.index)
+        for item in items:
+            item.reason = "" if item.pairs else item.reason
         return items
 
     def record(self) -> dict[str, Any]:
