@@ -36,6 +36,12 @@ class Change:
     low: float
     high: float
 
+    @classmethod
+    def of(cls, value: float, interval: Sequence[float]) -> "Change":
+        """Return the change that a record keeps as a value and its interval [low, high]."""
+        low, high = interval
+        return cls(value=value, low=low, high=high)
+
     @property
     def measurable(self) -> bool:
         return self.low > 0 or self.high < 0
@@ -63,8 +69,7 @@ class ModelScores:
         """Return think less no_think on a task: the recorded paired change, else `change`."""
         cell = self.tasks.get(task, {}).get("think", {})
         if cell.get("gain") is not None and cell.get("gain_ci"):
-            low, high = cell["gain_ci"]
-            return Change(value=cell["gain"], low=low, high=high)
+            return Change.of(cell["gain"], cell["gain_ci"])
         return change(self.score(task, "think"), self.score(task, "no_think"))
 
 

@@ -179,13 +179,12 @@ def _rows(metrics: Mapping[str, Any]) -> Iterator[list[str]]:
 
 def _changes(changes: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
     for change in changes:
-        low, high = change["ci"]
         yield [
             short_label(change["model"]),
             short_label(change["against"]),
             change["task"],
             change["mode"],
-            change_text(Change(value=change["value"], low=low, high=high)),
+            change_text(Change.of(change["value"], change["ci"])),
             change_text(_thinking(change)),
         ]
 
@@ -194,8 +193,7 @@ def _thinking(change: Mapping[str, Any]) -> Change | None:
     lengths = change.get("think_tokens")
     if not lengths:
         return None
-    low, high = lengths["ci"]
-    return Change(value=lengths["value"], low=low, high=high)
+    return Change.of(lengths["value"], lengths["ci"])
 
 
 def _mean(tokens: Mapping[str, Any]) -> str:

@@ -230,10 +230,7 @@ def _curve_key(experiment: Experiment, entry: StageEntry) -> tuple[str, float]:
 
 
 def _mode(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    parts = [
-        Change(value=c["accuracy"], low=c["accuracy_ci"][0], high=c["accuracy_ci"][1])
-        for c in cells
-    ]
+    parts = [Change.of(cell["accuracy"], cell["accuracy_ci"]) for cell in cells]
     accuracy = mean_of(parts)
 
     def mean(name: str) -> float | None:

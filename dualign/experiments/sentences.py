@@ -83,5 +83,4 @@ def _ends(record: Entry) -> Iterator[str]:
 
 
 def _change(cell: Entry) -> Change:
-    low, high = cell["ci"]
-    return Change(value=cell["value"], low=low, high=high)
+    return Change.of(cell["value"], cell["ci"])

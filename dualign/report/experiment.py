@@ -122,8 +122,7 @@ def _accuracy(cell: Entry | None) -> str:
 def _won(cell: Entry | None, *, short: bool) -> str:
     if not cell:
         return "-"
-    low, high = cell["ci"]
-    change = Change(value=cell["value"], low=low, high=high)
+    change = Change.of(cell["value"], cell["ci"])
     text = gain_text(change) if short else change_text(change)
     return f"{text} +{cell['won']} -{cell['lost']}"
 

@@ -123,5 +123,4 @@ def _published(stage: StageRun) -> dict[str, Any] | None:
 
 
 def _change(cell: Mapping[str, Any]) -> str:
-    low, high = cell["change_ci"]
-    return change_text(Change(value=cell["change"], low=low, high=high))
+    return change_text(Change.of(cell["change"], cell["change_ci"]))

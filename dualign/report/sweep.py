@@ -62,8 +62,7 @@ def _scores(entry: Entry) -> Iterator[str]:
 def _against(entry: Entry) -> str:
     if not entry["against"]:
         return ""
-    low, high = entry["against"]["ci"]
-    return change_text(Change(value=entry["against"]["value"], low=low, high=high))
+    return change_text(Change.of(entry["against"]["value"], entry["against"]["ci"]))
 
 
 def _rates(entry: Entry) -> Iterator[str]:

@@ -175,8 +175,7 @@ def broken(
                 yield f"{name}, {mode}: {rise:+.3f} nats a token since the start, allowed {most:g}"
     for task, by_mode in figures["tasks"].items():
         for mode, cell in by_mode.items():
-            low, high = cell["change_ci"]
-            change = Change(value=cell["change"], low=low, high=high)
+            change = Change.of(cell["change"], cell["change_ci"])
             if task not in tasks or bound.accuracy is None or not change.measurable:
                 continue
             if change.value < bound.accuracy:

@@ -200,8 +200,7 @@ def _in_words(figures: Mapping[str, Any], steps: int) -> Iterator[str]:
     for task, by_mode in figures["tasks"].items():
         parts = []
         for mode, cell in by_mode.items():
-            low, high = cell["change_ci"]
-            change = Change(value=cell["change"], low=low, high=high)
+            change = Change.of(cell["change"], cell["change_ci"])
             since = f", {change_text(change)} since the start" if figures["step"] else ""
             parts.append(f"{mode} {percent(cell['accuracy'])} %{since}")
         yield f"step {figures['step']}/{steps}  retain {task}: {'; '.join(parts)}"
