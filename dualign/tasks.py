@@ -190,10 +190,7 @@ def judge(task: Task, problem: Problem, answer: str) -> Verdict:
         EvaluationError: the verifier fails; the message names the row.
     """
     expected = _expected(task, problem)
-    try:
-        return task.check.judge(answer, expected)
-    except DataError as error:
-        raise EvaluationError(f"{task.rows}:{problem.line}: {error}") from None
+    return task.check.judge_row(answer, expected, f"{task.rows}:{problem.line}")
 
 
 def _expected(task: Task, problem: Problem) -> Any:

@@ -11,7 +11,7 @@ from dualign.data.questions import Question, all_here
 from dualign.data.questions import read_questions as read_rows
 from dualign.data.rows.traces import without_flags
 from dualign.data.text.trace_form import message_dict
-from dualign.errors import DataError, DualignError, EvaluationError
+from dualign.errors import DualignError
 from dualign.evaluation.preflight import issues as answer_issues
 from dualign.generation.thinking import Reply
 from dualign.preference.pairs_config import AskedRows, PairsStage
@@ -57,10 +57,7 @@ class PairQuestion:
         """
         if self.check is None:
             return None
-        try:
-            return self.check.judge(answer, self.expected)
-        except DataError as error:
-            raise EvaluationError(f"{self.place}: {error}") from None
+        return self.check.judge_row(answer, self.expected, self.place)
 
 
 @dataclass(kw_only=True, slots=True)

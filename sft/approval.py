@@ -6,7 +6,6 @@ from typing import Any
 
 from dualign.data.questions import Question
 from dualign.data.text.trace_form import message_dict
-from dualign.errors import DataError, EvaluationError
 from dualign.generation.samples import SampleFile
 from dualign.judges.base import Comparison, Judge, JudgedQuestion, Ranking
 from dualign.judges.config import PairwiseConfig
@@ -63,10 +62,7 @@ class Approval:
 
 
 def _wrong(check: Verifier, question: Question, answer: str) -> str:
-    try:
-        right = check.judge(answer, question.expected)
-    except DataError as error:
-        raise EvaluationError(f"{question.place}: {error}") from None
+    right = check.judge_row(answer, question.expected, question.place)
     return "" if right else "no_right_answer"
 
 

@@ -5,7 +5,7 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from dualign.errors import DataError, excerpt
+from dualign.errors import DataError, EvaluationError, excerpt
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +79,17 @@ class Verifier:
     def judge(self, answer: str, expected: Any) -> Verdict:
         """Return whether `answer` is right by an `expected` that `read` returned."""
         raise NotImplementedError
+
+    def judge_row(self, answer: str, expected: Any, place: str) -> Verdict:
+        """Judge the answer to a row that stands at `place`.
+
+        Raises:
+            EvaluationError: the verifier fails; the message names the row.
+        """
+        try:
+            return self.judge(answer, expected)
+        except DataError as error:
+            raise EvaluationError(f"{place}: {error}") from None
 
     def located(self, folder: Path) -> Self:
         """Return the verifier with paths relative to `folder` made absolute."""
