@@ -10,6 +10,15 @@ from typing import Any
 _PATTERNS = {"r": "rank_pattern", "lora_alpha": "alpha_pattern"}
 
 
+def is_named(path: str, names: str | Iterable[str]) -> bool:
+    """Return whether PEFT's target_modules or exclude_modules name a module: by an expression for its
+    whole path, or by names that end it.
+    """
+    if isinstance(names, str):
+        return re.fullmatch(names, path) is not None
+    return any(path == name or path.endswith(f".{name}") for name in names)
+
+
 def first_match(patterns: Iterable[str], path: str) -> str | None:
     """Return the first name or regular expression that fits the end of a module's path."""
     fits = (pattern for pattern in patterns if re.match(rf"(.*\.)?({pattern})$", path))

@@ -1,10 +1,9 @@
 """Dimensions of a low-rank adapter: what it trains of a model, layer by layer."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from dualign.checkpoints.patterns import configured
+from dualign.checkpoints.patterns import configured, is_named
 from dualign.cost.model_shape import ModelShape
 from dualign.errors import ConfigError
 
@@ -68,10 +67,8 @@ class LoraShape:
         if self.layers and _layer(path) not in self.layers:
             return True
         if isinstance(self.exclude, str):
-            return re.fullmatch(self.exclude, path) is not None
-        return any(f".{path}".endswith(f".{name}") for name in self.exclude) or any(
-            _is_in(path, name) for name in self.saved
-        )
+            return is_named(path, self.exclude)
+        return is_named(path, self.exclude) or any(_is_in(path, name) for name in self.saved)
 
     def _saved(self, shape: ModelShape) -> Iterator[int]:
         sizes = {**shape.layer_modules(), "model.norm": shape.hidden}

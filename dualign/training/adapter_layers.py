@@ -5,7 +5,6 @@ PEFT skips a name that fits nothing, and a rank that no layer has; here each is 
 peft is imported where it is used: that takes more than a second.
 """
 
-import re
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dualign.checkpoints.patterns import configured, first_match
+from dualign.checkpoints.patterns import configured, first_match, is_named
 from dualign.config import nearest
 from dualign.training.adapter import AdapterConfig, Issue
 
@@ -86,12 +85,9 @@ def _unknown_layers(adapter: AdapterConfig, paths: Sequence[str]) -> Iterator[Is
         value = getattr(adapter, key)
         if value == _ALL:
             continue
-        for name in [value] if isinstance(value, str) else value:
-            if isinstance(value, str):
-                fits = any(re.fullmatch(name, path) for path in paths)
-            else:
-                fits = any(_ends_with(path, name) for path in paths)
-            if not fits:
+        is_expression = isinstance(value, str)
+        for name in (value,) if is_expression else value:
+            if not any(is_named(path, name if is_expression else (name,)) for path in paths):
                 yield key, f"{name!r} names no layer of the model{nearest(name, names)}"
 
 
@@ -112,7 +108,7 @@ def _unknown_modules(
     saved: list[str] = []
     for name in adapter.modules_to_save:
         fits = [path for path in modules if path.endswith(name)]  # as PEFT does
-        if not any(_ends_with(path, name) for path in fits):
+        if not any(is_named(path, (name,)) for path in fits):
             names = sorted({path.rpartition(".")[2] for path in modules if path})
             yield key, f"{name!r} names no module of the model{nearest(name, names)}"
         elif any(isinstance(modules[path], _CONTAINERS) for path in fits):
@@ -208,10 +204,6 @@ def _linear_names(model: Any) -> tuple[str, ...]:
 
 def _takes_adapter(module: Any) -> bool:
     return isinstance(module, _ADAPTED) or type(module).__name__ == "Conv1D"
-
-
-def _ends_with(path: str, name: str) -> bool:
-    return path == name or path.endswith(f".{name}")
 
 
 def _ends(model: Any) -> tuple[str, str]:

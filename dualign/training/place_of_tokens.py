@@ -1,9 +1,9 @@
 """Where the rows of new tokens have a place: in the weights, or in an adapter that its users can load."""
 
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from dualign.checkpoints.patterns import is_named
 from dualign.errors import CheckpointError
 from dualign.models.new_tokens import NewRow
 from dualign.models.source import ModelSource
@@ -27,12 +27,7 @@ def require_no_other_change(targets: str | Sequence[str], model: "PreTrainedMode
         return
     modules = (model.get_input_embeddings(), model.get_output_embeddings())
     for name, module in model.named_modules():
-        named = (
-            re.fullmatch(targets, name)
-            if isinstance(targets, str)
-            else any(name == target or name.endswith(f".{target}") for target in targets)
-        )
-        if module in modules and named:
+        if module in modules and is_named(name, targets):
             raise CheckpointError(
                 f"lora.target_modules names {name}, and a matrix gets new rows or a low-rank change, "
                 "not both: leave it out"
