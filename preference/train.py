@@ -14,7 +14,6 @@ from trl import DPOConfig
 
 from dualign.attention.function import ATTENTION
 from dualign.data.prepare import PairData, RatedData, prepare_pairs, prepare_rated
-from dualign.models.data_request import load_data_request
 from dualign.models.pairs import PAIR, Layout, PairCollator, pair_sizes
 from dualign.models.source import ModelSource, resolve_model
 from dualign.preference.config import PreferenceStage
@@ -31,6 +30,7 @@ from dualign.training.attention import with_attention
 from dualign.training.pausing import add_pause, train
 from dualign.training.policy import load_policy
 from dualign.training.precision import resolved
+from dualign.training.rows import request_rows, tell
 from dualign.training.trainer import (
     prepare_trainer,
     refusals_by_libraries,
@@ -48,13 +48,10 @@ def run(stage: PreferenceStage, work: Path, *, seed: int) -> Outcome | Paused:
     stage = resolved(stage)
     source = resolve_model(stage.model, revision=stage.revision)
     stage = with_attention(stage, source)
-    request = load_data_request(
-        stage.data, source, stage.template, stage.template_kwargs, stage.switch, seed=seed
-    )
+    request = request_rows(stage, source, seed=seed)
     prepare = prepare_rated if stage.row_type == "rated" else prepare_pairs
     tokenizer, data = request.tokenizer, prepare(request)
-    for note in stage.data_notes(data.rows):
-        logger.log(logging.WARNING if note.startswith("warning") else logging.INFO, note)
+    tell(stage.data_notes(data.rows))
     if stage.batch_tokens is not None:  # before the model is loaded
         answers = ("answer_ids",) if stage.row_type == "rated" else PAIR
         pair_sizes(data.train, _layout(stage), most=stage.batch_tokens, answers=answers)

@@ -4,7 +4,6 @@ dualign sft RECIPE
 accelerate launch --config_file zero3.yaml -m dualign sft RECIPE
 """
 
-import logging
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -13,7 +12,6 @@ from trl import SFTConfig
 from dualign.attention.function import ATTENTION
 from dualign.data.prepare import SFTData, prepare_sft
 from dualign.data.tokens.collate import PackedCollator
-from dualign.models.data_request import load_data_request
 from dualign.models.new_tokens import occurrence_notes
 from dualign.models.source import ModelSource, resolve_model
 from dualign.retention.watching import retention_metrics, watch
@@ -25,6 +23,7 @@ from dualign.training.isolation import check_isolation, try_isolation
 from dualign.training.pausing import add_pause, train
 from dualign.training.policy import load_policy
 from dualign.training.precision import resolved
+from dualign.training.rows import request_rows, tell
 from dualign.training.trainer import (
     prepare_trainer,
     refusals_by_libraries,
@@ -34,27 +33,16 @@ from dualign.training.trainer import (
     training_metrics,
 )
 
-logger = logging.getLogger(__name__)
-
 
 def run(stage: SFTStage, work: Path, *, seed: int) -> Outcome | Paused:
     """Train on packed rows of both modes, resuming from `work`; write the result there."""
     stage = resolved(stage)
     source = resolve_model(stage.model, revision=stage.revision)
     stage = with_attention(stage, source)
-    request = load_data_request(
-        stage.data,
-        source,
-        stage.template,
-        stage.template_kwargs,
-        stage.switch,
-        seed=seed,
-        new_tokens=stage.new_tokens,
-    )
+    request = request_rows(stage, source, seed=seed)
     tokenizer, data = request.tokenizer, prepare_sft(request)
     occurrences = occurrence_notes(data.train, tokenizer, stage.new_tokens)
-    for note in [*stage.data_notes(data.rows), *occurrences]:
-        logger.log(logging.WARNING if note.startswith("warning") else logging.INFO, note)
+    tell([*stage.data_notes(data.rows), *occurrences])
     with refusals_by_libraries(stage):
         trainer = build_trainer(stage, source, data, tokenizer, work, seed=seed)
     watch(trainer, stage, request, work)

@@ -313,18 +313,11 @@ def _data_is_here(config: Any) -> bool:
 def prepare_data(config: Any, seed: int) -> tuple[Prepared, Any]:
     """Return a training stage's rows as training gets them, and the tokenizer."""
     from dualign.data.prepare import prepare
-    from dualign.models.data_request import load_data_request
     from dualign.models.source import resolve_model
+    from dualign.training.rows import request_rows
 
-    request = load_data_request(
-        config.data,
-        resolve_model(config.model, revision=config.revision),
-        config.template,
-        config.template_kwargs,
-        config.switch,
-        seed=seed,
-        new_tokens=config.new_tokens,
-    )
+    source = resolve_model(config.model, revision=config.revision)
+    request = request_rows(config, source, seed=seed)
     return prepare(request, config.row_type), request.tokenizer
 
 

@@ -72,8 +72,8 @@ def measure_speed(
         ConfigError: a stage that can't be tried here.
         DualignError: the stage refuses, as it would in a run.
     """
-    from dualign.models.data_request import load_data_request
     from dualign.models.source import resolve_model
+    from dualign.training.rows import request_rows
 
     kind = stage_kind(config.kind)
     if config.launch or not kind.build:
@@ -82,15 +82,7 @@ def measure_speed(
     if not Path(source.base).is_dir():
         raise ConfigError(f"{source.base} isn't here")
     stage = _trial_stage(config)
-    request = load_data_request(
-        stage.data,
-        source,
-        stage.template,
-        stage.template_kwargs,
-        stage.switch,
-        seed=seed,
-        new_tokens=stage.new_tokens,
-    )
+    request = request_rows(stage, source, seed=seed)
     count = (_WARM_UP + _STEPS) * training_shape(stage, longest=1).micro_batch
     rows = _rows(data, count) if data else _random_rows(stage, shape.vocab, count)
     with TemporaryDirectory() as work:

@@ -14,5 +14,6 @@ __all__ = [
     "policy",
     "precision",
     "preflight",
+    "rows",
     "trainer",
 ]
