@@ -127,6 +127,23 @@ def _before(
     return (related or list(above))[-1]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluated:
+    """What the sections on an evaluation are made from.
+
+    `steps`: each model but the first against its nearest evaluated parent.
+    """
+
+    stages: Sequence[StageRun]
+    models: Sequence[ModelEvaluation]
+    steps: Sequence[Step]
+
+    @property
+    def scores(self) -> list[ModelScores]:
+        """The figures of the models, without their answers."""
+        return [model.scores for model in self.models]
+
+
 def thinking_finding(model: ModelScores) -> str | None:
     """State the gain of thinking for a model on its tasks; None without scores in both modes."""
     gains = {task: gain for task in task_names((model,)) if (gain := model.gain(task)) is not None}

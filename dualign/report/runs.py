@@ -37,6 +37,9 @@ class ModelEvaluation:
 
     scores: ModelScores
     samples: tuple[Row, ...]
+    """answers after whole traces"""
+    budgeted: tuple[Row, ...] = ()
+    """answers after traces that were closed at a budget of tokens"""
 
 
 def read_stage(path: Path) -> StageRun:
@@ -123,8 +126,12 @@ def evaluations_of(stages: Sequence[StageRun]) -> tuple[ModelEvaluation, ...]:
         if stage.metrics is None:
             continue
         for scores in read_scores(stage.metrics, where=str(stage.path / "metrics.json")):
-            samples = tuple(_samples_of(stage, stage.metrics, scores.model))
-            new = ModelEvaluation(scores=scores, samples=samples)
+            answers = tuple(_samples_of(stage, stage.metrics, scores.model))
+            new = ModelEvaluation(
+                scores=scores,
+                samples=tuple(row for row in answers if row.get("budget") is None),
+                budgeted=tuple(row for row in answers if row.get("budget") is not None),
+            )
             earlier = models.get(scores.model)
             if earlier is None:
                 models[scores.model] = new
@@ -139,7 +146,11 @@ def evaluations_of(stages: Sequence[StageRun]) -> tuple[ModelEvaluation, ...]:
 
 def _joined(first: ModelEvaluation, second: ModelEvaluation) -> ModelEvaluation:
     scores = replace(first.scores, tasks={**first.scores.tasks, **second.scores.tasks})
-    return ModelEvaluation(scores=scores, samples=first.samples + second.samples)
+    return ModelEvaluation(
+        scores=scores,
+        samples=first.samples + second.samples,
+        budgeted=first.budgeted + second.budgeted,
+    )
 
 
 def _samples_of(stage: StageRun, metrics: Row, model: str) -> Iterator[Row]:

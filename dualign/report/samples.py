@@ -6,10 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from dualign.data.conversation import MODES
-from dualign.report.blocks import ModeAnswer, SideBySide
+from dualign.evaluation.scores import short_label, task_names
+from dualign.report.blocks import Block, ModeAnswer, Paragraph, Section, SideBySide
+from dualign.report.conclusions import Evaluated
 from dualign.report.runs import Row
 
 MAX_CHARACTERS = 1600
+_SAMPLES_PER_TASK = 4
 # Outcomes in turn: problems on which the modes differ come first, then failures of both.
 _ORDER = ("only think right", "both wrong", "only no_think right", "both right")
 
@@ -20,6 +23,33 @@ class SampleChoice:
 
     outcomes: Mapping[str, int]
     shown: tuple[SideBySide, ...]
+
+
+def sample_sections(evaluated: Evaluated) -> Iterator[Section]:
+    """Yield answers of the last model, the same problem in both modes."""
+    model = evaluated.models[-1]
+    with_metrics = [stage for stage in evaluated.stages if stage.metrics is not None]
+    seed = int(with_metrics[-1].record.get("seed") or 0) if with_metrics else 0
+    blocks: list[Block] = []
+    for task in task_names((model.scores,)):
+        choice = choose(model.samples, task=task, count=_SAMPLES_PER_TASK, seed=seed)
+        if choice is not None:
+            counts = ", ".join(f"{outcome} {n}" for outcome, n in choice.outcomes.items())
+            blocks += [
+                Paragraph(text=f"{task}: of {sum(choice.outcomes.values())} problems, {counts}."),
+                *choice.shown,
+            ]
+    if blocks:
+        note = (
+            f"Answers of {short_label(model.scores.model)}, the same problem in both modes. Chosen "
+            f"by seed {seed}, by turns from each outcome, so that failures are seen; the counts "
+            "say how common each outcome is."
+        )
+        yield Section(
+            name="samples",
+            title="Sample answers",
+            blocks=(Paragraph(text=note, quiet=True), *blocks),
+        )
 
 
 def choose(samples: Sequence[Row], *, task: str, count: int, seed: int) -> SampleChoice | None:
