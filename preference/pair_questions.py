@@ -16,7 +16,8 @@ from dualign.evaluation.preflight import issues as answer_issues
 from dualign.generation.thinking import Reply
 from dualign.preference.pairs_config import AskedRows, PairsStage
 from dualign.switch import Switch
-from dualign.tasks import Problem, Task, load_questions
+from dualign.tasks.base import Problem, Task
+from dualign.tasks.table import load_questions
 from dualign.verifiers.base import Verdict, Verifier
 
 

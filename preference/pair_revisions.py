@@ -21,7 +21,7 @@ from dualign.generation.thinking import Reply
 from dualign.preference.pair_choice import Candidate, PromptPairs
 from dualign.preference.pair_samples import AskedPrompt, Sample, Sampler
 from dualign.preference.pairs_config import RevisionConfig
-from dualign.tasks import Problem
+from dualign.tasks.base import Problem
 
 _MINIMAL = (
     "Correct what is wrong in it. If nothing is, make it clearer where that takes a few words."

@@ -10,7 +10,9 @@ from dualign.generation.config import Backend, Endpoint, endpoint_of, model_labe
 from dualign.generation.estimate import Demand
 from dualign.judges.config import JudgeConfig
 from dualign.switch import Switch
-from dualign.tasks import Problem, load_problems, load_tasks, template_problems
+from dualign.tasks.base import Problem
+from dualign.tasks.files import template_problems
+from dualign.tasks.table import load_problems, load_tasks, source_of
 from dualign.verifiers.base import Verifier
 from dualign.verifiers.table import VerifierSettings, settings_problems, verifier_of
 
@@ -272,7 +274,7 @@ class PairsStage:
 
     def _unknown(self) -> str:
         """Why questions can't be counted before the stage runs, in words; "" if they can."""
-        if not all(Path(task).is_file() for task in self.tasks):
+        if not all(source_of(task) or Path(task).is_file() for task in self.tasks):
             return "known when the task files are there"
         return "" if self.data is None else self.data.unknown
 

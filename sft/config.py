@@ -15,7 +15,7 @@ from dualign.generation.estimate import Demand
 from dualign.judges.config import JudgeConfig, PairwiseConfig, RewardModelConfig, RubricConfig
 from dualign.models.new_tokens import NewToken
 from dualign.switch import Switch
-from dualign.tasks import template_problems
+from dualign.tasks.files import template_problems
 from dualign.training.arguments import SFT_ARGUMENTS
 from dualign.training.config import TrainingStage, training_problems
 from dualign.verifiers.base import Verifier

@@ -11,7 +11,7 @@ from dualign.errors import DualignError
 from dualign.generation.preflight import issues as endpoint_issues
 from dualign.judges.preflight import issues as judge_issues
 from dualign.sft.config import TracesStage
-from dualign.tasks import Problem
+from dualign.tasks.base import Problem
 
 HINT = (
     "The answer is known to be:\n{answer}\n\n"

@@ -9,13 +9,13 @@ from dualign.cli.main import main
 from dualign.config_reference import key_list
 from dualign.recipe import load_recipe
 from dualign.stages import config_classes
-from dualign.tasks import Task
+from dualign.tasks.files import FileTask
 
 PAGE = Path(__file__).parents[1] / "docs" / "recipes.md"
 
 
 def test_the_page_lists_every_key() -> None:
-    wanted = key_list({**config_classes(), "task": Task}).replace("## ", "### ")
+    wanted = key_list({**config_classes(), "task": FileTask}).replace("## ", "### ")
     page = PAGE.read_text(encoding="utf-8").split("\n## All keys", 1)[1]
     listed = "### " + page.split("\n### ", 1)[1]
     assert listed.strip() == wanted, "copy what `dualign recipes keys` prints into docs/recipes.md"

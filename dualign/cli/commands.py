@@ -183,9 +183,9 @@ def recipes(args: Namespace) -> int:
 def _keys(kind: str | None) -> str:
     from dualign.config_reference import key_list
     from dualign.stages import config_classes
-    from dualign.tasks import Task
+    from dualign.tasks.files import FileTask
 
-    classes = {**config_classes(), "task": Task}
+    classes = {**config_classes(), "task": FileTask}
     if kind is not None and kind not in classes:
         raise ConfigError(f"recipes keys: no kind of stage {kind!r}{nearest(kind, list(classes))}")
     return key_list(classes if kind is None else {kind: classes[kind]})

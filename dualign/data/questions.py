@@ -25,7 +25,8 @@ from dualign.data.rows.sources import source_label
 from dualign.data.rows.text_rules import NO_RULES
 from dualign.errors import DataError, EvaluationError
 from dualign.rundir import RUN_JSON
-from dualign.tasks import Problem, fill_answer
+from dualign.tasks.base import Problem
+from dualign.tasks.files import fill_answer
 from dualign.verifiers.base import Verifier
 
 

@@ -8,7 +8,8 @@ from dualign.data.config import SourceConfig
 from dualign.generation.config import Backend, Endpoint, endpoint_of, model_label, model_problems
 from dualign.generation.estimate import Demand
 from dualign.switch import Switch
-from dualign.tasks import Task, load_problems, load_tasks, unknown_tasks
+from dualign.tasks.base import Task
+from dualign.tasks.table import load_problems, load_tasks, unknown_tasks
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -26,7 +26,8 @@ from dualign.generation.responders import CheckpointResponder, open_responder
 from dualign.generation.samples import SampleFile
 from dualign.models.loading import EvalModel
 from dualign.rundir import Outcome, write_json
-from dualign.tasks import Task, judge, load_questions
+from dualign.tasks.base import Task, judge
+from dualign.tasks.table import load_questions
 from dualign.terminal import wide_console
 
 
@@ -74,11 +75,11 @@ def run(stage: EvalStage, work: Path, *, seed: int) -> Outcome:
     console.print(terminal_table(metrics))
     if stage.pairs:
         console.print(terminal_pairs(metrics))
-    sources = [data_source(task.rows, len(rows)) for task, rows in problems]
+    sources = [task_source(task, len(rows)) for task, rows in problems]
     for pairs in stage.pairs:
         margins = results[-1].pairs[pairs_name(pairs)]
         path = pairs if isinstance(pairs, str) else pairs.path
-        sources.append(data_source(path, sum(map(len, margins.values()))))
+        sources.append(_data_source(path, sum(map(len, margins.values()))))
     return Outcome(metrics=metrics, data=tuple(sources))
 
 
@@ -222,6 +223,13 @@ def _by_task(result: EvalResult, tasks: Sequence[Task]) -> dict[str, dict[Mode, 
     return samples
 
 
-def data_source(file: str, rows: int) -> dict[str, Any]:
+def task_source(task: Task, rows: int) -> dict[str, Any]:
+    """Return the entry of run.json's `data` for a task."""
+    if task.digest is None:
+        return _data_source(task.rows, rows)
+    return {"source": task.rows, "sha256": task.digest, "rows": rows}
+
+
+def _data_source(file: str, rows: int) -> dict[str, Any]:
     """Return the entry of run.json's `data` for an evaluated file."""
     return {"source": file, "sha256": combined_sha256(fingerprint_files(file)), "rows": rows}

@@ -8,7 +8,7 @@ from dualign.errors import DualignError
 from dualign.generation.preflight import issues as endpoint_issues
 from dualign.judges.preflight import issues as judge_issues
 from dualign.rundir import RUN_JSON
-from dualign.tasks import load_questions, load_task
+from dualign.tasks.table import load_questions, load_reference, source_of
 
 
 def issues(stage: Any) -> list[tuple[str, str]]:
@@ -23,14 +23,16 @@ def issues(stage: Any) -> list[tuple[str, str]]:
 
 def task_problems(config: Any, key: str = "tasks") -> Iterator[str]:
     """Yield what is wrong with the task files under a key of a configuration that has `rows`."""
-    for path in map(Path, getattr(config, key, ())):
+    for reference in getattr(config, key, ()):
+        path = Path(reference)
         # What another stage makes isn't there yet, or is of its last run.
-        if not path.is_file() or (path.parent / RUN_JSON).is_file():
+        if not source_of(reference) and (not path.is_file() or (path.parent / RUN_JSON).is_file()):
             continue
         try:
             if config.rows is None:
-                load_questions([path])
+                load_questions([reference])
             else:  # which rows are drawn isn't known here
-                load_task(path).check.require()
+                for task in load_reference(reference):
+                    task.check.require()
         except DualignError as error:
             yield str(error)

@@ -11,7 +11,7 @@ from dualign.generation.answers import AnswerRequest, Prompt, Responder, request
 from dualign.generation.sampling import Sampling
 from dualign.models import prompts
 from dualign.switch import Switch
-from dualign.tasks import Problem, Task
+from dualign.tasks.base import Problem, Task
 
 TaskSet = Sequence[tuple[Task, Sequence[Problem]]]
 

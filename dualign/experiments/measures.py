@@ -21,7 +21,7 @@ from dualign.evaluation.config import pairs_name
 from dualign.recipe import Recipe, StageEntry
 from dualign.rundir import read_run
 from dualign.stages import stage_kind
-from dualign.tasks import load_tasks
+from dualign.tasks.table import load_tasks, source_of
 
 _DEFAULT_BETA = 0.1  # of TRL's DPOConfig
 _SFT_METRICS = ("loss",)
@@ -115,7 +115,7 @@ def _not_asked(entry: StageEntry, key: str) -> str:
     pairs = [pairs_name(source) for source in entry.config.pairs]
     if not task:
         return "name the pairs: STAGE.PAIRS.margin" if metric == "margin" else ""
-    if not all(Path(file).is_file() for file in entry.config.tasks):
+    if not all(source_of(task) or Path(task).is_file() for task in entry.config.tasks):
         return ""  # an earlier stage writes them
     names = [*pairs, *(loaded.name for loaded in load_tasks(entry.config.tasks))]
     return "" if task in names else f"no task {task!r}{nearest(task, names)}"

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from dualign.generation.config import Endpoint
-from dualign.tasks import Problem
+from dualign.tasks.base import Problem
 
 _BYTES_PER_TOKEN = (
     3.5  # of prompts; what the server's tokenizer makes of them is known when it answers

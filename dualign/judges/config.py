@@ -13,7 +13,7 @@ from dualign.data.conversation import Mode
 from dualign.generation.config import Backend, Endpoint, endpoint_of, model_label, model_problems
 from dualign.generation.estimate import Demand
 from dualign.judges.prompts import CRITERIA, PAIRWISE, RUBRIC, SCORED
-from dualign.tasks import Problem
+from dualign.tasks.base import Problem
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 

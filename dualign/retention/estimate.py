@@ -1,13 +1,12 @@
 """What measuring costs, and the least fall that it can tell from luck: a line for the plan."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from dualign.data.conversation import MODES
 from dualign.errors import DualignError
 from dualign.evaluation.scores import paired_change
-from dualign.tasks import load_problems, load_task
+from dualign.tasks.table import load_problems, load_reference
 
 
 def retention_notes(stage: Any, steps: int | None) -> Iterator[str]:
@@ -37,7 +36,7 @@ def retention_notes(stage: Any, steps: int | None) -> Iterator[str]:
 def _problems(path: str, rows: int) -> int:
     """Return how many problems of a task are asked: `rows` where its file isn't there yet."""
     try:
-        return len(load_problems(load_task(Path(path)), limit=rows))
+        return sum(len(load_problems(task, limit=rows)) for task in load_reference(path))
     except DualignError:
         return rows
 

@@ -23,7 +23,7 @@ from dualign.models.loading import EvalModel
 from dualign.retention.config import RetainBound, RetainConfig
 from dualign.retention.texts import Text, answer_texts, held_out_texts, measured_texts
 from dualign.switch import Switch
-from dualign.tasks import load_questions
+from dualign.tasks.table import load_questions
 
 _SHOWN = ("accuracy", "accuracy_ci", "n", "correct", "leak_rate", "unfinished_rate")
 # Figures of all tasks have these places in the log, so no task may.

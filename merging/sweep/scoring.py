@@ -17,12 +17,11 @@ from transformers import PreTrainedModel
 from dualign.checkpoints.shards import nearest_file, write_weights
 from dualign.errors import EvaluationError
 from dualign.evaluation.config import EvalConfig
-from dualign.evaluation.evaluate import data_source, evaluate_model, live_responder
+from dualign.evaluation.evaluate import evaluate_model, live_responder, task_source
 from dualign.evaluation.metrics import Sample
 from dualign.evaluation.requests import TaskSet
 from dualign.fingerprint import Digests, file_digests
 from dualign.generation.samples import SampleFile
-from dualign.hashing import sha256
 from dualign.merging.merge import PreparedMerge, write_beside
 from dualign.merging.output import fingerprint
 from dualign.merging.sweep.candidates import CandidateScore, Objective, score_samples
@@ -31,7 +30,7 @@ from dualign.merging.sweep.live import LiveModel
 from dualign.merging.sweep.score_cache import ScoreCache
 from dualign.models.loading import EvalModel
 from dualign.models.tokenizer import load_chat_tokenizer
-from dualign.tasks import Task, load_questions
+from dualign.tasks.table import load_questions
 
 _NUMBER = re.compile(r"(?<![\w.-])[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?(?!\w)")
 _TAIL = 600  # characters of a command's output that an error shows
@@ -61,12 +60,6 @@ def make_scorer(stage: SweepStage, work: Path, cache: ScoreCache, *, seed: int) 
     return _CommandScorer(stage.command, stage.files, work, cache, seed=seed)
 
 
-def _files_of(task: Task) -> dict[str, Any]:
-    """Return the hashes of the files that the task's verifier reads; nothing if it reads none."""
-    files = {Path(file).name: sha256(Path(file)) for file in task.check.files}
-    return {"verifier_files": files} if files else {}
-
-
 def _merge_hash(prepared: PreparedMerge, *, seed: int) -> str:
     """Hash everything that the merged folder depends on: inputs, parameters, config, settings."""
     weights = prepared.weights
@@ -83,10 +76,10 @@ class LiveScorer:
         self.config, self.objective, self.seed = config, objective, seed
         self.tasks: TaskSet = load_questions(config.tasks, limit=config.rows, seed=seed)
         self.data: tuple[Mapping[str, Any], ...] = tuple(
-            data_source(task.rows, len(problems)) for task, problems in self.tasks
+            task_source(task, len(problems)) for task, problems in self.tasks
         )
         tasks = [
-            asdict(task) | {"rows": source["sha256"]} | _files_of(task)
+            task.settings() | {"rows": source["sha256"]}
             for (task, _), source in zip(self.tasks, self.data, strict=True)
         ]
         self._questions_hash = _sha256([{**asdict(config), "tasks": tasks}, seed])

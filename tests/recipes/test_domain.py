@@ -13,7 +13,7 @@ import pytest
 
 from dualign.cli.main import main
 from dualign.recipe import load_recipe, shipped_names
-from dualign.tasks import load_questions
+from dualign.tasks.table import load_questions
 from tests.chat_model import fit, make_model, make_tokenizer, taught_row
 
 RECIPES = Path(__file__).parents[2] / "recipes"

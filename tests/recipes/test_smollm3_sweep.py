@@ -9,7 +9,8 @@ from dualign.merging.sweep.points import merge_at
 from dualign.merging.sweep.search import grid_points
 from dualign.recipe import load_recipe
 from dualign.recipes.smollm3 import gsm_plus
-from dualign.tasks import load_problems, load_task
+from dualign.tasks.files import read_task
+from dualign.tasks.table import load_problems
 
 RECIPE = Path(gsm_plus.__file__).with_name("sweep.yaml")
 
@@ -43,7 +44,7 @@ def test_problems_with_a_number_for_an_answer_are_kept(answer: str, kept: str | 
 def test_what_it_writes_is_a_task(tmp_path: Path) -> None:
     rows = [{"question": f"{n} + 1?", "answer": str(n + 1)} for n in range(3)]
     gsm_plus.write_task(tmp_path, gsm_plus.task_rows(rows))
-    problems = load_problems(load_task(tmp_path / "gsm-plus.yaml"))
+    problems = load_problems(read_task(tmp_path / "gsm-plus.yaml"))
     assert [problem.expected for problem in problems] == ["1", "2", "3"]
     assert problems[0].messages[0]["content"] == "0 + 1?\n\nPut your final answer within \\boxed{}."
     assert json.loads((tmp_path / "gsm-plus.jsonl").read_text().splitlines()[0])["id"] == "0"

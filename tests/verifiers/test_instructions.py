@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from dualign.errors import DataError, EvaluationError
-from dualign.tasks import load_problems, load_task
+from dualign.tasks.files import read_task
+from dualign.tasks.table import load_problems
 from dualign.verifiers.instruction_checks import CHECKS, count_sentences
 from dualign.verifiers.instructions import InstructionsVerifier
 from dualign.verifiers.table import verify
@@ -206,7 +207,7 @@ def test_rows_of_ifeval_are_read_as_they_are(tmp_path: Path) -> None:
     }
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
     (tmp_path / "task.yaml").write_text("name: t\nrows: rows.jsonl\nverifier: instructions\n")
-    task = load_task(tmp_path / "task.yaml")
+    task = read_task(tmp_path / "task.yaml")
     (problem,) = load_problems(task)
     expected = task.check.read(problem.expected)
     assert task.check.judge("One two three", expected)

@@ -3,7 +3,9 @@
 import pytest
 
 from dualign.errors import ConfigError, EvaluationError
-from dualign.tasks import judge, load_questions, load_task
+from dualign.tasks.base import judge
+from dualign.tasks.files import read_task
+from dualign.tasks.table import load_questions
 
 CODE = """\
 import re
@@ -91,4 +93,4 @@ def test_a_missing_file_and_a_name_alone_are_refused(tmp_path):
     with pytest.raises(
         ConfigError, match=r"expected .kind: python, file: \.\.\., function: \.\.\."
     ):
-        load_task(tmp_path / "task.yaml")
+        read_task(tmp_path / "task.yaml")

@@ -8,13 +8,14 @@ count.
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from dualign.data.mix.ngrams import Hashes, ngram_hashes, shingles, word_hashes
 from dualign.data.seeds import Indices
-from dualign.tasks import Problem, load_problems, load_task
+from dualign.tasks.base import Problem
+from dualign.tasks.table import load_problems, load_tasks
 
 _COMMON = 10
 """An n-gram that more problems of one task share is its phrasing."""
@@ -66,9 +67,8 @@ def index_tasks(paths: Sequence[str], ngram: int) -> TaskIndex:
     grams: list[Hashes] = []
     problem_index: list[int] = []
     short: dict[int, int] = {}
-    for path in paths:
-        task = replace(load_task(path), instruction=None)
-        problems = load_problems(task)
+    for task in load_tasks(paths):
+        problems = load_problems(task.without_instruction())
         texts = [[word_hashes(text) for text in _questions(problem)] for problem in problems]
         phrasing = _common_ngrams(texts, ngram)
         for problem, hashes in zip(problems, texts, strict=True):

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from dualign.errors import ConfigError, EvaluationError
-from dualign.tasks import judge, load_problems, load_questions, load_task, load_tasks
+from dualign.tasks.base import judge
+from dualign.tasks.files import read_task
+from dualign.tasks.table import load_problems, load_questions, load_tasks
 
 
 def write(folder, text, rows=({"id": "a", "question": "1+1?", "answer": 2},), name="t.yaml"):
@@ -21,7 +23,7 @@ GOOD = "name: t\nrows: rows.jsonl\nverifier: integer\n"
 
 def test_a_row_becomes_a_question_with_its_instruction(tmp_path):
     file = write(tmp_path, GOOD + "prompt: 'Q: {question}'\ninstruction: A number only.\n")
-    (problem,) = load_problems(load_task(file))
+    (problem,) = load_problems(read_task(file))
     assert problem.messages == ({"role": "user", "content": "Q: 1+1?\n\nA number only."},)
     assert problem.question == "Q: 1+1?\n\nA number only."
     assert (problem.id, problem.expected, problem.extra) == ("a", "2", {"question": "1+1?"})
@@ -30,14 +32,14 @@ def test_a_row_becomes_a_question_with_its_instruction(tmp_path):
 def test_messages_of_a_row_are_taken_as_they_are(tmp_path):
     turns = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
     file = write(tmp_path, GOOD, rows=[{"messages": turns, "answer": "1"}])
-    (problem,) = load_problems(load_task(file))
+    (problem,) = load_problems(read_task(file))
     assert list(problem.messages) == turns
     assert (problem.id, problem.question) == ("1", turns)
 
 
 def test_a_sample_of_rows_is_seeded_and_keeps_their_order(tmp_path):
     rows = [{"id": i, "prompt": str(i), "answer": i} for i in range(50)]
-    task = load_task(write(tmp_path, GOOD, rows=rows))
+    task = read_task(write(tmp_path, GOOD, rows=rows))
     first = [int(p.id) for p in load_problems(task, limit=10, seed=1)]
     assert first == [int(p.id) for p in load_problems(task, limit=10, seed=1)]
     assert first != [int(p.id) for p in load_problems(task, limit=10, seed=2)]
@@ -47,20 +49,20 @@ def test_a_sample_of_rows_is_seeded_and_keeps_their_order(tmp_path):
 
 def test_an_unknown_key_is_told_with_its_nearest(tmp_path):
     with pytest.raises(ConfigError, match=r"t\.yaml:4: verifer: .*did you mean 'verifier'"):
-        load_task(write(tmp_path, GOOD + "verifer: exact\n"))
+        read_task(write(tmp_path, GOOD + "verifer: exact\n"))
 
 
 def test_an_unknown_verifier_is_told_with_its_nearest(tmp_path):
     with pytest.raises(ConfigError, match="did you mean 'integer'"):
-        load_task(write(tmp_path, GOOD.replace("integer", "integr")))
+        read_task(write(tmp_path, GOOD.replace("integer", "integr")))
 
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(EvaluationError, match=r"nope\.yaml: no such task file"):
-        load_task(tmp_path / "nope.yaml")
+        read_task(tmp_path / "nope.yaml")
     file = write(tmp_path, GOOD.replace("rows.jsonl", "other.jsonl"))
     with pytest.raises(EvaluationError, match=r"other\.jsonl: no such file"):
-        load_problems(load_task(file))
+        load_problems(read_task(file))
 
 
 def test_two_tasks_of_one_name_are_refused(tmp_path):
@@ -89,11 +91,11 @@ def test_two_tasks_of_one_name_are_refused(tmp_path):
 )
 def test_a_row_that_cant_be_asked_is_refused(tmp_path, rows, message):
     with pytest.raises(EvaluationError, match=message):
-        load_problems(load_task(write(tmp_path, GOOD, rows=rows)))
+        load_problems(read_task(write(tmp_path, GOOD, rows=rows)))
 
 
 def test_rows_that_are_not_utf_8_are_named_by_line(tmp_path):
-    task = load_task(write(tmp_path, GOOD + "prompt: '{question}'\n"))
+    task = read_task(write(tmp_path, GOOD + "prompt: '{question}'\n"))
     content = b'\xef\xbb\xbf{"question": "caf\xc3\xa9", "answer": 1}\n'
     Path(task.rows).write_bytes(content)
     assert [problem.expected for problem in load_problems(task)] == ["1"]
@@ -107,19 +109,19 @@ def test_a_field_that_the_row_lacks_is_named(tmp_path):
     with pytest.raises(
         EvaluationError, match="asks for 'problem'; the row has answer, id, question"
     ):
-        load_problems(load_task(file))
+        load_problems(read_task(file))
 
 
 def test_a_prompt_with_a_lone_brace_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="for braces that are text"):
-        load_task(write(tmp_path, GOOD + "prompt: '{question'\n"))
+        read_task(write(tmp_path, GOOD + "prompt: '{question'\n"))
 
 
 def test_a_prompt_may_be_messages_and_the_answer_under_another_name(tmp_path):
     turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1?"}]
     rows = [{"prompt": turns, "reward_model": {"ground_truth": 2, "style": "rule"}}]
     file = write(tmp_path, GOOD + "answer: '{reward_model[ground_truth]}'\n", rows=rows)
-    (problem,) = load_problems(load_task(file))
+    (problem,) = load_problems(read_task(file))
     assert (list(problem.messages), problem.expected) == (turns, "2")
 
 
@@ -143,7 +145,7 @@ def test_a_prompt_may_be_messages_and_the_answer_under_another_name(tmp_path):
 def test_what_is_no_text_is_never_asked_as_its_repr(tmp_path, keys, row, message):
     file = write(tmp_path, f"{GOOD}{keys}\n", rows=[{"answer": "1"} | row])
     with pytest.raises(EvaluationError, match=message):
-        load_problems(load_task(file))
+        load_problems(read_task(file))
 
 
 def with_verifier(folder, verifier, **row):
@@ -167,12 +169,12 @@ def with_verifier(folder, verifier, **row):
 )
 def test_a_verifiers_settings_are_checked(tmp_path, verifier, message):
     with pytest.raises(ConfigError, match=message):
-        load_task(with_verifier(tmp_path, f"verifier: {verifier}"))
+        read_task(with_verifier(tmp_path, f"verifier: {verifier}"))
 
 
 def test_a_verifier_without_settings_is_its_name(tmp_path):
     plain, keys = (
-        load_task(with_verifier(tmp_path, f"verifier: {text}"))
+        read_task(with_verifier(tmp_path, f"verifier: {text}"))
         for text in ("contains", "{kind: contains}")
     )
     assert plain.verifier == "contains"
@@ -185,7 +187,7 @@ def test_a_row_may_expect_a_list_if_the_verifier_takes_it(tmp_path):
     assert problem.expected == ["x", "y"]
     file = with_verifier(tmp_path, "verifier: exact\nanswer: '{texts}'", texts=["x"])
     with pytest.raises(EvaluationError, match=r"asks for 'texts', which is .'x'.: expected text"):
-        load_problems(load_task(file))
+        load_problems(read_task(file))
 
 
 @pytest.mark.parametrize(

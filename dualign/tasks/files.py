@@ -1,4 +1,4 @@
-"""Evaluation task: a YAML file with rows, a prompt, and the verifier of the answers.
+"""Task files: YAML with rows, a prompt, and the verifier of the answers.
 
 name: sums-4
 rows: sums-4.jsonl          # next to this file; each row has a question and an answer
@@ -7,27 +7,26 @@ verifier: integer           # or with settings: {kind: contains, need: any}
 """
 
 import json
-import random
 import string
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dualign.config import parse, read_yaml
-from dualign.errors import DataError, EvaluationError, excerpt
-from dualign.model_ref import StageRef
+from dualign.errors import EvaluationError, excerpt
+from dualign.hashing import sha256
 from dualign.switch import Switch
-from dualign.verifiers.base import Verdict, Verifier
+from dualign.tasks.base import Problem, Turn
+from dualign.verifiers.base import Verifier
 from dualign.verifiers.table import VerifierSettings, settings_problems, verifier_of
 
-Turn = Mapping[str, Any]
 _ROW_KEYS = frozenset({"id", "prompt", "messages", "answer"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Task:
+class FileTask:
     """A task file of an evaluation: rows, how they are asked, and what checks the answers."""
 
     name: str
@@ -58,6 +57,38 @@ class Task:
         """The verifier with its settings."""
         return verifier_of(self.verifier)
 
+    @property
+    def digest(self) -> str | None:
+        return None
+
+    def load_problems(self) -> tuple[Problem, ...]:
+        """Return the problems in the order of the file.
+
+        Raises:
+            EvaluationError: no rows, a row without question or answer, or an id given twice.
+        """
+        rows = _read_rows(Path(self.rows))
+        problems = tuple(_problem(self, number, row) for number, row in rows)
+        if not problems:
+            raise EvaluationError(f"{self.rows}: holds no rows; task {self.name} needs one or more")
+        seen: set[str] = set()
+        for problem in problems:
+            if problem.id in seen:
+                raise EvaluationError(
+                    f"{self.rows}: the id {problem.id!r} is given twice; ids name rows"
+                )
+            seen.add(problem.id)
+        return problems
+
+    def settings(self) -> dict[str, Any]:
+        """Return the keys of the file, without its rows, and the hashes of the verifier's files."""
+        files = {Path(file).name: sha256(Path(file)) for file in self.check.files}
+        keys = asdict(self) | {"rows": None}
+        return keys | ({"verifier_files": files} if files else {})
+
+    def without_instruction(self) -> "FileTask":
+        return replace(self, instruction=None)
+
     def problems(self) -> list[tuple[str, str]]:
         issues = settings_problems(self.verifier)
         for key in ("name", "rows"):
@@ -74,25 +105,7 @@ class Task:
         return issues
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Problem:
-    """A row to be answered; `extra` holds its other plain fields, for samples.jsonl."""
-
-    id: str
-    messages: tuple[Turn, ...]
-    expected: Any
-    extra: Mapping[str, Any]
-    line: int = 0
-
-    @property
-    def question(self) -> str | list[Turn]:
-        """Text of the only turn, or all turns if there are several."""
-        if len(self.messages) == 1:
-            return str(self.messages[0]["content"])
-        return list(self.messages)
-
-
-def load_task(path: str | Path) -> Task:
+def read_task(path: str | Path) -> FileTask:
     """Load a task file; `rows` becomes an absolute path.
 
     Raises:
@@ -105,99 +118,12 @@ def load_task(path: str | Path) -> Task:
             f"{path}: no such task file; expected YAML with name, rows and verifier"
         )
     document = read_yaml(path)
-    task = parse(Task, document.value, document)
+    task = parse(FileTask, document.value, document)
     document.raise_problems()
     assert task is not None, "no problems means a task"
     if isinstance(task.verifier, Verifier):
         task = replace(task, verifier=task.verifier.located(path.parent))
     return replace(task, rows=str((path.parent / task.rows).resolve()))
-
-
-def load_tasks(paths: Sequence[str | Path]) -> tuple[Task, ...]:
-    """Load several task files.
-
-    Raises:
-        EvaluationError: two of them have the same name.
-    """
-    tasks = tuple(load_task(path) for path in paths)
-    files: dict[str, str | Path] = {}
-    for task, path in zip(tasks, paths, strict=True):
-        if task.name in files:
-            raise EvaluationError(
-                f"{files[task.name]} and {path} are both named {task.name!r}; give each task its own name"
-            )
-        files[task.name] = path
-    return tasks
-
-
-def unknown_tasks(paths: Sequence[str | Path]) -> str:
-    """Return why the tasks can't be read yet, in words: a stage that hasn't run writes one; "" if they can."""
-    refs = [ref for path in paths if (ref := StageRef.parse(str(path)))]
-    names = ", ".join(dict.fromkeys(ref.name for ref in refs))
-    return f"known when stage {names} has run" if refs else ""
-
-
-def load_problems(task: Task, *, limit: int | None = None, seed: int = 0) -> tuple[Problem, ...]:
-    """Return the task's problems in the order of the file; with `limit`, a seeded sample of them.
-
-    Raises:
-        EvaluationError: no rows, a row without question or answer, or an id given twice.
-    """
-    problems = tuple(_problem(task, number, row) for number, row in _read_rows(Path(task.rows)))
-    if not problems:
-        raise EvaluationError(f"{task.rows}: holds no rows; task {task.name} needs one or more")
-    seen: set[str] = set()
-    for problem in problems:
-        if problem.id in seen:
-            raise EvaluationError(
-                f"{task.rows}: the id {problem.id!r} is given twice; ids name rows"
-            )
-        seen.add(problem.id)
-    if limit is None or limit >= len(problems):
-        return problems
-    drawn = random.Random(f"{seed}:{task.name}").sample(range(len(problems)), limit)
-    return tuple(problems[i] for i in sorted(drawn))
-
-
-def load_questions(
-    paths: Sequence[str | Path], *, limit: int | None = None, seed: int = 0, checked: bool = True
-) -> list[tuple[Task, tuple[Problem, ...]]]:
-    """Load tasks and their problems; if answers will be checked, refuse what can't be before it is asked.
-
-    Raises:
-        EvaluationError: as from `load_tasks` and `load_problems`; a verifier that can't work here;
-            a row whose expected answer its verifier can't read.
-    """
-    questions = []
-    for task in load_tasks(paths):
-        problems = load_problems(task, limit=limit, seed=seed)
-        questions.append((task, problems))
-        if not checked:
-            continue
-        try:
-            task.check.require()
-        except DataError as error:
-            raise EvaluationError(f"task {task.name}: {error}") from None
-        for problem in problems:
-            _expected(task, problem)
-    return questions
-
-
-def judge(task: Task, problem: Problem, answer: str) -> Verdict:
-    """Return whether an answer without its thinking is right, by the task's verifier.
-
-    Raises:
-        EvaluationError: the verifier fails; the message names the row.
-    """
-    expected = _expected(task, problem)
-    return task.check.judge_row(answer, expected, f"{task.rows}:{problem.line}")
-
-
-def _expected(task: Task, problem: Problem) -> Any:
-    try:
-        return task.check.read(problem.expected)
-    except DataError as error:
-        raise EvaluationError(f"{task.rows}:{problem.line}: {error}") from None
 
 
 def _read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -223,7 +149,7 @@ def _read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             yield number, row
 
 
-def _problem(task: Task, number: int, row: dict[str, Any]) -> Problem:
+def _problem(task: FileTask, number: int, row: dict[str, Any]) -> Problem:
     where = f"{task.rows}:{number}"
     expected = row.get("answer", task.check.expected_in(row))
     if task.answer is not None:
@@ -290,7 +216,7 @@ def _filled(template: str, row: Mapping[str, Any], what: str) -> str:
     return text
 
 
-def _turns(task: Task, row: Mapping[str, Any], where: str) -> list[Turn]:
+def _turns(task: FileTask, row: Mapping[str, Any], where: str) -> list[Turn]:
     if task.prompt is not None:
         return [{"role": "user", "content": _filled(task.prompt, row, f"{where}: the prompt")}]
     name = next((name for name in ("messages", "prompt") if row.get(name)), None)

@@ -1,0 +1,96 @@
+"""What every source of tasks gives: tasks, their problems, and the verdict on an answer."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from dualign.errors import DataError, EvaluationError
+from dualign.switch import Switch
+from dualign.verifiers.base import Verdict, Verifier
+
+Turn = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Problem:
+    """A row to be answered; `extra` holds its other plain fields, for samples.jsonl."""
+
+    id: str
+    messages: tuple[Turn, ...]
+    expected: Any
+    extra: Mapping[str, Any]
+    line: int = 0
+
+    @property
+    def question(self) -> str | list[Turn]:
+        """Text of the only turn, or all turns if there are several."""
+        if len(self.messages) == 1:
+            return str(self.messages[0]["content"])
+        return list(self.messages)
+
+
+class Task(Protocol):
+    """What is asked, and what checks the answers. Each source has a frozen class of its own."""
+
+    @property
+    def name(self) -> str:
+        """Its name in tables and in metrics.json."""
+
+    @property
+    def rows(self) -> str:
+        """The file of its rows, or what else says where they are from."""
+
+    @property
+    def max_new_tokens(self) -> int | None:
+        """Limit of an answer in think mode; None: the stage's."""
+
+    @property
+    def max_new_tokens_no_think(self) -> int | None:
+        """Limit of an answer in no_think mode; None: max_new_tokens, else the stage's."""
+
+    @property
+    def switch(self) -> Switch | None:
+        """What switches the modes for this task; None: the stage's."""
+
+    @property
+    def check(self) -> Verifier:
+        """What judges the answers."""
+
+    @property
+    def digest(self) -> str | None:
+        """Hash of what its problems and verdicts depend on; None: of the files of `rows`."""
+
+    def load_problems(self) -> tuple[Problem, ...]:
+        """Return all problems in order.
+
+        Raises:
+            EvaluationError: they can't be had, or one can't be read.
+        """
+
+    def settings(self) -> dict[str, Any]:
+        """Return what its questions and verdicts depend on besides the rows, to be hashed."""
+
+    def without_instruction(self) -> "Task":
+        """Return the task with the bare questions: what training rows are compared with."""
+
+
+def judge(task: Task, problem: Problem, answer: str) -> Verdict:
+    """Return whether an answer without its thinking is right, by the task's verifier.
+
+    Raises:
+        EvaluationError: the verifier fails; the message names the row.
+    """
+    expected = expected_of(task, problem)
+    return task.check.judge_row(answer, expected, f"{task.rows}:{problem.line}")
+
+
+def expected_of(task: Task, problem: Problem) -> Any:
+    """Return what the verifier compares with, in its form.
+
+    Raises:
+        EvaluationError: the verifier can't read it.
+    """
+    try:
+        return task.check.read(problem.expected)
+    except DataError as error:
+        raise EvaluationError(f"{task.rows}:{problem.line}: {error}") from None
