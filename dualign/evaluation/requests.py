@@ -135,7 +135,7 @@ def render_question(
 ) -> Prompt:
     """Return the prompt of a problem in a mode; a checkpoint renders it with its own template."""
     try:
-        return responder.prompt(problem.messages, mode, switch)
+        return responder.prompt(problem.messages, mode, switch, problem.tools)
     except Exception as error:  # a template can raise anything
         raise EvaluationError(
             f"{responder.model}: its chat template can't render problem {problem.id} in "

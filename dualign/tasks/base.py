@@ -20,6 +20,8 @@ class Problem:
     expected: Any
     extra: Mapping[str, Any]
     line: int = 0
+    tools: tuple[Mapping[str, Any], ...] = ()
+    """functions that the model may call, as JSON schemas"""
 
     @property
     def question(self) -> str | list[Turn]:
