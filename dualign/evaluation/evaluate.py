@@ -161,6 +161,8 @@ def _sample(request: EvalRequest, answer: Answer) -> dict[str, Any]:
         "generated": answer.generated,
         "key": answer.request.key,
     }
+    if verdict.score is not None:
+        sample["score"] = verdict.score
     return sample if answer.usage is None else {**sample, "usage": dict(answer.usage)}
 
 

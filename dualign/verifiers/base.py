@@ -14,9 +14,15 @@ class Verdict:
 
     right: bool
     reason: str = ""
+    score: float | None = None
+    """between 0 and 1, of a verifier that grades; right is then a score of 1"""
 
     def __bool__(self) -> bool:
         return self.right
+
+    def graded(self, score: float) -> "Verdict":
+        """Return the verdict with a score."""
+        return replace(self, score=score)
 
 
 RIGHT = Verdict(True)

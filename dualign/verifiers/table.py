@@ -19,6 +19,7 @@ from dualign.verifiers.integer import IntegerVerifier
 from dualign.verifiers.json_schema import JsonSchemaVerifier
 from dualign.verifiers.mathematics import MathVerifier
 from dualign.verifiers.python_function import PythonVerifier
+from dualign.verifiers.recall import RecallVerifier
 from dualign.verifiers.regex import RegexVerifier
 from dualign.verifiers.unit_tests import UnitTestsVerifier
 
@@ -29,6 +30,7 @@ VERIFIERS: dict[str, type[Verifier]] = {
     "math": MathVerifier,
     "regex": RegexVerifier,
     "contains": ContainsVerifier,
+    "recall": RecallVerifier,
     "json_schema": JsonSchemaVerifier,
     "instructions": InstructionsVerifier,
     "unit_tests": UnitTestsVerifier,

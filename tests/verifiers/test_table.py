@@ -181,6 +181,18 @@ def test_a_schema_refers_to_its_own_parts():
         assert not verify("json_schema", "true", {"$ref": reference, **parts})
 
 
+def test_recall_is_the_share_of_the_texts_that_the_answer_contains_whatever_their_case():
+    texts = ["AB1", "cd2", "ef3", "gh4"]
+    half = verify("recall", "ab1, then CD2.", texts)
+    assert (half.right, half.score, half.reason) == (False, 0.5, "text is missing")
+    whole = verify("recall", "EF3 gh4 ab1 cd2", texts)
+    assert (whole.right, whole.score) == (True, 1.0)
+    assert verify("recall", "", "x").score == 0.0
+    assert verify("contains", "x", "x").score is None, "a verifier that doesn't grade gives none"
+    with pytest.raises(DataError, match="the verifier recall takes text, or a list of texts"):
+        verify("recall", "x", {"a": 1})
+
+
 def test_the_page_lists_every_verifier():
     page = (Path(__file__).parents[2] / "docs" / "verifiers.md").read_text()
     listed = dict.fromkeys(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE))
