@@ -1,8 +1,10 @@
 """The blocks of a report, before it is HTML or Markdown. All text is plain and unescaped."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,7 +124,47 @@ class TokenView:
     note: str = ""
 
 
-Block = Paragraph | Bullets | Table | Gallery | SideBySide | Details | TokenView
+@dataclass(frozen=True, kw_only=True)
+class AnswerBrowser:
+    """Problems with their answers, which a reader of the page filters; at most one on a page.
+
+    `problems` are plain values: `task`, `id`, `prompt`, `expected`, `kind` ("" or what happened to
+    it), and `answers`, each with `model`, `mode`, `right`, `thinking`, `answer`, `note`, `flags`.
+    """
+
+    problems: tuple[Mapping[str, Any], ...]
+    note: str = ""
+    """what is left out"""
+
+    @property
+    def json(self) -> str:
+        """The problems as JSON that can't end the element it stands in."""
+        text = json.dumps(self.problems, ensure_ascii=False, separators=(",", ":"))
+        for character in "<>&\u2028\u2029":
+            text = text.replace(character, f"\\u{ord(character):04x}")
+        return text
+
+    @property
+    def filters(self) -> tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...]:
+        """The filters with a choice to make: (name, label, ((value, label), ...))."""
+        answers = [answer for problem in self.problems for answer in problem["answers"]]
+        flags = dict.fromkeys(flag for answer in answers for flag in answer["flags"])
+        outcomes = (("wrong", "wrong"), ("right", "right"), ("mixed", "some right, some wrong"))
+        listed = (
+            ("task", "Task", _choices(problem["task"] for problem in self.problems)),
+            ("kind", "Change", _choices(problem["kind"] for problem in self.problems)),
+            ("model", "Model", _choices(answer["model"] for answer in answers)),
+            ("mode", "Mode", _choices(answer["mode"] for answer in answers)),
+            ("outcome", "Answers", (*outcomes, *((flag, flag) for flag in flags))),
+        )
+        return tuple(entry for entry in listed if len(entry[2]) > 1)
+
+
+def _choices(values: Iterable[str]) -> tuple[tuple[str, str], ...]:
+    return tuple((value, value) for value in dict.fromkeys(values) if value)
+
+
+Block = Paragraph | Bullets | Table | Gallery | SideBySide | Details | TokenView | AnswerBrowser
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,3 +183,14 @@ class Report:
     title: str
     facts: tuple[tuple[str, str], ...]
     sections: tuple[Section, ...]
+    pages: tuple[tuple[str, str], ...] = ()
+    """(title, file) of pages beside this one"""
+
+    @property
+    def has_script(self) -> bool:
+        """Whether a block needs the script of the filters."""
+        return any(
+            isinstance(block, AnswerBrowser)
+            for section in self.sections
+            for block in section.blocks
+        )

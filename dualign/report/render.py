@@ -1,5 +1,7 @@
 """A report as one HTML file or as Markdown, by the templates of this folder."""
 
+import base64
+import hashlib
 import html
 import re
 from collections.abc import Iterable
@@ -14,9 +16,15 @@ _SPECIAL = re.compile(r"[\\`*\[\]|#~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 
 
 def render_html(report: Report) -> str:
-    """Return the page: no script, no outside link, pictures inside, all text escaped."""
-    templates = environment(Path(__file__).parent, autoescape=True)
-    return templates.get_template("report.html.jinja").render(report=report)
+    """Return the page: no outside link, pictures inside, all text escaped.
+
+    Answers that a reader filters come with a script, the only one that the page lets run.
+    """
+    folder = Path(__file__).parent
+    script = (folder / "answers.js").read_text(encoding="utf-8") if report.has_script else ""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    template = environment(folder, autoescape=True).get_template("report.html.jinja")
+    return template.render(report=report, script=script, script_hash=f"sha256-{digest}")
 
 
 def render_markdown(report: Report, *, picture_folder: str) -> str:

@@ -1,4 +1,5 @@
-"""The report of a pipeline: run directories -> report.html (one file), report.md and report/*.png.
+"""The report of a pipeline: run directories -> report.html (one file), report.md, report/*.png and
+report/answers.html.
 
 No result is fixed: each number and sentence is computed from the stages' files, and a section for
 which the stages wrote nothing is left out.
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from dualign.errors import CheckpointError
 from dualign.evaluation.scores import ModelScores
+from dualign.report.answers import answers_page
 from dualign.report.blocks import Gallery, Report
 from dualign.report.evaluation import evaluation_sections
 from dualign.report.render import render_html, render_markdown
@@ -17,7 +19,8 @@ from dualign.report.runs import StageRun, evaluations_of, read_stage
 from dualign.report.stages import facts, provenance_sections, training_sections
 from dualign.report.sweep import sweep_sections
 
-_PICTURES = "report"
+_BESIDE = "report"  # the folder of the plots and of the page of answers
+_ANSWERS = "answers.html"
 
 
 def write_report(output_dir: Path, stages: Sequence[Path], *, title: str) -> None:
@@ -34,12 +37,23 @@ def write_report(output_dir: Path, stages: Sequence[Path], *, title: str) -> Non
             f"nothing to report in {output_dir}: no stage was named. "
             "Expected the run directories of a pipeline."
         )
-    report = _build_report([read_stage(path) for path in stages], title=title)
+    runs = [read_stage(path) for path in stages]
+    answers = answers_page(title, evaluations_of(runs))
+    pages = (("All answers", f"{_BESIDE}/{_ANSWERS}"),) if answers else ()
+    report = _build_report(runs, title=title, pages=pages)
+    html, markdown = render_html(report), render_markdown(report, picture_folder=_BESIDE)
+    write_pictures(output_dir / _BESIDE, report)
+    if answers:
+        _write(output_dir / _BESIDE / _ANSWERS, render_html(answers))
+    else:
+        (output_dir / _BESIDE / _ANSWERS).unlink(missing_ok=True)
+    _write(output_dir / "report.html", html)
+    _write(output_dir / "report.md", markdown)
+
+
+def _write(file: Path, text: str) -> None:
     # Code points that UTF-8 can't hold (a lone surrogate from a cut emoji) show as question marks.
-    html, markdown = render_html(report), render_markdown(report, picture_folder=_PICTURES)
-    write_pictures(output_dir / _PICTURES, report)
-    (output_dir / "report.html").write_text(html, encoding="utf-8", errors="replace")
-    (output_dir / "report.md").write_text(markdown, encoding="utf-8", errors="replace")
+    file.write_text(text, encoding="utf-8", errors="replace")
 
 
 def read_models(stages: Sequence[Path]) -> tuple[ModelScores, ...]:
@@ -47,12 +61,15 @@ def read_models(stages: Sequence[Path]) -> tuple[ModelScores, ...]:
     return tuple(model.scores for model in evaluations_of([read_stage(path) for path in stages]))
 
 
-def _build_report(stages: Sequence[StageRun], *, title: str) -> Report:
+def _build_report(
+    stages: Sequence[StageRun], *, title: str, pages: tuple[tuple[str, str], ...]
+) -> Report:
     """Return the report as blocks."""
     models = evaluations_of(stages)
     return Report(
         title=title,
         facts=facts(stages, models),
+        pages=pages,
         sections=(
             *evaluation_sections(stages, models),
             *sweep_sections(stages),

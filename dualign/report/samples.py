@@ -107,20 +107,24 @@ def _side_by_side(pair: Mapping[str, Row]) -> SideBySide:
 
 def mode_answer(row: Row) -> ModeAnswer:
     """Return an answer of samples.jsonl as a block."""
-    tokens = [
-        f"{row[key]} {words} tokens"
-        for key, words in (("think_tokens", "thinking"), ("answer_tokens", "answer"))
-        if row.get(key) is not None
-    ]
     return ModeAnswer(
         thinking=shortened(plain(row.get("thinking"))),
         answer=shortened(plain(row.get("answer"))),
         correct=row.get("correct"),
-        note=", ".join([*tokens, *_faults(row)]),
+        note=", ".join([*token_counts(row), *faults(row)]),
     )
 
 
-def _faults(row: Row) -> Iterator[str]:
+def token_counts(row: Row) -> list[str]:
+    """Return how long an answer is, in words."""
+    return [
+        f"{row[key]} {words} tokens"
+        for key, words in (("think_tokens", "thinking"), ("answer_tokens", "answer"))
+        if row.get(key) is not None
+    ]
+
+
+def faults(row: Row) -> Iterator[str]:
     """Yield the faults of an answer's form, as the evaluation recorded them."""
     if row.get("leaked"):
         yield "think tag where none belongs"
@@ -143,11 +147,11 @@ def plain(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def shortened(text: str) -> str:
+def shortened(text: str, limit: int = MAX_CHARACTERS) -> str:
     """Return a long text with its middle left out, and a note of how much that was."""
-    left_out = len(text) - MAX_CHARACTERS
+    left_out = len(text) - limit
     if left_out <= 0:
         return text
-    half = MAX_CHARACTERS // 2
+    half = limit // 2
     note = f"[... {left_out} characters left out; samples.jsonl has them ...]"
     return f"{text[:half]}\n{note}\n{text[-half:]}"
