@@ -1,8 +1,8 @@
 """What goes over the wire to an OpenAI-compatible endpoint, and what comes back.
 
 Servers give a trace as `reasoning_content` (vLLM, SGLang, llama.cpp, DeepSeek), as `reasoning`
-(OpenRouter, Ollama, newer vLLM), or in think tags. All become one text with tags, which is split
-and judged like the text of any other model.
+(OpenRouter, Ollama, newer vLLM), or in think tags, and calls as `tool_calls`. All become one text
+with tags, which is split and judged like the text of any other model.
 """
 
 import json
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dualign.data.conversation import Mode
+from dualign.data.text.trace_form import as_json
 from dualign.data.think_tags import CLOSE, OPEN
 from dualign.generation.answers import Generation, Prompt
 from dualign.generation.config import Endpoint
@@ -44,7 +45,7 @@ def build_prompt(
     last user turn, `body` and reasoning_effort into the request, the rest to the server's template.
     """
     entry = dict(switch.of(mode))
-    turns = switch.with_system([dict(turn) for turn in messages], mode)
+    turns = switch.with_system(_with_call_ids(messages), mode)
     entry.pop("system", None)
     if words := entry.pop("user", None):
         last = max((i for i, turn in enumerate(turns) if turn["role"] == "user"), default=None)
@@ -58,6 +59,34 @@ def build_prompt(
         fields["tools"] = [dict(tool) for tool in tools]
     text = json.dumps({"messages": turns, **fields}, ensure_ascii=False, sort_keys=True)
     return Prompt(text=text, mode=mode, messages=tuple(turns), fields=fields)
+
+
+def _with_call_ids(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return messages whose calls have an id each and their arguments as text, as the API has them.
+
+    Rows often have neither; results follow their calls in order.
+    """
+    turns, waiting, count = [], list[str](), 0
+    for message in messages:
+        turn = dict(message)
+        if calls := turn.get("tool_calls"):
+            turn["tool_calls"] = [
+                _sent_call(call, f"call_{count + number}") for number, call in enumerate(calls)
+            ]
+            count += len(calls)
+            waiting = [call["id"] for call in turn["tool_calls"]]
+        elif turn["role"] == "tool" and waiting:
+            named = turn.setdefault("tool_call_id", waiting[0])
+            waiting = [call_id for call_id in waiting if call_id != named]
+        turns.append(turn)
+    return turns
+
+
+def _sent_call(call: Mapping[str, Any], name: str) -> dict[str, Any]:
+    function = call["function"]
+    arguments = function.get("arguments") or {}
+    text = arguments if isinstance(arguments, str) else as_json(arguments)
+    return {"id": name, "type": "function", **call, "function": {**function, "arguments": text}}
 
 
 def request_body(
@@ -106,6 +135,9 @@ def read_reply(text: str, mode: Mode) -> Generation:
         choice = reply["choices"][0]
         message = choice["message"]
         content, trace = _text(message.get("content")), trace_of(message)
+        content = "\n".join(
+            filter(None, [content, *map(_as_text, message.get("tool_calls") or ())])
+        )
     except (KeyError, IndexError, TypeError, AttributeError):
         raise UnusableReplyError("garbage") from None
     reason = choice.get("finish_reason")
@@ -126,6 +158,8 @@ class Pieces:
 
     trace: list[str] = field(default_factory=list)
     content: list[str] = field(default_factory=list)
+    calls: dict[int, dict[str, str]] = field(default_factory=dict)
+    """by their index in the message"""
     reason: str | None = None
     usage: Any = None
 
@@ -136,11 +170,21 @@ class Pieces:
             delta = choice.get("delta") or {}
             self.trace.append(trace_of(delta))
             self.content.append(delta.get("content") or "")
+            for piece in delta.get("tool_calls") or ():
+                call = self.calls.setdefault(piece.get("index", 0), {"name": "", "arguments": ""})
+                function = piece.get("function") or {}
+                for key in call:
+                    call[key] += function.get(key) or ""
             self.reason = choice.get("finish_reason") or self.reason
 
     def reply(self) -> str:
         """Return the reply as JSON; without a reason to finish, the stream was cut."""
-        message = {"content": "".join(self.content), "reasoning_content": "".join(self.trace)}
+        message: dict[str, Any] = {
+            "content": "".join(self.content),
+            "reasoning_content": "".join(self.trace),
+        }
+        if self.calls:
+            message["tool_calls"] = [{"function": call} for call in self.calls.values()]
         choice = {"message": message, "finish_reason": self.reason or "cut"}
         return json.dumps({"choices": [choice], "usage": self.usage})
 
@@ -176,6 +220,15 @@ def _text(content: Any) -> str:
 def _whole(text: str) -> str:
     """Return a text that can be written: a limit may cut a character into half of a surrogate pair."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _as_text(call: Mapping[str, Any]) -> str:
+    """Return a call as models write it that were trained on Hermes' form."""
+    function = call["function"]
+    arguments = function.get("arguments") or "{}"
+    text = arguments if isinstance(arguments, str) else as_json(arguments)
+    body = f'{{"name": {json.dumps(function["name"], ensure_ascii=False)}, "arguments": {text}}}'
+    return f"<tool_call>\n{_whole(body)}\n</tool_call>"
 
 
 def _usage(usage: Any) -> dict[str, int] | None:

@@ -10,7 +10,13 @@ from dualign.generation.endpoint import EndpointResponder
 from dualign.generation.samples import AnswerRecord
 from dualign.generation.sampling import Sampling
 from dualign.generation.thinking import split
-from dualign.generation.wire import UnusableReplyError, build_prompt, read_reply, request_body
+from dualign.generation.wire import (
+    Pieces,
+    UnusableReplyError,
+    build_prompt,
+    read_reply,
+    request_body,
+)
 from dualign.switch import ENABLE_THINKING, Switch
 
 URL = "http://127.0.0.1:9/v1"
@@ -142,9 +148,52 @@ def test_an_answer_that_the_limit_cut_is_not_finished():
     assert (parts.thinking, parts.answer, parts.cut_in_think) == ("Since.", "S", False)
 
 
+CALL = '<tool_call>\n{"name": "add", "arguments": {"x": [1, 2]}}\n</tool_call>'
+
+
+@pytest.mark.parametrize("arguments", ['{"x": [1, 2]}', {"x": [1, 2]}])
+def test_calls_come_as_a_field_and_become_text_after_the_trace(arguments):
+    function = {"name": "add", "arguments": arguments}
+    message = {"content": None, "reasoning": "Since.", "tool_calls": [{"function": function}] * 2}
+    generation = read_reply(reply(message, "tool_calls"), "think")
+    parts = split("", generation.text, mode="think", finished=generation.finished)
+    assert (parts.thinking, parts.answer) == ("Since.", f"{CALL}\n{CALL}")
+    assert generation.finished and not parts.leaked
+    with_words = read_reply(reply({**message, "content": "Wait."}), "no_think").text
+    assert with_words.endswith(f"Wait.\n{CALL}\n{CALL}")
+
+
+def test_a_streamed_call_is_put_together_from_its_pieces():
+    first = {"index": 0, "id": "a", "function": {"name": "add", "arguments": ""}}
+    rest = [{"index": 0, "function": {"arguments": text}} for text in ('{"x": ', "[1, 2]}")]
+    deltas = [{"content": "Wait."}, *({"tool_calls": [piece]} for piece in (first, *rest))]
+    pieces = Pieces()
+    for delta in deltas:
+        pieces.put({"choices": [{"delta": delta}]})
+    pieces.put({"choices": [{"delta": {}, "finish_reason": "tool_calls"}]})
+    assert read_reply(pieces.reply(), "no_think").text == f"Wait.\n{CALL}"
+
+
+def test_calls_are_sent_with_an_id_each_and_their_arguments_as_text():
+    call = {"type": "function", "function": {"name": "add", "arguments": {"x": [1, 2]}}}
+    turns = [
+        *ASKED,
+        {"role": "assistant", "content": "", "tool_calls": [call, {**call, "id": "mine"}]},
+        {"role": "tool", "content": "3"},
+        {"role": "tool", "content": "4"},
+    ]
+    sent = build_prompt(turns, "think", ENABLE_THINKING).messages
+    assert [call["id"] for call in sent[2]["tool_calls"]] == ["call_0", "mine"]
+    assert [turn["tool_call_id"] for turn in sent[3:]] == ["call_0", "mine"]
+    assert sent[2]["tool_calls"][0]["function"]["arguments"] == '{"x": [1, 2]}'
+    assert "id" not in call, "the row stays as it is"
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
+        (reply({"content": None, "tool_calls": [{"name": "add"}]}, "tool_calls"), "garbage"),
+        (reply({"content": None, "tool_calls": 3}, "tool_calls"), "garbage"),
         ("<html>", "garbage"),
         ("{}", "garbage"),
         ("[]", "garbage"),
