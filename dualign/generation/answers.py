@@ -40,9 +40,9 @@ class Generation:
 
     text: str
     token_ids: tuple[int, ...] = ()
-    """of a model in this process"""
+    """of a model in this process; with those that hold a stop string"""
     finished: bool
-    """the model ended its turn; False when the token limit cut it"""
+    """the model ended its turn, or a stop string did; False when the token limit cut it"""
     usage: Mapping[str, int] | None = None
     """tokens as an endpoint counted them: `prompt`, `completion`, and perhaps `reasoning`"""
 
@@ -74,7 +74,7 @@ class Responder(Protocol):
         """Return the prompt of a conversation; a checkpoint's template can raise anything."""
 
     def generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int]
+        self, prompts: Sequence[Prompt], samplings: Sequence[Sampling], seeds: Sequence[int]
     ) -> Iterator[dict[int, Generation]]:
         """Yield generations by the index of their prompt, as they come. An endpoint leaves out what
         it couldn't answer within its bound.
@@ -136,6 +136,7 @@ def sample_request(prompt: Prompt, sampling: Sampling, number: int, name: str) -
     """
     content = [
         name, prompt.text, number, sampling.max_new_tokens, sampling.temperature, sampling.top_p,
+        *sampling.stop,
     ]  # fmt: skip
     key = request_key(content)
     return AnswerRequest(prompt=prompt, sampling=sampling, seed=int(key[:12], 16), key=key)
@@ -154,9 +155,7 @@ def ask(
     keys = {request.key for request in requests}
     responder.account([file.answered[key] for key in sorted(keys & file.earlier)])
     missing = {request.key: request for request in requests if request.key not in file.answered}
-    for limit in sorted({request.sampling.max_new_tokens for request in missing.values()}):
-        group = [r for r in missing.values() if r.sampling.max_new_tokens == limit]
-        _generate(responder, group, file)
+    _generate(responder, list(missing.values()), file)
     return [
         _answer(responder, request, file.answered[request.key])
         if request.key in file.answered
@@ -183,12 +182,14 @@ def require_all(answers: Sequence[Answer | None], responder: Responder, where: s
     return there
 
 
-def _generate(responder: Responder, group: Sequence[AnswerRequest], file: SampleFile) -> None:
-    prompts, seeds = [request.prompt for request in group], [request.seed for request in group]
-    for batch in responder.generate(prompts, group[0].sampling, seeds):
+def _generate(responder: Responder, missing: Sequence[AnswerRequest], file: SampleFile) -> None:
+    if not missing:
+        return
+    prompts, samplings = [r.prompt for r in missing], [r.sampling for r in missing]
+    for batch in responder.generate(prompts, samplings, [r.seed for r in missing]):
         file.append(
             AnswerRecord(
-                key=group[i].key,
+                key=missing[i].key,
                 generated=generation.text,
                 finished=generation.finished,
                 usage=generation.usage,

@@ -104,7 +104,7 @@ def dispatch(
     connection: Connection,
     bodies: Sequence[Mapping[str, Any]],
     modes: Sequence[Mode],
-    limit: int,
+    limits: Sequence[int],
     tally: Tally,
     *,
     label: str,
@@ -112,7 +112,7 @@ def dispatch(
     """Yield answers by the index of their request, as they come.
 
     Args:
-        limit: the most tokens of an answer.
+        limits: the most tokens of each answer.
 
     Raises:
         EvaluationError: the server can't be used, a budget is spent, or too much failed; what was
@@ -120,7 +120,7 @@ def dispatch(
     """
     if not bodies:
         return
-    work = _Work(connection, bodies, modes, limit, tally)
+    work = _Work(connection, bodies, modes, limits, tally)
     thread = threading.Thread(target=work.run, daemon=True, name="dualign-endpoint")
     started, before = time.monotonic(), tally.seconds
     thread.start()
@@ -162,11 +162,11 @@ class _Work:
         connection: Connection,
         bodies: Sequence[Mapping[str, Any]],
         modes: Sequence[Mode],
-        limit: int,
+        limits: Sequence[int],
         tally: Tally,
     ) -> None:
         self._connection, self._endpoint = connection, connection.endpoint
-        self._bodies, self._modes, self._limit, self._tally = bodies, modes, limit, tally
+        self._bodies, self._modes, self._limits, self._tally = bodies, modes, limits, tally
         self._waiting = deque(range(len(bodies)))
         self._arrived: queue.SimpleQueue[tuple[int, Generation] | None] = queue.SimpleQueue()
         self._ended = False
@@ -219,42 +219,43 @@ class _Work:
         while self._waiting and not self._halt.is_set():
             index = self._waiting.popleft()
             prompt_tokens = len(str(self._bodies[index]).encode()) // _BYTES_PER_TOKEN
+            limit = self._limits[index]
             try:
-                await self._reserve(prompt_tokens)
+                await self._reserve(prompt_tokens, limit)
                 try:
                     generation = await self._answer(client, index)
                     usage = generation.usage or _guessed(prompt_tokens, generation.text)
                     self._tally.count(usage)
                     self._arrived.put((index, replace(generation, usage=usage)))
                 finally:
-                    await self._release(prompt_tokens)
+                    await self._release(prompt_tokens, limit)
             except _Stop as stop:
                 self._stop(str(stop))
             except _TryAgain as failure:
                 self._give_up(failure)
 
-    async def _reserve(self, prompt_tokens: int) -> None:
+    async def _reserve(self, prompt_tokens: int, limit: int) -> None:
         """Wait until the request fits the budgets, whatever those that are on their way need."""
         async with self._change:
             while not self._tally.allows(
-                self._reserved[0] + prompt_tokens, self._reserved[1] + self._limit
+                self._reserved[0] + prompt_tokens, self._reserved[1] + limit
             ):
                 if self._halt.is_set() or self._reserved == [0, 0]:
-                    more = f"{prompt_tokens + self._limit:,} more"
+                    more = f"{prompt_tokens + limit:,} more"
                     raise _Stop(self._spent(f"the next request may need {more}"))
                 await self._change.wait()
             if self._halt.is_set():
                 raise _Stop("stopped")
             self._reserved[0] += prompt_tokens
-            self._reserved[1] += self._limit
+            self._reserved[1] += limit
 
     def _spent(self, why: str) -> str:
         return f"the budget is spent ({self._tally.spent()}; {why}): raise max_total_tokens or max_cost"
 
-    async def _release(self, prompt_tokens: int) -> None:
+    async def _release(self, prompt_tokens: int, limit: int) -> None:
         async with self._change:
             self._reserved[0] -= prompt_tokens
-            self._reserved[1] -= self._limit
+            self._reserved[1] -= limit
             self._change.notify_all()
 
     async def _answer(self, client: Any, index: int) -> Generation:

@@ -14,6 +14,7 @@ from dualign.generation.connection import Connection
 from dualign.generation.dispatch import Tally, dispatch
 from dualign.generation.samples import AnswerRecord
 from dualign.generation.sampling import Sampling
+from dualign.generation.stops import Stops
 from dualign.generation.thinking import TAGS, Reply
 from dualign.generation.wire import build_prompt, request_body
 from dualign.switch import ENABLE_THINKING, Switch
@@ -61,9 +62,9 @@ class EndpointResponder:
         return build_prompt(messages, mode, self.switch_of(switch), tools)
 
     def generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int]
+        self, prompts: Sequence[Prompt], samplings: Sequence[Sampling], seeds: Sequence[int]
     ) -> Iterator[dict[int, Generation]]:
-        """Yield answers as they come.
+        """Yield answers as they come. Stop strings cut them here: a server's would end a trace, too.
 
         Raises:
             EvaluationError: the server can't be used, a budget is spent, or more than `max_failed` of
@@ -71,14 +72,17 @@ class EndpointResponder:
         """
         bodies = [
             request_body(self.endpoint, self.name, prompt, sampling, seed)
-            for prompt, seed in zip(prompts, seeds, strict=True)
+            for prompt, sampling, seed in zip(prompts, samplings, seeds, strict=True)
         ]
         modes = [prompt.mode for prompt in prompts]
-        batches = dispatch(
-            self.connection, bodies, modes, sampling.max_new_tokens, self._tally, label=self._label
-        )
+        limits = [sampling.max_new_tokens for sampling in samplings]
+        batches = dispatch(self.connection, bodies, modes, limits, self._tally, label=self._label)
         for batch in batches:
-            yield {i: self._read(prompts[i], generation) for i, generation in batch.items()}
+            yield {
+                # The text has the tags of a trace that the prompt opened.
+                i: Stops(samplings[i].stop, TAGS).apply("", self._read(prompts[i], generation))
+                for i, generation in batch.items()
+            }
 
     def _read(self, prompt: Prompt, generation: Generation) -> Generation:
         """Read what was cut before any tag as thinking, if thinking was asked for.

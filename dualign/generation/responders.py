@@ -56,7 +56,7 @@ class CheckpointResponder:
         return Prompt(text=text, mode=mode, messages=tuple(turns))
 
     def generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int]
+        self, prompts: Sequence[Prompt], samplings: Sequence[Sampling], seeds: Sequence[int]
     ) -> Iterator[dict[int, Generation]]:
         """Yield generations batch by batch. The weights are loaded here, if there are prompts."""
         texts = [prompt.text for prompt in prompts]
@@ -68,7 +68,7 @@ class CheckpointResponder:
                 batch_tokens=self._batch_tokens,
                 label=self._label,
             )
-            yield from batches(texts, sampling, seeds)
+            yield from batches(texts, samplings, seeds)
             return
         from dualign.generation.vllm import vllm_batches
 
@@ -77,7 +77,7 @@ class CheckpointResponder:
         generate = vllm_batches(
             start.base, adapter, self.subject.tokenizer, dtype=self._dtype, label=self._label
         )
-        yield from generate(texts, sampling, seeds)
+        yield from generate(texts, samplings, seeds)
 
     def tokens(self, reply: Reply, record: AnswerRecord) -> tuple[int, int]:
         return self._count(reply.thinking or ""), self._count(reply.answer)

@@ -28,17 +28,17 @@ class Sampling:
     """0 is greedy"""
     top_p: float = 1.0
     """sample from the most likely tokens that together have this probability"""
+    stop: tuple[str, ...] = ()
+    """strings that end an answer, and are no part of it; in a trace they mean nothing"""
 
 
-def sampler(sampling: Sampling, uniforms_BT: Tensor, prompt_length: int) -> LogitsProcessorList:
-    """Return the processors that make greedy search sample: temperature, top-p, then the draw."""
-    if sampling.temperature == 0:
+def sampler(
+    samplings: Sequence[Sampling], uniforms_BT: Tensor, prompt_length: int
+) -> LogitsProcessorList:
+    """Return the processor that makes greedy search sample: each row as its own settings say."""
+    if all(sampling.temperature == 0 for sampling in samplings):
         return LogitsProcessorList()
-    warpers = LogitsProcessorList([TemperatureLogitsWarper(sampling.temperature)])
-    if sampling.top_p < 1:
-        warpers.append(TopPLogitsWarper(sampling.top_p))
-    warpers.append(_Draw(uniforms_BT, prompt_length))
-    return warpers
+    return LogitsProcessorList([_Draw(samplings, uniforms_BT, prompt_length)])
 
 
 def uniforms(seeds: Sequence[int], steps: int) -> Tensor:
@@ -47,18 +47,46 @@ def uniforms(seeds: Sequence[int], steps: int) -> Tensor:
     return torch.stack(rows)
 
 
-class _Draw(LogitsProcessor):
-    """Draw a token by inverting the cumulative distribution, and mask all others."""
+def choose(scores_BV: Tensor, samplings: Sequence[Sampling], draws_B: Tensor) -> Tensor:
+    """Return the next token of each row: the likeliest, or what its draw in [0, 1) stands for."""
+    tokens_B = scores_BV.argmax(dim=-1)
+    rows_of: dict[tuple[float, float], list[int]] = {}
+    for row, sampling in enumerate(samplings):
+        rows_of.setdefault((sampling.temperature, sampling.top_p), []).append(row)
+    for (temperature, top_p), rows in rows_of.items():
+        if temperature > 0:
+            some = torch.tensor(rows, device=scores_BV.device)
+            warped_BV = _warpers(temperature, top_p)(None, scores_BV[some])
+            tokens_B[some] = _draw(warped_BV, draws_B[some])
+    return tokens_B
 
-    def __init__(self, uniforms_BT: Tensor, prompt_length: int) -> None:
-        self.uniforms_BT = uniforms_BT
+
+def _warpers(temperature: float, top_p: float) -> LogitsProcessorList:
+    warpers = LogitsProcessorList([TemperatureLogitsWarper(temperature)])
+    if top_p < 1:
+        warpers.append(TopPLogitsWarper(top_p))
+    return warpers
+
+
+def _draw(scores_BV: Tensor, draws_B: Tensor) -> Tensor:
+    """Return tokens by inverting the cumulative distribution."""
+    wide = torch.float32 if scores_BV.device.type == "mps" else torch.float64  # no float64 there
+    cumulative_BV = scores_BV.to(wide).softmax(dim=-1).cumsum(dim=-1)
+    # Scaled by the total: if rounding leaves it below 1, a draw could pass the last token.
+    draw_B1 = draws_B[:, None].to(cumulative_BV) * cumulative_BV[:, -1:]
+    return torch.searchsorted(cumulative_BV, draw_B1, right=True).squeeze(1)
+
+
+class _Draw(LogitsProcessor):
+    """Choose a token, and mask all others."""
+
+    def __init__(
+        self, samplings: Sequence[Sampling], uniforms_BT: Tensor, prompt_length: int
+    ) -> None:
+        self.samplings, self.uniforms_BT = samplings, uniforms_BT
         self.prompt_length = prompt_length
 
     def __call__(self, input_ids: LongTensor, scores: Tensor) -> Tensor:
         step = input_ids.shape[1] - self.prompt_length
-        wide = torch.float32 if scores.device.type == "mps" else torch.float64  # MPS has no float64
-        cumulative_BV = scores.to(wide).softmax(dim=-1).cumsum(dim=-1)
-        # Scaled by the total: if rounding leaves it below 1, a draw could pass the last token.
-        draw_B1 = self.uniforms_BT[:, step, None].to(cumulative_BV) * cumulative_BV[:, -1:]
-        chosen_B1 = torch.searchsorted(cumulative_BV, draw_B1, right=True)
-        return torch.full_like(scores, -math.inf).scatter(1, chosen_B1, 0.0)
+        tokens_B = choose(scores, self.samplings, self.uniforms_BT[:, step])
+        return torch.full_like(scores, -math.inf).scatter(1, tokens_B[:, None], 0.0)

@@ -88,7 +88,7 @@ class _CheckpointSpeaker:
                 ids_BT,
                 attention_mask=torch.ones_like(ids_BT),
                 generation_config=settings,
-                logits_processor=sampler(sampling, draws_BT, len(ids)),
+                logits_processor=sampler([sampling], draws_BT, len(ids)),
                 streamer=streamer,
             )
         except KeyboardInterrupt:

@@ -12,14 +12,17 @@ from dualign.errors import EvaluationError
 from dualign.generation.answers import Generation
 from dualign.generation.generate import tokenize
 from dualign.generation.sampling import Sampling
+from dualign.generation.stops import stop_watches
 from dualign.models.tokenizer import eos_token_ids
 from dualign.terminal import progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-GenerateTexts = Callable[[Sequence[str], Sampling, Sequence[int]], Iterator[dict[int, Generation]]]
-"""(rendered prompts, sampling, a seed for each) -> generations by index, batch after batch."""
+GenerateTexts = Callable[
+    [Sequence[str], Sequence[Sampling], Sequence[int]], Iterator[dict[int, Generation]]
+]
+"""(rendered prompts, sampling and seed for each) -> generations by index, batch after batch."""
 
 _BATCH_ROWS = 2048  # prompts per call; a killed run loses at most these
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # adapter ranks that vLLM accepts as max_lora_rank
@@ -67,22 +70,26 @@ def vllm_batches(
         )
 
     def batches(
-        prompts: Sequence[str], sampling: Sampling, seeds: Sequence[int]
+        prompts: Sequence[str], samplings: Sequence[Sampling], seeds: Sequence[int]
     ) -> Iterator[dict[int, Generation]]:
-        ids = tokenize(tokenizer, prompts)
+        ids, watches = tokenize(tokenizer, prompts), stop_watches(tokenizer, prompts, samplings)
         with progress(len(ids), label, unit="answer") as bar:
             for start in range(0, len(ids), _BATCH_ROWS):
                 batch = range(start, min(start + _BATCH_ROWS, len(ids)))
                 outputs = engine.generate(
                     [TokensPrompt(prompt_token_ids=ids[i]) for i in batch],
-                    [params(sampling, seeds[i]) for i in batch],
+                    [params(samplings[i], seeds[i]) for i in batch],
                     use_tqdm=False,
                     lora_request=request,
                 )
                 bar.update(len(batch))
+                generations = [
+                    _generation(tokenizer, output.outputs[0].token_ids, ends) for output in outputs
+                ]
+                # The engine's own stop strings would end a trace, too.
                 yield {
-                    i: _generation(tokenizer, output.outputs[0].token_ids, ends)
-                    for i, output in zip(batch, outputs, strict=True)
+                    i: generation if (watch := watches[i]) is None else watch.apply(generation)
+                    for i, generation in zip(batch, generations, strict=True)
                 }
 
     return batches

@@ -16,6 +16,8 @@ from dualign.errors import ConfigError, EvaluationError
 from dualign.evaluation.config import EvalStage
 from dualign.evaluation.evaluate import run
 from dualign.generation.config import Endpoint, read_model
+from dualign.generation.endpoint import EndpointResponder
+from dualign.generation.sampling import Sampling
 from dualign.recipe import load_recipe
 from dualign.switch import Switch
 from tests.chat_model import LEARNT
@@ -535,3 +537,21 @@ def test_the_embedded_model_answers_through_its_own_gguf(
     ours, theirs = rows_of(tmp_path / "here"), rows_of(tmp_path / "there")
     words = [set(ours[key]["answer"].split()) & set(theirs[key]["answer"].split()) for key in ours]
     assert all(words), "rounded weights say much of the same"
+
+
+def test_each_request_has_its_own_limit_and_stops_where_its_answer_holds_a_stop() -> None:
+    def talk(body: dict[str, Any]) -> Reply:
+        reply = chat_reply("four Q: five", "length", reasoning_content="a Q: in a trace")
+        return 200, {}, reply
+
+    turns = [{"role": "user", "content": "2+2"}]
+    samplings = [Sampling(max_new_tokens=8, stop=("Q:",)), Sampling(max_new_tokens=9)]
+    with Proxy(talk).running() as server:
+        responder = EndpointResponder(fast(server.address, concurrency=1), label="test")
+        asked = [responder.prompt(turns, "think", None)] * 2
+        made = {i: g for b in responder.generate(asked, samplings, [0, 0]) for i, g in b.items()}
+    trace = "<think>\na Q: in a trace\n</think>\n\n"
+    assert (made[0].text, made[0].finished) == (f"{trace}four ", True)
+    assert (made[1].text, made[1].finished) == (f"{trace}four Q: five", False)
+    assert [asked.body["max_tokens"] for asked in server.asked] == [8, 9]
+    assert not any("stop" in asked.body for asked in server.asked)

@@ -5,7 +5,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dualign.errors import EvaluationError
-from dualign.generation.generate import _batches, end_ids, generate, generate_batches
+from dualign.generation.generate import end_ids, generate, generate_batches
+from dualign.generation.rounds import batches
+from dualign.generation.row import Row
 from dualign.generation.sampling import Sampling, sampler, uniforms
 from tests.chat_model import make_model, make_tokenizer
 
@@ -79,7 +81,7 @@ def test_equal_prompts_get_different_samples(tiny):
 def test_draws_follow_the_probabilities():
     probabilities = torch.tensor([0.5, 0.3, 0.2])
     draws_BT = uniforms(range(4000), 1)
-    draw = sampler(Sampling(max_new_tokens=1, temperature=1.0), draws_BT, prompt_length=1)
+    draw = sampler([Sampling(max_new_tokens=1, temperature=1.0)] * 4000, draws_BT, prompt_length=1)
     scores = draw(torch.zeros(4000, 1, dtype=torch.long), probabilities.log().repeat(4000, 1))
     share = torch.bincount(scores.argmax(-1), minlength=3) / 4000
     assert torch.allclose(share, probabilities, atol=0.03)
@@ -88,7 +90,7 @@ def test_draws_follow_the_probabilities():
 def test_top_p_leaves_out_the_tail():
     scores = torch.tensor([0.6, 0.3, 0.1]).log().repeat(500, 1)
     sampling = Sampling(max_new_tokens=1, temperature=1.0, top_p=0.8)
-    draw = sampler(sampling, uniforms(range(500), 1), prompt_length=1)
+    draw = sampler([sampling] * 500, uniforms(range(500), 1), prompt_length=1)
     chosen = draw(torch.zeros(500, 1, dtype=torch.long), scores).argmax(-1)
     assert set(chosen.tolist()) == {0, 1}
 
@@ -127,9 +129,35 @@ def test_every_batch_comes_back_when_it_is_made(tiny):
 
 
 def test_batches_hold_to_the_tokens_that_fit():
-    ids = [[0] * n for n in (10, 30, 20, 10, 10)]
-    assert list(_batches(ids, max_new_tokens=10, batch_tokens=60)) == [[1], [2, 0], [3, 4]]
-    assert list(_batches(ids, max_new_tokens=10, batch_tokens=1)) == [[1], [2], [0], [3], [4]]
+    sampling = Sampling(max_new_tokens=10)
+    rows = [
+        Row(i, [0] * n, sampling, seed=0, ends=(), watch=None)
+        for i, n in enumerate((10, 30, 20, 10, 10))
+    ]
+
+    def indices(batch_tokens):
+        return [[row.index for row in batch] for batch in batches(rows, batch_tokens=batch_tokens)]
+
+    assert indices(60) == [[1], [2, 0], [3, 4]]
+    assert indices(1) == [[1], [2], [0], [3], [4]]
+
+
+def test_each_prompt_has_its_own_settings(tiny):
+    model, tokenizer = tiny
+    samplings = [
+        Sampling(max_new_tokens=3),
+        Sampling(max_new_tokens=24),
+        Sampling(max_new_tokens=9, temperature=1.0, top_p=0.9),
+        Sampling(max_new_tokens=16, temperature=1.5),
+        Sampling(max_new_tokens=24),
+        Sampling(max_new_tokens=1, temperature=1.0, top_p=0.9),
+    ]
+    seeds = list(range(6))
+    together = generate(model, tokenizer, PROMPTS, samplings, seeds)
+    assert together == [
+        generate(model, tokenizer, [prompt], sampling, [seed])[0]
+        for prompt, sampling, seed in zip(PROMPTS, samplings, seeds, strict=True)
+    ]
 
 
 def test_no_prompts_give_no_generations(tiny):
