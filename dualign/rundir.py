@@ -90,6 +90,12 @@ def cache_folder() -> Path:
     return Path(os.environ.get("DUALIGN_CACHE", "~/.cache/dualign")).expanduser()
 
 
+def tokens_folder() -> Path:
+    """Return the folder of prepared data: $DUALIGN_TOKENS, else `tokens` in dualign's cache."""
+    folder = os.environ.get("DUALIGN_TOKENS")
+    return Path(folder).expanduser() if folder else cache_folder() / "tokens"
+
+
 def work_folder(out: Path) -> Path:
     """Return the hidden folder next to `out` that is written before `out` is there."""
     return out.with_name(f".{out.name}.partial")

@@ -12,7 +12,7 @@ from functools import partial
 from typing import get_args
 
 from dualign import stages
-from dualign.cli import adapter, commands, experiment, export, merge, publish, sweep
+from dualign.cli import adapter, commands, experiment, export, merge, publish, storage, sweep
 from dualign.cli.parsers import Sub, command
 from dualign.errors import DualignError
 from dualign.generation.config import Backend
@@ -127,6 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     _inspect_command(sub)
     _doctor_command(sub)
     _recipes_command(sub)
+    storage.add(sub)
     return parser
 
 

@@ -10,7 +10,6 @@ pruning.py deletes the folders used longest ago.
 """
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from hashlib import sha256
@@ -28,7 +27,7 @@ from dualign.data.rows.loading import load_source
 from dualign.data.rows.source_files import combined_sha256, fingerprint_files, local_files
 from dualign.data.rows.sources import source_label
 from dualign.fingerprint import Digests, file_digests
-from dualign.rundir import cache_folder, complete_folder
+from dualign.rundir import complete_folder, tokens_folder
 
 Tables = Mapping[str, datasets.Dataset]
 Metadata = Mapping[str, Any]
@@ -74,7 +73,7 @@ def cache_key(kind: str, request: DataRequest) -> str | None:
 
 def cached(key: str, build: Callable[[], tuple[Tables, Metadata]]) -> tuple[Tables, Metadata]:
     """Return the cached tables and metadata for `key`, building them on a miss."""
-    folder = _tokens_folder() / key
+    folder = tokens_folder() / key
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
         if not folder.is_dir():
@@ -88,12 +87,6 @@ def cached(key: str, build: Callable[[], tuple[Tables, Metadata]]) -> tuple[Tabl
             if path.is_dir()
         }
     return tables, metadata
-
-
-def _tokens_folder() -> Path:
-    """Return the folder of prepared data: $DUALIGN_TOKENS, else `tokens` in dualign's cache."""
-    folder = os.environ.get("DUALIGN_TOKENS")
-    return Path(folder).expanduser() if folder else cache_folder() / "tokens"
 
 
 def _store(folder: Path, tables: Tables, metadata: Metadata) -> None:

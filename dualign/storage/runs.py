@@ -1,0 +1,219 @@
+"""The runs under a folder: their stages, how far each is, its key figure and its size."""
+
+import json
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import psutil
+
+from dualign.errors import CheckpointError
+from dualign.rundir import (
+    CHECKPOINTS,
+    LAUNCHED,
+    RUN_JSON,
+    read_paused,
+    read_run,
+    work_folder,
+)
+
+_DEPTH = 4
+"""folders below the one that is named: runs/EXPERIMENT/runs/NAME/STAGE"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageFolder:
+    """A stage in an output folder."""
+
+    name: str
+    kind: str
+    """"" of a stage that left no run.json"""
+    state: str
+    """done, running, cut off, paused at step N, or damaged"""
+    figure: str
+    """what it achieved, in a few words; "" if there is nothing to say"""
+    seconds: float | None
+    started: str
+    """ISO 8601, UTC; "" if it isn't known"""
+    size: int
+    """bytes on disk, its unfinished work too"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunFolder:
+    """An output folder of a recipe; `size` counts everything in it, in bytes."""
+
+    path: Path
+    stages: tuple[StageFolder, ...]
+    is_running: bool
+    size: int
+
+
+def read_runs(folder: Path) -> tuple[RunFolder, ...]:
+    """Return the output folders under `folder`, itself included, by path.
+
+    Raises:
+        CheckpointError: no such folder.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder; expected one that `dualign run` wrote")
+    return tuple(_run(path) for path in _output_folders(folder, _DEPTH))
+
+
+def _output_folders(folder: Path, depth: int) -> Iterator[Path]:
+    """Yield the folders that hold stages, finished or not."""
+    stages = stage_names(folder)
+    if stages:
+        yield folder
+    for child in sorted(folder.iterdir()):
+        is_plain = child.is_dir() and not child.is_symlink() and not child.name.startswith(".")
+        if depth and is_plain and child.name not in stages:
+            yield from _output_folders(child, depth - 1)
+
+
+def stage_names(folder: Path) -> list[str]:
+    """Return the names of the stages in an output folder, in the order in which they were started."""
+    finished = {path.parent.name for path in folder.glob(f"*/{RUN_JSON}")}
+    partial = {
+        path.parent.name.removeprefix(".").removesuffix(".partial")
+        for path in folder.glob(".*.partial/stage.json")
+    }
+    started = {name: _started(folder / name) for name in finished | partial}
+    return sorted(started, key=lambda name: (started[name] or "~", name))
+
+
+def _started(run_dir: Path) -> str:
+    with suppress(CheckpointError):
+        return str(read_run(run_dir).get("started") or "")
+    return ""
+
+
+def _run(folder: Path) -> RunFolder:
+    is_running = is_written(folder)
+    return RunFolder(
+        path=folder,
+        stages=tuple(_stage(folder / name, is_running) for name in stage_names(folder)),
+        is_running=is_running,
+        size=size_of(folder),
+    )
+
+
+def is_written(folder: Path) -> bool:
+    """Return whether a run writes in a folder, by the note that it leaves; of another machine's the note counts."""
+    return any(_is_alive(folder / f".{name}.json") for name in ("running", LAUNCHED))
+
+
+def _is_alive(note: Path) -> bool:
+    try:
+        owner = json.loads(note.read_text(encoding="utf-8"))
+        if owner["host"] != socket.gethostname():
+            return True
+        # The number of a process that was killed may belong to a later one.
+        return psutil.Process(int(owner["pid"])).create_time() <= note.stat().st_mtime + 1
+    except (OSError, ValueError, KeyError, TypeError, psutil.Error):
+        return False
+
+
+def _stage(run_dir: Path, run_is_live: bool) -> StageFolder:
+    work = work_folder(run_dir)
+    size = sum(size_of(path) for path in (run_dir, work) if path.is_dir())
+    try:
+        record = read_run(run_dir)
+    except CheckpointError:
+        record, state = {}, "damaged"
+    else:
+        state = _state(run_dir, work, run_is_live)
+    return StageFolder(
+        name=run_dir.name,
+        kind=str(record.get("kind", "")),
+        state=state,
+        figure=key_figure(record),
+        seconds=record.get("seconds"),
+        started=str(record.get("started") or ""),
+        size=size,
+    )
+
+
+def _state(run_dir: Path, work: Path, run_is_live: bool) -> str:
+    if not work.is_dir():
+        return "done"
+    if run_is_live:
+        return "running"
+    if paused := read_paused(run_dir):
+        return f"paused at step {paused.step}"
+    step = max(_steps(work / CHECKPOINTS), default=None)
+    return "cut off" if step is None else f"cut off, checkpoint of step {step}"
+
+
+def _steps(checkpoints: Path) -> Iterator[int]:
+    for path in checkpoints.glob("checkpoint-*"):
+        number = path.name.rpartition("-")[2]
+        if number.isdecimal():
+            yield int(number)
+
+
+def size_of(path: Path) -> int:
+    """Return the bytes of a file, or of all files under a folder; links count as nothing."""
+    if path.is_symlink():
+        return 0
+    if path.is_file():
+        return path.stat().st_size
+    total = 0
+    for file in path.rglob("*"):
+        with suppress(OSError):  # a file that goes while we look
+            total += file.stat().st_size if file.is_file() and not file.is_symlink() else 0
+    return total
+
+
+def key_figure(record: Mapping[str, Any]) -> str:
+    """Return the figure of a run.json that says most about its stage; "" without any."""
+    metrics = record.get("metrics") or {}
+    for figure in _FIGURES:
+        with suppress(KeyError, TypeError, ValueError, IndexError):
+            if text := figure(metrics):
+                return text
+    kept = (record.get("rows") or {}).get("kept")
+    return "" if kept is None else f"{kept:,} rows"
+
+
+def _accuracies(metrics: Mapping[str, Any]) -> str:
+    modes = {
+        mode: [task[mode]["accuracy"] for task in metrics["tasks"].values()]
+        for mode in ("think", "no_think")
+    }
+    means = ", ".join(f"{mode} {100 * fmean(values):.1f} %" for mode, values in modes.items())
+    tasks = len(metrics["tasks"])
+    return f"{means} (mean of {tasks} task{'s' if tasks > 1 else ''})"
+
+
+def _margin(metrics: Mapping[str, Any]) -> str:
+    return f"held-out margin {metrics['validation']['eval_rewards/margins']:+.2f}"
+
+
+def _held_out_loss(metrics: Mapping[str, Any]) -> str:
+    return f"held-out loss {metrics['validation']['eval_loss']:.4f}"
+
+
+def _loss(metrics: Mapping[str, Any]) -> str:
+    return f"loss {metrics['first_loss']:.4f} -> {metrics['last_loss']:.4f}"
+
+
+def _pairs(metrics: Mapping[str, Any]) -> str:
+    return f"{metrics['pairs']:,} pairs of {metrics['samples']:,} answers"
+
+
+def _traces(metrics: Mapping[str, Any]) -> str:
+    return f"{metrics['think_rows']:,} traces of {metrics['questions']:,} questions"
+
+
+def _merge(metrics: Mapping[str, Any]) -> str:
+    return f"{metrics['method']}, {metrics['tensors']:,} tensors"
+
+
+_FIGURES: tuple[Callable[[Mapping[str, Any]], str], ...] = (
+    _accuracies, _margin, _held_out_loss, _loss, _pairs, _traces, _merge,
+)  # fmt: skip
