@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from dualign.config import nearest
 from dualign.errors import EvaluationError
 from dualign.verifiers.base import Verdict, Verifier
+from dualign.verifiers.calls import CallsVerifier
 from dualign.verifiers.choice import ChoiceVerifier
 from dualign.verifiers.contains import ContainsVerifier
 from dualign.verifiers.exact import ExactVerifier
@@ -33,6 +34,7 @@ VERIFIERS: dict[str, type[Verifier]] = {
     "recall": RecallVerifier,
     "json_schema": JsonSchemaVerifier,
     "instructions": InstructionsVerifier,
+    "calls": CallsVerifier,
     "unit_tests": UnitTestsVerifier,
     "python": PythonVerifier,
 }
