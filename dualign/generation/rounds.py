@@ -18,7 +18,7 @@ from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, St
 from dualign.generation.row import Row
 from dualign.generation.sampling import sampler
 
-MAX_ROWS = 256
+_MAX_ROWS = 256
 
 
 def by_rounds(
@@ -34,7 +34,7 @@ def batches(rows: Sequence[Row], *, batch_tokens: int) -> Iterator[list[Row]]:
     order = sorted(rows, key=lambda row: (-row.longest, -len(row.prompt_ids), row.index))
     start = 0
     while start < len(order):
-        count = max(1, min(batch_tokens // order[start].longest, MAX_ROWS))
+        count = max(1, min(batch_tokens // order[start].longest, _MAX_ROWS))
         yield order[start : start + count]
         start += count
 

@@ -47,7 +47,7 @@ def uniforms(seeds: Sequence[int], steps: int) -> Tensor:
     return torch.stack(rows)
 
 
-def choose(scores_BV: Tensor, samplings: Sequence[Sampling], draws_B: Tensor) -> Tensor:
+def _choose(scores_BV: Tensor, samplings: Sequence[Sampling], draws_B: Tensor) -> Tensor:
     """Return the next token of each row: the likeliest, or what its draw in [0, 1) stands for."""
     tokens_B = scores_BV.argmax(dim=-1)
     rows_of: dict[tuple[float, float], list[int]] = {}
@@ -88,5 +88,5 @@ class _Draw(LogitsProcessor):
 
     def __call__(self, input_ids: LongTensor, scores: Tensor) -> Tensor:
         step = input_ids.shape[1] - self.prompt_length
-        tokens_B = choose(scores, self.samplings, self.uniforms_BT[:, step])
+        tokens_B = _choose(scores, self.samplings, self.uniforms_BT[:, step])
         return torch.full_like(scores, -math.inf).scatter(1, tokens_B[:, None], 0.0)
