@@ -15,20 +15,29 @@ from dualign.data.config import SourceConfig
 from dualign.data.conversation import MODES, Mode
 from dualign.data.rows.source_files import combined_sha256, fingerprint_files
 from dualign.evaluation.config import EvalConfig, EvalStage, pairs_name
-from dualign.evaluation.metrics import Sample, gain, thinking_change, with_gain
+from dualign.evaluation.metrics import compare, with_gain
 from dualign.evaluation.pairs import Margins, margin_change, pair_margins, summarize_margins
 from dualign.evaluation.requests import EvalRequest, TaskSet, build_requests
-from dualign.evaluation.scores import Change, short_label
-from dualign.evaluation.table import markdown_table, terminal_pairs, terminal_table
+from dualign.evaluation.sampled import Sample, by_budget
+from dualign.evaluation.scores import short_label
+from dualign.evaluation.significance import with_adjusted
+from dualign.evaluation.table import (
+    markdown_table,
+    terminal_pairs,
+    terminal_samples,
+    terminal_table,
+)
 from dualign.generation.answers import Answer, Responder, ask, require_all
 from dualign.generation.config import Endpoint, model_label
 from dualign.generation.responders import CheckpointResponder, open_responder
 from dualign.generation.samples import SampleFile
+from dualign.generation.thinking import TraceMarks, ends_in_trace
 from dualign.models.loading import EvalModel
 from dualign.rundir import Outcome, write_json
 from dualign.tasks.base import Task, judge
 from dualign.tasks.table import load_questions
 from dualign.terminal import wide_console
+from dualign.verifiers.base import wrong
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,6 +82,8 @@ def run(stage: EvalStage, work: Path, *, seed: int) -> Outcome:
     (work / "table.md").write_text(markdown_table(metrics), encoding="utf-8")
     console = wide_console()
     console.print(terminal_table(metrics))
+    if (several := terminal_samples(metrics)) is not None:
+        console.print(several)
     if stage.pairs:
         console.print(terminal_pairs(metrics))
     sources = [task_source(task, len(rows)) for task, rows in problems]
@@ -128,18 +139,29 @@ def evaluate_model(
     return EvalResult(
         model=responder.model,
         mode_switch=requests.mode_switch,
-        samples=tuple(map(_sample, requests.items, answers)),
+        samples=tuple(
+            _sample(request, answer, responder.marks)
+            for request, answer in zip(requests.items, answers, strict=True)
+        ),
         pairs=margins,
         asked=responder.record(),
     )
 
 
-def _sample(request: EvalRequest, answer: Answer) -> dict[str, Any]:
-    """Judge an answer: the line of samples.jsonl."""
+# Keys of a line that say what its figures are; a row's own fields of these names are renamed.
+_TAKEN = frozenset({"score", "scores", "sample", "budget", "vote", "usage"})
+
+
+def _sample(request: EvalRequest, answer: Answer, marks: TraceMarks) -> dict[str, Any]:
+    """Judge an answer: the line of samples.jsonl. One whose trace was cut is wrong, whatever a
+    verifier would say of the empty text that is left.
+    """
     reply, problem = answer.reply, request.problem
-    verdict = judge(request.task, problem, reply.answer)
+    prompt = answer.request.prompt.text
+    is_cut = not answer.finished and ends_in_trace(prompt, answer.generated, marks)
+    verdict = wrong("trace cut") if is_cut else judge(request.task, problem, reply.answer)
     sample = {
-        **problem.extra,
+        **{f"row_{key}" if key in _TAKEN else key: item for key, item in problem.extra.items()},
         "model": answer.model,
         "task": request.task.name,
         "mode": request.mode,
@@ -157,7 +179,7 @@ def _sample(request: EvalRequest, answer: Answer) -> dict[str, Any]:
         "finished": answer.finished,
         "think_tokens": answer.think_tokens,
         "answer_tokens": answer.answer_tokens,
-        "rendered": answer.request.prompt.text,
+        "rendered": prompt,
         "generated": answer.generated,
         "key": answer.request.key,
     }
@@ -183,44 +205,41 @@ def _metrics(results: Sequence[EvalResult], tasks: Sequence[Task]) -> dict[str, 
     ]
     steps = list(pairwise(zip(results, by_task, strict=True)))
     changes = [
-        _change(before, after, gain(old[task.name][mode], new[task.name][mode]))
-        | {"task": task.name, "mode": mode}
-        | _lengths(old[task.name][mode], new[task.name][mode])
+        {"model": after.model, "against": before.model, "task": task.name, "mode": mode}
+        | compare(old[task.name][mode], new[task.name][mode])
         for (before, old), (after, new) in steps
         for task in tasks
         for mode in MODES
     ]
     pair_changes = [
-        _change(before, after, rise) | {"pairs": name, "mode": mode}
+        {
+            "model": after.model,
+            "against": before.model,
+            "pairs": name,
+            "mode": mode,
+            "value": rise.value,
+            "ci": [rise.low, rise.high],
+        }
         for (before, _), (after, _) in steps
         for name, margins in before.pairs.items()
         for mode in MODES
         if (rise := margin_change(margins[mode], after.pairs[name][mode]))
     ]
-    metrics = {**entries[-1], "all": entries, "changes": changes, "pair_changes": pair_changes}
+    metrics = {
+        **entries[-1],
+        "all": entries,
+        "changes": with_adjusted(changes),
+        "pair_changes": pair_changes,
+    }
     asked = {result.model: result.asked for result in results if result.asked is not None}
     return {**metrics, "endpoints": asked} if asked else metrics
-
-
-def _change(before: EvalResult, after: EvalResult, change: Change) -> dict[str, Any]:
-    return {
-        "model": after.model,
-        "against": before.model,
-        "value": change.value,
-        "ci": [change.low, change.high],
-    }
-
-
-def _lengths(before: Sequence[Sample], after: Sequence[Sample]) -> dict[str, Any]:
-    change = thinking_change(before, after)
-    return {"think_tokens": change and {"value": change.value, "ci": [change.low, change.high]}}
 
 
 def _by_task(result: EvalResult, tasks: Sequence[Task]) -> dict[str, dict[Mode, list[Sample]]]:
     samples: dict[str, dict[Mode, list[Sample]]] = {
         task.name: {mode: [] for mode in MODES} for task in tasks
     }
-    for sample in result.samples:
+    for sample in by_budget(result.samples)[None]:
         samples[sample["task"]][sample["mode"]].append(sample)
     return samples
 

@@ -14,7 +14,8 @@ from statistics import fmean, stdev
 from typing import Any
 
 from dualign.errors import EvaluationError
-from dualign.intervals import Z_95, wilson
+from dualign.evaluation.significance import difference_variance
+from dualign.intervals import Z_95, t_95, wilson
 from dualign.model_ref import StageRef
 
 
@@ -83,26 +84,28 @@ def change(after: Score | None, before: Score | None) -> Change | None:
     return Change(value=value, low=value - down, high=value + up)
 
 
-def paired_change(before: Sequence[bool], after: Sequence[bool]) -> Change:
+def paired_change(before: Sequence[float], after: Sequence[float]) -> Change:
     """Return the accuracy of `after` less that of `before`, on the same problems in the same order.
 
-    The interval is that of Agresti and Min (2005): Wald's, after adding half an observation to each
-    cell of the 2 x 2 table. It depends on the problems that exactly one side solves. Without
-    problems it is (-1, 1).
+    Of right and wrong answers the interval is that of Agresti and Min (2005): Wald's, after adding
+    half an observation to each cell of the 2 x 2 table. It depends on the problems that exactly one
+    side solves. Of shares of several answers and of graded scores it is Student's t of the
+    problems' differences, which are independent where the answers to a problem aren't (Miller 2024,
+    arXiv 2411.00640, eq. 7); without any spread it is Agresti and Min's again. Without problems it
+    is (-1, 1).
     """
-    cells = list(zip(before, after, strict=True))
-    if not cells:
+    differences = [later - earlier for earlier, later in zip(before, after, strict=True)]
+    if not differences:
         return Change(value=0.0, low=-1.0, high=1.0)
-    won = sum(b and not a for a, b in cells)
-    lost = sum(a and not b for a, b in cells)
-    n = len(cells) + 2
-    center = (won - lost) / n
-    spread = Z_95 * math.sqrt((won + lost + 1) / n - center**2) / math.sqrt(n)
-    return Change(
-        value=(won - lost) / len(cells),
-        low=max(-1.0, center - spread),
-        high=min(1.0, center + spread),
-    )
+    value = fmean(differences)
+    graded = any(score not in (0, 1) for score in (*before, *after))
+    if graded and len(differences) > 1 and (error := stdev(differences)):
+        center, spread = value, t_95(len(differences) - 1) * error / math.sqrt(len(differences))
+    else:
+        n = len(differences) + 2
+        center = sum(differences) / n
+        spread = Z_95 * math.sqrt(difference_variance(differences) / n)
+    return Change(value=value, low=max(-1.0, center - spread), high=min(1.0, center + spread))
 
 
 def mean_of(parts: Sequence[Change]) -> Change:
@@ -191,12 +194,15 @@ def gain_text(difference: Change | None) -> str:
     return value if difference.measurable else f"({value})"
 
 
-def change_text(difference: Change | None) -> str:
+def change_text(difference: Change | None, digits: int = 1) -> str:
     """Format a change and its interval in percentage points: `+60.0 [+48.2, +69.4]`; in parentheses
     if it isn't measurable.
+
+    Args:
+        digits: of the limits, after the point.
     """
     if difference is None:
         return "-"
     value, low, high = (100 * x for x in (difference.value, difference.low, difference.high))
-    text = f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
+    text = f"{value:+.1f} [{low:+.{digits}f}, {high:+.{digits}f}]"
     return text if difference.measurable else f"({text})"

@@ -1,8 +1,9 @@
 """Tables of an evaluation, for the terminal and as Markdown."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
@@ -17,6 +18,7 @@ from dualign.evaluation.scores import (
     short_label,
     task_names,
 )
+from dualign.evaluation.significance import LEVEL, POINTS
 
 _COLUMNS = (
     "task",
@@ -28,28 +30,150 @@ _COLUMNS = (
     "leak",
     "empty",
     "cut",
+    "limit",
     "think tokens [95 %]",
     "answer tokens",
 )
 _LEGEND = (
     "In percent. gain: think less no_think on the same problems, in points; in parentheses if not "
     "measurable. closed: the think block was opened and closed. leak: a think tag out of place. "
-    "empty: no thinking. cut: the token limit was reached while thinking. "
+    "empty: no thinking. cut: the token limit was reached while thinking, which is wrong whatever "
+    "stands there. limit: the token limit was reached at all. "
     "Tokens: of thinking the mean, of answers the median / 90th percentile."
 )
+_RATES = ("closed_rate", "leak_rate", "empty_think_rate", "cut_in_think_rate", "unfinished_rate")
 
 
 def terminal_table(metrics: Mapping[str, Any]) -> Table:
-    """Build the table of tasks: a row for each task, model and mode."""
-    table = Table(title="Evaluation", caption=_LEGEND, title_justify="left", caption_justify="left")
-    for index, name in enumerate(_COLUMNS):
-        table.add_column(name, justify="left" if index < 3 else "right", no_wrap=index > 2)
-    rows = list(_rows(metrics))
-    for index, row in enumerate(rows):
-        last = index + 1 == len(rows) or rows[index + 1][0] != row[0]
+    """Build the table of tasks, for 120 columns: a row for each model and mode below its task."""
+    notes = (_LEGEND, _samples_note(metrics), _needed_note(metrics))
+    columns = [name.partition(" tokens")[0] for name in _COLUMNS]
+    caption = "\n".join(filter(None, notes))
+    return _by_task("Evaluation", caption, columns, _rows(metrics, short=True))
+
+
+def _by_task(
+    title: str, caption: str, columns: Sequence[str], rows: Iterable[Sequence[str]]
+) -> Table:
+    """Build a table of rows (task, model, mode, ...) whose tasks stand above their models."""
+    table = Table(
+        title=title,
+        caption=caption,
+        title_justify="left",
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    for index, name in enumerate(("task, model", *columns[2:])):
+        justify: Any = "left" if index < 2 else "right"
+        table.add_column(name, justify=justify, no_wrap=index > 0, overflow="fold")
+    above = ("", "")
+    for task, model, *cells in rows:
         # Text, not str: rich would read square brackets in a name as markup.
-        table.add_row(*map(Text, row), end_section=last)
+        if task != above[0]:
+            table.add_row(Text(task, style="bold"))
+        label = "" if (task, model) == above else f"  {model}"
+        table.add_row(*map(Text, (label, *cells)))
+        above = (task, model)
     return table
+
+
+_SAMPLED_LEGEND = (
+    "Of several answers to a problem, in percent: pass@k, the chance that one of k answers is right "
+    "(Chen et al. 2021); majority, the answer that most of them give. Intervals take the problems as "
+    "clusters of answers."
+)
+
+
+_MOST_COLUMNS = 9  # with intervals, at 120 characters; pass@1, 2, 4 and 8
+
+
+def terminal_samples(metrics: Mapping[str, Any]) -> Table | None:
+    """Build the table of several answers to a problem; None if each problem had one."""
+    columns, *rows = list(_sampled_rows(metrics))
+    if not rows:
+        return None
+    if len(columns) > _MOST_COLUMNS:
+        rows = [[cell.partition(" [")[0] for cell in row] for row in rows]
+    return _by_task("Several answers", _SAMPLED_LEGEND, columns, rows)
+
+
+def _sampled_rows(metrics: Mapping[str, Any]) -> Iterator[list[str]]:
+    """Yield the head and the rows of the tasks whose problems had several answers."""
+    models = read_scores(metrics, where="metrics.json")
+    cells = [
+        (task, short_label(model.model), mode, cell)
+        for task in task_names(models)
+        for model in models
+        for mode in MODES
+        if "pass_at" in (cell := model.tasks.get(task, {}).get(mode, {}))
+    ]
+    tries = sorted({int(k) for *_, cell in cells for k in cell["pass_at"]})
+    yield ["task", "model", "mode", "answers", *(f"pass@{k}" for k in tries), "majority"]
+    for task, model, mode, cell in cells:
+        figures = [*(cell["pass_at"].get(str(k)) for k in tries), cell.get("majority")]
+        yield [task, model, mode, str(cell["samples"]), *map(_figure_text, figures)]
+
+
+def _figure_text(figure: Mapping[str, Any] | None) -> str:
+    if figure is None:
+        return "-"
+    low, high = figure["ci"]
+    return f"{percent(figure['value'])} [{percent(low, 0)}, {percent(high, 0)}]"
+
+
+def _samples_note(metrics: Mapping[str, Any]) -> str:
+    """Say how many answers a problem had; "" if one."""
+    counts = {
+        cell.get("samples", 1)
+        for model in read_scores(metrics, where="metrics.json")
+        for by_mode in model.tasks.values()
+        for cell in by_mode.values()
+    }
+    if max(counts, default=1) == 1:
+        return ""
+    words = " to ".join(str(count) for count in sorted({min(counts), max(counts)}))
+    return (
+        f"{words} answers to each problem: figures are means over problems, and their intervals "
+        "take the problems as clusters."
+    )
+
+
+def _needed_note(metrics: Mapping[str, Any]) -> str:
+    """Say how many problems of each task would show a small difference; "" if that isn't recorded.
+
+    Where models were compared it is by their own differences, else by what two models that have
+    nothing to do with each other would differ.
+    """
+    needed: dict[str, int] = {}
+    counts: dict[str, int] = {}
+    for task, by_mode in metrics["tasks"].items():
+        for cell in by_mode.values():
+            if cell.get("problems_needed") and cell["n"]:
+                needed[task] = max(needed.get(task, 0), cell["problems_needed"])
+                counts[task] = cell["n"]
+    compared: dict[str, int] = {}
+    for change in metrics.get("changes", ()):
+        task = change["task"]
+        if task in needed and change.get("problems_needed"):
+            compared[task] = max(compared.get(task, 0), change["problems_needed"])
+    needed |= compared
+    if not needed:
+        return ""
+    parts = [
+        f"{task} {_rounded(count)} problems (this set has {counts[task]:,})"
+        for task, count in needed.items()
+    ]
+    between = "" if compared else " between two unrelated models"
+    return f"A difference of {POINTS} points{between} would need about: {', '.join(parts)}."
+
+
+def _rounded(count: int) -> str:
+    """Return a count to two digits: 1,570 is 1,600."""
+    digits = max(0, len(str(count)) - 2)
+    return f"{round(count, -digits):,}"
 
 
 PAIR_COLUMNS = (
@@ -121,21 +245,16 @@ def markdown_table(metrics: Mapping[str, Any]) -> str:
         "",
         _LEGEND,
     ]
+    for note in filter(None, (_samples_note(metrics), _needed_note(metrics))):
+        lines += ["", note]
+    columns, *sampled = list(_sampled_rows(metrics))
+    if sampled:
+        lines += ["", "## Several answers", "", _line(columns), _line(["---"] * len(columns))]
+        lines += [*map(_line, sampled), "", _SAMPLED_LEGEND]
     if metrics["changes"]:
-        columns = (
-            "model",
-            "against",
-            "task",
-            "mode",
-            "change of accuracy [95 %]",
-            "change of think tokens, % [95 %]",
-        )
         lines += ["", "## Model against model, on the same problems", ""]
-        lines += [
-            _line(columns),
-            _line(["---"] * len(columns)),
-            *map(_line, _changes(metrics["changes"])),
-        ]
+        lines += [_line(_CHANGE_COLUMNS), _line(["---"] * len(_CHANGE_COLUMNS))]
+        lines += [*map(_line, _changes(metrics["changes"])), "", _CHANGE_LEGEND]
     if rows := list(pair_rows(metrics)):
         lines += ["", "## Preference pairs", "", _line(PAIR_COLUMNS)]
         lines += [_line(["---"] * len(PAIR_COLUMNS)), *map(_line, rows), "", PAIR_LEGEND]
@@ -145,34 +264,42 @@ def markdown_table(metrics: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+_CHANGE_COLUMNS = (
+    "model",
+    "against",
+    "task",
+    "mode",
+    "change of accuracy [95 %]",
+    "adjusted p",
+    "change of think tokens, % [95 %]",
+)
+_CHANGE_LEGEND = (
+    "p: of the exact paired test (McNemar's; signs of the differences where a problem has several "
+    "answers or a graded score), adjusted for all tasks and modes of the two models (Holm 1979); "
+    f"* below {LEVEL:g}."
+)
 _NO_SWITCH = (
     "its chat template has no mode switch, so both modes got the same prompt and the token limit of "
     "think mode."
 )
 
 
-def _rows(metrics: Mapping[str, Any]) -> Iterator[list[str]]:
+def _rows(metrics: Mapping[str, Any], *, short: bool = False) -> Iterator[list[str]]:
     models = read_scores(metrics, where="metrics.json")
     for task in task_names(models):
         for model in models:
             for mode in MODES:
                 cell = model.tasks[task][mode]
+                gain = model.gain(task) if mode == "think" else None
+                gain_cell = change_text(gain, digits=0 if short else 1) if gain else ""
                 yield [
                     task,
                     short_label(model.model),
                     mode,
                     score_text(model.score(task, mode)),
-                    change_text(model.gain(task)) if mode == "think" else "",
-                    *(
-                        percent(cell[key])
-                        for key in (
-                            "closed_rate",
-                            "leak_rate",
-                            "empty_think_rate",
-                            "cut_in_think_rate",
-                        )
-                    ),
-                    _mean(cell["think_tokens"]),
+                    gain_cell,
+                    *(percent(cell[key]) for key in _RATES),
+                    f"{cell['think_tokens']['mean']:.0f}" if short else _mean(cell["think_tokens"]),
                     _lengths(cell["answer_tokens"]),
                 ]
 
@@ -185,8 +312,16 @@ def _changes(changes: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
             change["task"],
             change["mode"],
             change_text(Change.of(change["value"], change["ci"])),
+            _p_text(change.get("p_adjusted")),
             change_text(_thinking(change)),
         ]
+
+
+def _p_text(p: float | None) -> str:
+    if p is None:
+        return "-"
+    text = f"{p:.3f}" if p >= 0.001 else "< 0.001"
+    return f"{text} *" if p < LEVEL else text
 
 
 def _thinking(change: Mapping[str, Any]) -> Change | None:

@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dualign.evaluation.sampled import Sample, by_budget, problem_means
 from dualign.evaluation.scores import Change, mean_of, paired_change
 
-Answers = Mapping[tuple[str, str], Mapping[str, bool]]
-"""(task, mode) -> problem -> whether its answer is right"""
+Answers = Mapping[tuple[str, str], Mapping[str, float]]
+"""(task, mode) -> problem -> what its answer is worth: 0 or 1, or a mean of several answers"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -15,9 +16,9 @@ class Comparison:
     """One model against another in one mode."""
 
     won: int
-    """problems that it alone solves"""
+    """problems that it alone solves, or more often"""
     lost: int
-    """problems that the other alone solves"""
+    """problems that the other alone solves, or more often"""
     n: int
     change: Change
     """of the accuracy, the mean of the tasks, with its paired 95 % interval"""
@@ -29,14 +30,16 @@ class Comparison:
         return {**counts, "value": change.value, "ci": [change.low, change.high]}
 
 
-def answers_of(samples: Sequence[Mapping[str, Any]], model: str) -> Answers:
+def answers_of(samples: Sequence[Sample], model: str) -> Answers:
     """Return what a model of an evaluation got right."""
-    answers: dict[tuple[str, str], dict[str, bool]] = {}
-    for sample in samples:
+    groups: dict[tuple[str, str], list[Sample]] = {}
+    for sample in by_budget(samples)[None]:
         if sample["model"] == model:
-            by_problem = answers.setdefault((sample["task"], sample["mode"]), {})
-            by_problem[str(sample["id"])] = bool(sample["correct"])
-    return answers
+            groups.setdefault((sample["task"], sample["mode"]), []).append(sample)
+    return {
+        key: {str(problem): value for problem, value in problem_means(group).items()}
+        for key, group in groups.items()
+    }
 
 
 def compare(before: Answers, after: Answers, mode: str) -> Comparison | None:
@@ -49,8 +52,8 @@ def compare(before: Answers, after: Answers, mode: str) -> Comparison | None:
         earlier = [before[key][problem] for problem in common]
         later = [answers[problem] for problem in common]
         changes.append(paired_change(earlier, later))
-        won += sum(b and not a for a, b in zip(earlier, later, strict=True))
-        lost += sum(a and not b for a, b in zip(earlier, later, strict=True))
+        won += sum(b > a for a, b in zip(earlier, later, strict=True))
+        lost += sum(a > b for a, b in zip(earlier, later, strict=True))
         n += len(common)
     if not changes:
         return None

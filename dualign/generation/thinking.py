@@ -129,6 +129,13 @@ def prompt_opens_block(prompt: str, marks: TraceMarks = TAGS) -> bool:
     return prompt.rstrip().endswith(marks.head)
 
 
+def ends_in_trace(prompt: str, generated: str, marks: TraceMarks = TAGS) -> bool:
+    """Return whether a text stops inside a think block, in whatever mode and place that began."""
+    prompt, generated = marks.tagged(prompt), marks.tagged(generated)
+    opened, closed = generated.rfind(OPEN), generated.rfind(CLOSE)
+    return prompt_opens_block(prompt) if opened == closed else opened > closed
+
+
 def _prompt_has_block(prompt: str) -> bool:
     """Return whether the prompt ends with a closed think block, as no_think prompts do."""
     return prompt.rstrip().endswith(CLOSE)

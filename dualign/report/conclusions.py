@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from dualign.data.conversation import MODES
+from dualign.evaluation.sampled import by_budget, problem_means
 from dualign.evaluation.scores import (
     Change,
     ModelScores,
@@ -63,8 +64,8 @@ class Step:
         """Return the relative change of the thinking tokens in think mode, on the same problems of the
         tasks; None if a task's problems differ, or if the model before hardly thinks.
         """
-        before: list[int] = []
-        after: list[int] = []
+        before: list[float] = []
+        after: list[float] = []
         for task in tasks:
             earlier, later = (think_tokens(model, task) for model in (self.before, self.after))
             if earlier.keys() != later.keys():
@@ -83,25 +84,28 @@ class Step:
         )
 
 
-def _right(model: ModelEvaluation, task: str, mode: str) -> dict[str, bool]:
-    """Return {problem id: right}; empty if samples are missing."""
-    verdicts = {
-        str(row.get("id")): bool(row.get("correct"))
-        for row in model.samples
-        if (row.get("task"), row.get("mode")) == (task, mode)
-    }
+def _right(model: ModelEvaluation, task: str, mode: str) -> dict[str, float]:
+    """Return {problem id: what its answers are worth}; empty if samples are missing."""
+    values = problem_means(_answers(model, task, mode))
     score = model.scores.score(task, mode)
-    return verdicts if score is not None and len(verdicts) == score.n else {}
+    return values if score is not None and len(values) == score.n else {}
 
 
-def think_tokens(model: ModelEvaluation, task: str) -> dict[str, int]:
-    """Return {problem id: thinking tokens} in think mode; empty without samples."""
-    return {
-        str(row.get("id")): int(row["think_tokens"])
-        for row in model.samples
-        if (row.get("task"), row.get("mode")) == (task, "think")
-        and row.get("think_tokens") is not None
-    }
+def think_tokens(model: ModelEvaluation, task: str) -> dict[str, float]:
+    """Return {problem id: thinking tokens, the mean of its answers} in think mode; empty without
+    samples.
+    """
+    answers = [row for row in _answers(model, task, "think") if row.get("think_tokens") is not None]
+    return problem_means(answers, lambda row: int(row["think_tokens"]))
+
+
+def _answers(model: ModelEvaluation, task: str, mode: str) -> list[Row]:
+    """Return the answers whose thinking no budget ended."""
+    return [
+        row
+        for row in by_budget(model.samples)[None]
+        if (row.get("task"), row.get("mode")) == (task, mode)
+    ]
 
 
 def steps(models: Sequence[ModelEvaluation], stages: Sequence[StageRun]) -> tuple[Step, ...]:

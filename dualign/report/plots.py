@@ -143,7 +143,7 @@ def kl_plot(name: str, stage: str, log: Sequence[Row]) -> Picture:
     return _curve_picture(name, f"{title}, by step", draw, title=title)
 
 
-def lengths_plot(name: str, task: str, lengths: Mapping[str, Sequence[int]]) -> Picture:
+def lengths_plot(name: str, task: str, lengths: Mapping[str, Sequence[float]]) -> Picture:
     """Plot the thinking tokens on a task: the last model filled, the one before as an outline."""
 
     def draw(axes: Axes) -> None:

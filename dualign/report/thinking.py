@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from dualign.data.conversation import MODES
+from dualign.evaluation.sampled import by_budget, mean_share, problem_means
 from dualign.evaluation.scores import Score, mean_interval, short_label, task_names
-from dualign.intervals import wilson
 from dualign.report.blocks import Gallery, Paragraph, Picture, Section, Table
 from dualign.report.conclusions import Evaluated, think_tokens
 from dualign.report.plots import difficulty_plot, lengths_plot
@@ -67,16 +67,15 @@ def difficulty_sections(evaluated: Evaluated) -> Iterator[Section]:
 
 
 def _by_difficulty(samples: Sequence[Row], task: str, mode: str) -> dict[str, Score]:
-    groups: dict[Any, list[bool]] = defaultdict(list)
-    for row in samples:
+    groups: dict[Any, list[Row]] = defaultdict(list)
+    for row in by_budget(samples)[None]:
         if (row.get("task"), row.get("mode")) == (task, mode) and row.get("difficulty") is not None:
-            groups[row["difficulty"]].append(bool(row.get("correct")))
+            groups[row["difficulty"]].append(row)
     numbers = all(isinstance(level, int | float) for level in groups)
     ordered = sorted(groups) if numbers else sorted(groups, key=str)
     return {str(level): _share(groups[level]) for level in ordered}
 
 
-def _share(correct: Sequence[bool]) -> Score:
-    share = sum(correct) / len(correct)
-    low, high = wilson(share, len(correct))
-    return Score(accuracy=share, low=low, high=high, n=len(correct))
+def _share(answers: Sequence[Row]) -> Score:
+    share, (low, high) = mean_share(answers)
+    return Score(accuracy=share, low=low, high=high, n=len(problem_means(answers)))

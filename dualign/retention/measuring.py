@@ -13,8 +13,9 @@ from dualign.data.request import DataRequest
 from dualign.errors import EvaluationError
 from dualign.evaluation.config import EvalConfig
 from dualign.evaluation.evaluate import evaluate_model, live_responder
-from dualign.evaluation.metrics import Sample, gain, summarize
+from dualign.evaluation.metrics import gain, summarize
 from dualign.evaluation.requests import TaskSet
+from dualign.evaluation.sampled import Sample
 from dualign.evaluation.scores import Change, change_text
 from dualign.generation.answers import Responder, ask, require_all, sample_request
 from dualign.generation.samples import SampleFile

@@ -6,7 +6,8 @@ from statistics import fmean
 from typing import Any, Literal
 
 from dualign.data.conversation import MODES, Mode
-from dualign.evaluation.metrics import Sample, summarize
+from dualign.evaluation.metrics import summarize
+from dualign.evaluation.sampled import Sample, by_budget, problem_means
 from dualign.evaluation.scores import Change, Score, change, mean_of, paired_change
 from dualign.merging.sweep.points import Point
 
@@ -21,8 +22,8 @@ class CandidateScore:
     """the objective, or the command's number"""
     tasks: Mapping[str, Mapping[Mode, Mapping[str, Any]]] = field(default_factory=dict)
     """task -> mode -> M of docs/architecture.md"""
-    right: Mapping[str, Mapping[Mode, tuple[bool, ...]]] = field(default_factory=dict)
-    """task -> mode -> True for each problem that was solved, in the order of the problems"""
+    right: Mapping[str, Mapping[Mode, tuple[float, ...]]] = field(default_factory=dict)
+    """task -> mode -> what each problem's answers are worth (0 or 1, or a mean), in their order"""
 
     def accuracy(self, mode: Mode) -> Change:
         """Return the accuracy in a mode, the mean of the tasks, with its 95 % interval."""
@@ -52,7 +53,7 @@ class Candidate:
 def score_samples(samples: Sequence[Sample], objective: Objective) -> CandidateScore:
     """Return the score of one model from its judged samples."""
     parts: dict[str, dict[Mode, list[Sample]]] = {}
-    for sample in samples:
+    for sample in by_budget(samples)[None]:
         by_mode = parts.setdefault(sample["task"], {mode: [] for mode in MODES})
         by_mode[sample["mode"]].append(sample)
     tasks = {
@@ -60,7 +61,7 @@ def score_samples(samples: Sequence[Sample], objective: Objective) -> CandidateS
         for task, by_mode in parts.items()
     }
     right = {
-        task: {mode: tuple(bool(sample["correct"]) for sample in by_mode[mode]) for mode in MODES}
+        task: {mode: tuple(problem_means(by_mode[mode]).values()) for mode in MODES}
         for task, by_mode in parts.items()
     }
     value = objective_of(CandidateScore(value=0.0, tasks=tasks), objective).value

@@ -18,8 +18,8 @@ from dualign.checkpoints.shards import nearest_file, write_weights
 from dualign.errors import EvaluationError
 from dualign.evaluation.config import EvalConfig
 from dualign.evaluation.evaluate import evaluate_model, live_responder, task_source
-from dualign.evaluation.metrics import Sample
 from dualign.evaluation.requests import TaskSet
+from dualign.evaluation.sampled import Sample
 from dualign.fingerprint import Digests, file_digests
 from dualign.generation.samples import SampleFile
 from dualign.merging.merge import PreparedMerge, write_beside

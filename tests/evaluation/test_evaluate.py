@@ -105,6 +105,47 @@ def test_a_limit_inside_the_thinking_is_counted_as_cut_and_wrong(learnt, task_fi
     assert tasks["no_think"]["accuracy"] == 0.25
 
 
+def test_a_cut_trace_is_wrong_even_where_nothing_would_be_right(learnt, task_file, tmp_path):
+    """The empty text that is left of a cut trace holds no forbidden word, but it is no answer."""
+    rows = "\n".join(
+        json.dumps({"id": question, "question": f"What is {question}?", "answer": "(?s).*"})
+        for question in LEARNT
+    )
+    (tmp_path / "any.jsonl").write_text(rows)
+    task = tmp_path / "any.yaml"
+    task.write_text("name: any\nrows: any.jsonl\nprompt: '{question}'\nverifier: regex\n")
+    only = stage(learnt, tasks=[task], max_new_tokens=5, max_new_tokens_no_think=40)
+    tasks = evaluate.run(only, tmp_path / "out", seed=1).metrics["tasks"]["any"]
+    think, no_think = tasks["think"], tasks["no_think"]
+    assert (think["accuracy"], think["reasons"]) == (0.0, {"trace cut": 4})
+    assert think["cut_in_think_rate"] == think["unfinished_rate"] == 1.0
+    assert (no_think["accuracy"], no_think["unfinished_rate"]) == (1.0, 0.0)
+
+
+def test_an_answer_at_the_limit_is_judged_and_counted(learnt, task_file, tmp_path):
+    """As lm-evaluation-harness does it; the answers' own tokens are one each."""
+    only = stage(learnt, tasks=[task_file], max_new_tokens=40, max_new_tokens_no_think=1)
+    evaluate.run(only, tmp_path, seed=1)
+    cut = [row for row in samples_of(tmp_path) if not row["finished"]]
+    assert cut and all(row["mode"] == "no_think" and row["answer"] for row in cut)
+    assert all(row["reason"] != "trace cut" for row in cut)
+
+
+def test_fields_of_a_row_are_no_figures_of_its_answer(learnt, task_file, tmp_path):
+    rows = task_file.parent / "sums.jsonl"
+    marked = [
+        json.loads(line) | {"score": 7, "budget": 3} for line in rows.read_text().splitlines()
+    ]
+    rows.write_text("\n".join(map(json.dumps, marked)))
+    tasks = evaluate.run(stage(learnt, tasks=[task_file]), tmp_path / "out", seed=1).metrics[
+        "tasks"
+    ]
+    assert tasks["sums"]["think"]["accuracy"] == 1.0
+    assert {(row["row_score"], "score" in row) for row in samples_of(tmp_path / "out")} == {
+        (7, False)
+    }
+
+
 def test_a_killed_evaluation_goes_on_where_it_was(learnt, task_file, tmp_path, counted):
     whole, again = tmp_path / "whole", tmp_path / "again"
     evaluate.run(stage(learnt, tasks=[task_file]), whole, seed=1)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import trl
 
-from dualign.generation.thinking import TAGS, split, trace_marks
+from dualign.generation.thinking import TAGS, ends_in_trace, split, trace_marks
 from tests.data.text.test_turn_shapes import MINISTRAL
 from tests.doctor.test_trials import tokenizer_for
 
@@ -81,6 +81,23 @@ def test_a_labeled_generation(mode, prompt, generated, finished, thinking, answe
     parsed = split(prompt, generated, mode=mode, finished=finished)
     assert (parsed.thinking, parsed.answer) == (thinking, answer)
     assert {name for name in ALL if getattr(parsed, name)} == set(flags.split())
+
+
+@pytest.mark.parametrize(
+    ("mode", "prompt", "generated", "finished", "thinking", "answer", "flags"), CASES
+)
+def test_a_text_that_is_cut_in_its_trace_ends_in_it(
+    mode, prompt, generated, finished, thinking, answer, flags
+):
+    if "cut_in_think" in flags:
+        assert ends_in_trace(prompt, generated)
+
+
+def test_a_trace_is_one_wherever_it_began():
+    for prompt, text in ((CLOSED, "<think>\n2+2"), (BARE, "Sure. <think>2+2"), (OPENED, "2</thi")):
+        assert ends_in_trace(prompt, text)
+    for prompt, text in ((CLOSED, "It is 4"), (BARE, "<think>2</think>4"), (OPENED, "2</think>4")):
+        assert not ends_in_trace(prompt, text)
 
 
 def test_a_system_text_that_describes_the_tags_opens_no_block():
