@@ -14,6 +14,7 @@ from dualign.data.rows.text_rules import NO_RULES, TextRules, text_rules
 from dualign.data.rows.traces import without_flags
 from dualign.data.text.template import load_template
 from dualign.data.text.trace_form import message_dict
+from dualign.data.tool_calls import calls_in, same_calls, uses_tools
 from dualign.errors import TemplateError
 from dualign.evaluation.requests import render_question
 from dualign.generation.answers import Answer, Prompt, Responder, ask, sample_request
@@ -32,8 +33,11 @@ REASONS = (
     "trace_cut",
     "answer_cut",
     "malformed",
+    "called_tool",
+    "no_call",
     "not_judged",
     "no_right_answer",
+    "another_call",
     "judged_worse",
     "low_score",
     "too_short",
@@ -100,30 +104,33 @@ class Thinker:
     def _judged(
         self, questions: Sequence[Question], answers: Sequence[Answer | None]
     ) -> Iterator[Try]:
-        """Yield what comes of each answer, unnumbered."""
+        """Yield what comes of each answer, unnumbered. A row's calls are compared; other answers are judged."""
+        attempts = list(map(self._attempt, questions, answers))
         whole = [
-            (question, answer.reply.answer)
-            for question, answer in zip(questions, answers, strict=True)
-            if answer is not None and not answer.fault
+            (question, attempt.answer)
+            for question, attempt in zip(questions, attempts, strict=True)
+            if not attempt.reason and not question.calls
         ]
         reasons = iter(self.approval.reasons(whole))
-        for question, answer in zip(questions, answers, strict=True):
-            if answer is None:
-                yield Try(number=0, reason="failed")
+        for question, attempt in zip(questions, attempts, strict=True):
+            if attempt.reason:
+                yield attempt
                 continue
-            attempt = self._attempt(answer)
-            if not attempt.reason:
-                reason = next(reasons) or self._unfit(question, attempt)
-                attempt = replace(attempt, reason=reason)
-            yield attempt
+            reason = "" if question.calls else next(reasons)
+            yield replace(attempt, reason=reason or self._unfit(question, attempt))
 
-    def _attempt(self, answer: Answer) -> Try:
-        """Return the trace and answer of what a model wrote, rejected if it is no whole answer."""
+    def _attempt(self, question: Question, answer: Answer | None) -> Try:
+        """Return the trace and answer of what a model wrote, rejected if it is no whole answer, or if it
+        calls what it shouldn't.
+        """
+        if answer is None:
+            return Try(number=0, reason="failed")
         reply, tokens = answer.reply, answer.think_tokens
         trace = reply.thinking or ""
         if self.stage.trace == "answer":
             trace, tokens = reply.answer, answer.answer_tokens
-        return Try(number=0, reason=answer.fault, trace=trace, answer=reply.answer, tokens=tokens)
+        reason = answer.fault or _call_fault(question, reply.answer)
+        return Try(number=0, reason=reason, trace=trace, answer=reply.answer, tokens=tokens)
 
     def _unfit(self, question: Question, attempt: Try) -> str:
         """Return why an accepted answer gives no row; "" if it gives one."""
@@ -140,13 +147,28 @@ class Thinker:
         return ""
 
 
+def _call_fault(question: Question, answer: str) -> str:
+    """Return why an answer doesn't call what its row calls; "" if it does, or if neither calls."""
+    conversation = question.conversation
+    assert conversation is not None, "only a row that was read is asked"
+    if not uses_tools(conversation):
+        return ""
+    calls = calls_in(answer, conversation)
+    if not question.calls:
+        return "" if calls == [] else "called_tool"
+    if calls == []:
+        return "no_call"
+    return "" if calls and same_calls(calls, question.calls) else "another_call"
+
+
 def think_row(stage: TracesStage, question: Question, trace: str, answer: str) -> dict[str, Any]:
     """Return the row of a trace. Earlier answers of its conversation have no trace, so they aren't trained."""
     assert question.conversation is not None, "only a row that was read is asked"
     *before, last = without_flags(question.conversation.messages, "think")
-    content = last.content if stage.answer == "row" else answer
     earlier = [_turn(message, train=message.role != "assistant") for message in before]
-    final = {"role": "assistant", "content": content, "reasoning_content": trace}
+    final = {**_turn(last, train=True), "reasoning_content": trace}
+    if stage.answer == "model" and not question.calls:
+        final["content"] = answer
     row = plain_row(question, [*earlier, final], "think")
     # A variable that switches says the mode of the row as it came.
     names = {

@@ -10,5 +10,6 @@ __all__ = [
     "request",
     "seeds",
     "think_tags",
+    "tool_calls",
     "verdicts",
 ]

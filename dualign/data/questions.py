@@ -23,11 +23,13 @@ from dualign.data.rows.reading import read_source
 from dualign.data.rows.shape_check import check_shapes
 from dualign.data.rows.sources import source_label
 from dualign.data.rows.text_rules import NO_RULES
+from dualign.data.tool_calls import final_calls, uses_tools
 from dualign.errors import DataError, EvaluationError
 from dualign.rundir import RUN_JSON
 from dualign.tasks.base import Problem
 from dualign.tasks.files import fill_answer
 from dualign.verifiers.base import Verifier
+from dualign.verifiers.call_trees import Call
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,6 +48,8 @@ class Question:
     """why it isn't asked; its fault, if it was refused"""
     expected: Any = None
     """as the verifier reads it"""
+    calls: tuple[Call, ...] = ()
+    """with which the row ends: what an answer has to call, whatever the verifier"""
 
     @property
     def place(self) -> str:
@@ -60,6 +64,7 @@ def read_questions(
     check: Verifier | None,
     expected: str | None,
     skip: Callable[[Conversation], str] = lambda conversation: "",
+    tools: bool = False,
 ) -> tuple[list[Question], tuple[Mapping[str, Any], ...]]:
     """Return the rows of all sources, and the sources for run.json.
 
@@ -67,6 +72,7 @@ def read_questions(
         check: what will check answers; None: nothing does, and nothing is expected.
         expected: what it compares with, with fields of the row in braces; None: the row's answer.
         skip: returns why a row isn't asked; "" if it is.
+        tools: ask rows with tools, and those that end in a call.
 
     Raises:
         DataError: a source can't be read; a row is inconsistent, or its verifier can't read what is
@@ -83,10 +89,10 @@ def read_questions(
         rows = sample_rows(source, seed=seed, number=number, base=None)
         reading = read_source(source, rows.table, pairs=False, supervise=config.supervise)
         check_shapes(rows.table, rows.rows, reading.source, config, pairs=False)
-        for question, row in _questions(data, reading.source, rows):
+        for question, row in _questions(data, reading.source, rows, tools=tools):
             if question.conversation is not None and (why := skip(question.conversation)):
                 question = replace(question, passed=why)
-            if check is None or question.passed:
+            if check is None or question.passed or question.calls:
                 questions.append(question)
             else:
                 questions.append(_checkable(data, question, row, check, expected))
@@ -116,7 +122,7 @@ def rows_as_problems(data: QuestionData) -> list[Problem]:
 
 
 def _questions(
-    data: QuestionData, source: SourceConfig, rows: SampledRows
+    data: QuestionData, source: SourceConfig, rows: SampledRows, *, tools: bool
 ) -> Iterator[tuple[Question, Mapping[str, Any]]]:
     """Yield the questions of a source with their rows."""
     parser = RowParser(
@@ -144,17 +150,17 @@ def _questions(
             continue
         assert isinstance(conversation, Conversation), "the parser was asked for no pairs"
         question = replace(question, conversation=conversation, mode=conversation.mode)
-        yield replace(question, passed=_not_asked(conversation)), plain
+        if tools:
+            question = replace(question, calls=final_calls(conversation))
+        yield replace(question, passed=_not_asked(conversation, tools=tools)), plain
 
 
-def _not_asked(conversation: Conversation) -> str:
+def _not_asked(conversation: Conversation, *, tools: bool) -> str:
     """Return why a row can't be asked; "" if it can."""
     *before, answer = conversation.messages
-    if conversation.tools or any(
-        message.role == "tool" or message.tool_calls for message in conversation.messages
-    ):
+    if not tools and uses_tools(conversation):
         return "tools"
-    if answer.role != "assistant" or not before or before[-1].role != "user":
+    if answer.role != "assistant" or not before or before[-1].role not in ("user", "tool"):
         return "no_question"
     return "" if answer.train else "not_trained"
 

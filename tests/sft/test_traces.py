@@ -136,25 +136,23 @@ def test_a_cut_off_run_goes_on_without_asking_twice(
 
 def test_rows_that_cant_be_asked_stay_as_they_are(teacher: Proxy, tmp_path: Path) -> None:
     ask, right = {"role": "user", "content": "What is 1+2?"}, {"role": "assistant", "content": "3"}
-    tool = {"type": "function", "function": {"name": "add", "parameters": {}}}
     lines = [
         {"messages": [ask, right]},
         {"messages": [ask, {**right, "reasoning_content": "I know it"}]},
-        {"messages": [ask, right], "tools": [tool]},
         {"messages": [ask, right, ask]},
         {"messages": [ask, {**right, "content": "three"}]},
         {"messages": [ask, {**right, "content": ""}]},
     ]
     file = write(tmp_path / "rows.jsonl", lines)
     keys = {"columns": {}, "expected": None}
-    with pytest.raises(DataError, match=r"rows, row 4: .*'three' isn't a whole number.*expected: "):
+    with pytest.raises(DataError, match=r"rows, row 3: .*'three' isn't a whole number.*expected: "):
         run(stage(teacher.address, file, **keys), tmp_path, seed=1)
     outcome = run(stage(teacher.address, file, conflicts="drop", **keys), tmp_path, seed=1)
     made = written(tmp_path)
     reasons = [row["provenance"].get("without_trace") for row in made]
-    assert reasons == [None, None, "tools", "no_question", "unreadable_answer"]
-    assert made[1]["mode"] == "think" and made[2]["tools"] == [tool]
-    for row, line in zip(made[1:], lines[1:5], strict=True):
+    assert reasons == [None, None, "no_question", "unreadable_answer"]
+    assert made[1]["mode"] == "think"
+    for row, line in zip(made[1:], lines[1:4], strict=True):
         assert read_back(row).messages == read_back(line).messages
     assert outcome.rows["dropped"] == {"empty_answer": 1}
     assert outcome.metrics["without_trace"]["has_trace"] == 1
