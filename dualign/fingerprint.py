@@ -41,6 +41,7 @@ _ADDED_LATER: tuple[str, ...] = (
     "add_tokens",
     *("retain", "early_stopping"),
     *("judge", "at_least"),
+    *("budgets", "budget_closing", "thinking_budget_field"),
 )
 # Bounds that end a stage and change nothing of what it makes, at any depth.
 _BOUNDS = ("min_consistent",)

@@ -9,12 +9,13 @@ Evaluation and `kind: pairs` ask through it. What is in the file isn't asked aga
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from dualign.data.conversation import Mode
 from dualign.errors import EvaluationError
+from dualign.generation.budgets import Budget
 from dualign.generation.samples import AnswerRecord, SampleFile
 from dualign.generation.sampling import Sampling
 from dualign.generation.thinking import Reply, TraceMarks, split
@@ -32,6 +33,10 @@ class Prompt:
     """with the words that switch the mode"""
     fields: Mapping[str, Any] = field(default_factory=dict)
     """of an endpoint's request, besides messages and sampling: the mode's switch, tools"""
+    begun: str = ""
+    """the start of the answer, which the model goes on from"""
+    token_ids: tuple[int, ...] = ()
+    """of the text and of what is begun, where something is"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,6 +85,14 @@ class Responder(Protocol):
         it couldn't answer within its bound.
         """
 
+    def closed(self, request: "AnswerRequest", trace: AnswerRecord) -> "AnswerRequest | None":
+        """Return the request whose answer follows a trace that was closed at the request's budget;
+        None if the trace is no longer than that.
+
+        Raises:
+            EvaluationError: it can't close traces.
+        """
+
     def tokens(self, reply: Reply, record: AnswerRecord) -> tuple[int, int]:
         """Return the tokens of the trace and of the answer."""
 
@@ -98,6 +111,12 @@ class AnswerRequest:
     sampling: Sampling
     seed: int
     key: str
+    budget: Budget | None = None
+    """where the trace is closed; its answer then has the limit of `sampling`"""
+    whole: "AnswerRequest | None" = None
+    """with a budget: the request without one, whose trace is cut; its answer counts where the trace
+    is no longer
+    """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,6 +134,10 @@ class Answer:
     generated: str
     """the whole text, think tags included"""
     usage: Mapping[str, int] | None
+    budget: int | None = None
+    """tokens of the budget at which it was asked; None if it is the answer without one"""
+    closed_by_budget: bool = False
+    """its trace was closed there, not by the model"""
 
     @property
     def fault(self) -> str:
@@ -142,6 +165,27 @@ def sample_request(prompt: Prompt, sampling: Sampling, number: int, name: str) -
     return AnswerRequest(prompt=prompt, sampling=sampling, seed=int(key[:12], 16), key=key)
 
 
+def budgeted(
+    whole: AnswerRequest, budget: Budget, *, answer_tokens: int, name: str = ""
+) -> AnswerRequest:
+    """Return the request of an answer whose trace is that of `whole`, closed at a budget.
+
+    Args:
+        answer_tokens: the limit of the answer after the trace.
+        name: tells samples apart.
+    """
+    content = [whole.key, budget.tokens, budget.closing, answer_tokens, name]
+    key = request_key(content)
+    return replace(
+        whole,
+        sampling=replace(whole.sampling, max_new_tokens=answer_tokens),
+        seed=int(key[:12], 16) if whole.sampling.temperature else 0,
+        key=key,
+        budget=budget,
+        whole=whole,
+    )
+
+
 def ask(
     responder: Responder, requests: Sequence[AnswerRequest], file: SampleFile
 ) -> list[Answer | None]:
@@ -154,14 +198,49 @@ def ask(
     """
     keys = {request.key for request in requests}
     responder.account([file.answered[key] for key in sorted(keys & file.earlier)])
+    cut = {request.whole.key for request in requests if request.whole}
+    _ask(responder, [request.whole or request for request in requests], file, keep=cut)
+    followed = _closed(responder, requests, file)
+    _ask(responder, list(followed.values()), file)
+    return [_found(responder, request, file, followed) for request in requests]
+
+
+def _ask(
+    responder: Responder,
+    requests: Sequence[AnswerRequest],
+    file: SampleFile,
+    keep: Collection[str] = (),
+) -> None:
+    """Ask what isn't in the file; the tokens of answers with the keys `keep` are written as well."""
     missing = {request.key: request for request in requests if request.key not in file.answered}
-    _generate(responder, list(missing.values()), file)
-    return [
-        _answer(responder, request, file.answered[request.key])
-        if request.key in file.answered
-        else None
+    _generate(responder, list(missing.values()), file, keep)
+
+
+def _closed(
+    responder: Responder, requests: Sequence[AnswerRequest], file: SampleFile
+) -> dict[str, AnswerRequest]:
+    """Return what is to be asked after traces that are longer than their budget, by key."""
+    waiting = {
+        request.key: (request, file.answered[request.whole.key])
         for request in requests
-    ]
+        if request.whole and request.key not in file.answered and request.whole.key in file.answered
+    }
+    followed = ((key, responder.closed(*item)) for key, item in waiting.items())
+    return {key: request for key, request in followed if request is not None}
+
+
+def _found(
+    responder: Responder,
+    request: AnswerRequest,
+    file: SampleFile,
+    followed: Collection[str],
+) -> Answer | None:
+    """Return the answer of a request: its own, or the whole one that its budget didn't cut."""
+    if request.key in file.answered:
+        return _answer(responder, request, file)
+    if request.whole and request.key not in followed and request.whole.key in file.answered:
+        return _answer(responder, request.whole, file)
+    return None
 
 
 def require_all(answers: Sequence[Answer | None], responder: Responder, where: str) -> list[Answer]:
@@ -182,7 +261,9 @@ def require_all(answers: Sequence[Answer | None], responder: Responder, where: s
     return there
 
 
-def _generate(responder: Responder, missing: Sequence[AnswerRequest], file: SampleFile) -> None:
+def _generate(
+    responder: Responder, missing: Sequence[AnswerRequest], file: SampleFile, keep: Collection[str]
+) -> None:
     if not missing:
         return
     prompts, samplings = [r.prompt for r in missing], [r.sampling for r in missing]
@@ -190,23 +271,21 @@ def _generate(responder: Responder, missing: Sequence[AnswerRequest], file: Samp
         file.append(
             AnswerRecord(
                 key=missing[i].key,
-                generated=generation.text,
+                generated=prompts[i].begun + generation.text,
                 finished=generation.finished,
                 usage=generation.usage,
+                token_ids=generation.token_ids if missing[i].key in keep else (),
             )
             for i, generation in batch.items()
         )
 
 
-def _answer(responder: Responder, request: AnswerRequest, record: AnswerRecord) -> Answer:
-    reply = split(
-        request.prompt.text,
-        record.generated,
-        mode=request.prompt.mode,
-        finished=record.finished,
-        marks=responder.marks,
-    )
+def _answer(responder: Responder, request: AnswerRequest, file: SampleFile) -> Answer:
+    record = file.answered[request.key]
+    reply = _reply(responder, request, record)
     think_tokens, answer_tokens = responder.tokens(reply, record)
+    if request.budget and record.usage is None:  # it was cut in this process, at just that token
+        think_tokens = request.budget.tokens
     return Answer(
         model=responder.model,
         request=request,
@@ -216,4 +295,31 @@ def _answer(responder: Responder, request: AnswerRequest, record: AnswerRecord) 
         answer_tokens=answer_tokens,
         generated=record.generated,
         usage=record.usage,
+        budget=request.budget.tokens if request.budget else None,
+        closed_by_budget=_was_closed(responder, request, file, reply, think_tokens),
+    )
+
+
+def _was_closed(
+    responder: Responder, request: AnswerRequest, file: SampleFile, reply: Reply, think_tokens: int
+) -> bool:
+    """Return whether a budget closed the trace; what a server did shows in what came back."""
+    if request.budget is None or request.whole is None:
+        return False
+    usage = file.answered[request.key].usage
+    if usage is None:
+        return True
+    if request.sampling.temperature or "reasoning" in usage:
+        return think_tokens >= request.budget.tokens
+    whole = _reply(responder, request.whole, file.answered[request.whole.key])
+    return reply.thinking != whole.thinking
+
+
+def _reply(responder: Responder, request: AnswerRequest, record: AnswerRecord) -> Reply:
+    return split(
+        request.prompt.text,
+        record.generated,
+        mode=request.prompt.mode,
+        finished=record.finished,
+        marks=responder.marks,
     )

@@ -71,6 +71,10 @@ class Endpoint:
     """other fields of each request, such as top_k; null takes a field out"""
     limit_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     """the request's field for the limit of an answer"""
+    thinking_budget_field: str | None = None
+    """the request's field for a thinking budget: thinking_token_budget (vLLM), thinking_budget_tokens
+    (llama.cpp), custom_params.thinking_budget (SGLang); absent: the endpoint has no budgets
+    """
     stream: bool = False
     """answers come piece by piece, where a gateway ends connections on which nothing comes"""
     concurrency: int = 16

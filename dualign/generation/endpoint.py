@@ -8,7 +8,8 @@ from typing import Any
 
 from dualign.data.conversation import Mode
 from dualign.data.think_tags import LEAKED_TAG, OPEN
-from dualign.generation.answers import Generation, Prompt
+from dualign.errors import EvaluationError
+from dualign.generation.answers import AnswerRequest, Generation, Prompt
 from dualign.generation.config import Endpoint
 from dualign.generation.connection import Connection
 from dualign.generation.dispatch import Tally, dispatch
@@ -16,7 +17,7 @@ from dualign.generation.samples import AnswerRecord
 from dualign.generation.sampling import Sampling
 from dualign.generation.stops import Stops
 from dualign.generation.thinking import TAGS, Reply
-from dualign.generation.wire import build_prompt, request_body
+from dualign.generation.wire import build_prompt, request_body, with_budget
 from dualign.switch import ENABLE_THINKING, Switch
 
 _ANSWER = ("url", "name", "body", "limit_field")
@@ -96,6 +97,29 @@ class EndpointResponder:
         if prompt.mode == "no_think" or not is_switched or is_whole or has_hidden_trace:
             return generation
         return replace(generation, text=f"{OPEN}\n{generation.text.lstrip()}")
+
+    def closed(self, request: AnswerRequest, trace: AnswerRecord) -> AnswerRequest | None:
+        """Return the request with the budget in the server's own field.
+
+        Raises:
+            EvaluationError: the endpoint doesn't name that field.
+        """
+        assert request.budget is not None, "a request with a budget"
+        field, tokens = self.endpoint.thinking_budget_field, request.budget.tokens
+        if field is None:
+            raise EvaluationError(
+                f"{self.endpoint.label} at {self.endpoint.url}: no thinking_budget_field, which names "
+                "the request's field for it: thinking_token_budget (vLLM), thinking_budget_tokens "
+                "(llama.cpp), custom_params.thinking_budget (SGLang)"
+            )
+        usage = trace.usage or {}
+        most = usage.get("reasoning") or usage.get("completion")
+        if tokens and most is not None and most <= tokens:
+            return None
+        prompt = with_budget(request.prompt, field, tokens)
+        limit = tokens + request.sampling.max_new_tokens  # a server counts both
+        sampling = replace(request.sampling, max_new_tokens=limit)
+        return replace(request, prompt=prompt, sampling=sampling)
 
     def tokens(self, reply: Reply, record: AnswerRecord) -> tuple[int, int]:
         """Return what the server counted: its own count of the trace, else shares by length."""

@@ -45,6 +45,7 @@ def generate_batches(
     *,
     batch_tokens: int = _BATCH_TOKENS,
     label: str | None = None,
+    token_ids: Sequence[Sequence[int]] = (),
 ) -> Iterator[dict[int, Generation]]:
     """Yield generations by the index of their prompt, as rows end.
 
@@ -55,11 +56,12 @@ def generate_batches(
             don't depend on the rows it is batched with.
         batch_tokens: upper bound of rows x (prompt + max_new_tokens of the longest) at a time.
         label: what the progress bar is called; None shows none.
+        token_ids: of each prompt; none where they are those of its text.
 
     Raises:
         EvaluationError: a prompt is empty, or no end-of-turn token is known.
     """
-    rows = _rows(model, tokenizer, prompts, sampling, seed)
+    rows = _rows(model, tokenizer, prompts, sampling, seed, token_ids)
     if not rows:
         return
     settings = generation_settings(model, tokenizer)
@@ -80,6 +82,7 @@ def _rows(
     prompts: Sequence[str],
     sampling: Sampling | Sequence[Sampling],
     seed: int | Sequence[int],
+    token_ids: Sequence[Sequence[int]] = (),
 ) -> list[Row]:
     count = len(prompts)
     samplings = [sampling] * count if isinstance(sampling, Sampling) else sampling
@@ -89,16 +92,21 @@ def _rows(
     return [
         Row(index, ids, sampling, seed=seed, ends=ends, watch=watch)
         for index, (ids, sampling, seed, watch) in enumerate(
-            zip(tokenize(tokenizer, prompts), samplings, seeds, watches, strict=True)
+            zip(tokenize(tokenizer, prompts, token_ids), samplings, seeds, watches, strict=True)
         )
     ]
 
 
-def tokenize(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
-    """Return the prompts' token ids, exactly as rendered."""
+def tokenize(
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    token_ids: Sequence[Sequence[int]] = (),
+) -> list[list[int]]:
+    """Return the prompts' token ids, exactly as rendered; those of `token_ids` where there are any."""
     if not prompts:
         return []
     ids: list[list[int]] = tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
+    ids = [list(own) or row for own, row in zip(token_ids or [()] * len(ids), ids, strict=True)]
     for index, row in enumerate(ids):
         if not row:
             raise EvaluationError(

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -11,12 +12,13 @@ from dualign.data.conversation import Mode
 from dualign.data.rows.text_rules import text_rules
 from dualign.data.text.template import load_template
 from dualign.errors import TemplateError
-from dualign.generation.answers import Generation, Prompt, Responder
+from dualign.generation.answers import AnswerRequest, Generation, Prompt, Responder
+from dualign.generation.budgets import TraceCutter
 from dualign.generation.config import Backend, Endpoint, endpoint_of
 from dualign.generation.generate import generate_batches
 from dualign.generation.samples import AnswerRecord
 from dualign.generation.sampling import Sampling
-from dualign.generation.thinking import Reply, TraceMarks, trace_marks
+from dualign.generation.thinking import Reply, TraceMarks
 from dualign.models import prompts
 from dualign.models.loading import EvalModel, open_model
 from dualign.models.source import resolve_model
@@ -37,8 +39,12 @@ class CheckpointResponder:
         self._label = label
 
     @cached_property
+    def _cutter(self) -> TraceCutter:
+        return TraceCutter(self.subject.tokenizer)
+
+    @property
     def marks(self) -> TraceMarks:
-        return trace_marks(self.subject.tokenizer)
+        return self._cutter.marks
 
     def switch_of(self, named: Switch | None) -> Switch | None:
         return prompts.switch_of(self.subject.tokenizer, named)
@@ -59,7 +65,8 @@ class CheckpointResponder:
         self, prompts: Sequence[Prompt], samplings: Sequence[Sampling], seeds: Sequence[int]
     ) -> Iterator[dict[int, Generation]]:
         """Yield generations batch by batch. The weights are loaded here, if there are prompts."""
-        texts = [prompt.text for prompt in prompts]
+        texts = [prompt.text + prompt.begun for prompt in prompts]
+        token_ids = [prompt.token_ids for prompt in prompts]
         if self._backend == "transformers":
             batches = partial(
                 generate_batches,
@@ -67,6 +74,7 @@ class CheckpointResponder:
                 self.subject.tokenizer,
                 batch_tokens=self._batch_tokens,
                 label=self._label,
+                token_ids=token_ids,
             )
             yield from batches(texts, samplings, seeds)
             return
@@ -77,7 +85,16 @@ class CheckpointResponder:
         generate = vllm_batches(
             start.base, adapter, self.subject.tokenizer, dtype=self._dtype, label=self._label
         )
-        yield from generate(texts, samplings, seeds)
+        yield from generate(texts, samplings, seeds, token_ids)
+
+    def closed(self, request: AnswerRequest, trace: AnswerRecord) -> AnswerRequest | None:
+        assert request.budget is not None, "a request with a budget"
+        written = trace.token_ids or self._cutter.ids(trace.generated)
+        closed = self._cutter.close(request.prompt.text, written, request.budget)
+        if closed is None:
+            return None
+        token_ids, begun = closed
+        return replace(request, prompt=replace(request.prompt, token_ids=token_ids, begun=begun))
 
     def tokens(self, reply: Reply, record: AnswerRecord) -> tuple[int, int]:
         return self._count(reply.thinking or ""), self._count(reply.answer)

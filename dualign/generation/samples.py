@@ -25,11 +25,14 @@ class AnswerRecord:
     finished: bool
     usage: Mapping[str, int] | None = None
     """tokens as an endpoint counted them: `prompt`, `completion`, and perhaps `reasoning`"""
+    token_ids: tuple[int, ...] = ()
+    """of what was generated, where a part of it will be a prompt"""
 
     def line(self) -> dict[str, Any]:
-        """Return the object of its line; without usage where nothing was counted."""
-        plain = {"key": self.key, "generated": self.generated, "finished": self.finished}
-        return plain if self.usage is None else {**plain, "usage": dict(self.usage)}
+        """Return the object of its line; without usage or tokens where there are none."""
+        line = {"key": self.key, "generated": self.generated, "finished": self.finished}
+        line |= {} if self.usage is None else {"usage": dict(self.usage)}
+        return line | ({"token_ids": list(self.token_ids)} if self.token_ids else {})
 
 
 class SampleFile:
@@ -79,6 +82,7 @@ class SampleFile:
                 generated=row["generated"],
                 finished=row["finished"],
                 usage=row.get("usage"),
+                token_ids=tuple(row.get("token_ids", ())),
             )
         except (ValueError, KeyError, TypeError):
             raise CheckpointError(

@@ -17,6 +17,7 @@ from dualign.data.text.turn_shapes import trials
 from dualign.data.think_tags import CLOSE, EMPTY_BLOCK, LEAKED_TAG, OPEN
 from dualign.errors import TemplateError
 
+_PLAIN_TEXTS = (f"{OPEN}\n", f"\n{CLOSE}\n\n")
 _BLOCK = re.compile(rf"{re.escape(OPEN)}(.*?)(?:{re.escape(CLOSE)}|\Z)", re.DOTALL)
 
 
@@ -60,16 +61,34 @@ def trace_marks(tokenizer: PreTrainedTokenizerBase) -> TraceMarks:
     return TraceMarks(head=head, closing=closing, answer_head=header)
 
 
+def trace_texts(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+    """Return what a template writes before a trace and between it and its answer, with white space;
+    think tags on lines of their own where it can't be told. A block that the prompt opens has
+    nothing before its trace.
+    """
+    try:
+        template = load_template("tokenizer", tokenizer=tokenizer)
+    except TemplateError:
+        return _PLAIN_TEXTS
+    thinking = (t for t in trials() if t.mode == "think" and not t.messages[-1].tool_calls)
+    texts = (_around(template, trial) for trial in thinking)
+    return next((pair for pair in texts if pair[1].strip()), _PLAIN_TEXTS)
+
+
 def _marks(template: ChatTemplate, trial: Conversation) -> tuple[str, str]:
+    """Return what marks the start and the end of the trace of a turn; "" where it isn't there."""
+    head, closing = _around(template, trial)
+    # A block that the prompt opens has its tag there.
+    return (head.strip() or template.tags[0], closing.strip()) if closing else ("", "")
+
+
+def _around(template: ChatTemplate, trial: Conversation) -> tuple[str, str]:
     """Return what stands before and after the trace of a turn; "" where it isn't there."""
     produced = _produced(template, trial)
     answer = trial.messages[-1]
     head, trace, rest = produced.partition(answer.thinking or "")
     closing, content, _ = rest.partition(answer.content)
-    if not (trace and content):
-        return "", ""
-    # A block that the prompt opens has its tag there.
-    return head.strip() or template.tags[0], closing.strip()
+    return (head, closing) if trace and content else ("", "")
 
 
 def _produced(template: ChatTemplate, trial: Conversation) -> str:

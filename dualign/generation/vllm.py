@@ -20,9 +20,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 GenerateTexts = Callable[
-    [Sequence[str], Sequence[Sampling], Sequence[int]], Iterator[dict[int, Generation]]
+    [Sequence[str], Sequence[Sampling], Sequence[int], Sequence[Sequence[int]]],
+    Iterator[dict[int, Generation]],
 ]
-"""(rendered prompts, sampling and seed for each) -> generations by index, batch after batch."""
+"""(rendered prompts, sampling, seed and perhaps tokens for each) -> generations by index, batch after
+batch.
+"""
 
 _BATCH_ROWS = 2048  # prompts per call; a killed run loses at most these
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # adapter ranks that vLLM accepts as max_lora_rank
@@ -70,9 +73,13 @@ def vllm_batches(
         )
 
     def batches(
-        prompts: Sequence[str], samplings: Sequence[Sampling], seeds: Sequence[int]
+        prompts: Sequence[str],
+        samplings: Sequence[Sampling],
+        seeds: Sequence[int],
+        token_ids: Sequence[Sequence[int]],
     ) -> Iterator[dict[int, Generation]]:
-        ids, watches = tokenize(tokenizer, prompts), stop_watches(tokenizer, prompts, samplings)
+        ids = tokenize(tokenizer, prompts, token_ids)
+        watches = stop_watches(tokenizer, prompts, samplings)
         with progress(len(ids), label, unit="answer") as bar:
             for start in range(0, len(ids), _BATCH_ROWS):
                 batch = range(start, min(start + _BATCH_ROWS, len(ids)))

@@ -7,7 +7,7 @@ with tags, which is split and judged like the text of any other model.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dualign.data.conversation import Mode
@@ -87,6 +87,18 @@ def _sent_call(call: Mapping[str, Any], name: str) -> dict[str, Any]:
     arguments = function.get("arguments") or {}
     text = arguments if isinstance(arguments, str) else as_json(arguments)
     return {"id": name, "type": "function", **call, "function": {**function, "arguments": text}}
+
+
+def with_budget(prompt: Prompt, name: str, tokens: int) -> Prompt:
+    """Return the prompt with a thinking budget in a field of the request, whose name may be dotted."""
+    value: Any = tokens
+    outer, *inner = name.split(".")
+    for part in reversed(inner):
+        value = {part: value}
+    own = prompt.fields.get(outer)
+    if isinstance(own, Mapping) and isinstance(value, Mapping):
+        value = {**own, **value}
+    return replace(prompt, fields={**prompt.fields, outer: value})
 
 
 def request_body(
