@@ -201,6 +201,7 @@ def evaluate(
     max_new_tokens: int = 512,
     temperature: float = 0.0,
     top_p: float = 1.0,
+    budgets: Sequence[int | Literal["none"]] = (),
     backend: "Backend" = "transformers",
     switch: Switch | Mapping[str, Any] | None = None,
     seed: int = 42,
@@ -215,8 +216,8 @@ def evaluate(
             run that was interrupted are kept.
         rows: at most this many rows of each task, drawn by the seed.
         max_new_tokens: the limit of an answer, thinking included.
-        temperature: 0 is greedy.
-        top_p: sample from the likeliest tokens that together have this probability.
+        temperature, top_p: 0 is greedy; sample from the likeliest tokens of this probability.
+        budgets: tokens after which traces are closed (docs/budgets.md).
         backend: `vllm` must be installed.
         switch: what switches the modes, as in a recipe; None: what the template reads; {}: none.
         seed: the seed of drawing rows and of sampling.
@@ -241,6 +242,7 @@ def evaluate(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         top_p=top_p,
+        budgets=tuple(budgets),
         backend=backend,
         switch=read_switch(switch, "switch"),
     )

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from itertools import takewhile
 from pathlib import Path
 from textwrap import fill, indent
+from typing import Literal
 
 from dualign import api
 from dualign.config import nearest, parse_value, read_yaml
@@ -64,6 +65,7 @@ def evaluate(args: Namespace) -> int:
         max_new_tokens=args.max_new_tokens,
         temperature=args.temperature,
         top_p=args.top_p,
+        budgets=_budgets(args.budgets),
         backend=args.backend,
         switch=_switch(args.switch),
         seed=args.seed,
@@ -84,6 +86,18 @@ def chat(args: Namespace) -> int:
         switch=_switch(args.switch),
     )
     return 0
+
+
+def _budgets(text: str | None) -> list[int | Literal["none"]]:
+    """Return the budgets that --budgets names."""
+    budgets: list[int | Literal["none"]] = []
+    for part in map(str.strip, text.split(",")) if text is not None else ():
+        if part != "none" and not part.isdecimal():
+            raise ConfigError(
+                f"--budgets: expected numbers of tokens and none, as 0,128,none; found {part!r}"
+            )
+        budgets.append("none" if part == "none" else int(part))
+    return budgets
 
 
 def _switch(text: str | None) -> Switch | None:

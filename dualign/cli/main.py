@@ -201,6 +201,11 @@ def _eval_command(sub: Sub) -> None:
         "--temperature", type=float, default=0.0, help="0 is greedy; default %(default)s"
     )
     parser.add_argument("--top-p", type=float, default=1.0, help="default %(default)s")
+    parser.add_argument(
+        "--budgets",
+        metavar="N,N,none",
+        help="also close traces after so many tokens, as in 0,128,512,none, and answer from there",
+    )
     parser.add_argument("--backend", choices=get_args(Backend), default="transformers")
     parser.add_argument("--switch", metavar="YAML", help=_SWITCH)
     parser.add_argument("--seed", type=int, default=42, help="default %(default)s")

@@ -93,6 +93,17 @@ class EvalStage(EvalConfig):
     """preference pairs, each a file, or a source with keys: how often, and by how much, each model
     prefers the chosen answer
     """
+    budgets: tuple[int | Literal["none"], ...] = ()
+    """tokens after which traces are closed, for accuracy and tokens at each (docs/budgets.md), such as
+    [0, 128, 512, none]; answers without a budget are measured anyway
+    """
+    budget_closing: str | None = None
+    """what closes a trace at a budget; absent: what the template writes between a trace and its answer"""
+
+    @property
+    def budget_tokens(self) -> tuple[int, ...]:
+        """The budgets that are numbers, the smallest first."""
+        return tuple(sorted(budget for budget in self.budgets if isinstance(budget, int)))
 
     def problems(self) -> list[tuple[str, str]]:
         problems = [] if self.models else [("models", "expected one or more, found none")]
@@ -111,7 +122,38 @@ class EvalStage(EvalConfig):
             problems.append(
                 ("pairs", "two files have the same name; tables couldn't tell them apart")
             )
-        return problems + EvalConfig.problems(self)
+        return problems + self._budget_problems() + EvalConfig.problems(self)
+
+    def _budget_problems(self) -> list[tuple[str, str]]:
+        problems = [
+            (f"budgets.{i}", f"expected 0 or more tokens, or none, found {budget}")
+            for i, budget in enumerate(self.budgets)
+            if budget != "none" and (type(budget) is not int or budget < 0)
+        ]
+        if len(set(self.budgets)) < len(self.budgets):
+            problems.append(("budgets", "names a budget twice"))
+        if self.budgets and not self.budget_tokens and not problems:
+            problems.append(("budgets", "none is measured anyway: expected a number of tokens"))
+        if self.budget_closing is not None and not self.budget_tokens:
+            problems.append(("budget_closing", "has no effect without budgets"))
+        endpoints = [(i, each) for i, m in enumerate(self.models) if (each := endpoint_of(m))]
+        if not self.budget_tokens:
+            return problems
+        problems += [
+            (
+                f"models.{i}",
+                "has no thinking_budget_field, which names the request's field for budgets: "
+                "thinking_token_budget (vLLM), thinking_budget_tokens (llama.cpp), "
+                "custom_params.thinking_budget (SGLang)",
+            )
+            for i, endpoint in endpoints
+            if endpoint.thinking_budget_field is None
+        ]
+        if endpoints and self.budget_closing is not None:
+            problems.append(
+                ("budget_closing", "a server closes traces in its own words: remove it")
+            )
+        return problems
 
     def in_words(self) -> str:
         """Describe what endpoints will be asked, for `dualign plan`; "" without any."""
@@ -125,4 +167,6 @@ class EvalStage(EvalConfig):
             problems = load_problems(task, limit=self.rows)
             for mode in ("think", "no_think"):
                 demand += Demand.of(problems, limit_of(task, self, mode))
+            for tokens in self.budget_tokens:
+                demand += Demand.of(problems, tokens + limit_of(task, self, "no_think"))
         return "\n".join(map(demand.in_words, endpoints))

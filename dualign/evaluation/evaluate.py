@@ -14,6 +14,7 @@ from typing import Any
 from dualign.data.config import SourceConfig
 from dualign.data.conversation import MODES, Mode
 from dualign.data.rows.source_files import combined_sha256, fingerprint_files
+from dualign.evaluation.budgets import is_own, with_budget_metrics, with_budgets
 from dualign.evaluation.config import EvalConfig, EvalStage, pairs_name
 from dualign.evaluation.metrics import compare, with_gain
 from dualign.evaluation.pairs import Margins, margin_change, pair_margins, summarize_margins
@@ -23,6 +24,7 @@ from dualign.evaluation.scores import short_label
 from dualign.evaluation.significance import with_adjusted
 from dualign.evaluation.table import (
     markdown_table,
+    terminal_budgets,
     terminal_pairs,
     terminal_samples,
     terminal_table,
@@ -77,13 +79,15 @@ def run(stage: EvalStage, work: Path, *, seed: int) -> Outcome:
         del responder
         gc.collect()  # a model and its cache form reference cycles; the next model needs the room
     file.finish(sample for result in results for sample in result.samples)
-    metrics = _metrics(results, tasks)
+    metrics = _metrics(results, tasks, stage)
     write_json(work / "metrics.json", metrics)
     (work / "table.md").write_text(markdown_table(metrics), encoding="utf-8")
     console = wide_console()
     console.print(terminal_table(metrics))
     if (several := terminal_samples(metrics)) is not None:
         console.print(several)
+    if stage.budget_tokens:
+        console.print(terminal_budgets(metrics))
     if stage.pairs:
         console.print(terminal_pairs(metrics))
     sources = [task_source(task, len(rows)) for task, rows in problems]
@@ -130,7 +134,10 @@ def evaluate_model(
     """
     name = f"{responder.identity}:{config.backend}:{config.dtype}"
     requests = build_requests(responder, tasks, config, name=name, seed=seed, baseline=baseline)
-    asked = ask(responder, [request.answer for request in requests.items], file)
+    items = requests.items
+    if isinstance(config, EvalStage):
+        items = with_budgets(items, config)
+    asked = ask(responder, [request.answer for request in items], file)
     answers = require_all(asked, responder, str(file.path))
     margins: Mapping[str, Margins] = {}
     if isinstance(responder, CheckpointResponder):
@@ -141,7 +148,8 @@ def evaluate_model(
         mode_switch=requests.mode_switch,
         samples=tuple(
             _sample(request, answer, responder.marks)
-            for request, answer in zip(requests.items, answers, strict=True)
+            for request, answer in zip(items, answers, strict=True)
+            if is_own(request, answer)
         ),
         pairs=margins,
         asked=responder.record(),
@@ -149,7 +157,7 @@ def evaluate_model(
 
 
 # Keys of a line that say what its figures are; a row's own fields of these names are renamed.
-_TAKEN = frozenset({"score", "scores", "sample", "budget", "vote", "usage"})
+_TAKEN = frozenset({"score", "scores", "sample", "budget", "closed_by_budget", "vote", "usage"})
 
 
 def _sample(request: EvalRequest, answer: Answer, marks: TraceMarks) -> dict[str, Any]:
@@ -185,17 +193,21 @@ def _sample(request: EvalRequest, answer: Answer, marks: TraceMarks) -> dict[str
     }
     if verdict.score is not None:
         sample["score"] = verdict.score
+    if answer.budget is not None:
+        sample |= {"budget": answer.budget, "closed_by_budget": answer.closed_by_budget}
     return sample if answer.usage is None else {**sample, "usage": dict(answer.usage)}
 
 
-def _metrics(results: Sequence[EvalResult], tasks: Sequence[Task]) -> dict[str, Any]:
+def _metrics(
+    results: Sequence[EvalResult], tasks: Sequence[Task], stage: EvalStage
+) -> dict[str, Any]:
     """Build metrics.json: the last model at the top, all under `all`, and changes between them."""
     by_task = [_by_task(result, tasks) for result in results]
     entries = [
         {
             "model": result.model,
             "mode_switch": result.mode_switch,
-            "tasks": with_gain(samples),
+            "tasks": with_budget_metrics(with_gain(samples), result.samples, tasks, stage),
             "pairs": {
                 name: {mode: summarize_margins(margins[mode]) for mode in MODES}
                 for name, margins in result.pairs.items()

@@ -8,6 +8,12 @@ from rich.table import Table
 from rich.text import Text
 
 from dualign.data.conversation import MODES
+from dualign.evaluation.budget_table import (
+    BUDGET_COLUMNS,
+    BUDGET_LEGEND,
+    budget_notes,
+    budget_rows,
+)
 from dualign.evaluation.scores import (
     Change,
     Score,
@@ -98,6 +104,12 @@ def terminal_samples(metrics: Mapping[str, Any]) -> Table | None:
     if len(columns) > _MOST_COLUMNS:
         rows = [[cell.partition(" [")[0] for cell in row] for row in rows]
     return _by_task("Several answers", _SAMPLED_LEGEND, columns, rows)
+
+
+def terminal_budgets(metrics: Mapping[str, Any]) -> Table:
+    """Build the table of thinking budgets: a row for each below its task and model."""
+    caption = "\n".join((BUDGET_LEGEND, *budget_notes(metrics)))
+    return _by_task("Thinking budgets", caption, BUDGET_COLUMNS, budget_rows(metrics))
 
 
 def _sampled_rows(metrics: Mapping[str, Any]) -> Iterator[list[str]]:
@@ -251,6 +263,10 @@ def markdown_table(metrics: Mapping[str, Any]) -> str:
     if sampled:
         lines += ["", "## Several answers", "", _line(columns), _line(["---"] * len(columns))]
         lines += [*map(_line, sampled), "", _SAMPLED_LEGEND]
+    if budgets := list(budget_rows(metrics)):
+        lines += ["", "## Thinking budgets", "", _line(BUDGET_COLUMNS)]
+        lines += [_line(["---"] * len(BUDGET_COLUMNS)), *map(_line, budgets), "", BUDGET_LEGEND]
+        lines += ["", *(f"- {note}" for note in budget_notes(metrics))]
     if metrics["changes"]:
         lines += ["", "## Model against model, on the same problems", ""]
         lines += [_line(_CHANGE_COLUMNS), _line(["---"] * len(_CHANGE_COLUMNS))]

@@ -1,0 +1,168 @@
+"""Accuracy and tokens at thinking budgets, from one trace for each answer in think mode.
+
+`budgets: [0, 128, none]` adds a request for each number to the whole answer, which is always
+measured. Where a trace is no longer than a budget, the whole answer counts there.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from dualign.evaluation.config import EvalStage, limit_of
+from dualign.evaluation.metrics import gain
+from dualign.evaluation.requests import EvalRequest
+from dualign.evaluation.sampled import Sample, by_budget, mean_share, problem_means
+from dualign.generation.answers import Answer, budgeted
+from dualign.generation.budgets import Budget
+from dualign.tasks.base import Task
+
+_ENOUGH = 0.95  # of the accuracy without a budget
+
+
+def with_budgets(items: Sequence[EvalRequest], stage: EvalStage) -> tuple[EvalRequest, ...]:
+    """Return the requests, followed by those at the stage's budgets; these have no_think's limit for
+    their answers. A problem that is asked alike in both modes has none.
+    """
+    quick = {
+        (item.task.name, item.problem.id, item.answer.prompt.text)
+        for item in items
+        if item.mode == "no_think"
+    }
+    thinking = [
+        item
+        for item in items
+        if item.mode == "think"
+        and (item.task.name, item.problem.id, item.answer.prompt.text) not in quick
+    ]
+    cut = (
+        replace(
+            item,
+            answer=budgeted(
+                item.answer,
+                Budget(tokens=tokens, closing=stage.budget_closing),
+                answer_tokens=limit_of(item.task, stage, "no_think"),
+            ),
+        )
+        for tokens in stage.budget_tokens
+        for item in thinking
+    )
+    return (*items, *cut)
+
+
+def is_own(request: EvalRequest, answer: Answer) -> bool:
+    """Return whether a request has an answer of its own: not one at a budget that cut nothing."""
+    return request.answer.budget is None or answer.budget is not None
+
+
+def with_budget_metrics(
+    metrics: Mapping[str, Mapping[str, dict[str, Any]]],
+    samples: Sequence[Sample],
+    tasks: Sequence[Task],
+    stage: EvalStage,
+) -> dict[str, dict[str, Any]]:
+    """Return the metrics of a model's tasks with those of its budgets in think mode."""
+    results = {name: dict(by_mode) for name, by_mode in metrics.items()}
+    for task in tasks if stage.budget_tokens else ():
+        lines = [sample for sample in samples if sample["task"] == task.name]
+        thinking, quick = (
+            [line for line in lines if line["mode"] == mode] for mode in ("think", "no_think")
+        )
+        if {line["rendered"] for line in thinking} & {line["rendered"] for line in quick}:
+            continue  # no modes, so no traces to close
+        limit = limit_of(task, stage, "think")
+        results[task.name]["think"] |= _budget_metrics(thinking, stage.budget_tokens, limit)
+    return results
+
+
+def _budget_metrics(
+    samples: Sequence[Sample], budgets: Sequence[int], limit: int
+) -> dict[str, Any]:
+    """Return `budgets`, `budget_area`, `budget_95` and `budget_tokens` of a task in think mode.
+
+    The area is that below the accuracy over log2(1 + budget), by trapezoids, divided by its width:
+    from 0 to 1, and the same weights for all models. No budget stands at `limit`, the most tokens
+    of a whole answer, or above the largest budget.
+
+    Args:
+        samples: the lines of a model on the task in think mode, at all budgets.
+    """
+    groups = by_budget(samples)
+    whole = groups[None]
+    if not whole or not budgets:
+        return {}
+    at_budget = {tokens: _filled(whole, groups.get(tokens, ())) for tokens in sorted(budgets)}
+    entries = [_entry(tokens, lines, whole) for tokens, lines in at_budget.items()]
+    entries.append(_entry(None, whole, whole))
+    full = entries[-1]["accuracy"]
+    enough = [entry["budget"] for entry in entries if entry["accuracy"] >= _ENOUGH * full]
+    ends = [*at_budget, max(limit, *at_budget)]
+    apart = sum(sum(map(_tokens, lines)) for lines in (*at_budget.values(), whole))
+    written = sum(map(_tokens, whole)) + sum(
+        _tokens(line) if "usage" in line else int(line["answer_tokens"])
+        for tokens in at_budget
+        for line in groups.get(tokens, ())
+    )
+    return {
+        "budgets": entries,
+        "budget_area": _area(ends, [entry["accuracy"] for entry in entries]),
+        "budget_95": enough[0] if full else None,
+        "budget_tokens": {"written": written, "apart": apart},
+    }
+
+
+def budget_cells(
+    metrics: Mapping[str, Any],
+) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """Yield (task, model, metrics of think mode) where there are budgets, models below their task."""
+    entries = metrics.get("all") or [metrics]
+    for task in dict.fromkeys(task for entry in entries for task in entry.get("tasks", {})):
+        for entry in entries:
+            cell = entry["tasks"].get(task, {}).get("think", {})
+            if cell.get("budgets"):
+                yield task, str(entry["model"]), cell
+
+
+def _filled(whole: Sequence[Sample], cut: Sequence[Sample]) -> list[Sample]:
+    """Return a line for each whole answer: its own at the budget, else itself."""
+    own = {_place(line): line for line in cut}
+    return [own.get(_place(line), line) for line in whole]
+
+
+def _place(line: Sample) -> tuple[Any, int]:
+    return line["id"], int(line.get("sample") or 0)
+
+
+def _entry(tokens: int | None, lines: Sequence[Sample], whole: Sequence[Sample]) -> dict[str, Any]:
+    accuracy, interval = mean_share(lines)
+    closed = [bool(line.get("closed_by_budget")) for line in lines]
+    change = gain(whole, lines)
+    return {
+        "budget": tokens,
+        "accuracy": accuracy,
+        "accuracy_ci": interval,
+        "n": len(problem_means(lines)),
+        "against_none": change.value,
+        "against_none_ci": [change.low, change.high],
+        "think_tokens": round(_mean(line["think_tokens"] for line in lines), 2),
+        "answer_tokens": round(_mean(line["answer_tokens"] for line in lines), 2),
+        "closed_by_budget": _mean(closed),
+    }
+
+
+def _area(ends: Sequence[int], heights: Sequence[float]) -> float:
+    places = [math.log2(1 + tokens) for tokens in ends]
+    width = places[-1] - places[0]
+    if not width:
+        return heights[-1]
+    steps = zip(places, places[1:], heights, heights[1:], strict=False)
+    return sum((right - left) * (low + high) / 2 for left, right, low, high in steps) / width
+
+
+def _mean(values: Iterator[float] | Sequence[float]) -> float:
+    numbers = list(values)
+    return sum(numbers) / len(numbers)
+
+
+def _tokens(line: Sample) -> int:
+    return int(line["think_tokens"]) + int(line["answer_tokens"])
