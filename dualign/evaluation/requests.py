@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from dualign.data.conversation import MODES, Mode
 from dualign.errors import EvaluationError
@@ -135,12 +136,24 @@ def render_question(
 ) -> Prompt:
     """Return the prompt of a problem in a mode; a checkpoint renders it with its own template."""
     try:
-        return responder.prompt(problem.messages, mode, switch, problem.tools)
+        prompt = responder.prompt(problem.messages, mode, switch, problem.tools)
     except Exception as error:  # a template can raise anything
         raise EvaluationError(
             f"{responder.model}: its chat template can't render problem {problem.id} in "
             f"{mode} mode: {error}"
         ) from error
+    missing = [name for name in map(_name_of, problem.tools) if name not in prompt.text]
+    if missing:
+        raise EvaluationError(
+            f"{responder.model}: its chat template doesn't print the functions that problem {problem.id} "
+            f"offers ({', '.join(missing)}), so no model could call them; leave the task out, or give "
+            "the model a template that reads `tools`"
+        )
+    return prompt
+
+
+def _name_of(tool: Mapping[str, Any]) -> str:
+    return str((tool.get("function") or tool).get("name", ""))
 
 
 def _number(text: str) -> int:

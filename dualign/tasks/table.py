@@ -10,7 +10,9 @@ from dualign.model_ref import StageRef
 from dualign.tasks.base import Problem, Task, expected_of
 from dualign.tasks.files import read_task
 
-_SOURCES: Mapping[str, str] = {}
+_SOURCES: Mapping[str, str] = {
+    "bfcl": "dualign.tasks.bfcl",
+}
 """The module of each source, as `lm_eval` in `lm_eval:gsm8k`; its `load(name)` returns the tasks."""
 
 

@@ -70,7 +70,7 @@ class CallsVerifier(Verifier):
 
 def _are_schemas(value: Any) -> bool:
     """Return whether a value is a list of schemas with a name and an object of parameters."""
-    if not isinstance(value, list) or not value:
+    if not isinstance(value, list):
         return False
     for item in value:
         inner = item.get("function", item) if isinstance(item, Mapping) else None

@@ -1,10 +1,15 @@
 """How a problem is asked: by the model's own template, with the functions that it may call."""
 
+import shutil
 from pathlib import Path
 
+import pytest
+
+from dualign.errors import EvaluationError
 from dualign.evaluation.requests import render_question
 from dualign.generation.responders import open_responder
 from dualign.tasks.base import Problem
+from tests.data.text.families import PLAIN
 
 ADD = {"type": "function", "function": {"name": "add", "parameters": {}}}
 
@@ -19,3 +24,14 @@ def test_the_functions_of_a_problem_are_in_its_prompt(learnt: Path) -> None:
         render_question(responder, problem, "think", None).text for problem in (plain, with_tools)
     ]
     assert ['"add"' in text for text in texts] == [False, True]
+
+
+def test_a_template_that_prints_no_functions_is_refused(learnt: Path, tmp_path: Path) -> None:
+    shutil.copytree(learnt, tmp_path / "plain")
+    (tmp_path / "plain" / "chat_template.jinja").write_text(PLAIN)
+    settings = {"backend": "transformers", "dtype": "auto", "batch_tokens": 900}
+    responder = open_responder(str(tmp_path / "plain"), **settings, label="test")
+    turns = ({"role": "user", "content": "What is 1+2?"},)
+    problem = Problem(id="0", messages=turns, expected="3", extra={}, tools=(ADD,))
+    with pytest.raises(EvaluationError, match=r"doesn't print the functions .* \(add\)"):
+        render_question(responder, problem, "think", None)

@@ -202,7 +202,7 @@ def test_the_verifier_says_why_calls_are_wrong() -> None:
     [
         "look(x=1)",
         {"calls": []},
-        {"functions": [], "calls": []},
+        {"functions": {}, "calls": []},
         {"functions": [{"name": 1}], "calls": []},
         {"functions": [{"name": "f", "parameters": {"properties": {"x": 1}}}], "calls": []},
         expected([{"look": {"x": 1}}]),

@@ -1,0 +1,61 @@
+"""A task whose problems are there already: made, or read from a published form."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from typing import Any
+
+from dualign.switch import Switch
+from dualign.tasks.base import Problem
+from dualign.verifiers.base import Verifier
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ListedTask:
+    """Problems with what checks their answers."""
+
+    name: str
+    rows: str
+    """the reference, without a file"""
+    check: Verifier
+    listed: tuple[Problem, ...]
+    instruction: str = ""
+    """the text around the bare question, which each problem has at its head"""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """rows that aren't asked, by reason"""
+    max_new_tokens: int | None = None
+    max_new_tokens_no_think: int | None = None
+    switch: Switch | None = None
+
+    @property
+    def digest(self) -> str | None:
+        rows = [
+            [problem.id, list(problem.messages), problem.expected, list(problem.tools)]
+            for problem in self.listed
+        ]
+        return sha256(json.dumps([self.settings(), rows], default=str).encode()).hexdigest()
+
+    def load_problems(self) -> tuple[Problem, ...]:
+        return self.listed
+
+    def settings(self) -> dict[str, Any]:
+        return {"name": self.name, "verifier": repr(self.check)}
+
+    def without_instruction(self) -> "ListedTask":
+        if not self.instruction:
+            return self
+        bare = (
+            replace(
+                problem,
+                messages=(
+                    *problem.messages[:-1],
+                    {
+                        **problem.messages[-1],
+                        "content": problem.messages[-1]["content"].removeprefix(self.instruction),
+                    },
+                ),
+            )
+            for problem in self.listed
+        )
+        return replace(self, listed=tuple(bare))
