@@ -209,14 +209,14 @@ def evaluate(
     """Ask a model every task in think and in no_think mode.
 
     Args:
-        model: a run directory, model or adapter folder, Hub id, or an endpoint: its address or its
-            keys (docs/endpoints.md).
+        model: a run directory, model or adapter folder, Hub id, or endpoint (docs/endpoints.md).
         tasks: task files.
         out: the folder for metrics.json, samples.jsonl and table.md; answers that are there from a
             run that was interrupted are kept.
         rows: at most this many rows of each task, drawn by the seed.
         max_new_tokens: the limit of an answer, thinking included.
-        temperature, top_p: 0 is greedy; sample from the likeliest tokens of this probability.
+        temperature: 0 is greedy.
+        top_p: sample from the likeliest tokens that together have this probability.
         budgets: tokens after which traces are closed (docs/budgets.md).
         backend: `vllm` must be installed.
         switch: what switches the modes, as in a recipe; None: what the template reads; {}: none.

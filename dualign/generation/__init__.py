@@ -2,6 +2,7 @@
 
 __all__ = [
     "answers",
+    "budgets",
     "chat",
     "config",
     "estimate",

@@ -56,11 +56,7 @@ def vllm_batches(
     lora = {"enable_lora": True, "max_lora_rank": _served_rank(Path(adapter))} if adapter else {}
     engine = LLM(model=base, dtype=dtype, **lora)
     request = LoRARequest("adapter", 1, adapter) if adapter else None
-    try:
-        configured = GenerationConfig.from_pretrained(base).eos_token_id
-    except OSError:  # no generation_config.json
-        configured = None
-    ends = eos_token_ids(configured, tokenizer)
+    ends = _end_ids(base, tokenizer)
 
     def params(sampling: Sampling, seed: int) -> SamplingParams:
         return SamplingParams(
@@ -122,6 +118,14 @@ def _served_rank(adapter: Path) -> int:
             "into its base, or choose backend: transformers"
         )
     return served
+
+
+def _end_ids(base: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    try:
+        configured = GenerationConfig.from_pretrained(base).eos_token_id
+    except OSError:  # no generation_config.json
+        configured = None
+    return eos_token_ids(configured, tokenizer)
 
 
 def _generation(
