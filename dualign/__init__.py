@@ -17,6 +17,7 @@ from dualign.version import __version__
 
 if TYPE_CHECKING:
     from dualign.api import (
+        compare,
         diagnose,
         evaluate,
         experiment,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "__version__",
+    "compare",
     "diagnose",
     "evaluate",
     "experiment",

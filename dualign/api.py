@@ -24,11 +24,13 @@ if TYPE_CHECKING:
     from dualign.generation.config import Backend, Endpoint
     from dualign.publish.checklist import CheckResult
     from dualign.publish.hub.upload import Publication
+    from dualign.report.compare import Comparison
     from dualign.report.runs import StageRun
 
 __all__ = [
     "MergeResult",
     "PublishResult",
+    "compare",
     "diagnose",
     "evaluate",
     "experiment",
@@ -251,6 +253,33 @@ def evaluate(
     with locked(Path(out)):
         metrics = evaluate_stage(stage, Path(out), seed=seed).metrics
     return read_scores(metrics, where=str(Path(out) / "metrics.json"))[0]
+
+
+def compare(
+    before: str | Path, after: str | Path, *, html: str | Path | None = None
+) -> "Comparison":
+    """Compare two evaluated models problem by problem: accuracy, and what turned right or wrong.
+
+    Args:
+        before: the folder of an evaluation, a run with evaluation stages, a model's folder in such a
+            run, or `RUN:MODEL`; without a name, the last model that was evaluated.
+        after: the model that is compared with it, named likewise.
+        html: a file for a page with all problems, the answers of both side by side, and filters.
+
+    Returns:
+        The tasks that both were asked, each in both modes: scores, change with its interval, p, and
+        `problems` with the answers of both; `notes()` says what isn't compared.
+
+    Raises:
+        DualignError: a folder is no evaluation, or the models share no problem.
+    """
+    from dualign.report.compare import compare as compare_models
+    from dualign.report.compare_pages import write_comparison
+
+    comparison = compare_models(before, after)
+    if html is not None:
+        write_comparison(comparison, Path(html))
+    return comparison
 
 
 def merge(

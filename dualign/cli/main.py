@@ -12,7 +12,17 @@ from functools import partial
 from typing import get_args
 
 from dualign import stages
-from dualign.cli import adapter, commands, experiment, export, merge, publish, storage, sweep
+from dualign.cli import (
+    adapter,
+    commands,
+    compare,
+    experiment,
+    export,
+    merge,
+    publish,
+    storage,
+    sweep,
+)
 from dualign.cli.parsers import Sub, command
 from dualign.errors import DualignError
 from dualign.generation.config import Backend
@@ -121,6 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add(sub)
     experiment.add(sub)
     _eval_command(sub)
+    compare.add(sub)
     _chat_command(sub)
     _report_command(sub)
     publish.add(sub)

@@ -10,7 +10,7 @@ from dualign.data.conversation import MODES
 from dualign.evaluation.scores import short_label
 from dualign.report.blocks import AnswerBrowser, Report, Section
 from dualign.report.runs import ModelEvaluation, Row
-from dualign.report.samples import faults, plain, shortened, token_counts
+from dualign.report.samples import faults, mode_label, plain, shortened, token_counts
 
 _MAX_BYTES = 3_000_000  # of the answers in a page
 _TEXT_LIMITS = (6000, 1600, 500)  # characters of a text, the first at which all problems fit
@@ -97,15 +97,13 @@ def _entry(problem: Listed, limit: int) -> Entry:
 
 
 def _answer(model: str, row: Row, limit: int) -> Entry:
-    budget = row.get("budget")
-    mode = str(row.get("mode")) + ("" if budget is None else f", budget {budget}")
     number = [f"sample {row['sample'] + 1}"] if isinstance(row.get("sample"), int) else []
     correct, reason = row.get("correct"), row.get("reason")
     score = [f"score {row['score']:.3g}"] if isinstance(row.get("score"), int | float) else []
     why = [str(reason)] if reason and not correct else []
     return {
         "model": model,
-        "mode": mode,
+        "mode": mode_label(row),
         "right": None if correct is None else bool(correct),
         "thinking": shortened(plain(row.get("thinking")), limit),
         "answer": shortened(plain(row.get("answer")), limit),
@@ -131,14 +129,14 @@ def _size(entry: Entry) -> int:
 
 
 def _drawn(entries: Sequence[Entry], max_bytes: int) -> list[Entry]:
-    """Draw problems until the next doesn't fit: one of each task in turn, in their order at the end."""
-    by_task: dict[str, list[int]] = defaultdict(list)
+    """Draw problems until the next doesn't fit: one of each task and kind in turn, then in order."""
+    groups: dict[str, list[int]] = defaultdict(list)
     for place, entry in enumerate(entries):
-        by_task[entry["task"]].append(place)
-    for task, places in by_task.items():
-        random.Random(task).shuffle(places)
+        groups[f"{entry['task']}:{entry['kind']}"].append(place)
+    for name, places in groups.items():
+        random.Random(name).shuffle(places)
     left, drawn = max_bytes, []
-    for place in _in_turns(by_task.values()):
+    for place in _in_turns(groups.values()):
         left -= _size(entries[place])
         if left < 0:
             break

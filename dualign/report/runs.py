@@ -9,6 +9,7 @@ from typing import Any
 
 from dualign.errors import CheckpointError
 from dualign.evaluation.scores import ModelScores, read_scores
+from dualign.rundir import RUN_JSON
 
 Row = Mapping[str, Any]
 Series = tuple[tuple[int, float], ...]
@@ -48,11 +49,11 @@ def read_stage(path: Path) -> StageRun:
     Raises:
         CheckpointError: it is incomplete or damaged.
     """
-    record = _read_json(path / "run.json", expected="a finished run directory of `dualign run`")
+    record = _read_json(path / RUN_JSON, expected="a finished run directory of `dualign run`")
     for key in ("name", "kind"):
         if key not in record:
             raise CheckpointError(
-                f"{path / 'run.json'}: the key '{key}' is missing. Expected the run.json that a "
+                f"{path / RUN_JSON}: the key '{key}' is missing. Expected the run.json that a "
                 "stage writes; run the stage again."
             )
     metrics_file = path / "metrics.json"
@@ -68,6 +69,24 @@ def read_stage(path: Path) -> StageRun:
         samples=() if metrics is None else tuple(_read_rows(path / "samples.jsonl")),
         retained=tuple(_read_rows(path / "retention.jsonl")),
         sweep=_read_json(sweep_file, expected="a sweep") if sweep_file.exists() else None,
+    )
+
+
+def read_evaluation(path: Path) -> StageRun:
+    """Read the folder of an evaluation; `dualign eval` writes no run.json into it.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+    """
+    if (path / RUN_JSON).is_file():
+        return read_stage(path)
+    return StageRun(
+        path=path,
+        name=path.absolute().name,
+        kind="eval",
+        record={},
+        metrics=_read_json(path / "metrics.json", expected="metrics"),
+        samples=tuple(_read_rows(path / "samples.jsonl")),
     )
 
 

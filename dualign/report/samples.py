@@ -12,7 +12,7 @@ from dualign.report.conclusions import Evaluated
 from dualign.report.runs import Row
 
 MAX_CHARACTERS = 1600
-_SAMPLES_PER_TASK = 4
+_SAMPLES_PER_TASK, _SAMPLES = 4, 24
 # Outcomes in turn: problems on which the modes differ come first, then failures of both.
 _ORDER = ("only think right", "both wrong", "only no_think right", "both right")
 
@@ -31,8 +31,10 @@ def sample_sections(evaluated: Evaluated) -> Iterator[Section]:
     with_metrics = [stage for stage in evaluated.stages if stage.metrics is not None]
     seed = int(with_metrics[-1].record.get("seed") or 0) if with_metrics else 0
     blocks: list[Block] = []
-    for task in task_names((model.scores,)):
-        choice = choose(model.samples, task=task, count=_SAMPLES_PER_TASK, seed=seed)
+    tasks = task_names((model.scores,))
+    count = max(1, min(_SAMPLES_PER_TASK, _SAMPLES // max(1, len(tasks))))
+    for task in tasks:
+        choice = choose(model.samples, task=task, count=count, seed=seed)
         if choice is not None:
             counts = ", ".join(f"{outcome} {n}" for outcome, n in choice.outcomes.items())
             blocks += [
@@ -105,11 +107,17 @@ def _side_by_side(pair: Mapping[str, Row]) -> SideBySide:
     )
 
 
-def mode_answer(row: Row) -> ModeAnswer:
-    """Return an answer of samples.jsonl as a block."""
+def mode_label(row: Row) -> str:
+    """Return the mode of an answer, with the budget at which its trace was closed."""
+    budget = row.get("budget")
+    return str(row.get("mode")) + ("" if budget is None else f", budget {budget}")
+
+
+def mode_answer(row: Row, limit: int = MAX_CHARACTERS) -> ModeAnswer:
+    """Return an answer of samples.jsonl as a block, its texts shortened."""
     return ModeAnswer(
-        thinking=shortened(plain(row.get("thinking"))),
-        answer=shortened(plain(row.get("answer"))),
+        thinking=shortened(plain(row.get("thinking")), limit),
+        answer=shortened(plain(row.get("answer")), limit),
         correct=row.get("correct"),
         note=", ".join([*token_counts(row), *faults(row)]),
     )

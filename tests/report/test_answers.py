@@ -18,7 +18,7 @@ from .conftest import ATTACK, PROBLEMS, SKILL, Record, cell, write_evaluation
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
-def _data(html: str) -> list[Record]:
+def data_of(html: str) -> list[Record]:
     """The problems of a page, read as the script reads them."""
     scripts = re.findall(r"<script([^>]*)>(.*?)</script>", html, re.DOTALL)
     (text,) = (text for attributes, text in scripts if 'id="answers-data"' in attributes)
@@ -34,7 +34,7 @@ def html(pipeline: list[Path]) -> str:
 
 
 def test_every_answer_is_there_once_with_both_modes_of_a_model_together(html: str) -> None:
-    problems = _data(html)
+    problems = data_of(html)
     assert len(problems) == 3 * PROBLEMS
     assert [problem["task"] for problem in problems[::PROBLEMS]] == ["sums", "cups", "letters"]
     names = [(model, mode) for model in SKILL for mode in ("think", "no_think")]
@@ -44,7 +44,7 @@ def test_every_answer_is_there_once_with_both_modes_of_a_model_together(html: st
 
 def test_foreign_text_is_data_of_the_page_and_never_markup(html: str) -> None:
     assert len(re.findall("<script", html)) == 2
-    attacked = [problem for problem in _data(html) if problem["id"].endswith("-5")]
+    attacked = [problem for problem in data_of(html) if problem["id"].endswith("-5")]
     assert len(attacked) == 3
     assert all(answer["answer"] == ATTACK for answer in attacked[0]["answers"])
     assert "innerHTML" not in html
@@ -77,7 +77,7 @@ def test_flags_scores_samples_and_budgets_are_named(tmp_path: Path) -> None:
     models = evaluations_of([read_stage(write_evaluation(tmp_path, "test", [model], samples))])
     page = answers_page("t", models)
     assert page is not None
-    first, second = _data(render_html(page))
+    first, second = data_of(render_html(page))
     assert [answer["mode"] for answer in first["answers"]] == ["think", "think, budget 128"]
     assert first["answers"][0]["flags"] == ["leaked", "cut at the token limit"]
     assert first["answers"][0]["note"].startswith("sample 2, not a number")
@@ -124,7 +124,7 @@ def test_a_browser_shows_what_matches_the_filters_of_the_address(html: str, tmp_
 
     wrong = sum(
         not answer["right"]
-        for problem in _data(html)
+        for problem in data_of(html)
         for answer in problem["answers"]
         if (problem["task"], answer["model"], answer["mode"]) == ("cups", "sft", "no_think")
     )
