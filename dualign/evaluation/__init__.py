@@ -1,3 +1,13 @@
 """Tasks put to models in both modes, and their metrics."""
 
-__all__ = ["config", "evaluate", "metrics", "preflight", "requests", "sampled", "scores", "table"]
+__all__ = [
+    "config",
+    "evaluate",
+    "metrics",
+    "preflight",
+    "requests",
+    "sampled",
+    "scores",
+    "significance",
+    "table",
+]

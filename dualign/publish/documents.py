@@ -13,6 +13,7 @@ from dualign.publish.checklist import CheckResult
 from dualign.publish.redaction import redact, redact_record
 from dualign.publish.release import LoadTestAnswer, Release, staged_files
 from dualign.publish.sources import is_hub_id
+from dualign.report.groups import task_sources
 from dualign.report.plots import accuracy_plot, loss_plot, reward_plot
 from dualign.report.runs import (
     ModelEvaluation,
@@ -129,14 +130,8 @@ def _metadata(release: Release, models: Sequence[ModelEvaluation]) -> Metadata:
 
 def _task_data(evaluations: Sequence[StageRun]) -> dict[str, str]:
     """Map tasks to the dataset of the hub that their problems are from."""
-    datasets: dict[str, str] = {}
-    for stage in evaluations:
-        # The record has the tasks' data first, in their order, then the files of pairs.
-        tasks, data = (stage.metrics or {}).get("tasks", ()), stage.record.get("data") or ()
-        for task, entry in zip(tasks, data, strict=False):
-            if is_hub_id(str(entry.get("source"))):
-                datasets[task] = entry["source"]
-    return datasets
+    sources = {task: str(entry["source"]) for task, entry in task_sources(evaluations).items()}
+    return {task: source for task, source in sources.items() if is_hub_id(source)}
 
 
 def _record(

@@ -2,8 +2,11 @@
 
 __all__ = [
     "blocks",
+    "compare",
+    "compare_pages",
     "conclusions",
     "experiment",
+    "groups",
     "plots",
     "render",
     "report",

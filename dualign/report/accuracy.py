@@ -1,36 +1,38 @@
-"""Sections on accuracy: in both modes, and what each stage bought."""
+"""Sections on accuracy: in both modes, what each stage bought, and against the first model."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from dualign.data.conversation import MODES
 from dualign.evaluation.scores import (
+    Change,
     ModelScores,
+    Score,
     change_text,
     gain_text,
+    mean_of,
     score_text,
     short_label,
     task_names,
 )
 from dualign.report.blocks import Block, Gallery, Paragraph, Section, Table
 from dualign.report.conclusions import Evaluated, Step, multiplicity_note
-from dualign.report.plots import accuracy_plot
+from dualign.report.groups import TaskGroups, is_small, task_groups
+from dualign.report.plots import accuracy_plot, group_plot
 
 _TASKS_PER_TABLE = 3  # more columns don't fit on paper
 
 
 def accuracy_sections(evaluated: Evaluated) -> Iterator[Section]:
-    """Yield the tables of accuracy and gain in both modes, and a plot of each task."""
+    """Yield the tables of accuracy and gain in both modes, and plots.
+
+    A few tasks are columns, with a plot for each; many are rows, by group, with a plot for each group.
+    """
     models = evaluated.scores
-    tasks = task_names(models)
+    groups = task_groups(evaluated.stages, task_names(models))
     note = (
         "Percent right with 95 % intervals. Gain: think less no_think in the same model, in points "
         "of percent. In brackets where its 95 % interval holds 0: such a gain is not measurable."
     )
-    parts = [tasks[i : i + _TASKS_PER_TABLE] for i in range(0, len(tasks), _TASKS_PER_TABLE)]
-    pictures = [
-        accuracy_plot(f"accuracy-{i}", task, [model for model in models if task in model.tasks])
-        for i, task in enumerate(tasks)
-    ]
     blocks: list[Block] = [Paragraph(text=note, quiet=True)]
     without_switch = ", ".join(short_label(m.model) for m in models if not m.mode_switch)
     if without_switch:
@@ -39,9 +41,71 @@ def accuracy_sections(evaluated: Evaluated) -> Iterator[Section]:
             f"{without_switch}."
         )
         blocks.append(Paragraph(text=text))
-    blocks += [_accuracy_table(models, part) for part in parts]
-    blocks += [Gallery(pictures=tuple(pictures)), *(_gains_table(models, part) for part in parts)]
+    blocks += _few_tasks(models) if is_small(groups) else _many_tasks(models, groups)
     yield Section(name="accuracy", title="Accuracy in both modes", blocks=tuple(blocks))
+
+
+def _few_tasks(models: Sequence[ModelScores]) -> Iterator[Block]:
+    tasks = task_names(models)
+    parts = [tasks[i : i + _TASKS_PER_TABLE] for i in range(0, len(tasks), _TASKS_PER_TABLE)]
+    pictures = [
+        accuracy_plot(f"accuracy-{i}", task, [model for model in models if task in model.tasks])
+        for i, task in enumerate(tasks)
+    ]
+    yield from (_accuracy_table(models, part) for part in parts)
+    yield Gallery(pictures=tuple(pictures))
+    yield from (_gains_table(models, part) for part in parts)
+
+
+def _many_tasks(models: Sequence[ModelScores], groups: TaskGroups) -> Iterator[Block]:
+    for title, tasks in groups.items():
+        yield _group_table(models, title, tasks)
+    last = models[-1]
+    pictures = [
+        group_plot(f"accuracy-group-{i}", title, last, tasks)
+        for i, (title, tasks) in enumerate(groups.items())
+        if any(task in last.tasks for task in tasks)
+    ]
+    yield Gallery(pictures=tuple(pictures))
+
+
+def _group_table(models: Sequence[ModelScores], title: str, tasks: Sequence[str]) -> Table:
+    """Return a table with rows for the modes and the gain of each task, and for their means."""
+    rows = []
+    for task in tasks:
+        name = f"{task} (n = {_count(models, task)})"
+        for mode in MODES:
+            rows.append((name, mode, *(score_text(model.score(task, mode)) for model in models)))
+            name = ""
+        rows.append((name, "gain", *(change_text(model.gain(task), 0) for model in models)))
+    if len(tasks) > 1:
+        name = f"mean of {len(tasks)}"
+        for mode in MODES:
+            means = (_mean_text([model.score(task, mode) for task in tasks]) for model in models)
+            rows.append((name, mode, *means))
+            name = ""
+        gains = (_mean_change([model.gain(task) for task in tasks]) for model in models)
+        rows.append((name, "gain", *(change_text(gain, 0) for gain in gains)))
+    columns = ("task", "mode", *(short_label(model.model) for model in models))
+    return Table(columns=columns, rows=tuple(rows), text_columns=2, caption=title)
+
+
+def _mean_text(scores: Sequence[Score | None]) -> str:
+    """Return the mean over tasks with its interval; "-" if one is missing."""
+    changes = [
+        Change.of(score.accuracy, (score.low, score.high)) for score in scores if score is not None
+    ]
+    if len(changes) < len(scores):
+        return score_text(None)
+    mean = mean_of(changes)
+    low, high = max(0.0, mean.low), min(1.0, mean.high)
+    return score_text(Score(accuracy=mean.value, low=low, high=high, n=0))
+
+
+def _mean_change(changes: Sequence[Change | None]) -> Change | None:
+    """Return the mean over tasks; None if one is missing."""
+    known = [change for change in changes if change is not None]
+    return mean_of(known) if len(known) == len(changes) else None
 
 
 def _gains_table(models: Sequence[ModelScores], tasks: Sequence[str]) -> Table:
@@ -111,3 +175,45 @@ def _step_table(step: Step) -> Table:
     return Table(
         columns=("task", *MODES, "thinking tokens, %"), rows=tuple(rows), caption=step.title
     )
+
+
+def base_sections(evaluated: Evaluated) -> Iterator[Section]:
+    """Yield the change of each model from the first, where that isn't what the steps say already."""
+    base, *others = evaluated.models
+    if all(step.before is base for step in evaluated.steps):
+        return
+    compared = [Step(after=model, before=base) for model in others]
+    changes = [step.changes() for step in compared]
+    known = {task for of_step in changes for task, _ in of_step}
+    groups = task_groups(evaluated.stages, [t for t in task_names(evaluated.scores) if t in known])
+    tables = tuple(_base_table(compared, changes, *group) for group in groups.items())
+    if not tables:
+        return
+    text = (
+        f"In points of percent against {short_label(base.scores.model)}, with 95 % intervals as above; in "
+        "brackets where such an interval holds 0."
+    )
+    note = Paragraph(text=text, quiet=True)
+    yield Section(name="base", title="Against the first model", blocks=(note, *tables))
+
+
+def _base_table(
+    compared: Sequence[Step],
+    changes: Sequence[Mapping[tuple[str, str], Change]],
+    title: str,
+    tasks: Sequence[str],
+) -> Table:
+    rows = [
+        (task, mode, *(change_text(of_step.get((task, mode)), 0) for of_step in changes))
+        for task in tasks
+        for mode in MODES
+    ]
+    if len(tasks) > 1:
+        for mode in MODES:
+            means = (
+                _mean_change([of_step.get((task, mode)) for task in tasks]) for of_step in changes
+            )
+            cells = (change_text(mean, 0) for mean in means)
+            rows.append((f"mean of {len(tasks)}", mode, *cells))
+    columns = ("task", "mode", *(short_label(step.after.scores.model) for step in compared))
+    return Table(columns=columns, rows=tuple(rows), text_columns=2, caption=title)

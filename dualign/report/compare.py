@@ -181,7 +181,7 @@ def _grouped(side: Side) -> _Groups:
         of_task = groups.setdefault((str(row.get("task")), mode_label(row)), {})
         of_task.setdefault(str(row.get("id")), []).append(row)
     places = {task: place for place, task in enumerate(dict.fromkeys(task for task, _ in groups))}
-    modes = {mode: place for place, mode in enumerate(MODES)}
+    modes: dict[str, int] = {mode: place for place, mode in enumerate(MODES)}
     order = sorted(groups, key=lambda key: (places[key[0]], modes.get(key[1], len(modes))))
     return {key: groups[key] for key in order}
 

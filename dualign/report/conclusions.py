@@ -34,6 +34,8 @@ from dualign.report.runs import (
     series,
 )
 
+_NAMED_CHANGES = 6  # of one kind in a sentence; the tables have all
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Step:
@@ -220,9 +222,14 @@ def _none_measurable(changes: dict[str, Change]) -> str:
 
 
 def _part(words: str, changes: Sequence[tuple[str, Change]]) -> str:
+    """Return the words with the changes; of many, with the largest, and how many more there are."""
     if not changes:
         return ""
-    return f"{words} {', '.join(f'{name} {change_text(change)}' for name, change in changes)}"
+    shown = changes
+    if len(changes) > _NAMED_CHANGES:
+        shown = sorted(changes, key=lambda item: -abs(item[1].value))[:_NAMED_CHANGES]
+    rest = f" and {len(changes) - len(shown)} more" if len(changes) > len(shown) else ""
+    return f"{words} {', '.join(f'{name} {change_text(change)}' for name, change in shown)}{rest}"
 
 
 def multiplicity_note(count: int) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 from dualign.data.conversation import MODES
 from dualign.evaluation.scores import ModelScores, percent, short_label, task_names
 from dualign.evaluation.table import PAIR_COLUMNS, PAIR_LEGEND, pair_rows
-from dualign.report.accuracy import accuracy_sections, step_sections
+from dualign.report.accuracy import accuracy_sections, base_sections, step_sections
 from dualign.report.blocks import Bullets, Paragraph, Section, Table
 from dualign.report.conclusions import (
     Evaluated,
@@ -130,6 +130,7 @@ def _reason_sections(evaluated: Evaluated) -> Iterator[Section]:
 _SECTIONS: tuple[Callable[[Evaluated], Iterator[Section]], ...] = (
     accuracy_sections,
     step_sections,
+    base_sections,
     _pair_sections,
     _format_sections,
     _reason_sections,

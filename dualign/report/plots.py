@@ -49,22 +49,35 @@ _STYLE: dict[str, Any] = {
 
 def accuracy_plot(name: str, task: str, models: Sequence[ModelScores]) -> Picture:
     """Plot a task: a line for each model, its accuracy in both modes with 95 % intervals."""
+    rows = [(short_label(model.model), model, task) for model in models]
+    return _scores_plot(name, f"{task}: accuracy of each model", task, rows)
+
+
+def group_plot(name: str, title: str, model: ModelScores, tasks: Sequence[str]) -> Picture:
+    """Plot a model: a line for each task, its accuracy in both modes with 95 % intervals."""
+    head = ": ".join(filter(None, (short_label(model.model), title)))
+    rows = [(task, model, task) for task in tasks if task in model.tasks]
+    return _scores_plot(name, f"{head}: accuracy on each task", head, rows)
+
+
+def _scores_plot(
+    name: str, alt: str, title: str, rows: Sequence[tuple[str, ModelScores, str]]
+) -> Picture:
+    """Plot a line for each (label, model, task)."""
 
     def draw(axes: Axes) -> None:
         for mode, shift in (("think", -0.13), ("no_think", 0.13)):
-            scores = [(i, model.score(task, mode)) for i, model in enumerate(models)]
-            rows = [(i + shift, score) for i, score in scores if score is not None]
-            values, errors = _in_percent([score for _, score in rows])
-            axes.errorbar(values, [y for y, _ in rows], xerr=errors, linestyle="", **mark(mode))
-        axes.set_yticks(range(len(models)), [label_text(short_label(m.model), 18) for m in models])
-        axes.set_ylim(len(models) - 0.5, -0.5)
+            scores = [(i, model.score(task, mode)) for i, (_, model, task) in enumerate(rows)]
+            points = [(i + shift, score) for i, score in scores if score is not None]
+            values, errors = _in_percent([score for _, score in points])
+            axes.errorbar(values, [y for y, _ in points], xerr=errors, linestyle="", **mark(mode))
+        axes.set_yticks(range(len(rows)), [label_text(label, 18) for label, _, _ in rows])
+        axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlim(-4, 104)
         axes.set_xlabel("accuracy, %")
 
-    height = max(2.0, 1.25 + 0.42 * len(models))
-    return picture(
-        name, f"{task}: accuracy of each model", draw, title=task, size=(_SIZE[0], height)
-    )
+    height = max(2.0, 1.25 + 0.42 * len(rows))
+    return picture(name, alt, draw, title=title, size=(_SIZE[0], height))
 
 
 def loss_plot(name: str, stage: str, log: Sequence[Row]) -> Picture:

@@ -9,16 +9,17 @@ from dualign.evaluation.sampled import by_budget, mean_share, problem_means
 from dualign.evaluation.scores import Score, mean_interval, short_label, task_names
 from dualign.report.blocks import Gallery, Paragraph, Picture, Section, Table
 from dualign.report.conclusions import Evaluated, think_tokens
+from dualign.report.groups import FEW_TASKS
 from dualign.report.plots import difficulty_plot, lengths_plot
 from dualign.report.runs import ModelEvaluation, Row
 
 
 def thinking_sections(evaluated: Evaluated) -> Iterator[Section]:
-    """Yield how long the thinking is: a table of all models, a plot of the last two for each task."""
+    """Yield how long the thinking is: a table of all models, plots of the last two for a few tasks."""
     models = evaluated.models
     recent = models[-2:]
     pictures = []
-    for i, task in enumerate(task_names([model.scores for model in recent])):
+    for i, task in enumerate(task_names([model.scores for model in recent])[:FEW_TASKS]):
         lengths = {
             short_label(m.scores.model): list(think_tokens(m, task).values()) for m in recent
         }
@@ -34,15 +35,20 @@ def thinking_sections(evaluated: Evaluated) -> Iterator[Section]:
 
 
 def _lengths_table(models: Sequence[ModelEvaluation]) -> Table:
+    """Return the means with a column for each task; with many tasks, a row for each."""
     tasks = task_names([model.scores for model in models])
-    rows = []
+    columns = []
     for model in models:
         lengths = {task: list(think_tokens(model, task).values()) for task in tasks}
         every = [length for values in lengths.values() for length in values]
         cells = [_mean_text(values) for values in lengths.values()]
         total = [_mean_text(every)] if len(tasks) > 1 else []
-        rows.append((short_label(model.scores.model), *cells, *total))
-    return Table(columns=("model", *tasks, *(["all"] if len(tasks) > 1 else [])), rows=tuple(rows))
+        columns.append((short_label(model.scores.model), *cells, *total))
+    names = (*tasks, *(["all"] if len(tasks) > 1 else []))
+    if len(tasks) <= FEW_TASKS:
+        return Table(columns=("model", *names), rows=tuple(columns))
+    head, *rows = zip(("task", *names), *columns, strict=True)
+    return Table(columns=head, rows=tuple(rows))
 
 
 def _mean_text(values: Sequence[float]) -> str:
@@ -54,7 +60,7 @@ def difficulty_sections(evaluated: Evaluated) -> Iterator[Section]:
     """Yield the accuracy of the last model by the difficulty of the problems."""
     model = evaluated.models[-1]
     pictures: list[Picture] = []
-    for i, task in enumerate(task_names((model.scores,))):
+    for i, task in enumerate(task_names((model.scores,))[:FEW_TASKS]):
         by_mode: dict[str, dict[str, Score]] = {
             mode: _by_difficulty(model.samples, task, mode) for mode in MODES
         }

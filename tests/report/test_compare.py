@@ -84,7 +84,10 @@ def _evaluation(folder: Path, name: str, models: dict[str, str], **changes: obje
         for number, digit in enumerate(digits)
     ]
     entries = [
-        {"model": model, "tasks": {samples[0]["task"]: {"no_think": cell(digits.count("1"), len(digits))}}}
+        {
+            "model": model,
+            "tasks": {samples[0]["task"]: {"no_think": cell(digits.count("1"), len(digits))}},
+        }
         for model, digits in models.items()
     ]
     return write_evaluation(folder, name, entries, samples)

@@ -19,6 +19,7 @@ ALL_SECTIONS = [
     "findings",
     "accuracy",
     "steps",
+    "base",
     "format",
     "lengths",
     "difficulty",

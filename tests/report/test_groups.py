@@ -1,0 +1,107 @@
+"""Many tasks: rows by group, means of groups, and each model against the first."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dualign.report.blocks import Gallery, Section, Table
+from dualign.report.evaluation import evaluation_sections
+from dualign.report.runs import StageRun, evaluations_of, read_stage
+
+from .conftest import Record, cell, write_evaluation, write_stage
+
+HARNESS = ("gsm8k", "ifeval", "mmlu", "gpqa")
+LONG = ("needle@1k", "needle@4k")
+FILES = ("sums", "cups")
+SOURCES = (
+    *(f"lm_eval:{name}" for name in HARNESS),
+    *(f"long:{name}" for name in LONG),
+    *(f"/tasks/{name}.jsonl" for name in FILES),
+)
+RIGHT = {"base": (20, 20), "sft": (40, 30), "apo": (60, 30)}
+
+
+def _stages(folder: Path, suite: str | None = None) -> list[StageRun]:
+    names = (*HARNESS, *LONG, *FILES)
+    models: list[Record] = []
+    for model, (think, no_think) in RIGHT.items():
+        cells = {"think": cell(think, 100), "no_think": cell(no_think, 100)}
+        models.append({"model": model, "tasks": dict.fromkeys(names, cells)})
+    paths = [
+        write_stage(folder, "sft", "sft"),
+        write_stage(folder, "apo", "preference", parents=("sft",)),
+        write_evaluation(folder, "test", models),
+    ]
+    record = json.loads((paths[-1] / "run.json").read_text())
+    record["data"] = [{"source": source, "rows": 100} for source in SOURCES]
+    record["config"] |= {"suite": suite} if suite else {}
+    (paths[-1] / "run.json").write_text(json.dumps(record))
+    return [read_stage(path) for path in paths]
+
+
+def _section(stages: list[StageRun], name: str) -> Section:
+    sections = evaluation_sections(stages, evaluations_of(stages))
+    return next(section for section in sections if section.name == name)
+
+
+def _tables(section: Section) -> dict[str, Table]:
+    return {block.caption: block for block in section.blocks if isinstance(block, Table)}
+
+
+@pytest.fixture
+def stages(tmp_path: Path) -> list[StageRun]:
+    return _stages(tmp_path)
+
+
+def test_many_tasks_are_rows_by_what_they_were_read_from(stages: list[StageRun]) -> None:
+    section = _section(stages, "accuracy")
+    tables = _tables(section)
+    assert list(tables) == ["lm-evaluation-harness", "Long context", "Task files"]
+    table = tables["Long context"]
+    assert table.columns == ("task", "mode", "base", "sft", "apo")
+    assert [row[0] for row in table.rows[::3]] == [
+        "needle@1k (n = 100)", "needle@4k (n = 100)", "mean of 2",
+    ]  # fmt: skip
+    assert [row[1] for row in table.rows[:3]] == ["think", "no_think", "gain"]
+    assert table.rows[0][2:] == ("20.0 [13, 29]", "40.0 [31, 50]", "60.0 [50, 69]")
+    # Two independent tasks: the mean's interval is narrower by the root of two.
+    assert table.rows[6][4] == "60.0 [53, 66]"
+    assert table.rows[8][4].startswith("+30.0 [")
+    (gallery,) = (block for block in section.blocks if isinstance(block, Gallery))
+    assert len(gallery.pictures) == 3
+
+
+def test_tasks_of_a_suite_are_a_group(tmp_path: Path) -> None:
+    tables = _tables(_section(_stages(tmp_path, suite="quick"), "accuracy"))
+    assert list(tables) == [""]  # the only one needs no title
+    assert len(tables[""].rows) == 3 * (8 + 1)
+
+
+def test_each_model_is_set_against_the_first(stages: list[StageRun]) -> None:
+    tables = _tables(_section(stages, "base"))
+    table = tables["Task files"]
+    assert table.columns == ("task", "mode", "sft", "apo")
+    assert [row[:2] for row in table.rows] == [
+        *((task, mode) for task in FILES for mode in ("think", "no_think")),
+        ("mean of 2", "think"),
+        ("mean of 2", "no_think"),
+    ]
+    assert table.rows[0][3].startswith("+40.0 [") and table.rows[4][3].startswith("+40.0 [")
+
+
+def test_two_models_need_no_second_table_of_their_change(tmp_path: Path) -> None:
+    models = [
+        {"model": model, "tasks": {"sums": {"think": cell(n, 100)}}}
+        for model, n in (("base", 10), ("sft", 20))
+    ]
+    stages = [read_stage(write_evaluation(tmp_path, "test", models))]
+    names = [section.name for section in evaluation_sections(stages, evaluations_of(stages))]
+    assert "steps" in names and "base" not in names
+
+
+def test_a_sentence_names_the_largest_changes_and_counts_the_rest(stages: list[StageRun]) -> None:
+    (bullets,) = _section(stages, "findings").blocks
+    first = bullets.items[0]  # type: ignore[union-attr]
+    assert first.startswith("apo: thinking adds points on gsm8k +30.0 [")
+    assert first.count("+30.0") == 6 and first.endswith(" and 2 more.")
