@@ -42,6 +42,7 @@ _ADDED_LATER: tuple[str, ...] = (
     *("retain", "early_stopping"),
     *("judge", "at_least"),
     *("budgets", "budget_closing", "thinking_budget_field"),
+    "context",
 )
 # Bounds that end a stage and change nothing of what it makes, at any depth.
 _BOUNDS = ("min_consistent",)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from dualign.checkpoints.context import ContextConfig
 from dualign.config import Key, dotted, nearest
 from dualign.merging.methods.table import METHODS
 from dualign.merging.parameters import Level, parameter_problems
@@ -81,6 +82,8 @@ class Merge:
     """a template's text in place of the tokenizer's; auto: the one that most models have"""
     allow_pickle: bool = False
     """read pytorch_model.bin if a model has no safetensors"""
+    context: ContextConfig | None = None
+    """stretch the positions of the result"""
     arithmetic: Dtype | None = None
     """compute as mergekit does, in this type (input: that of the tensors); None: in float64"""
     inner: Mapping[str, "Merge"] = field(default_factory=dict)
@@ -148,6 +151,8 @@ class MergeStage:
     """the model whose config, tokenizer settings and template win where the models differ"""
     tokenizer_from: str | None = None
     """the model whose vocabulary, tokenizer settings and template win, if it isn't config_from"""
+    context: ContextConfig | None = None
+    """stretch the positions of the result (docs/merging.md)"""
 
     def problems(self) -> list[tuple[str, str]]:
         if self.method not in METHODS:
@@ -179,6 +184,7 @@ class MergeStage:
             dtype=self.dtype,
             config_from=self.config_from,
             tokenizer_from=self.tokenizer_from,
+            context=self.context,
         )
 
     def _model_level(self, index: int) -> Level:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dualign.checkpoints.checkpoint import Weights
+from dualign.checkpoints.context import rotary_settings
 from dualign.merging.layers import find_stack
 
 # Keys of config.json that don't change what a model computes in evaluation.
@@ -48,18 +49,12 @@ def config_differences(first: Weights, other: Weights, *, slices: bool) -> dict[
 
 def _current_form(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the config with the rotary settings as transformers writes them since release 5."""
-    current = dict(config)
-    scaling = current.get("rope_scaling") or {}
-    old = "rope_theta" in current and not current.get("rope_parameters")
-    if old and isinstance(scaling, dict):
-        current.pop("rope_scaling", None)
-        kind = scaling.get("rope_type", scaling.get("type", "default"))
-        current["rope_parameters"] = {
-            **{key: value for key, value in scaling.items() if key != "type"},
-            "rope_theta": current.pop("rope_theta"),
-            "rope_type": kind,
-        }
-    return current
+    if config.get("rope_parameters") or "rope_theta" not in config:
+        return dict(config)
+    others = {
+        key: value for key, value in config.items() if key not in ("rope_theta", "rope_scaling")
+    }
+    return {**others, "rope_parameters": rotary_settings(config)}
 
 
 def _compare(first: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, list[Any]]:

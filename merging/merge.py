@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dualign.checkpoints.checkpoint import Weights
+from dualign.checkpoints.checkpoint import Weights, read_json
 from dualign.checkpoints.shards import write_side_files, write_weights
 from dualign.checkpoints.weights import open_weights
 from dualign.errors import MergeError
@@ -39,7 +39,7 @@ from dualign.merging.tokenizer.remapped import remap_models, require_ids, write_
 from dualign.merging.tokenizer.vocabulary import find_tokenizers
 from dualign.merging.validate_inputs import ConflictPolicy, validate_inputs
 from dualign.merging.validate_output import recompute_tensors, validate_output
-from dualign.rundir import Outcome
+from dualign.rundir import Outcome, write_json
 
 # Of merge.json, also in run.json.
 RUN_METRICS = ("method", "dtype", "tensors", "bytes", "models", "parameters")
@@ -232,3 +232,12 @@ def write_beside(prepared: PreparedMerge, work: Path) -> None:
     if prepared.mapping is not None:
         source = prepared.config_source
         write_vocabulary(work, source, prepared.models[source], prepared.mapping)
+    if prepared.merge.context is not None:
+        _raise_text_limit(work / "tokenizer_config.json", prepared.merge.context.length)
+
+
+def _raise_text_limit(file: Path, length: int) -> None:
+    """Let the tokenizer's `model_max_length` be no shorter than the context."""
+    settings = read_json(file) if file.is_file() else {}
+    if length > settings.get("model_max_length", length):
+        write_json(file, settings | {"model_max_length": length})

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dualign.checkpoints.checkpoint import Weights
+from dualign.checkpoints.context import stretched_config
 from dualign.checkpoints.dtypes import DTYPE_CODES
 from dualign.checkpoints.header import Entry
 from dualign.errors import MergeError
@@ -264,8 +265,14 @@ def _unused(merge: Merge, resolver: Resolver) -> list[str]:
 
 
 def merged_config(merge: Merge, models: Models, config_source: str) -> dict[str, Any]:
-    """Return the config.json of `config_source`; with slices, for the new number of layers."""
+    """Return the config.json of `config_source`; with slices, for the new number of layers.
+
+    Raises:
+        CheckpointError: its positions can't be stretched as `context` says.
+    """
     config = dict(models[config_source].config)
+    if merge.context is not None:
+        config = stretched_config(config, merge.context)
     if not _has_ranges(merge):
         return config
     stacks = {name: find_stack(weights.entries) for name, weights in models.items()}

@@ -94,7 +94,10 @@ def file_hashes(files: Sequence[Path], digests: Digests) -> dict[Path, str]:
 def merge_to_json(merge: Merge) -> dict[str, Any]:
     """Return everything that the result depends on, besides the inputs themselves."""
     inner = {name: merge_to_json(part) for name, part in merge.inner.items()}
-    return {**asdict(merge), "lines": {}, "warnings": [], "inner": inner}
+    result = {**asdict(merge), "lines": {}, "warnings": [], "inner": inner}
+    if merge.context is None:  # a key that came later: hashes of merges without it stay
+        del result["context"]
+    return result
 
 
 def merge_from_json(value: Mapping[str, Any], *, file: str) -> Merge:

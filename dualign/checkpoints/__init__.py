@@ -3,6 +3,7 @@
 __all__ = [
     "adapters",
     "checkpoint",
+    "context",
     "dtypes",
     "embedded",
     "finite",

@@ -110,7 +110,9 @@ def _merge(config: Mapping[str, Any]) -> str:
         name = stage.label if stage else str(model.get("model"))
         weight = model.get("weight")
         parts.append(f"{weight:g} x {name}" if weight is not None else name)
-    return f"{config.get('method')}: {' + '.join(parts)}"
+    context: Mapping[str, Any] = config.get("context") or {}
+    stretched = f"; {context['length']:,} positions by {context['rope']}" if context else ""
+    return f"{config.get('method')}: {' + '.join(parts)}{stretched}"
 
 
 def _chosen(values: Mapping[str, Any], keys: Sequence[str]) -> str:
