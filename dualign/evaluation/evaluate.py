@@ -6,7 +6,7 @@ Launch: `dualign eval MODEL --task FILE --out DIR`, or a stage of kind `eval` in
 
 import gc
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from dualign.data.conversation import MODES, Mode
 from dualign.data.rows.source_files import combined_sha256, fingerprint_files
 from dualign.evaluation.budgets import is_own, with_budget_metrics, with_budgets
 from dualign.evaluation.config import EvalConfig, EvalStage, pairs_name
+from dualign.evaluation.languages import with_languages
 from dualign.evaluation.metrics import compare, with_gain
 from dualign.evaluation.pairs import Margins, margin_change, pair_margins, summarize_margins
 from dualign.evaluation.requests import EvalRequest, TaskSet, build_requests
@@ -25,6 +26,7 @@ from dualign.evaluation.significance import with_adjusted
 from dualign.evaluation.table import (
     markdown_table,
     terminal_budgets,
+    terminal_languages,
     terminal_pairs,
     terminal_samples,
     terminal_table,
@@ -75,7 +77,7 @@ def run(stage: EvalStage, work: Path, *, seed: int) -> Outcome:
             pairs=stage.pairs,
             baseline=model != stage.models[-1],
         )
-        results.append(evaluated)
+        results.append(replace(evaluated, samples=with_languages(evaluated.samples)))
         del responder
         gc.collect()  # a model and its cache form reference cycles; the next model needs the room
     file.finish(sample for result in results for sample in result.samples)
@@ -88,6 +90,8 @@ def run(stage: EvalStage, work: Path, *, seed: int) -> Outcome:
         console.print(several)
     if stage.budget_tokens:
         console.print(terminal_budgets(metrics))
+    if (languages := terminal_languages(metrics)) is not None:
+        console.print(languages)
     if stage.pairs:
         console.print(terminal_pairs(metrics))
     sources = [task_source(task, len(rows)) for task, rows in problems]
@@ -157,7 +161,10 @@ def evaluate_model(
 
 
 # Keys of a line that say what its figures are; a row's own fields of these names are renamed.
-_TAKEN = frozenset({"score", "scores", "sample", "budget", "closed_by_budget", "vote", "usage"})
+_TAKEN = frozenset(
+    {"score", "scores", "sample", "budget", "closed_by_budget", "vote", "usage"}
+    | {"trace_language", "answer_language"}
+)
 
 
 def _sample(request: EvalRequest, answer: Answer, marks: TraceMarks) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from dualign.data.conversation import MODES, Mode
+from dualign.evaluation.languages import count_languages
 from dualign.evaluation.sampled import Sample, mean_share, problem_means, sampled_metrics
 from dualign.evaluation.scores import (
     Change,
@@ -60,6 +61,8 @@ def summarize(samples: Sequence[Sample], mode: Mode) -> dict[str, Any]:
     metrics |= sampled_metrics(samples)
     if named := _named_metrics(samples):
         metrics["metrics"] = named
+    if languages := count_languages(samples):
+        metrics["languages"] = languages
     return metrics | {"problems_needed": problems_needed(independent_variance(values))}
 
 

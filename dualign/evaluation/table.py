@@ -14,6 +14,7 @@ from dualign.evaluation.budget_table import (
     budget_notes,
     budget_rows,
 )
+from dualign.evaluation.language_table import LANGUAGE_COLUMNS, LANGUAGE_LEGEND, language_rows
 from dualign.evaluation.scores import (
     Change,
     Score,
@@ -104,6 +105,12 @@ def terminal_samples(metrics: Mapping[str, Any]) -> Table | None:
     if len(columns) > _MOST_COLUMNS:
         rows = [[cell.partition(" [")[0] for cell in row] for row in rows]
     return _by_task("Several answers", _SAMPLED_LEGEND, columns, rows)
+
+
+def terminal_languages(metrics: Mapping[str, Any]) -> Table | None:
+    """Build the table of languages: a row for each task, model and mode; None without any."""
+    rows = list(language_rows(metrics))
+    return _by_task("Languages", LANGUAGE_LEGEND, LANGUAGE_COLUMNS, rows) if rows else None
 
 
 def terminal_budgets(metrics: Mapping[str, Any]) -> Table:
@@ -267,6 +274,10 @@ def markdown_table(metrics: Mapping[str, Any]) -> str:
         lines += ["", "## Thinking budgets", "", _line(BUDGET_COLUMNS)]
         lines += [_line(["---"] * len(BUDGET_COLUMNS)), *map(_line, budgets), "", BUDGET_LEGEND]
         lines += ["", *(f"- {note}" for note in budget_notes(metrics))]
+    if languages := list(language_rows(metrics)):
+        lines += ["", "## Languages", "", _line(LANGUAGE_COLUMNS)]
+        lines += [_line(["---"] * len(LANGUAGE_COLUMNS)), *map(_line, languages)]
+        lines += ["", LANGUAGE_LEGEND]
     if metrics["changes"]:
         lines += ["", "## Model against model, on the same problems", ""]
         lines += [_line(_CHANGE_COLUMNS), _line(["---"] * len(_CHANGE_COLUMNS))]

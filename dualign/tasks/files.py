@@ -7,6 +7,7 @@ verifier: integer           # or with settings: {kind: contains, need: any}
 """
 
 import json
+import re
 import string
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -51,6 +52,10 @@ class FileTask:
     """limit of an answer in no_think mode; absent: max_new_tokens, else the stage's"""
     switch: Switch | None = None
     """what switches the modes for this task; absent: the stage's"""
+    language: str | None = None
+    """language of the questions, as in `fr` (ISO 639-1): whether trace and answer are in it, too, is
+    counted; absent: the row's `language`
+    """
 
     @property
     def check(self) -> Verifier:
@@ -84,6 +89,8 @@ class FileTask:
         """Return the keys of the file, without its rows, and the hashes of the verifier's files."""
         files = {Path(file).name: sha256(Path(file)) for file in self.check.files}
         keys = asdict(self) | {"rows": None}
+        if self.language is None:  # added later: hashes stay
+            del keys["language"]
         return keys | ({"verifier_files": files} if files else {})
 
     def without_instruction(self) -> "FileTask":
@@ -94,6 +101,8 @@ class FileTask:
         for key in ("name", "rows"):
             if not getattr(self, key).strip():
                 issues.append((key, "expected a name, found nothing"))
+        if self.language is not None and not re.fullmatch(r"[a-z]{2}", self.language):
+            issues.append(("language", f"expected a code such as fr, found {self.language!r}"))
         for key, limit in (
             ("max_new_tokens", self.max_new_tokens),
             ("max_new_tokens_no_think", self.max_new_tokens_no_think),
@@ -163,7 +172,8 @@ def _problem(task: FileTask, number: int, row: dict[str, Any]) -> Problem:
         id=str(row.get("id", number)),
         messages=_with_instruction(_turns(task, row, where), task.instruction, where),
         expected=str(expected) if isinstance(expected, int | float) else expected,
-        extra={
+        extra=({} if task.language is None else {"language": task.language})
+        | {
             key: value
             for key, value in row.items()
             if key not in _ROW_KEYS and isinstance(value, str | int | float | bool)

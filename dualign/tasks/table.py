@@ -12,6 +12,7 @@ from dualign.tasks.files import read_task
 
 _SOURCES: Mapping[str, str] = {
     "bfcl": "dualign.tasks.bfcl",
+    "words": "dualign.tasks.word_problems",
 }
 """The module of each source, as `lm_eval` in `lm_eval:gsm8k`; its `load(name)` returns the tasks."""
 
