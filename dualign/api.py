@@ -203,26 +203,25 @@ def evaluate(
     max_new_tokens: int = 512,
     temperature: float = 0.0,
     top_p: float = 1.0,
-    budgets: Sequence[int | Literal["none"]] = (),
     backend: "Backend" = "transformers",
     switch: Switch | Mapping[str, Any] | None = None,
     seed: int = 42,
+    **keys: Any,
 ) -> "ModelScores":
     """Ask a model every task in think and in no_think mode.
 
     Args:
         model: a run directory, model or adapter folder, Hub id, or endpoint (docs/endpoints.md).
         tasks: task files.
-        out: the folder for metrics.json, samples.jsonl and table.md; answers that are there from a
-            run that was interrupted are kept.
+        out: the folder of the results; answers that an interrupted run left there are kept.
         rows: at most this many rows of each task, drawn by the seed.
         max_new_tokens: the limit of an answer, thinking included.
         temperature: 0 is greedy.
         top_p: sample from the likeliest tokens that together have this probability.
-        budgets: tokens after which traces are closed (docs/budgets.md).
         backend: `vllm` must be installed.
         switch: what switches the modes, as in a recipe; None: what the template reads; {}: none.
         seed: the seed of drawing rows and of sampling.
+        keys: other keys of an eval stage (docs/evaluation.md), such as `samples` and `budgets`.
 
     Returns:
         The scores: `scores.score(task, mode)` is an accuracy with its interval.
@@ -244,9 +243,9 @@ def evaluate(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         top_p=top_p,
-        budgets=tuple(budgets),
         backend=backend,
         switch=read_switch(switch, "switch"),
+        **{key: tuple(item) if isinstance(item, list) else item for key, item in keys.items()},
     )
     if problems := [f"{key}: {message}" for key, message in stage.problems()]:
         raise ConfigError("\n".join(problems))

@@ -43,7 +43,11 @@ _ADDED_LATER: tuple[str, ...] = (
     *("judge", "at_least"),
     *("budgets", "budget_closing", "thinking_budget_field"),
     "context",
+    *("samples", "samples_no_think", "top_k", "top_k_no_think"),
+    *("temperature_no_think", "top_p_no_think"),
 )
+# Of these, keys whose 0 says something: left out while they are null alone.
+_ZERO_COUNTS = ("temperature_no_think",)
 # Bounds that end a stage and change nothing of what it makes, at any depth.
 _BOUNDS = ("min_consistent",)
 # Keys of an adapter that came later, left out while they have the value that they had then.
@@ -150,11 +154,17 @@ def _without_unused(item: Any) -> Any:
     return {
         key: _without_unused(value)
         for key, value in item.items()
-        if (value or key not in _ADDED_LATER)
+        if _is_used(key, value)
         and not (is_endpoint and key in _ASKING)
         and not (is_adapter and key in _ADAPTER_LATER and value == _ADAPTER_LATER[key])
         and key not in _BOUNDS
     }
+
+
+def _is_used(key: str, value: Any) -> bool:
+    if key in _ZERO_COUNTS:
+        return value is not None
+    return bool(value) or key not in _ADDED_LATER
 
 
 def _included(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -190,3 +190,13 @@ def test_the_types_by_device_count_as_the_default_before_them(tmp_path: Path) ->
     assert fingerprints(tmp_path, "sft.dtype=auto", "apo.dtype=float32") == FINGERPRINTS
     other = fingerprints(tmp_path, "sft.dtype=bfloat16")
     assert other["sft"] != FINGERPRINTS["sft"]
+
+
+def test_a_greedy_no_think_mode_is_part_of_the_fingerprint(tmp_path: Path) -> None:
+    """0 isn't null here: with temperature alone, no_think would be sampled as well."""
+    assert fingerprints(tmp_path, "eval.temperature_no_think=null") == FINGERPRINTS
+    warm = fingerprints(tmp_path, "eval.temperature=0.6")
+    mixed = fingerprints(tmp_path, "eval.temperature=0.6", "eval.temperature_no_think=0.0")
+    assert len({FINGERPRINTS["eval"], warm["eval"], mixed["eval"]}) == 3
+    several = fingerprints(tmp_path, "eval.temperature=0.6", "eval.samples=4")
+    assert several["eval"] != warm["eval"]

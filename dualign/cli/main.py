@@ -217,6 +217,15 @@ def _eval_command(sub: Sub) -> None:
         metavar="N,N,none",
         help="also close traces after so many tokens, as in 0,128,512,none, and answer from there",
     )
+    parser.add_argument(
+        "--samples", type=int, metavar="K", help="answers to each problem; default 1"
+    )
+    parser.add_argument(
+        "--temperature-no-think", type=float, metavar="T", help="default that of think mode"
+    )
+    parser.add_argument(
+        "--samples-no-think", type=int, metavar="K", help="default that of think mode"
+    )
     parser.add_argument("--backend", choices=get_args(Backend), default="transformers")
     parser.add_argument("--switch", metavar="YAML", help=_SWITCH)
     parser.add_argument("--seed", type=int, default=42, help="default %(default)s")

@@ -1,8 +1,9 @@
 """Configuration of an evaluation stage. Nothing heavy is imported: recipes load from here."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from dualign.data.config import SourceConfig
 from dualign.generation.config import Backend, Endpoint, endpoint_of, model_label, model_problems
@@ -24,10 +25,22 @@ class EvalConfig:
     """limit of an answer in think mode, thinking included"""
     max_new_tokens_no_think: int | None = None
     """limit of an answer in no_think mode; absent: max_new_tokens"""
+    samples: int | None = None
+    """answers to each problem, each with a seed of its own; absent: 1 (docs/evaluation.md)"""
+    samples_no_think: int | None = None
+    """answers to each problem in no_think mode; absent: samples"""
     temperature: float = 0.0
     """0 takes the most likely token; above 0 samples"""
+    temperature_no_think: float | None = None
+    """temperature in no_think mode; absent: temperature"""
     top_p: float = 1.0
     """sample from the most likely tokens that together have this probability"""
+    top_p_no_think: float | None = None
+    """top_p in no_think mode; absent: top_p"""
+    top_k: int | None = None
+    """sample from this many of the most likely tokens; absent: from all"""
+    top_k_no_think: int | None = None
+    """top_k in no_think mode; absent: top_k"""
     batch_tokens: int = 32768
     """tokens in memory at once: rows of a batch times (longest prompt + limit)"""
     backend: Backend = "transformers"
@@ -45,20 +58,15 @@ class EvalConfig:
                 ("rows", self.rows),
                 ("max_new_tokens", self.max_new_tokens),
                 ("max_new_tokens_no_think", self.max_new_tokens_no_think),
+                ("samples", self.samples),
+                ("samples_no_think", self.samples_no_think),
+                ("top_k", self.top_k),
+                ("top_k_no_think", self.top_k_no_think),
                 ("batch_tokens", self.batch_tokens),
             )
             if value is not None and value < 1
         ]
-        if self.temperature < 0:
-            problems.append(("temperature", f"expected 0 or more, found {self.temperature}"))
-        if not 0 < self.top_p <= 1:
-            problems.append(("top_p", f"expected more than 0 and at most 1, found {self.top_p}"))
-        if self.temperature == 0 and self.top_p < 1:
-            useless = (
-                f"{self.top_p} has no effect at temperature 0; set temperature or remove top_p"
-            )
-            problems.append(("top_p", useless))
-        return problems
+        return problems + list(_sampling_problems(self))
 
 
 def limit_of(task: Task, config: EvalConfig, mode: str) -> int:
@@ -68,6 +76,56 @@ def limit_of(task: Task, config: EvalConfig, mode: str) -> int:
         return think
     task_limit = task.max_new_tokens_no_think or task.max_new_tokens
     return task_limit or config.max_new_tokens_no_think or think
+
+
+def samples_of(config: EvalConfig, mode: str) -> int:
+    """Return how many answers each problem gets in a mode."""
+    return _in_mode(config, "samples", mode) or 1
+
+
+def sampling_of(task: Task, config: EvalConfig, mode: str) -> dict[str, Any]:
+    """Return the arguments of `Sampling` for a task in a mode; a greedy one has none but limits."""
+    keys = ("temperature", "top_p", "top_k") if _in_mode(config, "temperature", mode) else ()
+    limit = {"max_new_tokens": limit_of(task, config, mode)}
+    return limit | {key: _in_mode(config, key, mode) for key in keys}
+
+
+def _in_mode(config: EvalConfig, key: str, mode: str) -> Any:
+    own = getattr(config, f"{key}_no_think") if mode == "no_think" else None
+    return getattr(config, key) if own is None else own
+
+
+def _sampling_problems(config: EvalConfig) -> Iterator[tuple[str, str]]:
+    for end in ("", "_no_think"):
+        temperature, top_p = (getattr(config, f"{key}{end}") for key in ("temperature", "top_p"))
+        if temperature is not None and temperature < 0:
+            yield f"temperature{end}", f"expected 0 or more, found {temperature}"
+        if top_p is not None and not 0 < top_p <= 1:
+            yield f"top_p{end}", f"expected more than 0 and at most 1, found {top_p}"
+    for mode in ("think", "no_think"):
+        if _in_mode(config, "temperature", mode) <= 0:
+            yield from _greedy_problems(config, mode)
+
+
+def _greedy_problems(config: EvalConfig, mode: str) -> Iterator[tuple[str, str]]:
+    """Yield what a mode without luck has no use for, by the key that says it."""
+    end = "" if mode == "think" else "_no_think"
+    other_samples = mode == "think" and (config.temperature_no_think or 0) > 0
+    for key, idle in (("top_p", 1.0), ("top_k", None)):
+        value = getattr(config, f"{key}{end}")
+        is_used = other_samples and getattr(config, f"{key}_no_think") is None
+        if value not in (None, idle) and not is_used:
+            name = f"{key}{end}"
+            yield name, f"{value} has no effect at temperature 0; set temperature or remove {name}"
+    count, own = samples_of(config, mode), getattr(config, f"samples{end}")
+    # What makes both modes greedy is said of think alone.
+    if count > 1 and (mode == "think" or own or config.temperature > 0):
+        remedy = "or remove samples" if mode == "think" else "or samples_no_think: 1"
+        yield (
+            f"samples{end}" if own else "samples",
+            f"{mode} is greedy, so its {count} answers to a problem would be equal; set "
+            f"temperature{end} above 0, {remedy}",
+        )
 
 
 def pairs_name(pairs: str | SourceConfig) -> str:
@@ -166,7 +224,9 @@ class EvalStage(EvalConfig):
         for task in load_tasks(self.tasks):
             problems = load_problems(task, limit=self.rows)
             for mode in ("think", "no_think"):
-                demand += Demand.of(problems, limit_of(task, self, mode))
+                limit, count = limit_of(task, self, mode), samples_of(self, mode)
+                demand += Demand.of(problems, limit, count)
             for tokens in self.budget_tokens:
-                demand += Demand.of(problems, tokens + limit_of(task, self, "no_think"))
+                limit = tokens + limit_of(task, self, "no_think")
+                demand += Demand.of(problems, limit, samples_of(self, "think"))
         return "\n".join(map(demand.in_words, endpoints))

@@ -35,13 +35,13 @@ from dualign.generation.answers import Answer, Responder, ask, require_all
 from dualign.generation.config import Endpoint, model_label
 from dualign.generation.responders import CheckpointResponder, open_responder
 from dualign.generation.samples import SampleFile
-from dualign.generation.thinking import TraceMarks, ends_in_trace
+from dualign.generation.thinking import Reply, TraceMarks, ends_in_trace
 from dualign.models.loading import EvalModel
 from dualign.rundir import Outcome, write_json
 from dualign.tasks.base import Task, judge
 from dualign.tasks.table import load_questions
 from dualign.terminal import wide_console
-from dualign.verifiers.base import wrong
+from dualign.verifiers.base import Verdict, wrong
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -194,6 +194,7 @@ def _sample(request: EvalRequest, answer: Answer, marks: TraceMarks) -> dict[str
         "finished": answer.finished,
         "think_tokens": answer.think_tokens,
         "answer_tokens": answer.answer_tokens,
+        **_optional(request, verdict, reply),
         "rendered": prompt,
         "generated": answer.generated,
         "key": answer.request.key,
@@ -203,6 +204,19 @@ def _sample(request: EvalRequest, answer: Answer, marks: TraceMarks) -> dict[str
     if answer.budget is not None:
         sample |= {"budget": answer.budget, "closed_by_budget": answer.closed_by_budget}
     return sample if answer.usage is None else {**sample, "usage": dict(answer.usage)}
+
+
+def _optional(request: EvalRequest, verdict: Verdict, reply: Reply) -> dict[str, Any]:
+    """Return the keys of a line that is graded, or is one of several answers to its problem."""
+    keys: dict[str, Any] = {}
+    if verdict.score is not None:
+        keys["score"] = verdict.score
+    if request.sample is not None:
+        keys["sample"] = request.sample
+        check = request.task.check
+        if check.can_vote:
+            keys["vote"] = check.vote(reply.answer) if reply.answer else None
+    return keys
 
 
 def _metrics(

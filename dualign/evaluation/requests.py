@@ -7,7 +7,7 @@ from typing import Any
 
 from dualign.data.conversation import MODES, Mode
 from dualign.errors import EvaluationError
-from dualign.evaluation.config import EvalConfig, limit_of
+from dualign.evaluation.config import EvalConfig, samples_of, sampling_of
 from dualign.generation.answers import AnswerRequest, Prompt, Responder, request_key
 from dualign.generation.sampling import Sampling
 from dualign.models import prompts
@@ -25,6 +25,8 @@ class EvalRequest:
     problem: Problem
     mode: Mode
     answer: AnswerRequest
+    sample: int | None = None
+    """number of the answer to its problem; None if the problem has one answer"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,21 +71,39 @@ def build_requests(
         if has_modes:
             _require_switch(task, problems, asked)
         for mode in MODES:
-            limit = limit_of(task, config, mode if has_modes else "think")
-            for problem, prompt in zip(problems, asked[mode], strict=True):
-                identity = f"{seed}:{task.name}:{mode}:{problem.id}"
-                own_seed = _number(identity) if config.temperature else 0
-                content = [name, prompt.text, limit, config.temperature, config.top_p, own_seed]
-                answer = AnswerRequest(
-                    prompt=prompt,
-                    sampling=Sampling(
-                        max_new_tokens=limit, temperature=config.temperature, top_p=config.top_p
+            # A model without modes is asked in think mode's way.
+            of_mode = mode if has_modes else "think"
+            sampling = Sampling(**sampling_of(task, config, of_mode))
+            count = samples_of(config, of_mode)
+            items += [
+                EvalRequest(
+                    task=task,
+                    problem=problem,
+                    mode=mode,
+                    answer=_request(
+                        prompt, sampling, f"{seed}:{task.name}:{mode}:{problem.id}", number, name
                     ),
-                    seed=own_seed,
-                    key=request_key(content),
+                    sample=number if count > 1 else None,
                 )
-                items.append(EvalRequest(task=task, problem=problem, mode=mode, answer=answer))
+                for problem, prompt in zip(problems, asked[mode], strict=True)
+                for number in range(count)
+            ]
     return EvalRequests(items=tuple(items), mode_switch=all_switch)
+
+
+def _request(
+    prompt: Prompt, sampling: Sampling, identity: str, number: int, name: str
+) -> AnswerRequest:
+    """Return the request of one answer; the first of several is that of a single one."""
+    own_seed = _number(f"{identity}\n{number}" if number else identity)
+    if not sampling.temperature:
+        own_seed = 0
+    content = [
+        *(name, prompt.text, sampling.max_new_tokens, sampling.temperature, sampling.top_p),
+        own_seed,
+        *([] if sampling.top_k is None else [f"top_k {sampling.top_k}"]),
+    ]
+    return AnswerRequest(prompt=prompt, sampling=sampling, seed=own_seed, key=request_key(content))
 
 
 def _require_switch(

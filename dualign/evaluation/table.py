@@ -153,7 +153,7 @@ def _samples_note(metrics: Mapping[str, Any]) -> str:
     }
     if max(counts, default=1) == 1:
         return ""
-    words = " to ".join(str(count) for count in sorted({min(counts), max(counts)}))
+    words = f"{max(counts)}" if len(counts) == 1 else f"Up to {max(counts)}"
     return (
         f"{words} answers to each problem: figures are means over problems, and their intervals "
         "take the problems as clusters."

@@ -159,7 +159,7 @@ def sample_request(prompt: Prompt, sampling: Sampling, number: int, name: str) -
     """
     content = [
         name, prompt.text, number, sampling.max_new_tokens, sampling.temperature, sampling.top_p,
-        *sampling.stop,
+        *([] if sampling.top_k is None else [sampling.top_k]), *sampling.stop,
     ]  # fmt: skip
     key = request_key(content)
     return AnswerRequest(prompt=prompt, sampling=sampling, seed=int(key[:12], 16), key=key)

@@ -15,6 +15,7 @@ from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
     TemperatureLogitsWarper,
+    TopKLogitsWarper,
     TopPLogitsWarper,
 )
 
@@ -28,6 +29,8 @@ class Sampling:
     """0 is greedy"""
     top_p: float = 1.0
     """sample from the most likely tokens that together have this probability"""
+    top_k: int | None = None
+    """sample from this many of the most likely tokens; None: from all"""
     stop: tuple[str, ...] = ()
     """strings that end an answer, and are no part of it; in a trace they mean nothing"""
 
@@ -50,19 +53,23 @@ def uniforms(seeds: Sequence[int], steps: int) -> Tensor:
 def _choose(scores_BV: Tensor, samplings: Sequence[Sampling], draws_B: Tensor) -> Tensor:
     """Return the next token of each row: the likeliest, or what its draw in [0, 1) stands for."""
     tokens_B = scores_BV.argmax(dim=-1)
-    rows_of: dict[tuple[float, float], list[int]] = {}
+    rows_of: dict[tuple[float, float, int | None], list[int]] = {}
     for row, sampling in enumerate(samplings):
-        rows_of.setdefault((sampling.temperature, sampling.top_p), []).append(row)
-    for (temperature, top_p), rows in rows_of.items():
-        if temperature > 0:
+        way = sampling.temperature, sampling.top_p, sampling.top_k
+        rows_of.setdefault(way, []).append(row)
+    for way, rows in rows_of.items():
+        if way[0] > 0:
             some = torch.tensor(rows, device=scores_BV.device)
-            warped_BV = _warpers(temperature, top_p)(None, scores_BV[some])
+            warped_BV = _warpers(*way)(None, scores_BV[some])
             tokens_B[some] = _draw(warped_BV, draws_B[some])
     return tokens_B
 
 
-def _warpers(temperature: float, top_p: float) -> LogitsProcessorList:
+def _warpers(temperature: float, top_p: float, top_k: int | None) -> LogitsProcessorList:
+    """Return transformers' own, in the order of its `generate`."""
     warpers = LogitsProcessorList([TemperatureLogitsWarper(temperature)])
+    if top_k is not None:
+        warpers.append(TopKLogitsWarper(top_k))
     if top_p < 1:
         warpers.append(TopPLogitsWarper(top_p))
     return warpers

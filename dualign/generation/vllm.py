@@ -62,6 +62,7 @@ def vllm_batches(
         return SamplingParams(
             temperature=sampling.temperature,
             top_p=sampling.top_p,
+            top_k=sampling.top_k or -1,  # -1 takes all
             max_tokens=sampling.max_new_tokens,
             seed=seed % 2**31,
             stop_token_ids=ends,

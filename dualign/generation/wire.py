@@ -117,6 +117,8 @@ def request_body(
     }
     if sampling.top_p < 1:
         body["top_p"] = sampling.top_p
+    if sampling.top_k is not None:  # vLLM's, SGLang's and llama.cpp's own; others refuse it
+        body["top_k"] = sampling.top_k
     if sampling.temperature > 0:
         body["seed"] = seed % 2**31
     if endpoint.stream:

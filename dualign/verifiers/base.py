@@ -97,6 +97,18 @@ class Verifier:
         except DataError as error:
             raise EvaluationError(f"{place}: {error}") from None
 
+    @property
+    def can_vote(self) -> bool:
+        """Whether several answers to a row can be counted by what they say."""
+        return True
+
+    def vote(self, answer: str) -> str | None:
+        """Return an answer in a normal form: answers that say the same have the same one.
+
+        None for an answer that says nothing; asked only if `can_vote`.
+        """
+        return answer.strip() or None
+
     def located(self, folder: Path) -> Self:
         """Return the verifier with paths relative to `folder` made absolute."""
         paths = {name: getattr(self, name) for name in self.paths}

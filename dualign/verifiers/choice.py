@@ -34,6 +34,9 @@ class ChoiceVerifier(Verifier):
             return wrong("no letter")
         return RIGHT if letter == expected else wrong("another letter")
 
+    def vote(self, answer: str) -> str | None:
+        return _letter(answer) or None
+
 
 def _letter(answer: str) -> str:
     named = [match.group(1) or match.group(2) for match in _NAMED_CHOICE.finditer(answer)]

@@ -28,6 +28,11 @@ class ContainsVerifier(Verifier):
             )
         return texts
 
+    @property
+    def can_vote(self) -> bool:
+        """Whole texts pass, which are rarely the same twice."""
+        return False
+
     def judge(self, answer: str, expected: Any) -> Verdict:
         present = [self._folded(text) in self._folded(answer) for text in expected]
         if all(present) or (self.need == "any" and any(present)):

@@ -18,6 +18,9 @@ class ExactVerifier(Verifier):
     def judge(self, answer: str, expected: Any) -> Verdict:
         return RIGHT if plain(answer) == plain(expected) else wrong("differs")
 
+    def vote(self, answer: str) -> str | None:
+        return plain(answer) or None
+
 
 def plain(text: str) -> str:
     """Return a text without what doesn't count: `**Red.** ` is `red`."""

@@ -55,6 +55,11 @@ class InstructionsVerifier(Verifier):
             raise DataError(_unreadable(expected))
         return instructions
 
+    @property
+    def can_vote(self) -> bool:
+        """Whole texts pass, which are rarely the same twice."""
+        return False
+
     def judge(self, answer: str, expected: Any) -> Verdict:
         texts = _loose_readings(answer) if self.reading == "loose" else [answer]
         for instruction in expected:

@@ -31,10 +31,22 @@ class IntegerVerifier(Verifier):
         return Decimal(number)
 
     def judge(self, answer: str, expected: Any) -> Verdict:
-        numbers = [match.group() for match in _NUMBER.finditer(answer)]
-        if not numbers:
+        number = _last_number(answer)
+        if number is None:
             return wrong("no number")
-        return RIGHT if Decimal(_plain(numbers[-1])) == expected else wrong("another number")
+        return RIGHT if number == expected else wrong("another number")
+
+    def vote(self, answer: str) -> str | None:
+        number = _last_number(answer)
+        if number is None:
+            return None
+        whole, point, rest = f"{number:f}".partition(".")
+        return (whole + point + rest.rstrip("0")).removesuffix(".") if number else "0"
+
+
+def _last_number(answer: str) -> Decimal | None:
+    numbers = _NUMBER.findall(answer)
+    return Decimal(_plain(numbers[-1])) if numbers else None
 
 
 def _plain(number: str) -> str:

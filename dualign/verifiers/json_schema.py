@@ -58,6 +58,11 @@ class JsonSchemaVerifier(Verifier):
             raise DataError(f"{what}: a JSON Schema is an object, found {excerpt(schema)}")
         return _validator(schema, what)
 
+    @property
+    def can_vote(self) -> bool:
+        """Whole texts pass, which are rarely the same twice."""
+        return False
+
     def judge(self, answer: str, expected: Any) -> Verdict:
         from jsonschema.exceptions import best_match
         from referencing.exceptions import Unresolvable

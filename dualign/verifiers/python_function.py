@@ -38,6 +38,11 @@ class PythonVerifier(Verifier):
     def read(self, expected: Any) -> Any:
         return expected
 
+    @property
+    def can_vote(self) -> bool:
+        """Whole texts pass, which are rarely the same twice."""
+        return False
+
     def judge(self, answer: str, expected: Any) -> Verdict:
         name = f"{Path(self.file).name}: {self.function}"
         try:

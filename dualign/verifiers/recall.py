@@ -24,6 +24,11 @@ class RecallVerifier(Verifier):
             )
         return texts
 
+    @property
+    def can_vote(self) -> bool:
+        """Whole texts pass, which are rarely the same twice."""
+        return False
+
     def judge(self, answer: str, expected: Any) -> Verdict:
         share = sum(text.lower() in answer.lower() for text in expected) / len(expected)
         if share == 1:

@@ -49,15 +49,31 @@ class RegexVerifier(Verifier):
     def judge(self, answer: str, expected: Any) -> Verdict:
         pattern = expected if self.pattern is None else self.pattern
         try:
-            matches = find_all(pattern, answer)
+            text = _last_match(pattern, answer)
         except TimeoutError:
             return wrong("timeout")
-        if not matches:
+        if text is None:
             return wrong("no match")
-        if self.pattern is None:
-            return RIGHT
-        text = matches[-1].group(1 if matches[-1].re.groups else 0) or ""
-        return RIGHT if plain(text) == plain(expected) else wrong("differs")
+        return RIGHT if self.pattern is None or plain(text) == plain(expected) else wrong("differs")
+
+    @property
+    def can_vote(self) -> bool:
+        """Only the task's pattern says what of an answer counts."""
+        return self.pattern is not None
+
+    def vote(self, answer: str) -> str | None:
+        assert self.pattern is not None, "asked only if it can vote"
+        try:
+            text = _last_match(self.pattern, answer)
+        except TimeoutError:
+            return None
+        return None if text is None else plain(text)
+
+
+def _last_match(pattern: str, answer: str) -> str | None:
+    """Return the first group of a pattern's last match, or the whole match; None without one."""
+    matches = find_all(pattern, answer)
+    return (matches[-1].group(1 if matches[-1].re.groups else 0) or "") if matches else None
 
 
 def find_all(pattern: str, text: str) -> list[Any]:

@@ -122,6 +122,11 @@ class UnitTestsVerifier(Verifier):
             )
         return tests
 
+    @property
+    def can_vote(self) -> bool:
+        """Whole texts pass, which are rarely the same twice."""
+        return False
+
     def judge(self, answer: str, expected: Any) -> Verdict:
         block = last_block(answer)
         code = answer if block is None else block

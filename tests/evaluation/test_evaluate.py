@@ -299,6 +299,45 @@ def test_sampling_is_seeded_and_resumes_alike(learnt, task_file, tmp_path):
     assert texts[0] == texts[1] != texts[2]
 
 
+def test_several_answers_go_on_from_one(learnt, task_file, tmp_path, counted):
+    """The first of several is that of a single one, so what was answered is kept."""
+    warm = {"tasks": [task_file], "temperature": 2.0}
+    evaluate.run(stage(learnt, **warm), tmp_path, seed=1)
+    single = {(row["mode"], row["id"]): row["generated"] for row in samples_of(tmp_path)}
+    metrics = evaluate.run(stage(learnt, **warm, samples=3), tmp_path, seed=1).metrics
+    assert counted == [8, 16]
+    rows = samples_of(tmp_path)
+    assert [row["sample"] for row in rows] == [0, 1, 2] * 8
+    first = {(r["mode"], r["id"]): r["generated"] for r in rows if r["sample"] == 0}
+    assert first == single
+    assert len({row["key"] for row in rows}) == 24
+    think = metrics["tasks"]["sums"]["think"]
+    right = [row["correct"] for row in rows if row["mode"] == "think"]
+    assert (think["n"], think["samples"]) == (4, 3)
+    assert think["accuracy"] == pytest.approx(sum(right) / 12)
+    assert think["pass_at"]["1"]["value"] == pytest.approx(think["accuracy"])
+    assert {row["vote"] for row in rows} > {row["answer"] for row in rows if row["correct"]}
+    assert "3 answers to each problem" in (tmp_path / "table.md").read_text(encoding="utf-8")
+
+
+def test_each_mode_is_sampled_in_its_own_way(learnt, task_file, tmp_path, counted):
+    """no_think stays greedy: its answers are those of a greedy evaluation, and are used again."""
+    evaluate.run(stage(learnt, tasks=[task_file]), tmp_path, seed=1)
+    mixed = {"temperature": 2.0, "top_k": 20, "temperature_no_think": 0.0, "samples": 2}
+    asked = stage(learnt, tasks=[task_file], **mixed, samples_no_think=1)
+    assert not asked.problems()
+    metrics = evaluate.run(asked, tmp_path, seed=1).metrics["tasks"]["sums"]
+    assert counted == [8, 8]
+    assert (metrics["think"]["samples"], "samples" in metrics["no_think"]) == (2, False)
+    assert metrics["no_think"]["accuracy"] == 0.25
+    assert metrics["think"]["gain"] == pytest.approx(metrics["think"]["accuracy"] - 0.25)
+    # A model without modes is asked in think mode's way in both.
+    plain = without_modes(learnt, tmp_path / "plain")
+    alone = stage(plain, tasks=[task_file], switch=Switch(), **mixed, samples_no_think=1)
+    evaluate.run(alone, tmp_path / "alone", seed=1)
+    assert len(samples_of(tmp_path / "alone")) == 16
+
+
 def adapter_of(learnt, target):
     base = AutoModelForCausalLM.from_pretrained(learnt)
     config = LoraConfig(

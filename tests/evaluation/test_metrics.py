@@ -1,5 +1,7 @@
 """Figures worked by hand."""
 
+import re
+
 import pytest
 
 from dualign.evaluation.config import EvalStage
@@ -97,3 +99,37 @@ def test_a_stage_that_cant_be_right_is_refused_key_by_key():
     assert {key for key, _ in stage.problems()} == {"models", "rows", "temperature", "top_p"}
     greedy = EvalStage(name="e", models=("a", "a"), tasks=("t",), top_p=0.9)
     assert [key for key, _ in greedy.problems()] == ["models", "top_p"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "refused"),
+    [
+        ({"samples": 4}, {"samples": "think is greedy, so its 4 answers"}),
+        (
+            {"samples": 4, "temperature": 0.6, "temperature_no_think": 0.0},
+            {
+                "samples": "no_think is greedy, so its 4 .* set temperature_no_think above 0, or samp"
+            },
+        ),
+        ({"samples_no_think": 2}, {"samples_no_think": "no_think is greedy"}),
+        (
+            {"samples": 0, "temperature": 0.6, "top_k": 0},
+            {"samples": "expected 1 or more", "top_k": "expected 1 or more"},
+        ),
+        ({"top_k": 20}, {"top_k": "no effect at temperature 0"}),
+        ({"top_p_no_think": 0.9}, {"top_p_no_think": "set temperature or remove top_p_no_think"}),
+        ({"temperature_no_think": -1.0}, {"temperature_no_think": "expected 0 or more"}),
+        ({"samples": 4, "temperature": 0.6}, {}),
+        (
+            {"samples": 4, "temperature": 0.6, "temperature_no_think": 0.0, "samples_no_think": 1},
+            {},
+        ),
+        ({"top_p": 0.8, "top_k": 20, "temperature_no_think": 0.7}, {}),
+    ],
+)
+def test_equal_answers_and_idle_settings_are_refused_by_mode(keys, refused):
+    stage = EvalStage(name="e", models=("a",), tasks=("t",), **keys)
+    found = dict(stage.problems())
+    assert found.keys() == refused.keys()
+    for key, message in refused.items():
+        assert re.search(message, found[key])

@@ -95,6 +95,14 @@ def test_top_p_leaves_out_the_tail():
     assert set(chosen.tolist()) == {0, 1}
 
 
+def test_top_k_leaves_out_all_but_the_likeliest():
+    scores = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log().repeat(500, 1)
+    sampling = Sampling(max_new_tokens=1, temperature=1.0, top_k=2)
+    draw = sampler([sampling] * 500, uniforms(range(500), 1), prompt_length=1)
+    chosen = draw(torch.zeros((500, 1), dtype=torch.long), scores).argmax(dim=-1)
+    assert set(chosen.tolist()) == {0, 1}
+
+
 def test_the_checkpoints_sampling_defaults_change_nothing(tiny):
     model, tokenizer = tiny
     plain = generate(model, tokenizer, PROMPTS, Sampling(max_new_tokens=8))

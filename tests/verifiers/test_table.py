@@ -9,7 +9,7 @@ from dualign.errors import DataError, EvaluationError
 from dualign.verifiers.contains import ContainsVerifier
 from dualign.verifiers.json_schema import JsonSchemaVerifier
 from dualign.verifiers.regex import RegexVerifier
-from dualign.verifiers.table import VERIFIERS, verify
+from dualign.verifiers.table import VERIFIERS, verifier_of, verify
 
 INTEGERS = [
     ("42", "42", True),
@@ -241,3 +241,36 @@ def test_braces_of_a_pattern_mean_what_they_mean_to_re():
     assert not verify("regex", r"\fra{}{dx}", r"\\frac{d}{dx}")
     assert verify("regex", r"\frac{d}{dx}", r"\\frac{d}{dx}")
     assert verify("regex", "aa1", r"^a{2}\N{DIGIT ONE}{1,}$")
+
+
+@pytest.mark.parametrize(
+    ("kind", "answers", "other"),
+    [
+        ("integer", ["3 + 4 = 7", "**7**", "7.0", "It is 007"], "1,204"),
+        ("integer", ["-0", "0", "0.00"], "-1"),
+        ("choice", ["B) four", "The answer is B", "B"], "C"),
+        ("exact", ["Red.", "**red**"], "blue"),
+        (RegexVerifier(pattern=r"#### (\d+)"), ["#### 7", "so\n#### 7\n"], "#### 8"),
+    ],
+)
+def test_answers_that_say_the_same_vote_alike(kind, answers, other):
+    verifier = verifier_of(kind)
+    votes = {verifier.vote(answer) for answer in answers}
+    assert verifier.can_vote and len(votes) == 1 and None not in votes
+    assert verifier.vote(other) not in votes
+    assert verifier.vote("") is None
+
+
+def test_values_of_mathematics_vote_by_their_number():
+    pytest.importorskip("math_verify")
+    math = verifier_of("math")
+    assert math.vote("$\\frac{1}{2}$") == math.vote("$0.5$") != math.vote("$0.25$")
+    assert math.vote("$x + 1$") == math.vote("$1 + x$")
+    assert math.vote("no idea") is None
+
+
+def test_only_kinds_that_compare_what_an_answer_says_vote():
+    silent = {"contains", "json_schema", "instructions", "unit_tests", "python", "recall", "regex"}
+    for name, kind in VERIFIERS.items():
+        settings = dict.fromkeys(kind.needed(), "x")
+        assert kind(**settings).can_vote is (name not in silent), name
