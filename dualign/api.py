@@ -235,6 +235,7 @@ def evaluate(
     from dualign.evaluation.scores import read_scores
     from dualign.generation.config import read_model
 
+    others: Any = {key: tuple(v) if isinstance(v, list) else v for key, v in keys.items()}
     stage = EvalStage(
         name="eval",
         models=(read_model(model, "model"),),
@@ -245,7 +246,7 @@ def evaluate(
         top_p=top_p,
         backend=backend,
         switch=read_switch(switch, "switch"),
-        **{key: tuple(item) if isinstance(item, list) else item for key, item in keys.items()},
+        **others,
     )
     if problems := [f"{key}: {message}" for key, message in stage.problems()]:
         raise ConfigError("\n".join(problems))
