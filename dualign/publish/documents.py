@@ -8,16 +8,15 @@ from typing import Any
 from dualign.evaluation.scores import short_label
 from dualign.hashing import sha256
 from dualign.publish.card.body import render_body
-from dualign.publish.card.front_matter import Metadata, front_matter, make_card, relation_of, slug
+from dualign.publish.card.front_matter import Metadata, front_matter, make_card, relation_of
+from dualign.publish.card.results import slug
 from dualign.publish.checklist import CheckResult
 from dualign.publish.redaction import redact, redact_record
 from dualign.publish.release import LoadTestAnswer, Release, staged_files
-from dualign.publish.sources import is_hub_id
 from dualign.report.groups import task_sources
 from dualign.report.plots import accuracy_plot, loss_plot, reward_plot
 from dualign.report.runs import (
     ModelEvaluation,
-    StageRun,
     evaluations_of,
     is_preference,
     is_training,
@@ -124,14 +123,8 @@ def _metadata(release: Release, models: Sequence[ModelEvaluation]) -> Metadata:
         scores=scores[0] if scores else None,
         adapter=adapter,
         merged=stage_kind(lineage.run.kind).merges,
-        data_names=_task_data(lineage.evaluations),
+        task_sources=task_sources(lineage.evaluations),
     )
-
-
-def _task_data(evaluations: Sequence[StageRun]) -> dict[str, str]:
-    """Map tasks to the dataset of the hub that their problems are from."""
-    sources = {task: str(entry["source"]) for task, entry in task_sources(evaluations).items()}
-    return {task: source for task, source in sources.items() if is_hub_id(source)}
 
 
 def _record(

@@ -4,15 +4,15 @@ Our text stands between two marks, BEGIN and END; all other text and keys of an 
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from huggingface_hub import CardData, EvalResult, ModelCard, ModelCardData
+from huggingface_hub import CardData, ModelCard, ModelCardData
 
-from dualign.data.conversation import MODES
 from dualign.evaluation.scores import ModelScores
 from dualign.publish.base import Base
+from dualign.publish.card.results import eval_results
 from dualign.publish.sources import DataSource
 
 BEGIN = "<!-- dualign: every `dualign publish` rewrites the text between these marks; write outside of them -->"
@@ -36,8 +36,8 @@ class Metadata:
     scores: ModelScores | None
     adapter: bool
     merged: bool
-    data_names: Mapping[str, str]
-    """task -> hub id of its problems, where they are from the hub"""
+    task_sources: Mapping[str, Mapping[str, Any]]
+    """task -> its entry of run.json's `data`"""
 
 
 def relation_of(bases: Sequence[Base], config: Mapping[str, Any], *, adapter: bool) -> str:
@@ -59,7 +59,7 @@ def front_matter(facts: Metadata) -> ModelCardData:
     datasets = list(dict.fromkeys(source.hub_id for source in facts.sources if source.hub_id))
     tags = ["dualign", "dual-mode", "reasoning", *(["lora"] if facts.adapter else [])]
     tags += ["merge"] if facts.merged else []
-    results = list(_eval_results(facts)) if facts.scores else []
+    results = list(eval_results(facts.scores, facts.task_sources)) if facts.scores else []
     return ModelCardData(
         license=facts.license,
         language=list(facts.languages) or None,
@@ -72,35 +72,6 @@ def front_matter(facts: Metadata) -> ModelCardData:
         model_name=facts.repo_id.split("/")[-1],
         eval_results=results or None,
     )
-
-
-def _eval_results(facts: Metadata) -> Iterator[EvalResult]:
-    """Yield the accuracy of each task in each mode, with its 95 % interval and count."""
-    scores = facts.scores
-    if scores is None:
-        return
-    for task in scores.tasks:
-        for mode in MODES:
-            score = scores.score(task, mode)
-            if score is None:
-                continue
-            low, high = round(100 * score.low, 1), round(100 * score.high, 1)
-            yield EvalResult(
-                task_type="text-generation",
-                task_name=f"{task} ({mode})",
-                dataset_type=facts.data_names.get(task, slug(task)),
-                dataset_name=task,
-                dataset_config=mode,
-                metric_type="accuracy",
-                metric_name=f"accuracy, {mode} (95 % interval {low} to {high}, n = {score.n})",
-                metric_value=round(100 * score.accuracy, 1),
-                metric_args={"mode": mode, "confidence_interval_95": [low, high], "n": score.n},
-            )
-
-
-def slug(text: str) -> str:
-    """Return the text as a valid file name and dataset type."""
-    return re.sub(r"[^\w.-]+", "-", text).strip("-") or "task"
 
 
 def make_card(data: ModelCardData, body: str, *, before: str | None) -> ModelCard:

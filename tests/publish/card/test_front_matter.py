@@ -1,6 +1,6 @@
 """The card: metadata that the hub takes, and sections of the user's that outlive a publication."""
 
-from huggingface_hub import ModelCard
+from huggingface_hub import EvalResult, ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from dualign.evaluation.scores import ModelScores
@@ -16,6 +16,7 @@ from dualign.publish.card.front_matter import (
 from dualign.publish.checks.documents import metadata_faults
 from dualign.publish.lineage import Root
 from dualign.publish.sources import DataSource
+from tests.publish.hub.card_rules import faults_and_warnings
 
 
 def base(name: str | None = "acme/base") -> Base:
@@ -34,7 +35,7 @@ def metadata(**changes: object) -> Metadata:
     scores = ModelScores(model="m", tasks={"adding up": {"think": cell, "no_think": {**cell, "accuracy": 0.1, "accuracy_ci": [0.04, 0.23]}}})  # fmt: skip
     whole = {
         "repo_id": "someone/tiny", "relation": "finetune", "bases": (base(),), "license": "mit", "languages": ("en",),
-        "sources": (source("acme/rows"), source(None), source("acme/rows")), "scores": scores, "adapter": False, "merged": True, "data_names": {},
+        "sources": (source("acme/rows"), source(None), source("acme/rows")), "scores": scores, "adapter": False, "merged": True, "task_sources": {},
     }  # fmt: skip
     return Metadata(**{**whole, **changes})
 
@@ -59,6 +60,78 @@ def test_results_are_listed_by_mode_with_their_intervals() -> None:
     ]
     assert results[0].metric_args["confidence_interval_95"] == [65.0, 90.0]
     assert "95 % interval 4.0 to 23.0, n = 40" in results[1].metric_name
+
+
+GSM8K = {
+    "source": "lm_eval:gsm8k",
+    "harness": "lm-eval",
+    "version": "0.4.13",
+    "task_version": 3,
+    "num_fewshot": 5,
+    "dataset": {"path": "openai/gsm8k", "config": "main", "split": "test"},
+}
+
+
+def _gsm8k(**changes: object) -> list[EvalResult]:
+    cells = {
+        mode: {
+            "accuracy": value,
+            "n": 40,
+            "metrics": {
+                "exact_match,strict-match": {"value": value, "ci": [value - 0.05, value + 0.05]},
+                "exact_match,flexible-extract": {"value": value + 0.015625},
+                "alias": {"value": "gsm8k"},
+            },
+        }
+        for mode, value in (("think", 0.8125), ("no_think", 0.25))
+    }
+    facts = metadata(
+        scores=ModelScores(model="m", tasks={"gsm8k": cells}),
+        task_sources={"gsm8k": {**GSM8K, **changes}},
+    )
+    card = str(make_card(front_matter(facts), "x", before=None))
+    assert faults_and_warnings(card) == ([], [])
+    _, results = model_index_to_eval_results(ModelCard(card).data.to_dict()["model-index"])
+    return results
+
+
+def test_metrics_of_a_harness_keep_their_names_values_and_dataset() -> None:
+    results = _gsm8k()
+    assert [(r.task_name, r.metric_type, r.metric_value) for r in results] == [
+        ("gsm8k (think)", "exact_match", 0.8125),
+        ("gsm8k (think)", "exact_match", 0.828125),
+        ("gsm8k (no_think)", "exact_match", 0.25),
+        ("gsm8k (no_think)", "exact_match", 0.265625),
+    ]
+    first = results[0]
+    assert (first.dataset_type, first.dataset_config, first.dataset_split) == (
+        "openai/gsm8k",
+        "think",
+        "test",
+    )
+    assert first.dataset_args == {"config": "main", "num_few_shot": 5}
+    assert first.metric_args["filter"] == "strict-match"
+    assert first.source_name == "lm-evaluation-harness 0.4.13, task version 3"
+
+
+def test_a_harness_task_over_local_files_names_no_dataset_of_the_hub() -> None:
+    for dataset in ({"path": "json", "config": None}, {}):
+        assert {result.dataset_type for result in _gsm8k(dataset=dataset)} == {"gsm8k"}
+    assert _gsm8k(dataset={"path": "hellaswag"})[0].dataset_type == "hellaswag"
+
+
+def test_several_answers_add_pass_at_k_and_the_majority() -> None:
+    figure = {"value": 0.5, "ci": [0.25, 0.75]}
+    cell = {"accuracy": 0.4, "n": 10, "samples": 4, "majority": figure}
+    cell |= {"pass_at": {"1": figure, "4": {"value": 0.875, "ci": [0.5, 1.0]}}}
+    scores = ModelScores(model="m", tasks={"sums": {"think": cell}})
+    found = front_matter(metadata(scores=scores)).to_dict()
+    _, results = model_index_to_eval_results(found["model-index"])
+    assert [(result.metric_type, result.metric_value) for result in results] == [
+        ("accuracy", 40.0),
+        ("pass@4", 87.5),
+        ("majority@4", 50.0),
+    ]
 
 
 def test_a_base_without_a_name_leaves_no_relation() -> None:
