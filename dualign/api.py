@@ -3,12 +3,13 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from dualign import engine
 from dualign.distributed import is_main_process
 from dualign.errors import ConfigError
 from dualign.experiments.start import experiment
+from dualign.publish.start import PublishResult, publish
 from dualign.recipe import Recipe, find_recipe, shipped_names
 from dualign.recipe import load_recipe as load_recipe_file
 from dualign.rundir import RUN_JSON, locked
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from dualign.doctor.doctor import Diagnosis
     from dualign.evaluation.scores import ModelScores
     from dualign.generation.config import Backend, Endpoint
-    from dualign.publish.checklist import CheckResult
-    from dualign.publish.hub.upload import Publication
     from dualign.report.compare import Comparison
     from dualign.report.runs import StageRun
 
@@ -50,23 +49,6 @@ class MergeResult:
 
     folder: Path
     record: Mapping[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PublishResult:
-    """What was, or would be, published."""
-
-    files: Mapping[str, int]
-    """name in the repository -> bytes"""
-    checks: "tuple[CheckResult, ...]"
-    card: str
-    publication: "Publication | None"
-    """the commit on the Hub; None for a dry run, and if a check failed"""
-
-    @property
-    def failed(self) -> list[str]:
-        """The names of the checks that failed; while there are any, nothing is uploaded."""
-        return [check.name for check in self.checks if check.state == "failed"]
 
 
 def load_recipe(path: str | Path, *overrides: str) -> Recipe:
@@ -360,68 +342,6 @@ def diagnose(
         max_tokens=max_tokens,
         split=split,
         switch=modes,
-    )
-
-
-def publish(
-    run_dir: str | Path,
-    repo_id: str,
-    *,
-    yes: bool = False,
-    private: bool = True,
-    what: Literal["adapter", "weights", "both"] | None = None,
-    bases: Sequence[str] = (),
-    license: str | None = None,
-    license_of: Mapping[str, str] | None = None,
-    languages: Sequence[str] = (),
-    allow: Sequence[str] = (),
-    switch: Switch | Mapping[str, Any] | None = None,
-    message: str | None = None,
-) -> PublishResult:
-    """Stage and check a run directory for the Hub; with `yes`, upload it in one commit.
-
-    Args:
-        run_dir: the run directory of a finished stage that made a model.
-        repo_id: the repository, `owner/name`.
-        yes: upload; without it, or if a check fails, nothing leaves.
-        private: whether a new repository is private.
-        what: None: what the run directory holds.
-        bases: what a base on this machine is on the Hub: `ID@COMMIT`, or `PATH=ID@COMMIT`.
-        license: of the whole; None: computed from bases and data.
-        license_of: the license of a base or data source, by name.
-        languages: codes such as `en`; none: those of the base.
-        allow: names of checks that may fail.
-        switch: what switches the modes, as in `evaluate`; None: what its template states or reads.
-        message: of the commit.
-
-    Returns:
-        The files, every check, the card, and the commit if there was one.
-
-    Raises:
-        DualignError: there is no model in it, or the Hub refused the upload.
-    """
-    from dualign.publish.publish import prepare, upload_release
-    from dualign.publish.release import PublishRequest
-    from dualign.publish.staging import staging_folder
-
-    request = PublishRequest(
-        run_dir=Path(run_dir),
-        repo_id=repo_id,
-        contents=what,
-        bases=tuple(bases),
-        license=license,
-        license_of=license_of or {},
-        languages=tuple(languages),
-        allow=frozenset(allow),
-        switch=read_switch(switch, "switch"),
-        private=private,
-        upload=yes,
-    )
-    with staging_folder(request.run_dir) as folder:
-        staged = prepare(request, folder)
-        publication = upload_release(staged, message=message) if yes and not staged.failed else None
-    return PublishResult(
-        files=staged.files, checks=staged.checks, card=staged.card, publication=publication
     )
 
 

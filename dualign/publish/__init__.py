@@ -5,7 +5,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
-__all__ = ["checklist", "publish", "release", "show", "staging"]
+__all__ = ["checklist", "publish", "release", "show", "staging", "start"]
 
 
 class _CallableRoom(ModuleType):
@@ -14,7 +14,7 @@ class _CallableRoom(ModuleType):
     """
 
     def __call__(self, *args: Any, **options: Any) -> Any:
-        return import_module("dualign.api").publish(*args, **options)
+        return import_module("dualign.publish.start").publish(*args, **options)
 
 
 sys.modules[__name__].__class__ = _CallableRoom

@@ -66,7 +66,7 @@ def read_runs(folder: Path) -> tuple[RunFolder, ...]:
 
 def _output_folders(folder: Path, depth: int) -> Iterator[Path]:
     """Yield the folders that hold stages, finished or not."""
-    stages = stage_names(folder)
+    stages = _stage_names(folder)
     if stages:
         yield folder
     for child in sorted(folder.iterdir()):
@@ -75,7 +75,7 @@ def _output_folders(folder: Path, depth: int) -> Iterator[Path]:
             yield from _output_folders(child, depth - 1)
 
 
-def stage_names(folder: Path) -> list[str]:
+def _stage_names(folder: Path) -> list[str]:
     """Return the names of the stages in an output folder, in the order in which they were started."""
     finished = {path.parent.name for path in folder.glob(f"*/{RUN_JSON}")}
     partial = {
@@ -96,7 +96,7 @@ def _run(folder: Path) -> RunFolder:
     is_running = is_written(folder)
     return RunFolder(
         path=folder,
-        stages=tuple(_stage(folder / name, is_running) for name in stage_names(folder)),
+        stages=tuple(_stage(folder / name, is_running) for name in _stage_names(folder)),
         is_running=is_running,
         size=size_of(folder),
     )

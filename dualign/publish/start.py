@@ -1,0 +1,91 @@
+"""The call of a release. Light to import."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from dualign.switch import Switch, read_switch
+
+if TYPE_CHECKING:
+    from dualign.publish.checklist import CheckResult
+    from dualign.publish.hub.upload import Publication
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PublishResult:
+    """What was, or would be, published."""
+
+    files: Mapping[str, int]
+    """name in the repository -> bytes"""
+    checks: "tuple[CheckResult, ...]"
+    card: str
+    publication: "Publication | None"
+    """the commit on the Hub; None for a dry run, and if a check failed"""
+
+    @property
+    def failed(self) -> list[str]:
+        """The names of the checks that failed; while there are any, nothing is uploaded."""
+        return [check.name for check in self.checks if check.state == "failed"]
+
+
+def publish(
+    run_dir: str | Path,
+    repo_id: str,
+    *,
+    yes: bool = False,
+    private: bool = True,
+    what: Literal["adapter", "weights", "both"] | None = None,
+    bases: Sequence[str] = (),
+    license: str | None = None,
+    license_of: Mapping[str, str] | None = None,
+    languages: Sequence[str] = (),
+    allow: Sequence[str] = (),
+    switch: Switch | Mapping[str, Any] | None = None,
+    message: str | None = None,
+) -> PublishResult:
+    """Stage and check a run directory for the Hub; with `yes`, upload it in one commit.
+
+    Args:
+        run_dir: the run directory of a finished stage that made a model.
+        repo_id: the repository, `owner/name`.
+        yes: upload; without it, or if a check fails, nothing leaves.
+        private: whether a new repository is private.
+        what: None: what the run directory holds.
+        bases: what a base on this machine is on the Hub: `ID@COMMIT`, or `PATH=ID@COMMIT`.
+        license: of the whole; None: computed from bases and data.
+        license_of: the license of a base or data source, by name.
+        languages: codes such as `en`; none: those of the base.
+        allow: names of checks that may fail.
+        switch: what switches the modes, as in `evaluate`; None: what its template states or reads.
+        message: of the commit.
+
+    Returns:
+        The files, every check, the card, and the commit if there was one.
+
+    Raises:
+        DualignError: there is no model in it, or the Hub refused the upload.
+    """
+    from dualign.publish.publish import prepare, upload_release
+    from dualign.publish.release import PublishRequest
+    from dualign.publish.staging import staging_folder
+
+    request = PublishRequest(
+        run_dir=Path(run_dir),
+        repo_id=repo_id,
+        contents=what,
+        bases=tuple(bases),
+        license=license,
+        license_of=license_of or {},
+        languages=tuple(languages),
+        allow=frozenset(allow),
+        switch=read_switch(switch, "switch"),
+        private=private,
+        upload=yes,
+    )
+    with staging_folder(request.run_dir) as folder:
+        staged = prepare(request, folder)
+        publication = upload_release(staged, message=message) if yes and not staged.failed else None
+    return PublishResult(
+        files=staged.files, checks=staged.checks, card=staged.card, publication=publication
+    )
