@@ -11,7 +11,7 @@ from typing import Any
 from dualign.data.conversation import MODES
 from dualign.errors import EvaluationError
 from dualign.evaluation.metrics import compare as compare_samples
-from dualign.evaluation.sampled import mean_share, problem_means
+from dualign.evaluation.sampled import by_budget, mean_share, problem_means
 from dualign.evaluation.scores import Change, Score, mean_of
 from dualign.evaluation.significance import holm
 from dualign.report.runs import Row
@@ -175,15 +175,31 @@ _Groups = dict[tuple[str, str], dict[str, list[Row]]]
 
 
 def _grouped(side: Side) -> _Groups:
-    """Return the answers by (task, mode) and problem; modes with budgets come last."""
+    """Return the answers by (task, mode) and problem; modes with budgets come last.
+
+    Where a budget cut nothing, the whole answer counts there, as it does in the metrics.
+    """
+    whole = by_budget(side.model.samples)[None]
+    at_budget = {(row["budget"], *_place(row)): row for row in side.model.budgeted}
+    rows = [*whole]
+    for budget, task, mode in dict.fromkeys(place[:3] for place in at_budget):
+        rows += [
+            {**at_budget.get((budget, *_place(row)), row), "budget": budget}
+            for row in whole
+            if (row.get("task"), row.get("mode")) == (task, mode)
+        ]
     groups: _Groups = {}
-    for row in (*side.model.samples, *side.model.budgeted):
+    for row in rows:
         of_task = groups.setdefault((str(row.get("task")), mode_label(row)), {})
         of_task.setdefault(str(row.get("id")), []).append(row)
     places = {task: place for place, task in enumerate(dict.fromkeys(task for task, _ in groups))}
     modes: dict[str, int] = {mode: place for place, mode in enumerate(MODES)}
     order = sorted(groups, key=lambda key: (places[key[0]], modes.get(key[1], len(modes))))
     return {key: groups[key] for key in order}
+
+
+def _place(row: Row) -> tuple[Any, ...]:
+    return row.get("task"), row.get("mode"), row.get("id"), row.get("sample") or 0
 
 
 def _paired(

@@ -19,6 +19,8 @@ from dualign.report.conclusions import (
     thinking_finding,
     training_findings,
 )
+from dualign.report.groups import is_small, task_groups
+from dualign.report.harness import harness_sections
 from dualign.report.retention import retention_findings
 from dualign.report.runs import ModelEvaluation, StageRun
 from dualign.report.samples import sample_sections
@@ -84,6 +86,10 @@ def _pair_sections(evaluated: Evaluated) -> Iterator[Section]:
 
 
 def _format_sections(evaluated: Evaluated) -> Iterator[Section]:
+    """Yield the rates of faults of form, and lengths; of many tasks, those of the last model."""
+    models = evaluated.scores
+    if not is_small(task_groups(evaluated.stages, task_names(models))):
+        models = models[-1:]
     note = Paragraph(
         text="Percent of answers. Closed: the think block was opened and closed. Leak: thinking in "
         "the answer in no_think mode. Empty: nothing thought in think mode. Cut: the token limit "
@@ -94,8 +100,8 @@ def _format_sections(evaluated: Evaluated) -> Iterator[Section]:
     tokens = ("think p50", "think p90", "answer p50", "answer p90")
     rows = [
         (task, short_label(model.model), mode, *_format_cells(model.tasks[task][mode]))
-        for task in task_names(evaluated.scores)
-        for model in evaluated.scores
+        for task in task_names(models)
+        for model in models
         for mode in MODES
         if mode in model.tasks.get(task, {})
     ]
@@ -131,6 +137,7 @@ _SECTIONS: tuple[Callable[[Evaluated], Iterator[Section]], ...] = (
     accuracy_sections,
     step_sections,
     base_sections,
+    harness_sections,
     _pair_sections,
     _format_sections,
     _reason_sections,

@@ -136,17 +136,31 @@ def test_settings_and_tasks_that_differ_are_named(run: Path, tmp_path: Path) -> 
     assert "Evaluated with another max_new_tokens: - and 8." in notes
 
 
-def test_several_samples_turn_by_their_majority_and_budgets_are_rows_of_their_own(
-    tmp_path: Path,
-) -> None:
+def test_several_samples_turn_by_their_majority(tmp_path: Path) -> None:
     for name, right in (("few", 1), ("most", 3)):
         rows = [_row("m", 0, str(int(number < right))) | {"sample": number} for number in range(4)]
-        rows += [_row("m", 0, "1") | {"mode": "think", "budget": 128}]
         model = {"model": "m", "tasks": {"sums": {"no_think": cell(right, 4)}}}
         write_evaluation(tmp_path, name, [model], rows)
-    sampled, budgeted = compare(tmp_path / "few", tmp_path / "most").tasks
-    assert (sampled.change.value, sampled.count("turned right")) == (0.5, 1)
-    assert (budgeted.mode, budgeted.count("right in both")) == ("think, budget 128", 1)
+    (sampled,) = compare(tmp_path / "few", tmp_path / "most").tasks
+    assert (sampled.change.value, sampled.count("turned right"), sampled.before.n) == (0.5, 1, 1)
+
+
+def test_a_budget_is_a_row_of_its_own_and_what_it_did_not_cut_counts_whole(tmp_path: Path) -> None:
+    """Problem 0 is cut in both and gets right, 1 in the first alone, 2 in none."""
+    for name, cut in (("first", {0: "0", 1: "0"}), ("second", {0: "1"})):
+        rows = [_row("m", number, "1") | {"mode": "think"} for number in range(3)]
+        rows += [
+            _row("m", number, digit) | {"mode": "think", "budget": 128}
+            for number, digit in cut.items()
+        ]
+        model = {"model": "m", "tasks": {"sums": {"think": cell(3, 3)}}}
+        write_evaluation(tmp_path, name, [model], rows)
+    whole, budgeted = compare(tmp_path / "first", tmp_path / "second").tasks
+    assert (whole.mode, whole.change.value) == ("think", 0.0)
+    assert (budgeted.mode, budgeted.before.n) == ("think, budget 128", 3)
+    assert [problem.outcome for problem in budgeted.problems] == [
+        "turned right", "turned right", "right in both",
+    ]  # fmt: skip
 
 
 def _refused(run: Path, folder: Path) -> Iterator[tuple[str, str, str]]:

@@ -105,3 +105,28 @@ def test_a_sentence_names_the_largest_changes_and_counts_the_rest(stages: list[S
     first = bullets.items[0]  # type: ignore[union-attr]
     assert first.startswith("apo: thinking adds points on gsm8k +30.0 [")
     assert first.count("+30.0") == 6 and first.endswith(" and 2 more.")
+
+
+def test_format_of_many_tasks_is_that_of_the_last_model(stages: list[StageRun]) -> None:
+    (table,) = _tables(_section(stages, "format")).values()
+    assert {row[1] for row in table.rows} == {"apo"} and len(table.rows) == 2 * 8
+
+
+def test_metrics_of_a_harness_are_shown_by_its_names(tmp_path: Path) -> None:
+    metrics = {"exact_match,strict-match": {"value": 0.5, "ci": [0.25, 0.75]}, "bpb": {"value": 2}}
+    tasks = {"gsm8k": {"think": {**cell(1, 2), "metrics": metrics}, "no_think": cell(1, 2)}}
+    models = [
+        {"model": "base", "tasks": {"gsm8k": {"think": cell(1, 2)}}},
+        {"model": "sft", "tasks": tasks},
+    ]
+    path = write_evaluation(tmp_path, "test", models)
+    record = json.loads((path / "run.json").read_text())
+    record["data"] = [{"source": "lm_eval:gsm8k", "harness": "lm-eval", "version": "0.4.13"}]
+    (path / "run.json").write_text(json.dumps(record))
+    section = _section([read_stage(path)], "harness")
+    (table,) = _tables(section).values()
+    assert table.rows == (
+        ("gsm8k", "exact_match,strict-match", "think", "-", "0.5000 [0.250, 0.750]"),
+        ("gsm8k", "bpb", "think", "-", "2.0000"),
+    )
+    assert "Of lm-eval 0.4.13." in section.blocks[0].text  # type: ignore[union-attr]
