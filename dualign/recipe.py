@@ -25,17 +25,18 @@ from dualign.errors import ConfigError
 from dualign.misspelled import kind_of_stage, restore_stages
 from dualign.model_ref import StageRef
 from dualign.stages import config_classes
+from dualign.tasks.table import located, source_of
 
 _RECIPE_KEYS = ("name", "output_dir", "seed", "stages")
 _VARY = {"grid", "runs"}  # keys of an experiment (docs/experiments.md)
 _OUTER_KEYS = ("output_dir", "seed")  # of a stage's own file, besides the keys of its kind
 # Values of these keys are paths relative to the recipe's folder, if such a file exists.
+TASK_KEYS = ("tasks", "watch")
 _PATH_KEYS = (
     "path",
     "model",
     "models",
-    "tasks",
-    "watch",
+    *TASK_KEYS,
     "held_out",
     "script",
     "files",
@@ -186,6 +187,8 @@ def _absolute_paths(document: Document, value: Any, folder: Path, key: Key = ())
         label = path_key(place)
         if not isinstance(item, str):
             _absolute_paths(document, item, folder, place)
+        elif label in TASK_KEYS and source_of(item):
+            value[name] = located(item, folder)
         elif may_be_path(label, item):
             path = _existing_path(folder, item)
             if path:

@@ -23,6 +23,7 @@ USERS_EXTRAS = (
     "deepspeed",
     "endpoint",
     "eval",
+    "lm-eval",
     "gguf",
     "sweep",
     "data",

@@ -56,7 +56,18 @@ def run_stage(args: Namespace, kind: str) -> int:
 
 
 def evaluate(args: Namespace) -> int:
-    """`dualign eval MODEL --task FILE --out DIR`."""
+    """`dualign eval MODEL --task TASK --out DIR | --list [PATTERN]`."""
+    if args.pattern is not None:
+        from dualign.tasks.table import listing
+
+        say("\n".join(listing(args.pattern)))
+        return 0
+    if missing := [
+        name
+        for name, value in (("MODEL", args.model), ("--task", args.task), ("--out", args.out))
+        if not value
+    ]:
+        raise ConfigError(f"eval: needs {', '.join(missing)}; `dualign eval --help` shows them")
     api.evaluate(
         args.model,
         args.task,

@@ -197,11 +197,23 @@ def _recipe_command(
 def _eval_command(sub: Sub) -> None:
     detail = "Writes OUT/metrics.json, OUT/table.md and OUT/samples.jsonl, and prints the table with 95 % intervals."
     parser = command(sub, "eval", "evaluate a checkpoint in both modes", detail)
-    parser.add_argument("model", metavar="MODEL", help=_MODEL)
+    parser.add_argument("model", metavar="MODEL", nargs="?", help=_MODEL)
     parser.add_argument(
-        "--task", action="append", required=True, metavar="FILE", help="a task file; repeatable"
+        "--task",
+        action="append",
+        default=[],
+        metavar="TASK",
+        help="a task file, or SOURCE:NAME such as lm_eval:gsm8k; repeatable",
     )
-    parser.add_argument("--out", required=True, metavar="DIR", help="where the results go")
+    parser.add_argument("--out", metavar="DIR", help="where the results go")
+    parser.add_argument(
+        "--list",
+        nargs="?",
+        const="",
+        metavar="PATTERN",
+        dest="pattern",
+        help="print the names of benchmarks that have PATTERN in them, and do nothing else",
+    )
     parser.add_argument(
         "--rows", type=int, metavar="N", help="at most N rows of each task (a seeded sample)"
     )

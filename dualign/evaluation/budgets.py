@@ -33,21 +33,18 @@ def with_budgets(items: Sequence[EvalRequest], stage: EvalStage) -> tuple[EvalRe
         item
         for item in items
         if item.mode == "think"
+        and item.writes
         and (item.task.name, item.problem.id, item.answer.prompt.text) not in quick
     ]
-    cut = (
-        replace(
-            item,
-            answer=budgeted(
-                item.answer,
-                Budget(tokens=tokens, closing=stage.budget_closing),
-                answer_tokens=limit_of(item.task, stage, "no_think"),
-            ),
-        )
-        for tokens in stage.budget_tokens
-        for item in thinking
-    )
+    cut = (_cut(item, tokens, stage) for tokens in stage.budget_tokens for item in thinking)
     return (*items, *cut)
+
+
+def _cut(item: EvalRequest, tokens: int, stage: EvalStage) -> EvalRequest:
+    budget = Budget(tokens=tokens, closing=stage.budget_closing)
+    limit = limit_of(item.task, stage, "no_think")
+    answer, *more = (budgeted(part, budget, answer_tokens=limit) for part in item.asked)
+    return replace(item, answer=answer, more=tuple(more))
 
 
 def is_own(request: EvalRequest, answer: Answer) -> bool:

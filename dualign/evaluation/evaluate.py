@@ -16,6 +16,7 @@ from dualign.data.conversation import MODES, Mode
 from dualign.data.rows.source_files import combined_sha256, fingerprint_files
 from dualign.evaluation.budgets import is_own, with_budget_metrics, with_budgets
 from dualign.evaluation.config import EvalConfig, EvalStage, pairs_name
+from dualign.evaluation.following import Response, respond
 from dualign.evaluation.languages import with_languages
 from dualign.evaluation.metrics import compare, with_gain
 from dualign.evaluation.pairs import Margins, margin_change, pair_margins, summarize_margins
@@ -31,14 +32,14 @@ from dualign.evaluation.table import (
     terminal_samples,
     terminal_table,
 )
-from dualign.generation.answers import Answer, Responder, ask, require_all
+from dualign.generation.answers import Answer, Responder
 from dualign.generation.config import Endpoint, model_label
 from dualign.generation.responders import CheckpointResponder, open_responder
 from dualign.generation.samples import SampleFile
 from dualign.generation.thinking import Reply, TraceMarks, ends_in_trace
 from dualign.models.loading import EvalModel
 from dualign.rundir import Outcome, write_json
-from dualign.tasks.base import Task, judge
+from dualign.tasks.base import HarnessTask, Task, judge
 from dualign.tasks.table import load_questions
 from dualign.terminal import wide_console
 from dualign.verifiers.base import Verdict, wrong
@@ -141,8 +142,7 @@ def evaluate_model(
     items = requests.items
     if isinstance(config, EvalStage):
         items = with_budgets(items, config)
-    asked = ask(responder, [request.answer for request in items], file)
-    answers = require_all(asked, responder, str(file.path))
+    responses = respond(responder, items, file, name=name)
     margins: Mapping[str, Margins] = {}
     if isinstance(responder, CheckpointResponder):
         one_way = not requests.mode_switch
@@ -151,9 +151,9 @@ def evaluate_model(
         model=responder.model,
         mode_switch=requests.mode_switch,
         samples=tuple(
-            _sample(request, answer, responder.marks)
-            for request, answer in zip(items, answers, strict=True)
-            if is_own(request, answer)
+            _sample(request, response, responder.marks)
+            for request, response in zip(items, responses, strict=True)
+            if is_own(request, response.answer)
         ),
         pairs=margins,
         asked=responder.record(),
@@ -162,19 +162,16 @@ def evaluate_model(
 
 # Keys of a line that say what its figures are; a row's own fields of these names are renamed.
 _TAKEN = frozenset(
-    {"score", "scores", "sample", "budget", "closed_by_budget", "vote", "usage"}
+    {"score", "scores", "sample", "budget", "closed_by_budget", "vote", "usage", "more"}
     | {"trace_language", "answer_language"}
 )
 
 
-def _sample(request: EvalRequest, answer: Answer, marks: TraceMarks) -> dict[str, Any]:
-    """Judge an answer: the line of samples.jsonl. One whose trace was cut is wrong, whatever a
-    verifier would say of the empty text that is left.
-    """
-    reply, problem = answer.reply, request.problem
-    prompt = answer.request.prompt.text
-    is_cut = not answer.finished and ends_in_trace(prompt, answer.generated, marks)
-    verdict = wrong("trace cut") if is_cut else judge(request.task, problem, reply.answer)
+def _sample(request: EvalRequest, response: Response, marks: TraceMarks) -> dict[str, Any]:
+    """Judge a response: the line of samples.jsonl."""
+    answer, problem = response.answer, request.problem
+    reply = answer.reply
+    verdict = _verdict(request, response, marks)
     sample = {
         **{f"row_{key}" if key in _TAKEN else key: item for key, item in problem.extra.items()},
         "model": answer.model,
@@ -183,7 +180,7 @@ def _sample(request: EvalRequest, answer: Answer, marks: TraceMarks) -> dict[str
         "id": problem.id,
         "prompt": problem.question,
         "thinking": reply.thinking,
-        "answer": reply.answer,
+        "answer": _likeliest(request, response) if response.likelihoods else reply.answer,
         "expected": problem.expected,
         "correct": verdict.right,
         "reason": verdict.reason,
@@ -195,15 +192,44 @@ def _sample(request: EvalRequest, answer: Answer, marks: TraceMarks) -> dict[str
         "think_tokens": answer.think_tokens,
         "answer_tokens": answer.answer_tokens,
         **_optional(request, verdict, reply),
-        "rendered": prompt,
+        "rendered": answer.request.prompt.text,
         "generated": answer.generated,
         "key": answer.request.key,
     }
-    if verdict.score is not None:
-        sample["score"] = verdict.score
+    optional = {
+        "scores": dict(verdict.scores),
+        "more": [record.line() for record in response.more],
+        "usage": answer.usage and dict(answer.usage),
+    }
     if answer.budget is not None:
         sample |= {"budget": answer.budget, "closed_by_budget": answer.closed_by_budget}
-    return sample if answer.usage is None else {**sample, "usage": dict(answer.usage)}
+    return sample | {key: value for key, value in optional.items() if value not in (None, {}, [])}
+
+
+def _verdict(request: EvalRequest, response: Response, marks: TraceMarks) -> Verdict:
+    """Judge a response. An answer whose trace was cut is wrong, whatever a verifier would say of the
+    empty text that is left.
+    """
+    task, problem = request.task, request.problem
+    answers = [response.answer, *response.repeats]
+    cut = not response.likelihoods and all(_is_cut(answer, marks) for answer in answers)
+    if not isinstance(task, HarnessTask):
+        return wrong("trace cut") if cut else judge(task, problem, answers[0].reply.answer)
+    if response.likelihoods:
+        return task.judge_responses(problem, [[pair] for pair in response.likelihoods])
+    texts = [answer.reply.untrimmed for answer in answers]
+    return task.judge_responses(problem, [texts], cut=cut)
+
+
+def _is_cut(answer: Answer, marks: TraceMarks) -> bool:
+    prompt = answer.request.prompt.text
+    return not answer.finished and ends_in_trace(prompt, answer.generated, marks)
+
+
+def _likeliest(request: EvalRequest, response: Response) -> str:
+    """Return the text with the highest log-probability."""
+    pairs = zip(response.likelihoods, request.problem.choices, strict=True)
+    return max(pairs, key=lambda pair: pair[0][0])[1].text.strip()
 
 
 def _optional(request: EvalRequest, verdict: Verdict, reply: Reply) -> dict[str, Any]:
@@ -228,7 +254,11 @@ def _metrics(
         {
             "model": result.model,
             "mode_switch": result.mode_switch,
-            "tasks": with_budget_metrics(with_gain(samples), result.samples, tasks, stage),
+            "tasks": _with_harness(
+                with_budget_metrics(with_gain(samples), result.samples, tasks, stage),
+                samples,
+                tasks,
+            ),
             "pairs": {
                 name: {mode: summarize_margins(margins[mode]) for mode in MODES}
                 for name, margins in result.pairs.items()
@@ -268,6 +298,31 @@ def _metrics(
     return {**metrics, "endpoints": asked} if asked else metrics
 
 
+# What a task has none of that has metrics, but none that is a share of what can be right.
+_SHARES = frozenset({"accuracy", "accuracy_ci", "gain", "gain_ci", "problems_needed"})
+
+
+def _with_harness(
+    metrics: dict[str, dict[str, Any]],
+    samples: Mapping[str, Mapping[Mode, Sequence[Sample]]],
+    tasks: Sequence[Task],
+) -> dict[str, dict[str, Any]]:
+    """Return the metrics of all tasks, with those of a harness's own where a task has them."""
+    for task in tasks:
+        if not isinstance(task, HarnessTask):
+            continue
+        for mode in MODES:
+            metrics[task.name][mode] |= {"metrics": task.metrics(samples[task.name][mode])}
+            if all(sample.get("score") is None for sample in samples[task.name][mode]):
+                cell = metrics[task.name][mode]
+                metrics[task.name][mode] = {
+                    key: None if key in _SHARES else value
+                    for key, value in cell.items()
+                    if not key.startswith("budget")
+                }
+    return metrics
+
+
 def _by_task(result: EvalResult, tasks: Sequence[Task]) -> dict[str, dict[Mode, list[Sample]]]:
     samples: dict[str, dict[Mode, list[Sample]]] = {
         task.name: {mode: [] for mode in MODES} for task in tasks
@@ -281,7 +336,8 @@ def task_source(task: Task, rows: int) -> dict[str, Any]:
     """Return the entry of run.json's `data` for a task."""
     if task.digest is None:
         return _data_source(task.rows, rows)
-    return {"source": task.rows, "sha256": task.digest, "rows": rows}
+    versions = task.harness() if isinstance(task, HarnessTask) else {}
+    return {"source": task.rows, "sha256": task.digest, "rows": rows, **versions}
 
 
 def _data_source(file: str, rows: int) -> dict[str, Any]:

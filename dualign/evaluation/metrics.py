@@ -75,8 +75,16 @@ def _lengths(samples: Sequence[Sample], key: str) -> dict[str, Any]:
 
 
 def _named_metrics(samples: Sequence[Sample]) -> dict[str, Any]:
-    """Return the mean of each further metric of a harness, over the problems that have it."""
-    names = dict.fromkeys(name for sample in samples for name in sample.get("scores") or {})
+    """Return the mean of each further metric of a harness, over the problems that have it.
+
+    Values that aren't numbers have a mean of the harness's own.
+    """
+    names = dict.fromkeys(
+        name
+        for sample in samples
+        for name, value in (sample.get("scores") or {}).items()
+        if isinstance(value, int | float)
+    )
     return {name: _named_metric(samples, name) for name in names}
 
 

@@ -2,13 +2,19 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dualign.data.conversation import MODES, Mode
 from dualign.errors import EvaluationError
 from dualign.evaluation.config import EvalConfig, samples_of, sampling_of
-from dualign.generation.answers import AnswerRequest, Prompt, Responder, request_key
+from dualign.generation.answers import (
+    AnswerRequest,
+    LikelihoodResponder,
+    Prompt,
+    Responder,
+    request_key,
+)
 from dualign.generation.sampling import Sampling
 from dualign.models import prompts
 from dualign.switch import Switch
@@ -27,6 +33,19 @@ class EvalRequest:
     answer: AnswerRequest
     sample: int | None = None
     """number of the answer to its problem; None if the problem has one answer"""
+    more: tuple[AnswerRequest, ...] = ()
+    """repeats that are judged together with the answer; or, of texts that follow different prompts,
+    those of the prompts after the first
+    """
+    writes: bool = True
+    """False: nothing is written before the problem's texts are scored"""
+    begun: str = ""
+    """the start of the answer, where it comes after the trace"""
+
+    @property
+    def asked(self) -> tuple[AnswerRequest, ...]:
+        """What is to be written."""
+        return (self.answer, *self.more) if self.writes else ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,11 +80,17 @@ def build_requests(
     """
     items, all_switch = [], True
     for task, problems in tasks:
+        _require_able(responder, task, problems)
         switch = _task_switch(responder, task, config.switch)
         has_modes = _has_modes(responder, task, switch, config, baseline=baseline)
         all_switch = all_switch and has_modes
         asked = {
-            mode: [render_question(responder, problem, mode, switch) for problem in problems]
+            mode: [
+                render_question(
+                    responder, _begun(problem, thinks=has_modes and mode == "think"), mode, switch
+                )
+                for problem in problems
+            ]
             for mode in MODES
         }
         if has_modes:
@@ -73,22 +98,69 @@ def build_requests(
         for mode in MODES:
             # A model without modes is asked in think mode's way.
             of_mode = mode if has_modes else "think"
-            sampling = Sampling(**sampling_of(task, config, of_mode))
-            count = samples_of(config, of_mode)
-            items += [
-                EvalRequest(
-                    task=task,
-                    problem=problem,
-                    mode=mode,
-                    answer=_request(
-                        prompt, sampling, f"{seed}:{task.name}:{mode}:{problem.id}", number, name
-                    ),
-                    sample=number if count > 1 else None,
-                )
-                for problem, prompt in zip(problems, asked[mode], strict=True)
-                for number in range(count)
-            ]
+            thinks = has_modes and mode == "think"
+            for problem, prompt in zip(problems, asked[mode], strict=True):
+                sampling = _sampling(problem, task, config, of_mode)
+                prompted = any(choice.messages for choice in problem.choices)
+                others = _more(responder, problem, prompt, switch, thinks=thinks)
+                identity = f"{seed}:{task.name}:{mode}:{problem.id}"
+                count = samples_of(config, of_mode)
+                for number in range(count):
+                    answer, *more = (
+                        _request(
+                            part,
+                            sampling,
+                            f"{identity}\n{place}" if place else identity,
+                            number,
+                            name,
+                        )
+                        for place, part in enumerate((prompt, *others))
+                    )
+                    items.append(
+                        EvalRequest(
+                            task=task,
+                            problem=problem,
+                            mode=mode,
+                            answer=answer,
+                            sample=number if count > 1 else None,
+                            more=tuple(more),
+                            writes=not problem.choices or (thinks and prompted),
+                            begun=problem.begun if thinks else "",
+                        )
+                    )
     return EvalRequests(items=tuple(items), mode_switch=all_switch)
+
+
+def _begun(problem: Problem, *, thinks: bool) -> Problem:
+    """Return the problem with the start of its answer as a turn; a trace has to come before it."""
+    if not problem.begun or thinks:
+        return problem
+    start = {"role": "assistant", "content": problem.begun}
+    return replace(problem, messages=(*problem.messages, start))
+
+
+def _sampling(problem: Problem, task: Task, config: EvalConfig, mode: Mode) -> Sampling:
+    """Return how an answer is sampled: by the stage, where it leaves it open by the problem's own rules."""
+    sampling, own = Sampling(**sampling_of(task, config, mode)), problem.sampling
+    if own is None:
+        return sampling
+    if not sampling.temperature:
+        sampling = replace(sampling, temperature=own.temperature, top_p=own.top_p)
+    of_stage = config.max_new_tokens if mode == "think" else config.max_new_tokens_no_think or 0
+    return replace(sampling, stop=own.stop, max_new_tokens=max(of_stage, own.max_new_tokens))
+
+
+def _more(
+    responder: Responder, problem: Problem, prompt: Prompt, switch: Switch | None, *, thinks: bool
+) -> list[Prompt]:
+    """Return what is asked after a problem's prompt: it again, or the other prompts of its texts."""
+    if problem.sampling is not None:
+        return [prompt] * (problem.sampling.repeats - 1)
+    others = (replace(problem, messages=messages) for messages in problem.contexts[1:])
+    return [
+        render_question(responder, _begun(other, thinks=thinks), prompt.mode, switch)
+        for other in others
+    ]
 
 
 def _request(
@@ -102,8 +174,19 @@ def _request(
         *(name, prompt.text, sampling.max_new_tokens, sampling.temperature, sampling.top_p),
         own_seed,
         *([] if sampling.top_k is None else [f"top_k {sampling.top_k}"]),
+        *(f"stop {text}" for text in sampling.stop),
     ]
     return AnswerRequest(prompt=prompt, sampling=sampling, seed=own_seed, key=request_key(content))
+
+
+def _require_able(responder: Responder, task: Task, problems: Sequence[Problem]) -> None:
+    """Refuse a task that needs more than answers of a responder that gives no more."""
+    special = any(problem.choices or problem.begun for problem in problems)
+    if special and not isinstance(responder, LikelihoodResponder):
+        raise EvaluationError(
+            f"{responder.model}, task {task.name}: it scores texts, or goes on from the start of an "
+            "answer, which an endpoint can't: name the checkpoint, or a task whose answers are written"
+        )
 
 
 def _require_switch(

@@ -7,6 +7,7 @@ __all__ = [
     "config",
     "estimate",
     "generate",
+    "likelihoods",
     "preflight",
     "responders",
     "samples",

@@ -11,11 +11,12 @@ import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from dualign.data.conversation import Mode
 from dualign.errors import EvaluationError
 from dualign.generation.budgets import Budget
+from dualign.generation.likelihoods import Likelihood, LikelihoodRequest
 from dualign.generation.samples import AnswerRecord, SampleFile
 from dualign.generation.sampling import Sampling
 from dualign.generation.thinking import Reply, TraceMarks, split
@@ -101,6 +102,19 @@ class Responder(Protocol):
 
     def record(self) -> dict[str, Any] | None:
         """Return what was asked, for run.json; None if nothing is counted."""
+
+
+@runtime_checkable
+class LikelihoodResponder(Protocol):
+    """A responder that has the probabilities of texts, and goes on from any text."""
+
+    def likelihoods(
+        self, requests: Sequence[LikelihoodRequest]
+    ) -> Iterator[dict[int, tuple[Likelihood, ...]]]:
+        """Yield the likelihoods of each request's texts by its index, as they come."""
+
+    def following(self, answer: "Answer") -> str:
+        """Return the prompt and the trace of an answer, closed: what its text follows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,14 +11,15 @@ from transformers import PreTrainedTokenizerBase
 from dualign.data.conversation import Mode
 from dualign.data.rows.text_rules import text_rules
 from dualign.data.text.template import load_template
-from dualign.errors import TemplateError
-from dualign.generation.answers import AnswerRequest, Generation, Prompt, Responder
-from dualign.generation.budgets import TraceCutter
+from dualign.errors import EvaluationError, TemplateError
+from dualign.generation.answers import Answer, AnswerRequest, Generation, Prompt, Responder
+from dualign.generation.budgets import Budget, TraceCutter
 from dualign.generation.config import Backend, Endpoint, endpoint_of
 from dualign.generation.generate import generate_batches
+from dualign.generation.likelihoods import Likelihood, LikelihoodRequest, likelihoods
 from dualign.generation.samples import AnswerRecord
 from dualign.generation.sampling import Sampling
-from dualign.generation.thinking import Reply, TraceMarks
+from dualign.generation.thinking import Reply, TraceMarks, closed_trace
 from dualign.models import prompts
 from dualign.models.loading import EvalModel, open_model
 from dualign.models.source import resolve_model
@@ -95,6 +96,31 @@ class CheckpointResponder:
             return None
         token_ids, begun = closed
         return replace(request, prompt=replace(request.prompt, token_ids=token_ids, begun=begun))
+
+    def likelihoods(
+        self, requests: Sequence[LikelihoodRequest]
+    ) -> Iterator[dict[int, tuple[Likelihood, ...]]]:
+        """Yield likelihoods batch by batch, by transformers.
+
+        Raises:
+            EvaluationError: the backend is another, which would hold the weights a second time.
+        """
+        if self._backend != "transformers":
+            raise EvaluationError(
+                f"{self.model}: log-probabilities come from transformers, found backend {self._backend}; "
+                "put tasks that score texts in a stage with backend: transformers"
+            )
+        yield from likelihoods(
+            self.subject.weights(),
+            self.subject.tokenizer,
+            requests,
+            batch_tokens=self._batch_tokens,
+            label=self._label,
+        )
+
+    def following(self, answer: Answer) -> str:
+        closing = self._cutter.closing(Budget(tokens=0))
+        return closed_trace(answer.request.prompt.text, answer.generated, self.marks, closing)
 
     def tokens(self, reply: Reply, record: AnswerRecord) -> tuple[int, int]:
         return self._count(reply.thinking or ""), self._count(reply.answer)

@@ -27,12 +27,16 @@ class AnswerRecord:
     """tokens as an endpoint counted them: `prompt`, `completion`, and perhaps `reasoning`"""
     token_ids: tuple[int, ...] = ()
     """of what was generated, where a part of it will be a prompt"""
+    likelihoods: tuple[tuple[float, bool], ...] = ()
+    """of texts that were scored in place of an answer: log-probability, and whether it is greedy"""
 
     def line(self) -> dict[str, Any]:
-        """Return the object of its line; without usage or tokens where there are none."""
+        """Return the object of its line; without usage, tokens or likelihoods where there are none."""
         line = {"key": self.key, "generated": self.generated, "finished": self.finished}
         line |= {} if self.usage is None else {"usage": dict(self.usage)}
-        return line | ({"token_ids": list(self.token_ids)} if self.token_ids else {})
+        line |= {"token_ids": list(self.token_ids)} if self.token_ids else {}
+        pairs = [list(pair) for pair in self.likelihoods]
+        return line | ({"likelihoods": pairs} if pairs else {})
 
 
 class SampleFile:
@@ -77,16 +81,21 @@ class SampleFile:
     def _parse(self, line: bytes, number: int) -> None:
         try:
             row = json.loads(line)
-            answer = AnswerRecord(
-                key=row["key"],
-                generated=row["generated"],
-                finished=row["finished"],
-                usage=row.get("usage"),
-                token_ids=tuple(row.get("token_ids", ())),
-            )
+            records = [_record(part) for part in (row, *row.get("more", ()))]
         except (ValueError, KeyError, TypeError):
             raise CheckpointError(
                 f"{self.path}:{number}: expected a sample with key, generated and finished; "
                 "delete the file and evaluate again, or name another folder"
             ) from None
-        self.answered[answer.key] = answer
+        self.answered |= {record.key: record for record in records}
+
+
+def _record(row: Mapping[str, Any]) -> AnswerRecord:
+    return AnswerRecord(
+        key=row["key"],
+        generated=row["generated"],
+        finished=row["finished"],
+        usage=row.get("usage"),
+        token_ids=tuple(row.get("token_ids", ())),
+        likelihoods=tuple((value, greedy) for value, greedy in row.get("likelihoods", ())),
+    )

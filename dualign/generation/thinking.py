@@ -124,6 +124,8 @@ class Reply:
     leaked: bool
     empty: bool
     cut_in_think: bool
+    untrimmed: str = ""
+    """the answer with the white space around it; after a trace, without that before it"""
 
     def fault(self, mode: Mode, *, finished: bool) -> str:
         """Return why this is no whole answer in a mode, in a word that can be counted; "" if it is one."""
@@ -191,6 +193,7 @@ def split(
     return Reply(
         thinking=thinking,
         answer=_visible(rest),
+        untrimmed=_untagged(rest).lstrip(),
         closed=bool(close),
         leaked=leaked,
         empty=not thinking,
@@ -206,6 +209,7 @@ def _without_block(text: str) -> Reply:
     return Reply(
         thinking=thinking,
         answer=_visible(after if stray else text),
+        untrimmed=_untagged(after if stray else text).lstrip(),
         closed=False,
         leaked=LEAKED_TAG.search(text) is not None,
         empty=not thinking,
@@ -220,6 +224,7 @@ def _split_no_think(prompt: str, generated: str) -> Reply:
     return Reply(
         thinking=before.strip() if stray else _in_blocks(text),
         answer=_visible(after if stray else text),
+        untrimmed=_untagged(after if stray else text),
         closed=False,
         leaked=LEAKED_TAG.search(text) is not None,
         empty=False,
@@ -232,6 +237,27 @@ def _in_blocks(text: str) -> str | None:
     return "\n\n".join(blocks) if blocks else None
 
 
+def closed_trace(prompt: str, generated: str, marks: TraceMarks, closing: str) -> str:
+    """Return a prompt with the trace that a model wrote, closed: the text that an answer follows.
+
+    Without a trace it is the prompt alone.
+
+    Args:
+        closing: what its template writes between a trace and its answer, with white space.
+    """
+    trace, mark, rest = generated.partition(marks.closing)
+    if not (prompt_opens_block(prompt, marks) or trace.lstrip().startswith(marks.head)):
+        return prompt
+    if not mark:
+        return f"{prompt}{trace.rstrip()}{closing}"
+    space = rest[: len(rest) - len(rest.lstrip())]
+    return f"{prompt}{trace}{mark}{space or closing.rpartition(marks.closing)[2]}"
+
+
 def _visible(text: str) -> str:
+    return _untagged(text).strip()
+
+
+def _untagged(text: str) -> str:
     """Remove think blocks, closed or not, and stray tags."""
-    return LEAKED_TAG.sub("", _BLOCK.sub("", text)).strip()
+    return LEAKED_TAG.sub("", _BLOCK.sub("", text))

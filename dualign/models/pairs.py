@@ -58,12 +58,7 @@ class PairCollator:
     def __call__(self, pairs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         answers = [[list(pair[name]) for name in self.answers] for pair in pairs]
         prompts = [list(pair["prompt_ids"]) for pair in pairs]
-        shared = self.layout == "shared"
-        batch = (
-            _shared(prompts, answers) if shared else _padded(prompts, answers, self.pad_token_id)
-        )
-        batch["prompt_lengths"] = tuple(map(len, prompts))
-        batch["answer_lengths"] = tuple(len(answer) for side in answers for answer in side)
+        batch = answer_batch(self.layout, prompts, answers, self.pad_token_id)
         if "group" in pairs[0]:
             batch["group_ids"] = torch.tensor([pair["group"] for pair in pairs])
         if "desirable" in pairs[0]:
@@ -72,6 +67,21 @@ class PairCollator:
             if name in pairs[0]:
                 batch[name] = torch.tensor([pair[name] for pair in pairs])
         return batch
+
+
+def answer_batch(
+    layout: Layout,
+    prompts: Sequence[list[int]],
+    answers: Sequence[Sequence[list[int]]],
+    pad_token_id: int = 0,
+) -> dict[str, Any]:
+    """Lay out prompts, each with answers of its own, as many as it has; lengths as in `PairCollator`."""
+    batch = (
+        _shared(prompts, answers) if layout == "shared" else _padded(prompts, answers, pad_token_id)
+    )
+    batch["prompt_lengths"] = tuple(map(len, prompts))
+    batch["answer_lengths"] = tuple(len(answer) for side in answers for answer in side)
+    return batch
 
 
 def _shared(prompts: Sequence[list[int]], answers: Sequence[Sequence[list[int]]]) -> dict[str, Any]:

@@ -52,12 +52,20 @@ def prompt(
     *,
     tools: Sequence[Mapping[str, Any]] = (),
 ) -> str:
-    """Render the text after which the model answers; a template can raise anything."""
+    """Render the text after which the model answers; a template can raise anything.
+
+    An assistant's turn at the end is the start of its answer, which it goes on from.
+    """
     turns, variables = arguments(messages, mode, switch)
     if tools:
         variables["tools"] = [dict(tool) for tool in tools]
+    is_begun = turns[-1]["role"] == "assistant"
     text = tokenizer.apply_chat_template(
-        turns, add_generation_prompt=True, tokenize=False, **variables
+        turns,
+        add_generation_prompt=not is_begun,
+        continue_final_message=is_begun,
+        tokenize=False,
+        **variables,
     )
     return str(text)
 

@@ -1,14 +1,37 @@
 """What every source of tasks gives: tasks, their problems, and the verdict on an answer."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from dualign.errors import DataError, EvaluationError
 from dualign.switch import Switch
 from dualign.verifiers.base import Verdict, Verifier
 
 Turn = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Continuation:
+    """A text whose log-probability is asked for, in place of an answer."""
+
+    text: str
+    messages: tuple[Turn, ...] | None
+    """what it goes on from; empty: the start of a document; None: it is a document by itself"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OwnSampling:
+    """How an answer is sampled by the rules of its task."""
+
+    max_new_tokens: int
+    """limit of an answer; think mode has the stage's, if that is more"""
+    temperature: float = 0.0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    """strings that end an answer, and are no part of it"""
+    repeats: int = 1
+    """answers that are judged together"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,6 +45,21 @@ class Problem:
     line: int = 0
     tools: tuple[Mapping[str, Any], ...] = ()
     """functions that the model may call, as JSON schemas"""
+    begun: str = ""
+    """the start of the answer, which the model goes on from"""
+    choices: tuple[Continuation, ...] = ()
+    """texts that are scored in place of an answer"""
+    sampling: OwnSampling | None = None
+    """None: the task's limits and the stage's settings"""
+
+    @property
+    def contexts(self) -> list[tuple[Turn, ...]]:
+        """The different messages that are asked: those of the problem, then those of its texts."""
+        contexts = [self.messages]
+        for choice in self.choices:
+            if choice.messages and choice.messages not in contexts:
+                contexts.append(choice.messages)
+        return contexts
 
     @property
     def question(self) -> str | list[Turn]:
@@ -74,6 +112,30 @@ class Task(Protocol):
 
     def without_instruction(self) -> "Task":
         """Return the task with the bare questions: what training rows are compared with."""
+
+
+@runtime_checkable
+class HarnessTask(Protocol):
+    """A task of a harness, which has metrics of its own."""
+
+    def harness(self) -> dict[str, Any]:
+        """Return which harness, and which versions of it and of the task."""
+
+    def judge_responses(
+        self, problem: Problem, responses: Sequence[Sequence[Any]], *, cut: bool = False
+    ) -> Verdict:
+        """Return the verdict on all that a model said to a problem.
+
+        Args:
+            responses: the answers; or for each text its log-probability, and whether it is greedy.
+            cut: a trace was cut before its answer.
+
+        Raises:
+            EvaluationError: the harness fails; the message names the row.
+        """
+
+    def metrics(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+        """Return the harness's metrics of samples in one mode: `value`, `stderr` and `ci` by name."""
 
 
 def judge(task: Task, problem: Problem, answer: str) -> Verdict:

@@ -1,8 +1,11 @@
 """Where tasks come from: a file, or a source that a reference names before its colon."""
 
 import random
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from dualign.errors import DataError, EvaluationError
@@ -11,16 +14,52 @@ from dualign.tasks.base import Problem, Task, expected_of
 from dualign.tasks.files import read_task
 
 _SOURCES: Mapping[str, str] = {
+    "lm_eval": "dualign.tasks.lm_eval",
     "bfcl": "dualign.tasks.bfcl",
     "words": "dualign.tasks.word_problems",
 }
-"""The module of each source, as `lm_eval` in `lm_eval:gsm8k`; its `load(name)` returns the tasks."""
+"""The module of each source, as `lm_eval` in `lm_eval:gsm8k`; its `load(name)` returns the tasks,
+and `names()` what can be named.
+"""
+_PACKAGES: Mapping[str, str] = {"lm_eval": "lm-eval"}
+"""The package that a source's tasks are from, whose version they depend on."""
+_FILES = (".yaml", ".yml")
+_WORD = re.compile(r"[^\s'\",\[\]{}]+")
 
 
 def source_of(reference: str | Path) -> str | None:
     """Return the source that a reference names; None for a file."""
     prefix, colon, _ = str(reference).partition(":")
     return prefix if colon and prefix in _SOURCES else None
+
+
+def files_of(reference: str) -> list[Path]:
+    """Return the file that a reference of a source names, and those that its text names; [] for a name."""
+    file = Path(reference.partition(":")[2])
+    if source_of(reference) is None or file.suffix not in _FILES or not file.is_file():
+        return []
+    words = _WORD.findall(file.read_text("utf-8"))
+    modules = [f"{word.partition('.')[0]}.py" for word in words]  # of `!function module.name`
+    named = {folder / word for word in (*words, *modules) for folder in (file.parent, Path())}
+    return [file, *sorted({path.resolve() for path in named if path.is_file()} - {file.resolve()})]
+
+
+def located(reference: str, folder: Path) -> str:
+    """Return a reference with the path of its file made absolute, if `folder` has it."""
+    source, _, name = reference.partition(":")
+    path = folder / Path(name).expanduser()
+    return f"{source}:{path.resolve()}" if name.endswith(_FILES) and path.is_file() else reference
+
+
+def version_of(reference: str) -> str:
+    """Return the version of the package whose tasks a reference names; "" for a source of our own."""
+    package = _PACKAGES.get(str(source_of(reference)))
+    if package is None:
+        return ""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def load_reference(reference: str | Path) -> tuple[Task, ...]:
@@ -35,6 +74,26 @@ def load_reference(reference: str | Path) -> tuple[Task, ...]:
         return (read_task(reference),)
     tasks: tuple[Task, ...] = import_module(_SOURCES[source]).load(str(reference).partition(":")[2])
     return tasks
+
+
+def listing(pattern: str) -> Iterator[str]:
+    """Yield a line for each name that a source knows and `pattern` fits, `*` and `?` in it stand for any text.
+
+    Without a pattern it is a line for each source.
+    """
+    glob = pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*"
+    for source, module in _SOURCES.items():
+        try:
+            names = list(import_module(module).names())
+        except EvaluationError as error:
+            yield str(error)
+            continue
+        if not pattern:
+            yield f"{source}: {len(names)} names; `dualign eval --list PATTERN` finds some"
+            continue
+        for name, kind in names:
+            if fnmatchcase(name.lower(), glob.lower()):
+                yield f"{source}:{name}  {kind}"
 
 
 def load_tasks(references: Sequence[str | Path]) -> tuple[Task, ...]:

@@ -16,6 +16,8 @@ class Verdict:
     reason: str = ""
     score: float | None = None
     """between 0 and 1, of a verifier that grades; right is then a score of 1"""
+    scores: Mapping[str, Any] = field(default_factory=dict)
+    """values of a harness's metrics, by name"""
 
     def __bool__(self) -> bool:
         return self.right

@@ -1,0 +1,148 @@
+"""Tasks of lm-evaluation-harness: `lm_eval:gsm8k`, or the YAML file of one, `lm_eval:my/task.yaml`.
+
+Questions, few-shot examples, filters, metrics and their versions are lm-eval's own, from its task
+objects. A group that aggregates (mmlu) is one task; other groups and tags are the tasks in them.
+"""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from dualign.config import nearest_key
+from dualign.errors import EvaluationError, excerpt
+from dualign.tasks.lm_eval_task import LmEvalTask
+
+_PREFIX = "lm_eval"
+_YAML = (".yaml", ".yml")
+# What simple_evaluate of lm-eval 0.4.13 sets before it loads tasks: some shuffle choices as they load.
+_RANDOM_SEED, _NUMPY_SEED = 0, 1234
+
+
+def load(name: str) -> tuple[LmEvalTask, ...]:
+    """Return the tasks of a name or of a YAML file.
+
+    Raises:
+        EvaluationError: lm-eval isn't installed, knows no such task, or can't load it here; or the
+            task runs code that a model wrote.
+    """
+    _require()
+    if not name.endswith(_YAML):
+        return _named(name)
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise EvaluationError(
+            f"{_PREFIX}:{name}: no such file; expected the YAML of an lm-eval task, or a name of "
+            "`dualign eval --list`"
+        )
+    return _tasks(str(path.resolve()), name, _manager(path))
+
+
+def names() -> Iterator[tuple[str, str]]:
+    """Yield what can be asked for, as (name, kind): tasks, groups and tags."""
+    _require()
+    index = _index()
+    for kind, listed in (
+        ("task", index.all_subtasks),
+        ("group", index.all_groups),
+        ("tag", index.all_tags),
+    ):
+        yield from ((name, kind) for name in listed)
+
+
+def _require() -> None:
+    """Refuse if lm-eval isn't installed."""
+    if find_spec("lm_eval") is None:
+        raise EvaluationError(
+            f'{_PREFIX}: tasks of lm-evaluation-harness need its package: pip install "dualign[lm-eval]"'
+        )
+
+
+@cache
+def _named(name: str) -> tuple[LmEvalTask, ...]:
+    index = _index()
+    if name not in index.task_index:
+        name_near = nearest_key(name, index.all_tasks)
+        hint = f" (did you mean {name_near!r}?)" if name_near else ""
+        raise EvaluationError(
+            f"{_PREFIX}:{name}: lm-eval knows no such task{hint}; "
+            "`dualign eval --list PATTERN` finds names"
+        )
+    return _tasks(name, name, index)
+
+
+@cache
+def _index() -> Any:
+    """Return lm-eval's index of all its tasks, which takes some seconds to read."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager()
+
+
+def _manager(path: Path) -> Any:
+    """Return what loads a file: a task stands alone, a group names others."""
+    from lm_eval.tasks import TaskManager
+
+    is_group = any(line.startswith("group:") for line in path.read_text("utf-8").splitlines())
+    return _index() if is_group else TaskManager(include_defaults=False)
+
+
+def _tasks(spec: str, name: str, manager: Any) -> tuple[LmEvalTask, ...]:
+    try:
+        with _seeded():
+            loaded = manager.load([spec])
+    except Exception as error:  # code of tasks can raise anything
+        raise EvaluationError(f"{_PREFIX}:{name}: {_why(error)}") from error
+    groups = loaded.get("groups", {})
+    inside = {child for group in groups.values() for child in group.child_names}
+    roots = [group for key, group in groups.items() if key not in inside]
+    roots += [task for key, task in loaded["tasks"].items() if key not in inside]
+    tasks = tuple(task for root in roots for task in _expanded(root, name))
+    for task in tasks:
+        task.require()
+    return tasks
+
+
+def _expanded(item: Any, reference: str) -> Iterator[LmEvalTask]:
+    if not hasattr(item, "get_all_tasks"):
+        yield LmEvalTask(name=item.task_name, reference=reference, members=(item,))
+    elif item.has_aggregation:
+        members = tuple(item.get_all_tasks())
+        yield LmEvalTask(name=item.name, reference=reference, members=members, group=item)
+    else:
+        for child in item:
+            yield from _expanded(child, reference)
+
+
+@contextmanager
+def _seeded() -> Iterator[None]:
+    """Seed what lm-eval seeds before it loads tasks, and leave the process's draws as they were."""
+    import numpy as np
+
+    before, numpy_before = random.getstate(), np.random.get_state()
+    random.seed(_RANDOM_SEED)
+    np.random.seed(_NUMPY_SEED)
+    try:
+        yield
+    finally:
+        random.setstate(before)
+        np.random.set_state(numpy_before)
+
+
+def _why(error: Exception) -> str:
+    """Return why a task can't be loaded, and what to do."""
+    from datasets.exceptions import DatasetsError
+
+    text = excerpt(" ".join(str(error).split()))
+    if isinstance(error, ModuleNotFoundError):
+        return f"its code needs the package {error.name}: pip install {error.name}"
+    if isinstance(error, OSError | DatasetsError):
+        return (
+            f"its data can't be had here ({type(error).__name__}: {text}). Tried: the Hub and the cache "
+            "of datasets (HF_HOME). Run it once where there is a network, or copy that cache; or point "
+            "a YAML of your own at local files (dataset_path: json)"
+        )
+    return f"lm-eval can't load it ({type(error).__name__}: {text})"

@@ -1,0 +1,280 @@
+"""Tasks of lm-evaluation-harness beside lm-eval's own model: the same prompts, responses and metrics."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from dualign.errors import EvaluationError
+from dualign.evaluation import evaluate
+from dualign.evaluation.config import EvalStage
+from dualign.fingerprint import Digests, file_digests, fingerprint
+from dualign.generation import responders
+from dualign.recipe import load_recipe
+from dualign.tasks.lm_eval import load, names
+from dualign.tasks.table import listing, load_questions
+from tests.chat_model import LEARNT
+
+DATA = 'dataset_path: json\ndataset_kwargs: {data_files: {test: "ROWS"}}\ntest_split: test\n'
+QUESTION = 'doc_to_text: "What is {{sum}}?"\ndoc_to_target: "{{right}}"\n'
+WRITTEN = f"""
+{DATA}{QUESTION}
+output_type: generate_until
+fewshot_split: test
+generation_kwargs: {{until: ["Q:", "8"], max_gen_toks: 12}}
+metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}]
+filter_list:
+  - {{name: digits, filter: [{{function: regex, regex_pattern: "([0-9])"}}, {{function: take_first}}]}}
+  - {{name: whole, filter: [{{function: take_first}}]}}
+metadata: {{version: 3}}
+"""
+CHOSEN = f"""
+{DATA}{QUESTION}
+output_type: multiple_choice
+doc_to_choice: ["0", "1", "2", "3", "4", "five", "6", "7", "8", "9"]
+metric_list:
+  - {{metric: acc, aggregation: mean, higher_is_better: true}}
+  - {{metric: acc_norm, aggregation: mean, higher_is_better: true}}
+  - {{metric: brier_score, aggregation: brier_score, higher_is_better: false}}
+metadata: {{version: 1}}
+"""
+READ = f"""
+{DATA}
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{{{text}}}}"
+metric_list:
+  - {{metric: word_perplexity, aggregation: weighted_perplexity, higher_is_better: false}}
+  - {{metric: bits_per_byte, aggregation: bits_per_byte, higher_is_better: false}}
+metadata: {{version: 2}}
+"""
+TRAP = f"""
+{DATA}{QUESTION}
+output_type: generate_until
+generation_kwargs: {{until: ["t"], max_gen_toks: 12}}
+process_results: !function trap.process_results
+metric_list: [{{metric: without_a, aggregation: mean, higher_is_better: true}}]
+metadata: {{version: 0}}
+"""
+# Every trace has an "o" or "e" in it, and no answer has: as IFEval's forbidden words.
+TRAP_CODE = """
+def process_results(doc, results):
+    return {"without_a": not set("oe") & set(results[0])}
+"""
+TASKS = {
+    "plain": f"{WRITTEN}num_fewshot: 0",
+    "shots": f"{WRITTEN}num_fewshot: 2",
+    "chosen": CHOSEN,
+    "read": READ,
+    "trap": TRAP,
+}
+
+
+class Found(NamedTuple):
+    """What an evaluation wrote."""
+
+    metrics: Any
+    samples: dict[tuple[str, str, str], Any]
+    folder: Path
+
+
+def task_file(folder: Path, name: str, text: str) -> Path:
+    path = folder / f"{name}.yaml"
+    rows = str(folder / "sums.json")
+    path.write_text(f"task: {name}\n{text.replace('ROWS', rows)}\n", encoding="utf-8")
+    return path
+
+
+def evaluated(model: Path, tasks: list[Path], folder: Path, **options: Any) -> Found:
+    names = tuple(f"lm_eval:{task}" for task in tasks)
+    options = {"max_new_tokens": 40, "batch_tokens": 900} | options
+    stage = EvalStage(name="eval", models=(str(model),), tasks=names, **options)
+    metrics = evaluate.run(stage, folder, seed=1).metrics
+    lines = (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+    samples = {(row["task"], row["mode"], row["id"]): row for row in map(json.loads, lines)}
+    return Found(metrics, samples, folder)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("harness")
+    lines = [
+        {"sum": question, "right": right, "text": f"{thought} so {right}. " * 20}
+        for question, (thought, right, _) in LEARNT.items()
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder / "sums.json").write_text(text, encoding="utf-8")
+    (folder / "trap.py").write_text(TRAP_CODE, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tasks(folder: Path) -> list[Path]:
+    return [task_file(folder, name, text) for name, text in TASKS.items()]
+
+
+@pytest.fixture(scope="module")
+def found(learnt: Path, tasks: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Found:
+    return evaluated(learnt, tasks, tmp_path_factory.mktemp("found"))
+
+
+@pytest.fixture(scope="module")
+def theirs(learnt: Path, tasks: list[Path]) -> Any:
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    tokenizer = AutoTokenizer.from_pretrained(learnt)
+    weights = AutoModelForCausalLM.from_pretrained(learnt)
+    lm = HFLM(pretrained=weights, tokenizer=tokenizer, enable_thinking=False, batch_size=4)
+    return simple_evaluate(
+        lm,
+        tasks=[str(task) for task in tasks],
+        task_manager=TaskManager(include_defaults=False),
+        apply_chat_template=True,
+        bootstrap_iters=1,
+    )
+
+
+def test_no_think_metrics_are_those_of_lm_eval_with_its_own_model(
+    found: Found, theirs: Any
+) -> None:
+    for name, figures in theirs["results"].items():
+        cell = found.metrics["tasks"][name]["no_think"]["metrics"]
+        assert set(cell) == {key for key in figures if "," in key and "_stderr" not in key}
+        for key, figure in cell.items():
+            metric, _, kind = key.rpartition(",")
+            assert figure["value"] == pytest.approx(figures[key], rel=1e-6), key
+            if figure["stderr"] is not None:
+                assert figure["stderr"] == figures[f"{metric}_stderr,{kind}"]
+    think = {name: cell["think"]["accuracy"] for name, cell in found.metrics["tasks"].items()}
+    assert think == {"plain": 0.75, "shots": 0.0, "chosen": 1.0, "read": None, "trap": 1.0}
+
+
+def test_no_think_prompts_and_responses_are_those_of_lm_eval(found: Found, theirs: Any) -> None:
+    seen = set()
+    for name, lines in theirs["samples"].items():
+        for line in lines:
+            mine = found.samples[name, "no_think", str(line["doc_id"])]
+            prompt = line["arguments"][0][0]
+            seen.add(name)
+            if name == "read":
+                [[value]] = line["resps"]
+                assert mine["more"][0]["likelihoods"][0][0] == pytest.approx(value, abs=1e-3)
+                continue
+            assert mine["rendered"] == prompt
+            if name == "chosen":
+                for [(value, greedy)], pair in zip(
+                    line["resps"], mine["more"][0]["likelihoods"], strict=True
+                ):
+                    assert pair == [pytest.approx(value, abs=1e-4), greedy]
+            else:
+                assert [[mine["generated"]]] == line["resps"]
+    assert seen == set(TASKS)
+
+
+def test_filters_see_the_answer_and_never_the_trace(found: Found) -> None:
+    for question in range(4):
+        thinking = found.samples["trap", "think", str(question)]
+        assert set("oe") & set(thinking["thinking"])
+        assert thinking["correct"] and thinking["scores"] == {"without_a,none": True}
+    # "t" ends an answer, and is in the traces "one and two" and "two twice is".
+    assert found.samples["trap", "think", "0"]["thinking"] == "one and two"
+    assert found.samples["trap", "think", "2"]["answer"] == "4"
+
+
+def test_texts_are_scored_after_the_trace_in_think_mode(found: Found) -> None:
+    rows = [found.samples["chosen", "think", str(number)] for number in range(4)]
+    for row, (thought, right, _) in zip(rows, LEARNT.values(), strict=True):
+        assert (row["thinking"], row["answer"], row["correct"]) == (thought, right, True)
+        best = max(row["more"][0]["likelihoods"])
+        assert best[0] > -0.1 and best[1]
+    assert found.metrics["tasks"]["chosen"]["no_think"]["accuracy"] == 0.25
+    assert found.samples["read", "think", "0"]["generated"] == ""
+
+
+def test_versions_are_recorded(found: Found, learnt: Path, folder: Path) -> None:
+    (task,) = load(str(folder / "shots.yaml"))
+    entry = evaluate.task_source(task, 4)
+    assert (entry["harness"], entry["task_version"], entry["num_fewshot"]) == ("lm-eval", 3, 2)
+    assert entry["version"].startswith("0.4") and len(entry["sha256"]) == 64
+
+
+def test_what_was_written_and_scored_is_not_asked_again(
+    found: Found, learnt: Path, tasks: list[Path], tmp_path: Path, monkeypatch: Any
+) -> None:
+    (tmp_path / "samples.jsonl").write_bytes((found.folder / "samples.jsonl").read_bytes())
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise AssertionError("asked again")
+
+    monkeypatch.setattr(responders, "generate_batches", refuse)
+    monkeypatch.setattr(responders, "likelihoods", refuse)
+    evaluated(learnt, tasks, tmp_path)
+    for name in ("samples.jsonl", "metrics.json"):
+        assert (tmp_path / name).read_bytes() == (found.folder / name).read_bytes()
+
+
+def test_a_cut_trace_is_wrong_even_where_no_answer_would_be_right(
+    learnt: Path, folder: Path, tmp_path: Path
+) -> None:
+    trap = task_file(folder, "cut", TRAP.replace("max_gen_toks: 12", "max_gen_toks: 3"))
+    found = evaluated(learnt, [trap], tmp_path, max_new_tokens=3)
+    cells = found.metrics["tasks"]["cut"]
+    assert cells["think"]["cut_in_think_rate"] == 1.0
+    assert cells["think"]["accuracy"] == 0.0
+    assert cells["think"]["metrics"]["without_a,none"]["value"] == 0.0
+    assert cells["no_think"]["accuracy"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (f"{TRAP}unsafe_code: true", "runs code that a model wrote"),
+        (TRAP.replace("ROWS", "nowhere/ROWS"), "its data can't be had here"),
+        (TRAP.replace("trap.process_results", "trap.missing"), "lm-eval can't load it"),
+        (f"{TRAP}doc_to_image: [sum]", "asks about pictures"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_in_words(folder: Path, text: str, message: str) -> None:
+    path = task_file(folder, "refused", text)
+    with pytest.raises(EvaluationError, match=message) as caught:
+        load_questions([f"lm_eval:{path}"])
+    assert str(path) in str(caught.value)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match=r"lm_eval:.*none\.yaml: no such file"):
+        load(str(tmp_path / "none.yaml"))
+
+
+def test_a_recipe_names_files_from_its_folder_and_depends_on_what_they_name(
+    folder: Path, tmp_path: Path
+) -> None:
+    task_file(folder, "hashed", TRAP)
+    recipe = folder / "recipe.yaml"
+    stage = {
+        "name": "eval",
+        "kind": "eval",
+        "models": ["none/none"],
+        "tasks": ["lm_eval:hashed.yaml"],
+    }
+    recipe.write_text(json.dumps({"name": "one", "output_dir": str(tmp_path), "stages": [stage]}))
+    (entry,) = load_recipe(recipe, ()).stages
+    assert entry.config.tasks == (f"lm_eval:{folder / 'hashed.yaml'}",)
+    before = fingerprint(entry, {}, Digests())
+    names = [name for name, _ in file_digests({"tasks": entry.config.tasks}, Digests())]
+    assert {name.rpartition(":")[2] for name in names} == {"hashed.yaml", "sums.json", "trap.py"}
+    (folder / "trap.py").write_text(f"{TRAP_CODE}\n", encoding="utf-8")
+    assert fingerprint(entry, {}, Digests()) != before
+
+
+@pytest.mark.slow
+def test_names_are_listed_by_a_part_or_a_pattern() -> None:
+    assert {("ifeval", "task"), ("mmlu", "group"), ("math_word_problems", "tag")} <= set(names())
+    assert "lm_eval:gsm8k  task" in list(listing("GSM8K"))
+    assert list(listing("ifeval")) != list(listing("ifeva?"))
+    with pytest.raises(EvaluationError, match=r"no such task \(did you mean 'ifeval'"):
+        load("ifevall")
