@@ -16,7 +16,7 @@ from typing import Any
 from dualign.config import nearest
 from dualign.errors import EvaluationError, excerpt
 from dualign.tasks.base import Problem
-from dualign.tasks.listed import ListedTask
+from dualign.tasks.listed import ListedTask, stamp
 from dualign.verifiers.table import verifier_of
 
 _PREFIX = "bfcl"
@@ -71,7 +71,7 @@ def load(name: str) -> tuple[ListedTask, ...]:
             f"{', '.join(_GROUPS)} for several"
         )
     place = Path(folder).expanduser() if folder else _folder()
-    return tuple(_task(name, place) for name in _GROUPS.get(category, (category,)))
+    return tuple(_read_task(name, place) for name in _GROUPS.get(category, (category,)))
 
 
 def names() -> Iterator[tuple[str, str]]:
@@ -97,12 +97,17 @@ def _folder() -> Path:
         ) from error
 
 
-@cache
-def _task(category: str, folder: Path) -> ListedTask:
+def _read_task(category: str, folder: Path) -> ListedTask:
     file = _file(folder, category)
+    path = folder / "possible_answer" / file.name
+    return _task(category, file, path, stamp(file, path))
+
+
+@cache
+def _task(category: str, file: Path, path: Path, stamp: Any) -> ListedTask:
+    """Read a task once; `stamp` tells files that were written again from those before."""
     answers = {}
     if "relevance" not in category:
-        path = folder / "possible_answer" / file.name
         answers = {_id(row, place): row for place, row in _rows(path)}
     problems: dict[str, Problem] = {}
     for number, (place, row) in enumerate(_rows(file), 1):

@@ -4,11 +4,18 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 from dualign.switch import Switch
 from dualign.tasks.base import Problem
 from dualign.verifiers.base import Verifier
+
+
+def stamp(*files: Path) -> tuple[tuple[int, int], ...]:
+    """Return what changes when one of the files that are there does."""
+    stats = [file.stat() for file in files if file.is_file()]
+    return tuple((stat.st_mtime_ns, stat.st_size) for stat in stats)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,8 +27,8 @@ class ListedTask:
     """the reference, without a file"""
     check: Verifier
     listed: tuple[Problem, ...]
-    instruction: str = ""
-    """the text around the bare question, which each problem has at its head"""
+    bare: tuple[str, ...] = ()
+    """the questions without instructions, if there are any"""
     left_out: Mapping[str, int] = field(default_factory=dict)
     """rows that aren't asked, by reason"""
     max_new_tokens: int | None = None
@@ -43,19 +50,10 @@ class ListedTask:
         return {"name": self.name, "verifier": repr(self.check)}
 
     def without_instruction(self) -> "ListedTask":
-        if not self.instruction:
+        if not self.bare:
             return self
-        bare = (
-            replace(
-                problem,
-                messages=(
-                    *problem.messages[:-1],
-                    {
-                        **problem.messages[-1],
-                        "content": problem.messages[-1]["content"].removeprefix(self.instruction),
-                    },
-                ),
-            )
-            for problem in self.listed
+        listed = tuple(
+            replace(problem, messages=({"role": "user", "content": text},))
+            for problem, text in zip(self.listed, self.bare, strict=True)
         )
-        return replace(self, listed=tuple(bare))
+        return replace(self, listed=listed, bare=())

@@ -16,6 +16,7 @@ from dualign.tasks.files import read_task
 _SOURCES: Mapping[str, str] = {
     "lm_eval": "dualign.tasks.lm_eval",
     "bfcl": "dualign.tasks.bfcl",
+    "hub": "dualign.tasks.hub",
     "words": "dualign.tasks.word_problems",
 }
 """The module of each source, as `lm_eval` in `lm_eval:gsm8k`; its `load(name)` returns the tasks,

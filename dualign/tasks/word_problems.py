@@ -63,13 +63,14 @@ def _task(language: str) -> ListedTask:
     texts = _texts()
     of_language = texts["languages"][language]
     draw = random.Random(_SEED)  # the same draws in every language
-    problems = []
+    problems, bare = [], []
     for number in range(_COUNT):
         which = number % len(_RESULTS)
         # a > c and b > c: nothing is given away that isn't there.
         a, b, c = (draw.randint(*limits) for limits in ((7, 12), (5, 9), (2, 4)))
         name = draw.choice(texts["names"])
         question = of_language["questions"][which].format(a=a, b=b, c=c, name=name)
+        bare.append(question)
         content = f"{question}\n{of_language['end']}"
         problems.append(
             Problem(
@@ -85,4 +86,5 @@ def _task(language: str) -> ListedTask:
         rows=f"{_PREFIX}:{language}",
         check=verifier_of("integer"),
         listed=tuple(problems),
+        bare=tuple(bare),
     )

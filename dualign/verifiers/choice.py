@@ -7,8 +7,11 @@ from typing import Any, Literal
 from dualign.errors import DataError
 from dualign.verifiers.base import RIGHT, Verdict, Verifier, wrong
 
+# In the six languages of dualign's benchmarks.
+_NAMES = "[Aa]nswer|choice|option|[Aa]ntwort|[Rr]éponse|[Rr]espuesta|[Rr]isposta|[Rr]esposta"
 _NAMED_CHOICE = re.compile(
-    r"(?:answer|choice|option)\s*(?:is|:|=)?\s*[\s*_(\[{$`\"']*([A-Z])(?![A-Za-z])|\\boxed\{\s*(?:\\text\{)?\(?([A-Z])\)?"
+    rf"(?:{_NAMES})\s*(?:is|ist|est|es|è|é|:|=)?\s*[\s*_(\[{{$`\"']*([A-Z])(?![A-Za-zÀ-ÿ])"
+    r"|\\boxed\{\s*(?:\\text\{)?\(?([A-Z])\)?"
 )
 _FIRST_CHOICE = re.compile(r"\A[\s*_(\[`\"']*([A-Z])(?:[\s*_)\]`\"'.:]*\Z|[*_`]*[).:\]])")
 _LONE_CHOICE = re.compile(r"(?<![\w'\u2019])([B-HJ-Z]|A(?!\s+[a-z]))(?![\w'\u2019])")
