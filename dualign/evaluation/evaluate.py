@@ -18,12 +18,14 @@ from dualign.evaluation.budgets import is_own, with_budget_metrics, with_budgets
 from dualign.evaluation.config import EvalConfig, EvalStage, pairs_name
 from dualign.evaluation.following import Response, respond
 from dualign.evaluation.languages import with_languages
+from dualign.evaluation.lengths import markdown_lengths, terminal_lengths, with_lengths
 from dualign.evaluation.metrics import compare, with_gain
 from dualign.evaluation.pairs import Margins, margin_change, pair_margins, summarize_margins
 from dualign.evaluation.requests import EvalRequest, TaskSet, build_requests
 from dualign.evaluation.sampled import Sample, by_budget
 from dualign.evaluation.scores import short_label
 from dualign.evaluation.significance import with_adjusted
+from dualign.evaluation.sizing import sized
 from dualign.evaluation.table import (
     markdown_table,
     terminal_budgets,
@@ -60,12 +62,13 @@ class EvalResult:
 def run(stage: EvalStage, work: Path, *, seed: int) -> Outcome:
     """Evaluate every model on every task; write metrics.json, samples.jsonl and table.md."""
     work.mkdir(parents=True, exist_ok=True)
-    problems = load_questions(stage.tasks, limit=stage.rows, seed=seed)
+    problems: TaskSet = load_questions(stage.tasks, limit=stage.rows, seed=seed)
     tasks = [task for task, _ in problems]
     file = SampleFile(work / "samples.jsonl")
     results = []
     # Refuses what can't be asked before the models before it are.
     result = _responder(stage.models[-1], stage)
+    problems = sized(result, problems, stage.switch)
     build_requests(result, problems, stage, name=result.identity, seed=seed)
     for model in stage.models:
         responder = _responder(model, stage)
@@ -82,17 +85,17 @@ def run(stage: EvalStage, work: Path, *, seed: int) -> Outcome:
         del responder
         gc.collect()  # a model and its cache form reference cycles; the next model needs the room
     file.finish(sample for result in results for sample in result.samples)
-    metrics = _metrics(results, tasks, stage)
+    metrics = with_lengths(_metrics(results, tasks, stage), tasks, stage)
     write_json(work / "metrics.json", metrics)
-    (work / "table.md").write_text(markdown_table(metrics), encoding="utf-8")
+    table = markdown_table(metrics) + markdown_lengths(metrics)
+    (work / "table.md").write_text(table, encoding="utf-8")
     console = wide_console()
     console.print(terminal_table(metrics))
-    if (several := terminal_samples(metrics)) is not None:
-        console.print(several)
+    for build in (terminal_samples, terminal_lengths, terminal_languages):
+        if (part := build(metrics)) is not None:
+            console.print(part)
     if stage.budget_tokens:
         console.print(terminal_budgets(metrics))
-    if (languages := terminal_languages(metrics)) is not None:
-        console.print(languages)
     if stage.pairs:
         console.print(terminal_pairs(metrics))
     sources = [task_source(task, len(rows)) for task, rows in problems]
@@ -138,6 +141,7 @@ def evaluate_model(
     have no modes.
     """
     name = f"{responder.identity}:{config.backend}:{config.dtype}"
+    tasks = sized(responder, tasks, config.switch)
     requests = build_requests(responder, tasks, config, name=name, seed=seed, baseline=baseline)
     items = requests.items
     if isinstance(config, EvalStage):

@@ -81,7 +81,7 @@ def build_requests(
     items, all_switch = [], True
     for task, problems in tasks:
         _require_able(responder, task, problems)
-        switch = _task_switch(responder, task, config.switch)
+        switch = task_switch(responder, task, config.switch)
         has_modes = _has_modes(responder, task, switch, config, baseline=baseline)
         all_switch = all_switch and has_modes
         asked = {
@@ -202,7 +202,7 @@ def _require_switch(
             )
 
 
-def _task_switch(responder: Responder, task: Task, of_stage: Switch | None) -> Switch | None:
+def task_switch(responder: Responder, task: Task, of_stage: Switch | None) -> Switch | None:
     """Return what switches the modes of a task: its own switch, the stage's, or the model's."""
     return responder.switch_of(task.switch if task.switch is not None else of_stage)
 
@@ -237,7 +237,16 @@ def prompts_differ(responder: Responder, switch: Switch | None) -> bool:
 def render_question(
     responder: Responder, problem: Problem, mode: Mode, switch: Switch | None
 ) -> Prompt:
-    """Return the prompt of a problem in a mode; a checkpoint renders it with its own template."""
+    """Return the prompt of a problem in a mode; a checkpoint renders it with its own template.
+
+    Raises:
+        EvaluationError: the template can't render it, or its length isn't set (`evaluation.sizing`).
+    """
+    if problem.sizing is not None:
+        raise EvaluationError(
+            f"{responder.model}: problem {problem.id} has a length in tokens, which only evaluations, "
+            "sweeps, experiments and retain set; take another task here"
+        )
     try:
         prompt = responder.prompt(problem.messages, mode, switch, problem.tools)
     except Exception as error:  # a template can raise anything

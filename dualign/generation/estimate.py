@@ -25,10 +25,12 @@ class Demand:
     @classmethod
     def of(cls, problems: Iterable[Problem], limit: int, samples: int = 1) -> "Demand":
         """Return the demand of asking each problem `samples` times, with a limit of tokens."""
-        turns = [turn for problem in problems for turn in problem.messages]
-        count = len(list(problems))
+        problems = list(problems)
+        count = len(problems)
+        sized = sum(problem.sizing.tokens for problem in problems if problem.sizing)
+        turns = [turn for problem in problems if not problem.sizing for turn in problem.messages]
         bytes_ = sum(len(str(turn.get("content")).encode()) for turn in turns)
-        tokens = bytes_ / _BYTES_PER_TOKEN + _TOKENS_PER_TURN * (len(turns) + count)
+        tokens = sized + bytes_ / _BYTES_PER_TOKEN + _TOKENS_PER_TURN * (len(turns) + count)
         return cls(
             requests=count * samples,
             prompt_tokens=tokens * samples,

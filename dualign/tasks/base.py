@@ -1,6 +1,6 @@
 """What every source of tasks gives: tasks, their problems, and the verdict on an answer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -9,6 +9,24 @@ from dualign.switch import Switch
 from dualign.verifiers.base import Verdict, Verifier
 
 Turn = Mapping[str, Any]
+
+
+class Sizing(Protocol):
+    """How long a problem is to be: known when a model's tokenizer is."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of its prompt, the chat template included, at most."""
+
+    def sized(self, count: Callable[[str], int]) -> "Problem":
+        """Return the problem as it is asked.
+
+        Args:
+            count: tokens of the prompt with a text as the user's turn.
+
+        Raises:
+            EvaluationError: it can't have that length.
+        """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,6 +69,8 @@ class Problem:
     """texts that are scored in place of an answer"""
     sampling: OwnSampling | None = None
     """None: the task's limits and the stage's settings"""
+    sizing: Sizing | None = None
+    """of a problem that isn't as long yet as it will be asked; its turns are the shortest form"""
 
     @property
     def contexts(self) -> list[tuple[Turn, ...]]:

@@ -14,6 +14,7 @@ from dualign.tasks.base import Problem, Task, expected_of
 from dualign.tasks.files import read_task
 
 _SOURCES: Mapping[str, str] = {
+    "long": "dualign.tasks.long.source",
     "lm_eval": "dualign.tasks.lm_eval",
     "bfcl": "dualign.tasks.bfcl",
     "hub": "dualign.tasks.hub",
