@@ -128,6 +128,7 @@ def test_copied_recipes_start_from_the_quickstart_of_the_folder(tmp_path: Path) 
 SMALL = (
     "traces.expected='2'",  # what the tiny model always says
     "traces.max_new_tokens=40",
+    "traces.min_trace_tokens=4",
     "traces.data.sources.0.rows=6",
     "pairs.rejected_model=stage:alone",  # none of its answers is right
     "pairs.rows=4",
@@ -158,14 +159,16 @@ def test_the_road_in_small_from_a_tiny_model(
     tokenizer = make_tokenizer()
     model = make_model(tokenizer)
     asked = [row["question"] for _, row in cargo(data)][:12]
-    said = {"think": "1 + 1 = 2\n</think>\n\n2", "no_think": "2"}
-    fit(model, [taught_row(tokenizer, q, m, text) for q in asked for m, text in said.items()], 30)
+    # Two ways to think, so that samples differ and become pairs.
+    said = [("think", f"{way} = 2\n</think>\n\n2") for way in ("1 + 1", "2 + 0")]
+    said.append(("no_think", "2"))
+    fit(model, [taught_row(tokenizer, q, m, text) for q in asked for m, text in said], 30)
     for part in (model, tokenizer):
         part.save_pretrained(tmp_path / "runs" / "quickstart" / "merged")
     assert main(["plan", "domain", *SMALL]) == 0
     assert main(["run", "domain", *SMALL]) == 0, capsys.readouterr().err
     table = (tmp_path / "runs" / "domain" / "eval" / "table.md").read_text()
-    for stage in ("alone", "back", "recovered", "sft", "apo", "merged"):
+    for stage in ("alone", "recovered", "sft", "merged"):
         assert f"| cargo | {stage} | think |" in table
     assert main(["run", "domain", *SMALL]) == 0
     assert "finished in" not in capsys.readouterr().err.split("report:")[-1]
