@@ -56,8 +56,8 @@ def run(stage: TracesStage, work: Path, *, seed: int) -> Outcome:
         DataError: no row got a trace.
     """
     questions, sources = trace_questions(stage, seed=seed)
-    asked = [_Asked(question=question) for question in questions]
     thinker = Thinker(stage, work, seed=seed)
+    asked = [_Asked(question=thinker.askable(question)) for question in questions]
     for numbers in _rounds(stage):
         waiting = [item for item in asked if not item.question.passed and not item.right]
         outcomes = thinker.tries([item.question for item in waiting], numbers)

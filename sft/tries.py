@@ -15,7 +15,7 @@ from dualign.data.rows.traces import without_flags
 from dualign.data.text.template import load_template
 from dualign.data.text.trace_form import message_dict
 from dualign.data.tool_calls import calls_in, same_calls, uses_tools
-from dualign.errors import TemplateError
+from dualign.errors import EvaluationError, TemplateError
 from dualign.evaluation.requests import render_question
 from dualign.generation.answers import Answer, Prompt, Responder, ask, sample_request
 from dualign.generation.responders import CheckpointResponder, open_responder
@@ -96,6 +96,17 @@ class Thinker:
         asked = [question for question in questions for _ in numbers]
         tries = iter(self._judged(asked, ask(self.responder, requests, self.file)))
         return [[replace(next(tries), number=number) for number in numbers] for _ in questions]
+
+    def askable(self, question: Question) -> Question:
+        """Return the question, passed over if it has tools, calls or results that the model's template lacks."""
+        conversation = question.conversation
+        if question.passed or conversation is None or not uses_tools(conversation):
+            return question
+        try:
+            self._prompt(question)
+        except EvaluationError:
+            return replace(question, passed="tools")
+        return question
 
     def _prompt(self, question: Question) -> Prompt:
         problem = as_problem(self.stage, question)

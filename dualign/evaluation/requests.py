@@ -249,12 +249,16 @@ def render_question(
         )
     try:
         prompt = responder.prompt(problem.messages, mode, switch, problem.tools)
+        plain = responder.prompt(problem.messages, mode, switch) if problem.tools else None
     except Exception as error:  # a template can raise anything
         raise EvaluationError(
             f"{responder.model}: its chat template can't render problem {problem.id} in "
             f"{mode} mode: {error}"
         ) from error
-    missing = [name for name in map(_name_of, problem.tools) if name not in prompt.text]
+    # An earlier call has the name of a function, too.
+    printed = plain is None or plain.text != prompt.text
+    names = list(map(_name_of, problem.tools))
+    missing = [name for name in names if not printed or name not in prompt.text]
     if missing:
         raise EvaluationError(
             f"{responder.model}: its chat template doesn't print the functions that problem {problem.id} "

@@ -1,5 +1,6 @@
 """Traces for rows with tools: a text stays a text, a call is compared as a tree, and neither passes for the other."""
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -123,6 +124,21 @@ def test_the_hint_and_the_instruction_stand_in_the_users_turn(tmp_path: Path) ->
     assert turns[-1] == {"role": "tool", "content": "It is 8"}
     told = as_problem(asking, questions[1])
     assert "add(x=4, y=5)" in told.messages[0]["content"] and told.tools == (ADD,)
+
+
+def test_rows_whose_tools_the_models_template_doesnt_print_arent_asked(
+    learnt: Path, tmp_path: Path
+) -> None:
+    """With tools none of them would have a chance, and the answer without would be learnt as one with them."""
+    blind = shutil.copytree(learnt, tmp_path / "blind")
+    template = (blind / "chat_template.jinja").read_text()
+    (blind / "chat_template.jinja").write_text("{% set tools = none %}" + template)
+    plain = {"messages": line("What is 1+2?", "3")["messages"]}
+    keys = {**KEYS, "temperature": 0.0, "tries": 1}
+    run(stage(str(blind), rows(tmp_path, plain, LINES[0], LINES[3]), **keys), tmp_path, seed=1)
+    assert [row["provenance"].get("without_trace") for row in written(tmp_path)] == [
+        None, "tools", "tools",
+    ]  # fmt: skip
 
 
 def test_a_call_never_becomes_a_trace(tmp_path: Path) -> None:
