@@ -42,6 +42,7 @@ from dualign.generation.thinking import Reply, TraceMarks, ends_in_trace
 from dualign.models.loading import EvalModel
 from dualign.rundir import Outcome, write_json
 from dualign.tasks.base import HarnessTask, Task, judge
+from dualign.tasks.listed import ListedTask
 from dualign.tasks.table import load_questions
 from dualign.terminal import wide_console
 from dualign.verifiers.base import Verdict, wrong
@@ -340,8 +341,10 @@ def task_source(task: Task, rows: int) -> dict[str, Any]:
     """Return the entry of run.json's `data` for a task."""
     if task.digest is None:
         return _data_source(task.rows, rows)
-    versions = task.harness() if isinstance(task, HarnessTask) else {}
-    return {"source": task.rows, "sha256": task.digest, "rows": rows, **versions}
+    origin = task.harness() if isinstance(task, HarnessTask) else {}
+    if isinstance(task, ListedTask) and task.dataset:
+        origin = {"dataset": dict(task.dataset)}
+    return {"source": task.rows, "sha256": task.digest, "rows": rows, **origin}
 
 
 def _data_source(file: str, rows: int) -> dict[str, Any]:

@@ -9,7 +9,13 @@ TaskGroups = Mapping[str, Sequence[str]]
 """title -> tasks; "" for the only group"""
 FEW_TASKS = 6
 """up to here each task has columns, and plots of its own"""
-_TITLES = {"lm_eval": "lm-evaluation-harness", "long": "Long context", "bfcl": "Function calls"}
+_TITLES = {
+    "lm_eval": "lm-evaluation-harness",
+    "hub": "Published data sets",
+    "bfcl": "Function calls",
+    "long": "Long context",
+    "words": "Word problems",
+}
 _FILES = "Task files"
 
 

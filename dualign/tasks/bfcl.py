@@ -120,6 +120,7 @@ def _task(category: str, file: Path, path: Path, stamp: Any) -> ListedTask:
     return ListedTask(
         name=f"{_PREFIX}_{category}",
         rows=f"{_PREFIX}:{category} ({file.name})",
+        dataset={"path": _HUB, "config": category, "split": None},
         check=verifier_of("calls"),
         listed=tuple(problems.values()),
     )

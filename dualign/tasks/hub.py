@@ -126,6 +126,7 @@ def _task(name: str, file: str, stamp: Any) -> ListedTask:
         listed=tuple(problems),
         bare=tuple(bare),
         left_out=left_out,
+        dataset={"path": entry["dataset"], "config": entry["subset"], "split": entry["split"]},
     )
 
 

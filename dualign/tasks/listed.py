@@ -31,6 +31,8 @@ class ListedTask:
     """the questions without instructions, if there are any"""
     left_out: Mapping[str, int] = field(default_factory=dict)
     """rows that aren't asked, by reason"""
+    dataset: Mapping[str, Any] = field(default_factory=dict)
+    """`path`, `config` and `split` of the published data set, if it is one"""
     max_new_tokens: int | None = None
     max_new_tokens_no_think: int | None = None
     switch: Switch | None = None

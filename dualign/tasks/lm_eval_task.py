@@ -87,6 +87,7 @@ class LmEvalTask:
             "version": version("lm-eval"),
             "task_version": plain(versions[0] if self.group is None else self.group.version),
             "num_fewshot": shots[0] if len(shots) == 1 else shots,
+            "dataset": _dataset(self.members),
         }
 
     def require(self) -> None:
@@ -147,6 +148,16 @@ class LmEvalTask:
             return [sample["scores"] for sample in samples]
         head = f"{member.task_name}/"
         return [sample["scores"] for sample in samples if sample["id"].startswith(head)]
+
+
+def _dataset(members: Sequence[Any]) -> dict[str, Any]:
+    """Return path, config and split of the data set, each None where members differ."""
+    keys = ("dataset_path", "dataset_name", "test_split", "validation_split")
+    values = {key: {member.get_config(key) for member in members} for key in keys}
+    path, config, test, validation = (
+        next(iter(values[key])) if len(values[key]) == 1 else None for key in keys
+    )
+    return {"path": path, "config": config, "split": test or validation}
 
 
 def _writes(member: Any) -> bool:

@@ -130,3 +130,14 @@ def test_metrics_of_a_harness_are_shown_by_its_names(tmp_path: Path) -> None:
         ("gsm8k", "bpb", "think", "-", "2.0000"),
     )
     assert "Of lm-eval 0.4.13." in section.blocks[0].text  # type: ignore[union-attr]
+
+
+def test_languages_of_traces_and_answers_are_shown(tmp_path: Path) -> None:
+    counts = {"same": 9, "other": 1, "unknown": 2}
+    think = {**cell(1, 2), "languages": {"trace": counts, "answer": {**counts, "unknown": 0}}}
+    model = {"model": "sft", "tasks": {"words-de": {"think": think, "no_think": cell(1, 2)}}}
+    path = write_evaluation(tmp_path, "test", [model])
+    (table,) = _tables(_section([read_stage(path)], "languages")).values()
+    assert [row[:3] + row[4:] for row in table.rows] == [
+        ("words-de", "sft", "think", "90.0 (+2)", "90.0")
+    ]

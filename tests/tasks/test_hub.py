@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from dualign.errors import EvaluationError
+from dualign.evaluation.evaluate import task_source
 from dualign.tasks import hub
 from dualign.tasks.base import Problem, Task, judge
 from dualign.tasks.table import load_questions
@@ -47,6 +48,7 @@ def test_aime_is_asked_for_a_box_and_judged_by_value(tmp_path: Path) -> None:
     assert judge(task, problem, r"The final answer is: $\boxed{70}$. I hope it is correct")
     assert not judge(task, problem, r"$\boxed{71}$")
     assert task.without_instruction().load_problems()[0].question == "Find $n$."
+    assert task_source(task, 1)["dataset"]["path"] == "yentinglin/aime_2025"
 
 
 def test_problems_of_gsm_plus_without_an_answer_are_counted(tmp_path: Path) -> None:

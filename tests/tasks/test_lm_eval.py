@@ -200,6 +200,7 @@ def test_versions_are_recorded(found: Found, learnt: Path, folder: Path) -> None
     entry = evaluate.task_source(task, 4)
     assert (entry["harness"], entry["task_version"], entry["num_fewshot"]) == ("lm-eval", 3, 2)
     assert entry["version"].startswith("0.4") and len(entry["sha256"]) == 64
+    assert entry["dataset"] == {"path": "json", "config": None, "split": "test"}
 
 
 def test_what_was_written_and_scored_is_not_asked_again(

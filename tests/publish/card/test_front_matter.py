@@ -120,6 +120,15 @@ def test_a_harness_task_over_local_files_names_no_dataset_of_the_hub() -> None:
     assert _gsm8k(dataset={"path": "hellaswag"})[0].dataset_type == "hellaswag"
 
 
+def test_a_published_data_set_is_named_by_its_id() -> None:
+    dataset = {"path": "HuggingFaceH4/aime_2024", "config": "default", "split": "train"}
+    sources = {"adding up": {"source": "hub:aime24 (/rows.jsonl)", "dataset": dataset}}
+    found = front_matter(metadata(task_sources=sources)).to_dict()
+    _, (first, _) = model_index_to_eval_results(found["model-index"])
+    assert (first.dataset_type, first.dataset_split) == ("HuggingFaceH4/aime_2024", "train")
+    assert (first.metric_type, first.metric_value) == ("accuracy", 80.0)
+
+
 def test_several_answers_add_pass_at_k_and_the_majority() -> None:
     figure = {"value": 0.5, "ci": [0.25, 0.75]}
     cell = {"accuracy": 0.4, "n": 10, "samples": 4, "majority": figure}
