@@ -27,6 +27,13 @@ class Score:
     low: float
     high: float
     n: int
+    samples: int = 1
+    """answers to each problem"""
+
+    @property
+    def count(self) -> str:
+        """The number of problems, and of answers where each has several: `30 x 8`."""
+        return str(self.n) if self.samples == 1 else f"{self.n} x {self.samples}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,7 +71,8 @@ class ModelScores:
             return None
         n = int(cell.get("n", 0))
         low, high = cell.get("accuracy_ci") or wilson(cell["accuracy"], n)
-        return Score(accuracy=cell["accuracy"], low=low, high=high, n=n)
+        samples = cell.get("samples", 1)
+        return Score(accuracy=cell["accuracy"], low=low, high=high, n=n, samples=samples)
 
     def gain(self, task: str) -> Change | None:
         """Return think less no_think on a task: the recorded paired change, else `change`."""

@@ -17,6 +17,7 @@ from dualign.evaluation.budget_table import (
 from dualign.evaluation.language_table import LANGUAGE_COLUMNS, LANGUAGE_LEGEND, language_rows
 from dualign.evaluation.scores import (
     Change,
+    ModelScores,
     Score,
     change_text,
     percent,
@@ -87,7 +88,7 @@ def _by_task(
     return table
 
 
-_SAMPLED_LEGEND = (
+SAMPLED_LEGEND = (
     "Of several answers to a problem, in percent: pass@k, the chance that one of k answers is right "
     "(Chen et al. 2021); majority, the answer that most of them give. Intervals take the problems as "
     "clusters of answers."
@@ -99,12 +100,12 @@ _MOST_COLUMNS = 9  # with intervals, at 120 characters; pass@1, 2, 4 and 8
 
 def terminal_samples(metrics: Mapping[str, Any]) -> Table | None:
     """Build the table of several answers to a problem; None if each problem had one."""
-    columns, *rows = list(_sampled_rows(metrics))
+    columns, *rows = list(sampled_rows(read_scores(metrics, where="metrics.json")))
     if not rows:
         return None
     if len(columns) > _MOST_COLUMNS:
         rows = [[cell.partition(" [")[0] for cell in row] for row in rows]
-    return _by_task("Several answers", _SAMPLED_LEGEND, columns, rows)
+    return _by_task("Several answers", SAMPLED_LEGEND, columns, rows)
 
 
 def terminal_languages(metrics: Mapping[str, Any]) -> Table | None:
@@ -119,9 +120,8 @@ def terminal_budgets(metrics: Mapping[str, Any]) -> Table:
     return _by_task("Thinking budgets", caption, BUDGET_COLUMNS, budget_rows(metrics))
 
 
-def _sampled_rows(metrics: Mapping[str, Any]) -> Iterator[list[str]]:
+def sampled_rows(models: Sequence[ModelScores]) -> Iterator[list[str]]:
     """Yield the head and the rows of the tasks whose problems had several answers."""
-    models = read_scores(metrics, where="metrics.json")
     cells = [
         (task, short_label(model.model), mode, cell)
         for task in task_names(models)
@@ -266,10 +266,10 @@ def markdown_table(metrics: Mapping[str, Any]) -> str:
     ]
     for note in filter(None, (_samples_note(metrics), _needed_note(metrics))):
         lines += ["", note]
-    columns, *sampled = list(_sampled_rows(metrics))
+    columns, *sampled = list(sampled_rows(read_scores(metrics, where="metrics.json")))
     if sampled:
         lines += ["", "## Several answers", "", _line(columns), _line(["---"] * len(columns))]
-        lines += [*map(_line, sampled), "", _SAMPLED_LEGEND]
+        lines += [*map(_line, sampled), "", SAMPLED_LEGEND]
     if budgets := list(budget_rows(metrics)):
         lines += ["", "## Thinking budgets", "", _line(BUDGET_COLUMNS)]
         lines += [_line(["---"] * len(BUDGET_COLUMNS)), *map(_line, budgets), "", BUDGET_LEGEND]

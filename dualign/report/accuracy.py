@@ -1,6 +1,6 @@
 """Sections on accuracy: in both modes, what each stage bought, and against the first model."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from dualign.data.conversation import MODES
 from dualign.evaluation.scores import (
@@ -14,6 +14,7 @@ from dualign.evaluation.scores import (
     short_label,
     task_names,
 )
+from dualign.evaluation.table import SAMPLED_LEGEND, sampled_rows
 from dualign.report.blocks import Block, Gallery, Paragraph, Section, Table
 from dualign.report.conclusions import Evaluated, Step, multiplicity_note
 from dualign.report.groups import TaskGroups, is_small, task_groups
@@ -137,13 +138,28 @@ def _accuracy_table(models: Sequence[ModelScores], tasks: Sequence[str]) -> Tabl
 
 
 def _count(models: Sequence[ModelScores], task: str) -> str:
-    counts = {
-        score.n
+    """Return the number of problems, `30 x 8` with eight answers to each; `20 to 30` if it varies."""
+    scores = [
+        score
         for model in models
         for mode in MODES
         if (score := model.score(task, mode)) is not None
-    }
-    return " to ".join(str(n) for n in sorted({min(counts), max(counts)})) if counts else "-"
+    ]
+    if not scores:
+        return "-"
+    numbers = sorted({score.n for score in scores})
+    if len(numbers) == 1:
+        return max(scores, key=lambda score: score.samples).count
+    return f"{numbers[0]} to {numbers[-1]}"
+
+
+def sampled_sections(evaluated: Evaluated) -> Iterator[Section]:
+    """Yield pass@k and the majority, where problems had several answers."""
+    columns, *rows = sampled_rows(evaluated.scores)
+    if rows:
+        table = Table(columns=tuple(columns), rows=tuple(map(tuple, rows)), text_columns=3)
+        blocks = (Paragraph(text=SAMPLED_LEGEND, quiet=True), table)
+        yield Section(name="several", title="Several answers to a problem", blocks=blocks)
 
 
 def step_sections(evaluated: Evaluated) -> Iterator[Section]:
@@ -159,12 +175,12 @@ def step_sections(evaluated: Evaluated) -> Iterator[Section]:
 
 
 def _step_table(step: Step) -> Table:
-    changes = step.changes()
+    changes, clear = step.changes(), step.clear()
     tasks = dict.fromkeys(task for task, _ in changes)
     rows = [
         (
             task,
-            *(change_text(changes.get((task, mode))) for mode in MODES),
+            *(_marked(changes, task, mode, clear) for mode in MODES),
             change_text(step.thinking(task)),
         )
         for task in tasks
@@ -175,6 +191,13 @@ def _step_table(step: Step) -> Table:
     return Table(
         columns=("task", *MODES, "thinking tokens, %"), rows=tuple(rows), caption=step.title
     )
+
+
+def _marked(
+    changes: Mapping[tuple[str, str], Change], task: str, mode: str, clear: Collection[object]
+) -> str:
+    text = change_text(changes.get((task, mode)))
+    return f"{text} *" if (task, mode) in clear else text
 
 
 def base_sections(evaluated: Evaluated) -> Iterator[Section]:

@@ -22,6 +22,7 @@ from dualign.evaluation.scores import (
 from dualign.evaluation.scores import (
     change as unpaired_change,
 )
+from dualign.evaluation.significance import LEVEL, holm, sign_flip_p
 from dualign.evaluation.table import rise_text
 from dualign.recipe import stage_of
 from dualign.report.runs import (
@@ -57,6 +58,15 @@ class Step:
             if (change := self._change(task, mode)) is not None
         }
 
+    def clear(self) -> set[tuple[str, str]]:
+        """Return the (task, mode) whose exact paired p stays below 0.05 after Holm's correction."""
+        pairs = {key: pair for key in self.changes() if (pair := self._pair(*key))}
+        values = [
+            sign_flip_p([late - early for early, late in zip(*pair, strict=True)])
+            for pair in pairs.values()
+        ]
+        return {key for key, p in zip(pairs, holm(values), strict=True) if p < LEVEL}
+
     def accuracy(self, mode: str) -> Change | None:
         """Return the change in a mode, the mean of the tasks."""
         parts = [change for (_, of), change in self.changes().items() if of == mode]
@@ -78,12 +88,18 @@ class Step:
 
     def _change(self, task: str, mode: str) -> Change | None:
         """Compare problem by problem if both models answered the same ones, else as two samples."""
-        before, after = (_right(model, task, mode) for model in (self.before, self.after))
-        if before and before.keys() == after.keys():
-            return paired_change(list(before.values()), [after[key] for key in before])
+        if pair := self._pair(task, mode):
+            return paired_change(*pair)
         return unpaired_change(
             self.after.scores.score(task, mode), self.before.scores.score(task, mode)
         )
+
+    def _pair(self, task: str, mode: str) -> tuple[list[float], list[float]] | None:
+        """Return what the same problems are worth before and after; None if they differ."""
+        before, after = (_right(model, task, mode) for model in (self.before, self.after))
+        if not before or before.keys() != after.keys():
+            return None
+        return list(before.values()), [after[key] for key in before]
 
 
 def _right(model: ModelEvaluation, task: str, mode: str) -> dict[str, float]:
@@ -233,13 +249,15 @@ def _part(words: str, changes: Sequence[tuple[str, Change]]) -> str:
 
 
 def multiplicity_note(count: int) -> str:
-    """Explain the intervals of the changes, and how many would leave out 0 by chance."""
+    """Explain the intervals of the changes, and what is left after a correction for their number."""
     return (
         "In points of percent, with the 95 % interval of the change; in brackets where it holds 0: "
         "such a change is not measurable. Intervals are of pairs where both models answered the same "
-        "problems (Agresti and Min), else of two samples (Newcombe). all: the mean of the tasks. Thinking "
-        "tokens: the relative change of their mean in think mode. No correction is made for the "
-        f"number of comparisons: of {count}, about {count * 0.05:.1f} would stand out by chance alone."
+        "problems (Agresti and Min; Student's t where a problem has several answers or a grade), else "
+        "of two samples (Newcombe). all: the mean of the tasks. Thinking tokens: the relative change "
+        f"of their mean in think mode. Of {count} comparisons about {count * 0.05:.1f} would stand out "
+        "by chance alone; * marks those of a model whose exact paired p stays below 0.05 after Holm's "
+        "correction over its tasks and modes."
     )
 
 

@@ -6,7 +6,12 @@ from typing import Any
 from dualign.data.conversation import MODES
 from dualign.evaluation.scores import ModelScores, percent, short_label, task_names
 from dualign.evaluation.table import PAIR_COLUMNS, PAIR_LEGEND, pair_rows
-from dualign.report.accuracy import accuracy_sections, base_sections, step_sections
+from dualign.report.accuracy import (
+    accuracy_sections,
+    base_sections,
+    sampled_sections,
+    step_sections,
+)
 from dualign.report.blocks import Bullets, Paragraph, Section, Table
 from dualign.report.conclusions import (
     Evaluated,
@@ -32,6 +37,7 @@ _RATES = (
     ("leak", "leak_rate"),
     ("empty", "empty_think_rate"),
     ("cut", "cut_in_think_rate"),
+    ("limit", "unfinished_rate"),
 )
 
 
@@ -94,7 +100,7 @@ def _format_sections(evaluated: Evaluated) -> Iterator[Section]:
     note = Paragraph(
         text="Percent of answers. Closed: the think block was opened and closed. Leak: thinking in "
         "the answer in no_think mode. Empty: nothing thought in think mode. Cut: the token limit "
-        "was reached while thinking.",
+        "was reached while thinking. Limit: it was reached at all.",
         quiet=True,
     )
     columns = ("task", "model", "mode", *(name for name, _ in _RATES))
@@ -136,6 +142,7 @@ def _reason_sections(evaluated: Evaluated) -> Iterator[Section]:
 
 _SECTIONS: tuple[Callable[[Evaluated], Iterator[Section]], ...] = (
     accuracy_sections,
+    sampled_sections,
     step_sections,
     base_sections,
     harness_sections,

@@ -6,7 +6,7 @@ from typing import Any
 
 from dualign.checkpoints.shards import cpu_count, tensor_specs
 from dualign.errors import MergeError
-from dualign.evaluation.config import limit_of
+from dualign.evaluation.config import limit_of, samples_of
 from dualign.merging.estimate import seconds_per_element
 from dualign.merging.merge import PreparedMerge, prepare
 from dualign.merging.sweep.config import SweepStage
@@ -78,12 +78,12 @@ def _score_lines(stage: SweepStage, scorer: Scorer) -> list[str]:
     if not isinstance(scorer, LiveScorer):
         return [f"score       by the command, on each candidate's folder: {stage.command}"]
     counts = [(task, len(problems)) for task, problems in scorer.tasks]
-    answers = 2 * sum(count for _, count in counts)
-    tokens = sum(
-        count * limit_of(task, scorer.config, mode)
+    asked = [
+        (samples_of(scorer.config, mode) * count, limit_of(task, scorer.config, mode))
         for task, count in counts
         for mode in ("think", "no_think")
-    )
+    ]
+    answers, tokens = sum(n for n, _ in asked), sum(n * limit for n, limit in asked)
     names = ", ".join(f"{task.name} ({count})" for task, count in counts)
     return [
         f"score       {stage.objective} on {names}, in both modes, by a model in memory",

@@ -6,8 +6,12 @@ from rich.console import Console
 
 from dualign.data.conversation import MODES
 from dualign.evaluation.metrics import compare, with_gain
+from dualign.evaluation.scores import read_scores
 from dualign.evaluation.significance import with_adjusted
 from dualign.evaluation.table import markdown_table, terminal_samples, terminal_table
+from dualign.report.accuracy import sampled_sections
+from dualign.report.conclusions import Evaluated
+from dualign.report.runs import ModelEvaluation
 from tests.evaluation.test_sampled import line
 
 
@@ -92,3 +96,21 @@ def test_tables_of_older_metrics_stay_readable():
     ]
     assert "would need" not in markdown_table(old)
     assert "| apo |" in markdown_table(old)
+
+
+def test_the_report_shows_several_answers_and_counts_them():
+    figures = metrics()
+    models = read_scores(figures, where="metrics.json")
+    assert models[-1].score("ifeval", "think").count == "40 x 4"
+    evaluated = Evaluated(
+        stages=(), models=[ModelEvaluation(scores=m, samples=()) for m in models], steps=()
+    )
+    (section,) = sampled_sections(evaluated)
+    table = section.blocks[-1]
+    assert table.columns[3:] == ("answers", "pass@1", "pass@2", "pass@4", "majority")
+    assert ("ifeval", "apo", "think", "4", *["75.0 [60, 86]"] * 4) in table.rows
+    single = read_scores(metrics(count=1), where="metrics.json")
+    evaluated = Evaluated(
+        stages=(), models=[ModelEvaluation(scores=m, samples=()) for m in single], steps=()
+    )
+    assert not list(sampled_sections(evaluated))

@@ -58,6 +58,42 @@ def test_same_problems_are_compared_one_by_one() -> None:
     assert not unpaired["sums", "think"].measurable
 
 
+def test_several_answers_to_a_problem_are_one_observation() -> None:
+    before, after = _answered("sft", "r" * 40 + "w" * 60), _answered("apo", "r" * 52 + "w" * 48)
+    thrice = [
+        ModelEvaluation(scores=m.scores, samples=tuple(row for row in m.samples for _ in range(3)))
+        for m in (before, after)
+    ]
+    found, once = (
+        Step(after=late, before=early).changes() for early, late in (thrice, (before, after))
+    )
+    assert found == once
+
+
+def test_what_stays_after_the_correction_is_told_from_what_does_not() -> None:
+    """6 won and none lost has p = 2 / 2^6 = 0.031, which two such comparisons make 0.062; beside 12
+    won, 2 / 2^12, it is the larger of two and stays.
+    """
+
+    def both(name: str, first: str, second: str) -> ModelEvaluation:
+        parts = {"sums": _answered(name, first), "cups": _answered(name, second)}
+        rows = [{**row, "task": task} for task, part in parts.items() for row in part.samples]
+        cells = {task: part.scores.tasks["sums"] for task, part in parts.items()}
+        return ModelEvaluation(scores=ModelScores(model=name, tasks=cells), samples=tuple(rows))
+
+    weak = "r" * 40 + "w" * 60
+    sums, cups = ("sums", "think"), ("cups", "think")
+    start = both("sft", weak, weak)
+    six, twelve = "r" * 46 + "w" * 54, "r" * 52 + "w" * 48
+    step = Step(after=both("apo", six, six), before=start)
+    assert step.changes()[cups].measurable
+    assert step.clear() == set()
+    assert Step(after=both("apo", twelve, six), before=start).clear() == {sums, cups}
+    assert Step(after=both("apo", six, weak), before=start).clear() == set()
+    alone = Step(after=_answered("apo", six), before=_answered("sft", weak))
+    assert alone.clear() == {sums}
+
+
 def test_models_that_answered_other_problems_are_not_paired() -> None:
     before, after = _answered("sft", "r" * 40 + "w" * 60), _answered("apo", "r" * 52)
     found = Step(after=after, before=before).changes()["sums", "think"]

@@ -148,6 +148,6 @@ def _accuracy_rows(models: Sequence[ModelScores]) -> Iterator[tuple[str, ...]]:
             if task not in model.tasks:
                 continue
             think, no_think = model.score(task, "think"), model.score(task, "no_think")
-            score = think or no_think
+            score = max(filter(None, (think, no_think)), key=lambda s: s.samples, default=None)
             cells = (score_text(think), score_text(no_think), gain_text(model.gain(task)))
-            yield task, short_label(model.model), str(score.n) if score else "-", *cells
+            yield task, short_label(model.model), score.count if score else "-", *cells
