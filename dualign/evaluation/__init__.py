@@ -3,6 +3,7 @@
 __all__ = [
     "config",
     "evaluate",
+    "language_table",
     "metrics",
     "preflight",
     "requests",
