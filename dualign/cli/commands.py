@@ -9,6 +9,7 @@ from textwrap import fill, indent
 from typing import Literal
 
 from dualign import api
+from dualign.cli import probe
 from dualign.config import nearest, parse_value, read_yaml
 from dualign.data.faults import RowError
 from dualign.errors import ConfigError, DualignError
@@ -62,6 +63,7 @@ def evaluate(args: Namespace) -> int:
 
         say("\n".join(listing(args.pattern)))
         return 0
+    args.task = [*args.task, *probe.tasks(args)]
     if missing := [
         name
         for name, value in (("MODEL", args.model), ("--task", args.task), ("--out", args.out))

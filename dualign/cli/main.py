@@ -19,6 +19,7 @@ from dualign.cli import (
     experiment,
     export,
     merge,
+    probe,
     publish,
     storage,
     sweep,
@@ -205,6 +206,7 @@ def _eval_command(sub: Sub) -> None:
         metavar="TASK",
         help="a task file, or SOURCE:NAME such as lm_eval:gsm8k; repeatable",
     )
+    probe.add(parser)
     parser.add_argument("--out", metavar="DIR", help="where the results go")
     parser.add_argument(
         "--list",
