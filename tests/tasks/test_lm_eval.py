@@ -58,6 +58,37 @@ process_results: !function trap.process_results
 metric_list: [{{metric: without_a, aggregation: mean, higher_is_better: true}}]
 metadata: {{version: 0}}
 """
+BEGUN = f"""
+{DATA}{QUESTION}
+output_type: generate_until
+gen_prefix: "It is "
+generation_kwargs: {{until: [], max_gen_toks: 4}}
+metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}]
+"""
+TWO_PROMPTS = f"""
+{DATA}
+output_type: multiple_choice
+doc_to_text: "{{{{1 if right == '4' else 0}}}}"
+doc_to_choice: '["What is {{{{sum}}}}?", "Which is 2+2?"]'
+doc_to_target: "It is {{{{right}}}}"
+metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
+"""
+MUTUAL = f"""
+{DATA}{QUESTION}
+output_type: multiple_choice
+doc_to_choice: ["1", "3", "9", "4", "7", "8"]
+doc_to_target: "{{{{2 if right == '9' else 1}}}}"
+metric_list: [{{metric: acc_mutual_info, aggregation: mean, higher_is_better: true}}]
+"""
+REPEATED = f"""
+{DATA}{QUESTION}
+output_type: generate_until
+repeats: 3
+generation_kwargs: {{until: [], max_gen_toks: 5}}
+metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}]
+filter_list:
+  - {{name: most, filter: [{{function: majority_vote}}, {{function: take_first}}]}}
+"""
 # Every trace has an "o" or "e" in it, and no answer has: as IFEval's forbidden words.
 TRAP_CODE = """
 def process_results(doc, results):
@@ -69,6 +100,10 @@ TASKS = {
     "chosen": CHOSEN,
     "read": READ,
     "trap": TRAP,
+    "begun": BEGUN,
+    "two_prompts": TWO_PROMPTS,
+    "mutual": MUTUAL,
+    "repeated": REPEATED,
 }
 
 
@@ -150,7 +185,10 @@ def test_no_think_metrics_are_those_of_lm_eval_with_its_own_model(
             if figure["stderr"] is not None:
                 assert figure["stderr"] == figures[f"{metric}_stderr,{kind}"]
     think = {name: cell["think"]["accuracy"] for name, cell in found.metrics["tasks"].items()}
-    assert think == {"plain": 0.75, "shots": 0.0, "chosen": 1.0, "read": None, "trap": 1.0}
+    assert think == {
+        **{"plain": 0.75, "shots": 0.0, "chosen": 1.0, "read": None, "trap": 1.0},
+        **{"begun": 0.0, "two_prompts": 0.5, "mutual": 0.5, "repeated": 1.0},
+    }
 
 
 def test_no_think_prompts_and_responses_are_those_of_lm_eval(found: Found, theirs: Any) -> None:
@@ -158,20 +196,18 @@ def test_no_think_prompts_and_responses_are_those_of_lm_eval(found: Found, their
     for name, lines in theirs["samples"].items():
         for line in lines:
             mine = found.samples[name, "no_think", str(line["doc_id"])]
-            prompt = line["arguments"][0][0]
             seen.add(name)
-            if name == "read":
-                [[value]] = line["resps"]
-                assert mine["more"][0]["likelihoods"][0][0] == pytest.approx(value, abs=1e-3)
+            if name != "read":
+                assert mine["rendered"] == line["arguments"][0][0]
+            if isinstance(line["resps"][0][0], str):
+                assert [mine["generated"]] * len(line["resps"][0]) == line["resps"][0]
                 continue
-            assert mine["rendered"] == prompt
-            if name == "chosen":
-                for [(value, greedy)], pair in zip(
-                    line["resps"], mine["more"][0]["likelihoods"], strict=True
-                ):
-                    assert pair == [pytest.approx(value, abs=1e-4), greedy]
-            else:
-                assert [[mine["generated"]]] == line["resps"]
+            pairs = mine["more"][0]["likelihoods"]
+            for [response], (value, greedy) in zip(line["resps"], pairs, strict=True):
+                if name == "read":
+                    assert value == pytest.approx(response, rel=1e-6)
+                else:
+                    assert (pytest.approx(value, abs=1e-4), greedy) == response
     assert seen == set(TASKS)
 
 
@@ -193,6 +229,22 @@ def test_texts_are_scored_after_the_trace_in_think_mode(found: Found) -> None:
         assert best[0] > -0.1 and best[1]
     assert found.metrics["tasks"]["chosen"]["no_think"]["accuracy"] == 0.25
     assert found.samples["read", "think", "0"]["generated"] == ""
+
+
+def test_a_given_start_of_an_answer_follows_the_trace(found: Found) -> None:
+    for number, (thought, *_) in enumerate(LEARNT.values()):
+        quick, row = (found.samples["begun", mode, str(number)] for mode in ("no_think", "think"))
+        assert quick["rendered"].endswith("</think>\nIt is")
+        assert (row["thinking"], row["rendered"][-8:]) == (thought, "<think>\n")
+        ending = row["more"][0]
+        assert row["answer"] == ending["generated"].strip() and not ending["finished"]
+
+
+def test_texts_with_prompts_of_their_own_follow_a_trace_of_each(found: Found) -> None:
+    row = found.samples["two_prompts", "think", "0"]
+    first, second, scores = row["more"][-2]["generated"], row["generated"], row["more"][-1]
+    assert second == "one and two\n</think>\n\n3" and "</think>" in first
+    assert len(scores["likelihoods"]) == 2
 
 
 def test_versions_are_recorded(found: Found, learnt: Path, folder: Path) -> None:
