@@ -13,6 +13,7 @@ from dualign.publish.card.results import slug
 from dualign.publish.checklist import CheckResult
 from dualign.publish.redaction import redact, redact_record
 from dualign.publish.release import LoadTestAnswer, Release, staged_files
+from dualign.report.budgets import budget_plots
 from dualign.report.groups import task_sources
 from dualign.report.plots import accuracy_plot, loss_plot, reward_plot
 from dualign.report.runs import (
@@ -77,6 +78,7 @@ def _draw_figures(
         accuracy_plot(f"accuracy-{task}", task, [model for model in scores if task in model.tasks])
         for task in tasks
     ]
+    pictures += budget_plots(scores)
     for stage in release.lineage.training:
         if is_training(stage):
             pictures.append(loss_plot(f"loss-{stage.name}", stage.name, stage.log))

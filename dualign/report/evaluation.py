@@ -13,6 +13,7 @@ from dualign.report.accuracy import (
     step_sections,
 )
 from dualign.report.blocks import Bullets, Paragraph, Section, Table
+from dualign.report.budgets import budget_sections
 from dualign.report.conclusions import (
     Evaluated,
     Step,
@@ -151,6 +152,7 @@ _SECTIONS: tuple[Callable[[Evaluated], Iterator[Section]], ...] = (
     _format_sections,
     _reason_sections,
     thinking_sections,
+    budget_sections,
     difficulty_sections,
     sample_sections,
 )

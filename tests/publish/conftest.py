@@ -58,6 +58,7 @@ def recipe(base: Path) -> dict:
                 "models": [str(base), "stage:sft", "stage:apo", "stage:merged"],
                 "tasks": ["stage:data/sums.yaml"],
                 "max_new_tokens": 30,
+                "budgets": [4],
             },
         ],
     }

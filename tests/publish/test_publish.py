@@ -149,6 +149,9 @@ def test_the_results_of_an_evaluated_model_are_in_the_card(
         ("no_think", 25.0),
     ]
     assert "| sums | acme/base | 4 |" in card.text and "| sums | merged | 4 |" in card.text
+    assert "### Thinking budgets" in card.text and "\n| sums | none | 100.0 " in card.text
+    assert "![sums: accuracy by thinking budget (4: " in card.text
+    assert "figures/budgets-0.png" in prepared.files
     assert "linear: 0.9 x apo + 0.1 x sft" in card.text
     assert "merged against apo: bought nothing measurable in accuracy" in card.text
     assert "merge" in card.data.tags and "figures/accuracy-sums.png" in prepared.files

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dualign.checkpoints.patterns import has_whole_tensors, largest_rank
 from dualign.data.conversation import MODES, Mode
+from dualign.evaluation.budget_table import budget_rows
 from dualign.evaluation.scores import ModelScores, gain_text, score_text, short_label, task_names
 from dualign.generation.vllm import max_lora_rank
 from dualign.models.prompts import saved_switch
@@ -17,6 +18,7 @@ from dualign.publish.checklist import CheckResult
 from dualign.publish.manifest import Contents
 from dualign.publish.redaction import redact
 from dualign.publish.release import LoadTestAnswer, Release
+from dualign.report.budgets import budget_figures
 from dualign.report.conclusions import format_finding, thinking_finding
 from dualign.report.render import environment
 from dualign.report.runs import ModelEvaluation
@@ -102,6 +104,7 @@ def render_body(
         answers=answers,
         accuracy=list(_accuracy_rows(scores)),
         tasks=task_names(scores),
+        budgets=_budget_rows(scores),
         figures=figures,
         mode_findings=[finding for finding in findings if finding],
         stage_settings=[(stage, hyper_parameters(stage.record)) for stage in lineage.stages],
@@ -139,6 +142,12 @@ def _usage(release: Release) -> Usage:
         question=quotable[0] if quotable else _QUESTION,
         switch=release.request.switch or saved_switch(release.lineage.run.path),
     )
+
+
+def _budget_rows(models: Sequence[ModelScores]) -> list[list[str]]:
+    """Return (task, budget, accuracy, against none, closed, tokens) of the published model."""
+    rows = budget_rows(budget_figures(models[-1:]))
+    return [[task, *cells] for task, _, *cells in rows]
 
 
 def _accuracy_rows(models: Sequence[ModelScores]) -> Iterator[tuple[str, ...]]:
