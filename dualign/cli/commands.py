@@ -94,11 +94,14 @@ def chat(args: Namespace) -> int:
     from dualign.generation.chat import chat as talk
     from dualign.generation.config import read_model
 
+    if args.budget is not None and args.budget < 0:
+        raise ConfigError(f"--budget: expected 0 or more tokens, found {args.budget}")
     talk(
         read_model(args.model, "MODEL"),
         mode=args.mode,
         max_new_tokens=args.max_new_tokens,
         temperature=args.temperature,
+        budget=args.budget,
         switch=_switch(args.switch),
     )
     return 0

@@ -248,7 +248,8 @@ def _eval_command(sub: Sub) -> None:
 
 def _chat_command(sub: Sub) -> None:
     detail = (
-        "In the conversation: /think and /no_think switch the mode, /reset forgets, /quit ends."
+        "In the conversation: /think and /no_think switch the mode, /budget N closes traces after N tokens, "
+        "/reset forgets, /quit ends."
     )
     parser = command(sub, "chat", "talk to a checkpoint in the terminal", detail)
     parser.add_argument("model", metavar="MODEL", help=_MODEL)
@@ -260,6 +261,9 @@ def _chat_command(sub: Sub) -> None:
     )
     parser.add_argument(
         "--temperature", type=float, default=0.6, help="0 is greedy; default %(default)s"
+    )
+    parser.add_argument(
+        "--budget", type=int, metavar="N", help="close traces after N tokens, and answer"
     )
     parser.add_argument("--switch", metavar="YAML", help=_SWITCH)
     parser.set_defaults(action=commands.chat)

@@ -1,6 +1,7 @@
 """Tasks put to models in both modes, and their metrics."""
 
 __all__ = [
+    "budget_table",
     "config",
     "evaluate",
     "language_table",

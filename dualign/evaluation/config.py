@@ -194,18 +194,13 @@ class EvalStage(EvalConfig):
             problems.append(("budgets", "none is measured anyway: expected a number of tokens"))
         if self.budget_closing is not None and not self.budget_tokens:
             problems.append(("budget_closing", "has no effect without budgets"))
-        endpoints = [(i, each) for i, m in enumerate(self.models) if (each := endpoint_of(m))]
         if not self.budget_tokens:
             return problems
+        endpoints = [(i, each) for i, m in enumerate(self.models) if (each := endpoint_of(m))]
         problems += [
-            (
-                f"models.{i}",
-                "has no thinking_budget_field, which names the request's field for budgets: "
-                "thinking_token_budget (vLLM), thinking_budget_tokens (llama.cpp), "
-                "custom_params.thinking_budget (SGLang)",
-            )
+            (f"models.{i}", problem)
             for i, endpoint in endpoints
-            if endpoint.thinking_budget_field is None
+            if (problem := endpoint.budget_problem)
         ]
         if endpoints and self.budget_closing is not None:
             problems.append(

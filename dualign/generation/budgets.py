@@ -31,6 +31,16 @@ class Budget:
     """
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClosedTrace:
+    """A prompt with a trace that was closed."""
+
+    token_ids: tuple[int, ...]
+    kept: str = ""
+    """what the model wrote of the trace"""
+    closing: str
+
+
 class TraceCutter:
     """What closes traces of one tokenizer's models."""
 
@@ -55,29 +65,39 @@ class TraceCutter:
         words, own = budget.closing or "", self._texts[1]
         return words if self.marks.closing in words else words + own
 
-    def close(
-        self, prompt: str, written: Sequence[int], budget: Budget
-    ) -> tuple[tuple[int, ...], str] | None:
-        """Return the tokens of a prompt with a closed trace, and the text that it adds to `prompt`.
-
-        None if the model closed its trace within the budget, or opened none.
+    def close(self, prompt: str, written: Sequence[int], budget: Budget) -> "ClosedTrace | None":
+        """Return the prompt that closes a trace at its budget; None if the model closed it within
+        that, or opened none.
 
         Args:
             prompt: rendered text.
             written: the tokens with which a model went on.
         """
+        if budget.tokens and self.trace(prompt, written)[1] <= budget.tokens:
+            return None
+        return self.cut(prompt, written, budget)
+
+    def cut(self, prompt: str, written: Sequence[int], budget: Budget) -> "ClosedTrace":
+        """Return the prompt that closes a trace that has as many tokens as its budget, or more."""
         closing = self.closing(budget)
         if budget.tokens == 0:
             is_open = prompt_opens_block(prompt, self.marks)
-            text = ("" if is_open else self._texts[0] or self.marks.head) + closing
-            return tuple(self.ids(prompt + text)), text
+            closing = ("" if is_open else self._texts[0] or self.marks.head) + closing
+            return ClosedTrace(token_ids=tuple(self.ids(prompt + closing)), closing=closing)
+        kept = written[: self.trace(prompt, written)[0] + budget.tokens]
+        return ClosedTrace(
+            token_ids=(*self.ids(prompt), *kept, *self._following(closing)),
+            # A token may end inside a character, which isn't shown.
+            kept=self._decode(kept).rstrip("\ufffd"),
+            closing=closing,
+        )
+
+    def is_spent(self, prompt: str, written: Sequence[int], budget: Budget) -> bool:
+        """Return whether a trace that is being written has reached its budget, and is open."""
+        if len(written) < budget.tokens:
+            return False
         start, length = self.trace(prompt, written)
-        if length <= budget.tokens:
-            return None
-        kept = written[: start + budget.tokens]
-        # A token may end inside a character, which isn't shown.
-        text = self._decode(kept).rstrip("\ufffd") + closing
-        return (*self.ids(prompt), *kept, *self._following(closing)), text
+        return length >= budget.tokens and self.marks.closing not in self._decode(written[start:])
 
     def trace(self, prompt: str, written: Sequence[int]) -> tuple[int, int]:
         """Return where the trace starts in the tokens of an answer, and how many tokens it has.

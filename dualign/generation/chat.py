@@ -14,6 +14,7 @@ from rich.text import Text
 from dualign.data.conversation import Mode
 from dualign.errors import EvaluationError
 from dualign.generation.answers import Prompt
+from dualign.generation.budgets import Budget
 from dualign.generation.config import Endpoint, model_label
 from dualign.generation.sampling import Sampling
 from dualign.generation.speakers import Speaker, open_speaker
@@ -22,6 +23,7 @@ from dualign.switch import Switch
 
 _HELP = (
     "/think and /no_think switch the mode (a question may follow). "
+    "/budget N closes traces after N tokens, /budget none doesn't. "
     "/reset forgets the conversation, /quit ends it. Ctrl-C stops an answer."
 )
 
@@ -33,12 +35,16 @@ def chat(
     max_new_tokens: int = 512,
     temperature: float = 0.6,
     top_p: float = 0.95,
+    budget: int | None = None,
     seed: int = 0,
     dtype: str = "auto",
     switch: Switch | None = None,
     console: Console | None = None,
 ) -> None:
-    """Chat with a model until /quit or the end of the input, which may be a pipe."""
+    """Chat with a model until /quit or the end of the input, which may be a pipe.
+
+    With a `budget`, traces are closed after so many tokens, and `max_new_tokens` is the answer's.
+    """
     console = console or Console(highlight=False)
     with suppress(ImportError):  # line editing and history, if this Python has them
         import readline  # noqa: F401
@@ -48,6 +54,7 @@ def chat(
         mode=mode,
         sampling=Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p),
         seed=seed,
+        budget=None if budget is None else Budget(tokens=budget),
     )
     console.print(Text(f"{model_label(model)}\n{_HELP}", style="dim"))
     for line in _lines(session):
@@ -74,6 +81,7 @@ class _Session:
     mode: Mode
     sampling: Sampling
     seed: int
+    budget: Budget | None = None
     history: list[dict[str, str]] = field(default_factory=list)
     turns: int = 0
 
@@ -92,6 +100,8 @@ class _Session:
                 self._switch("think" if command == "/think" else "no_think")
                 if rest.strip():
                     self._answer(rest.strip())
+            case "/budget":
+                self._set_budget(rest.strip())
             case _ if command.startswith("/"):
                 self._note(f"{command}: no such command. {_HELP}")
             case "":
@@ -108,10 +118,21 @@ class _Session:
         else:
             self._note(f"mode: {mode}")
 
+    def _set_budget(self, text: str) -> None:
+        if text == "none":
+            self.budget = None
+        elif text.isdecimal():
+            self.budget = Budget(tokens=int(text))
+        elif text:
+            self._note(f"/budget {text}: expected a number of tokens, or none")
+            return
+        self._note(f"budget: {self.budget.tokens if self.budget else 'none'}")
+
     def _answer(self, question: str) -> None:
         messages = [*self.history, {"role": "user", "content": question}]
         prompt = self._prompt(messages, self.mode)
-        if refusal := self.speaker.refusal(prompt, self.sampling):
+        budget = self.budget if self.mode == "think" else None
+        if refusal := self.speaker.refusal(prompt, self.sampling, budget):
             self._note(refusal)
             return
         self.turns += 1
@@ -119,7 +140,7 @@ class _Session:
         writer = _Writer(self.console, marks, thinking=prompt_opens_block(prompt.text, marks))
         seed = self.seed + self.turns
         try:
-            finished = self.speaker.speak(prompt, self.sampling, seed, writer.write)
+            finished = self.speaker.speak(prompt, self.sampling, seed, writer.write, budget)
         except EvaluationError as error:  # of an endpoint: the conversation may go on
             writer.end()
             self._note(str(error))

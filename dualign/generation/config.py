@@ -119,6 +119,17 @@ class Endpoint:
         """What switches the modes, if the endpoint says so."""
         return _WAYS[self.mode_switch] if isinstance(self.mode_switch, str) else self.mode_switch
 
+    @property
+    def budget_problem(self) -> str | None:
+        """Why traces can't be closed at a thinking budget; None if they can."""
+        if self.thinking_budget_field is not None:
+            return None
+        return (
+            "has no thinking_budget_field, which names the request's field for budgets: "
+            "thinking_token_budget (vLLM), thinking_budget_tokens (llama.cpp), "
+            "custom_params.thinking_budget (SGLang)"
+        )
+
     def cost(self, prompt_tokens: float, answer_tokens: float) -> float | None:
         """Return what tokens cost; None without prices."""
         if self.price_in is None or self.price_out is None:

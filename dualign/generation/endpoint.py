@@ -108,9 +108,7 @@ class EndpointResponder:
         field, tokens = self.endpoint.thinking_budget_field, request.budget.tokens
         if field is None:
             raise EvaluationError(
-                f"{self.endpoint.label} at {self.endpoint.url}: no thinking_budget_field, which names "
-                "the request's field for it: thinking_token_budget (vLLM), thinking_budget_tokens "
-                "(llama.cpp), custom_params.thinking_budget (SGLang)"
+                f"{self.endpoint.label} at {self.endpoint.url}: {self.endpoint.budget_problem}"
             )
         usage = trace.usage or {}
         most = usage.get("reasoning") or usage.get("completion")

@@ -40,12 +40,13 @@ class CheckpointResponder:
         self._label = label
 
     @cached_property
-    def _cutter(self) -> TraceCutter:
+    def cutter(self) -> TraceCutter:
+        """What closes its traces."""
         return TraceCutter(self.subject.tokenizer)
 
     @property
     def marks(self) -> TraceMarks:
-        return self._cutter.marks
+        return self.cutter.marks
 
     def switch_of(self, named: Switch | None) -> Switch | None:
         return prompts.switch_of(self.subject.tokenizer, named)
@@ -90,12 +91,14 @@ class CheckpointResponder:
 
     def closed(self, request: AnswerRequest, trace: AnswerRecord) -> AnswerRequest | None:
         assert request.budget is not None, "a request with a budget"
-        written = trace.token_ids or self._cutter.ids(trace.generated)
-        closed = self._cutter.close(request.prompt.text, written, request.budget)
+        written = trace.token_ids or self.cutter.ids(trace.generated)
+        closed = self.cutter.close(request.prompt.text, written, request.budget)
         if closed is None:
             return None
-        token_ids, begun = closed
-        return replace(request, prompt=replace(request.prompt, token_ids=token_ids, begun=begun))
+        prompt = replace(
+            request.prompt, token_ids=closed.token_ids, begun=closed.kept + closed.closing
+        )
+        return replace(request, prompt=prompt)
 
     def likelihoods(
         self, requests: Sequence[LikelihoodRequest]

@@ -2,27 +2,36 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Protocol
 
 import torch
-from transformers import PreTrainedTokenizerBase, TextStreamer
+from transformers import (
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TextStreamer,
+)
 
 from dualign.data.conversation import Mode
 from dualign.data.think_tags import CLOSE, OPEN
 from dualign.errors import EvaluationError
 from dualign.generation.answers import Prompt
+from dualign.generation.budgets import Budget, TraceCutter
 from dualign.generation.config import Endpoint, endpoint_of
 from dualign.generation.endpoint import EndpointResponder
 from dualign.generation.generate import end_ids, generation_settings, tokenize
 from dualign.generation.responders import CheckpointResponder
 from dualign.generation.sampling import Sampling, sampler, uniforms
 from dualign.generation.thinking import TraceMarks
-from dualign.generation.wire import request_body, trace_of
+from dualign.generation.wire import request_body, trace_of, with_budget
 from dualign.models.loading import open_model
 from dualign.switch import Switch
 
 Write = Callable[[str], None]
+_ANSWER_SEED = 1_000_003
+"""Added to the seed for draws after a trace that was closed."""
 
 
 class Speaker(Protocol):
@@ -35,11 +44,16 @@ class Speaker(Protocol):
     def prompt(self, messages: Sequence[Mapping[str, Any]], mode: Mode) -> Prompt:
         """Return the prompt of a conversation in a mode."""
 
-    def refusal(self, prompt: Prompt, sampling: Sampling) -> str | None:
-        """Return why a prompt can't be answered."""
+    def refusal(self, prompt: Prompt, sampling: Sampling, budget: Budget | None) -> str | None:
+        """Return why a prompt can't be answered, or a trace not be closed at a budget."""
 
-    def speak(self, prompt: Prompt, sampling: Sampling, seed: int, write: Write) -> bool:
-        """Write an answer in pieces; return whether the model ended it, not the limit or Ctrl-C."""
+    def speak(
+        self, prompt: Prompt, sampling: Sampling, seed: int, write: Write, budget: Budget | None
+    ) -> bool:
+        """Write an answer in pieces; return whether the model ended it, not the limit or Ctrl-C.
+
+        With a budget the limit is that of the answer after the trace.
+        """
 
 
 def open_speaker(model: str | Endpoint, *, dtype: str, switch: Switch | None) -> Speaker:
@@ -67,16 +81,38 @@ class _CheckpointSpeaker:
     def prompt(self, messages: Sequence[Mapping[str, Any]], mode: Mode) -> Prompt:
         return self._responder.prompt(messages, mode, self._switch)
 
-    def refusal(self, prompt: Prompt, sampling: Sampling) -> str | None:
+    def refusal(self, prompt: Prompt, sampling: Sampling, budget: Budget | None) -> str | None:
         count = len(tokenize(self.tokenizer, [prompt.text])[0])
         room = getattr(self.model.config, "max_position_embeddings", None)
-        if room is None or count + sampling.max_new_tokens <= room:
+        if room is None or count + _longest(sampling, budget).max_new_tokens <= room:
             return None
         return f"the conversation has {count} tokens and the model reads {room}: /reset first"
 
-    @torch.inference_mode()
-    def speak(self, prompt: Prompt, sampling: Sampling, seed: int, write: Write) -> bool:
+    def speak(
+        self, prompt: Prompt, sampling: Sampling, seed: int, write: Write, budget: Budget | None
+    ) -> bool:
         ids = tokenize(self.tokenizer, [prompt.text])[0]
+        if budget is None:
+            return self._write(ids, sampling, seed, write).ended
+        watch = _BudgetSpent(self._responder.cutter, prompt.text, len(ids), budget)
+        if budget.tokens:
+            first = self._write(ids, _longest(sampling, budget), seed, write, watch)
+            if not watch.spent:
+                return first.ended
+        closed = self._responder.cutter.cut(prompt.text, watch.written, budget)
+        write(closed.closing)
+        return self._write(list(closed.token_ids), sampling, seed + _ANSWER_SEED, write).ended
+
+    @torch.inference_mode()
+    def _write(
+        self,
+        ids: list[int],
+        sampling: Sampling,
+        seed: int,
+        write: Write,
+        watch: "_BudgetSpent | None" = None,
+    ) -> "_Streamer":
+        """Write what follows the tokens of a prompt."""
         streamer = _Streamer(self.tokenizer, write, end_ids(self.model, self.tokenizer))
         settings = generation_settings(
             self.model, self.tokenizer, max_new_tokens=sampling.max_new_tokens
@@ -89,11 +125,33 @@ class _CheckpointSpeaker:
                 attention_mask=torch.ones_like(ids_BT),
                 generation_config=settings,
                 logits_processor=sampler([sampling], draws_BT, len(ids)),
+                stopping_criteria=StoppingCriteriaList([watch] if watch else []),
                 streamer=streamer,
             )
         except KeyboardInterrupt:
             streamer.end()
-        return streamer.ended
+        return streamer
+
+
+class _BudgetSpent(StoppingCriteria):
+    """Stop when a trace has as many tokens as its budget."""
+
+    def __init__(self, cutter: TraceCutter, prompt: str, length: int, budget: Budget) -> None:
+        self._cutter, self._prompt, self._length, self._budget = cutter, prompt, length, budget
+        self.written: list[int] = []
+        """the trace, with what opened it"""
+        self.spent = False
+
+    def __call__(self, input_ids: torch.LongTensor, scores: Any, **_: object) -> torch.Tensor:
+        self.written = input_ids[0, self._length :].tolist()
+        self.spent = self._cutter.is_spent(self._prompt, self.written, self._budget)
+        return torch.tensor([self.spent], device=input_ids.device)
+
+
+def _longest(sampling: Sampling, budget: Budget | None) -> Sampling:
+    """Return the sampling with room for a trace of its budget."""
+    more = budget.tokens if budget else 0
+    return replace(sampling, max_new_tokens=sampling.max_new_tokens + more)
 
 
 class _Streamer(TextStreamer):
@@ -124,11 +182,13 @@ class _EndpointSpeaker:
     def prompt(self, messages: Sequence[Mapping[str, Any]], mode: Mode) -> Prompt:
         return self._responder.prompt(messages, mode, self._switch)
 
-    def refusal(self, prompt: Prompt, sampling: Sampling) -> str | None:
-        """Nothing: the server knows how much it reads."""
-        return None
+    def refusal(self, prompt: Prompt, sampling: Sampling, budget: Budget | None) -> str | None:
+        """Refuse a budget that the server doesn't take; it knows how much it reads."""
+        return self._responder.endpoint.budget_problem if budget else None
 
-    def speak(self, prompt: Prompt, sampling: Sampling, seed: int, write: Write) -> bool:
+    def speak(
+        self, prompt: Prompt, sampling: Sampling, seed: int, write: Write, budget: Budget | None
+    ) -> bool:
         """Write an answer; a trace that comes in a field of its own is put between think tags.
 
         Raises:
@@ -137,7 +197,11 @@ class _EndpointSpeaker:
         import openai
 
         responder = self._responder
-        body = request_body(responder.endpoint, responder.name, prompt, sampling, seed)
+        if budget is not None and responder.endpoint.thinking_budget_field:
+            prompt = with_budget(prompt, responder.endpoint.thinking_budget_field, budget.tokens)
+        body = request_body(
+            responder.endpoint, responder.name, prompt, _longest(sampling, budget), seed
+        )
         pieces, reason = _Pieces(write), None
         try:
             with responder.connection.blocking_client() as client, suppress(KeyboardInterrupt):

@@ -2,6 +2,7 @@
 
 __all__ = [
     "blocks",
+    "budgets",
     "compare",
     "compare_pages",
     "conclusions",

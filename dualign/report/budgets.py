@@ -42,10 +42,10 @@ def budget_plots(models: Sequence[ModelScores]) -> Iterator[Picture]:
             if (cell := model.tasks.get(task, {}).get("think", {})).get("budgets")
         }
         if cells:
-            yield budget_plot(f"budgets-{i}", task, cells)
+            yield _budget_plot(f"budgets-{i}", task, cells)
 
 
-def budget_plot(name: str, task: str, cells: Mapping[str, Mapping[str, Any]]) -> Picture:
+def _budget_plot(name: str, task: str, cells: Mapping[str, Mapping[str, Any]]) -> Picture:
     """Plot accuracy over budgets, on a logarithmic axis: the last model with 95 % intervals, those
     before it in gray; no budget stands at the right end.
 

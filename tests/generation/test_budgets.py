@@ -176,9 +176,13 @@ def test_the_tokens_of_a_trace_are_counted_without_the_space_around_it(learnt, w
 def test_a_cut_inside_a_character_is_not_shown(learnt):
     cutter = TraceCutter(load_chat_tokenizer(str(learnt)))
     prompt = "<|im_start|>assistant\n<think>\n"
-    ids, text = cutter.close(prompt, cutter.ids("a\u20acb"), Budget(tokens=2))
-    assert text == f"a{CLOSING}"
-    assert ids == (*cutter.ids(prompt), *cutter.ids("a\u20ac")[:2], *cutter.ids(CLOSING))
+    closed = cutter.close(prompt, cutter.ids("a\u20acb"), Budget(tokens=2))
+    assert (closed.kept, closed.closing) == ("a", CLOSING)
+    assert closed.token_ids == (
+        *cutter.ids(prompt),
+        *cutter.ids("a\u20ac")[:2],
+        *cutter.ids(CLOSING),
+    )
 
 
 def test_a_block_that_the_model_opens_itself_is_opened_for_a_budget_of_nothing(learnt):
@@ -187,10 +191,10 @@ def test_a_block_that_the_model_opens_itself_is_opened_for_a_budget_of_nothing(l
         "{%- set prefill = '<think>\\n' if", "{%- set prefill = '' if"
     )
     cutter, prompt = TraceCutter(tokenizer), "<|im_start|>assistant\n"
-    assert cutter.close(prompt, (), Budget(tokens=0))[1] == f"<think>\n{CLOSING}"
+    assert cutter.close(prompt, (), Budget(tokens=0)).closing == f"<think>\n{CLOSING}"
     assert cutter.close(prompt, cutter.ids("no trace"), Budget(tokens=3)) is None
     closed = cutter.close(prompt, cutter.ids("<think>\nlong trace"), Budget(tokens=4))
-    assert closed[1] == f"<think>\nlong{CLOSING}"
+    assert closed.kept + closed.closing == f"<think>\nlong{CLOSING}"
 
 
 def test_a_server_closes_traces_by_a_field_of_its_own(learnt_server, tmp_path):

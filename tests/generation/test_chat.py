@@ -1,13 +1,20 @@
 """A conversation driven through a pipe."""
 
 import io
+import re
 import subprocess
 import sys
 
 import pytest
 from rich.console import Console
 
+from dualign.generation.answers import ask, budgeted, sample_request
+from dualign.generation.budgets import Budget
 from dualign.generation.chat import _Writer, chat
+from dualign.generation.config import Endpoint
+from dualign.generation.responders import open_responder
+from dualign.generation.samples import SampleFile
+from dualign.generation.sampling import Sampling
 from dualign.generation.thinking import TAGS, TraceMarks
 from tests.generation.servers import Proxy
 
@@ -112,3 +119,57 @@ def test_a_stream_that_breaks_is_said_and_the_conversation_goes_on(learnt_server
         assert [len(asked.body["messages"]) for asked in server.asked] == [1, 1]
         assert f"{server.address}: " in shown.split("\n", 1)[1]
     assert "[no_think] > \x1b[0m1\n" in shown
+
+
+def plain(shown):
+    """What is shown, without colors."""
+    return re.sub("\x1b\\[[0-9;]*m", "", shown)
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 4, 9])
+def test_a_budget_closes_the_trace_as_in_an_evaluation(learnt, tmp_path, monkeypatch, tokens):
+    responder = open_responder(
+        str(learnt), backend="transformers", dtype="auto", batch_tokens=900, label="x"
+    )
+    prompt = responder.prompt([{"role": "user", "content": "What is 4+5?"}], "think", None)
+    whole = sample_request(prompt, Sampling(max_new_tokens=40), 0, "x")
+    cut = budgeted(whole, Budget(tokens=tokens), answer_tokens=40)
+    (answer,) = ask(responder, [cut], SampleFile(tmp_path / "a.jsonl"))
+    lines = ["What is 4+5?", "/quit"]
+    shown = plain(talk(learnt, lines, monkeypatch, budget=tokens)).split("[think] > ")[1]
+    assert shown.strip() == answer.generated.replace("</think>", "", 1).strip()
+    assert shown.startswith("four, five"[:tokens])
+
+
+def test_a_budget_is_set_and_taken_away_in_the_chat(learnt, monkeypatch):
+    lines = [
+        "/budget 3",
+        "What is 4+5?",
+        "/reset",
+        "/budget none",
+        "What is 4+5?",
+        "/budget x",
+        "/quit",
+    ]
+    shown = plain(talk(learnt, lines, monkeypatch))
+    early, whole = shown.split("budget: none")
+    assert "budget: 3" in early and "fou\n" in early and "four" not in early
+    assert "four, five" in whole
+    assert "/budget x: expected a number of tokens, or none" in whole
+
+
+def test_a_budget_that_a_trace_does_not_reach_changes_nothing(learnt, monkeypatch):
+    lines = ["What is 4+5?", "/no_think What is 4+5?", "/quit"]
+    assert talk(learnt, lines, monkeypatch, budget=30) == talk(learnt, lines, monkeypatch)
+
+
+def test_a_server_closes_traces_in_a_chat_if_its_field_is_named(learnt_server, monkeypatch):
+    lines = ["What is 4+5?", "/quit"]
+    assert "no thinking_budget_field" in talk(learnt_server, lines, monkeypatch, budget=4)
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines) + "\n"))
+    out = io.StringIO()
+    endpoint = Endpoint(url=learnt_server, thinking_budget_field="thinking_budget_tokens")
+    chat(
+        endpoint, max_new_tokens=40, temperature=0.0, budget=4, console=Console(file=out, width=200)
+    )
+    assert "> \nfou\n\n" in out.getvalue()
