@@ -122,7 +122,7 @@ class CheckpointResponder:
         )
 
     def following(self, answer: Answer) -> str:
-        closing = self._cutter.closing(Budget(tokens=0))
+        closing = self.cutter.closing(Budget(tokens=0))
         return closed_trace(answer.request.prompt.text, answer.generated, self.marks, closing)
 
     def tokens(self, reply: Reply, record: AnswerRecord) -> tuple[int, int]:
