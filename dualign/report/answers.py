@@ -4,6 +4,7 @@ import json
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 from dualign.data.conversation import MODES
@@ -38,18 +39,42 @@ def answers_page(title: str, models: Sequence[ModelEvaluation]) -> Report | None
 
 def browse(listed: Sequence[Listed], *, max_bytes: int = _MAX_BYTES) -> AnswerBrowser:
     """Return the problems as a block of a page; texts are shortened, then problems drawn, until they fit."""
-    entries: list[Entry] = []
     for limit in _TEXT_LIMITS:
-        entries = [_entry(problem, limit) for problem in listed]
-        if sum(map(_size, entries)) <= max_bytes:
+        entries = list(_fitting((_entry(problem, limit) for problem in listed), max_bytes))
+        if len(entries) == len(listed):
             note = "" if limit == _TEXT_LIMITS[0] else _shortened_note(limit)
             return AnswerBrowser(problems=tuple(entries), note=note)
-    drawn = _drawn(entries, max_bytes)
+    places = _in_turns(listed)
+    shortest = (_entry(listed[place], _TEXT_LIMITS[-1]) for place in places)
+    drawn = sorted(
+        zip(places, _fitting(shortest, max_bytes), strict=False), key=lambda item: item[0]
+    )
     note = (
-        f"{len(drawn):,} of {len(entries):,} problems are here, drawn by chance and by turns from each "
+        f"{len(drawn):,} of {len(listed):,} problems are here, drawn by chance and by turns from each "
         f"task, so that the page stays small. {_shortened_note(_TEXT_LIMITS[-1])}"
     )
-    return AnswerBrowser(problems=tuple(drawn), note=note)
+    return AnswerBrowser(problems=tuple(entry for _, entry in drawn), note=note)
+
+
+def _fitting(entries: Iterable[Entry], max_bytes: int) -> Iterator[Entry]:
+    """Yield the entries until the next doesn't fit."""
+    left = max_bytes
+    for entry in entries:
+        left -= len(json.dumps(entry, ensure_ascii=False).encode("utf-8", "replace"))
+        if left < 0:
+            return
+        yield entry
+
+
+def _in_turns(listed: Sequence[Listed]) -> list[int]:
+    """Return the places of the problems in chance order: one of each task and kind in turn."""
+    groups: dict[str, list[int]] = defaultdict(list)
+    for place, (task, _, kind, _) in enumerate(listed):
+        groups[f"{task}:{kind}"].append(place)
+    for name, places in groups.items():
+        random.Random(name).shuffle(places)
+    rounds = zip_longest(*groups.values())
+    return [place for turn in rounds for place in turn if place is not None]
 
 
 def _shortened_note(limit: int) -> str:
@@ -122,29 +147,3 @@ def _flags(row: Row) -> Iterator[str]:
         yield "cut at the token limit"
     if row.get("mode") == "think" and row.get("closed") is False:
         yield "think block not closed"
-
-
-def _size(entry: Entry) -> int:
-    return len(json.dumps(entry, ensure_ascii=False).encode("utf-8", "replace"))
-
-
-def _drawn(entries: Sequence[Entry], max_bytes: int) -> list[Entry]:
-    """Draw problems until the next doesn't fit: one of each task and kind in turn, then in order."""
-    groups: dict[str, list[int]] = defaultdict(list)
-    for place, entry in enumerate(entries):
-        groups[f"{entry['task']}:{entry['kind']}"].append(place)
-    for name, places in groups.items():
-        random.Random(name).shuffle(places)
-    left, drawn = max_bytes, []
-    for place in _in_turns(groups.values()):
-        left -= _size(entries[place])
-        if left < 0:
-            break
-        drawn.append(place)
-    return [entries[place] for place in sorted(drawn)]
-
-
-def _in_turns(lists: Iterable[list[int]]) -> Iterator[int]:
-    waiting = [list(places) for places in lists]
-    while any(waiting):
-        yield from (places.pop() for places in waiting if places)
