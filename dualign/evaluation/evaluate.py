@@ -19,7 +19,7 @@ from dualign.evaluation.config import EvalConfig, EvalStage, pairs_name
 from dualign.evaluation.following import Response, respond
 from dualign.evaluation.languages import with_languages
 from dualign.evaluation.lengths import markdown_lengths, terminal_lengths, with_lengths
-from dualign.evaluation.metrics import compare, with_gain
+from dualign.evaluation.metrics import clustered, compare, with_gain
 from dualign.evaluation.pairs import Margins, margin_change, pair_margins, summarize_margins
 from dualign.evaluation.requests import EvalRequest, TaskSet, build_requests
 from dualign.evaluation.sampled import Sample, by_budget
@@ -38,10 +38,10 @@ from dualign.generation.answers import Answer, Responder
 from dualign.generation.config import Endpoint, model_label
 from dualign.generation.responders import CheckpointResponder, open_responder
 from dualign.generation.samples import SampleFile
-from dualign.generation.thinking import Reply, TraceMarks, ends_in_trace
+from dualign.generation.thinking import TraceMarks, ends_in_trace
 from dualign.models.loading import EvalModel
 from dualign.rundir import Outcome, write_json
-from dualign.tasks.base import HarnessTask, Task, judge
+from dualign.tasks.base import HarnessTask, Task, expected_of, judge
 from dualign.tasks.listed import ListedTask
 from dualign.tasks.table import load_questions
 from dualign.terminal import wide_console
@@ -196,7 +196,7 @@ def _sample(request: EvalRequest, response: Response, marks: TraceMarks) -> dict
         "finished": answer.finished,
         "think_tokens": answer.think_tokens,
         "answer_tokens": answer.answer_tokens,
-        **_optional(request, verdict, reply),
+        **_optional(request, response, verdict),
         "rendered": answer.request.prompt.text,
         "generated": answer.generated,
         "key": answer.request.key,
@@ -237,16 +237,19 @@ def _likeliest(request: EvalRequest, response: Response) -> str:
     return max(pairs, key=lambda pair: pair[0][0])[1].text.strip()
 
 
-def _optional(request: EvalRequest, verdict: Verdict, reply: Reply) -> dict[str, Any]:
+def _optional(request: EvalRequest, response: Response, verdict: Verdict) -> dict[str, Any]:
     """Return the keys of a line that is graded, or is one of several answers to its problem."""
     keys: dict[str, Any] = {}
+    task, text = request.task, response.answer.reply.answer
     if verdict.score is not None:
         keys["score"] = verdict.score
     if request.sample is not None:
         keys["sample"] = request.sample
-        check = request.task.check
-        if check.can_vote:
-            keys["vote"] = check.vote(reply.answer) if reply.answer else None
+        if response.likelihoods:
+            keys["vote"] = _likeliest(request, response)
+        elif task.check.can_vote:
+            expected = expected_of(task, request.problem)
+            keys["vote"] = task.check.vote(text, expected) if text else None
     return keys
 
 
@@ -255,7 +258,7 @@ def _metrics(
 ) -> dict[str, Any]:
     """Build metrics.json: the last model at the top, all under `all`, and changes between them."""
     by_task = [_by_task(result, tasks) for result in results]
-    entries = [
+    entries: list[dict[str, Any]] = [
         {
             "model": result.model,
             "mode_switch": result.mode_switch,
@@ -278,6 +281,7 @@ def _metrics(
         for (before, old), (after, new) in steps
         for task in tasks
         for mode in MODES
+        if entries[-1]["tasks"][task.name][mode]["accuracy"] is not None
     ]
     pair_changes = [
         {
@@ -317,9 +321,11 @@ def _with_harness(
         if not isinstance(task, HarnessTask):
             continue
         for mode in MODES:
-            metrics[task.name][mode] |= {"metrics": task.metrics(samples[task.name][mode])}
+            cell, figures = metrics[task.name][mode], task.metrics(samples[task.name][mode])
+            if "samples" in cell:
+                figures = clustered(figures, cell.get("metrics", {}))
+            cell["metrics"] = figures
             if all(sample.get("score") is None for sample in samples[task.name][mode]):
-                cell = metrics[task.name][mode]
                 metrics[task.name][mode] = {
                     key: None if key in _SHARES else value
                     for key, value in cell.items()

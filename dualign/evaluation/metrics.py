@@ -4,6 +4,7 @@ Each figure is a mean over problems of plain counts over their answers; docs/arc
 the keys.
 """
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import fmean
@@ -95,6 +96,22 @@ def _named_metric(samples: Sequence[Sample], name: str) -> dict[str, Any]:
         return {"value": fmean(values), "ci": list(share_interval(values))}
     mean = mean_interval(values)
     return {"value": fmean(values), "ci": mean and [mean.low, mean.high]}
+
+
+def clustered(
+    figures: Mapping[str, Mapping[str, Any]], means: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Return a harness's figures of several answers to each problem, with intervals of `means`.
+
+    A harness takes the answers as independent. What is no mean over problems keeps its value alone.
+    """
+    results = {}
+    for name, figure in figures.items():
+        value = figure["value"]
+        is_number = name in means and isinstance(value, int | float)
+        is_mean = is_number and math.isclose(value, means[name]["value"], abs_tol=1e-9)
+        results[name] = {"value": value, "ci": means[name]["ci"] if is_mean else None}
+    return results
 
 
 def _count_reasons(samples: Sequence[Sample]) -> dict[str, int]:

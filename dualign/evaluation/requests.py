@@ -104,7 +104,9 @@ def build_requests(
                 prompted = any(choice.messages for choice in problem.choices)
                 others = _more(responder, problem, prompt, switch, thinks=thinks)
                 identity = f"{seed}:{task.name}:{mode}:{problem.id}"
-                count = samples_of(config, of_mode)
+                writes = not problem.choices or (thinks and prompted)
+                # Scores of texts are the same each time.
+                count = samples_of(config, of_mode) if writes else 1
                 for number in range(count):
                     answer, *more = (
                         _request(
@@ -124,7 +126,7 @@ def build_requests(
                             answer=answer,
                             sample=number if count > 1 else None,
                             more=tuple(more),
-                            writes=not problem.choices or (thinks and prompted),
+                            writes=writes,
                             begun=problem.begun if thinks else "",
                         )
                     )

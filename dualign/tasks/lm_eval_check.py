@@ -11,6 +11,8 @@ from typing import Any
 from dualign.errors import DataError, excerpt
 from dualign.verifiers.base import Verdict, Verifier
 
+_INVALID = "[invalid]"  # what lm-eval's filters give where they find nothing
+
 
 class Target(str):
     """What lm-eval expects of an answer, as text, with the task, row and requests behind it."""
@@ -42,6 +44,16 @@ class LmEvalCheck(Verifier):
     def judge(self, answer: str, expected: Any) -> Verdict:
         return self.judge_responses([[answer]], expected)
 
+    def vote(self, answer: str, expected: Any) -> str | None:
+        """Return what the task's first filter takes from an answer; None where it finds nothing."""
+        assert isinstance(expected, Target), "problems of lm-eval have targets"
+        try:
+            instances = _filtered(expected, [[answer]])
+        except Exception:  # code of tasks can raise anything; the verdict says what
+            return None
+        text = next(iter(instances[0].filtered_resps.values()))
+        return (text.strip() or None) if isinstance(text, str) and text != _INVALID else None
+
     def judge_responses(
         self, responses: Sequence[Sequence[Any]], expected: Any, *, cut: bool = False
     ) -> Verdict:
@@ -64,9 +76,11 @@ class LmEvalCheck(Verifier):
         primary = _primary_metric(expected.task, values)
         score = None if primary is None else float(values[primary])
         right = score == 1
-        reason = (
-            "" if right else "no metric from 0 to 1" if primary is None else f"{primary}: {score:g}"
-        )
+        reason = "no metric from 0 to 1" if primary is None else f"{primary}: {score:g}"
+        if cut:
+            reason = "trace cut"
+        elif right:
+            reason = ""
         return Verdict(right, reason, score=score, scores=values)
 
 
@@ -94,14 +108,20 @@ def _is_score(value: Any) -> bool:
     return isinstance(value, int | float) and 0 <= value <= 1
 
 
-def _values(expected: Target, responses: Sequence[Sequence[Any]]) -> dict[str, Any]:
-    """Return the value of each metric under each filter, as `evaluate` of lm-eval finds them."""
-    task, instances = expected.task, [copy(instance) for instance in expected.instances]
+def _filtered(expected: Target, responses: Sequence[Sequence[Any]]) -> list[Any]:
+    """Return lm-eval's requests of a row with what each filter takes from their responses."""
+    instances = [copy(instance) for instance in expected.instances]
     for instance, response in zip(instances, responses, strict=True):
         instance.resps = [_response(instance, item, expected.stop) for item in response]
         instance.filtered_resps = {}
-    for filters in task._filters:
+    for filters in expected.task._filters:
         filters.apply(instances)
+    return instances
+
+
+def _values(expected: Target, responses: Sequence[Sequence[Any]]) -> dict[str, Any]:
+    """Return the value of each metric under each filter, as `evaluate` of lm-eval finds them."""
+    task, instances = expected.task, _filtered(expected, responses)
     return {
         f"{metric},{key}": plain(value)
         for key in instances[0].filtered_resps

@@ -104,10 +104,13 @@ class Verifier:
         """Whether several answers to a row can be counted by what they say."""
         return True
 
-    def vote(self, answer: str) -> str | None:
+    def vote(self, answer: str, expected: Any) -> str | None:
         """Return an answer in a normal form: answers that say the same have the same one.
 
         None for an answer that says nothing; asked only if `can_vote`.
+
+        Args:
+            expected: of the row, as `read` returned it; it may say how the answer is read.
         """
         return answer.strip() or None
 

@@ -37,7 +37,7 @@ class ChoiceVerifier(Verifier):
             return wrong("no letter")
         return RIGHT if letter == expected else wrong("another letter")
 
-    def vote(self, answer: str) -> str | None:
+    def vote(self, answer: str, expected: Any) -> str | None:
         return _letter(answer) or None
 
 

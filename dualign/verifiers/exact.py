@@ -18,7 +18,7 @@ class ExactVerifier(Verifier):
     def judge(self, answer: str, expected: Any) -> Verdict:
         return RIGHT if plain(answer) == plain(expected) else wrong("differs")
 
-    def vote(self, answer: str) -> str | None:
+    def vote(self, answer: str, expected: Any) -> str | None:
         return plain(answer) or None
 
 

@@ -36,7 +36,7 @@ class IntegerVerifier(Verifier):
             return wrong("no number")
         return RIGHT if number == expected else wrong("another number")
 
-    def vote(self, answer: str) -> str | None:
+    def vote(self, answer: str, expected: Any) -> str | None:
         number = _last_number(answer)
         if number is None:
             return None

@@ -47,7 +47,7 @@ class MathVerifier(Verifier):
         equal = verify(expected, value, timeout_seconds=_MATH_SECONDS)
         return RIGHT if equal else wrong("another value")
 
-    def vote(self, answer: str) -> str | None:
+    def vote(self, answer: str, expected: Any) -> str | None:
         """Return a number to twelve digits, so that 1/2 is 0.5; what is none as it was read."""
         from math_verify import parse
 

@@ -61,7 +61,7 @@ class RegexVerifier(Verifier):
         """Only the task's pattern says what of an answer counts."""
         return self.pattern is not None
 
-    def vote(self, answer: str) -> str | None:
+    def vote(self, answer: str, expected: Any) -> str | None:
         assert self.pattern is not None, "asked only if it can vote"
         try:
             text = _last_match(self.pattern, answer)

@@ -1,6 +1,8 @@
 """Tasks of lm-evaluation-harness beside lm-eval's own model: the same prompts, responses and metrics."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -331,3 +333,38 @@ def test_names_are_listed_by_a_part_or_a_pattern() -> None:
     assert list(listing("ifeval")) != list(listing("ifeva?"))
     with pytest.raises(EvaluationError, match=r"no such task \(did you mean 'ifeval'"):
         load("ifevall")
+
+
+def test_several_answers_vote_by_the_task_s_filter_and_are_clusters(
+    learnt: Path, tasks: list[Path], tmp_path: Path
+) -> None:
+    warm = {"samples": 2, "temperature": 2.0}
+    found = evaluated(learnt, [tasks[0], tasks[2]], tmp_path, **warm)
+    lines = [json.loads(line) for line in (tmp_path / "samples.jsonl").open(encoding="utf-8")]
+    written = [line for line in lines if line["task"] == "plain"]
+    assert len(written) == 2 * 2 * len(LEARNT)
+    digits = [re.search("[0-9]", line["answer"]) for line in written]
+    assert [line["vote"] for line in written] == [found and found[0] for found in digits]
+    cell = found.metrics["tasks"]["plain"]["think"]
+    figure = cell["metrics"]["exact_match,digits"]
+    assert (figure["value"], figure["ci"]) == (cell["accuracy"], cell["accuracy_ci"])
+    # Scores of texts are the same each time: once without a trace, twice after two traces.
+    counts = {
+        mode: len([x for x in lines if (x["task"], x["mode"]) == ("chosen", mode)])
+        for mode in ("think", "no_think")
+    }
+    assert counts == {"think": 2 * len(LEARNT), "no_think": len(LEARNT)}
+    assert "samples" not in found.metrics["tasks"]["chosen"]["no_think"]
+
+
+def test_a_task_without_a_share_has_no_change(
+    learnt: Path, tasks: list[Path], tmp_path: Path
+) -> None:
+    names = tuple(f"lm_eval:{task}" for task in (tasks[0], tasks[3]))
+    copy = shutil.copytree(learnt, tmp_path / "copy")
+    stage = EvalStage(
+        name="eval", models=(str(copy), str(learnt)), tasks=names, max_new_tokens=40, rows=1
+    )
+    changes = evaluate.run(stage, tmp_path / "out", seed=1).metrics["changes"]
+    assert {change["task"] for change in changes} == {"plain"}
+    assert all(change["p"] == change["p_adjusted"] == 1.0 for change in changes)

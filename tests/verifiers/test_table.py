@@ -261,18 +261,20 @@ def test_braces_of_a_pattern_mean_what_they_mean_to_re():
 )
 def test_answers_that_say_the_same_vote_alike(kind, answers, other):
     verifier = verifier_of(kind)
-    votes = {verifier.vote(answer) for answer in answers}
+    votes = {verifier.vote(answer, None) for answer in answers}
     assert verifier.can_vote and len(votes) == 1 and None not in votes
-    assert verifier.vote(other) not in votes
-    assert verifier.vote("") is None
+    assert verifier.vote(other, None) not in votes
+    assert verifier.vote("", None) is None
 
 
 def test_values_of_mathematics_vote_by_their_number():
     pytest.importorskip("math_verify")
     math = verifier_of("math")
-    assert math.vote("$\\frac{1}{2}$") == math.vote("$0.5$") != math.vote("$0.25$")
-    assert math.vote("$x + 1$") == math.vote("$1 + x$")
-    assert math.vote("no idea") is None
+    assert (
+        math.vote("$\\frac{1}{2}$", None) == math.vote("$0.5$", None) != math.vote("$0.25$", None)
+    )
+    assert math.vote("$x + 1$", None) == math.vote("$1 + x$", None)
+    assert math.vote("no idea", None) is None
 
 
 def test_only_kinds_that_compare_what_an_answer_says_vote():
