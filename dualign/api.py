@@ -182,9 +182,10 @@ def evaluate(
     out: str | Path,
     *,
     rows: int | None = None,
-    max_new_tokens: int = 512,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
+    max_new_tokens: int | None = None,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    suite: str | None = None,
     backend: "Backend" = "transformers",
     switch: Switch | Mapping[str, Any] | None = None,
     seed: int = 42,
@@ -197,9 +198,11 @@ def evaluate(
         tasks: task files.
         out: the folder of the results; answers that an interrupted run left there are kept.
         rows: at most this many rows of each task, drawn by the seed.
-        max_new_tokens: the limit of an answer, thinking included.
-        temperature: 0 is greedy.
-        top_p: sample from the likeliest tokens that together have this probability.
+        max_new_tokens: the limit of an answer, thinking included; None: the suite's, else 512.
+        temperature: 0 is greedy; None: the suite's, else 0.
+        top_p: sample from the likeliest tokens that together have this probability; None: the
+            suite's, else 1.
+        suite: a suite of benchmarks by name (docs/benchmarks.md), asked before the tasks.
         backend: `vllm` must be installed.
         switch: what switches the modes, as in a recipe; None: what the template reads; {}: none.
         seed: the seed of drawing rows and of sampling.
@@ -216,16 +219,21 @@ def evaluate(
     from dualign.evaluation.evaluate import run as evaluate_stage
     from dualign.evaluation.scores import read_scores
     from dualign.generation.config import read_model
+    from dualign.tasks.suites import with_suite
 
-    others: Any = {key: tuple(v) if isinstance(v, list) else v for key, v in keys.items()}
+    settings = {
+        "rows": rows,
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "suite": suite,
+    }
+    chosen = {key: value for key, value in settings.items() if value is not None}
+    asked = with_suite({**keys, **chosen, "tasks": list(map(str, tasks))})
+    others: Any = {key: tuple(v) if isinstance(v, list) else v for key, v in asked.items()}
     stage = EvalStage(
         name="eval",
         models=(read_model(model, "model"),),
-        tasks=tuple(map(str, tasks)),
-        rows=rows,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
         backend=backend,
         switch=read_switch(switch, "switch"),
         **others,

@@ -45,7 +45,7 @@ _ADDED_LATER: tuple[str, ...] = (
     *("budgets", "budget_closing", "thinking_budget_field"),
     "context",
     *("samples", "samples_no_think", "top_k", "top_k_no_think"),
-    *("temperature_no_think", "top_p_no_think"),
+    *("temperature_no_think", "top_p_no_think", "suite"),
 )
 # Of these, keys whose 0 says something: left out while they are null alone.
 _ZERO_COUNTS = ("temperature_no_think",)

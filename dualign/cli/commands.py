@@ -57,18 +57,19 @@ def run_stage(args: Namespace, kind: str) -> int:
 
 
 def evaluate(args: Namespace) -> int:
-    """`dualign eval MODEL --task TASK --out DIR | --list [PATTERN]`."""
+    """`dualign eval MODEL --task TASK | --suite NAME --out DIR | --list [PATTERN]`."""
     if args.pattern is not None:
         from dualign.tasks.table import listing
 
         say("\n".join(listing(args.pattern)))
         return 0
     args.task = [*args.task, *probe.tasks(args)]
-    if missing := [
-        name
-        for name, value in (("MODEL", args.model), ("--task", args.task), ("--out", args.out))
-        if not value
-    ]:
+    needed = (
+        ("MODEL", args.model),
+        ("--task or --suite", args.task or args.suite),
+        ("--out", args.out),
+    )
+    if missing := [name for name, value in needed if not value]:
         raise ConfigError(f"eval: needs {', '.join(missing)}; `dualign eval --help` shows them")
     api.evaluate(
         args.model,
@@ -78,6 +79,7 @@ def evaluate(args: Namespace) -> int:
         max_new_tokens=args.max_new_tokens,
         temperature=args.temperature,
         top_p=args.top_p,
+        suite=args.suite,
         budgets=_budgets(args.budgets),
         samples=args.samples,
         temperature_no_think=args.temperature_no_think,

@@ -207,6 +207,11 @@ def _eval_command(sub: Sub) -> None:
         help="a task file, or SOURCE:NAME such as lm_eval:gsm8k; repeatable",
     )
     probe.add(parser)
+    parser.add_argument(
+        "--suite",
+        metavar="NAME",
+        help="a suite of benchmarks with its settings, such as smollm3; --list shows them",
+    )
     parser.add_argument("--out", metavar="DIR", help="where the results go")
     parser.add_argument(
         "--list",
@@ -220,12 +225,12 @@ def _eval_command(sub: Sub) -> None:
         "--rows", type=int, metavar="N", help="at most N rows of each task (a seeded sample)"
     )
     parser.add_argument(
-        "--max-new-tokens", type=int, default=512, metavar="N", help="default %(default)s"
+        "--max-new-tokens", type=int, metavar="N", help="default the suite's, else 512"
     )
     parser.add_argument(
-        "--temperature", type=float, default=0.0, help="0 is greedy; default %(default)s"
+        "--temperature", type=float, help="0 is greedy; default the suite's, else 0"
     )
-    parser.add_argument("--top-p", type=float, default=1.0, help="default %(default)s")
+    parser.add_argument("--top-p", type=float, help="default the suite's, else 1")
     parser.add_argument(
         "--budgets",
         metavar="N,N,none",

@@ -10,6 +10,7 @@ from dualign.generation.config import Backend, Endpoint, endpoint_of, model_labe
 from dualign.generation.estimate import Demand
 from dualign.switch import Switch
 from dualign.tasks.base import Task
+from dualign.tasks.suites import suite_problem
 from dualign.tasks.table import load_problems, load_tasks, unknown_tasks
 
 
@@ -17,8 +18,8 @@ from dualign.tasks.table import load_problems, load_tasks, unknown_tasks
 class EvalConfig:
     """Tasks and generation settings."""
 
-    tasks: tuple[str, ...]
-    """task files"""
+    tasks: tuple[str, ...] = ()
+    """task files, or benchmarks by name as `SOURCE:NAME` (docs/benchmarks.md)"""
     rows: int | None = None
     """at most this many rows of each task, drawn by the seed; absent: all"""
     max_new_tokens: int = 512
@@ -151,6 +152,10 @@ class EvalStage(EvalConfig):
     """preference pairs, each a file, or a source with keys: how often, and by how much, each model
     prefers the chosen answer
     """
+    suite: str | None = None
+    """a suite of benchmarks by name, such as smollm3: its tasks and settings, besides what is set here
+    (docs/benchmarks.md)
+    """
     budgets: tuple[int | Literal["none"], ...] = ()
     """tokens after which traces are closed, for accuracy and tokens at each (docs/budgets.md), such as
     [0, 128, 512, none]; answers without a budget are measured anyway
@@ -180,6 +185,8 @@ class EvalStage(EvalConfig):
             problems.append(
                 ("pairs", "two files have the same name; tables couldn't tell them apart")
             )
+        if self.suite is not None and (unknown := suite_problem(self.suite)):
+            return [*problems, ("suite", unknown)]
         return problems + self._budget_problems() + EvalConfig.problems(self)
 
     def _budget_problems(self) -> list[tuple[str, str]]:

@@ -32,6 +32,7 @@ from dualign.evaluation.table import (
     terminal_languages,
     terminal_pairs,
     terminal_samples,
+    terminal_suite,
     terminal_table,
 )
 from dualign.generation.answers import Answer, Responder
@@ -43,7 +44,8 @@ from dualign.models.loading import EvalModel
 from dualign.rundir import Outcome, write_json
 from dualign.tasks.base import HarnessTask, Task, expected_of, judge
 from dualign.tasks.listed import ListedTask
-from dualign.tasks.table import load_questions
+from dualign.tasks.suites import suite_record
+from dualign.tasks.table import load_questions, load_reference
 from dualign.terminal import wide_console
 from dualign.verifiers.base import Verdict, wrong
 
@@ -87,12 +89,14 @@ def run(stage: EvalStage, work: Path, *, seed: int) -> Outcome:
         gc.collect()  # a model and its cache form reference cycles; the next model needs the room
     file.finish(sample for result in results for sample in result.samples)
     metrics = with_lengths(_metrics(results, tasks, stage), tasks, stage)
+    if stage.suite is not None:
+        metrics["suite"] = _suite(stage, tasks)
     write_json(work / "metrics.json", metrics)
     table = markdown_table(metrics) + markdown_lengths(metrics)
     (work / "table.md").write_text(table, encoding="utf-8")
     console = wide_console()
     console.print(terminal_table(metrics))
-    for build in (terminal_samples, terminal_lengths, terminal_languages):
+    for build in (terminal_suite, terminal_samples, terminal_lengths, terminal_languages):
         if (part := build(metrics)) is not None:
             console.print(part)
     if stage.budget_tokens:
@@ -105,6 +109,15 @@ def run(stage: EvalStage, work: Path, *, seed: int) -> Outcome:
         path = pairs if isinstance(pairs, str) else pairs.path
         sources.append(_data_source(path, sum(map(len, margins.values()))))
     return Outcome(metrics=metrics, data=tuple(sources))
+
+
+def _suite(stage: EvalStage, tasks: Sequence[Task]) -> dict[str, Any]:
+    """Return the stage's suite for metrics.json."""
+    names = {
+        reference: [task.name for task in load_reference(reference)] for reference in stage.tasks
+    }
+    left_out = {task.name: task.left_out for task in tasks if isinstance(task, ListedTask)}
+    return suite_record(str(stage.suite), names, left_out)
 
 
 def _responder(model: str | Endpoint, config: EvalConfig) -> Responder:

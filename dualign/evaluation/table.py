@@ -27,6 +27,7 @@ from dualign.evaluation.scores import (
     task_names,
 )
 from dualign.evaluation.significance import LEVEL, POINTS
+from dualign.evaluation.suite_table import suite_columns, suite_legend, suite_rows
 
 _COLUMNS = (
     "task",
@@ -106,6 +107,14 @@ def terminal_samples(metrics: Mapping[str, Any]) -> Table | None:
     if len(columns) > _MOST_COLUMNS:
         rows = [[cell.partition(" [")[0] for cell in row] for row in rows]
     return _by_task("Several answers", SAMPLED_LEGEND, columns, rows)
+
+
+def terminal_suite(metrics: Mapping[str, Any]) -> Table | None:
+    """Build the table of a suite's benchmarks; None without a suite."""
+    if not (rows := list(suite_rows(metrics))):
+        return None
+    title = f"Suite {metrics['suite']['name']}"
+    return _by_task(title, suite_legend(metrics), suite_columns(metrics), rows)
 
 
 def terminal_languages(metrics: Mapping[str, Any]) -> Table | None:
@@ -274,6 +283,10 @@ def markdown_table(metrics: Mapping[str, Any]) -> str:
         lines += ["", "## Thinking budgets", "", _line(BUDGET_COLUMNS)]
         lines += [_line(["---"] * len(BUDGET_COLUMNS)), *map(_line, budgets), "", BUDGET_LEGEND]
         lines += ["", *(f"- {note}" for note in budget_notes(metrics))]
+    if suite := list(suite_rows(metrics)):
+        names = suite_columns(metrics)
+        lines += ["", f"## Suite {metrics['suite']['name']}", "", _line(names)]
+        lines += [_line(["---"] * len(names)), *map(_line, suite), "", suite_legend(metrics)]
     if languages := list(language_rows(metrics)):
         lines += ["", "## Languages", "", _line(LANGUAGE_COLUMNS)]
         lines += [_line(["---"] * len(LANGUAGE_COLUMNS)), *map(_line, languages)]

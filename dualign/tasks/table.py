@@ -12,6 +12,7 @@ from dualign.errors import DataError, EvaluationError
 from dualign.model_ref import StageRef
 from dualign.tasks.base import Problem, Task, expected_of
 from dualign.tasks.files import read_task
+from dualign.tasks.suites import suite_names
 
 _SOURCES: Mapping[str, str] = {
     "long": "dualign.tasks.long.source",
@@ -83,6 +84,9 @@ def listing(pattern: str) -> Iterator[str]:
 
     Without a pattern it is a line for each source.
     """
+    for name, about in suite_names():
+        if pattern in f"suite:{name}":
+            yield f"--suite {name}  {about}"
     glob = pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*"
     for source, module in _SOURCES.items():
         try:
@@ -98,6 +102,22 @@ def listing(pattern: str) -> Iterator[str]:
                 yield f"{source}:{name}  {kind}"
 
 
+def _loaded(references: Sequence[str | Path]) -> list[tuple[Task, ...]]:
+    """Return the tasks of each reference; EvaluationError with all that can't be had."""
+    loaded: list[tuple[Task, ...]] = []
+    reasons: list[EvaluationError] = []
+    for reference in references:
+        try:
+            loaded.append(load_reference(reference))
+        except EvaluationError as error:
+            reasons.append(error)
+    if len(reasons) == 1:
+        raise reasons[0]
+    if reasons:
+        raise EvaluationError("\n".join(map(str, reasons)))
+    return loaded
+
+
 def load_tasks(references: Sequence[str | Path]) -> tuple[Task, ...]:
     """Load the tasks of several references.
 
@@ -106,8 +126,8 @@ def load_tasks(references: Sequence[str | Path]) -> tuple[Task, ...]:
     """
     tasks: list[Task] = []
     origins: dict[str, str | Path] = {}
-    for reference in references:
-        for task in load_reference(reference):
+    for reference, loaded in zip(references, _loaded(references), strict=True):
+        for task in loaded:
             if task.name in origins:
                 raise EvaluationError(
                     f"{origins[task.name]} and {reference} are both named {task.name!r}; give each task "
