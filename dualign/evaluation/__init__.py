@@ -5,6 +5,7 @@ __all__ = [
     "config",
     "evaluate",
     "language_table",
+    "lengths",
     "metrics",
     "preflight",
     "requests",

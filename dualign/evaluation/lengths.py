@@ -18,10 +18,10 @@ from dualign.evaluation.sizing import window_of
 from dualign.tasks.base import Task
 from dualign.tasks.long.source import ANSWER_TOKENS, LongTask, length_text
 
-_THRESHOLD = 0.856
-_LEGEND = (
+THRESHOLD = 0.856
+LENGTHS_LEGEND = (
     "Mean of the forms' scores in percent, with 95 % intervals, by the length of prompt and answer in "
-    f"tokens. Effective: the longest up to which it is {100 * _THRESHOLD:.1f} or more (RULER's bound). "
+    f"tokens. Effective: the longest up to which it is {100 * THRESHOLD:.1f} or more (RULER's bound). "
     "*: the limit of tokens goes beyond the positions that the model was made for."
 )
 Curve = Mapping[str, Any]
@@ -80,13 +80,13 @@ def _point(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _effective(points: Sequence[Mapping[str, Any]]) -> int | None:
     longest = None
     for point in points:
-        if point["score"] < _THRESHOLD:
+        if point["score"] < THRESHOLD:
             break
         longest = int(point["length"])
     return longest
 
 
-def _curves_of(metrics: Mapping[str, Any]) -> list[tuple[str, Curve]]:
+def curves_of(metrics: Mapping[str, Any]) -> list[tuple[str, Curve]]:
     """Return (model, curve) of all models of a metrics.json."""
     entries = metrics.get("all") or [metrics]
     return [(entry["model"], curve) for entry in entries for curve in entry.get("lengths", ())]
@@ -94,10 +94,12 @@ def _curves_of(metrics: Mapping[str, Any]) -> list[tuple[str, Curve]]:
 
 def terminal_lengths(metrics: Mapping[str, Any]) -> Table | None:
     """Build the table of lengths: a row for each language, model and mode; None without lengths."""
-    curves = _curves_of(metrics)
+    curves = curves_of(metrics)
     if not curves:
         return None
-    table = Table(title="Lengths", caption=_LEGEND, title_justify="left", caption_justify="left")
+    table = Table(
+        title="Lengths", caption=LENGTHS_LEGEND, title_justify="left", caption_justify="left"
+    )
     for index, name in enumerate(length_columns(curves)):
         table.add_column(name, justify="left" if index < 3 else "right", no_wrap=index > 2)
     for row in length_rows(curves):
@@ -107,13 +109,13 @@ def terminal_lengths(metrics: Mapping[str, Any]) -> Table | None:
 
 def markdown_lengths(metrics: Mapping[str, Any]) -> str:
     """Return the same table as Markdown; "" without lengths."""
-    curves = _curves_of(metrics)
+    curves = curves_of(metrics)
     if not curves:
         return ""
     columns = length_columns(curves)
     rows = [columns, ["---"] * len(columns), *length_rows(curves)]
     lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join(["", "## Lengths", "", *lines, "", _LEGEND, ""])
+    return "\n".join(["", "## Lengths", "", *lines, "", LENGTHS_LEGEND, ""])
 
 
 def length_columns(curves: Sequence[tuple[str, Curve]]) -> list[str]:

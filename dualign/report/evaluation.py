@@ -28,6 +28,7 @@ from dualign.report.conclusions import (
 from dualign.report.groups import is_small, task_groups
 from dualign.report.harness import harness_sections
 from dualign.report.languages import language_sections
+from dualign.report.long_context import long_context_sections
 from dualign.report.retention import retention_findings
 from dualign.report.runs import ModelEvaluation, StageRun
 from dualign.report.samples import sample_sections
@@ -148,6 +149,7 @@ _SECTIONS: tuple[Callable[[Evaluated], Iterator[Section]], ...] = (
     base_sections,
     harness_sections,
     language_sections,
+    long_context_sections,
     _pair_sections,
     _format_sections,
     _reason_sections,
