@@ -14,6 +14,7 @@ from typing import Any
 from dualign.data.config import SourceConfig
 from dualign.data.conversation import MODES, Mode
 from dualign.data.rows.source_files import combined_sha256, fingerprint_files
+from dualign.errors import EvaluationError
 from dualign.evaluation.budgets import is_own, with_budget_metrics, with_budgets
 from dualign.evaluation.config import EvalConfig, EvalStage, pairs_name
 from dualign.evaluation.following import Response, respond
@@ -22,7 +23,7 @@ from dualign.evaluation.lengths import markdown_lengths, terminal_lengths, with_
 from dualign.evaluation.metrics import clustered, compare, with_gain
 from dualign.evaluation.pairs import Margins, margin_change, pair_margins, summarize_margins
 from dualign.evaluation.requests import EvalRequest, TaskSet, build_requests
-from dualign.evaluation.sampled import Sample, by_budget
+from dualign.evaluation.sampled import Sample, by_budget, has_value
 from dualign.evaluation.scores import short_label
 from dualign.evaluation.significance import with_adjusted
 from dualign.evaluation.sizing import sized
@@ -165,17 +166,32 @@ def evaluate_model(
     if isinstance(responder, CheckpointResponder):
         one_way = not requests.mode_switch
         margins = pair_margins(responder.subject, pairs, config.switch, any_modes=one_way)
+    samples = tuple(
+        _sample(request, response, responder.marks)
+        for request, response in zip(items, responses, strict=True)
+        if is_own(request, response.answer)
+    )
+    if not isinstance(config, EvalStage):
+        _require_values(samples)
     return EvalResult(
         model=responder.model,
         mode_switch=requests.mode_switch,
-        samples=tuple(
-            _sample(request, response, responder.marks)
-            for request, response in zip(items, responses, strict=True)
-            if is_own(request, response.answer)
-        ),
+        samples=samples,
         pairs=margins,
         asked=responder.record(),
     )
+
+
+def _require_values(samples: Sequence[Sample]) -> None:
+    """Refuse a task that can't say which model is better by a share that is right."""
+    with_values = {sample["task"] for sample in samples if has_value(sample)}
+    for sample in samples:
+        if sample["task"] not in with_values:
+            raise EvaluationError(
+                f"task {sample['task']}: it has no metric from 0 to 1 (found "
+                f"{', '.join(sample['scores'])}), so it can't rank models or bound a loss; evaluate it "
+                "in an eval stage"
+            )
 
 
 # Keys of a line that say what its figures are; a row's own fields of these names are renamed.
@@ -338,7 +354,7 @@ def _with_harness(
             if "samples" in cell:
                 figures = clustered(figures, cell.get("metrics", {}))
             cell["metrics"] = figures
-            if all(sample.get("score") is None for sample in samples[task.name][mode]):
+            if not any(map(has_value, samples[task.name][mode])):
                 metrics[task.name][mode] = {
                     key: None if key in _SHARES else value
                     for key, value in cell.items()

@@ -22,6 +22,11 @@ def _value_of(sample: Sample) -> float:
     return float(bool(sample.get("correct")) if score is None else score)
 
 
+def has_value(sample: Sample) -> bool:
+    """Return whether an answer is right or wrong at all: a perplexity is neither."""
+    return sample.get("score") is not None or not sample.get("scores")
+
+
 def by_budget(samples: Sequence[Sample]) -> dict[int | None, list[Sample]]:
     """Return the lines of each thinking budget, those without one under None, which comes first."""
     groups: dict[int | None, list[Sample]] = {None: []}

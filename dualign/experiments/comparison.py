@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dualign.evaluation.sampled import Sample, by_budget, problem_means
+from dualign.evaluation.sampled import Sample, by_budget, has_value, problem_means
 from dualign.evaluation.scores import Change, mean_of, paired_change
 
 Answers = Mapping[tuple[str, str], Mapping[str, float]]
@@ -34,7 +34,7 @@ def answers_of(samples: Sequence[Sample], model: str) -> Answers:
     """Return what a model of an evaluation got right."""
     groups: dict[tuple[str, str], list[Sample]] = {}
     for sample in by_budget(samples)[None]:
-        if sample["model"] == model:
+        if sample["model"] == model and has_value(sample):
             groups.setdefault((sample["task"], sample["mode"]), []).append(sample)
     return {
         key: {str(problem): value for problem, value in problem_means(group).items()}

@@ -149,9 +149,11 @@ class _Result:
 
     def _modes(self) -> dict[str, Any]:
         """Return the accuracy in each mode, the mean of the tasks, and the form of the answers."""
-        tasks = self.metrics.get("tasks", {})
-        modes = MODES if tasks else ()
-        return {mode: _mode([cells[mode] for cells in tasks.values()]) for mode in modes}
+        tasks = self.metrics.get("tasks", {}).values()
+        # A perplexity is no accuracy.
+        shares = [cells for cells in tasks if cells["think"]["accuracy"] is not None]
+        modes = MODES if shares else ()
+        return {mode: _mode([cells[mode] for cells in shares]) for mode in modes}
 
     def _parent_answers(self) -> Answers:
         """Return what the parent answered in this run's evaluation; {} if it wasn't asked."""

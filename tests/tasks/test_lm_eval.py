@@ -11,9 +11,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dualign.errors import EvaluationError
 from dualign.evaluation import evaluate
-from dualign.evaluation.config import EvalStage
+from dualign.evaluation.config import EvalConfig, EvalStage
 from dualign.fingerprint import Digests, file_digests, fingerprint
 from dualign.generation import responders
+from dualign.generation.samples import SampleFile
+from dualign.models.loading import open_model
 from dualign.recipe import load_recipe
 from dualign.tasks.lm_eval import load, names
 from dualign.tasks.table import listing, load_questions
@@ -368,3 +370,21 @@ def test_a_task_without_a_share_has_no_change(
     changes = evaluate.run(stage, tmp_path / "out", seed=1).metrics["changes"]
     assert {change["task"] for change in changes} == {"plain"}
     assert all(change["p"] == change["p_adjusted"] == 1.0 for change in changes)
+
+
+def test_a_task_without_a_share_can_rank_no_merges(
+    learnt: Path, tasks: list[Path], tmp_path: Path
+) -> None:
+    """A sweep and `retain` ask a model in memory, and would take 0 for its accuracy."""
+    config = EvalConfig(tasks=(f"lm_eval:{tasks[3]}",), rows=1)
+    subject = open_model(str(learnt), dtype="float32")
+    with pytest.raises(
+        EvaluationError, match=r"task read: it has no metric from 0 to 1 \(found word_p"
+    ):
+        evaluate.evaluate_model(
+            evaluate.live_responder(subject, config),
+            load_questions(config.tasks, limit=1),
+            config,
+            SampleFile(tmp_path / "answers.jsonl"),
+            seed=1,
+        )
