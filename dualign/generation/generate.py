@@ -7,6 +7,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from dualign.errors import EvaluationError
 from dualign.generation.answers import Generation
+from dualign.generation.continuous import continuously, serves
 from dualign.generation.rounds import by_rounds
 from dualign.generation.row import Row
 from dualign.generation.sampling import Sampling
@@ -64,12 +65,16 @@ def generate_batches(
     rows = _rows(model, tokenizer, prompts, sampling, seed, token_ids)
     if not rows:
         return
-    settings = generation_settings(model, tokenizer)
     was_training = model.training
     model.eval()
     try:
         with progress(len(rows), label or "", unit="answer", silent=label is None) as bar:
-            for ended in by_rounds(model, rows, settings, batch_tokens=batch_tokens):
+            if serves(model):
+                batches = continuously(model, rows, batch_tokens=batch_tokens)
+            else:
+                settings = generation_settings(model, tokenizer)
+                batches = by_rounds(model, rows, settings, batch_tokens=batch_tokens)
+            for ended in batches:
                 yield {row.index: row.generation(tokenizer) for row in ended}
                 bar.update(len(ended))
     finally:

@@ -13,12 +13,16 @@ from typing import Any
 
 import torch
 from torch import LongTensor, Tensor
-from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
-from dualign.generation.row import Row
-from dualign.generation.sampling import sampler
-
-_MAX_ROWS = 256
+from dualign.generation.row import MAX_ROWS, Row
+from dualign.generation.sampling import Sampler
 
 
 def by_rounds(
@@ -34,7 +38,7 @@ def batches(rows: Sequence[Row], *, batch_tokens: int) -> Iterator[list[Row]]:
     order = sorted(rows, key=lambda row: (-row.longest, -len(row.prompt_ids), row.index))
     start = 0
     while start < len(order):
-        count = max(1, min(batch_tokens // order[start].longest, _MAX_ROWS))
+        count = max(1, min(batch_tokens // order[start].longest, MAX_ROWS))
         yield order[start : start + count]
         start += count
 
@@ -66,11 +70,6 @@ class _Batch:
         masks = [[0] * (self.length - len(row)) + [1] * len(row) for row in ids]
         self.ids_BT = torch.tensor(padded, device=model.device)
         self.mask_BT = torch.tensor(masks, device=model.device)
-        steps = max(row.sampling.max_new_tokens for row in rows)
-        draws_BT = torch.zeros(len(rows), steps)
-        for row, draws_T in zip(rows, draws_BT, strict=True):
-            draws_T[: row.sampling.max_new_tokens] = row.draws()
-        self.draws_BT = draws_BT.to(model.device)
 
     def generate(self) -> Iterator[list[Row]]:
         """Generate all rows; yield those that ended in each round."""
@@ -85,9 +84,7 @@ class _Batch:
                 attention_mask=self.mask_BT,
                 past_key_values=cache,
                 generation_config=settings,
-                logits_processor=sampler(
-                    [row.sampling for row in self.rows], self.draws_BT, self.length
-                ),
+                logits_processor=LogitsProcessorList([self._sampler()]),
                 stopping_criteria=StoppingCriteriaList([_QuarterEnded(self.rows)]),
             )
             yield [row for row in self.rows if row.ended]
@@ -97,9 +94,13 @@ class _Batch:
                 self._select(output.sequences, torch.tensor(kept, device=self.ids_BT.device))
                 cache.batch_select_indices(torch.tensor(kept, device=self.ids_BT.device))
 
+    def _sampler(self) -> Sampler:
+        rows = self.rows
+        return Sampler([row.sampling for row in rows], lambda: [row.draw() for row in rows])
+
     def _select(self, ids_BT: Tensor, kept: Tensor) -> None:
         """Continue with the rows that are kept alone, their new tokens appended."""
         added = ids_BT.shape[1] - self.mask_BT.shape[1]
         ones_BT = self.mask_BT.new_ones((len(self.mask_BT), added))
         self.mask_BT = torch.cat([self.mask_BT, ones_BT], dim=1)[kept]
-        self.ids_BT, self.draws_BT = ids_BT[kept], self.draws_BT[kept]
+        self.ids_BT = ids_BT[kept]

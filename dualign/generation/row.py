@@ -2,13 +2,13 @@
 
 from collections.abc import Collection, Sequence
 
-import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from dualign.generation.answers import Generation
 from dualign.generation.sampling import Sampling, uniforms
 from dualign.generation.stops import StopWatch
+
+MAX_ROWS = 256  # of a batch
 
 
 class Row:
@@ -34,17 +34,31 @@ class Row:
         self.index, self.prompt_ids, self.sampling = index, prompt_ids, sampling
         self.new: list[int] = []
         self.ended = False
-        self._seed, self._ends, self._watch = seed, ends, watch
+        self._ends, self._watch = ends, watch
+        self._seed = seed
+        self._draws: list[float] = []
 
     @property
     def longest(self) -> int:
         """The tokens that it can have in the end."""
         return len(self.prompt_ids) + self.sampling.max_new_tokens
 
-    def draws(self) -> Tensor:
-        """Return a number in [0, 1) for each new token; of a greedy row they mean nothing."""
-        steps = self.sampling.max_new_tokens
-        return uniforms([self._seed], steps)[0] if self.sampling.temperature else torch.zeros(steps)
+    @property
+    def length(self) -> int:
+        """The tokens that it has."""
+        return len(self.prompt_ids) + len(self.new)
+
+    @property
+    def last(self) -> int:
+        """The token that the next one follows."""
+        return self.new[-1] if self.new else self.prompt_ids[-1]
+
+    def draw(self) -> float:
+        """Return the number in [0, 1) of the next token; 0 where none is drawn."""
+        if self.ended or not self.sampling.temperature:
+            return 0.0
+        self._draws = self._draws or uniforms(self._seed, self.sampling.max_new_tokens)
+        return self._draws[len(self.new)]
 
     def take(self, token: int) -> None:
         """Add a token, and end if it is the last."""
@@ -54,6 +68,8 @@ class Row:
             or len(self.new) >= self.sampling.max_new_tokens
             or (self._watch is not None and self._watch.ended(self.new))
         )
+        if self.ended:
+            self._draws = []
 
     def generation(self, tokenizer: PreTrainedTokenizerBase) -> Generation:
         """Return what was generated, without the token that ended the turn, and up to a stop."""

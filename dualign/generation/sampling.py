@@ -6,7 +6,7 @@ Shapes: B rows, T tokens, V vocabulary.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,22 +35,14 @@ class Sampling:
     """strings that end an answer, and are no part of it; in a trace they mean nothing"""
 
 
-def sampler(
-    samplings: Sequence[Sampling], uniforms_BT: Tensor, prompt_length: int
-) -> LogitsProcessorList:
-    """Return the processor that makes greedy search sample: each row as its own settings say."""
-    if all(sampling.temperature == 0 for sampling in samplings):
-        return LogitsProcessorList()
-    return LogitsProcessorList([_Draw(samplings, uniforms_BT, prompt_length)])
+def uniforms(seed: int, steps: int) -> list[float]:
+    """Return a number in [0, 1) for each step; they depend on the seed alone."""
+    generator = torch.Generator().manual_seed(seed % 2**63)
+    numbers: list[float] = torch.rand(steps, generator=generator).tolist()
+    return numbers
 
 
-def uniforms(seeds: Sequence[int], steps: int) -> Tensor:
-    """Return a number in [0, 1) for each row and step (B x T); a row's depend on its seed alone."""
-    rows = [torch.rand(steps, generator=torch.Generator().manual_seed(s % 2**63)) for s in seeds]
-    return torch.stack(rows)
-
-
-def _choose(scores_BV: Tensor, samplings: Sequence[Sampling], draws_B: Tensor) -> Tensor:
+def choose(scores_BV: Tensor, samplings: Sequence[Sampling], draws: Sequence[float]) -> Tensor:
     """Return the next token of each row: the likeliest, or what its draw in [0, 1) stands for."""
     tokens_B = scores_BV.argmax(dim=-1)
     rows_of: dict[tuple[float, float, int | None], list[int]] = {}
@@ -61,7 +53,8 @@ def _choose(scores_BV: Tensor, samplings: Sequence[Sampling], draws_B: Tensor) -
         if way[0] > 0:
             some = torch.tensor(rows, device=scores_BV.device)
             warped_BV = _warpers(*way)(None, scores_BV[some])
-            tokens_B[some] = _draw(warped_BV, draws_B[some])
+            draws_B = torch.tensor([draws[row] for row in rows], device=scores_BV.device)
+            tokens_B[some] = _draw(warped_BV, draws_B)
     return tokens_B
 
 
@@ -84,16 +77,13 @@ def _draw(scores_BV: Tensor, draws_B: Tensor) -> Tensor:
     return torch.searchsorted(cumulative_BV, draw_B1, right=True).squeeze(1)
 
 
-class _Draw(LogitsProcessor):
-    """Choose a token, and mask all others."""
+class Sampler(LogitsProcessor):
+    """Choose each row's token and mask all others, so that transformers' greedy search takes it."""
 
-    def __init__(
-        self, samplings: Sequence[Sampling], uniforms_BT: Tensor, prompt_length: int
-    ) -> None:
-        self.samplings, self.uniforms_BT = samplings, uniforms_BT
-        self.prompt_length = prompt_length
+    def __init__(self, samplings: Sequence[Sampling], draws: Callable[[], Sequence[float]]) -> None:
+        """Take settings for each row, and what returns each row's number for the next token."""
+        self._samplings, self._draws = samplings, draws
 
     def __call__(self, input_ids: LongTensor, scores: Tensor) -> Tensor:
-        step = input_ids.shape[1] - self.prompt_length
-        tokens_B = _choose(scores, self.samplings, self.uniforms_BT[:, step])
+        tokens_B = choose(scores, self._samplings, self._draws())
         return torch.full_like(scores, -math.inf).scatter(1, tokens_B[:, None], 0.0)

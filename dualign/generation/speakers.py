@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import torch
 from transformers import (
+    LogitsProcessorList,
     PreTrainedTokenizerBase,
     StoppingCriteria,
     StoppingCriteriaList,
@@ -23,7 +24,7 @@ from dualign.generation.config import Endpoint, endpoint_of
 from dualign.generation.endpoint import EndpointResponder
 from dualign.generation.generate import end_ids, generation_settings, tokenize
 from dualign.generation.responders import CheckpointResponder
-from dualign.generation.sampling import Sampling, sampler, uniforms
+from dualign.generation.sampling import Sampler, Sampling, uniforms
 from dualign.generation.thinking import TraceMarks
 from dualign.generation.wire import request_body, trace_of, with_budget
 from dualign.models.loading import open_model
@@ -118,13 +119,13 @@ class _CheckpointSpeaker:
             self.model, self.tokenizer, max_new_tokens=sampling.max_new_tokens
         )
         ids_BT = torch.tensor([ids], device=self.model.device)
-        draws_BT = uniforms([seed], sampling.max_new_tokens).to(self.model.device)
+        draws = iter(uniforms(seed, sampling.max_new_tokens))
         try:
             self.model.generate(
                 ids_BT,
                 attention_mask=torch.ones_like(ids_BT),
                 generation_config=settings,
-                logits_processor=sampler([sampling], draws_BT, len(ids)),
+                logits_processor=LogitsProcessorList([Sampler([sampling], lambda: [next(draws)])]),
                 stopping_criteria=StoppingCriteriaList([watch] if watch else []),
                 streamer=streamer,
             )

@@ -8,7 +8,7 @@ from dualign.errors import EvaluationError
 from dualign.generation.generate import end_ids, generate, generate_batches
 from dualign.generation.rounds import batches
 from dualign.generation.row import Row
-from dualign.generation.sampling import Sampling, sampler, uniforms
+from dualign.generation.sampling import Sampling, choose, uniforms
 from tests.chat_model import make_model, make_tokenizer
 
 PROMPTS = [
@@ -79,28 +79,25 @@ def test_equal_prompts_get_different_samples(tiny):
 
 
 def test_draws_follow_the_probabilities():
-    probabilities = torch.tensor([0.5, 0.3, 0.2])
-    draws_BT = uniforms(range(4000), 1)
-    draw = sampler([Sampling(max_new_tokens=1, temperature=1.0)] * 4000, draws_BT, prompt_length=1)
-    scores = draw(torch.zeros(4000, 1, dtype=torch.long), probabilities.log().repeat(4000, 1))
-    share = torch.bincount(scores.argmax(-1), minlength=3) / 4000
-    assert torch.allclose(share, probabilities, atol=0.03)
+    scores = torch.tensor([0.5, 0.3, 0.2]).log().repeat(4000, 1)
+    draws = [uniforms(seed, 1)[0] for seed in range(4000)]
+    chosen = choose(scores, [Sampling(max_new_tokens=1, temperature=1.0)] * 4000, draws)
+    share = torch.bincount(chosen, minlength=3) / 4000
+    assert torch.allclose(share, torch.tensor([0.5, 0.3, 0.2]), atol=0.03)
 
 
 def test_top_p_leaves_out_the_tail():
     scores = torch.tensor([0.6, 0.3, 0.1]).log().repeat(500, 1)
     sampling = Sampling(max_new_tokens=1, temperature=1.0, top_p=0.8)
-    draw = sampler([sampling] * 500, uniforms(range(500), 1), prompt_length=1)
-    chosen = draw(torch.zeros(500, 1, dtype=torch.long), scores).argmax(-1)
-    assert set(chosen.tolist()) == {0, 1}
+    draws = [uniforms(seed, 1)[0] for seed in range(500)]
+    assert set(choose(scores, [sampling] * 500, draws).tolist()) == {0, 1}
 
 
 def test_top_k_leaves_out_all_but_the_likeliest():
     scores = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log().repeat(500, 1)
     sampling = Sampling(max_new_tokens=1, temperature=1.0, top_k=2)
-    draw = sampler([sampling] * 500, uniforms(range(500), 1), prompt_length=1)
-    chosen = draw(torch.zeros((500, 1), dtype=torch.long), scores).argmax(dim=-1)
-    assert set(chosen.tolist()) == {0, 1}
+    draws = [uniforms(seed, 1)[0] for seed in range(500)]
+    assert set(choose(scores, [sampling] * 500, draws).tolist()) == {0, 1}
 
 
 def test_the_checkpoints_sampling_defaults_change_nothing(tiny):
