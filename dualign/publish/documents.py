@@ -1,11 +1,11 @@
 """The documents of a checkpoint: figures, metrics.json, the card, and run.json with hashes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from dualign.evaluation.scores import short_label
+from dualign.evaluation.scores import ModelScores, short_label, task_names
 from dualign.hashing import sha256
 from dualign.publish.card.body import render_body
 from dualign.publish.card.front_matter import Metadata, front_matter, make_card, relation_of
@@ -13,9 +13,10 @@ from dualign.publish.card.results import slug
 from dualign.publish.checklist import CheckResult
 from dualign.publish.redaction import redact, redact_record
 from dualign.publish.release import LoadTestAnswer, Release, staged_files
+from dualign.report.blocks import Picture
 from dualign.report.budgets import budget_plots
-from dualign.report.groups import task_sources
-from dualign.report.plots import accuracy_plot, loss_plot, reward_plot
+from dualign.report.groups import is_small, task_groups, task_sources
+from dualign.report.plots import accuracy_plot, group_plot, loss_plot, reward_plot
 from dualign.report.runs import (
     ModelEvaluation,
     evaluations_of,
@@ -73,11 +74,7 @@ def _draw_figures(
 ) -> dict[str, str]:
     """Write the report's plots as PNG files; return file in the repository -> caption."""
     scores = [model.scores for model in models]
-    tasks = dict.fromkeys(task for model in scores for task in model.tasks)
-    pictures = [
-        accuracy_plot(f"accuracy-{task}", task, [model for model in scores if task in model.tasks])
-        for task in tasks
-    ]
+    pictures = list(_accuracy_plots(release, scores))
     pictures += budget_plots(scores)
     for stage in release.lineage.training:
         if is_training(stage):
@@ -96,6 +93,19 @@ def _draw_figures(
     for file, picture in by_file.items():
         (folder / file).write_bytes(picture.png)
     return {f"{_FIGURES}/{file}": picture.alt for file, picture in by_file.items()}
+
+
+def _accuracy_plots(release: Release, scores: Sequence[ModelScores]) -> Iterator[Picture]:
+    """Yield a plot of each task; of many tasks, a plot of the last model for each group of them."""
+    groups = task_groups(release.lineage.evaluations, task_names(scores))
+    if is_small(groups):
+        for task in task_names(scores):
+            of_task = [model for model in scores if task in model.tasks]
+            yield accuracy_plot(f"accuracy-{task}", task, of_task)
+        return
+    for title, tasks in groups.items():
+        if any(task in scores[-1].tasks for task in tasks):
+            yield group_plot(f"accuracy-{title or 'all'}", title, scores[-1], tasks)
 
 
 def _write_metrics(release: Release, folder: Path) -> None:

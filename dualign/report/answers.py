@@ -16,7 +16,7 @@ from dualign.report.samples import faults, mode_label, plain, shortened, token_c
 _MAX_BYTES = 3_000_000  # of the answers in a page
 _TEXT_LIMITS = (6000, 1600, 500)  # characters of a text, the first at which all problems fit
 
-Entry = Mapping[str, Any]
+_Entry = Mapping[str, Any]
 Listed = tuple[str, str, str, Sequence[tuple[str, Row]]]
 """a problem to list: its task, its id, what happened to it, and its answers with their models"""
 
@@ -56,7 +56,7 @@ def browse(listed: Sequence[Listed], *, max_bytes: int = _MAX_BYTES) -> AnswerBr
     return AnswerBrowser(problems=tuple(entry for _, entry in drawn), note=note)
 
 
-def _fitting(entries: Iterable[Entry], max_bytes: int) -> Iterator[Entry]:
+def _fitting(entries: Iterable[_Entry], max_bytes: int) -> Iterator[_Entry]:
     """Yield the entries until the next doesn't fit."""
     left = max_bytes
     for entry in entries:
@@ -108,7 +108,7 @@ def _place_of_mode(
     )
 
 
-def _entry(problem: Listed, limit: int) -> Entry:
+def _entry(problem: Listed, limit: int) -> _Entry:
     task, number, kind, answers = problem
     row = answers[0][1]
     return {
@@ -121,7 +121,7 @@ def _entry(problem: Listed, limit: int) -> Entry:
     }
 
 
-def _answer(model: str, row: Row, limit: int) -> Entry:
+def _answer(model: str, row: Row, limit: int) -> _Entry:
     number = [f"sample {row['sample'] + 1}"] if isinstance(row.get("sample"), int) else []
     correct, reason = row.get("correct"), row.get("reason")
     score = [f"score {row['score']:.3g}"] if isinstance(row.get("score"), int | float) else []

@@ -13,6 +13,7 @@ from dualign.evaluation.scores import ModelScores, gain_text, score_text, short_
 from dualign.generation.vllm import max_lora_rank
 from dualign.models.prompts import saved_switch
 from dualign.publish.base import EMBEDDED_ON_THE_HUB
+from dualign.publish.card.tables import further_tables
 from dualign.publish.card.training import hyper_parameters, new_tokens, stage_findings
 from dualign.publish.checklist import CheckResult
 from dualign.publish.manifest import Contents
@@ -105,6 +106,7 @@ def render_body(
         accuracy=list(_accuracy_rows(scores)),
         tasks=task_names(scores),
         budgets=_budget_rows(scores),
+        further_tables=list(further_tables(models[-1])) if models else [],
         figures=figures,
         mode_findings=[finding for finding in findings if finding],
         stage_settings=[(stage, hyper_parameters(stage.record)) for stage in lineage.stages],
