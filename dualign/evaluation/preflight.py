@@ -1,6 +1,6 @@
 """Why a stage's answers can't be had or checked: asked before the first stage of a recipe starts."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ from dualign.errors import DualignError
 from dualign.generation.preflight import issues as endpoint_issues
 from dualign.judges.preflight import issues as judge_issues
 from dualign.rundir import RUN_JSON
+from dualign.tasks.base import HarnessTask, Task
 from dualign.tasks.table import load_questions, load_reference, source_of
 
 
@@ -21,6 +22,17 @@ def issues(stage: Any) -> list[tuple[str, str]]:
     return reasons
 
 
+def _useless(tasks: Iterable[Task], kind: str) -> Iterator[str]:
+    """Yield which tasks of a harness don't give what a stage takes from them."""
+    for task in tasks:
+        if not isinstance(task, HarnessTask):
+            continue
+        if kind != "eval" and not task.has_accuracy:
+            yield f"{task.rows}: {task.name} has no metric from 0 to 1; it serves in eval stages alone"
+        elif kind == "pairs" and not task.writes:
+            yield f"{task.rows}: {task.name} scores texts, and pairs are made of answers"
+
+
 def task_problems(config: Any, key: str = "tasks") -> Iterator[str]:
     """Yield what is wrong with the task files under a key of a configuration that has `rows`."""
     for reference in getattr(config, key, ()):
@@ -29,10 +41,13 @@ def task_problems(config: Any, key: str = "tasks") -> Iterator[str]:
         if not source_of(reference) and (not path.is_file() or (path.parent / RUN_JSON).is_file()):
             continue
         try:
+            tasks: Iterable[Task]
             if config.rows is None:
-                load_questions([reference])
+                tasks = [task for task, _ in load_questions([reference])]
             else:  # which rows are drawn isn't known here
-                for task in load_reference(reference):
+                tasks = load_reference(reference)
+                for task in tasks:
                     task.check.require()
+            yield from _useless(tasks, getattr(config, "kind", ""))
         except DualignError as error:
             yield str(error)

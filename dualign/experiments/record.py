@@ -5,6 +5,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from dualign.data.conversation import MODES
+from dualign.errors import EvaluationError
 from dualign.evaluation.scores import Change, mean_of, short_label
 from dualign.experiments.comparison import Answers, answers_of, compare
 from dualign.experiments.divergence import Divergences, in_words
@@ -232,7 +233,12 @@ def _curve_key(experiment: Experiment, entry: StageEntry) -> tuple[str, float]:
 
 
 def _mode(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    parts = [Change.of(cell["accuracy"], cell["accuracy_ci"]) for cell in cells]
+    shares = (cell for cell in cells if cell["accuracy"] is not None)  # a perplexity has none
+    parts = [Change.of(cell["accuracy"], cell["accuracy_ci"]) for cell in shares]
+    if not parts:
+        raise EvaluationError(
+            "no task of the eval stage has an accuracy, by which runs are compared; add one that has"
+        )
     accuracy = mean_of(parts)
 
     def mean(name: str) -> float | None:

@@ -182,7 +182,11 @@ def key_figure(record: Mapping[str, Any]) -> str:
 
 def _accuracies(metrics: Mapping[str, Any]) -> str:
     modes = {
-        mode: [task[mode]["accuracy"] for task in metrics["tasks"].values()]
+        mode: [
+            task[mode]["accuracy"]
+            for task in metrics["tasks"].values()
+            if task[mode]["accuracy"] is not None
+        ]
         for mode in ("think", "no_think")
     }
     means = ", ".join(f"{mode} {100 * fmean(values):.1f} %" for mode, values in modes.items())

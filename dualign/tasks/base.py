@@ -138,6 +138,14 @@ class Task(Protocol):
 class HarnessTask(Protocol):
     """A task of a harness, which has metrics of its own."""
 
+    @property
+    def writes(self) -> bool:
+        """Whether all of its rows are answered; False where texts are scored in place of answers."""
+
+    @property
+    def has_accuracy(self) -> bool:
+        """Whether a metric says what share of its rows is right."""
+
     def harness(self) -> dict[str, Any]:
         """Return which harness, and which versions of it and of the task."""
 

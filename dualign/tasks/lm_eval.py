@@ -5,6 +5,7 @@ objects. A group that aggregates (mmlu) is one task; other groups and tags are t
 """
 
 import random
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -18,6 +19,7 @@ from dualign.tasks.lm_eval_task import LmEvalTask
 
 _PREFIX = "lm_eval"
 _YAML = (".yaml", ".yml")
+_GROUP = re.compile(r"""^group:\s*["']?([^"'\s#]+)""", re.MULTILINE)
 # What simple_evaluate of lm-eval 0.4.13 sets before it loads tasks: some shuffle choices as they load.
 _RANDOM_SEED, _NUMPY_SEED = 0, 1234
 
@@ -38,7 +40,12 @@ def load(name: str) -> tuple[LmEvalTask, ...]:
             f"{_PREFIX}:{name}: no such file; expected the YAML of an lm-eval task, or a name of "
             "`dualign eval --list`"
         )
-    return _tasks(str(path.resolve()), name, _manager(path))
+    group = _GROUP.search(path.read_text("utf-8"))
+    if group is None:
+        from lm_eval.tasks import TaskManager
+
+        return _tasks(str(path.resolve()), name, TaskManager(include_defaults=False))
+    return _tasks(group[1], name, _index(str(path.resolve().parent)))
 
 
 def names() -> Iterator[tuple[str, str]]:
@@ -75,19 +82,11 @@ def _named(name: str) -> tuple[LmEvalTask, ...]:
 
 
 @cache
-def _index() -> Any:
-    """Return lm-eval's index of all its tasks, which takes some seconds to read."""
+def _index(folder: str | None = None) -> Any:
+    """Return lm-eval's index of all its tasks, and those of a folder, which takes some seconds to read."""
     from lm_eval.tasks import TaskManager
 
-    return TaskManager()
-
-
-def _manager(path: Path) -> Any:
-    """Return what loads a file: a task stands alone, a group names others."""
-    from lm_eval.tasks import TaskManager
-
-    is_group = any(line.startswith("group:") for line in path.read_text("utf-8").splitlines())
-    return _index() if is_group else TaskManager(include_defaults=False)
+    return TaskManager(include_path=folder)
 
 
 def _tasks(spec: str, name: str, manager: Any) -> tuple[LmEvalTask, ...]:
@@ -100,13 +99,14 @@ def _tasks(spec: str, name: str, manager: Any) -> tuple[LmEvalTask, ...]:
     inside = {child for group in groups.values() for child in group.child_names}
     roots = [group for key, group in groups.items() if key not in inside]
     roots += [task for key, task in loaded["tasks"].items() if key not in inside]
-    tasks = tuple(task for root in roots for task in _expanded(root, name))
+    tasks = tuple(task for root in roots for task in expanded(root, name))
     for task in tasks:
         task.require()
     return tasks
 
 
-def _expanded(item: Any, reference: str) -> Iterator[LmEvalTask]:
+def expanded(item: Any, reference: str) -> Iterator[LmEvalTask]:
+    """Yield the tasks of one of lm-eval's tasks or groups."""
     if not hasattr(item, "get_all_tasks"):
         yield LmEvalTask(name=item.task_name, reference=reference, members=(item,))
     elif item.has_aggregation:
@@ -114,7 +114,7 @@ def _expanded(item: Any, reference: str) -> Iterator[LmEvalTask]:
         yield LmEvalTask(name=item.name, reference=reference, members=members, group=item)
     else:
         for child in item:
-            yield from _expanded(child, reference)
+            yield from expanded(child, reference)
 
 
 @contextmanager

@@ -90,6 +90,11 @@ def _primary_metric(task: Any, values: Mapping[str, Any]) -> str | None:
     return next((name for name in means if _is_score(values[name])), None)
 
 
+def has_mean(task: Any) -> bool:
+    """Return whether one of a task's metrics may be an accuracy."""
+    return any(map(_is_mean, task.aggregation().values()))
+
+
 def aggregation_of(task: Any, name: str) -> Any:
     """Return the function that makes a metric of its values; `name` is `metric,filter`."""
     from lm_eval.api.metrics import mean

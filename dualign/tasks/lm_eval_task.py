@@ -11,7 +11,7 @@ from dualign.errors import DataError, EvaluationError, excerpt
 from dualign.intervals import Z_95
 from dualign.switch import Switch
 from dualign.tasks.base import Continuation, OwnSampling, Problem, Turn
-from dualign.tasks.lm_eval_check import LmEvalCheck, Target, aggregation_of, plain
+from dualign.tasks.lm_eval_check import LmEvalCheck, Target, aggregation_of, has_mean, plain
 from dualign.verifiers.base import Verdict
 
 _FEWSHOT_SEED = 1234  # lm-eval's default
@@ -60,6 +60,14 @@ class LmEvalTask:
     def max_new_tokens_no_think(self) -> int | None:
         limits = [_sampling(member).max_new_tokens for member in self.members if _writes(member)]
         return max(limits, default=None)
+
+    @property
+    def writes(self) -> bool:
+        return all(map(_writes, self.members))
+
+    @property
+    def has_accuracy(self) -> bool:
+        return all(map(has_mean, self.members))
 
     @property
     def check(self) -> LmEvalCheck:

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -12,12 +13,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from dualign.errors import EvaluationError
 from dualign.evaluation import evaluate
 from dualign.evaluation.config import EvalConfig, EvalStage
+from dualign.evaluation.preflight import task_problems
+from dualign.evaluation.requests import build_requests
 from dualign.fingerprint import Digests, file_digests, fingerprint
 from dualign.generation import responders
+from dualign.generation.config import Endpoint
+from dualign.generation.responders import open_responder
 from dualign.generation.samples import SampleFile
 from dualign.models.loading import open_model
 from dualign.recipe import load_recipe
-from dualign.tasks.lm_eval import load, names
+from dualign.tasks.lm_eval import expanded, load, names
 from dualign.tasks.table import listing, load_questions
 from tests.chat_model import LEARNT
 
@@ -388,3 +393,53 @@ def test_a_task_without_a_share_can_rank_no_merges(
             SampleFile(tmp_path / "answers.jsonl"),
             seed=1,
         )
+
+
+def test_a_group_is_one_task_with_the_weights_of_lm_eval(folder: Path, tmp_path: Path) -> None:
+    from lm_eval.tasks import TaskManager
+
+    (tmp_path / "sums.json").write_bytes((folder / "sums.json").read_bytes())
+    (tmp_path / "half.py").write_text("def first(rows):\n    return rows.select([0, 1])\n")
+    task_file(tmp_path, "all", CHOSEN)
+    task_file(tmp_path, "half", f"{CHOSEN}process_docs: !function half.first")
+    for name, by_size in (("by_size", "true"), ("alike", "false")):
+        (tmp_path / f"{name}.yaml").write_text(
+            f"group: {name}\ntask: [all, half]\n"
+            f"aggregate_metric_list: [{{metric: acc, weight_by_size: {by_size}}}]\n"
+        )
+    manager = TaskManager(include_defaults=False, include_path=str(tmp_path))
+    for name, value in (("by_size", 0.5), ("alike", 0.625)):
+        (task,) = expanded(manager.load([name])["groups"][name], name)
+        problems = task.load_problems()
+        assert [problem.id for problem in problems[3:]] == ["all/3", "half/0", "half/1"]
+        samples = [
+            {"id": problem.id, "scores": {"acc,none": float(number in (0, 4, 5))}}
+            for number, problem in enumerate(problems)
+        ]
+        figures = {key: figure["value"] for key, figure in task.metrics(samples).items()}
+        assert figures == {"acc,none": value, "all:acc,none": 0.25, "half:acc,none": 1.0}
+
+
+def test_what_a_stage_cannot_take_is_said_before_it_starts(tasks: list[Path]) -> None:
+    read, chosen, plain = (f"lm_eval:{tasks[number]}" for number in (3, 2, 0))
+    stage = SimpleNamespace(tasks=(read, chosen, plain), rows=None, kind="eval")
+    assert list(task_problems(stage)) == []
+    stage.kind = "pairs"
+    first, second = task_problems(stage)
+    assert "read has no metric from 0 to 1" in first
+    assert "chosen scores texts, and pairs are made of answers" in second
+
+
+def test_an_endpoint_is_not_asked_for_what_it_cannot_give(tasks: list[Path]) -> None:
+    endpoint = open_responder(
+        Endpoint(url="http://127.0.0.1:9/v1", name="m"),
+        backend="transformers",
+        dtype="auto",
+        batch_tokens=100,
+        label="m",
+    )
+    for number, name in ((2, "chosen"), (5, "begun")):
+        questions = load_questions([f"lm_eval:{tasks[number]}"])
+        config = EvalConfig(tasks=("none",))
+        with pytest.raises(EvaluationError, match=f"m.*task {name}: it scores texts, or goes on"):
+            build_requests(endpoint, questions, config, name="m", seed=1)
