@@ -10,10 +10,11 @@ from dataclasses import replace
 from typing import Any
 
 from dualign.evaluation.config import EvalStage, limit_of
+from dualign.evaluation.following import Response
 from dualign.evaluation.metrics import gain
 from dualign.evaluation.requests import EvalRequest
-from dualign.evaluation.sampled import Sample, by_budget, mean_share, problem_means
-from dualign.generation.answers import Answer, budgeted
+from dualign.evaluation.sampled import Sample, by_budget, has_value, mean_share, problem_means
+from dualign.generation.answers import budgeted
 from dualign.generation.budgets import Budget
 from dualign.tasks.base import Task
 
@@ -47,9 +48,24 @@ def _cut(item: EvalRequest, tokens: int, stage: EvalStage) -> EvalRequest:
     return replace(item, answer=answer, more=tuple(more))
 
 
-def is_own(request: EvalRequest, answer: Answer) -> bool:
-    """Return whether a request has an answer of its own: not one at a budget that cut nothing."""
-    return request.answer.budget is None or answer.budget is not None
+def is_own(request: EvalRequest, response: Response) -> bool:
+    """Return whether what was given to a request is its own: not at a budget that cut nothing."""
+    is_asked = response.answer.budget is not None
+    return request.answer.budget is None or is_asked or _cut_elsewhere(request, response)
+
+
+def budget_keys(request: EvalRequest, response: Response) -> dict[str, Any]:
+    """Return the keys of a line at a budget; none of others."""
+    if request.answer.budget is None:
+        return {}
+    closed = response.answer.closed_by_budget or _cut_elsewhere(request, response)
+    return {"budget": request.answer.budget.tokens, "closed_by_budget": closed}
+
+
+def _cut_elsewhere(request: EvalRequest, response: Response) -> bool:
+    """Return whether a trace of another prompt or of a repeat was cut."""
+    keys = {record.key for record in response.more}
+    return any(part.key in keys for part in request.more)
 
 
 def with_budget_metrics(
@@ -58,17 +74,16 @@ def with_budget_metrics(
     tasks: Sequence[Task],
     stage: EvalStage,
 ) -> dict[str, dict[str, Any]]:
-    """Return the metrics of a model's tasks with those of its budgets in think mode."""
+    """Return the metrics of a model's tasks with those of its budgets in think mode.
+
+    Args:
+        tasks: those that were asked at budgets.
+    """
     results = {name: dict(by_mode) for name, by_mode in metrics.items()}
-    for task in tasks if stage.budget_tokens else ():
-        lines = [sample for sample in samples if sample["task"] == task.name]
-        thinking, quick = (
-            [line for line in lines if line["mode"] == mode] for mode in ("think", "no_think")
-        )
-        if {line["rendered"] for line in thinking} & {line["rendered"] for line in quick}:
-            continue  # no modes, so no traces to close
+    for task in tasks:
+        lines = [s for s in samples if (s["task"], s["mode"]) == (task.name, "think")]
         limit = limit_of(task, stage, "think")
-        results[task.name]["think"] |= _budget_metrics(thinking, stage.budget_tokens, limit)
+        results[task.name]["think"] |= _budget_metrics(lines, stage.budget_tokens, limit)
     return results
 
 
@@ -86,7 +101,7 @@ def _budget_metrics(
     """
     groups = by_budget(samples)
     whole = groups[None]
-    if not whole or not budgets:
+    if not any(map(has_value, whole)):
         return {}
     at_budget = {tokens: _filled(whole, groups.get(tokens, ())) for tokens in sorted(budgets)}
     entries = [_entry(tokens, lines, whole) for tokens, lines in at_budget.items()]

@@ -15,7 +15,7 @@ from dualign.data.config import SourceConfig
 from dualign.data.conversation import MODES, Mode
 from dualign.data.rows.source_files import combined_sha256, fingerprint_files
 from dualign.errors import EvaluationError
-from dualign.evaluation.budgets import is_own, with_budget_metrics, with_budgets
+from dualign.evaluation.budgets import budget_keys, is_own, with_budget_metrics, with_budgets
 from dualign.evaluation.config import EvalConfig, EvalStage, pairs_name
 from dualign.evaluation.following import Response, respond
 from dualign.evaluation.languages import with_languages
@@ -61,6 +61,8 @@ class EvalResult:
     pairs: Mapping[str, Margins]
     asked: Mapping[str, Any] | None = None
     """what an endpoint was asked: answers, failures by reason, tokens"""
+    budgeted: frozenset[str] = frozenset()
+    """names of the tasks that were asked at budgets"""
 
 
 def run(stage: EvalStage, work: Path, *, seed: int) -> Outcome:
@@ -169,7 +171,7 @@ def evaluate_model(
     samples = tuple(
         _sample(request, response, responder.marks)
         for request, response in zip(items, responses, strict=True)
-        if is_own(request, response.answer)
+        if is_own(request, response)
     )
     if not isinstance(config, EvalStage):
         _require_values(samples)
@@ -179,6 +181,7 @@ def evaluate_model(
         samples=samples,
         pairs=margins,
         asked=responder.record(),
+        budgeted=frozenset(item.task.name for item in items if item.answer.budget),
     )
 
 
@@ -235,8 +238,7 @@ def _sample(request: EvalRequest, response: Response, marks: TraceMarks) -> dict
         "more": [record.line() for record in response.more],
         "usage": answer.usage and dict(answer.usage),
     }
-    if answer.budget is not None:
-        sample |= {"budget": answer.budget, "closed_by_budget": answer.closed_by_budget}
+    sample |= budget_keys(request, response)
     return sample | {key: value for key, value in optional.items() if value not in (None, {}, [])}
 
 
@@ -292,7 +294,12 @@ def _metrics(
             "model": result.model,
             "mode_switch": result.mode_switch,
             "tasks": _with_harness(
-                with_budget_metrics(with_gain(samples), result.samples, tasks, stage),
+                with_budget_metrics(
+                    with_gain(samples),
+                    result.samples,
+                    [task for task in tasks if task.name in result.budgeted],
+                    stage,
+                ),
                 samples,
                 tasks,
             ),

@@ -97,7 +97,7 @@ def _endings(
     if not isinstance(responder, LikelihoodResponder):
         return {}
     asked = {
-        place: _ending(request, responder.following(parts[0]))
+        place: _ending(request, parts[0].request, responder.following(parts[0]))
         for place, (request, parts) in enumerate(zip(requests, written, strict=True))
         if parts and request.begun and not request.problem.choices
     }
@@ -105,14 +105,13 @@ def _endings(
     return dict(zip(asked, answers, strict=True))
 
 
-def _ending(request: EvalRequest, head: str) -> AnswerRequest:
+def _ending(request: EvalRequest, whole: AnswerRequest, head: str) -> AnswerRequest:
     text = head + request.begun
-    whole = request.answer
     own = request.problem.sampling
     sampling = replace(whole.sampling, max_new_tokens=own.max_new_tokens) if own else whole.sampling
     prompt = Prompt(text=text, mode="no_think", messages=whole.prompt.messages)
     key = request_key([whole.key, text, sampling.max_new_tokens])
-    return replace(whole, prompt=prompt, sampling=sampling, key=key)
+    return replace(whole, prompt=prompt, sampling=sampling, key=key, budget=None, whole=None)
 
 
 def _ended(answer: Answer, ending: Answer) -> Answer:

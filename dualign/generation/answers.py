@@ -179,16 +179,13 @@ def sample_request(prompt: Prompt, sampling: Sampling, number: int, name: str) -
     return AnswerRequest(prompt=prompt, sampling=sampling, seed=int(key[:12], 16), key=key)
 
 
-def budgeted(
-    whole: AnswerRequest, budget: Budget, *, answer_tokens: int, name: str = ""
-) -> AnswerRequest:
+def budgeted(whole: AnswerRequest, budget: Budget, *, answer_tokens: int) -> AnswerRequest:
     """Return the request of an answer whose trace is that of `whole`, closed at a budget.
 
     Args:
         answer_tokens: the limit of the answer after the trace.
-        name: tells samples apart.
     """
-    content = [whole.key, budget.tokens, budget.closing, answer_tokens, name]
+    content = [whole.key, budget.tokens, budget.closing, answer_tokens]
     key = request_key(content)
     return replace(
         whole,

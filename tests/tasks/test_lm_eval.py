@@ -256,6 +256,35 @@ def test_texts_with_prompts_of_their_own_follow_a_trace_of_each(found: Found) ->
     assert len(scores["likelihoods"]) == 2
 
 
+def test_traces_are_closed_at_budgets_before_texts_repeats_and_begun_answers(
+    learnt: Path, tasks: list[Path], found: Found, tmp_path: Path
+) -> None:
+    wanted = ("chosen", "begun", "two_prompts", "repeated", "read")
+    only = [task for task in tasks if task.stem in wanted]
+    cut = evaluated(learnt, only, tmp_path, budgets=(4, 300))
+    lines = (tmp_path / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [row for row in map(json.loads, lines) if row.get("budget") == 4]
+    names = [row["task"] for row in rows]
+    assert {name: names.count(name) for name in wanted} == {
+        name: 0 if name == "read" else 4 for name in wanted
+    }
+    for row in rows:
+        if row["task"] != "two_prompts":
+            thought = LEARNT[list(LEARNT)[int(row["id"])]][0]
+            assert row["thinking"] == thought[:4].strip() and row["closed_by_budget"]
+    begun = next(row for row in rows if row["task"] == "begun")
+    assert begun["answer"] == begun["more"][-1]["generated"].strip()
+    other = next(row for row in rows if row["task"] == "two_prompts")["more"]
+    assert other[0]["generated"].startswith("two \n</think>")
+    for name in wanted:
+        think = cut.metrics["tasks"][name]["think"]
+        assert think["accuracy"] == found.metrics["tasks"][name]["think"]["accuracy"]
+        if name == "read":
+            assert "budgets" not in think
+        else:
+            assert think["budgets"][1]["accuracy"] == think["accuracy"]
+
+
 def test_versions_are_recorded(found: Found, learnt: Path, folder: Path) -> None:
     (task,) = load(str(folder / "shots.yaml"))
     entry = evaluate.task_source(task, 4)
