@@ -26,7 +26,7 @@ from dualign.evaluation.requests import EvalRequest, TaskSet, build_requests
 from dualign.evaluation.sampled import Sample, by_budget, has_value
 from dualign.evaluation.scores import short_label
 from dualign.evaluation.significance import with_adjusted
-from dualign.evaluation.sizing import sized
+from dualign.evaluation.sizing import require_room, sized
 from dualign.evaluation.table import (
     markdown_table,
     terminal_budgets,
@@ -69,6 +69,7 @@ def run(stage: EvalStage, work: Path, *, seed: int) -> Outcome:
     """Evaluate every model on every task; write metrics.json, samples.jsonl and table.md."""
     work.mkdir(parents=True, exist_ok=True)
     problems: TaskSet = load_questions(stage.tasks, limit=stage.rows, seed=seed)
+    require_room(stage, problems)
     tasks = [task for task, _ in problems]
     file = SampleFile(work / "samples.jsonl")
     results = []

@@ -10,9 +10,11 @@ from collections.abc import Callable, Sequence
 from transformers import AutoConfig
 
 from dualign.data.conversation import MODES, Mode
+from dualign.errors import EvaluationError
+from dualign.evaluation.config import EvalStage, limit_of
 from dualign.evaluation.requests import TaskSet, render_question, task_switch
 from dualign.generation.answers import Responder
-from dualign.generation.config import Endpoint, endpoint_of
+from dualign.generation.config import Endpoint, endpoint_of, model_label
 from dualign.generation.responders import CheckpointResponder
 from dualign.models.source import resolve_model
 from dualign.switch import Switch
@@ -63,6 +65,32 @@ def prompt_tokens(responder: Responder, switch: Switch | None) -> Callable[[str]
 
     longer = max(MODES, key=lambda mode: tokens("Hi", mode))
     return lambda text: tokens(text, longer)
+
+
+def require_room(stage: EvalStage, tasks: TaskSet) -> None:
+    """Refuse problems that go beyond a model's positions where its engine does.
+
+    transformers and most servers answer there as well as they can; vLLM ends with an error of its own.
+
+    Raises:
+        EvaluationError: a prompt and its limit don't fit.
+    """
+    if stage.backend != "vllm":
+        return
+    sizes = {
+        task.name: max(problem.sizing.tokens for problem in problems if problem.sizing)
+        + max(limit_of(task, stage, mode) for mode in MODES)
+        for task, problems in tasks
+        if any(problem.sizing for problem in problems)
+    }
+    for model in stage.models if sizes else ():
+        window, (name, tokens) = window_of(model), max(sizes.items(), key=lambda item: item[1])
+        if window is not None and tokens > window:
+            raise EvaluationError(
+                f"task {name}: prompt and answer have up to {tokens:,} tokens, {model_label(model)} has "
+                f"{window:,} positions, and vLLM asks nothing beyond; choose shorter lengths or limits, or "
+                "backend: transformers, which shows how a model falls there"
+            )
 
 
 def window_of(model: str | Endpoint) -> int | None:

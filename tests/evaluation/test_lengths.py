@@ -1,6 +1,7 @@
 """Long-context tasks in an evaluation: problems sized once, curves over lengths, and how far a model goes."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -9,7 +10,8 @@ from dualign.errors import EvaluationError
 from dualign.evaluation.config import EvalStage
 from dualign.evaluation.lengths import effective_text, length_columns, length_rows, with_lengths
 from dualign.evaluation.requests import render_question
-from dualign.evaluation.sizing import prompt_tokens, sized
+from dualign.evaluation.sizing import prompt_tokens, require_room, sized
+from dualign.generation.config import Endpoint
 from dualign.generation.responders import open_responder
 from dualign.models.tokenizer import load_chat_tokenizer
 from dualign.tasks.table import load_questions, load_tasks
@@ -72,6 +74,29 @@ def test_a_problem_without_its_length_is_never_asked(learnt):
     ((_, problems),) = load_questions(["long:needle@900*1"])
     with pytest.raises(EvaluationError, match="problem 0 has a length in tokens, which only"):
         render_question(responder(learnt), problems[0], "think", None)
+
+
+def test_an_endpoint_is_asked_by_a_guess_of_its_tokens():
+    endpoint = Endpoint(url="http://127.0.0.1:9/v1", name="m")
+    model = open_responder(
+        endpoint, backend="transformers", dtype="auto", batch_tokens=9000, label=""
+    )
+    # 32 for the template; remember|ed, 12|34|5 and the full stop
+    assert prompt_tokens(model, None)("remembered 12345.") == 32 + 2 + 3 + 1
+    ((_, problems),) = sized(model, load_questions(["long:multi_key_uuid@4k*1"]), None)
+    assert 3750 < problems[0].extra["prompt_tokens"] <= 3968
+
+
+def test_vllm_is_never_asked_beyond_the_positions(tmp_path):
+    (tmp_path / "config.json").write_text(
+        '{"model_type": "llama", "max_position_embeddings": 4096}'
+    )
+    tasks = load_questions(["long:needle@1k,4k*1"])
+    stage = EvalStage(name="e", models=(str(tmp_path),), tasks=("x",), backend="vllm")
+    with pytest.raises(EvaluationError, match="@4k/en: prompt and answer have up to 4,480 tokens"):
+        require_room(stage, tasks)
+    require_room(replace(stage, max_new_tokens=128), tasks)
+    require_room(replace(stage, backend="transformers"), tasks)
 
 
 def test_a_point_is_the_mean_of_the_forms_and_the_effective_length_ends_below_the_bound(tmp_path):

@@ -123,13 +123,16 @@ def load(name: str) -> tuple[LongTask, ...]:
     """
     match = _REFERENCE.fullmatch(name)
     if match is None:
+        # [long:needle,tracking@4k] is a list of two texts.
+        quotes = "" if "@" in name else "; between brackets, a reference with commas needs quotes"
         raise EvaluationError(
             f"{_PREFIX}:{name}: expected {_PREFIX}:FORMS@LENGTHS, such as {_PREFIX}:needle@4k, or with more "
             f"{_PREFIX}:all@4k,8k/en,fr*50~7 (languages, number of problems, seed); "
-            "docs/long-context.md"
+            f"docs/long-context.md{quotes}"
         )
     forms = _listed(name, match["forms"], "form", [*FORMS], every=True)
     languages = _listed(name, match["languages"] or "en", "language", LANGUAGES)
+    lengths = [_read_length(text, f"{_PREFIX}:{name}") for text in match["lengths"].split(",")]
     count = int(match["problems"] or _PROBLEMS)
     if count < 1:
         raise EvaluationError(f"{_PREFIX}:{name}: expected 1 problem or more, found {count}")
@@ -137,9 +140,7 @@ def load(name: str) -> tuple[LongTask, ...]:
         LongTask(form=form, length=length, language=code, count=count, seed=int(match["seed"] or 0))
         for form in forms
         for code in languages
-        for length in (
-            _read_length(text, f"{_PREFIX}:{name}") for text in match["lengths"].split(",")
-        )
+        for length in dict.fromkeys(lengths)
     )
 
 

@@ -23,6 +23,7 @@ def test_a_reference_names_forms_lengths_languages_problems_and_seed():
     ]
     assert {(task.length, task.count, task.seed) for task in tasks} == {(4096, 50, 7), (500, 50, 7)}
     assert len(load("all@8k")) == 13
+    assert len(load("needle,needle@4k,4096/en,en")) == 1
     assert reference(["4k", "8k"], languages=["en", "fr"], problems=5) == "long:all@4k,8k/en,fr*5"
     assert read_name("long:needle@4k/fr").length == 4096
     assert read_name("sums") is None and read_name("lm_eval:ruler@x") is None
@@ -32,6 +33,7 @@ def test_a_reference_names_forms_lengths_languages_problems_and_seed():
     ("name", "message"),
     [
         ("needle", "expected long:FORMS@LENGTHS, such as long:needle@4k"),
+        ("needle", "between brackets, a reference with commas needs quotes"),
         ("nedle@4k", r"unknown form 'nedle' \(did you mean 'needle'\?\)"),
         ("needle@4q", "expected a length in tokens, such as 4k or 500, found '4q'"),
         ("needle@128", "128 tokens leave no room besides the 128 of an answer"),
