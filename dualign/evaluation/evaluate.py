@@ -46,7 +46,7 @@ from dualign.rundir import Outcome, write_json
 from dualign.tasks.base import HarnessTask, Task, expected_of, judge
 from dualign.tasks.listed import ListedTask
 from dualign.tasks.suites import suite_record
-from dualign.tasks.table import load_questions, load_reference
+from dualign.tasks.table import load_questions, load_reference, place_of
 from dualign.terminal import wide_console
 from dualign.verifiers.base import Verdict, wrong
 
@@ -118,7 +118,9 @@ def run(stage: EvalStage, work: Path, *, seed: int) -> Outcome:
 def _suite(stage: EvalStage, tasks: Sequence[Task]) -> dict[str, Any]:
     """Return the stage's suite for metrics.json."""
     names = {
-        reference: [task.name for task in load_reference(reference)] for reference in stage.tasks
+        key: [task.name for task in load_reference(reference)]
+        for reference in stage.tasks
+        for key in (reference, place_of(reference)[0].removesuffix("@"))
     }
     left_out = {task.name: task.left_out for task in tasks if isinstance(task, ListedTask)}
     return suite_record(str(stage.suite), names, left_out)

@@ -32,12 +32,17 @@ def suite_problem(name: str) -> str:
 
 
 def with_suite(keys: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keys of a stage with the tasks and settings of its suite; its own settings go first."""
+    """Return the keys of a stage with the tasks and settings of its suite; its own settings go first,
+    and its `hub:aime25@FILE` goes before the suite's `hub:aime25`.
+    """
     suite = _suites().get(str(keys.get("suite")))
     if suite is None or not isinstance(keys.get("tasks") or (), list | tuple):
         return dict(keys)
     references = [task for benchmark in suite["benchmarks"] for task in benchmark.get("tasks", ())]
-    own = [task for task in keys.get("tasks") or () if task not in references]
+    tasks = [str(task) for task in keys.get("tasks") or ()]
+    placed = {head: task for task in tasks if (head := task.partition("@")[0]) in references}
+    own = [task for task in tasks if task not in references and task not in placed.values()]
+    references = [placed.get(task, task) for task in references]
     settings = dict(suite["settings"])
     if keys.get("temperature") == 0:
         settings.pop("top_p", None)  # greedy by the stage's own choice
@@ -50,7 +55,7 @@ def suite_record(
     """Return a suite for metrics.json: its benchmarks, those that aren't asked, the published figures.
 
     Args:
-        tasks: the names of the tasks of each reference.
+        tasks: the names of the tasks of each reference, without the file that it may name.
         left_out: rows of each task that aren't asked, by reason.
     """
     suite = _suites()[name]

@@ -27,6 +27,8 @@ and `names()` what can be named.
 _PACKAGES: Mapping[str, str] = {"lm_eval": "lm-eval"}
 """The package that a source's tasks are from, whose version they depend on."""
 _FILES = (".yaml", ".yml")
+_PLACED = ("bfcl", "hub")
+"""Sources whose names may have `@` and a file or folder behind them."""
 _WORD = re.compile(r"[^\s'\",\[\]{}]+")
 
 
@@ -36,22 +38,37 @@ def source_of(reference: str | Path) -> str | None:
     return prefix if colon and prefix in _SOURCES else None
 
 
+def place_of(reference: str) -> tuple[str, str]:
+    """Split off the path that a reference of a source names: `hub:aime25@rows.jsonl` -> its head with
+    the `@`, and the path; two empty texts if it names none.
+    """
+    source, _, name = reference.partition(":")
+    if source_of(reference) in _PLACED and "@" in name:
+        return f"{source}:{name.partition('@')[0]}@", name.partition("@")[2]
+    return (f"{source}:", name) if source_of(reference) and name.endswith(_FILES) else ("", "")
+
+
 def files_of(reference: str) -> list[Path]:
-    """Return the file that a reference of a source names, and those that its text names; [] for a name."""
-    file = Path(reference.partition(":")[2])
-    if source_of(reference) is None or file.suffix not in _FILES or not file.is_file():
+    """Return the files that a reference of a source names, and those that its YAML names; [] for a name."""
+    head, place = place_of(reference)
+    path = Path(place).expanduser()
+    if head and path.is_dir() and "@" in head:
+        return sorted(file for file in path.rglob("*.json*") if file.is_file())
+    if not head or not path.is_file():
         return []
-    words = _WORD.findall(file.read_text("utf-8"))
+    if path.suffix not in _FILES:
+        return [path]
+    words = _WORD.findall(path.read_text("utf-8"))
     modules = [f"{word.partition('.')[0]}.py" for word in words]  # of `!function module.name`
-    named = {folder / word for word in (*words, *modules) for folder in (file.parent, Path())}
-    return [file, *sorted({path.resolve() for path in named if path.is_file()} - {file.resolve()})]
+    named = {folder / word for word in (*words, *modules) for folder in (path.parent, Path())}
+    return [path, *sorted({file.resolve() for file in named if file.is_file()} - {path.resolve()})]
 
 
 def located(reference: str, folder: Path) -> str:
-    """Return a reference with the path of its file made absolute, if `folder` has it."""
-    source, _, name = reference.partition(":")
-    path = folder / Path(name).expanduser()
-    return f"{source}:{path.resolve()}" if name.endswith(_FILES) and path.is_file() else reference
+    """Return a reference with the path that it names made absolute, if `folder` has it."""
+    head, place = place_of(reference)
+    path = folder / Path(place).expanduser()
+    return f"{head}{path.resolve()}" if head and path.exists() else reference
 
 
 def version_of(reference: str) -> str:
@@ -114,7 +131,11 @@ def _loaded(references: Sequence[str | Path]) -> list[tuple[Task, ...]]:
     if len(reasons) == 1:
         raise reasons[0]
     if reasons:
-        raise EvaluationError("\n".join(map(str, reasons)))
+        lines = dict.fromkeys(map(str, reasons))
+        raise EvaluationError(
+            f"{len(reasons)} of {len(references)} tasks can't be had; list the others under tasks to ask "
+            "those alone\n" + "\n".join(lines)
+        )
     return loaded
 
 

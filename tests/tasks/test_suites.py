@@ -7,7 +7,7 @@ import pytest
 from dualign.errors import ConfigError, EvaluationError
 from dualign.recipe import load_recipe
 from dualign.tasks.suites import suite_names, suite_notes, suite_record, with_suite
-from dualign.tasks.table import listing, load_tasks, source_of
+from dualign.tasks.table import files_of, listing, load_reference, load_tasks, source_of
 
 SMOLLM3 = with_suite({"suite": "smollm3"})
 
@@ -25,6 +25,8 @@ def test_what_the_stage_says_goes_before_the_suite() -> None:
     assert keys["max_new_tokens"] == 100 and keys["tasks"][-1] == "mine.yaml"
     assert keys["temperature"] == 0.0 and "top_p" not in keys, "top_p means nothing when greedy"
     assert with_suite(keys)["tasks"] == keys["tasks"], "filled in once"
+    long = ["long:needle@4k", "long:needle@8k"]
+    assert with_suite({"suite": "languages", "tasks": long})["tasks"][-2:] == long
     assert with_suite({"tasks": ["a.yaml"]}) == {"tasks": ["a.yaml"]}
 
 
@@ -46,7 +48,8 @@ def test_all_that_cannot_be_had_is_named_at_once(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(EvaluationError) as refused:
         load_tasks(["hub:aime25", "hub:gpqa_diamond", "bfcl:simple", "words:en"])
-    lines = str(refused.value).splitlines()
+    count, *lines = str(refused.value).splitlines()
+    assert count.startswith("3 of 4 tasks can't be had")
     assert [line.partition(",")[0].partition(" ")[0] for line in lines] == [
         "hub:aime25:",
         "hub:gpqa_diamond:",
@@ -74,3 +77,26 @@ def test_an_unknown_suite_is_named_with_those_there_are(tmp_path: Path) -> None:
         load_recipe(recipe(tmp_path, "smolm3"), [])
     lines = [line for line in listing("") if line.startswith("--suite ")]
     assert [line.split()[1] for line in lines] == [name for name, _ in suite_names()]
+
+
+def test_rows_in_a_file_take_the_place_of_the_suites(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"problem": "1+1?", "answer": "2"}')
+    more = "tasks: ['hub:aime25@rows.jsonl']\n"
+    file = recipe(tmp_path, "smollm3", more)
+    (entry,) = load_recipe(file, []).stages
+    assert entry.config.tasks[0] == f"hub:aime25@{tmp_path / 'rows.jsonl'}"
+    assert len(entry.config.tasks) == len(SMOLLM3["tasks"])
+    assert not any(task == "hub:aime25" for task in entry.config.tasks)
+    assert files_of(entry.config.tasks[0]) == [tmp_path / "rows.jsonl"], "whose bytes are hashed"
+    assert files_of("bfcl:simple") == files_of("long:needle@4k") == []
+
+
+@pytest.mark.parametrize("suite", ["quick", "languages"])
+def test_a_suite_without_data_sets_can_be_asked_anywhere(suite: str) -> None:
+    references = with_suite({"suite": suite})["tasks"]
+    assert {source_of(reference) for reference in references} <= {"words", "long"}
+    names = {
+        reference: [task.name for task in load_reference(reference)] for reference in references
+    }
+    record = suite_record(suite, names, {})
+    assert all(benchmark["tasks"] for benchmark in record["benchmarks"])
