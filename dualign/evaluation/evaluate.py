@@ -256,8 +256,7 @@ def _verdict(request: EvalRequest, response: Response, marks: TraceMarks) -> Ver
         return wrong("trace cut") if cut else judge(task, problem, answers[0].reply.answer)
     if response.likelihoods:
         return task.judge_responses(problem, [[pair] for pair in response.likelihoods])
-    texts = [answer.reply.untrimmed for answer in answers]
-    return task.judge_responses(problem, [texts], cut=cut)
+    return task.judge_responses(problem, [response.texts], cut=cut)
 
 
 def _is_cut(answer: Answer, marks: TraceMarks) -> bool:

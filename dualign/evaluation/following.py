@@ -34,6 +34,8 @@ class Response:
     answer: Answer
     repeats: tuple[Answer, ...] = ()
     """judged together with the answer"""
+    texts: tuple[str, ...] = ()
+    """the answers as a harness reads them: with white space around them, without special tokens"""
     likelihoods: tuple[tuple[float, bool], ...] = ()
     """of the problem's texts, in place of an answer"""
     more: tuple[AnswerRecord, ...] = ()
@@ -62,15 +64,25 @@ def respond(
         ending, scores = endings.get(place), scored.get(place)
         others = [part.request.key for part in (*parts[1:], *([ending] if ending else []))]
         records = [file.answered[key] for key in dict.fromkeys(others) if key != answer.request.key]
+        answer = _ended(answer, ending) if ending else answer
+        repeats = () if request.problem.choices else parts[1:]
         responses.append(
             Response(
-                answer=_ended(answer, ending) if ending else answer,
-                repeats=() if request.problem.choices else parts[1:],
+                answer=answer,
+                repeats=repeats,
+                texts=tuple(_text(responder, part) for part in (answer, *repeats)),
                 likelihoods=scores.likelihoods if scores else (),
                 more=(*records, *([scores] if scores else [])),
             )
         )
     return responses
+
+
+def _text(responder: Responder, answer: Answer) -> str:
+    text = answer.reply.untrimmed
+    for token in responder.special_tokens if isinstance(responder, LikelihoodResponder) else ():
+        text = text.replace(token, "")
+    return text
 
 
 def _unwritten(responder: Responder, request: EvalRequest) -> Answer:

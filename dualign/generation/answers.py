@@ -108,6 +108,10 @@ class Responder(Protocol):
 class LikelihoodResponder(Protocol):
     """A responder that has the probabilities of texts, and goes on from any text."""
 
+    @property
+    def special_tokens(self) -> tuple[str, ...]:
+        """The texts of the vocabulary's special tokens, which are no part of an answer."""
+
     def likelihoods(
         self, requests: Sequence[LikelihoodRequest]
     ) -> Iterator[dict[int, tuple[Likelihood, ...]]]:

@@ -100,6 +100,11 @@ class CheckpointResponder:
         )
         return replace(request, prompt=prompt)
 
+    @cached_property
+    def special_tokens(self) -> tuple[str, ...]:
+        added = self.subject.tokenizer.added_tokens_decoder.values()
+        return tuple(token.content for token in added if token.special)
+
     def likelihoods(
         self, requests: Sequence[LikelihoodRequest]
     ) -> Iterator[dict[int, tuple[Likelihood, ...]]]:

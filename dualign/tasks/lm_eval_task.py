@@ -1,5 +1,6 @@
 """A task of lm-evaluation-harness as one of ours: its rows as problems, and its metrics."""
 
+import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -76,12 +77,14 @@ class LmEvalTask:
     @property
     def digest(self) -> str | None:
         docs = [[dict(doc) for doc in member.eval_docs] for member in self.members]
-        content = json.dumps([self.settings(), docs], default=str)
+        content = json.dumps([self.settings(), docs], default=_as_text)
         return sha256(content.encode()).hexdigest()
 
     def settings(self) -> dict[str, Any]:
         configs = {member.task_name: member.dump_config() for member in self.members}
-        plain_configs = json.loads(json.dumps(configs, default=str))
+        for config in configs.values():  # where its file lies doesn't count
+            config["metadata"] = {**config.get("metadata", {}), "config_source": None}
+        plain_configs = json.loads(json.dumps(configs, default=_as_text))
         return {**self.harness(), "bare": self.bare, "configs": plain_configs}
 
     def without_instruction(self) -> "LmEvalTask":
@@ -166,6 +169,16 @@ def _dataset(members: Sequence[Any]) -> dict[str, Any]:
         next(iter(values[key])) if len(values[key]) == 1 else None for key in keys
     )
     return {"path": path, "config": config, "split": test or validation}
+
+
+def _as_text(value: Any) -> str:
+    """Return what JSON doesn't know as text; of a function its code, since its address changes."""
+    if not callable(value):
+        return str(value)
+    try:
+        return inspect.getsource(value)
+    except (OSError, TypeError):
+        return f"{value.__module__}.{getattr(value, '__qualname__', type(value).__name__)}"
 
 
 def _writes(member: Any) -> bool:

@@ -13,13 +13,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from dualign.errors import EvaluationError
 from dualign.evaluation import evaluate
 from dualign.evaluation.config import EvalConfig, EvalStage
+from dualign.evaluation.following import respond
 from dualign.evaluation.preflight import task_problems
 from dualign.evaluation.requests import build_requests
 from dualign.fingerprint import Digests, file_digests, fingerprint
 from dualign.generation import responders
 from dualign.generation.config import Endpoint
 from dualign.generation.responders import open_responder
-from dualign.generation.samples import SampleFile
+from dualign.generation.samples import AnswerRecord, SampleFile
 from dualign.models.loading import open_model
 from dualign.recipe import load_recipe
 from dualign.tasks.lm_eval import expanded, load, names
@@ -472,3 +473,35 @@ def test_an_endpoint_is_not_asked_for_what_it_cannot_give(tasks: list[Path]) -> 
         config = EvalConfig(tasks=("none",))
         with pytest.raises(EvaluationError, match=f"m.*task {name}: it scores texts, or goes on"):
             build_requests(endpoint, questions, config, name="m", seed=1)
+
+
+def test_a_digest_is_that_of_content_wherever_it_lies(folder: Path, tmp_path: Path) -> None:
+    digests = set()
+    for place in (folder, folder, tmp_path):
+        for name in ("sums.json", "trap.py"):
+            (place / name).write_bytes((folder / name).read_bytes())
+        text = f"{TRAP}process_docs: !function trap.every\nfewshot_split: test\n"
+        (place / "trap.py").write_text(f"{TRAP_CODE}\ndef every(rows):\n    return rows\n")
+        path = task_file(place, "digested", text.replace("ROWS", str(folder / "sums.json")))
+        digests.add(load(str(path))[0].digest)
+    assert len(digests) == 1
+    (folder / "trap.py").write_text(f"{TRAP_CODE}\ndef every(rows):\n    return rows.select([0])\n")
+    assert load(str(folder / "digested.yaml"))[0].digest not in digests
+
+
+def test_special_tokens_are_no_part_of_an_answer(
+    learnt: Path, tasks: list[Path], tmp_path: Path
+) -> None:
+    config = EvalConfig(tasks=(f"lm_eval:{tasks[0]}",))
+    responder = evaluate.live_responder(open_model(str(learnt)), config)
+    questions = load_questions(config.tasks, limit=1)
+    items = build_requests(responder, questions, config, name="m", seed=1).items
+    file = SampleFile(tmp_path / "answers.jsonl")
+    written = ("<pad></think>\n\n 4<|im_start|>2 ", " 4<|im_start|>2 ")
+    file.append(
+        AnswerRecord(key=item.answer.key, generated=text, finished=True)
+        for item, text in zip(items, written, strict=True)
+    )
+    texts = [response.texts for response in respond(responder, items, file, name="m")]
+    # As lm-eval decodes: without special tokens, and with the white space of a no_think answer.
+    assert texts == [("42 ",), (" 42 ",)]
