@@ -30,7 +30,7 @@ def task_groups(stages: Sequence[StageRun], tasks: Sequence[str]) -> TaskGroups:
 
 def is_small(groups: TaskGroups) -> bool:
     """Return whether there are so few tasks that each has room for itself."""
-    return len(groups) <= 1 and all(len(tasks) <= FEW_TASKS for tasks in groups.values())
+    return sum(map(len, groups.values())) <= FEW_TASKS
 
 
 def task_sources(stages: Sequence[StageRun]) -> dict[str, Mapping[str, Any]]:

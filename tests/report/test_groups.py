@@ -78,6 +78,16 @@ def test_tasks_of_a_suite_are_a_group(tmp_path: Path) -> None:
     assert len(tables[""].rows) == 3 * (8 + 1)
 
 
+def test_few_tasks_of_two_kinds_keep_a_column_each(tmp_path: Path) -> None:
+    cells = {"think": cell(1, 2), "no_think": cell(1, 2)}
+    path = write_evaluation(tmp_path, "test", [{"model": "m", "tasks": {"a": cells, "b": cells}}])
+    record = json.loads((path / "run.json").read_text())
+    record["data"] = [{"source": "lm_eval:a"}, {"source": "/b.jsonl"}]
+    (path / "run.json").write_text(json.dumps(record))
+    table, _ = (b for b in _section([read_stage(path)], "accuracy").blocks if isinstance(b, Table))
+    assert table.groups == (("", 1), ("a (n = 2)", 3), ("b (n = 2)", 3))
+
+
 def test_each_model_is_set_against_the_first(stages: list[StageRun]) -> None:
     tables = _tables(_section(stages, "base"))
     table = tables["Task files"]
