@@ -5,7 +5,7 @@ the mean of the problem's answers.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import NormalDist
 from typing import Any
 
@@ -15,7 +15,7 @@ from dualign.intervals import Z_95
 
 LEVEL = 0.05
 """an adjusted p below this is marked in tables"""
-POINTS = 5
+_POINTS = 5
 """of the difference whose number of problems is reckoned"""
 _POWER = 0.8
 _LARGEST_SCALE = 128
@@ -68,10 +68,12 @@ def _exact_p(steps: np.ndarray, observed: int) -> float:
 def _drawn_p(differences: np.ndarray) -> float:
     generator = np.random.default_rng(0)
     observed = abs(float(differences.sum())) - 1e-9
-    as_far = sum(
-        abs(float(differences @ generator.choice((-1.0, 1.0), len(differences)))) >= observed
-        for _ in range(_DRAWS)
-    )
+    as_far, left = 0, _DRAWS
+    while left:
+        count = min(left, 256)
+        signs = generator.integers(0, 2, (count, len(differences)), dtype=np.int8) * 2.0 - 1.0
+        as_far += int((np.abs(signs @ differences) >= observed).sum())
+        left -= count
     return (as_far + 1) / (_DRAWS + 1)
 
 
@@ -98,7 +100,7 @@ def with_adjusted(changes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [dict(change) | {"p_adjusted": adjusted[i]} for i, change in enumerate(changes)]
 
 
-def problems_needed(variance: float, points: float = POINTS) -> int:
+def problems_needed(variance: float, points: float = _POINTS) -> int:
     """Return how many problems show a difference of `points` in four of five evaluations.
 
     (z_0.975 + z_0.8)^2 variance / difference^2, with the variance of the differences of single
@@ -124,3 +126,50 @@ def independent_variance(values: Sequence[float]) -> float:
     n = len(values) + 4
     mean = (sum(values) + 2) / n
     return 2 * ((sum(v * v for v in values) + 2) / n - mean**2)
+
+
+_NAMED_TASKS = 8  # in a sentence; metrics.json has all
+
+
+def needed_note(
+    tasks: Mapping[str, Mapping[str, Mapping[str, Any]]], changes: Iterable[Mapping[str, Any]]
+) -> str:
+    """Say how many problems of each task would show a small difference; "" if that isn't recorded.
+
+    Where models were compared it is by their own differences, else by what two models that have
+    nothing to do with each other would differ.
+
+    Args:
+        tasks: of one model in metrics.json.
+        changes: those of metrics.json.
+    """
+    needed: dict[str, int] = {}
+    counts: dict[str, int] = {}
+    for task, by_mode in tasks.items():
+        for cell in by_mode.values():
+            if cell.get("problems_needed") and cell["n"]:
+                needed[task] = max(needed.get(task, 0), cell["problems_needed"])
+                counts[task] = cell["n"]
+    compared: dict[str, int] = {}
+    for change in changes:
+        task = change["task"]
+        if task in needed and change.get("problems_needed"):
+            compared[task] = max(compared.get(task, 0), change["problems_needed"])
+    needed |= compared
+    if not needed:
+        return ""
+    parts = [
+        f"{task} {_rounded(count)} problems (this set has {counts[task]:,})"
+        for task, count in needed.items()
+    ]
+    if len(parts) > _NAMED_TASKS:
+        others = f"{len(parts) - _NAMED_TASKS} other tasks as metrics.json has it"
+        parts = [*parts[:_NAMED_TASKS], others]
+    between = "" if compared else " between two unrelated models"
+    return f"A difference of {_POINTS} points{between} would need about: {', '.join(parts)}."
+
+
+def _rounded(count: int) -> str:
+    """Return a count to two digits: 1,570 is 1,600."""
+    digits = max(0, len(str(count)) - 2)
+    return f"{round(count, -digits):,}"

@@ -26,7 +26,7 @@ from dualign.evaluation.scores import (
     short_label,
     task_names,
 )
-from dualign.evaluation.significance import LEVEL, POINTS
+from dualign.evaluation.significance import LEVEL, needed_note
 from dualign.evaluation.suite_table import suite_columns, suite_legend, suite_rows
 
 _COLUMNS = (
@@ -55,7 +55,11 @@ _RATES = ("closed_rate", "leak_rate", "empty_think_rate", "cut_in_think_rate", "
 
 def terminal_table(metrics: Mapping[str, Any]) -> Table:
     """Build the table of tasks, for 120 columns: a row for each model and mode below its task."""
-    notes = (_LEGEND, _samples_note(metrics), _needed_note(metrics))
+    notes = (
+        _LEGEND,
+        _samples_note(metrics),
+        needed_note(metrics["tasks"], metrics.get("changes", ())),
+    )
     columns = [name.partition(" tokens")[0] for name in _COLUMNS]
     caption = "\n".join(filter(None, notes))
     return _by_task("Evaluation", caption, columns, _rows(metrics, short=True))
@@ -67,7 +71,7 @@ def _by_task(
     """Build a table of rows (task, model, mode, ...) whose tasks stand above their models."""
     table = Table(
         title=title,
-        caption=caption,
+        caption=Text(caption),  # rich would read brackets in a task's name as markup
         title_justify="left",
         caption_justify="left",
         box=SIMPLE_HEAD,
@@ -169,41 +173,6 @@ def _samples_note(metrics: Mapping[str, Any]) -> str:
     )
 
 
-def _needed_note(metrics: Mapping[str, Any]) -> str:
-    """Say how many problems of each task would show a small difference; "" if that isn't recorded.
-
-    Where models were compared it is by their own differences, else by what two models that have
-    nothing to do with each other would differ.
-    """
-    needed: dict[str, int] = {}
-    counts: dict[str, int] = {}
-    for task, by_mode in metrics["tasks"].items():
-        for cell in by_mode.values():
-            if cell.get("problems_needed") and cell["n"]:
-                needed[task] = max(needed.get(task, 0), cell["problems_needed"])
-                counts[task] = cell["n"]
-    compared: dict[str, int] = {}
-    for change in metrics.get("changes", ()):
-        task = change["task"]
-        if task in needed and change.get("problems_needed"):
-            compared[task] = max(compared.get(task, 0), change["problems_needed"])
-    needed |= compared
-    if not needed:
-        return ""
-    parts = [
-        f"{task} {_rounded(count)} problems (this set has {counts[task]:,})"
-        for task, count in needed.items()
-    ]
-    between = "" if compared else " between two unrelated models"
-    return f"A difference of {POINTS} points{between} would need about: {', '.join(parts)}."
-
-
-def _rounded(count: int) -> str:
-    """Return a count to two digits: 1,570 is 1,600."""
-    digits = max(0, len(str(count)) - 2)
-    return f"{round(count, -digits):,}"
-
-
 PAIR_COLUMNS = (
     "pairs",
     "model",
@@ -273,7 +242,9 @@ def markdown_table(metrics: Mapping[str, Any]) -> str:
         "",
         _LEGEND,
     ]
-    for note in filter(None, (_samples_note(metrics), _needed_note(metrics))):
+    for note in filter(
+        None, (_samples_note(metrics), needed_note(metrics["tasks"], metrics.get("changes", ())))
+    ):
         lines += ["", note]
     columns, *sampled = list(sampled_rows(read_scores(metrics, where="metrics.json")))
     if sampled:

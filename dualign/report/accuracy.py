@@ -1,6 +1,7 @@
 """Sections on accuracy: in both modes, what each stage bought, and against the first model."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 from dualign.data.conversation import MODES
 from dualign.evaluation.scores import (
@@ -14,11 +15,13 @@ from dualign.evaluation.scores import (
     short_label,
     task_names,
 )
+from dualign.evaluation.significance import needed_note
 from dualign.evaluation.table import SAMPLED_LEGEND, sampled_rows
 from dualign.report.blocks import Block, Gallery, Paragraph, Section, Table
 from dualign.report.conclusions import Evaluated, Step, multiplicity_note
 from dualign.report.groups import TaskGroups, is_small, task_groups
 from dualign.report.plots import accuracy_plot, group_plot
+from dualign.report.runs import StageRun
 
 _TASKS_PER_TABLE = 3  # more columns don't fit on paper
 
@@ -43,7 +46,15 @@ def accuracy_sections(evaluated: Evaluated) -> Iterator[Section]:
         )
         blocks.append(Paragraph(text=text))
     blocks += _few_tasks(models) if is_small(groups) else _many_tasks(models, groups)
+    changes = (change for stage in evaluated.stages for change in _changes_of(stage))
+    if models and (needed := needed_note(models[-1].tasks, changes)):
+        blocks.append(Paragraph(text=needed, quiet=True))
     yield Section(name="accuracy", title="Accuracy in both modes", blocks=tuple(blocks))
+
+
+def _changes_of(stage: StageRun) -> Sequence[Mapping[str, Any]]:
+    changes: Sequence[Mapping[str, Any]] = (stage.metrics or {}).get("changes", ())
+    return changes
 
 
 def _few_tasks(models: Sequence[ModelScores]) -> Iterator[Block]:

@@ -7,7 +7,7 @@ from rich.console import Console
 from dualign.data.conversation import MODES
 from dualign.evaluation.metrics import compare, with_gain
 from dualign.evaluation.scores import read_scores
-from dualign.evaluation.significance import with_adjusted
+from dualign.evaluation.significance import needed_note, with_adjusted
 from dualign.evaluation.table import markdown_table, terminal_samples, terminal_table
 from dualign.report.accuracy import sampled_sections
 from dualign.report.conclusions import Evaluated
@@ -76,6 +76,18 @@ def test_markdown_marks_what_stays_after_the_correction_and_says_what_would_be_n
     alone, base = entry("base", 1, 1)
     alone = markdown_table({**base, "all": [base], "changes": []})
     assert "A difference of 5 points between two unrelated models would need about:" in alone
+
+
+def test_names_of_tasks_are_no_markup_and_many_are_counted():
+    tasks = {
+        f"[bold]task {i}": {"think": {"n": 40, "problems_needed": 1000 + i}} for i in range(10)
+    }
+    note = needed_note(tasks, [{"task": "[bold]task 1", "problems_needed": 62}])
+    assert "[bold]task 0 1,000 problems (this set has 40), [bold]task 1 62 problems" in note
+    assert note.endswith("2 other tasks as metrics.json has it.")
+    figures = metrics()
+    figures["tasks"] = {"[bold]x": figures["tasks"]["ifeval"]}
+    assert "about: [bold]x" in shown(terminal_table(figures))
 
 
 def test_tables_of_older_metrics_stay_readable():
