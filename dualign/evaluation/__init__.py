@@ -12,5 +12,6 @@ __all__ = [
     "sampled",
     "scores",
     "significance",
+    "suite_table",
     "table",
 ]

@@ -32,6 +32,7 @@ from dualign.report.long_context import long_context_sections
 from dualign.report.retention import retention_findings
 from dualign.report.runs import ModelEvaluation, StageRun
 from dualign.report.samples import sample_sections
+from dualign.report.suites import suite_sections
 from dualign.report.thinking import difficulty_sections, thinking_sections
 
 _RATES = (
@@ -143,6 +144,7 @@ def _reason_sections(evaluated: Evaluated) -> Iterator[Section]:
 
 
 _SECTIONS: tuple[Callable[[Evaluated], Iterator[Section]], ...] = (
+    suite_sections,
     accuracy_sections,
     sampled_sections,
     step_sections,

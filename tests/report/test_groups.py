@@ -151,3 +151,14 @@ def test_languages_of_traces_and_answers_are_shown(tmp_path: Path) -> None:
     assert [row[:3] + row[4:] for row in table.rows] == [
         ("words-de", "sft", "think", "90.0 (+2)", "90.0")
     ]
+
+
+def test_a_suite_comes_first_beside_what_was_published(tmp_path: Path) -> None:
+    cells = {"think": cell(1, 2), "no_think": cell(1, 2)}
+    path = write_evaluation(tmp_path, "test", [{"model": "m", "tasks": {"aime25": cells}}])
+    metrics = json.loads((path / "metrics.json").read_text())
+    published = {"name": "AIME", "tasks": ["aime25"], "published": {"think": 36.7}}
+    metrics["suite"] = {"name": "tiny", "benchmarks": [published]}
+    (path / "metrics.json").write_text(json.dumps(metrics))
+    (table,) = _tables(_section([read_stage(path)], "suite-test")).values()
+    assert table.rows[0][:2] == ("AIME", "m") and "36.7" in table.rows[0]

@@ -94,6 +94,7 @@ def render_body(
     lineage = release.lineage
     scores = [model.scores for model in models]
     config = redact(lineage.run.record.get("config") or {}, release.names)
+    evaluations = [redact(stage.metrics or {}, release.names) for stage in lineage.evaluations]
     findings = (thinking_finding(scores[-1]), format_finding(scores[-1])) if scores else ()
     text = _TEMPLATES.get_template("card.md.jinja").render(
         release=release,
@@ -106,7 +107,7 @@ def render_body(
         accuracy=list(_accuracy_rows(scores)),
         tasks=task_names(scores),
         budgets=_budget_rows(scores),
-        further_tables=list(further_tables(models[-1])) if models else [],
+        further_tables=list(further_tables(scores[-1], evaluations)) if scores else [],
         figures=figures,
         mode_findings=[finding for finding in findings if finding],
         stage_settings=[(stage, hyper_parameters(stage.record)) for stage in lineage.stages],
