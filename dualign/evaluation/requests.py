@@ -169,7 +169,7 @@ def _request(
     prompt: Prompt, sampling: Sampling, identity: str, number: int, name: str
 ) -> AnswerRequest:
     """Return the request of one answer; the first of several is that of a single one."""
-    own_seed = _number(f"{identity}\n{number}" if number else identity)
+    own_seed = _number(f"{identity}\nsample {number}" if number else identity)
     if not sampling.temperature:
         own_seed = 0
     content = [
