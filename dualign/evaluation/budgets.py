@@ -4,6 +4,7 @@
 measured. Where a trace is no longer than a budget, the whole answer counts there.
 """
 
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -18,6 +19,7 @@ from dualign.generation.answers import budgeted
 from dualign.generation.budgets import Budget
 from dualign.tasks.base import Task
 
+logger = logging.getLogger(__name__)
 _ENOUGH = 0.95  # of the accuracy without a budget
 
 
@@ -37,8 +39,20 @@ def with_budgets(items: Sequence[EvalRequest], stage: EvalStage) -> tuple[EvalRe
         and item.writes
         and (item.task.name, item.problem.id, item.answer.prompt.text) not in quick
     ]
+    _warn_of_unreached(thinking, stage)
     cut = (_cut(item, tokens, stage) for tokens in stage.budget_tokens for item in thinking)
     return (*items, *cut)
+
+
+def _warn_of_unreached(thinking: Sequence[EvalRequest], stage: EvalStage) -> None:
+    """Say which budgets no trace can reach, since the limit ends the whole answer before."""
+    limits = {item.task.name: item.answer.sampling.max_new_tokens for item in thinking}
+    for task, limit in limits.items():
+        if late := [f"{tokens:,}" for tokens in stage.budget_tokens if tokens >= limit]:
+            logger.warning(
+                "task %s: no trace reaches a budget of %s, since max_new_tokens ends answers at %s: raise it",
+                task, " or ".join(late), f"{limit:,}",
+            )  # fmt: skip
 
 
 def _cut(item: EvalRequest, tokens: int, stage: EvalStage) -> EvalRequest:

@@ -95,7 +95,8 @@ class _CheckpointSpeaker:
         ids = tokenize(self.tokenizer, [prompt.text])[0]
         if budget is None:
             return self._write(ids, sampling, seed, write).ended
-        watch = _BudgetSpent(self._responder.cutter, prompt.text, len(ids), budget)
+        ends = frozenset(end_ids(self.model, self.tokenizer))
+        watch = _BudgetSpent(self._responder.cutter, prompt.text, len(ids), budget, ends)
         if budget.tokens:
             first = self._write(ids, _longest(sampling, budget), seed, write, watch)
             if not watch.spent:
@@ -137,15 +138,19 @@ class _CheckpointSpeaker:
 class _BudgetSpent(StoppingCriteria):
     """Stop when a trace has as many tokens as its budget."""
 
-    def __init__(self, cutter: TraceCutter, prompt: str, length: int, budget: Budget) -> None:
+    def __init__(
+        self, cutter: TraceCutter, prompt: str, length: int, budget: Budget, ends: frozenset[int]
+    ) -> None:
         self._cutter, self._prompt, self._length, self._budget = cutter, prompt, length, budget
+        self._ends = ends
         self.written: list[int] = []
         """the trace, with what opened it"""
         self.spent = False
 
     def __call__(self, input_ids: torch.LongTensor, scores: Any, **_: object) -> torch.Tensor:
         self.written = input_ids[0, self._length :].tolist()
-        self.spent = self._cutter.is_spent(self._prompt, self.written, self._budget)
+        is_over = self.written[-1] in self._ends  # the model ended its turn inside the trace
+        self.spent = not is_over and self._cutter.is_spent(self._prompt, self.written, self._budget)
         return torch.tensor([self.spent], device=input_ids.device)
 
 

@@ -33,7 +33,7 @@ def asked(monkeypatch):
 
 
 def test_budgets_give_accuracy_and_tokens_from_one_trace(
-    learnt, task_file, tmp_path, asked, capsys
+    learnt, task_file, tmp_path, asked, capsys, caplog
 ):
     plain = evaluate.run(stage(learnt, tasks=[task_file]), tmp_path / "plain", seed=1)
     assert asked["prompts"] == 8
@@ -43,6 +43,8 @@ def test_budgets_give_accuracy_and_tokens_from_one_trace(
     only = stage(learnt, tasks=[task_file], **settings)
     cells = evaluate.run(only, tmp_path / "cut", seed=1).metrics["tasks"]["sums"]
     assert asked["prompts"] == 8 + 8 + 4 + 4 + 2
+    (warning,) = [r.getMessage() for r in caplog.records if "budget" in r.getMessage()]
+    assert "no trace reaches a budget of 300, since max_new_tokens ends answers at 40" in warning
     lines = samples_of(tmp_path / "cut")
     whole = [line for line in lines if "budget" not in line]
     assert [line["generated"] for line in whole] == [
@@ -183,3 +185,20 @@ def test_the_command_takes_budgets(learnt, task_file, tmp_path, capsys):
     assert [entry["budget"] for entry in entries] == [0, 4, None]
     (note,) = budget_notes(metrics)
     assert note.startswith("sums, learnt: ")
+
+
+def test_several_answers_have_budgets_each(learnt, task_file, tmp_path):
+    settings = {"samples": 2, "temperature": 1.0, "budgets": (3,)}
+    think = evaluate.run(stage(learnt, tasks=[task_file], **settings), tmp_path, seed=1).metrics[
+        "tasks"
+    ]["sums"]["think"]
+    lines = [line for line in samples_of(tmp_path) if line["mode"] == "think"]
+    cut = {(line["id"], line["sample"]): line for line in lines if "budget" in line}
+    whole = {(line["id"], line["sample"]): line for line in lines if "budget" not in line}
+    assert len(whole) == 8 and cut
+    for place, line in cut.items():
+        assert whole[place]["generated"].startswith(line["generated"].split("\n</think>")[0])
+    values = [cut.get(place, line)["correct"] for place, line in whole.items()]
+    entry, none = think["budgets"]
+    assert (entry["n"], none["n"]) == (4, 4)
+    assert entry["accuracy"] == sum(values) / 8

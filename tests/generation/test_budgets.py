@@ -15,6 +15,7 @@ from dualign.generation.endpoint import EndpointResponder
 from dualign.generation.responders import open_responder
 from dualign.generation.samples import AnswerRecord, SampleFile
 from dualign.generation.sampling import Sampling
+from dualign.generation.speakers import _BudgetSpent as BudgetSpent
 from dualign.generation.wire import with_budget
 from dualign.models.tokenizer import load_chat_tokenizer
 from tests.chat_model import LEARNT
@@ -228,3 +229,20 @@ def test_a_dotted_field_is_nested_and_keeps_its_neighbors():
     fields = with_budget(prompt, "custom_params.thinking_budget", 7).fields
     assert fields == {"custom_params": {"a": 1, "thinking_budget": 7}, "b": 2}
     assert with_budget(prompt, "thinking_token_budget", 7).fields["thinking_token_budget"] == 7
+
+
+def test_a_turn_that_ends_inside_its_trace_is_not_closed_in_a_chat(learnt):
+    tokenizer = load_chat_tokenizer(str(learnt))
+    cutter, prompt = TraceCutter(tokenizer), "<|im_start|>assistant\n<think>\n"
+    start = cutter.ids(prompt)
+    for text, spent in (
+        ("abcd", True),
+        ("abc", False),
+        ("abc<|im_end|>", False),
+        ("a</think>b", False),
+    ):
+        watch = BudgetSpent(
+            cutter, prompt, len(start), Budget(tokens=4), frozenset({tokenizer.eos_token_id})
+        )
+        watch(torch.tensor([[*start, *cutter.ids(text)]]), None)
+        assert watch.spent is spent, text
