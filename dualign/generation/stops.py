@@ -94,6 +94,7 @@ class StopWatch:
         return self._stops.apply(self._prompt, generation)
 
     def _expect(self, *, in_trace: bool) -> None:
+        self.in_trace = in_trace
         # In a trace that holds many stops, only its end is worth a look at the whole text.
         self._words = self._stops.closings if in_trace else self._stops.strings
 

@@ -54,17 +54,19 @@ def vllm_batches(
             "accelerator, or choose backend: transformers"
         ) from None
     lora = {"enable_lora": True, "max_lora_rank": _served_rank(Path(adapter))} if adapter else {}
-    engine = LLM(model=base, dtype=dtype, **lora)
+    # Prompts that start with the same tokens (few-shot, samples, budgets) are computed once.
+    engine = LLM(model=base, dtype=dtype, enable_prefix_caching=True, **lora)
     request = LoRARequest("adapter", 1, adapter) if adapter else None
     ends = _end_ids(base, tokenizer)
 
-    def params(sampling: Sampling, seed: int) -> SamplingParams:
+    def params(sampling: Sampling, seed: int, stop: Sequence[str]) -> SamplingParams:
         return SamplingParams(
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             top_k=sampling.top_k or -1,  # -1 takes all
             max_tokens=sampling.max_new_tokens,
             seed=seed % 2**31,
+            stop=list(stop),
             stop_token_ids=ends,
             skip_special_tokens=False,
         )
@@ -77,24 +79,43 @@ def vllm_batches(
     ) -> Iterator[dict[int, Generation]]:
         ids = tokenize(tokenizer, prompts, token_ids)
         watches = stop_watches(tokenizer, prompts, samplings)
+
+        def answers(batch: Sequence[int], stops: Sequence[Sequence[str]]) -> list[Generation]:
+            outputs = engine.generate(
+                [TokensPrompt(prompt_token_ids=ids[i]) for i in batch],
+                [
+                    params(samplings[i], seeds[i], stop)
+                    for i, stop in zip(batch, stops, strict=True)
+                ],
+                use_tqdm=False,
+                lora_request=request,
+            )
+            made = [_generation(tokenizer, output.outputs[0].token_ids, ends) for output in outputs]
+            return [
+                generation if (watch := watches[i]) is None else watch.apply(generation)
+                for i, generation in zip(batch, made, strict=True)
+            ]
+
         with progress(len(ids), label, unit="answer") as bar:
             for start in range(0, len(ids), _BATCH_ROWS):
                 batch = range(start, min(start + _BATCH_ROWS, len(ids)))
-                outputs = engine.generate(
-                    [TokensPrompt(prompt_token_ids=ids[i]) for i in batch],
-                    [params(samplings[i], seeds[i]) for i in batch],
-                    use_tqdm=False,
-                    lora_request=request,
-                )
-                bar.update(len(batch))
-                generations = [
-                    _generation(tokenizer, output.outputs[0].token_ids, ends) for output in outputs
+                stops = [
+                    () if (watch := watches[i]) is None or watch.in_trace else samplings[i].stop
+                    for i in batch
                 ]
-                # The engine's own stop strings would end a trace, too.
-                yield {
-                    i: generation if (watch := watches[i]) is None else watch.apply(generation)
-                    for i, generation in zip(batch, generations, strict=True)
-                }
+                made = dict(zip(batch, answers(batch, stops), strict=True))
+                # The engine looks for stop strings in a trace, too: what ended there is asked again.
+                again = [
+                    i
+                    for i, stop in zip(batch, stops, strict=True)
+                    if stop
+                    and not made[i].finished
+                    and len(made[i].token_ids) < samplings[i].max_new_tokens
+                ]
+                if again:
+                    made |= zip(again, answers(again, [()] * len(again)), strict=True)
+                bar.update(len(batch))
+                yield made
 
     return batches
 
