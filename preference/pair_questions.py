@@ -2,7 +2,8 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
@@ -11,13 +12,13 @@ from dualign.data.questions import Question, all_here
 from dualign.data.questions import read_questions as read_rows
 from dualign.data.rows.traces import without_flags
 from dualign.data.text.trace_form import message_dict
-from dualign.errors import DualignError
+from dualign.errors import DualignError, EvaluationError
 from dualign.evaluation.preflight import issues as answer_issues
 from dualign.generation.thinking import Reply
 from dualign.preference.pairs_config import AskedRows, PairsStage
 from dualign.switch import Switch
 from dualign.tasks.base import Problem, Task
-from dualign.tasks.table import load_questions
+from dualign.tasks.table import load_questions, load_reference, source_of
 from dualign.verifiers.base import Verdict, Verifier
 
 
@@ -81,6 +82,9 @@ def read_questions(stage: PairsStage, *, seed: int) -> PairQuestions:
     """
     questions = PairQuestions()
     tasks = load_questions(stage.tasks, limit=stage.rows, seed=seed, checked=stage.checks_tasks)
+    for task, problems in tasks:
+        if unsized := _unsized(task, problems):
+            raise EvaluationError(unsized)
     questions.items += [
         _of_task(stage, task, problem, mode)
         for task, problems in tasks
@@ -105,9 +109,30 @@ def read_questions(stage: PairsStage, *, seed: int) -> PairQuestions:
 def issues(stage: PairsStage) -> list[tuple[str, str]]:
     """Return why answers can't be had or checked, as (key, message): before anything is asked."""
     reasons = answer_issues(stage)
+    reasons += [("tasks", message) for message in _unsized_tasks(stage.tasks)]
     if stage.data is None:
         return reasons
     return [*reasons, *(("data", message) for message in _row_problems(stage.data))]
+
+
+def _unsized_tasks(references: Sequence[str]) -> Iterator[str]:
+    for reference in references:
+        if source_of(reference) is None:
+            continue
+        with suppress(DualignError):  # answer_issues has said it
+            for task in load_reference(reference):
+                if message := _unsized(task, task.load_problems()):
+                    yield message
+
+
+def _unsized(task: Task, problems: Sequence[Problem]) -> str:
+    """Return why problems can't be asked here, in words; "" if they can."""
+    if not any(problem.sizing for problem in problems):
+        return ""
+    return (
+        f"task {task.name}: its problems have a length in tokens, which evaluations, sweeps, experiments "
+        "and retain set; pairs are built from other tasks"
+    )
 
 
 def _row_problems(data: AskedRows) -> Iterator[str]:

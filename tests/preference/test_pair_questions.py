@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dualign.data.config import SourceConfig
-from dualign.errors import DataError
+from dualign.errors import DataError, EvaluationError
 from dualign.generation.config import Endpoint
 from dualign.preference.pair_questions import issues, read_questions
 from dualign.preference.pairs import run
@@ -145,6 +145,15 @@ def test_what_cannot_be_checked_is_said_before_anything_is_asked(tmp_path: Path)
     ((key, message),) = issues(stage)
     assert key == "data" and "sums, row 0" in message
     with pytest.raises(DataError, match="sums, row 0"):
+        read_questions(stage, seed=0)
+
+
+def test_problems_without_their_length_are_never_asked() -> None:
+    stage = PairsStage(name="p", model="m", tasks=("long:needle@4k*1",))
+    ((key, message),) = issues(stage)
+    assert key == "tasks"
+    assert message.startswith("task long:needle@4k/en: its problems have a length in tokens")
+    with pytest.raises(EvaluationError, match="pairs are built from other tasks"):
         read_questions(stage, seed=0)
 
 
