@@ -15,7 +15,7 @@ from dualign.evaluation.following import Response
 from dualign.evaluation.metrics import gain
 from dualign.evaluation.requests import EvalRequest
 from dualign.evaluation.sampled import Sample, by_budget, has_value, mean_share, problem_means
-from dualign.generation.answers import budgeted
+from dualign.generation.answers import AnswerRequest, budgeted
 from dualign.generation.budgets import Budget
 from dualign.tasks.base import Task
 
@@ -27,21 +27,25 @@ def with_budgets(items: Sequence[EvalRequest], stage: EvalStage) -> tuple[EvalRe
     """Return the requests, followed by those at the stage's budgets; these have no_think's limit for
     their answers. A problem that is asked alike in both modes has none.
     """
-    quick = {
-        (item.task.name, item.problem.id, item.answer.prompt.text)
-        for item in items
-        if item.mode == "no_think"
-    }
+    quick = {_name(item): item.answer for item in items if item.mode == "no_think"}
     thinking = [
         item
         for item in items
         if item.mode == "think"
         and item.writes
-        and (item.task.name, item.problem.id, item.answer.prompt.text) not in quick
+        and item.answer.prompt.text != quick[_name(item)].prompt.text
     ]
     _warn_of_unreached(thinking, stage)
-    cut = (_cut(item, tokens, stage) for tokens in stage.budget_tokens for item in thinking)
+    cut = (
+        _cut(item, Budget(tokens=tokens, closing=stage.budget_closing), quick[_name(item)])
+        for tokens in stage.budget_tokens
+        for item in thinking
+    )
     return (*items, *cut)
+
+
+def _name(item: EvalRequest) -> tuple[str, str]:
+    return item.task.name, item.problem.id
 
 
 def _warn_of_unreached(thinking: Sequence[EvalRequest], stage: EvalStage) -> None:
@@ -55,9 +59,8 @@ def _warn_of_unreached(thinking: Sequence[EvalRequest], stage: EvalStage) -> Non
             )  # fmt: skip
 
 
-def _cut(item: EvalRequest, tokens: int, stage: EvalStage) -> EvalRequest:
-    budget = Budget(tokens=tokens, closing=stage.budget_closing)
-    limit = limit_of(item.task, stage, "no_think")
+def _cut(item: EvalRequest, budget: Budget, quick: AnswerRequest) -> EvalRequest:
+    limit = quick.sampling.max_new_tokens
     answer, *more = (budgeted(part, budget, answer_tokens=limit) for part in item.asked)
     return replace(item, answer=answer, more=tuple(more))
 

@@ -261,6 +261,7 @@ def test_traces_are_closed_at_budgets_before_texts_repeats_and_begun_answers(
     learnt: Path, tasks: list[Path], found: Found, tmp_path: Path
 ) -> None:
     wanted = ("chosen", "begun", "two_prompts", "repeated", "read")
+    limits = {"begun": 4, "repeated": 5}  # of the tasks, after the trace
     only = [task for task in tasks if task.stem in wanted]
     cut = evaluated(learnt, only, tmp_path, budgets=(4, 300))
     lines = (tmp_path / "samples.jsonl").read_text(encoding="utf-8").splitlines()
@@ -273,6 +274,7 @@ def test_traces_are_closed_at_budgets_before_texts_repeats_and_begun_answers(
         if row["task"] != "two_prompts":
             thought = LEARNT[list(LEARNT)[int(row["id"])]][0]
             assert row["thinking"] == thought[:4].strip() and row["closed_by_budget"]
+    assert all(row["answer_tokens"] <= limits.get(row["task"], 40) for row in rows)
     begun = next(row for row in rows if row["task"] == "begun")
     assert begun["answer"] == begun["more"][-1]["generated"].strip()
     other = next(row for row in rows if row["task"] == "two_prompts")["more"]
