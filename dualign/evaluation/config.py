@@ -9,7 +9,7 @@ from dualign.data.config import SourceConfig
 from dualign.generation.config import Backend, Endpoint, endpoint_of, model_label, model_problems
 from dualign.generation.estimate import Demand
 from dualign.switch import Switch
-from dualign.tasks.base import Task
+from dualign.tasks.base import Problem, Task
 from dualign.tasks.suites import suite_problem
 from dualign.tasks.table import load_problems, load_tasks, unknown_tasks
 
@@ -79,9 +79,10 @@ def limit_of(task: Task, config: EvalConfig, mode: str) -> int:
     return task_limit or config.max_new_tokens_no_think or think
 
 
-def samples_of(config: EvalConfig, mode: str) -> int:
-    """Return how many answers each problem gets in a mode."""
-    return _in_mode(config, "samples", mode) or 1
+def samples_of(problem: Problem, config: EvalConfig, mode: str) -> int:
+    """Return how many answers a problem gets in a mode: its own number, where the mode samples."""
+    own = problem.samples if _in_mode(config, "temperature", mode) else None
+    return own or _in_mode(config, "samples", mode) or 1
 
 
 def sampling_of(task: Task, config: EvalConfig, mode: str) -> dict[str, Any]:
@@ -118,7 +119,7 @@ def _greedy_problems(config: EvalConfig, mode: str) -> Iterator[tuple[str, str]]
         if value not in (None, idle) and not is_used:
             name = f"{key}{end}"
             yield name, f"{value} has no effect at temperature 0; set temperature or remove {name}"
-    count, own = samples_of(config, mode), getattr(config, f"samples{end}")
+    count, own = _in_mode(config, "samples", mode) or 1, getattr(config, f"samples{end}")
     # What makes both modes greedy is said of think alone.
     if count > 1 and (mode == "think" or own or config.temperature > 0):
         remedy = "or remove samples" if mode == "think" else "or samples_no_think: 1"
@@ -226,9 +227,9 @@ class EvalStage(EvalConfig):
         for task in load_tasks(self.tasks):
             problems = load_problems(task, limit=self.rows)
             for mode in ("think", "no_think"):
-                limit, count = limit_of(task, self, mode), samples_of(self, mode)
+                limit, count = limit_of(task, self, mode), samples_of(problems[0], self, mode)
                 demand += Demand.of(problems, limit, count)
             for tokens in self.budget_tokens:
                 limit = tokens + limit_of(task, self, "no_think")
-                demand += Demand.of(problems, limit, samples_of(self, "think"))
+                demand += Demand.of(problems, limit, samples_of(problems[0], self, "think"))
         return "\n".join(map(demand.in_words, endpoints))

@@ -106,7 +106,7 @@ def build_requests(
                 identity = f"{seed}:{task.name}:{mode}:{problem.id}"
                 writes = not problem.choices or (thinks and prompted)
                 # Scores of texts are the same each time.
-                count = samples_of(config, of_mode) if writes else 1
+                count = samples_of(problem, config, of_mode) if writes else 1
                 for number in range(count):
                     answer, *more = (
                         _request(

@@ -65,6 +65,8 @@ class Problem:
     """functions that the model may call, as JSON schemas"""
     begun: str = ""
     """the start of the answer, which the model goes on from"""
+    samples: int | None = None
+    """answers in modes that sample; None: the stage's"""
     choices: tuple[Continuation, ...] = ()
     """texts that are scored in place of an answer"""
     sampling: OwnSampling | None = None

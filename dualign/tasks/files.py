@@ -50,6 +50,8 @@ class FileTask:
     """limit of an answer in think mode; absent: the stage's"""
     max_new_tokens_no_think: int | None = None
     """limit of an answer in no_think mode; absent: max_new_tokens, else the stage's"""
+    samples: int | None = None
+    """answers to each problem in modes that sample; absent: the stage's"""
     switch: Switch | None = None
     """what switches the modes for this task; absent: the stage's"""
     language: str | None = None
@@ -89,8 +91,9 @@ class FileTask:
         """Return the keys of the file, without its rows, and the hashes of the verifier's files."""
         files = {Path(file).name: sha256(Path(file)) for file in self.check.files}
         keys = asdict(self) | {"rows": None}
-        if self.language is None:  # added later: hashes stay
-            del keys["language"]
+        for key in ("language", "samples"):  # added later: hashes stay
+            if keys[key] is None:
+                del keys[key]
         return keys | ({"verifier_files": files} if files else {})
 
     def without_instruction(self) -> "FileTask":
@@ -106,6 +109,7 @@ class FileTask:
         for key, limit in (
             ("max_new_tokens", self.max_new_tokens),
             ("max_new_tokens_no_think", self.max_new_tokens_no_think),
+            ("samples", self.samples),
         ):
             if limit is not None and limit < 1:
                 issues.append((key, f"expected 1 or more, found {limit}"))
@@ -179,6 +183,7 @@ def _problem(task: FileTask, number: int, row: dict[str, Any]) -> Problem:
             if key not in _ROW_KEYS and isinstance(value, str | int | float | bool)
         },
         line=number,
+        samples=task.samples,
     )
 
 

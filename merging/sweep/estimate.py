@@ -77,14 +77,14 @@ def _merge_lines(prepared: PreparedMerge) -> list[str]:
 def _score_lines(stage: SweepStage, scorer: Scorer) -> list[str]:
     if not isinstance(scorer, LiveScorer):
         return [f"score       by the command, on each candidate's folder: {stage.command}"]
-    counts = [(task, len(problems)) for task, problems in scorer.tasks]
     asked = [
-        (samples_of(scorer.config, mode) * count, limit_of(task, scorer.config, mode))
-        for task, count in counts
+        (samples_of(problem, scorer.config, mode), limit_of(task, scorer.config, mode))
+        for task, problems in scorer.tasks
         for mode in ("think", "no_think")
+        for problem in problems
     ]
     answers, tokens = sum(n for n, _ in asked), sum(n * limit for n, limit in asked)
-    names = ", ".join(f"{task.name} ({count})" for task, count in counts)
+    names = ", ".join(f"{task.name} ({len(problems)})" for task, problems in scorer.tasks)
     return [
         f"score       {stage.objective} on {names}, in both modes, by a model in memory",
         f"            {answers} answers a candidate, {tokens:,} new tokens at most",

@@ -338,6 +338,18 @@ def test_each_mode_is_sampled_in_its_own_way(learnt, task_file, tmp_path, counte
     assert len(samples_of(tmp_path / "alone")) == 16
 
 
+def test_a_task_may_have_more_answers_than_its_stage(learnt, task_file, tmp_path):
+    with task_file.open("a") as file:
+        file.write("samples: 3\n")
+    mixed = {"temperature": 2.0, "temperature_no_think": 0.0}
+    tasks = evaluate.run(stage(learnt, tasks=[task_file], **mixed), tmp_path, seed=1).metrics[
+        "tasks"
+    ]
+    think, no_think = tasks["sums"]["think"], tasks["sums"]["no_think"]
+    assert (think["samples"], think["n"]) == (3, 4)
+    assert "samples" not in no_think  # greedy: its answers would be equal
+
+
 def adapter_of(learnt, target):
     base = AutoModelForCausalLM.from_pretrained(learnt)
     config = LoraConfig(
