@@ -162,7 +162,11 @@ def _read(path: Path, overrides: Sequence[str]) -> Document:
 def _fill_suites(stages: Any) -> None:
     """Put the tasks and settings of suites into their stages; what is set there, or overridden, stays."""
     for stage in stages if isinstance(stages, list) else ():
-        if isinstance(stage, dict) and isinstance(stage.get("suite"), str):
+        if (
+            isinstance(stage, dict)
+            and stage.get("kind") == "eval"
+            and isinstance(stage.get("suite"), str)
+        ):
             stage.update(with_suite(stage))
 
 

@@ -17,13 +17,13 @@ _PACKAGE = "langdetect"
 _CODE = re.compile(r"[a-z]{2}")
 _UNKNOWN = "unknown"
 _NO_WORDS = re.compile(
-    r"```.*?(?:```|\Z)|`[^`\n]*`|\$\$.*?\$\$|\$[^$\n]*\$|\\\(.*?\\\)|\\\[.*?\\\]|\\[A-Za-z]+(?:\{[^{}]*\})?"
+    r"```.*?(?:```|\Z)|`[^`\n]*`|\$\$.{0,999}?\$\$|\$[^$\n]*\$|\\\(.{0,499}?\\\)|\\\[.{0,999}?\\\]|\\[A-Za-z]+(?:\{[^{}]*\})?"
     r"|https?://\S+|<[^<>]{1,40}>|[\d_*#|+=<>/^{}\[\]()~&%@\"\u2019']+",
     re.DOTALL,
 )
 _LATIN = re.compile(r"[A-Za-z\u00c0-\u024f]")
 _LETTER = re.compile(r"[^\W\d_]")
-_MOST_CHARACTERS = 10_000  # what langdetect reads
+_PIECE = 1000  # characters at the head, in the middle and at the end of what is longer
 _FEWEST_WORDS, _FEWEST_LETTERS, _FEWEST_OTHERS = 5, 24, 8
 _LEAST_PROBABLE = 0.9
 
@@ -48,7 +48,7 @@ def with_languages(samples: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, A
 
 def language_of(text: str) -> str | None:
     """Return the language of a text (ISO 639-1) or `unknown`; None if it has no words."""
-    plain = " ".join(_NO_WORDS.sub(" ", text[: 2 * _MOST_CHARACTERS]).split())
+    plain = " ".join(_NO_WORDS.sub(" ", text).split())
     letters = _LETTER.findall(plain)
     if not letters:
         return None
@@ -56,7 +56,10 @@ def language_of(text: str) -> str | None:
     is_short = len(plain.split()) < _FEWEST_WORDS or len(letters) < _FEWEST_LETTERS
     if is_short and len(letters) - latin < _FEWEST_OTHERS:  # other scripts need fewer letters
         return _UNKNOWN
-    return _detect(plain[:_MOST_CHARACTERS]) or _UNKNOWN
+    if len(plain) > 3 * _PIECE:
+        middle = (len(plain) - _PIECE) // 2
+        plain = f"{plain[:_PIECE]} {plain[middle : middle + _PIECE]} {plain[-_PIECE:]}"
+    return _detect(plain) or _UNKNOWN
 
 
 def _languages_of(sample: Mapping[str, Any]) -> dict[str, str]:

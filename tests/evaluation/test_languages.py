@@ -38,6 +38,12 @@ def test_the_language_of_words_is_told_and_few_words_are_unknown(
     assert language_of(text) == language, "the same each time"
 
 
+def test_a_long_text_is_told_by_its_head_its_middle_and_its_end() -> None:
+    english, french = (f"{TEXTS[number][0]} " * 400 for number in (0, 1))
+    assert language_of(english + french[:1500]) == "en"
+    assert language_of(english[:1500] + french) == "fr", "what comes later counts, too"
+
+
 def line(language: str | None, trace: str, answer: str) -> dict[str, object]:
     named = {} if language is None else {"language": language}
     return {**named, "thinking": trace, "answer": answer}
