@@ -3,12 +3,13 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from rich.box import HEAVY_HEAD, SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table as TerminalTable
 from rich.text import Text
 
 from dualign.errors import EvaluationError
-from dualign.evaluation.scores import change_text, score_text
+from dualign.evaluation.scores import change_text, percent, score_text
 from dualign.report.answers import Listed, browse
 from dualign.report.blocks import Block, Bullets, Paragraph, Report, Section, Table
 from dualign.report.compare import (
@@ -22,6 +23,7 @@ from dualign.report.render import render_html
 from dualign.report.samples import mode_answer, plain, shortened
 
 _SHOWN_CHARACTERS = 400  # of a text in the terminal
+_WIDE = 150  # columns of a terminal that have room for the whole table
 _LEGEND = (
     "Accuracy in percent, its change in points, on the problems that both answered, with 95 % intervals; "
     "in parentheses if the interval of the change holds 0. p: of the exact paired test, adjusted for the "
@@ -31,15 +33,7 @@ _LEGEND = (
 
 def print_comparison(comparison: Comparison, console: Console, *, shown: int) -> None:
     """Print the table, what isn't compared, and up to `shown` problems that turned wrong, and right."""
-    table = TerminalTable(
-        title=_title(comparison), caption=_LEGEND, title_justify="left", caption_justify="left"
-    )
-    for place, name in enumerate(_columns(comparison)):
-        table.add_column(name, justify="left" if place < 2 else "right", no_wrap=place > 1)
-    for row in _rows(comparison):
-        # Text, not str: rich would read square brackets in a name as markup.
-        table.add_row(*map(Text, row))
-    console.print(table)
+    console.print(_terminal_table(comparison, short=console.width < _WIDE))
     for note in comparison.notes():
         console.print(Text(note))
     for outcome in (TURNED_WRONG, TURNED_RIGHT):
@@ -48,6 +42,29 @@ def print_comparison(comparison: Comparison, console: Console, *, shown: int) ->
             console.print(_side_by_side(comparison, problem))
         if len(turned) > shown:
             console.print(f"{len(turned) - shown} more {outcome}.")
+
+
+def _terminal_table(comparison: Comparison, *, short: bool) -> TerminalTable:
+    """Return the table; `short` without the accuracies' intervals and the thinking tokens."""
+    table = TerminalTable(
+        title=Text(_title(comparison)),
+        caption=_LEGEND,
+        title_justify="left",
+        caption_justify="left",
+        box=SIMPLE_HEAD if short else HEAVY_HEAD,
+        padding=(0, 0 if short else 1),
+    )
+    columns = _columns(comparison)
+    for place, name in enumerate(columns[:-1] if short else columns):
+        head = Text(name.removeprefix("turned ") if short else name)
+        if place < 2:
+            table.add_column(head, min_width=8)
+        else:
+            table.add_column(head, justify="right", no_wrap=True)
+    for row in _rows(comparison, short=short):
+        # Text, not str: rich would read square brackets in a name as markup.
+        table.add_row(*map(Text, row[:-1] if short else row))
+    return table
 
 
 def write_comparison(comparison: Comparison, file: Path) -> None:
@@ -105,16 +122,19 @@ def _columns(comparison: Comparison) -> tuple[str, ...]:
     )
 
 
-def _rows(comparison: Comparison) -> Iterator[tuple[str, ...]]:
+def _rows(comparison: Comparison, *, short: bool = False) -> Iterator[tuple[str, ...]]:
     """Yield the cells of each task in each mode, then of all tasks together."""
+    digits = 0 if short else 1
     for task in comparison.tasks:
         yield (
             task.task,
             task.mode,
             str(len(task.problems)),
-            score_text(task.before),
-            score_text(task.after),
-            change_text(task.change),
+            *(
+                percent(score.accuracy) if short else score_text(score)
+                for score in (task.before, task.after)
+            ),
+            change_text(task.change, digits),
             f"{task.p_adjusted:.3f}" if task.p_adjusted >= 0.001 else "<0.001",
             *(str(task.count(outcome)) for outcome in OUTCOMES[:2]),
             change_text(task.think_tokens),
@@ -130,7 +150,7 @@ def _rows(comparison: Comparison) -> Iterator[tuple[str, ...]]:
                 n,
                 "",
                 "",
-                change_text(change),
+                change_text(change, digits),
                 "",
                 *turned,
                 "",

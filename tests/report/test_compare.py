@@ -3,14 +3,17 @@
 import json
 import shutil
 from collections.abc import Iterator
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 import dualign
 from dualign.cli.main import main
 from dualign.errors import CheckpointError, DualignError, EvaluationError
 from dualign.report.compare import OUTCOMES, compare
+from dualign.report.compare_pages import print_comparison
 
 from .conftest import Record, cell, write_evaluation, write_stage
 from .test_answers import data_of
@@ -65,6 +68,15 @@ def test_terminal_and_page_show_both_answers(
     before, after = problems[0]["answers"]
     assert (before["right"], after["right"]) == (True, False)
     assert "cut while thinking" in after["flags"]
+
+
+@pytest.mark.parametrize(("width", "shown"), [(80, "-100.0 [-100, "), (160, "100.0 [51, 100]")])
+def test_the_table_fits_the_terminal(evaluated: Evaluated, width: int, shown: str) -> None:
+    console = Console(width=width, record=True, file=StringIO())
+    print_comparison(compare(evaluated["whole"], evaluated["short"]), console, shown=0)
+    text = console.export_text()
+    assert "\u2026" not in text and max(map(len, text.splitlines())) <= width
+    assert shown in text and "no_think" in text
 
 
 @pytest.fixture
