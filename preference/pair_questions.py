@@ -83,8 +83,8 @@ def read_questions(stage: PairsStage, *, seed: int) -> PairQuestions:
     questions = PairQuestions()
     tasks = load_questions(stage.tasks, limit=stage.rows, seed=seed, checked=stage.checks_tasks)
     for task, problems in tasks:
-        if unsized := _unsized(task, problems):
-            raise EvaluationError(unsized)
+        if reason := _unaskable(task, problems):
+            raise EvaluationError(reason)
     questions.items += [
         _of_task(stage, task, problem, mode)
         for task, problems in tasks
@@ -109,30 +109,40 @@ def read_questions(stage: PairsStage, *, seed: int) -> PairQuestions:
 def issues(stage: PairsStage) -> list[tuple[str, str]]:
     """Return why answers can't be had or checked, as (key, message): before anything is asked."""
     reasons = answer_issues(stage)
-    reasons += [("tasks", message) for message in _unsized_tasks(stage.tasks)]
+    reasons += [("tasks", message) for message in _unaskable_tasks(stage.tasks)]
     if stage.data is None:
         return reasons
     return [*reasons, *(("data", message) for message in _row_problems(stage.data))]
 
 
-def _unsized_tasks(references: Sequence[str]) -> Iterator[str]:
+def _unaskable_tasks(references: Sequence[str]) -> Iterator[str]:
     for reference in references:
         if source_of(reference) is None:
             continue
         with suppress(DualignError):  # answer_issues has said it
             for task in load_reference(reference):
-                if message := _unsized(task, task.load_problems()):
+                if message := _unaskable(task, task.load_problems()):
                     yield message
 
 
-def _unsized(task: Task, problems: Sequence[Problem]) -> str:
+def _unaskable(task: Task, problems: Sequence[Problem]) -> str:
     """Return why problems can't be asked here, in words; "" if they can."""
-    if not any(problem.sizing for problem in problems):
-        return ""
-    return (
-        f"task {task.name}: its problems have a length in tokens, which evaluations, sweeps, experiments "
-        "and retain set; pairs are built from other tasks"
-    )
+    if any(problem.sizing for problem in problems):
+        return (
+            f"task {task.name}: its problems have a length in tokens, which evaluations, sweeps, "
+            "experiments and retain set; pairs are built from other tasks"
+        )
+    if any(problem.tools for problem in problems):
+        return (
+            f"task {task.name}: its problems offer functions, which rows of pairs would lack; pairs are "
+            "built from other tasks"
+        )
+    if any(problem.choices for problem in problems):
+        return (
+            f"task {task.name}: its texts are scored, no answer is written; pairs are built from tasks "
+            "that ask for answers"
+        )
+    return ""
 
 
 def _row_problems(data: AskedRows) -> Iterator[str]:

@@ -157,6 +157,20 @@ def test_problems_without_their_length_are_never_asked() -> None:
         read_questions(stage, seed=0)
 
 
+def test_problems_with_functions_are_never_asked_without_them(tmp_path: Path) -> None:
+    row = {
+        "id": "irrelevance_0",
+        "question": [[{"role": "user", "content": "What is 1+2?"}]],
+        "function": [{"name": "look", "parameters": {"type": "dict", "properties": {}}}],
+    }
+    (tmp_path / "BFCL_v4_irrelevance.json").write_text(json.dumps(row))
+    stage = PairsStage(name="p", model="m", tasks=(f"bfcl:irrelevance@{tmp_path}",))
+    ((key, message),) = issues(stage)
+    assert key == "tasks" and "its problems offer functions" in message
+    with pytest.raises(EvaluationError, match="which rows of pairs would lack"):
+        read_questions(stage, seed=0)
+
+
 @pytest.mark.parametrize(
     ("keys", "refused"),
     [
