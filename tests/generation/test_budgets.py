@@ -1,9 +1,11 @@
 """Traces that are closed at a budget: the tokens, what is asked again, what is counted."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
+import trl
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 import dualign.generation.responders as responders
@@ -19,6 +21,7 @@ from dualign.generation.speakers import _BudgetSpent as BudgetSpent
 from dualign.generation.wire import with_budget
 from dualign.models.tokenizer import load_chat_tokenizer
 from tests.chat_model import LEARNT
+from tests.doctor.test_trials import tokenizer_for
 
 CLOSING = "\n</think>\n\n"
 
@@ -246,3 +249,39 @@ def test_a_turn_that_ends_inside_its_trace_is_not_closed_in_a_chat(learnt):
         )
         watch(torch.tensor([[*start, *cutter.ids(text)]]), None)
         assert watch.spent is spent, text
+
+
+@pytest.mark.parametrize(
+    ("family", "prompt", "head", "closing"),
+    [
+        ("qwen3", "assistant\n", "<think>\n", "\n</think>\n\n"),
+        ("qwen3_6", "assistant\n<think>\n", "", "\n</think>\n\n"),
+        ("nemotron_3_nano", "assistant\n<think>\n", "", "\n</think>\n"),
+        (
+            "gptoss",
+            "<|start|>assistant",
+            "<|channel|>analysis<|message|>",
+            "<|end|><|start|>assistant<|channel|>final<|message|>",
+        ),
+        ("gemma4_v5", "model\n", "<|channel>thought\n", "\n<channel|>"),
+    ],
+)
+def test_each_family_closes_traces_as_its_template_does(family, prompt, head, closing):
+    text = (Path(trl.__file__).parent / "chat_templates" / f"{family}.jinja").read_text("utf-8")
+    tokenizer = tokenizer_for(text)
+    tokenizer.chat_template = text
+    cutter = TraceCutter(tokenizer)
+    assert cutter.closing(Budget(tokens=1)) == closing
+    nothing = cutter.close(prompt, (), Budget(tokens=0))
+    assert nothing.kept + nothing.closing == head + closing
+    written = cutter.ids(f"{head}one two{closing}3")
+    start, length = cutter.trace(prompt, written)
+    assert cutter.close(prompt, written, Budget(tokens=length)) is None
+    cut = cutter.close(prompt, written, Budget(tokens=length - 1))
+    assert cut.kept.startswith(head) and "one two".startswith(cut.kept[len(head) :].strip())
+    assert cut.closing == closing and len(cut.kept) < len(f"{head}one two")
+    assert cut.token_ids == (
+        *cutter.ids(prompt),
+        *written[: start + length - 1],
+        *cutter.ids(closing),
+    )
