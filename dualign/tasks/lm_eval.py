@@ -15,11 +15,13 @@ from typing import Any
 
 from dualign.config import nearest_key
 from dualign.errors import EvaluationError, excerpt
-from dualign.tasks.lm_eval_task import LmEvalTask
+from dualign.tasks.lm_eval_task import UNSAFE, LmEvalTask
 
 _PREFIX = "lm_eval"
 _YAML = (".yaml", ".yml")
 _GROUP = re.compile(r"""^group:\s*["']?([^"'\s#]+)""", re.MULTILINE)
+_UNSAFE = re.compile(r"^unsafe_code:\s*(\w+)", re.MULTILINE)
+_INCLUDE = re.compile(r"""^include:\s*["']?([^"'\s#]+)""", re.MULTILINE)
 # What simple_evaluate of lm-eval 0.4.13 sets before it loads tasks: some shuffle choices as they load.
 _RANDOM_SEED, _NUMPY_SEED = 0, 1234
 
@@ -42,9 +44,7 @@ def load(name: str) -> tuple[LmEvalTask, ...]:
         )
     group = _GROUP.search(path.read_text("utf-8"))
     if group is None:
-        from lm_eval.tasks import TaskManager
-
-        return _tasks(str(path.resolve()), name, TaskManager(include_defaults=False))
+        return _of_file(path.resolve(), name)
     return _tasks(group[1], name, _index(str(path.resolve().parent)))
 
 
@@ -70,6 +70,8 @@ def _require() -> None:
 
 @cache
 def _named(name: str) -> tuple[LmEvalTask, ...]:
+    if file := _shipped(name):
+        return _of_file(file, name)
     index = _index()
     if name not in index.task_index:
         name_near = nearest_key(name, index.all_tasks)
@@ -79,6 +81,39 @@ def _named(name: str) -> tuple[LmEvalTask, ...]:
             "`dualign eval --list PATTERN` finds names"
         )
     return _tasks(name, name, index)
+
+
+def _shipped(name: str) -> Path | None:
+    """Return the file in which lm-eval has a task: found in a hundredth of the time that its index takes."""
+    spec = find_spec("lm_eval")
+    places = (spec and spec.submodule_search_locations) or []
+    line = re.compile(rf"""^task:\s*["']?{re.escape(name)}["']?\s*$""".encode(), re.MULTILINE)
+    for place in places:
+        for file in sorted((Path(place) / "tasks").rglob("*.yaml")):
+            content = file.read_bytes()
+            if line.search(content) and not _GROUP.search(content.decode("utf-8", "replace")):
+                return file
+    return None
+
+
+def _of_file(file: Path, name: str) -> tuple[LmEvalTask, ...]:
+    from lm_eval.tasks import TaskManager
+
+    if _is_unsafe(file):
+        raise EvaluationError(f"{_PREFIX}:{name}: {UNSAFE}")
+    return _tasks(str(file), name, TaskManager(include_defaults=False))
+
+
+def _is_unsafe(file: Path) -> bool:
+    """Return whether a task's YAML, or one that it includes, says that it runs code of a model."""
+    if not file.is_file():
+        return False
+    text = file.read_text("utf-8")
+    own = _UNSAFE.search(text)
+    if own:
+        return own[1].lower() == "true"
+    included = _INCLUDE.findall(text)
+    return any(_is_unsafe(file.parent / other) for other in included)
 
 
 @cache

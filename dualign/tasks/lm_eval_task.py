@@ -15,6 +15,10 @@ from dualign.tasks.base import Continuation, OwnSampling, Problem, Turn
 from dualign.tasks.lm_eval_check import LmEvalCheck, Target, aggregation_of, has_mean, plain
 from dualign.verifiers.base import Verdict
 
+UNSAFE = (
+    "it runs code that a model wrote in this process, where nothing shuts it in (unsafe_code). Write its "
+    "rows as a task file with the verifier unit_tests, which runs code in a sandbox (docs/verifiers.md)"
+)
 _FEWSHOT_SEED = 1234  # lm-eval's default
 _MAX_GEN_TOKS = 256  # of a task that names none, as of lm-eval's `hf` model
 _LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
@@ -109,11 +113,7 @@ class LmEvalTask:
         """
         for member in self.members:
             if getattr(member, "UNSAFE_CODE", False):
-                raise EvaluationError(
-                    f"{self.rows}: {member.task_name} runs code that a model wrote in this process, where "
-                    "nothing shuts it in (unsafe_code). Write its rows as a task file with the verifier "
-                    "unit_tests, which runs code in a sandbox (docs/verifiers.md)"
-                )
+                raise EvaluationError(f"{self.rows}: {member.task_name}: {UNSAFE}")
             if getattr(member, "MULTIMODAL", False):
                 raise EvaluationError(
                     f"{self.rows}: {member.task_name} asks about pictures or sounds; expected text"
