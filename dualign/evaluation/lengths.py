@@ -36,10 +36,10 @@ def with_lengths(
     if not any(isinstance(task, LongTask) for task in tasks):
         return dict(metrics)
     entries = [
-        {**entry, "lengths": _curves(entry, tasks, stage, window_of(model))}
+        {**entry, "length_curves": _curves(entry, tasks, stage, window_of(model))}
         for entry, model in zip(metrics["all"], stage.models, strict=True)
     ]
-    return {**metrics, "all": entries, "lengths": entries[-1]["lengths"]}
+    return {**metrics, "all": entries, "length_curves": entries[-1]["length_curves"]}
 
 
 def _curves(
@@ -89,7 +89,9 @@ def _effective(points: Sequence[Mapping[str, Any]]) -> int | None:
 def curves_of(metrics: Mapping[str, Any]) -> list[tuple[str, Curve]]:
     """Return (model, curve) of all models of a metrics.json."""
     entries = metrics.get("all") or [metrics]
-    return [(entry["model"], curve) for entry in entries for curve in entry.get("lengths", ())]
+    return [
+        (entry["model"], curve) for entry in entries for curve in entry.get("length_curves", ())
+    ]
 
 
 def terminal_lengths(metrics: Mapping[str, Any]) -> Table | None:

@@ -115,7 +115,8 @@ def listing(pattern: str) -> Iterator[str]:
             yield f"{source}: {len(names)} names; `dualign eval --list PATTERN` finds some"
             continue
         for name, kind in names:
-            if fnmatchcase(name.lower(), glob.lower()):
+            texts = (name.lower(), f"{source}:{name}".lower())
+            if any(fnmatchcase(text, glob.lower()) for text in texts):
                 yield f"{source}:{name}  {kind}"
 
 

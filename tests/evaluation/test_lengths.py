@@ -37,8 +37,9 @@ def test_a_stage_asks_at_its_lengths_and_shows_the_curve(learnt, tmp_path, capsy
     )
     evaluate.run(stage, tmp_path, seed=1)
     metrics = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
-    think, no_think = metrics["lengths"]
-    assert metrics["all"][0]["lengths"] == [think, no_think]
+    think, no_think = metrics["length_curves"]
+    assert metrics["all"][0]["length_curves"] == [think, no_think]
+    assert "lengths" not in metrics, "the report reads those of a pairs stage there"
     assert (think["language"], think["mode"], think["window"]) == ("en", "think", 512)
     assert [point["length"] for point in think["points"]] == [600, 700]
     assert [point["beyond"] for point in think["points"]] == [False, True], (
@@ -114,7 +115,7 @@ def test_a_point_is_the_mean_of_the_forms_and_the_effective_length_ends_below_th
     stage = EvalStage(name="e", models=(str(tmp_path),), tasks=("x",))
     assert with_lengths({"all": [entry]}, (), stage) == {"all": [entry]}
     metrics = with_lengths({"all": [entry]}, tasks, stage)
-    think, no_think = metrics["lengths"]
+    think, no_think = metrics["length_curves"]
     assert [point["score"] for point in think["points"]] == pytest.approx([0.9, 0.86, 0.85])
     assert think["points"][0]["forms"] == {"needle": 1.0, "tracking": 0.8}
     assert think["points"][0]["ci"] == pytest.approx([0.829, 0.971], abs=1e-3)  # 0.1 / sqrt(2)

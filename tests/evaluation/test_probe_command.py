@@ -13,8 +13,8 @@ def test_the_probe_asks_at_its_lengths(learnt, tmp_path, capsys):
     assert main(["eval", str(learnt), *arguments, *options]) == 0
     metrics = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
     assert list(metrics["tasks"]) == ["long:needle@600/en", "long:needle@600/de"]
-    assert [curve["language"] for curve in metrics["lengths"]] == ["en", "en", "de", "de"]
-    assert metrics["lengths"][0]["points"][0]["n"] == 1
+    assert [curve["language"] for curve in metrics["length_curves"]] == ["en", "en", "de", "de"]
+    assert metrics["length_curves"][0]["points"][0]["n"] == 1
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def _model(name: str, scores: tuple[float, float]) -> Record:
     curve = {"language": "en", "window": 2048, "points": points, "effective": None}
     tasks = {f"long:{form}@{length}/en": cells for form in FORMS for length in ("1k", "4k")}
     curves = [{**curve, "mode": mode} for mode in ("think", "no_think")]
-    return {"model": name, "tasks": tasks, "lengths": curves}
+    return {"model": name, "tasks": tasks, "length_curves": curves}
 
 
 def _sections(folder: Path) -> dict[str, Section]:
