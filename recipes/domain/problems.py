@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="the quickstart's data",
     )
     for name, rows, text in (
-        ("train", 240, "questions that get a trace"),
+        ("train", 180, "questions that get a trace"),
         ("pairs", 60, "questions for preference pairs"),
         ("test", 60, "test questions"),
     ):
