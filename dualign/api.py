@@ -200,8 +200,7 @@ def evaluate(
         rows: at most this many rows of each task, drawn by the seed.
         max_new_tokens: the limit of an answer, thinking included; None: the suite's, else 512.
         temperature: 0 is greedy; None: the suite's, else 0.
-        top_p: sample from the likeliest tokens that together have this probability; None: the
-            suite's, else 1.
+        top_p: sample from the likeliest tokens of this probability; None: the suite's, else 1.
         suite: a suite of benchmarks by name (docs/benchmarks.md), asked before the tasks.
         backend: `vllm` must be installed.
         switch: what switches the modes, as in a recipe; None: what the template reads; {}: none.
