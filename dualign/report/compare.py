@@ -158,7 +158,7 @@ def compare(before: str | Path, after: str | Path) -> Comparison:
     compared = [task for task in paired if task["problems"]]
     if not compared:
         raise EvaluationError(f"{before} and {after}: {_nothing_shared(tasks, paired)}")
-    adjusted = holm([task["p"] for task in compared])
+    adjusted = _adjusted(compared)
     return Comparison(
         before=first,
         after=second,
@@ -169,6 +169,16 @@ def compare(before: str | Path, after: str | Path) -> Comparison:
         only_after=tuple(task for task in tasks[1] if task not in tasks[0]),
         settings=_different_settings(first, second),
     )
+
+
+def _adjusted(compared: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Return the adjusted p of each task; rows of budgets are corrected by themselves."""
+    adjusted = [0.0] * len(compared)
+    for whole in (True, False):
+        places = [i for i, task in enumerate(compared) if (task["mode"] in MODES) is whole]
+        for place, p in zip(places, holm([compared[i]["p"] for i in places]), strict=True):
+            adjusted[place] = p
+    return adjusted
 
 
 _Groups = dict[tuple[str, str], dict[str, list[Row]]]

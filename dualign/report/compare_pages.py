@@ -27,7 +27,7 @@ _WIDE = 150  # columns of a terminal that have room for the whole table
 _LEGEND = (
     "Accuracy in percent, its change in points, on the problems that both answered, with 95 % intervals; "
     "in parentheses if the interval of the change holds 0. p: of the exact paired test, adjusted for the "
-    "number of rows (Holm 1979)."
+    "number of rows (Holm 1979), those of budgets by themselves."
 )
 
 

@@ -170,6 +170,7 @@ def test_a_budget_is_a_row_of_its_own_and_what_it_did_not_cut_counts_whole(tmp_p
     whole, budgeted = compare(tmp_path / "first", tmp_path / "second").tasks
     assert (whole.mode, whole.change.value) == ("think", 0.0)
     assert (budgeted.mode, budgeted.before.n) == ("think, budget 128", 3)
+    assert (budgeted.p, budgeted.p_adjusted) == (0.5, 0.5)  # the only row of a budget
     assert [problem.outcome for problem in budgeted.problems] == [
         "turned right", "turned right", "right in both",
     ]  # fmt: skip
