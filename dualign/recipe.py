@@ -25,7 +25,7 @@ from dualign.errors import ConfigError
 from dualign.misspelled import kind_of_stage, restore_stages
 from dualign.model_ref import StageRef
 from dualign.stages import config_classes
-from dualign.tasks.suites import with_suite
+from dualign.tasks.suites import fill_suites
 from dualign.tasks.table import located, source_of
 
 _RECIPE_KEYS = ("name", "output_dir", "seed", "stages")
@@ -155,19 +155,8 @@ def _read(path: Path, overrides: Sequence[str]) -> Document:
     _include(document, path.parent)
     for override in overrides:
         _apply(document, override)
-    _fill_suites(document.value.get("stages"))
+    fill_suites(document.value.get("stages"))
     return document
-
-
-def _fill_suites(stages: Any) -> None:
-    """Put the tasks and settings of suites into their stages; what is set there, or overridden, stays."""
-    for stage in stages if isinstance(stages, list) else ():
-        if (
-            isinstance(stage, dict)
-            and stage.get("kind") == "eval"
-            and isinstance(stage.get("suite"), str)
-        ):
-            stage.update(with_suite(stage))
 
 
 def _as_pipeline(document: Document) -> Document:

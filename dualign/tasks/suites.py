@@ -49,6 +49,15 @@ def with_suite(keys: Mapping[str, Any]) -> dict[str, Any]:
     return {**settings, **keys, "tasks": [*references, *own]}
 
 
+def fill_suites(stages: Any) -> None:
+    """Put the tasks and settings of suites into a recipe's stages; what is set there, or overridden, stays."""
+    for stage in stages if isinstance(stages, list) else ():
+        if not isinstance(stage, dict) or stage.get("kind") != "eval":
+            continue
+        if isinstance(stage.get("suite"), str):
+            stage.update(with_suite(stage))
+
+
 def suite_record(
     name: str, tasks: Mapping[str, Sequence[str]], left_out: Mapping[str, Mapping[str, int]]
 ) -> dict[str, Any]:
