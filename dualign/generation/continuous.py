@@ -7,6 +7,9 @@ Shapes: B rows, T tokens, V vocabulary.
 
 A row holds the keys of all its tokens but the last, and a step reads that one. So a prompt is filled
 in without a token being chosen, and one whose tokens stand in another row already isn't computed.
+
+Rows get room for twice the new tokens that rows have had until then, not for their limits. Where the
+room ends, the shortest rows leave, and join again with their tokens later.
 """
 
 import inspect
@@ -23,6 +26,7 @@ from dualign.generation.sampling import choose
 from dualign.generation.slots import Slots
 
 _JOINING = 8  # rows join once a row for each so many others can
+_AHEAD = 64  # tokens for which a row gets room at least
 _ATTENTION = frozenset({"eager", "sdpa"})
 
 
@@ -54,13 +58,14 @@ def continuously(
     waiting = deque(batch.families.order(rows))
     while waiting or batch.rows:
         batch.join([waiting.popleft() for _ in range(batch.room(waiting))])
+        waiting.extendleft(batch.give_way())
         batch.step()
         if ended := batch.leave():
             yield ended
 
 
-def _prompt_length(row: Row) -> int:
-    return len(row.prompt_ids)
+def _length(row: Row) -> int:
+    return row.length
 
 
 class _Batch:
@@ -69,31 +74,47 @@ class _Batch:
     def __init__(self, model: PreTrainedModel, families: Families, batch_tokens: int) -> None:
         self.model, self.families, self.batch_tokens = model, families, batch_tokens
         self.rows: list[Row] = []
+        self._ended = self._new = 0  # rows that ended, and their new tokens
         self.slots = Slots(model.config.get_text_config(decoder=True))
 
     def room(self, waiting: Sequence[Row]) -> int:
         """Return how many of those waiting are to join now: none while few could."""
-        longest = max((row.longest for row in self.rows), default=0)
+        longest = max(map(self._expected, self.rows), default=0)
         count = 0
         for row in waiting:
-            longest = max(longest, row.longest)
+            longest = max(longest, self._expected(row))
             total = len(self.rows) + count + 1
             if total > 1 and (total > MAX_ROWS or total * longest > self.batch_tokens):
                 break
             count += 1
         return count if count * _JOINING >= len(self.rows) or count == len(waiting) else 0
 
+    def _expected(self, row: Row) -> int:
+        """Return the length for which a row gets room: its limit, until rows that ended tell more."""
+        ahead = max(_AHEAD, 2 * self._new // self._ended) if self._ended else row.longest
+        return min(row.longest, row.length + ahead)
+
+    def give_way(self) -> list[Row]:
+        """Return rows that have no room for their next token, the shortest; they join again later."""
+        out = []
+        while len(self.rows) > 1:
+            if len(self.rows) * max(row.length for row in self.rows) <= self.batch_tokens:
+                break
+            out.append(min(self.rows, key=lambda row: row.length))
+            self._remove(self.rows.index(out[-1]))
+        return out
+
     def join(self, rows: Sequence[Row]) -> None:
         """Add rows, and fill in their prompts; what they share with another row is copied."""
         common = self.families.common
         first, later = self._sources(rows)
-        for run in runs(first, _prompt_length, lambda most: most // 2):
+        for run in runs(first, _length, lambda most: most // 2):
             self._fill(run, 0, None)
         for source, members in later:
             for near in runs(members, lambda row: common[row.index], lambda most: most - WORTH):
                 past = min(common[row.index] for row in [source, *near])
-                past = min(past, source.length - 1, *(_prompt_length(row) - 1 for row in near))
-                for run in runs(near, _prompt_length, lambda most: most // 2):
+                past = min(past, source.length - 1, *(row.length - 1 for row in near))
+                for run in runs(near, _length, lambda most: most // 2):
                     self._fill(run, past, self.rows.index(source))
 
     def _sources(self, rows: Sequence[Row]) -> tuple[list[Row], list[tuple[Row, list[Row]]]]:
@@ -117,7 +138,7 @@ class _Batch:
         """Add rows with their prompts, of which `past` tokens stand in the source's slot, too."""
         start = len(self.rows)
         self.rows += rows
-        tokens = [row.prompt_ids[past:-1] for row in rows]
+        tokens = [row.ids[past:-1] for row in rows]
         count = max(map(len, tokens))
         self._reserve(past + count)
         slots = slice(start, len(self.rows))
@@ -162,12 +183,18 @@ class _Batch:
         """Return the rows that ended; the last rows take their slots."""
         ended = [row for row in self.rows if row.ended]
         for slot in reversed([i for i, row in enumerate(self.rows) if row.ended]):
-            last = self.rows.pop()
-            if slot < len(self.rows):
-                self.rows[slot] = last
-                self.slots.copy(len(self.rows), slice(slot, slot + 1), last.length - 1)
+            self._remove(slot)
+        self._ended += len(ended)
+        self._new += sum(len(row.new) for row in ended)
         return ended
+
+    def _remove(self, slot: int) -> None:
+        last = self.rows.pop()
+        if slot < len(self.rows):
+            self.rows[slot] = last
+            self.slots.copy(len(self.rows), slice(slot, slot + 1), last.length - 1)
 
     def _reserve(self, length: int) -> None:
         longest = max(row.longest for row in self.rows)
-        self.slots.reserve(len(self.rows), length, at_most=longest)
+        room = max(length, self.batch_tokens // len(self.rows))
+        self.slots.reserve(len(self.rows), length, at_most=min(longest, room))

@@ -55,7 +55,7 @@ def generate_batches(
         sampling: one for all, or one for each prompt.
         seed: one for all (row i then draws from seed and i), or one for each prompt. A row's draws
             don't depend on the rows it is batched with.
-        batch_tokens: upper bound of rows x (prompt + max_new_tokens of the longest) at a time.
+        batch_tokens: upper bound of rows x tokens of the longest at a time; a row alone may have more.
         label: what the progress bar is called; None shows none.
         token_ids: of each prompt; none where they are those of its text.
 

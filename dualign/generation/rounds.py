@@ -92,7 +92,9 @@ class _Batch:
             self.rows, cache = [self.rows[i] for i in kept], output.past_key_values
             if kept:
                 self._select(output.sequences, torch.tensor(kept, device=self.ids_BT.device))
-                cache.batch_select_indices(torch.tensor(kept, device=self.ids_BT.device))
+                # Of states, too, as linear attention has; without a cache all is read again.
+                if cache is not None:
+                    cache.reorder_cache(torch.tensor(kept, device=self.ids_BT.device))
 
     def _sampler(self) -> Sampler:
         rows = self.rows

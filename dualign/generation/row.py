@@ -44,8 +44,13 @@ class Row:
         return len(self.prompt_ids) + self.sampling.max_new_tokens
 
     @property
-    def length(self) -> int:
+    def ids(self) -> list[int]:
         """The tokens that it has."""
+        return [*self.prompt_ids, *self.new]
+
+    @property
+    def length(self) -> int:
+        """How many tokens it has."""
         return len(self.prompt_ids) + len(self.new)
 
     @property

@@ -52,7 +52,7 @@ def passes_of(model):
 
 def made_by_rounds(model, tokenizer, prompts, samplings):
     rows = [
-        Row(index, ids, sampling, seed=index, ends=model.generation_config.eos_token_id, watch=None)
+        Row(index, ids, sampling, seed=index, ends=end_ids(model, tokenizer), watch=None)
         for index, (ids, sampling) in enumerate(
             zip(tokenize(tokenizer, prompts), samplings, strict=True)
         )
@@ -91,6 +91,24 @@ def test_a_long_row_holds_nobody_and_the_memory_is_bounded(endless):
     # 160 tokens in batches of 4 are 40 steps at least; rounds would take 40 and 7 times 4.
     assert 40 <= len(steps) <= 42
     assert all(slots * length <= 4 * 43 for *_, slots, length in passes)
+
+
+def test_more_rows_join_than_their_limits_allow_and_some_come_back(endless):
+    model, tokenizer = endless
+    model.generation_config.eos_token_id = list(range(0, 240, 6))
+    with torch.no_grad():
+        model.lm_head.weight[end_ids(model, tokenizer)] = 0
+    prompts = [f"{chr(97 + i % 26)}{i:02}" for i in range(26)]
+    # Rows that draw end soon, so that the greedy ones, which don't, get little room.
+    samplings = [Sampling(max_new_tokens=120, temperature=3.0)] * 20
+    samplings += [Sampling(max_new_tokens=120)] * 6
+    room = 3 * 123
+    with passes_of(model) as passes:
+        made = generate(model, tokenizer, prompts, samplings, range(26), batch_tokens=room)
+    assert max(rows for rows, *_ in passes) > 3
+    assert max(tokens for _, tokens, *_ in passes) > 60, "a row that gave way is filled in again"
+    assert all(slots * length <= room for *_, slots, length in passes)
+    assert made == made_by_rounds(model, tokenizer, prompts, samplings)
 
 
 def test_what_prompts_share_is_computed_once(tiny):
