@@ -203,7 +203,7 @@ def _require_values(samples: Sequence[Sample]) -> None:
 # Keys of a line that say what its figures are; a row's own fields of these names are renamed.
 _TAKEN = frozenset(
     {"score", "scores", "sample", "budget", "closed_by_budget", "vote", "usage", "more"}
-    | {"trace_language", "answer_language"}
+    | {"token_ids", "likelihoods", "trace_language", "answer_language"}
 )
 
 

@@ -118,6 +118,8 @@ def build_requests(
                         )
                         for place, part in enumerate((prompt, *others))
                     )
+                    if not writes:  # its line must not pass for an answer to the same prompt
+                        answer = replace(answer, key=request_key([answer.key, "unwritten"]))
                     items.append(
                         EvalRequest(
                             task=task,

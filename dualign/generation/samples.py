@@ -81,7 +81,7 @@ class SampleFile:
     def _parse(self, line: bytes, number: int) -> None:
         try:
             row = json.loads(line)
-            records = [_record(part) for part in (row, *row.get("more", ()))]
+            records = [_record(part) for part in (row, *_listed(row, "more"))]
         except (ValueError, KeyError, TypeError):
             raise CheckpointError(
                 f"{self.path}:{number}: expected a sample with key, generated and finished; "
@@ -96,6 +96,12 @@ def _record(row: Mapping[str, Any]) -> AnswerRecord:
         generated=row["generated"],
         finished=row["finished"],
         usage=row.get("usage"),
-        token_ids=tuple(row.get("token_ids", ())),
-        likelihoods=tuple((value, greedy) for value, greedy in row.get("likelihoods", ())),
+        token_ids=tuple(_listed(row, "token_ids")),
+        likelihoods=tuple((value, greedy) for value, greedy in _listed(row, "likelihoods")),
     )
+
+
+def _listed(row: Mapping[str, Any], key: str) -> list[Any]:
+    """Return a list; nothing where files of earlier versions have a field of a task's rows."""
+    value = row.get(key)
+    return value if isinstance(value, list) else []

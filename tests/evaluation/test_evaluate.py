@@ -133,9 +133,8 @@ def test_an_answer_at_the_limit_is_judged_and_counted(learnt, task_file, tmp_pat
 
 def test_fields_of_a_row_are_no_figures_of_its_answer(learnt, task_file, tmp_path):
     rows = task_file.parent / "sums.jsonl"
-    marked = [
-        json.loads(line) | {"score": 7, "budget": 3} for line in rows.read_text().splitlines()
-    ]
+    fields = {"score": 7, "budget": 3, "more": "of it", "token_ids": "7", "likelihoods": "high"}
+    marked = [json.loads(line) | fields for line in rows.read_text().splitlines()]
     rows.write_text("\n".join(map(json.dumps, marked)))
     tasks = evaluate.run(stage(learnt, tasks=[task_file]), tmp_path / "out", seed=1).metrics[
         "tasks"
@@ -144,6 +143,8 @@ def test_fields_of_a_row_are_no_figures_of_its_answer(learnt, task_file, tmp_pat
     assert {(row["row_score"], "score" in row) for row in samples_of(tmp_path / "out")} == {
         (7, False)
     }
+    again = evaluate.run(stage(learnt, tasks=[task_file]), tmp_path / "out", seed=1)
+    assert again.metrics["tasks"] == tasks
 
 
 def test_a_killed_evaluation_goes_on_where_it_was(learnt, task_file, tmp_path, counted):

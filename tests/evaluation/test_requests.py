@@ -10,7 +10,7 @@ from dualign.errors import EvaluationError
 from dualign.evaluation.config import EvalConfig
 from dualign.evaluation.requests import build_requests, render_question
 from dualign.generation.responders import open_responder
-from dualign.tasks.base import OwnSampling, Problem
+from dualign.tasks.base import Continuation, OwnSampling, Problem
 from dualign.tasks.table import load_questions
 from tests.data.text.families import PLAIN
 
@@ -53,3 +53,27 @@ def test_samples_and_repeats_share_no_answer(learnt: Path, task_file: Path) -> N
     assert len(items) == 2 * 3 * len(problems)
     assert len({request.key for request in asked}) == len(asked) == 3 * len(items)
     assert len({request.seed for request in asked}) == len(asked)
+
+
+def test_texts_that_are_scored_pass_for_no_answer_to_the_same_prompt(
+    learnt: Path, task_file: Path
+) -> None:
+    settings = {"backend": "transformers", "dtype": "auto", "batch_tokens": 900}
+    responder = open_responder(str(learnt), **settings, label="test")
+    config = EvalConfig(tasks=(str(task_file),))
+    ((task, problems),) = load_questions(config.tasks)
+    scored = tuple(
+        replace(problem, choices=(Continuation(text="3", messages=problem.messages),))
+        for problem in problems
+    )
+    written, unwritten = (
+        [
+            item.answer
+            for item in build_requests(responder, [(task, rows)], config, name="m", seed=1).items
+        ]
+        for rows in (problems, scored)
+    )
+    alike = [first.key == second.key for first, second in zip(written, unwritten, strict=True)]
+    # Think mode's trace is written for both, and is the same.
+    assert alike == [True] * len(problems) + [False] * len(problems)
+    assert [answer.prompt for answer in written] == [answer.prompt for answer in unwritten]

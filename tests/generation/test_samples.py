@@ -19,3 +19,11 @@ def test_a_crash_within_a_character_costs_one_answer(tmp_path: Path) -> None:
     file = SampleFile(path)
     file.append([AnswerRecord(key="b", generated="\u5927\u962a", finished=True)])
     assert path.read_bytes() == first + second
+
+
+def test_fields_of_rows_in_files_of_earlier_versions_are_no_answers(tmp_path: Path) -> None:
+    path = tmp_path / "samples.jsonl"
+    record = AnswerRecord(key="a", generated="four", finished=True)
+    fields = {"more": "of it", "token_ids": "7", "likelihoods": None}
+    path.write_text(json.dumps(fields | record.line()) + "\n", encoding="utf-8")
+    assert SampleFile(path).answered == {"a": record}
