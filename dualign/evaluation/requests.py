@@ -1,8 +1,9 @@
 """Requests of an evaluation: each problem in each mode, rendered by the model's own template."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from dualign.data.conversation import MODES, Mode
@@ -84,40 +85,24 @@ def build_requests(
         switch = task_switch(responder, task, config.switch)
         has_modes = _has_modes(responder, task, switch, config, baseline=baseline)
         all_switch = all_switch and has_modes
-        asked = {
-            mode: [
-                render_question(
-                    responder, _begun(problem, thinks=has_modes and mode == "think"), mode, switch
-                )
-                for problem in problems
-            ]
-            for mode in MODES
-        }
+        prompt_of = partial(_prompt, responder, switch=switch, has_modes=has_modes)
+        asked = {mode: [prompt_of(problem, mode) for problem in problems] for mode in MODES}
         if has_modes:
             _require_switch(task, problems, asked)
         for mode in MODES:
             # A model without modes is asked in think mode's way.
-            of_mode = mode if has_modes else "think"
+            sampling_mode: Mode = mode if has_modes else "think"
             thinks = has_modes and mode == "think"
             for problem, prompt in zip(problems, asked[mode], strict=True):
-                sampling = _sampling(problem, task, config, of_mode)
+                sampling = _sampling(problem, task, config, sampling_mode)
+                parts = [prompt, *_more(problem, prompt, prompt_of)]
                 prompted = any(choice.messages for choice in problem.choices)
-                others = _more(responder, problem, prompt, switch, thinks=thinks)
-                identity = f"{seed}:{task.name}:{mode}:{problem.id}"
                 writes = not problem.choices or (thinks and prompted)
                 # Scores of texts are the same each time.
-                count = samples_of(problem, config, of_mode) if writes else 1
+                count = samples_of(problem, config, sampling_mode) if writes else 1
+                identity = f"{seed}:{task.name}:{mode}:{problem.id}"
                 for number in range(count):
-                    answer, *more = (
-                        _request(
-                            part,
-                            sampling,
-                            f"{identity}\n{place}" if place else identity,
-                            number,
-                            name,
-                        )
-                        for place, part in enumerate((prompt, *others))
-                    )
+                    answer, *more = _requests(parts, sampling, identity, number, name)
                     if not writes:  # its line must not pass for an answer to the same prompt
                         answer = replace(answer, key=request_key([answer.key, "unwritten"]))
                     items.append(
@@ -135,12 +120,25 @@ def build_requests(
     return EvalRequests(items=tuple(items), mode_switch=all_switch)
 
 
-def _begun(problem: Problem, *, thinks: bool) -> Problem:
-    """Return the problem with the start of its answer as a turn; a trace has to come before it."""
-    if not problem.begun or thinks:
-        return problem
-    start = {"role": "assistant", "content": problem.begun}
-    return replace(problem, messages=(*problem.messages, start))
+def _requests(
+    parts: Sequence[Prompt], sampling: Sampling, identity: str, number: int, name: str
+) -> list[AnswerRequest]:
+    """Return a request for each prompt of a problem, each with draws of its own."""
+    places = (f"{identity}\n{place}" if place else identity for place in range(len(parts)))
+    return [
+        _request(part, sampling, place, number, name)
+        for part, place in zip(parts, places, strict=True)
+    ]
+
+
+def _prompt(
+    responder: Responder, problem: Problem, mode: Mode, *, switch: Switch | None, has_modes: bool
+) -> Prompt:
+    """Render a problem; the start of its answer is a turn, unless a trace has to come before it."""
+    if problem.begun and not (has_modes and mode == "think"):
+        start = {"role": "assistant", "content": problem.begun}
+        problem = replace(problem, messages=(*problem.messages, start))
+    return render_question(responder, problem, mode, switch)
 
 
 def _sampling(problem: Problem, task: Task, config: EvalConfig, mode: Mode) -> Sampling:
@@ -155,16 +153,13 @@ def _sampling(problem: Problem, task: Task, config: EvalConfig, mode: Mode) -> S
 
 
 def _more(
-    responder: Responder, problem: Problem, prompt: Prompt, switch: Switch | None, *, thinks: bool
+    problem: Problem, prompt: Prompt, prompt_of: Callable[[Problem, Mode], Prompt]
 ) -> list[Prompt]:
     """Return what is asked after a problem's prompt: it again, or the other prompts of its texts."""
     if problem.sampling is not None:
         return [prompt] * (problem.sampling.repeats - 1)
     others = (replace(problem, messages=messages) for messages in problem.contexts[1:])
-    return [
-        render_question(responder, _begun(other, thinks=thinks), prompt.mode, switch)
-        for other in others
-    ]
+    return [prompt_of(other, prompt.mode) for other in others]
 
 
 def _request(

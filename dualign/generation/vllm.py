@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from transformers import GenerationConfig
 
@@ -12,12 +12,13 @@ from dualign.errors import EvaluationError
 from dualign.generation.answers import Generation
 from dualign.generation.generate import tokenize
 from dualign.generation.sampling import Sampling
-from dualign.generation.stops import stop_watches
+from dualign.generation.stops import StopWatch, stop_watches
 from dualign.models.tokenizer import eos_token_ids
 from dualign.terminal import progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+    from vllm import SamplingParams
 
 GenerateTexts = Callable[
     [Sequence[str], Sequence[Sampling], Sequence[int], Sequence[Sequence[int]]],
@@ -27,6 +28,8 @@ GenerateTexts = Callable[
 batch.
 """
 
+_Row: TypeAlias = "tuple[Sequence[int], Sampling, int, StopWatch | None]"
+"""tokens of a prompt, sampling, seed, and what looks for its stop strings"""
 _BATCH_ROWS = 2048  # prompts per call; a killed run loses at most these
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # adapter ranks that vLLM accepts as max_lora_rank
 
@@ -44,22 +47,98 @@ def vllm_batches(
     Raises:
         EvaluationError: vLLM can't be imported.
     """
-    try:
-        from vllm import LLM, SamplingParams
-        from vllm.inputs import TokensPrompt
-        from vllm.lora.request import LoRARequest
-    except ImportError as error:
-        raise EvaluationError(
-            f"backend vllm: can't be imported ({error}); pip install vllm on a machine with an "
-            "accelerator, or choose backend: transformers"
-        ) from None
-    lora = {"enable_lora": True, "max_lora_rank": _served_rank(Path(adapter))} if adapter else {}
-    # Prompts that start with the same tokens (few-shot, samples, budgets) are computed once.
-    engine = LLM(model=base, dtype=dtype, enable_prefix_caching=True, **lora)
-    request = LoRARequest("adapter", 1, adapter) if adapter else None
-    ends = _end_ids(base, tokenizer)
+    return _Engine(base, adapter, tokenizer, dtype=dtype, label=label).batches
 
-    def params(sampling: Sampling, seed: int, stop: Sequence[str]) -> SamplingParams:
+
+class _Engine:
+    """A model loaded by vLLM, and its adapter."""
+
+    def __init__(
+        self,
+        base: str,
+        adapter: str | None,
+        tokenizer: "PreTrainedTokenizerBase",
+        *,
+        dtype: str,
+        label: str,
+    ) -> None:
+        try:
+            from vllm import LLM
+            from vllm.lora.request import LoRARequest
+        except ImportError as error:
+            raise EvaluationError(
+                f"backend vllm: can't be imported ({error}); pip install vllm on a machine with an "
+                "accelerator, or choose backend: transformers"
+            ) from None
+        lora = (
+            {"enable_lora": True, "max_lora_rank": _served_rank(Path(adapter))} if adapter else {}
+        )
+        # Prompts that start with the same tokens (few-shot, samples, budgets) are computed once.
+        self._engine = LLM(model=base, dtype=dtype, enable_prefix_caching=True, **lora)
+        self._adapter = LoRARequest("adapter", 1, adapter) if adapter else None
+        self._tokenizer, self._label = tokenizer, label
+        self._ends = _end_ids(base, tokenizer)
+
+    def batches(
+        self,
+        prompts: Sequence[str],
+        samplings: Sequence[Sampling],
+        seeds: Sequence[int],
+        token_ids: Sequence[Sequence[int]],
+    ) -> Iterator[dict[int, Generation]]:
+        """Yield generations by the index of their prompt, batch after batch."""
+        ids = tokenize(self._tokenizer, prompts, token_ids)
+        watches = stop_watches(self._tokenizer, prompts, samplings)
+        rows = list(zip(ids, samplings, seeds, watches, strict=True))
+        with progress(len(ids), self._label, unit="answer") as bar:
+            for start in range(0, len(ids), _BATCH_ROWS):
+                batch = rows[start : start + _BATCH_ROWS]
+                answers = self._answers(batch)
+                bar.update(len(batch))
+                yield dict(enumerate(answers, start))
+
+    def _answers(self, rows: Sequence[_Row]) -> list[Generation]:
+        """Generate; the engine looks for stop strings in a trace, too: what ended there is asked again."""
+        stops = [
+            () if watch is None or watch.in_trace else sampling.stop
+            for _, sampling, _, watch in rows
+        ]
+        answers = self._generate(rows, stops)
+        again = [
+            i
+            for i, (answer, stop) in enumerate(zip(answers, stops, strict=True))
+            if stop and not answer.finished and len(answer.token_ids) < rows[i][1].max_new_tokens
+        ]
+        if again:
+            repeated = self._generate([rows[i] for i in again], [()] * len(again))
+            for i, answer in zip(again, repeated, strict=True):
+                answers[i] = answer
+        return answers
+
+    def _generate(self, rows: Sequence[_Row], stops: Sequence[Sequence[str]]) -> list[Generation]:
+        from vllm.inputs import TokensPrompt
+
+        outputs = self._engine.generate(
+            [TokensPrompt(prompt_token_ids=ids) for ids, *_ in rows],
+            [
+                self._params(sampling, seed, stop)
+                for (_, sampling, seed, _), stop in zip(rows, stops, strict=True)
+            ],
+            use_tqdm=False,
+            lora_request=self._adapter,
+        )
+        answers = (
+            _generation(self._tokenizer, output.outputs[0].token_ids, self._ends)
+            for output in outputs
+        )
+        return [
+            answer if watch is None else watch.apply(answer)
+            for answer, (*_, watch) in zip(answers, rows, strict=True)
+        ]
+
+    def _params(self, sampling: Sampling, seed: int, stop: Sequence[str]) -> "SamplingParams":
+        from vllm import SamplingParams
+
         return SamplingParams(
             temperature=sampling.temperature,
             top_p=sampling.top_p,
@@ -67,57 +146,9 @@ def vllm_batches(
             max_tokens=sampling.max_new_tokens,
             seed=seed % 2**31,
             stop=list(stop),
-            stop_token_ids=ends,
+            stop_token_ids=self._ends,
             skip_special_tokens=False,
         )
-
-    def batches(
-        prompts: Sequence[str],
-        samplings: Sequence[Sampling],
-        seeds: Sequence[int],
-        token_ids: Sequence[Sequence[int]],
-    ) -> Iterator[dict[int, Generation]]:
-        ids = tokenize(tokenizer, prompts, token_ids)
-        watches = stop_watches(tokenizer, prompts, samplings)
-
-        def answers(batch: Sequence[int], stops: Sequence[Sequence[str]]) -> list[Generation]:
-            outputs = engine.generate(
-                [TokensPrompt(prompt_token_ids=ids[i]) for i in batch],
-                [
-                    params(samplings[i], seeds[i], stop)
-                    for i, stop in zip(batch, stops, strict=True)
-                ],
-                use_tqdm=False,
-                lora_request=request,
-            )
-            made = [_generation(tokenizer, output.outputs[0].token_ids, ends) for output in outputs]
-            return [
-                generation if (watch := watches[i]) is None else watch.apply(generation)
-                for i, generation in zip(batch, made, strict=True)
-            ]
-
-        with progress(len(ids), label, unit="answer") as bar:
-            for start in range(0, len(ids), _BATCH_ROWS):
-                batch = range(start, min(start + _BATCH_ROWS, len(ids)))
-                stops = [
-                    () if (watch := watches[i]) is None or watch.in_trace else samplings[i].stop
-                    for i in batch
-                ]
-                made = dict(zip(batch, answers(batch, stops), strict=True))
-                # The engine looks for stop strings in a trace, too: what ended there is asked again.
-                again = [
-                    i
-                    for i, stop in zip(batch, stops, strict=True)
-                    if stop
-                    and not made[i].finished
-                    and len(made[i].token_ids) < samplings[i].max_new_tokens
-                ]
-                if again:
-                    made |= zip(again, answers(again, [()] * len(again)), strict=True)
-                bar.update(len(batch))
-                yield made
-
-    return batches
 
 
 def max_lora_rank(rank: int) -> int | None:
