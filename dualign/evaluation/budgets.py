@@ -10,14 +10,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from dualign.evaluation.config import EvalStage, limit_of
+from dualign.evaluation.config import EvalStage
 from dualign.evaluation.following import Response
 from dualign.evaluation.metrics import gain
 from dualign.evaluation.requests import EvalRequest
 from dualign.evaluation.sampled import Sample, by_budget, has_value, mean_share, problem_means
 from dualign.generation.answers import AnswerRequest, budgeted
 from dualign.generation.budgets import Budget
-from dualign.tasks.base import Task
 
 logger = logging.getLogger(__name__)
 _ENOUGH = 0.95  # of the accuracy without a budget
@@ -59,6 +58,18 @@ def _warn_of_unreached(thinking: Sequence[EvalRequest], stage: EvalStage) -> Non
             )  # fmt: skip
 
 
+def whole_limits(items: Sequence[EvalRequest]) -> dict[str, int]:
+    """Return the limit of whole answers of each task that was asked at budgets; problems may have
+    limits of their own.
+    """
+    limits: dict[str, int] = {}
+    for item in items:
+        if whole := item.answer.whole:
+            most = max(limits.get(item.task.name, 0), whole.sampling.max_new_tokens)
+            limits[item.task.name] = most
+    return limits
+
+
 def _cut(item: EvalRequest, budget: Budget, quick: AnswerRequest) -> EvalRequest:
     limit = quick.sampling.max_new_tokens
     answer, *more = (budgeted(part, budget, answer_tokens=limit) for part in item.asked)
@@ -85,22 +96,21 @@ def _cut_elsewhere(request: EvalRequest, response: Response) -> bool:
     return any(part.key in keys for part in request.more)
 
 
-def with_budget_metrics(
+def with_curves(
     metrics: Mapping[str, Mapping[str, dict[str, Any]]],
     samples: Sequence[Sample],
-    tasks: Sequence[Task],
+    limits: Mapping[str, int],
     stage: EvalStage,
 ) -> dict[str, dict[str, Any]]:
     """Return the metrics of a model's tasks with those of its budgets in think mode.
 
     Args:
-        tasks: those that were asked at budgets.
+        limits: `whole_limits` of the tasks that were asked at budgets.
     """
     results = {name: dict(by_mode) for name, by_mode in metrics.items()}
-    for task in tasks:
-        lines = [s for s in samples if (s["task"], s["mode"]) == (task.name, "think")]
-        limit = limit_of(task, stage, "think")
-        results[task.name]["think"] |= _budget_metrics(lines, stage.budget_tokens, limit)
+    for name, limit in limits.items():
+        lines = [s for s in samples if (s["task"], s["mode"]) == (name, "think")]
+        results[name]["think"] |= _budget_metrics(lines, stage.budget_tokens, limit)
     return results
 
 

@@ -6,7 +6,7 @@ Launch: `dualign eval MODEL --task FILE --out DIR`, or a stage of kind `eval` in
 
 import gc
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from dualign.data.config import SourceConfig
 from dualign.data.conversation import MODES, Mode
 from dualign.data.rows.source_files import combined_sha256, fingerprint_files
 from dualign.errors import EvaluationError
-from dualign.evaluation.budgets import budget_keys, is_own, with_budget_metrics, with_budgets
+from dualign.evaluation.budgets import budget_keys, is_own, whole_limits, with_budgets, with_curves
 from dualign.evaluation.config import EvalConfig, EvalStage, pairs_name
 from dualign.evaluation.following import Response, respond
 from dualign.evaluation.languages import with_languages
@@ -61,8 +61,8 @@ class EvalResult:
     pairs: Mapping[str, Margins]
     asked: Mapping[str, Any] | None = None
     """what an endpoint was asked: answers, failures by reason, tokens"""
-    budgeted: frozenset[str] = frozenset()
-    """names of the tasks that were asked at budgets"""
+    whole_limits: Mapping[str, int] = field(default_factory=dict)
+    """of the tasks that were asked at budgets: the most tokens of a whole answer"""
 
 
 def run(stage: EvalStage, work: Path, *, seed: int) -> Outcome:
@@ -184,7 +184,7 @@ def evaluate_model(
         samples=samples,
         pairs=margins,
         asked=responder.record(),
-        budgeted=frozenset(item.task.name for item in items if item.answer.budget),
+        whole_limits=whole_limits(items),
     )
 
 
@@ -296,10 +296,10 @@ def _metrics(
             "model": result.model,
             "mode_switch": result.mode_switch,
             "tasks": _with_harness(
-                with_budget_metrics(
+                with_curves(
                     with_gain(samples),
                     result.samples,
-                    [task for task in tasks if task.name in result.budgeted],
+                    result.whole_limits,
                     stage,
                 ),
                 samples,

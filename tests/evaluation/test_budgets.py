@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -9,8 +10,12 @@ import dualign.evaluation.evaluate as evaluate
 import dualign.generation.responders as responders
 from dualign.cli.main import main
 from dualign.evaluation.budget_table import budget_notes, budget_rows
+from dualign.evaluation.budgets import whole_limits, with_budgets
 from dualign.evaluation.config import EvalStage
+from dualign.evaluation.requests import build_requests
 from dualign.generation.config import Endpoint
+from dualign.tasks.base import OwnSampling
+from dualign.tasks.table import load_questions
 from tests.evaluation.test_evaluate import samples_of, stage, without_modes
 
 CLOSING = "\n</think>\n"  # as the tiny model has learnt it
@@ -202,3 +207,19 @@ def test_several_answers_have_budgets_each(learnt, task_file, tmp_path):
     entry, none = think["budgets"]
     assert (entry["n"], none["n"]) == (4, 4)
     assert entry["accuracy"] == sum(values) / 8
+
+
+def test_no_budget_stands_at_the_limit_that_a_problem_has_itself(learnt, task_file):
+    """A harness's task may have a higher limit than the stage, and its curve ends there."""
+    settings = {"backend": "transformers", "dtype": "auto", "batch_tokens": 900}
+    responder = responders.open_responder(str(learnt), **settings, label="test")
+    only = stage(learnt, tasks=[task_file], budgets=(4,))
+    ((task, problems),) = load_questions(only.tasks)
+    limits = (30, 90, 60, 30)  # the stage's is 40
+    own = [
+        replace(problem, sampling=OwnSampling(max_new_tokens=limit))
+        for problem, limit in zip(problems, limits, strict=True)
+    ]
+    items = build_requests(responder, [(task, own)], only, name="m", seed=1).items
+    assert whole_limits(items) == {}
+    assert whole_limits(with_budgets(items, only)) == {"sums": 90}
