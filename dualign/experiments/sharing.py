@@ -110,4 +110,6 @@ def _answers(folder: Path, fingerprints: set[str]) -> Iterator[Mapping[str, Any]
                 made_by = read_run(Path(model)).get("fingerprint")
                 shared[model] = made_by is None or made_by in fingerprints
             if shared[model]:
-                yield {key: row[key] for key in ("key", "generated", "finished")}
+                yield {key: row[key] for key in ("key", "generated", "finished")} | (
+                    {"usage": row["usage"]} if "usage" in row else {}  # of an endpoint
+                )

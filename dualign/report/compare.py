@@ -11,7 +11,7 @@ from typing import Any
 from dualign.data.conversation import MODES
 from dualign.errors import EvaluationError
 from dualign.evaluation.metrics import compare as compare_samples
-from dualign.evaluation.sampled import by_budget, mean_share, problem_means
+from dualign.evaluation.sampled import by_budget, has_value, mean_share, problem_means
 from dualign.evaluation.scores import Change, Score, mean_of
 from dualign.evaluation.significance import holm
 from dualign.report.runs import Row
@@ -86,6 +86,8 @@ class Comparison:
     only_before: tuple[str, ...]
     """tasks that only the first model was asked"""
     only_after: tuple[str, ...]
+    without_share: tuple[str, ...]
+    """tasks whose answers aren't right or wrong, such as perplexities"""
     settings: Mapping[str, tuple[Any, Any]]
     """settings of the evaluations that differ"""
 
@@ -122,6 +124,8 @@ class Comparison:
         for name, tasks in ((before, self.only_before), (after, self.only_after)):
             if tasks:
                 yield f"Only {name} was asked {', '.join(tasks)}: not compared."
+        if self.without_share:
+            yield f"Without a metric from 0 to 1: {', '.join(self.without_share)}: not compared."
         for task in self.tasks:
             for what, ids in (
                 (f"only of {before}", task.only_before),
@@ -153,7 +157,12 @@ def compare(before: str | Path, after: str | Path) -> Comparison:
         )
     grouped = [_grouped(side) for side in (first, second)]
     tasks = [list(dict.fromkeys(task for task, _ in groups)) for groups in grouped]
-    shared = [key for key in grouped[1] if key in grouped[0]]
+    cut = {
+        (str(row.get("task")), mode_label(row))
+        for side in (first, second)
+        for row in (*side.model.samples, *side.model.budgeted)
+    }
+    shared = [key for key in grouped[1] if key in grouped[0] and key in cut]
     paired = [_paired(key, grouped[0][key], grouped[1][key]) for key in shared]
     compared = [task for task in paired if task["problems"]]
     if not compared:
@@ -167,8 +176,14 @@ def compare(before: str | Path, after: str | Path) -> Comparison:
         ),
         only_before=tuple(task for task in tasks[0] if task not in tasks[1]),
         only_after=tuple(task for task in tasks[1] if task not in tasks[0]),
+        without_share=_without_share(first, second),
         settings=_different_settings(first, second),
     )
+
+
+def _without_share(*sides: Side) -> tuple[str, ...]:
+    rows = (row for side in sides for row in side.model.samples if not has_value(row))
+    return tuple(dict.fromkeys(str(row.get("task")) for row in rows))
 
 
 def _adjusted(compared: Sequence[Mapping[str, Any]]) -> list[float]:
@@ -189,10 +204,10 @@ def _grouped(side: Side) -> _Groups:
 
     Where a budget cut nothing, the whole answer counts there, as it does in the metrics.
     """
-    whole = by_budget(side.model.samples)[None]
+    whole = list(filter(has_value, by_budget(side.model.samples)[None]))
     at_budget = {(row["budget"], *_place(row)): row for row in side.model.budgeted}
     rows = [*whole]
-    for budget, task, mode in dict.fromkeys(place[:3] for place in at_budget):
+    for budget, task, mode in dict.fromkeys([*(place[:3] for place in at_budget), *_asked(side)]):
         rows += [
             {**at_budget.get((budget, *_place(row)), row), "budget": budget}
             for row in whole
@@ -206,6 +221,15 @@ def _grouped(side: Side) -> _Groups:
     modes: dict[str, int] = {mode: place for place, mode in enumerate(MODES)}
     order = sorted(groups, key=lambda key: (places[key[0]], modes.get(key[1], len(modes))))
     return {key: groups[key] for key in order}
+
+
+def _asked(side: Side) -> Iterator[tuple[int, str, str]]:
+    """Yield (budget, task, mode) of what was asked; a budget that cut no trace has no lines."""
+    for task, modes in side.model.scores.tasks.items():
+        for mode, cell in modes.items():
+            for entry in cell.get("budgets") or ():
+                if entry["budget"] is not None:
+                    yield entry["budget"], task, mode
 
 
 def _place(row: Row) -> tuple[Any, ...]:

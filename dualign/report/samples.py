@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from dualign.data.conversation import MODES
+from dualign.evaluation.sampled import has_value
 from dualign.evaluation.scores import short_label, task_names
 from dualign.report.blocks import Block, ModeAnswer, Paragraph, Section, SideBySide
 from dualign.report.conclusions import Evaluated
@@ -55,11 +56,12 @@ def sample_sections(evaluated: Evaluated) -> Iterator[Section]:
 
 
 def choose(samples: Sequence[Row], *, task: str, count: int, seed: int) -> SampleChoice | None:
-    """Choose up to `count` problems that were asked in both modes; None if there are none.
+    """Choose up to `count` problems that were asked in both modes; None if there are none, or no
+    answer is right or wrong.
 
     The outcomes take turns, so that failures are shown even if they are rare.
     """
-    pairs = _paired([row for row in samples if row.get("task") == task])
+    pairs = _paired([row for row in samples if row.get("task") == task and has_value(row)])
     if not pairs:
         return None
     groups: dict[str, list[dict[str, Row]]] = {outcome: [] for outcome in _ORDER}

@@ -176,6 +176,33 @@ def test_a_budget_is_a_row_of_its_own_and_what_it_did_not_cut_counts_whole(tmp_p
     ]  # fmt: skip
 
 
+def test_a_budget_that_cut_nothing_of_one_model_is_compared(tmp_path: Path) -> None:
+    budgets = [{"budget": 128}, {"budget": 512}, {"budget": None}]
+    for name, cut in (("long", ["0", "1"]), ("short", [])):
+        rows = [_row("m", number, "1") | {"mode": "think"} for number in range(2)]
+        rows += [
+            _row("m", number, digit) | {"mode": "think", "budget": 128}
+            for number, digit in enumerate(cut)
+        ]
+        think = cell(2, 2) | {"budgets": budgets}
+        write_evaluation(
+            tmp_path, name, [{"model": "m", "tasks": {"sums": {"think": think}}}], rows
+        )
+    # Neither was cut at 512, where both are as without a budget.
+    whole, budgeted = compare(tmp_path / "long", tmp_path / "short").tasks
+    assert (whole.mode, budgeted.mode) == ("think", "think, budget 128")
+    assert (budgeted.before.accuracy, budgeted.after.accuracy) == (0.5, 1.0)
+
+
+def test_answers_that_are_not_right_or_wrong_are_not_compared(run: Path, tmp_path: Path) -> None:
+    rows = [_row("m", 0, "1"), _row("m", 0, "0") | {"task": "read", "scores": {"perplexity": 9.0}}]
+    tasks = {"sums": {"no_think": cell(1, 1)}, "read": {"no_think": cell(0, 1)}}
+    write_evaluation(tmp_path, "other", [{"model": "m", "tasks": tasks}], rows)
+    comparison = compare(f"{run}:sft", tmp_path / "other")
+    assert [task.task for task in comparison.tasks] == ["sums"]
+    assert "Without a metric from 0 to 1: read: not compared." in list(comparison.notes())
+
+
 def _refused(run: Path, folder: Path) -> Iterator[tuple[str, str, str]]:
     yield f"{run}:base", f"{run}:base", "are the same model, base, of one evaluation"
     yield f"{run}:apo", str(run), "no model 'apo' was evaluated there; expected one of base, sft"
