@@ -8,6 +8,7 @@ from itertools import zip_longest
 from typing import Any
 
 from dualign.data.conversation import MODES
+from dualign.evaluation.sampled import has_value
 from dualign.evaluation.scores import short_label
 from dualign.report.blocks import AnswerBrowser, Report, Section
 from dualign.report.runs import ModelEvaluation, Row
@@ -129,7 +130,7 @@ def _answer(model: str, row: Row, limit: int) -> _Entry:
     return {
         "model": model,
         "mode": mode_label(row),
-        "right": None if correct is None else bool(correct),
+        "right": bool(correct) if correct is not None and has_value(row) else None,
         "thinking": shortened(plain(row.get("thinking")), limit),
         "answer": shortened(plain(row.get("answer")), limit),
         "note": ", ".join([*number, *token_counts(row), *score, *why, *faults(row)]),

@@ -71,7 +71,7 @@ def test_flags_scores_samples_and_budgets_are_named(tmp_path: Path) -> None:
     samples = [
         {**row, "sample": 1, "leaked": True, "finished": False, "reason": "not a number"},
         {**row, "budget": 128, "score": 0.5, "cut_in_think": True, "closed": False},
-        {**row, "prompt": "another question under the same id"},
+        {**row, "prompt": "another question under the same id", "scores": {"perplexity": 9.0}},
     ]
     model = {"model": "m", "tasks": {"t": {"think": cell(0, 1)}}}
     models = evaluations_of([read_stage(write_evaluation(tmp_path, "test", [model], samples))])
@@ -84,6 +84,9 @@ def test_flags_scores_samples_and_budgets_are_named(tmp_path: Path) -> None:
     assert first["answers"][1]["flags"] == ["cut while thinking", "think block not closed"]
     assert "score 0.5" in first["answers"][1]["note"]
     assert second["prompt"] == "another question under the same id"
+    # A perplexity is neither right nor wrong.
+    assert [answer["right"] for answer in first["answers"]] == [False, False]
+    assert [answer["right"] for answer in second["answers"]] == [None]
 
 
 def _listed(count: int, length: int) -> list[Listed]:
