@@ -210,6 +210,15 @@ class EvalStage(EvalConfig):
             for i, endpoint in endpoints
             if (problem := endpoint.budget_problem)
         ]
+        problems += [
+            (
+                f"models.{i}",
+                f"body sends {endpoint.thinking_budget_field} with every request, so "
+                "answers without a budget would have one: remove it",
+            )
+            for i, endpoint in endpoints
+            if endpoint.bounds_whole_traces
+        ]
         if endpoints and self.budget_closing is not None:
             problems.append(
                 ("budget_closing", "a server closes traces in its own words: remove it")

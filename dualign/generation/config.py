@@ -130,6 +130,14 @@ class Endpoint:
             "custom_params.thinking_budget (SGLang)"
         )
 
+    @property
+    def bounds_whole_traces(self) -> bool:
+        """Whether `body` sends a thinking budget with every request."""
+        part: Any = self.body if self.thinking_budget_field is not None else {}
+        for name in (self.thinking_budget_field or "").split("."):
+            part = part.get(name) if isinstance(part, Mapping) else None
+        return part is not None
+
     def cost(self, prompt_tokens: float, answer_tokens: float) -> float | None:
         """Return what tokens cost; None without prices."""
         if self.price_in is None or self.price_out is None:

@@ -172,6 +172,20 @@ def test_a_server_closes_traces_at_budgets(learnt_server, task_file, tmp_path):
             "budget_closing",
             "in its own words",
         ),
+        (
+            {
+                "budgets": (4,),
+                "models": (
+                    Endpoint(
+                        url="http://127.0.0.1:1/v1",
+                        thinking_budget_field="custom.most",
+                        body={"custom": {"most": 9}},
+                    ),
+                ),
+            },
+            "models.0",
+            "body sends custom.most with every request",
+        ),
     ],
 )
 def test_what_can_not_be_is_said_before(options, key, words):
