@@ -61,7 +61,8 @@ def evaluate(args: Namespace) -> int:
     if args.pattern is not None:
         from dualign.tasks.table import listing
 
-        say("\n".join(listing(args.pattern)))
+        lines = list(listing(args.pattern))
+        say("\n".join(lines) or f"no benchmark has {args.pattern!r} in its name")
         return 0
     args.task = [*args.task, *probe.tasks(args)]
     needed = (

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any, Literal
 
@@ -100,7 +101,7 @@ def _in_mode(config: EvalConfig, key: str, mode: str) -> Any:
 def _sampling_problems(config: EvalConfig) -> Iterator[tuple[str, str]]:
     for end in ("", "_no_think"):
         temperature, top_p = (getattr(config, f"{key}{end}") for key in ("temperature", "top_p"))
-        if temperature is not None and temperature < 0:
+        if temperature is not None and not 0 <= temperature < inf:  # nan is neither
             yield f"temperature{end}", f"expected 0 or more, found {temperature}"
         if top_p is not None and not 0 < top_p <= 1:
             yield f"top_p{end}", f"expected more than 0 and at most 1, found {top_p}"

@@ -7,9 +7,10 @@ from typing import Any
 from dualign.errors import DualignError
 from dualign.generation.preflight import issues as endpoint_issues
 from dualign.judges.preflight import issues as judge_issues
+from dualign.model_ref import StageRef
 from dualign.rundir import RUN_JSON
 from dualign.tasks.base import HarnessTask, Task
-from dualign.tasks.table import load_questions, load_reference, source_of
+from dualign.tasks.table import load_questions, load_reference
 
 
 def issues(stage: Any) -> list[tuple[str, str]]:
@@ -36,9 +37,8 @@ def _useless(tasks: Iterable[Task], kind: str) -> Iterator[str]:
 def task_problems(config: Any, key: str = "tasks") -> Iterator[str]:
     """Yield what is wrong with the task files under a key of a configuration that has `rows`."""
     for reference in getattr(config, key, ()):
-        path = Path(reference)
         # What another stage makes isn't there yet, or is of its last run.
-        if not source_of(reference) and (not path.is_file() or (path.parent / RUN_JSON).is_file()):
+        if StageRef.parse(str(reference)) or (Path(reference).parent / RUN_JSON).is_file():
             continue
         try:
             tasks: Iterable[Task]

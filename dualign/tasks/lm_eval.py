@@ -42,7 +42,7 @@ def load(name: str) -> tuple[LmEvalTask, ...]:
             f"{_PREFIX}:{name}: no such file; expected the YAML of an lm-eval task, or a name of "
             "`dualign eval --list`"
         )
-    group = _GROUP.search(path.read_text("utf-8"))
+    group = _GROUP.search(path.read_text("utf-8", errors="replace"))
     if group is None:
         return _of_file(path.resolve(), name)
     return _tasks(group[1], name, _index(str(path.resolve().parent)))
@@ -108,7 +108,7 @@ def _is_unsafe(file: Path) -> bool:
     """Return whether a task's YAML, or one that it includes, says that it runs code of a model."""
     if not file.is_file():
         return False
-    text = file.read_text("utf-8")
+    text = file.read_text("utf-8", errors="replace")
     own = _UNSAFE.search(text)
     if own:
         return own[1].lower() == "true"

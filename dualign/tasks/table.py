@@ -8,6 +8,7 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from dualign.config import nearest
 from dualign.errors import DataError, EvaluationError
 from dualign.model_ref import StageRef
 from dualign.tasks.base import Problem, Task, expected_of
@@ -58,7 +59,7 @@ def files_of(reference: str) -> list[Path]:
         return []
     if path.suffix not in _FILES:
         return [path]
-    words = _WORD.findall(path.read_text("utf-8"))
+    words = _WORD.findall(path.read_text("utf-8", errors="replace"))
     modules = [f"{word.partition('.')[0]}.py" for word in words]  # of `!function module.name`
     named = {folder / word for word in (*words, *modules) for folder in (path.parent, Path())}
     return [path, *sorted({file.resolve() for file in named if file.is_file()} - {path.resolve()})]
@@ -91,6 +92,10 @@ def load_reference(reference: str | Path) -> tuple[Task, ...]:
     """
     source = source_of(reference)
     if source is None:
+        prefix, colon, _ = str(reference).partition(":")
+        if colon and prefix.isidentifier() and not Path(reference).is_file():
+            hint = nearest(prefix, list(_SOURCES))
+            raise EvaluationError(f"{reference}: no such file, and no source {prefix!r}{hint}")
         return (read_task(reference),)
     tasks: tuple[Task, ...] = import_module(_SOURCES[source]).load(str(reference).partition(":")[2])
     return tasks

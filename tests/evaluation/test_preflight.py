@@ -49,3 +49,20 @@ def test_what_isnt_there_yet_or_isnt_checked_is_let_pass(task, tmp_path):
     assert stage_kind("eval").issues(eval_stage("stage:data/task.yaml", task, rows=1)) == []
     (tmp_path / "run.json").write_text("{}")  # of the last run of a stage that makes the task anew
     assert stage_kind("eval").issues(eval_stage(task)) == []
+
+
+@pytest.mark.parametrize("rows", [None, 1])
+def test_a_task_that_no_stage_makes_is_missed_before_the_first_stage(task, rows):
+    stage = eval_stage(
+        "tasks/nope.yaml", "lmeval:x", task.replace("task.yaml", "gone.yaml"), rows=rows
+    )
+    messages = [message for _, message in stage_kind("eval").issues(stage)]
+    assert len(messages) == 3
+    assert "tasks/nope.yaml: no such task file" in messages[0]
+    assert "no source 'lmeval'" in messages[1]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
+def test_a_temperature_that_is_none_is_refused(task, value):
+    problems = dict(eval_stage(task, temperature=value).problems())
+    assert "expected 0 or more" in problems["temperature"]

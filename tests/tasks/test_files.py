@@ -221,3 +221,8 @@ def test_a_schema_of_the_task_is_a_file_next_to_it(tmp_path):
     (tmp_path / "s.json").write_text('{"type": "whole"}')
     with pytest.raises(EvaluationError, match=r"task t: .*s\.json: not a JSON Schema"):
         load_questions([file])
+
+
+def test_an_unknown_source_is_told_with_its_nearest():
+    with pytest.raises(EvaluationError, match=r"lmeval:gsm8k: .*did you mean 'lm_eval'"):
+        load_tasks(["lmeval:gsm8k"])

@@ -24,7 +24,7 @@ from dualign.generation.samples import AnswerRecord, SampleFile
 from dualign.models.loading import open_model
 from dualign.recipe import load_recipe
 from dualign.tasks.lm_eval import expanded, load, names
-from dualign.tasks.table import listing, load_questions
+from dualign.tasks.table import files_of, listing, load_questions
 from tests.chat_model import LEARNT
 
 DATA = 'dataset_path: json\ndataset_kwargs: {data_files: {test: "ROWS"}}\ntest_split: test\n'
@@ -342,6 +342,14 @@ def test_what_cannot_be_asked_is_refused_in_words(folder: Path, text: str, messa
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match=r"lm_eval:.*none\.yaml: no such file"):
         load(str(tmp_path / "none.yaml"))
+
+
+def test_a_file_that_is_no_text_is_refused_in_words(tmp_path: Path) -> None:
+    path = tmp_path / "bytes.yaml"
+    path.write_bytes(b"task: \xff\xfe\n")
+    assert files_of(f"lm_eval:{path}") == [path]
+    with pytest.raises(EvaluationError, match=r"lm_eval:.*bytes\.yaml: "):
+        load(str(path))
 
 
 def test_a_recipe_names_files_from_its_folder_and_depends_on_what_they_name(
