@@ -49,12 +49,13 @@ def config_differences(first: Weights, other: Weights, *, slices: bool) -> dict[
 
 def _current_form(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the config with the rotary settings as transformers writes them since release 5."""
-    if config.get("rope_parameters") or "rope_theta" not in config:
+    rotary = rotary_settings(config)
+    if config.get("rope_parameters") or not rotary:
         return dict(config)
     others = {
         key: value for key, value in config.items() if key not in ("rope_theta", "rope_scaling")
     }
-    return {**others, "rope_parameters": rotary_settings(config)}
+    return {**others, "rope_parameters": rotary}
 
 
 def _compare(first: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, list[Any]]:

@@ -72,9 +72,9 @@ def rotary_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     current = config.get("rope_parameters")
     if isinstance(current, Mapping) and current:
         return dict(current)
-    if "rope_theta" not in config:
-        return {}
     scaling = config.get("rope_scaling") or {}
+    if "rope_theta" not in config or not isinstance(scaling, Mapping):
+        return {}
     return {
         **{key: value for key, value in scaling.items() if key != "type"},
         "rope_theta": config["rope_theta"],

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from dualign.evaluation.budgets import budget_cells
 from dualign.evaluation.scores import Change, Score, change_text, percent, score_text, short_label
 
 BUDGET_COLUMNS = (
@@ -25,14 +24,14 @@ BUDGET_LEGEND = (
 
 def budget_rows(metrics: Mapping[str, Any]) -> Iterator[list[str]]:
     """Yield the cells of `BUDGET_COLUMNS` for each task, model and budget."""
-    for task, model, cell in budget_cells(metrics):
+    for task, model, cell in _budget_cells(metrics):
         for entry in cell["budgets"]:
             yield [task, short_label(model), *_cells(entry)]
 
 
 def budget_notes(metrics: Mapping[str, Any]) -> Iterator[str]:
     """Yield a sentence on each task and model: its area, the budget that is enough, and the cost."""
-    for task, model, cell in budget_cells(metrics):
+    for task, model, cell in _budget_cells(metrics):
         enough, tokens = cell["budget_95"], cell["budget_tokens"]
         reached = (
             "no budget below reaches 95 % of the whole accuracy"
@@ -58,3 +57,15 @@ def _cells(entry: Mapping[str, Any]) -> list[str]:
         f"{entry['think_tokens']:.1f}",
         f"{entry['answer_tokens']:.1f}",
     ]
+
+
+def _budget_cells(
+    metrics: Mapping[str, Any],
+) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """Yield (task, model, metrics of think mode) where there are budgets, models below their task."""
+    entries = metrics.get("all") or [metrics]
+    for task in dict.fromkeys(task for entry in entries for task in entry.get("tasks", {})):
+        for entry in entries:
+            cell = entry["tasks"].get(task, {}).get("think", {})
+            if cell.get("budgets"):
+                yield task, str(entry["model"]), cell

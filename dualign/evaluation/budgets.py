@@ -150,18 +150,6 @@ def _budget_metrics(
     }
 
 
-def budget_cells(
-    metrics: Mapping[str, Any],
-) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    """Yield (task, model, metrics of think mode) where there are budgets, models below their task."""
-    entries = metrics.get("all") or [metrics]
-    for task in dict.fromkeys(task for entry in entries for task in entry.get("tasks", {})):
-        for entry in entries:
-            cell = entry["tasks"].get(task, {}).get("think", {})
-            if cell.get("budgets"):
-                yield task, str(entry["model"]), cell
-
-
 def _filled(whole: Sequence[Sample], cut: Sequence[Sample]) -> list[Sample]:
     """Return a line for each whole answer: its own at the budget, else itself."""
     own = {_place(line): line for line in cut}

@@ -14,7 +14,6 @@ from rich.text import Text
 from dualign.data.conversation import MODES, Mode
 from dualign.evaluation.config import EvalConfig, EvalStage, limit_of
 from dualign.evaluation.scores import Change, mean_of, percent, short_label
-from dualign.evaluation.sizing import window_of
 from dualign.tasks.base import Task
 from dualign.tasks.long.source import ANSWER_TOKENS, LongTask, length_text
 
@@ -35,6 +34,8 @@ def with_lengths(
     """Return metrics.json with the curves of each model, if tasks have lengths."""
     if not any(isinstance(task, LongTask) for task in tasks):
         return dict(metrics)
+    from dualign.evaluation.sizing import window_of  # it brings transformers, and tables do without
+
     entries = [
         {**entry, "length_curves": _curves(entry, tasks, stage, window_of(model))}
         for entry, model in zip(metrics["all"], stage.models, strict=True)

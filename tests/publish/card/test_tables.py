@@ -48,7 +48,7 @@ def test_lengths_of_prompts_are_columns() -> None:
     point = {"length": 4096, "score": 0.9, "ci": [0.8, 1.0], "beyond": False, "forms": {}}
     curve = {"language": "en", "mode": "think", "points": [point], "effective": 4096}
     metrics = _metrics()
-    metrics["all"][1]["lengths"] = [curve]
+    metrics["all"][1]["length_curves"] = [curve]
     heading, columns, _, row = _lines(metrics)
     assert (heading, columns) == ("### Long context", "| language | mode | 4k | effective |")
     assert row == r"| en | think | 90.0 \[80, 100\] | ≥ 4k |"
