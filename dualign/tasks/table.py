@@ -104,13 +104,16 @@ def load_reference(reference: str | Path) -> tuple[Task, ...]:
 def listing(pattern: str) -> Iterator[str]:
     """Yield a line for each name that a source knows and `pattern` fits, `*` and `?` in it stand for any text.
 
-    Without a pattern it is a line for each source.
+    Without a pattern it is a line for each source. A pattern that begins with a source asks it alone.
     """
     for name, about in suite_names():
         if pattern in f"suite:{name}":
             yield f"--suite {name}  {about}"
     glob = pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*"
+    asked = {source_of(pattern)} - {None} or set(_SOURCES)
     for source, module in _SOURCES.items():
+        if source not in asked:
+            continue
         try:
             names = list(import_module(module).names())
         except EvaluationError as error:

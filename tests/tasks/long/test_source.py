@@ -97,6 +97,6 @@ def test_few_sizes_are_tried():
 
 
 def test_the_list_of_tasks_has_every_form():
-    assert "long:tracking@4k  task" in list(listing("tracking@*"))
+    assert "long:tracking@4k  task" in list(listing("long:tracking@*"))
     assert "long:all@4k  group" in list(listing("long:"))
     assert all(load(name) for name, _ in names())
