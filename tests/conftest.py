@@ -176,3 +176,21 @@ def deepspeed() -> None:
     """DeepSpeed is here; the first launch compiles its op, once for the machine."""
     if find_spec("deepspeed") is None:
         pytest.skip("needs deepspeed")
+
+
+@pytest.fixture
+def generated(monkeypatch):
+    """The number of tokens of all prompts, and of what was written, in this process."""
+    import dualign.generation.responders as responders  # light until a test needs it
+
+    counts = {"prompts": 0, "tokens": 0}
+    real = responders.generate_batches
+
+    def counting(*args, **options):
+        for batch in real(*args, **options):
+            counts["prompts"] += len(batch)
+            counts["tokens"] += sum(len(item.token_ids) for item in batch.values())
+            yield batch
+
+    monkeypatch.setattr(responders, "generate_batches", counting)
+    return counts

@@ -21,33 +21,17 @@ from tests.evaluation.test_evaluate import samples_of, stage, without_modes
 CLOSING = "\n</think>\n"  # as the tiny model has learnt it
 
 
-@pytest.fixture
-def asked(monkeypatch):
-    """How many prompts were generated for, and how many tokens were written."""
-    counts = {"prompts": 0, "tokens": 0}
-    real = responders.generate_batches
-
-    def counting(*args, **options):
-        for batch in real(*args, **options):
-            counts["prompts"] += len(batch)
-            counts["tokens"] += sum(len(item.token_ids) for item in batch.values())
-            yield batch
-
-    monkeypatch.setattr(responders, "generate_batches", counting)
-    return counts
-
-
 def test_budgets_give_accuracy_and_tokens_from_one_trace(
-    learnt, task_file, tmp_path, asked, capsys, caplog
+    learnt, task_file, tmp_path, generated, capsys, caplog
 ):
     plain = evaluate.run(stage(learnt, tasks=[task_file]), tmp_path / "plain", seed=1)
-    assert asked["prompts"] == 8
+    assert generated["prompts"] == 8
     # The traces have 11, 10, 12 and 12 tokens.
     budgets = (0, 3, 11, 300, "none")
     settings = {"budgets": budgets, "budget_closing": CLOSING, "max_new_tokens_no_think": 30}
     only = stage(learnt, tasks=[task_file], **settings)
     cells = evaluate.run(only, tmp_path / "cut", seed=1).metrics["tasks"]["sums"]
-    assert asked["prompts"] == 8 + 8 + 4 + 4 + 2
+    assert generated["prompts"] == 8 + 8 + 4 + 4 + 2
     (warning,) = [r.getMessage() for r in caplog.records if "budget" in r.getMessage()]
     assert "no trace reaches a budget of 300, since max_new_tokens ends answers at 40" in warning
     lines = samples_of(tmp_path / "cut")
@@ -109,30 +93,30 @@ def test_area_and_enough_follow_from_the_accuracies(learnt, task_file, tmp_path)
 
 
 def test_a_killed_evaluation_asks_for_the_rest_and_a_longer_list_for_what_is_new(
-    learnt, task_file, tmp_path, asked
+    learnt, task_file, tmp_path, generated
 ):
     whole, again = tmp_path / "whole", tmp_path / "again"
     three = stage(learnt, tasks=[task_file], budgets=(2, 5, "none"))
     evaluate.run(three, whole, seed=1)
-    assert asked["prompts"] == 8 + 8
+    assert generated["prompts"] == 8 + 8
     again.mkdir()
     lines = (whole / "samples.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     (again / "samples.jsonl").write_text("".join(lines[:11]), encoding="utf-8")
     evaluate.run(three, again, seed=1)
-    assert asked["prompts"] == 16 + 5
+    assert generated["prompts"] == 16 + 5
     for name in ("samples.jsonl", "metrics.json"):
         assert (again / name).read_bytes() == (whole / name).read_bytes()
     evaluate.run(stage(learnt, tasks=[task_file], budgets=(2, 4, 5)), again, seed=1)
-    assert asked["prompts"] == 21 + 4
+    assert generated["prompts"] == 21 + 4
 
 
-def test_a_model_without_modes_has_no_budgets(learnt, task_file, tmp_path, asked):
+def test_a_model_without_modes_has_no_budgets(learnt, task_file, tmp_path, generated):
     base = without_modes(learnt, tmp_path / "base")
     only = stage(base, learnt, tasks=[task_file], budgets=(2,))
     metrics = evaluate.run(only, tmp_path / "out", seed=1).metrics
     cells = [entry["tasks"]["sums"]["think"] for entry in metrics["all"]]
     assert ["budgets" in cell for cell in cells] == [False, True]
-    assert asked["prompts"] == 4 + 8 + 4
+    assert generated["prompts"] == 4 + 8 + 4
     assert {row[1] for row in budget_rows(metrics)} == {learnt.name}
 
 

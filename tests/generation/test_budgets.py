@@ -8,7 +8,6 @@ import torch
 import trl
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-import dualign.generation.responders as responders
 from dualign.errors import EvaluationError
 from dualign.generation.answers import Prompt, ask, budgeted, sample_request
 from dualign.generation.budgets import Budget, TraceCutter
@@ -37,22 +36,6 @@ def whole_requests(responder, limit=40, temperature=0.0):
     asked = [[{"role": "user", "content": f"What is {question}?"}] for question in LEARNT]
     prompts = [responder.prompt(messages, "think", None) for messages in asked]
     return [sample_request(prompt, sampling, 0, "tiny") for prompt in prompts]
-
-
-@pytest.fixture
-def generated(monkeypatch):
-    """The number of tokens of all prompts, and of what was written, in this process."""
-    counts = {"prompts": 0, "tokens": 0}
-    real = responders.generate_batches
-
-    def counting(*args, **options):
-        for batch in real(*args, **options):
-            counts["prompts"] += len(batch)
-            counts["tokens"] += sum(len(item.token_ids) for item in batch.values())
-            yield batch
-
-    monkeypatch.setattr(responders, "generate_batches", counting)
-    return counts
 
 
 class _CloseAt(LogitsProcessor):
