@@ -3,13 +3,11 @@
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from dualign.config import read_yaml
 from dualign.deepspeed_ops import ops_of_config, prepare_ops
+from dualign.launcher import Launch, launch_command, launch_settings
 from dualign.lifetime import LAUNCHER_PID
 
 if TYPE_CHECKING:
@@ -44,16 +42,14 @@ def _partial_state() -> "PartialState":
     return PartialState(cpu=use_cpu or not torch.accelerator.is_available())
 
 
-def launch(config_file: str, arguments: Sequence[str]) -> tuple[str, int]:
+def launch(stage_launch: Launch, arguments: Sequence[str]) -> tuple[str, int]:
     """Run `dualign ARGUMENTS` through accelerate launch; returns the command line and the exit status.
 
     What DeepSpeed compiles is compiled first, here. If this process is interrupted, the launcher is
     told to stop its processes; if it is killed, they end by themselves (lifetime.py).
     """
-    settings = read_yaml(Path(config_file)).value
-    prepare_ops(ops_of_config(settings if isinstance(settings, dict) else {}))
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config_file]
-    command += ["-m", "dualign", *arguments]
+    prepare_ops(ops_of_config(launch_settings(stage_launch)))
+    command = launch_command(stage_launch, arguments)
     process = subprocess.Popen(command, env={**os.environ, LAUNCHER_PID: str(os.getpid())})
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:

@@ -211,7 +211,9 @@ def file_digests(value: Any, digests: Digests, key: str = "") -> Iterator[tuple[
         items = value.items() if isinstance(value, Mapping) else enumerate(value)
         for name, item in items:
             yield from file_digests(item, digests, path_key((key, name)))
-    elif isinstance(value, str) and key != "launch" and may_be_path(key, value):
+    elif (
+        isinstance(value, str) and key not in ("launch", "config_file") and may_be_path(key, value)
+    ):
         for path in _files(value):
             label = str(path.relative_to(value)) if Path(value).is_dir() else path.name
             yield f"{key}:{Path(value).name}:{label}", digests.file(path)

@@ -43,6 +43,7 @@ _PATH_KEYS = (
     "files",
     "template",
     "launch",
+    "config_file",
     "rejected_model",
     "base_model",
     "config_from",

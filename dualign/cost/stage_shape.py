@@ -3,12 +3,11 @@
 import math
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from dualign.config import read_yaml
 from dualign.cost.lora_shape import LoraShape
 from dualign.cost.training_shape import TrainingShape
+from dualign.launcher import Launch, launch_settings
 from dualign.stages import stage_kind
 from dualign.training.adapter import AdapterConfig
 from dualign.training.precision import arithmetic, resolved, training_device
@@ -46,11 +45,11 @@ def count_steps(train: Mapping[str, Any], rows: int | None, world: int) -> int |
     return math.ceil(per_epoch * epochs)
 
 
-def launcher(launch: str | None) -> tuple[int, Any]:
-    """Read processes and sharding from an accelerate config file, or from the environment."""
+def launcher(launch: Launch | None) -> tuple[int, Any]:
+    """Read processes and sharding from a stage's `launch`, or from the environment."""
     if launch is None:
         return int(os.environ.get("WORLD_SIZE", "1")), None
-    settings = read_yaml(Path(launch)).value
+    settings = launch_settings(launch)
     kind = str(settings.get("distributed_type", "NO")).upper()
     stage = settings.get("deepspeed_config", {}).get("zero_stage")
     sharding = (

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from dualign.data.config import DataConfig
 from dualign.data.conversation import RowType
+from dualign.launcher import LaunchConfig
 from dualign.models.new_tokens import NewToken
 from dualign.retention.config import RetainConfig
 from dualign.switch import Switch
@@ -84,8 +85,8 @@ class TrainingStage:
     """train an adapter; absent: every weight"""
     save: Literal["adapter", "merged"] | None = None
     """with lora: publish the adapter (default) or the weights with the adapter folded in"""
-    launch: str | None = None
-    """an accelerate config file: `dualign run` starts this stage through accelerate launch"""
+    launch: str | LaunchConfig | None = None
+    """an accelerate config file, or one with keys: `dualign run` starts this stage by accelerate launch (docs/distributed.md)"""
     pause_at_step: int | None = None
     """stop after this step with a checkpoint and the held-out metrics; without the key, a later run goes on to the same bits"""
     retain: RetainConfig | None = None

@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dualign.config import read_yaml
+from dualign.launcher import config_file, launch_settings
 from dualign.models.device import Device, this_device
 from dualign.training.config import Arithmetic, Dtype, TrainingStage
 
@@ -109,10 +109,9 @@ def _launcher_precision(stage: TrainingStage) -> str:
 
 
 def _launch_settings(stage: TrainingStage) -> Mapping[str, Any]:
-    if stage.launch is None or not Path(stage.launch).is_file():
+    if stage.launch is None or not Path(config_file(stage.launch)).is_file():
         return {}
-    settings: Mapping[str, Any] = read_yaml(Path(stage.launch)).value
-    return settings
+    return launch_settings(stage.launch)
 
 
 def _name(device: Device) -> str:
