@@ -2,32 +2,25 @@
 
 Assumptions: a matrix multiplication with N weights costs 2 N operations per token. The backward
 pass costs the same for the gradient of the input, and again for the gradient of the weight.
-Attention adds its tokens x tokens products. Devices reach `_UTILIZATION` of their peak. Loading, tokenizing,
-evaluation and saving aren't counted.
+Attention adds its tokens x tokens products. GPUs reach a share of their published rate (`cards`).
+Loading, tokenizing, evaluation and saving aren't counted.
 """
 
-import re
-from collections.abc import Mapping
 from time import perf_counter
 
+from dualign.cost.cards import card_of_device
 from dualign.cost.model_shape import ModelShape
 from dualign.cost.training_shape import TrainingShape
-
-# Published peak of dense bfloat16 operations per second, by a word of the device's name.
-_DEVICE_FLOPS: Mapping[str, float] = {
-    "A100": 312e12,
-    "H100": 989e12,
-    "H200": 989e12,
-    "4090": 165e12,
-    "L4": 121e12,
-}
-# Assumed share of the peak, common for dense models with long rows.
-_UTILIZATION = 0.4
 
 
 def training_flops(shape: ModelShape, training: TrainingShape, tokens: int) -> int:
     """Count the operations of training on `tokens` tokens, recomputation and reference included."""
-    forward = _forward_flops(shape, training)
+    return layer_flops(shape, training, tokens) + attention_flops(shape, training, tokens)
+
+
+def layer_flops(shape: ModelShape, training: TrainingShape, tokens: int) -> int:
+    """Count the operations of everything but attention's products of queries, keys and values."""
+    forward = 2 * shape.layers * shape.layer_linear_parameters
     adapter = 2 * training.lora.parameters(shape) if training.lora else 0
     # Frozen weights need the gradient of their input only.
     passes = 2 if training.lora else 3
@@ -40,25 +33,27 @@ def training_flops(shape: ModelShape, training: TrainingShape, tokens: int) -> i
     return tokens * total
 
 
-def _forward_flops(shape: ModelShape, training: TrainingShape) -> int:
-    """Count the operations of all layers per token.
+def attention_flops(shape: ModelShape, training: TrainingShape, tokens: int) -> int:
+    """Count the operations of attention's products.
 
-    Attention counts half of its square, because a token sees only those before it.
+    They are half of the square, because a token sees only those before it; a row counts as one document.
+    An adapter saves none: there are no weights here whose gradient would be left out.
     """
-    attention = 2 * shape.attention_width * training.max_tokens
-    return shape.layers * (2 * shape.layer_linear_parameters + attention)
+    forward = 2 * shape.layers * shape.attention_width * training.max_tokens
+    passes = 4 if training.gradient_checkpointing else 3
+    return tokens * forward * (passes + (training.reference in ("adapter", "copy")))
 
 
 def device_throughput(name: str) -> float | None:
     """Return the expected operations per second of a GPU by its name; None if it is unknown."""
-    peak = peak_flops(name)
-    return None if peak is None else _UTILIZATION * peak
+    card = card_of_device(name)
+    return None if card is None else card.rate("bfloat16")
 
 
 def peak_flops(name: str) -> float | None:
-    """Return the published dense bfloat16 operations per second of a GPU by its name."""
-    words = re.findall(r"[A-Za-z0-9]+", name)
-    return next((flops for device, flops in _DEVICE_FLOPS.items() if device in words), None)
+    """Return the published dense operations per second of a GPU, in half precision, by its name."""
+    card = card_of_device(name)
+    return None if card is None else card.half_tflops * 1e12
 
 
 def estimate_seconds(flops: int, throughput: float | None, *, devices: int = 1) -> float | None:

@@ -8,6 +8,7 @@ from typing import Any
 from dualign.cost.lora_shape import LoraShape
 from dualign.cost.training_shape import TrainingShape
 from dualign.launcher import Launch, launch_settings
+from dualign.models.device import Device
 from dualign.stages import stage_kind
 from dualign.training.adapter import AdapterConfig
 from dualign.training.precision import arithmetic, resolved, training_device
@@ -62,21 +63,25 @@ def launcher(launch: Launch | None) -> tuple[int, Any]:
     return int(settings.get("num_processes", 1)), sharding
 
 
-def training_shape(config: Any, *, longest: int, largest_pair: int | None = None) -> TrainingShape:
+def training_shape(
+    config: Any, *, longest: int, largest_pair: int | None = None, device: Device | None = None
+) -> TrainingShape:
     """Return the dimensions of a step of this stage.
 
     Args:
         longest: its longest row in tokens; of pairs, a prompt with the longer answer.
         largest_pair: the most tokens of a prompt with both answers; None: not known yet.
+        device: where it would train; that of this process if absent.
     """
-    config = resolved(config)
+    device = device or training_device(config)
+    config = resolved(config, device)
     world, sharding = launcher(config.launch)
     pairs = stage_kind(config.kind).takes_pairs
     train = train_settings(config)
     lora = config.lora
     shape = lora and _lora_shape(lora)
     computed = arithmetic(config)
-    on_gpu = training_device(config).kind == "cuda"
+    on_gpu = device.kind == "cuda"
     autocast = config.dtype == "float32" and computed != "float32"
     return TrainingShape(
         pairs=pairs,

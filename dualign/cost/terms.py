@@ -112,13 +112,19 @@ def master_weights(shape: ModelShape, training: TrainingShape) -> Term:
 
 
 def gradients(shape: ModelShape, training: TrainingShape) -> Term:
-    """One per trained parameter; ZeRO also has a bucket that isn't reduced yet."""
+    """One per trained parameter, and what the engine has not reduced yet: ZeRO a bucket, DDP a copy in
+    buckets, FSDP2 whole gradients while they accumulate (accelerate's no_sync).
+    """
     count, width = training.trained_parameters(shape), training.trained_bytes
     if training.sharding is None:
-        return _parameter_sum((count, width, "trained"))
+        buckets = count if training.world_size > 1 else 0
+        return _parameter_sum((count, width, "trained"), (buckets, width, "buckets of DDP"))
     term = _parameter_sum((count, width, "trained"), shards=training.world_size)
     if training.sharding == "fsdp2":
-        return term
+        if training.gradient_accumulation == 1:
+            return term
+        whole = _parameter_sum((count, training.dtype_bytes, "whole while they accumulate"))
+        return Term(bytes=term.bytes + whole.bytes, formula=f"{term.formula} + {whole.formula}")
     bucket = min(count, _ZERO_BUCKET) * width
     formula = f"{term.formula} + reduce bucket {bucket / 1e9:.2f} GB"
     return Term(bytes=term.bytes + bucket, formula=formula)

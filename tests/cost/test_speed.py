@@ -6,7 +6,13 @@ import pytest
 
 from dualign.cost.lora_shape import LoraShape
 from dualign.cost.model_shape import ModelShape
-from dualign.cost.speed import cpu_throughput, device_throughput, estimate_seconds, training_flops
+from dualign.cost.speed import (
+    cpu_throughput,
+    device_throughput,
+    estimate_seconds,
+    peak_flops,
+    training_flops,
+)
 from dualign.cost.training_shape import TrainingShape
 
 SHAPE = ModelShape.from_config(
@@ -55,11 +61,11 @@ def test_long_rows_cost_more_per_token() -> None:
 
 
 def test_a_device_is_known_by_its_name() -> None:
-    assert device_throughput("NVIDIA A100-SXM4-80GB") == pytest.approx(0.4 * 312e12)
-    assert device_throughput("NVIDIA GeForce RTX 4090") == pytest.approx(0.4 * 165e12)
-    assert device_throughput("NVIDIA L4") == pytest.approx(0.4 * 121e12)
-    assert device_throughput("NVIDIA L40S") is None
+    # 1 / (1 / 0.869 + 0.0035 x 312e12 / 2039e9) of 312e12
+    assert device_throughput("NVIDIA A100-SXM4-80GB") == pytest.approx(0.593 * 312e12, rel=0.001)
+    assert peak_flops("NVIDIA GeForce RTX 4090") == pytest.approx(165.2e12)
     assert device_throughput("something else") is None
+    assert peak_flops("something else") is None
 
 
 def test_seconds_are_unknown_when_the_device_is() -> None:

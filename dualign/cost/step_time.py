@@ -1,0 +1,67 @@
+"""Seconds of one optimizer step on a cluster: computing, sending, the optimizer.
+
+A model of what a data sheet says, held against published throughputs in docs/scale.md.
+"""
+
+from dataclasses import dataclass
+
+from dualign.cost.cards import Cluster
+from dualign.cost.communication import traffic
+from dualign.cost.model_shape import ModelShape
+from dualign.cost.speed import attention_flops, layer_flops
+from dualign.cost.training_shape import TrainingShape
+
+# FlashAttention's backward pass has five products to the forward pass's two; operations count four.
+_RECOMPUTED_SCORES = 3.5 / 3
+# AdamW reads gradient, weight and two states and writes three of them, in float32, and the 2-byte weight.
+_OPTIMIZER_BYTES = 30
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepTime:
+    """Seconds of one optimizer step; sending beside the layers counts where it takes longer."""
+
+    layers: float
+    attention: float
+    beside: float
+    """sending while layers compute"""
+    after: float
+    """sending when nothing computes"""
+    optimizer: float
+
+    @property
+    def computing(self) -> float:
+        return self.layers + self.attention
+
+    @property
+    def seconds(self) -> float:
+        return max(self.computing, self.beside) + self.after + self.optimizer
+
+    @property
+    def waiting(self) -> float:
+        """Share of the step in which a card computes nothing."""
+        return 1 - (self.computing + self.optimizer) / self.seconds
+
+
+def step_time(
+    shape: ModelShape, training: TrainingShape, cluster: Cluster, *, tokens: int, arithmetic: str
+) -> StepTime:
+    """Return the time of a step.
+
+    Args:
+        tokens: of one process, in all micro-batches of the step.
+        arithmetic: type in which matrices are multiplied.
+    """
+    card = cluster.card
+    sent = traffic(shape, training)
+    rate = cluster.link_rate(training.world_size)
+    shards = training.world_size if training.sharding else 1
+    states = training.trained_parameters(shape) / shards * _OPTIMIZER_BYTES
+    attention = attention_flops(shape, training, tokens) * _RECOMPUTED_SCORES
+    return StepTime(
+        layers=layer_flops(shape, training, tokens) / card.rate(arithmetic),
+        attention=attention / card.attention_rate(arithmetic),
+        beside=sent.beside / rate,
+        after=sent.after / rate,
+        optimizer=states / (card.bandwidth_gbs * 1e9),
+    )

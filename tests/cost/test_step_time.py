@@ -1,0 +1,95 @@
+"""What processes send each other, and the seconds of a step."""
+
+from dataclasses import replace
+
+import pytest
+
+from dualign.cost.cards import cluster
+from dualign.cost.communication import sequence_traffic, traffic
+from dualign.cost.lora_shape import LoraShape
+from dualign.cost.memory import estimate
+from dualign.cost.step_time import StepTime, step_time
+from dualign.cost.training_shape import TrainingShape
+from tests.cost.test_memory import ADAPTER, FULL, PARAMETERS, SMOLLM3
+
+MIXED = replace(FULL, master_weights=True, world_size=8)
+TWICE = replace(MIXED, gradient_accumulation=2)
+SEVEN = 7 / 8
+
+
+@pytest.mark.parametrize(
+    ("training", "beside", "after"),
+    [
+        # An all-reduce of float32 gradients, in the last micro-batch alone.
+        (TWICE, 2 * SEVEN * 4 * PARAMETERS, 0),
+        # A reduce-scatter of bfloat16 gradients in each micro-batch, then the new weights.
+        (replace(TWICE, sharding="zero2"), 2 * SEVEN * 2 * PARAMETERS, SEVEN * 2 * PARAMETERS),
+        # The weights twice and the gradients, in each micro-batch.
+        (replace(TWICE, sharding="zero3"), 2 * SEVEN * 6 * PARAMETERS, 0),
+        # The gradients in the last micro-batch alone.
+        (replace(TWICE, sharding="fsdp2"), SEVEN * (2 * 4 + 2) * PARAMETERS, 0),
+        (replace(MIXED, world_size=1), 0, 0),
+    ],
+    ids=["ddp", "zero2", "zero3", "fsdp2", "one"],
+)
+def test_bytes_of_a_step(training: TrainingShape, beside: float, after: float) -> None:
+    sent = traffic(SMOLLM3, training)
+    assert (sent.beside, sent.after) == pytest.approx((beside, after))
+    assert bool(sent.formula) == (beside > 0)
+
+
+def test_an_adapter_sends_its_own_gradients_and_under_zero3_all_weights() -> None:
+    lora = replace(FULL, lora=LoraShape(r=16), world_size=8)
+    assert traffic(SMOLLM3, lora).beside == pytest.approx(2 * SEVEN * 4 * ADAPTER)
+    sharded = replace(lora, sharding="zero3", master_weights=True)
+    assert traffic(SMOLLM3, sharded).beside > SEVEN * 4 * PARAMETERS
+
+
+def test_a_row_over_processes_sends_queries_keys_values_and_outputs() -> None:
+    # 3 passes x 36 layers x 65,536 / 8 tokens x (2 x 2048 + 2 x 512) x 2 bytes x 7/8
+    expected = 3 * 36 * 8192 * 5120 * 2 * SEVEN
+    assert sequence_traffic(SMOLLM3, 65536, 8) == pytest.approx(expected)
+    assert sequence_traffic(SMOLLM3, 65536, 1) == 0
+
+
+def timed(training: TrainingShape, on: str, arithmetic: str = "bfloat16") -> StepTime:
+    tokens = training.tokens * training.gradient_accumulation
+    return step_time(SMOLLM3, training, cluster(on), tokens=tokens, arithmetic=arithmetic)
+
+
+def test_sending_counts_where_it_takes_longer_than_computing() -> None:
+    sharded = replace(MIXED, sharding="zero3")
+    linked, slow = (
+        timed(sharded, "8xH100"),
+        timed(replace(sharded, world_size=4, max_tokens=1024), "4x1x4090"),
+    )
+    assert linked.seconds == linked.computing + linked.optimizer
+    assert linked.waiting == pytest.approx(0)
+    assert slow.seconds == slow.beside + slow.optimizer
+    # 3/4 x 6 bytes x parameters, through 10 Gbit/s: longer than the layers take
+    assert slow.beside == pytest.approx(3 / 4 * 6 * PARAMETERS / (0.8 * 1.25e9))
+    assert 0.5 < slow.waiting < 1
+
+
+def test_float32_takes_the_rate_without_tensor_cores() -> None:
+    halves, floats = timed(FULL, "H100"), timed(FULL, "H100", "float32")
+    assert floats.layers / halves.layers == pytest.approx(0.439 * 989 / (0.803 * 67), rel=0.01)
+
+
+def test_attention_has_a_rate_of_its_own() -> None:
+    """36 layers x 2 x 2048 x 4096 tokens x 4 passes, with the backward pass's repeated scores."""
+    operations = 36 * 2 * 2048 * 4096 * 4 * 4096 * 3.5 / 3
+    assert timed(FULL, "H100").attention == pytest.approx(operations / (0.33 * 989e12))
+
+
+def test_fsdp2_holds_whole_gradients_while_they_accumulate_and_ddp_buckets() -> None:
+    sharded = replace(MIXED, sharding="fsdp2")
+    once, more = (
+        estimate(SMOLLM3, replace(sharded, gradient_accumulation=steps)).gradients
+        for steps in (1, 2)
+    )
+    assert more - once == pytest.approx(2 * PARAMETERS, abs=1)
+    single, ddp = (
+        estimate(SMOLLM3, replace(MIXED, world_size=world)).gradients for world in (1, 8)
+    )
+    assert ddp == 2 * single
