@@ -28,6 +28,7 @@ FLOORS = [
     "dualign.verifiers",
     "dualign.switch",
     "dualign.tasks",
+    "dualign.launcher",
     "dualign.lifetime",
     "dualign.rundir",
     "dualign.environment",
