@@ -20,7 +20,7 @@ from dualign.preference.config import PreferenceStage
 from dualign.preference.losses.settings import loss_settings
 from dualign.preference.losses.table import estimates_kl
 from dualign.preference.rated import RatedAnswerTrainer, answer_columns, with_mismatched
-from dualign.preference.reference import with_cached_reference
+from dualign.preference.reference import reference_copy, with_cached_reference
 from dualign.preference.start_margins import start_metrics
 from dualign.preference.trainer import DualModeDPOTrainer
 from dualign.retention.watching import retention_metrics, watch
@@ -29,6 +29,7 @@ from dualign.training.arguments import of_trl
 from dualign.training.attention import with_attention
 from dualign.training.pausing import add_pause, train
 from dualign.training.policy import load_policy
+from dualign.training.positions import position_notes
 from dualign.training.precision import resolved
 from dualign.training.rows import request_rows, tell
 from dualign.training.trainer import (
@@ -56,9 +57,10 @@ def run(stage: PreferenceStage, work: Path, *, seed: int) -> Outcome | Paused:
         answers = ("answer_ids",) if stage.row_type == "rated" else PAIR
         pair_sizes(data.train, _layout(stage), most=stage.batch_tokens, answers=answers)
     if stage.reference == "cached":
-        data = with_cached_reference(data, stage, work)
+        data = with_cached_reference(data, stage, source, work)
     with refusals_by_libraries(stage):
         trainer = build_trainer(stage, source, data, tokenizer, work, seed=seed)
+    tell(position_notes(stage, trainer.model.config.to_dict(), data.rows))
     watch(trainer, stage, request, work)
     if paused := train(trainer, stage, work):
         return paused
@@ -105,6 +107,7 @@ def build_trainer(
         data = _mismatched(data, names, batch_rows, stage.data.max_tokens)
     trainer = kind(
         model=model,
+        ref_model=reference_copy(stage, source),
         args=arguments,
         data_collator=PairCollator(
             layout=layout, pad_token_id=tokenizer.pad_token_id, answers=answers

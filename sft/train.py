@@ -22,6 +22,7 @@ from dualign.training.attention import with_attention
 from dualign.training.isolation import check_isolation, try_isolation
 from dualign.training.pausing import add_pause, train
 from dualign.training.policy import load_policy
+from dualign.training.positions import position_notes
 from dualign.training.precision import resolved
 from dualign.training.rows import request_rows, tell
 from dualign.training.trainer import (
@@ -45,6 +46,7 @@ def run(stage: SFTStage, work: Path, *, seed: int) -> Outcome | Paused:
     tell([*stage.data_notes(data.rows), *occurrences])
     with refusals_by_libraries(stage):
         trainer = build_trainer(stage, source, data, tokenizer, work, seed=seed)
+    tell(position_notes(stage, trainer.model.config.to_dict(), data.rows))
     watch(trainer, stage, request, work)
     if paused := train(trainer, stage, work):
         return paused

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 from transformers import AutoConfig
 
+from dualign.checkpoints.context import positions_of
 from dualign.data.conversation import MODES, Mode
 from dualign.errors import EvaluationError
 from dualign.evaluation.config import EvalStage, limit_of
@@ -99,5 +100,4 @@ def window_of(model: str | Endpoint) -> int | None:
         return None
     source = resolve_model(model)
     config = AutoConfig.from_pretrained(source.base, revision=source.revision).get_text_config()
-    positions = getattr(config, "max_position_embeddings", None)
-    return positions if isinstance(positions, int) else None
+    return positions_of(config.to_dict())

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dualign.checkpoints.context import positions_of
 from dualign.errors import CheckpointError
 
 # transformers' name -> (llama.cpp's name, rows of q and k are interleaved, modules with a bias)
@@ -94,7 +95,7 @@ def architecture_of(config: Mapping[str, Any], place: str) -> Architecture:
         heads=full.num_attention_heads,
         kv_heads=full.num_key_value_heads,
         head_dim=getattr(full, "head_dim", None) or full.hidden_size // full.num_attention_heads,
-        context=full.max_position_embeddings,
+        context=positions_of(full.to_dict()) or full.max_position_embeddings,
         vocab_size=full.vocab_size,
         epsilon=full.rms_norm_eps,
         rope=dict(full.rope_parameters),

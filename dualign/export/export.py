@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from dualign.checkpoints.context import positions_of
 from dualign.errors import CheckpointError, ConfigError
 from dualign.export import llama_runtime
 from dualign.export.check import CheckResult, ask_transformers, check
@@ -197,7 +198,7 @@ def _write_modelfile(source: ExportSource, work: Path, types: Sequence[str]) -> 
         _file(source, work, smallest).name,
         chat_template=source.chat_template,
         end_of_turn=str(source.tokenizer.eos_token),
-        context=int(source.weights.config.get("max_position_embeddings", 2048)),
+        context=positions_of(source.weights.config) or 2048,
         generation=source.generation,
     )
     (work / "Modelfile").write_text(text, encoding="utf-8")

@@ -15,6 +15,7 @@ from transformers import (
     TextStreamer,
 )
 
+from dualign.checkpoints.context import positions_of
 from dualign.data.conversation import Mode
 from dualign.data.think_tags import CLOSE, OPEN
 from dualign.errors import EvaluationError
@@ -84,7 +85,7 @@ class _CheckpointSpeaker:
 
     def refusal(self, prompt: Prompt, sampling: Sampling, budget: Budget | None) -> str | None:
         count = len(tokenize(self.tokenizer, [prompt.text])[0])
-        room = getattr(self.model.config, "max_position_embeddings", None)
+        room = positions_of(self.model.config.to_dict())
         if room is None or count + _longest(sampling, budget).max_new_tokens <= room:
             return None
         return f"the conversation has {count} tokens and the model reads {room}: /reset first"

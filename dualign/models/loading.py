@@ -17,11 +17,13 @@ from transformers import (
     AutoModelForCausalLM,
     BitsAndBytesConfig,
     GenerationConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.initialization import no_init_weights
 
+from dualign.checkpoints.context import ContextConfig, stretched_config
 from dualign.errors import CheckpointError
 from dualign.models.generation_config import valid_generation_config
 from dualign.models.new_rows import require_rows, rows_of
@@ -34,15 +36,22 @@ if TYPE_CHECKING:
 
 
 def load_base(
-    source: ModelSource, *, dtype: str, attn_implementation: str, nf4: bool, on_cpu: bool = False
+    source: ModelSource,
+    *,
+    dtype: str,
+    attn_implementation: str,
+    nf4: bool,
+    on_cpu: bool = False,
+    context: ContextConfig | None = None,
 ) -> PreTrainedModel:
     """Load the base for training; with `nf4` it is quantized as it loads.
 
     Args:
         on_cpu: the trainer stays on the CPU, also where there is a GPU.
+        context: the positions that it gets.
 
     Raises:
-        CheckpointError: the weights are already quantized, or can't be trained.
+        CheckpointError: the weights are already quantized, can't be trained, or can't be stretched.
     """
     config = AutoConfig.from_pretrained(source.base, revision=source.revision)
     if reason := why_untrainable(config.model_type):
@@ -51,10 +60,13 @@ def load_base(
         raise CheckpointError(
             f"{source.base}: the weights are already quantized; start from 16- or 32-bit weights"
         )
+    if context is not None:
+        _stretch(config, context)
     cuda = torch.cuda.is_available() and not on_cpu
     device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if cuda else "cpu"
     model = AutoModelForCausalLM.from_pretrained(
         source.base,
+        config=config,
         revision=source.revision,
         dtype=getattr(torch, dtype),
         attn_implementation=attn_implementation,
@@ -68,6 +80,19 @@ def load_base(
         text.router_aux_loss_coef = 0.0
     model.generation_config = valid_generation_config(model.generation_config)
     return model
+
+
+def _stretch(config: PreTrainedConfig, context: ContextConfig) -> None:
+    """Give a configuration more positions.
+
+    Raises:
+        CheckpointError: it can't be stretched so.
+    """
+    before = config.to_dict()
+    after = stretched_config(before, context)
+    for key in after:
+        if after[key] != before.get(key):
+            setattr(config, key, after[key])
 
 
 def nf4_options(dtype: str, device: str) -> dict[str, Any]:

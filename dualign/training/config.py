@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from dualign.checkpoints.context import ContextConfig
 from dualign.data.config import DataConfig
 from dualign.data.conversation import RowType
 from dualign.launcher import LaunchConfig
@@ -75,6 +76,8 @@ class TrainingStage:
     """each isolates packed documents; auto: dualign, of each document by itself, or where a model can't, sdpa or eager"""
     quantization: Literal["nf4"] | None = None
     """nf4: the frozen base in 4 bits (QLoRA); needs lora"""
+    context: ContextConfig | None = None
+    """more positions for the model that trains, and for the result (docs/long-context.md)"""
     template: str = "dualign"
     """dualign, chatml, smollm3, smollm3-training, tokenizer (the model's own), trl:NAME, or a .jinja file"""
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -137,6 +140,13 @@ class TrainingStage:
             issues.append(("switch", "says nothing: expected entries for think and no_think"))
         if self.quantization and self.save == "merged":
             issues.append(("save", "an nf4 base can't be merged exactly: save the adapter"))
+        if self.context and self.lora and self.save != "merged":
+            first = "" if self.quantization else "set save: merged, or "
+            says = "an adapter names a base without these positions, and would be loaded on it"
+            before = (
+                "stretch that first: a merge stage with this context, and model: stage:NAME here"
+            )
+            issues.append(("context", f"{says}: {first}{before}"))
         return issues
 
 

@@ -55,13 +55,7 @@ def load_policy(
             doesn't add up, as with DoRA; or new tokens without a place.
         ConfigError: `lora` names what the model doesn't have.
     """
-    model = load_base(
-        source,
-        dtype=stage.dtype,
-        attn_implementation=stage.attn_implementation,
-        nf4=stage.quantization == "nf4",
-        on_cpu=training_device(stage).kind == "cpu",
-    )
+    model = load_start(stage, source)
     if rows := new_rows(stage.new_tokens, source):
         require_place(stage, source, rows_of(model), rows)
         give_rows(model, rows)
@@ -91,6 +85,18 @@ def load_policy(
             policy.load_adapter(str(adapter), adapter_name=REFERENCE_ADAPTER, is_trainable=False)
     activate_policy_adapters(policy)
     return policy, None
+
+
+def load_start(stage: TrainingStage, source: ModelSource) -> "PreTrainedModel":
+    """Return the base as a stage trains it: its types, its attention, its positions."""
+    return load_base(
+        source,
+        dtype=stage.dtype,
+        attn_implementation=stage.attn_implementation,
+        nf4=stage.quantization == "nf4",
+        on_cpu=training_device(stage).kind == "cpu",
+        context=stage.context,
+    )
 
 
 @contextmanager

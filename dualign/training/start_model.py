@@ -4,17 +4,19 @@ Reads JSON, and of an adapter its tensors. A model that isn't here (a hub id, a 
 it is loaded.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from dualign.checkpoints.checkpoint import read_json
+from dualign.checkpoints.context import stretched_config
 from dualign.errors import DualignError
 from dualign.model_ref import ModelRef
 from dualign.models.source import ModelSource, resolve_model, why_untrainable
 from dualign.training.adapter import why_not_beside
 from dualign.training.config import TrainingStage
 from dualign.training.place_of_tokens import require_no_other_change, require_place
+from dualign.training.positions import why_not_by_longest
 from dualign.training.precision import sharding_engine
 
 Issue = tuple[str, str]
@@ -42,7 +44,8 @@ def start_issues(stage: TrainingStage) -> list[Issue]:
     if stage.new_tokens and (engine := sharding_engine(stage)):
         says = f"rows can't be added to weights that {engine} shards: add them in a stage of one process before"
         return [("add_tokens", says)]
-    if ModelRef.parse(stage.model, revision=stage.revision).path is None:
+    ref = ModelRef.parse(stage.model, revision=stage.revision)
+    if ref.path is None and not (stage.context and ref.kind == "embedded"):
         return []
     try:
         source = resolve_model(stage.model, revision=stage.revision)
@@ -53,9 +56,34 @@ def start_issues(stage: TrainingStage) -> list[Issue]:
             *_generation(source),
             *_targets(stage, source, config),
             *_new_tokens(stage, source, config),
+            *context_issues(stage, config),
         ]
     except DualignError as error:
         return [("model", str(error))]
+
+
+def context_issues(stage: Any, config: Mapping[str, Any]) -> Iterator[Issue]:
+    """Refuse positions that can't be stretched so, or that a stage can't train with.
+
+    Args:
+        config: config.json of the model that it starts from; empty if it isn't here.
+    """
+    if not config:
+        return
+    if stage.context:
+        cached = stage.lora is None and getattr(stage, "reference", "auto") == "cached"
+        if cached and sharding_engine(stage) == "FSDP":
+            says = (
+                "FSDP computes a cached reference with a copy that has the positions of the files"
+            )
+            yield "context", f"{says}: stretch before, in a merge stage with this context"
+        try:
+            config = stretched_config(config, stage.context)
+        except DualignError as error:
+            yield "context", str(error).removeprefix("context: ")
+            return
+    if reason := why_not_by_longest(stage, config):
+        yield "context" if stage.context else "model", reason
 
 
 def _base_config(source: ModelSource) -> dict[str, Any]:

@@ -54,6 +54,7 @@ from dualign.training.frozen_start import FROZEN_START
 from dualign.training.learning_rates import set_adapter_rates
 from dualign.training.policy import REFERENCE_ADAPTER, activate_policy_adapters, frozen_adapters
 from dualign.training.precision import training_device
+from dualign.training.saved_config import raise_text_limit, set_trained_keys
 from dualign.training.trackers import add_trackers, tracker_records
 
 # DPOTrainer copies the adapter it finds under this name, as its reference. Ours is the earlier
@@ -220,6 +221,7 @@ def save_result(
         CheckpointError: the logits of what was saved differ from the live model's.
     """
     sync_special_tokens(trainer.model, tokenizer)
+    raise_text_limit(tokenizer, stage.context)
     if stage.lora is None:
         _save_weights(trainer, work)
     else:
@@ -286,9 +288,10 @@ def _publish_adapter(
             base = from_hub(source.base, revision=source.revision)
         assert stage.dtype != "auto", "expected a resolved stage"
         fold(base, adapter, work, dtype=stage.dtype)
-        _set_special_ids(work / "config.json", model)
-        if last_token(read_json(adapter / "adapter_config.json")) >= _vocabulary(base):
-            return  # nobody could load it on its base
+        set_trained_keys(work / "config.json", model, stage.context)
+        longer = last_token(read_json(adapter / "adapter_config.json")) >= _vocabulary(base)
+        if longer or stage.context is not None:
+            return  # on its base it would be another model
         target = work / "adapter"
         target.mkdir(exist_ok=True)
     for name in ("adapter_config.json", "adapter_model.safetensors"):
@@ -299,13 +302,6 @@ def _vocabulary(base: Path) -> int:
     """Return how many tokens the model of a folder has rows for."""
     config = read_json(base / "config.json")
     return int((config.get("text_config") or config)["vocab_size"])
-
-
-def _set_special_ids(config_json: Path, model: PreTrainedModel) -> None:
-    """Put the trained model's eos and pad ids into the config of the folded weights, the base's."""
-    config = json.loads(config_json.read_text(encoding="utf-8"))
-    config |= {"eos_token_id": model.config.eos_token_id, "pad_token_id": model.config.pad_token_id}
-    config_json.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def _verify(trainer: Trainer, stage: TrainingStage, work: Path) -> dict[str, Any]:

@@ -9,7 +9,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config, SmolLM3Config
 
-from dualign.checkpoints.context import ContextConfig, rotary_settings, stretched_config
+from dualign.checkpoints.context import (
+    ContextConfig,
+    positions_of,
+    rotary_settings,
+    stretched_config,
+)
 from dualign.errors import DualignError
 from dualign.merging.config import MergeInput, MergeStage
 from dualign.merging.merge import run
@@ -24,7 +29,7 @@ CONFIGS = {"llama": LlamaConfig, "smollm3": SmolLM3Config, "qwen3": Qwen3Config}
 FACTORS = [1.0 + 0.25 * i for i in range(4)]
 # What the recipe says -> what a user of transformers writes as rope_scaling, and the positions.
 KINDS: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
-    "linear": ({"rope": "linear"}, {"rope_type": "linear", "factor": 4.0}, 128),
+    "linear": ({"rope": "linear"}, {"rope_type": "linear", "factor": 4.0}, 32),
     "dynamic": ({"rope": "dynamic"}, {"rope_type": "dynamic", "factor": 4.0}, 32),
     "yarn": (
         {"rope": "yarn", "settings": {"beta_fast": 16, "attention_factor": 1.25}},
@@ -137,11 +142,40 @@ def test_of_layers_that_slide_the_others_are_stretched():
 
 
 def test_settings_of_older_files_are_read():
+    """Whether 64 is the length before or after linear scaling, no file says: both kinds of model exist."""
     old = {"rope_theta": 1e4, "rope_scaling": {"type": "linear", "factor": 2.0}}
     assert rotary_settings(old) == {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}
-    result = stretched_config({**old, "max_position_embeddings": 64}, ContextConfig(length=128))
+    old["max_position_embeddings"] = 64
+    with pytest.raises(DualignError, match=r"64 positions are those before or after isn't known"):
+        stretched_config(old, ContextConfig(length=128))
+    result = stretched_config(old, ContextConfig(length=128, original=32))
     assert result["rope_parameters"]["original_max_position_embeddings"] == 32
     assert "rope_scaling" not in result
+
+
+def test_a_config_without_a_base_has_that_of_its_family():
+    """The first Llamas' config.json names no rope_theta."""
+    config = {"model_type": "llama", "max_position_embeddings": 2048}
+    result = stretched_config(config, ContextConfig(length=4096))
+    assert result["rope_parameters"]["rope_theta"] == 10000.0
+    assert result["rope_parameters"]["original_max_position_embeddings"] == 2048
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_readers_of_a_stretched_config_agree_on_its_length(kind: str):
+    """vLLM multiplies max_position_embeddings by the factor of linear and dynamic, and not of the others."""
+    config = {"model_type": "llama", **SHAPE}
+    context = ContextConfig(length=128, **KINDS[kind][0])
+    assert positions_of(config) == 32
+    assert positions_of(stretched_config(config, context)) == 128
+
+
+def test_gemma_3_counts_the_positions_after_stretching():
+    rope = {"rope_type": "default", "rope_theta": 1e4}
+    layers = {"sliding_attention": rope, "full_attention": rope}
+    config = {"model_type": "gemma3_text", "max_position_embeddings": 32, "rope_parameters": layers}
+    result = stretched_config(config, ContextConfig(length=128, rope="linear"))
+    assert result["max_position_embeddings"] == positions_of(result) == 128
 
 
 @pytest.mark.parametrize(
@@ -149,6 +183,26 @@ def test_settings_of_older_files_are_read():
     [
         ({"length": 32}, "expected more than 32"),
         ({"factor": 2.0}, "times a factor of 2 are 64"),
+        ({"original": 64}, "original is 64, and the model has 32 positions"),
+        ({"settings": {"attention_factor": "big"}}, "expected a number above 0, found 'big'"),
+        (
+            {"settings": {"beta_fast": 1, "beta_slow": 2}},
+            r"expected more than beta_slow \(2\), found 1",
+        ),
+        ({"settings": {"truncate": 1}}, "expected true or false, found 1"),
+        ({"rope": "llama3", "settings": {"high_freq_factor": 0.5}}, "more than low_freq_factor"),
+        (
+            {"rope": "longrope", "settings": {"short_factor": [1.0], "long_factor": [1.0] * 4}},
+            "found 1 numbers, and the model has 4 rotary frequencies",
+        ),
+        (
+            {
+                "rope": "longrope",
+                "factor": 8.0,
+                "settings": {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4},
+            },
+            r"by length / original \(4\) in vLLM",
+        ),
         ({"rope": "default", "rope_theta": 5e6, "length": -1}, "expected more than 0, found -1"),
         ({"rope": "default"}, "by rope_theta alone"),
         ({"rope": "linear", "settings": {"beta_fast": 2}}, "linear doesn't read it"),
