@@ -19,7 +19,7 @@ from dualign.evaluation.budgets import budget_keys, is_own, whole_limits, with_b
 from dualign.evaluation.config import EvalConfig, EvalStage, pairs_name
 from dualign.evaluation.following import Response, respond
 from dualign.evaluation.languages import with_languages
-from dualign.evaluation.lengths import markdown_lengths, terminal_lengths, with_lengths
+from dualign.evaluation.lengths import with_lengths
 from dualign.evaluation.metrics import clustered, compare, with_gain
 from dualign.evaluation.pairs import Margins, margin_change, pair_margins, summarize_margins
 from dualign.evaluation.requests import EvalRequest, TaskSet, build_requests
@@ -27,15 +27,7 @@ from dualign.evaluation.sampled import Sample, by_budget, has_value
 from dualign.evaluation.scores import short_label
 from dualign.evaluation.significance import with_adjusted
 from dualign.evaluation.sizing import require_room, sized
-from dualign.evaluation.table import (
-    markdown_table,
-    terminal_budgets,
-    terminal_languages,
-    terminal_pairs,
-    terminal_samples,
-    terminal_suite,
-    terminal_table,
-)
+from dualign.evaluation.table import markdown_table, terminal_tables
 from dualign.generation.answers import Answer, Responder
 from dualign.generation.config import Endpoint, model_label
 from dualign.generation.responders import CheckpointResponder, open_responder
@@ -96,17 +88,10 @@ def run(stage: EvalStage, work: Path, *, seed: int) -> Outcome:
     if stage.suite is not None:
         metrics["suite"] = _suite(stage, tasks)
     write_json(work / "metrics.json", metrics)
-    table = markdown_table(metrics) + markdown_lengths(metrics)
-    (work / "table.md").write_text(table, encoding="utf-8")
+    (work / "table.md").write_text(markdown_table(metrics), encoding="utf-8")
     console = wide_console()
-    console.print(terminal_table(metrics))
-    for build in (terminal_suite, terminal_samples, terminal_lengths, terminal_languages):
-        if (part := build(metrics)) is not None:
-            console.print(part)
-    if stage.budget_tokens:
-        console.print(terminal_budgets(metrics))
-    if stage.pairs:
-        console.print(terminal_pairs(metrics))
+    for part in terminal_tables(metrics):
+        console.print(part)
     sources = [task_source(task, len(rows)) for task, rows in problems]
     for pairs in stage.pairs:
         margins = results[-1].pairs[pairs_name(pairs)]

@@ -8,9 +8,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rich.table import Table
-from rich.text import Text
-
 from dualign.data.conversation import MODES, Mode
 from dualign.evaluation.config import EvalConfig, EvalStage, limit_of
 from dualign.evaluation.scores import Change, mean_of, percent, short_label
@@ -93,32 +90,6 @@ def curves_of(metrics: Mapping[str, Any]) -> list[tuple[str, Curve]]:
     return [
         (entry["model"], curve) for entry in entries for curve in entry.get("length_curves", ())
     ]
-
-
-def terminal_lengths(metrics: Mapping[str, Any]) -> Table | None:
-    """Build the table of lengths: a row for each language, model and mode; None without lengths."""
-    curves = curves_of(metrics)
-    if not curves:
-        return None
-    table = Table(
-        title="Lengths", caption=LENGTHS_LEGEND, title_justify="left", caption_justify="left"
-    )
-    for index, name in enumerate(length_columns(curves)):
-        table.add_column(name, justify="left" if index < 3 else "right", no_wrap=index > 2)
-    for row in length_rows(curves):
-        table.add_row(*map(Text, row))
-    return table
-
-
-def markdown_lengths(metrics: Mapping[str, Any]) -> str:
-    """Return the same table as Markdown; "" without lengths."""
-    curves = curves_of(metrics)
-    if not curves:
-        return ""
-    columns = length_columns(curves)
-    rows = [columns, ["---"] * len(columns), *length_rows(curves)]
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join(["", "## Lengths", "", *lines, "", LENGTHS_LEGEND, ""])
 
 
 def length_columns(curves: Sequence[tuple[str, Curve]]) -> list[str]:

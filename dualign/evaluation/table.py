@@ -15,6 +15,7 @@ from dualign.evaluation.budget_table import (
     budget_rows,
 )
 from dualign.evaluation.language_table import LANGUAGE_COLUMNS, LANGUAGE_LEGEND, language_rows
+from dualign.evaluation.lengths import LENGTHS_LEGEND, curves_of, length_columns, length_rows
 from dualign.evaluation.scores import (
     Change,
     ModelScores,
@@ -53,7 +54,22 @@ _LEGEND = (
 _RATES = ("closed_rate", "leak_rate", "empty_think_rate", "cut_in_think_rate", "unfinished_rate")
 
 
-def terminal_table(metrics: Mapping[str, Any]) -> Table:
+def terminal_tables(metrics: Mapping[str, Any]) -> Iterator[Table]:
+    """Yield the tables of all that was asked, that of accuracy first."""
+    yield _accuracy_table(metrics)
+    for build in (
+        _suite_table,
+        _samples_table,
+        _lengths_table,
+        _languages_table,
+        _budgets_table,
+        _pairs_table,
+    ):
+        if (table := build(metrics)) is not None:
+            yield table
+
+
+def _accuracy_table(metrics: Mapping[str, Any]) -> Table:
     """Build the table of tasks, for 120 columns: a row for each model and mode below its task."""
     notes = (
         _LEGEND,
@@ -93,6 +109,18 @@ def _by_task(
     return table
 
 
+def _by_name(
+    title: str, caption: str, columns: Sequence[str], rows: Iterable[Sequence[str]]
+) -> Table:
+    """Build a table whose rows have three names each, then figures."""
+    table = Table(title=title, caption=Text(caption), title_justify="left", caption_justify="left")
+    for index, name in enumerate(columns):
+        table.add_column(name, justify="left" if index < 3 else "right", no_wrap=index > 2)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
+
+
 SAMPLED_LEGEND = (
     "Of several answers to a problem, in percent: pass@k, the chance that one of k answers is right "
     "(Chen et al. 2021); majority, the answer that most of them give. Intervals take the problems as "
@@ -103,8 +131,7 @@ SAMPLED_LEGEND = (
 _MOST_COLUMNS = 9  # with intervals, at 120 characters; pass@1, 2, 4 and 8
 
 
-def terminal_samples(metrics: Mapping[str, Any]) -> Table | None:
-    """Build the table of several answers to a problem; None if each problem had one."""
+def _samples_table(metrics: Mapping[str, Any]) -> Table | None:
     columns, *rows = list(sampled_rows(read_scores(metrics, where="metrics.json")))
     if not rows:
         return None
@@ -113,24 +140,29 @@ def terminal_samples(metrics: Mapping[str, Any]) -> Table | None:
     return _by_task("Several answers", SAMPLED_LEGEND, columns, rows)
 
 
-def terminal_suite(metrics: Mapping[str, Any]) -> Table | None:
-    """Build the table of a suite's benchmarks; None without a suite."""
+def _suite_table(metrics: Mapping[str, Any]) -> Table | None:
     if not (rows := list(suite_rows(metrics))):
         return None
     title = f"Suite {metrics['suite']['name']}"
     return _by_task(title, suite_legend(metrics), suite_columns(metrics), rows)
 
 
-def terminal_languages(metrics: Mapping[str, Any]) -> Table | None:
-    """Build the table of languages: a row for each task, model and mode; None without any."""
+def _languages_table(metrics: Mapping[str, Any]) -> Table | None:
     rows = list(language_rows(metrics))
     return _by_task("Languages", LANGUAGE_LEGEND, LANGUAGE_COLUMNS, rows) if rows else None
 
 
-def terminal_budgets(metrics: Mapping[str, Any]) -> Table:
-    """Build the table of thinking budgets: a row for each below its task and model."""
+def _lengths_table(metrics: Mapping[str, Any]) -> Table | None:
+    if not (curves := curves_of(metrics)):
+        return None
+    return _by_name("Lengths", LENGTHS_LEGEND, length_columns(curves), length_rows(curves))
+
+
+def _budgets_table(metrics: Mapping[str, Any]) -> Table | None:
+    if not (rows := list(budget_rows(metrics))):
+        return None
     caption = "\n".join((BUDGET_LEGEND, *budget_notes(metrics)))
-    return _by_task("Thinking budgets", caption, BUDGET_COLUMNS, budget_rows(metrics))
+    return _by_task("Thinking budgets", caption, BUDGET_COLUMNS, rows)
 
 
 def sampled_rows(models: Sequence[ModelScores]) -> Iterator[list[str]]:
@@ -189,16 +221,9 @@ PAIR_LEGEND = (
 )
 
 
-def terminal_pairs(metrics: Mapping[str, Any]) -> Table:
-    """Build the table of preference pairs: a row for each file, model and mode."""
-    table = Table(
-        title="Preference pairs", caption=PAIR_LEGEND, title_justify="left", caption_justify="left"
-    )
-    for index, name in enumerate(PAIR_COLUMNS):
-        table.add_column(name, justify="left" if index < 3 else "right", no_wrap=index > 2)
-    for row in pair_rows(metrics):
-        table.add_row(*map(Text, row))
-    return table
+def _pairs_table(metrics: Mapping[str, Any]) -> Table | None:
+    rows = list(pair_rows(metrics))
+    return _by_name("Preference pairs", PAIR_LEGEND, PAIR_COLUMNS, rows) if rows else None
 
 
 def pair_rows(metrics: Mapping[str, Any]) -> Iterator[list[str]]:
@@ -235,40 +260,25 @@ def _nats(value: float, interval: Sequence[float]) -> str:
 
 def markdown_table(metrics: Mapping[str, Any]) -> str:
     """Return the same rows as Markdown, with each model's change from the one before."""
-    lines = [
-        _line(_COLUMNS),
-        _line(["---"] * len(_COLUMNS)),
-        *map(_line, _rows(metrics)),
-        "",
-        _LEGEND,
-    ]
-    for note in filter(
-        None, (_samples_note(metrics), needed_note(metrics["tasks"], metrics.get("changes", ())))
-    ):
+    notes = (_samples_note(metrics), needed_note(metrics["tasks"], metrics.get("changes", ())))
+    lines = [*_markdown(_COLUMNS, _rows(metrics)), "", _LEGEND]
+    for note in filter(None, notes):
         lines += ["", note]
-    columns, *sampled = list(sampled_rows(read_scores(metrics, where="metrics.json")))
-    if sampled:
-        lines += ["", "## Several answers", "", _line(columns), _line(["---"] * len(columns))]
-        lines += [*map(_line, sampled), "", SAMPLED_LEGEND]
+    columns, *sampled = sampled_rows(read_scores(metrics, where="metrics.json"))
+    lines += _section("Several answers", columns, sampled, SAMPLED_LEGEND)
     if budgets := list(budget_rows(metrics)):
-        lines += ["", "## Thinking budgets", "", _line(BUDGET_COLUMNS)]
-        lines += [_line(["---"] * len(BUDGET_COLUMNS)), *map(_line, budgets), "", BUDGET_LEGEND]
+        lines += _section("Thinking budgets", BUDGET_COLUMNS, budgets, BUDGET_LEGEND)
         lines += ["", *(f"- {note}" for note in budget_notes(metrics))]
     if suite := list(suite_rows(metrics)):
-        names = suite_columns(metrics)
-        lines += ["", f"## Suite {metrics['suite']['name']}", "", _line(names)]
-        lines += [_line(["---"] * len(names)), *map(_line, suite), "", suite_legend(metrics)]
-    if languages := list(language_rows(metrics)):
-        lines += ["", "## Languages", "", _line(LANGUAGE_COLUMNS)]
-        lines += [_line(["---"] * len(LANGUAGE_COLUMNS)), *map(_line, languages)]
-        lines += ["", LANGUAGE_LEGEND]
-    if metrics["changes"]:
-        lines += ["", "## Model against model, on the same problems", ""]
-        lines += [_line(_CHANGE_COLUMNS), _line(["---"] * len(_CHANGE_COLUMNS))]
-        lines += [*map(_line, _changes(metrics["changes"])), "", _CHANGE_LEGEND]
-    if rows := list(pair_rows(metrics)):
-        lines += ["", "## Preference pairs", "", _line(PAIR_COLUMNS)]
-        lines += [_line(["---"] * len(PAIR_COLUMNS)), *map(_line, rows), "", PAIR_LEGEND]
+        title = f"Suite {metrics['suite']['name']}"
+        lines += _section(title, suite_columns(metrics), suite, suite_legend(metrics))
+    languages = list(language_rows(metrics))
+    lines += _section("Languages", LANGUAGE_COLUMNS, languages, LANGUAGE_LEGEND)
+    curves = curves_of(metrics)
+    lines += _section("Lengths", length_columns(curves), [*length_rows(curves)], LENGTHS_LEGEND)
+    title, changes = "Model against model, on the same problems", _changes(metrics["changes"])
+    lines += _section(title, _CHANGE_COLUMNS, [*changes], _CHANGE_LEGEND)
+    lines += _section("Preference pairs", PAIR_COLUMNS, [*pair_rows(metrics)], PAIR_LEGEND)
     for entry in metrics["all"]:
         if not entry["mode_switch"]:
             lines += ["", f"{short_label(entry['model'])}: {_NO_SWITCH}"]
@@ -351,6 +361,17 @@ def _mean(tokens: Mapping[str, Any]) -> str:
 
 def _lengths(tokens: Mapping[str, float]) -> str:
     return f"{tokens['p50']:.0f} / {tokens['p90']:.0f}"
+
+
+def _section(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], legend: str
+) -> list[str]:
+    """Return a table below a heading; nothing without rows."""
+    return ["", f"## {title}", "", *_markdown(columns, rows), "", legend] if rows else []
+
+
+def _markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    return [_line(columns), _line(["---"] * len(columns)), *map(_line, rows)]
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ from dualign.data.conversation import MODES
 from dualign.evaluation.metrics import compare, with_gain
 from dualign.evaluation.scores import read_scores
 from dualign.evaluation.significance import needed_note, with_adjusted
-from dualign.evaluation.table import markdown_table, terminal_samples, terminal_table
+from dualign.evaluation.table import markdown_table, terminal_tables
 from dualign.report.accuracy import sampled_sections
 from dualign.report.conclusions import Evaluated
 from dualign.report.runs import ModelEvaluation
@@ -52,7 +52,7 @@ def shown(table, width=120):
 
 
 def test_the_table_of_tasks_fits_120_columns_with_every_cell_whole():
-    text = shown(terminal_table(metrics()))
+    text = shown(next(terminal_tables(metrics())))
     assert max(map(len, text.splitlines())) <= 120
     assert "…" not in text
     for cell in ("apo", "no_think", "75.0 [60, 86]", "limit", "4 answers to each problem"):
@@ -60,10 +60,12 @@ def test_the_table_of_tasks_fits_120_columns_with_every_cell_whole():
 
 
 def test_several_answers_have_a_table_of_their_own():
-    text = shown(terminal_samples(metrics()))
+    _, table = terminal_tables(metrics())
+    text = shown(table)
     assert "pass@4" in text and "majority" in text and "…" not in text
-    assert terminal_samples(metrics(count=1)) is None
-    wide = shown(terminal_samples(metrics(count=64)))
+    assert len(list(terminal_tables(metrics(count=1)))) == 1
+    _, table = terminal_tables(metrics(count=64))
+    wide = shown(table)
     assert "pass@64" in wide and "…" not in wide and max(map(len, wide.splitlines())) <= 120
 
 
@@ -87,7 +89,7 @@ def test_names_of_tasks_are_no_markup_and_many_are_counted():
     assert note.endswith("2 other tasks as metrics.json has it.")
     figures = metrics()
     figures["tasks"] = {"[bold]x": figures["tasks"]["ifeval"]}
-    assert "about: [bold]x" in shown(terminal_table(figures))
+    assert "about: [bold]x" in shown(next(terminal_tables(figures)))
 
 
 def test_tables_of_older_metrics_stay_readable():
