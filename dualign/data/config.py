@@ -163,7 +163,7 @@ class DataConfig:
     cache: bool = True
     """keep what was prepared on disk, for later runs and for the other processes of a launch"""
     num_proc: int = 1
-    """processes that tokenize"""
+    """processes that read JSON, screen, tokenize and pack"""
 
     @property
     def validates(self) -> bool:

@@ -14,8 +14,8 @@ from dualign.data.conversation import Group, RowType
 from dualign.data.mix.mixture import Mixture, mix
 from dualign.data.request import DataRequest
 from dualign.data.seeds import Indices, rng
+from dualign.data.shards import write_shards
 from dualign.data.tokens.packing import Pieces, fill, pack
-from dualign.data.uncached import map_uncached
 from dualign.data.verdicts import count_verdicts, one_sided_verdicts
 from dualign.errors import DataError
 
@@ -191,13 +191,13 @@ def _packed(
     )
     table = mixture.table.select_columns(["input_ids", "labels"]).with_format("arrow")
     filler = _Filler(table=table, group=mixture.group, documents=documents, pieces=pieces)
-    return map_uncached(
-        datasets.Dataset.from_dict({"number": np.arange(len(pieces.offsets) - 1)}),
+    return write_shards(
+        len(pieces.offsets) - 1,
         filler,
-        batch_size=128,
-        remove_columns=["number"],
         features=_PACKED_FEATURES,
-        desc=title,
+        title=title,
+        processes=data.num_proc,
+        batch_rows=128,
     )
 
 
@@ -245,7 +245,7 @@ def _documents_of(rows: Indices, offsets: Indices, ends: Indices) -> tuple[Indic
 @dataclass(frozen=True, kw_only=True)
 class _Filler:
     """Consecutive numbers of packed rows -> packed rows, reading the documents of a batch of rows
-    at once. A callable for `datasets.Dataset.map`.
+    at once.
     """
 
     table: datasets.Dataset
@@ -253,9 +253,8 @@ class _Filler:
     documents: _Documents
     pieces: Pieces
 
-    def __call__(self, batch: Mapping[str, list[int]]) -> pa.Table:
-        numbers = batch["number"]
-        offsets = self.pieces.offsets[numbers[0] : numbers[-1] + 2]
+    def __call__(self, numbers: range) -> pa.Table:
+        offsets = self.pieces.offsets[numbers.start : numbers.stop + 1]
         pieces = slice(offsets[0], offsets[-1])
         documents = self.pieces.document[pieces]
         rows = self.documents.rows[documents]

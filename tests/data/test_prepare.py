@@ -12,10 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from dualign.data.config import DataConfig, SourceConfig
+from dualign.data.cache import cache_key
+from dualign.data.config import DataConfig, DedupConfig, SourceConfig
+from dualign.data.conversation import RowType
 from dualign.data.faults import RowError
 from dualign.data.mix.row_table import RowStats, summarize_rows
-from dualign.data.prepare import DataRequest, SFTData, prepare_pairs, prepare_sft
+from dualign.data.prepare import DataRequest, SFTData, prepare, prepare_pairs, prepare_sft
 from dualign.data.seeds import held_out, repeated, rng, weighted_rows
 from dualign.data.text.template import load_template
 from dualign.data.tokens.encoding import ExampleEncoder
@@ -114,15 +116,52 @@ def test_the_order_depends_on_the_seed_alone(
     path = write_rows(mixed(50), "a.jsonl")
     data = DataConfig(sources=(SourceConfig(path=str(path)),), max_tokens=128, validation_rows=5)
 
-    def rows(seed: int, num_proc: int = 1) -> list[list[int]]:
-        request = DataRequest(
-            replace(data, num_proc=num_proc), tokenizer, load_template("dualign"), seed=seed
-        )
-        made = prepare_sft(request)
+    def rows(seed: int) -> list[list[int]]:
+        made = prepare_sft(DataRequest(data, tokenizer, load_template("dualign"), seed=seed))
         return list(made.train["input_ids"])
 
-    assert rows(1) == rows(1) == rows(1, num_proc=2)
+    assert rows(1) == rows(1)
     assert rows(1) != rows(2)
+
+
+@pytest.mark.parametrize("row_type", ["conversation", "pair", "rated"])
+def test_any_number_of_processes_prepares_the_same(
+    write_rows: Write, tokenizer: PreTrainedTokenizerFast, row_type: RowType
+) -> None:
+    """Rows, their order, account and key."""
+    rows = mixed(70)
+    if row_type == "pair":
+        rows = [
+            {"prompt": f"Hi {number % 60}", "chosen": "Yo", "rejected": f"No {'x' * number}"}
+            for number in range(70)
+        ]
+    if row_type == "rated":
+        rows = [row | {"label": number % 4 == 0} for number, row in enumerate(rows)]
+    rows += rows[:5]
+    data = DataConfig(
+        sources=(SourceConfig(path=str(write_rows(rows, "a.jsonl"))),),
+        max_tokens=128,
+        too_long="drop",
+        dedup=DedupConfig(),
+        validation_rows=6,
+        cache=False,
+    )
+    of_one, of_three = (
+        DataRequest(replace(data, num_proc=count), tokenizer, load_template("dualign"), seed=1)
+        for count in (1, 3)
+    )
+    one, three = prepare(of_one, row_type), prepare(of_three, row_type)
+    assert one.rows["dropped"]["duplicate"] >= 5
+    for part in ("train", "validation"):
+        ours, theirs = getattr(one, part), getattr(three, part)
+        assert ours.features == theirs.features
+        assert ours.to_list() == theirs.to_list()
+    for name in ("rows", "groups", "sources"):
+        assert getattr(one, name) == getattr(three, name)
+    keys = {
+        cache_key("a", replace(of, data=replace(of.data, cache=True))) for of in (of_one, of_three)
+    }
+    assert len(keys) == 1
 
 
 @pytest.mark.parametrize("packing", ["best_fit", "wrapped", "none"])

@@ -87,8 +87,8 @@ def minhashes(sets: Sequence[Hashes]) -> list[bytes]:
     return [np.array(row, dtype=np.uint32).tobytes() for row in matrix.to_rows()]
 
 
-def worker_processes(dedup: DedupConfig | None, asked: int) -> int | None:
-    """Return how many processes may fingerprint rows; None is this one alone.
+def worker_processes(dedup: DedupConfig | None, asked: int) -> int:
+    """Return how many processes may fingerprint rows.
 
     rensa starts threads, which a fork doesn't take along: its processes would wait for them for ever.
     So once minima were made here, they are made here.
@@ -99,8 +99,8 @@ def worker_processes(dedup: DedupConfig | None, asked: int) -> int | None:
             "minhash ran in this process before, whose threads don't live in others: 1 process instead of %d",
             asked,
         )
-        return None
-    return asked if asked > 1 else None
+        return 1
+    return asked
 
 
 def exact_duplicates(digests: Sequence[bytes]) -> Indices:

@@ -26,8 +26,8 @@ from dualign.data.rows.reading import read_source
 from dualign.data.rows.shape_check import check_shapes
 from dualign.data.rows.sources import source_label
 from dualign.data.seeds import Indices
+from dualign.data.shards import Mapped, write_shards
 from dualign.data.tokens.encoders import ENCODERS
-from dualign.data.uncached import map_uncached
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,7 +53,14 @@ def mix(request: DataRequest, row_type: RowType) -> Mixture:
     check_labels([source_label(source) for source in data.sources])
     cutter = cutter_for(request) if row_type == "conversation" else None
     sampled = [
-        sample_rows(source, seed=request.seed, number=number, base=request.base, cutter=cutter)
+        sample_rows(
+            source,
+            seed=request.seed,
+            number=number,
+            base=request.base,
+            cutter=cutter,
+            processes=data.num_proc,
+        )
         for number, source in enumerate(data.sources)
     ]
     readings = [
@@ -76,14 +83,12 @@ def mix(request: DataRequest, row_type: RowType) -> Mixture:
             structs=rows.structs,
         )
         tables.append(
-            map_uncached(
-                rows.stored,
-                encoder,
-                with_indices=True,
-                remove_columns=rows.table.column_names,
+            write_shards(
+                len(rows.table),
+                Mapped(rows=rows.stored, function=encoder),
                 features=encoder.features,
-                num_proc=data.num_proc if data.num_proc > 1 else None,
-                desc=source_label(source),
+                title=source_label(source),
+                processes=data.num_proc,
             )
         )
     table = datasets.concatenate_datasets(tables)

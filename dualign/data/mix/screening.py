@@ -16,6 +16,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 
 from dualign.data.config import DedupConfig
 from dualign.data.conversation import Conversation, Group, RowType
@@ -36,7 +37,7 @@ from dualign.data.rows.shapes import Row
 from dualign.data.rows.sources import source_label
 from dualign.data.rows.text_rules import text_rules
 from dualign.data.seeds import Indices
-from dualign.data.uncached import map_uncached
+from dualign.data.shards import Mapped, write_shards
 
 _FEATURES = datasets.Features(
     {name: datasets.Value("string") for name in ("mode", "task", "problem", "start")}
@@ -74,19 +75,20 @@ def screen(
         rules=text_rules(request.tokenizer, request.template),
     )
     tables = [
-        map_uncached(
-            rows.stored,
-            _Fingerprinter(
-                parser=replace(parser, source=source, structs=rows.structs),
-                rows=rows.rows,
-                dedup=data.dedup,
-                index=index,
+        write_shards(
+            len(rows.table),
+            Mapped(
+                rows=rows.stored,
+                function=_Fingerprinter(
+                    parser=replace(parser, source=source, structs=rows.structs),
+                    rows=rows.rows,
+                    dedup=data.dedup,
+                    index=index,
+                ),
             ),
-            with_indices=True,
-            remove_columns=rows.table.column_names,
             features=_FEATURES,
-            num_proc=worker_processes(data.dedup, data.num_proc),
-            desc=f"screening {source_label(source)}",
+            title=f"screening {source_label(source)}",
+            processes=worker_processes(data.dedup, data.num_proc),
         )
         for rows, source in zip(sampled, data.sources, strict=True)
     ]
@@ -109,7 +111,7 @@ def screen(
 
 @dataclass(frozen=True, kw_only=True)
 class _Fingerprinter:
-    """Raw rows -> parsed rows with their fingerprints. A callable for `datasets.Dataset.map`.
+    """Raw rows -> parsed rows with their fingerprints. A callable for `Mapped`.
 
     `rows` are the indices of the rows in their source.
     """
@@ -119,9 +121,7 @@ class _Fingerprinter:
     dedup: DedupConfig | None
     index: TaskIndex | None
 
-    def __call__(
-        self, batch: Mapping[str, list[Any]], indices: Sequence[int]
-    ) -> dict[str, list[Any]]:
+    def __call__(self, batch: Mapping[str, list[Any]], indices: Sequence[int]) -> pa.Table:
         rows = [
             self._row({key: values[number] for key, values in batch.items()}, row)
             for number, row in enumerate(self.rows[indices].tolist())
@@ -130,7 +130,8 @@ class _Fingerprinter:
             texts = [row["texts"] for row in rows]
             for row, signature in zip(rows, signatures(texts, self.dedup.ngram), strict=True):
                 row["signature"] = signature
-        return {name: [row[name] for row in rows] for name in _FEATURES}
+        columns = {name: [row[name] for row in rows] for name in _FEATURES}
+        return pa.table(columns, schema=_FEATURES.arrow_schema)
 
     def _row(self, raw: Row, row: int) -> dict[str, Any]:
         entry: dict[str, Any] = dict.fromkeys(("mode", "task", "problem", "start"), "")

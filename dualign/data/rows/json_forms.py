@@ -38,6 +38,7 @@ _LISTS = frozenset(
     ]
 )
 """Keys of an object that hold all rows of a file."""
+_MARK = b"\xef\xbb\xbf"
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
@@ -57,6 +58,33 @@ def rows_of_file(file: Path, split: str) -> Iterator[dict[str, Any]]:
         yield from _as_rows(items, file)
     else:
         yield from _as_rows((value for part in ((first, second), values) for value in part), file)
+
+
+def rows_of_lines(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of some lines of a JSON file.
+
+    Raises:
+        NotRowsError: not every line is a row. The file has another form, or a fault; read as a whole
+        it says which.
+    """
+    for line in lines:
+        text = line.removeprefix(_MARK)
+        if not text.strip():
+            continue
+        try:
+            value = _DECODER.decode(text.decode("utf-8", "surrogatepass"))
+        except (ValueError, _TwoValuesError) as error:
+            raise NotRowsError from error
+        if isinstance(value, dict):
+            yield value
+        elif _is_conversation(value):
+            yield {"messages": value}
+        else:
+            raise NotRowsError
+
+
+class NotRowsError(Exception):
+    """Lines of a JSON file aren't a row each."""
 
 
 def _values(file: Path) -> Iterator[Any]:
@@ -84,7 +112,7 @@ def _lines(file: Path) -> Iterator[tuple[int, str | bytes]]:
     is_utf8 = encoding(file) == "utf-8-sig"
     lines: Iterable[str | bytes] = binary_lines(file) if is_utf8 else _text(file).split("\n")
     for number, line in enumerate(lines, 1):
-        text = line.removeprefix(b"\xef\xbb\xbf") if isinstance(line, bytes) else line
+        text = line.removeprefix(_MARK) if isinstance(line, bytes) else line
         if text.strip():
             yield number, text
 

@@ -28,7 +28,8 @@ from dualign.data.rows.cutting import Cutter
 from dualign.data.rows.documents import require_document_readers
 from dualign.data.rows.file_formats import csv_options, require_zstandard, unpack_files
 from dualign.data.rows.file_signs import check_sign, is_empty
-from dualign.data.rows.json_rows import JsonRows, write_rows
+from dualign.data.rows.json_columns import write_rows
+from dualign.data.rows.json_rows import JsonRows
 from dualign.data.rows.padding import Structs, struct_columns
 from dualign.data.rows.source_files import (
     combined_sha256,
@@ -40,7 +41,7 @@ from dualign.data.rows.source_files import (
 )
 from dualign.data.rows.text_files import text_stream
 from dualign.data.seeds import Indices, rng, rows_to_read
-from dualign.data.uncached import temporary_folder
+from dualign.data.shards import temporary_folder
 from dualign.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -82,14 +83,18 @@ class SampledRows:
 
 
 def load_source(
-    source: SourceConfig, *, base: Path | None = None, cutter: Cutter | None = None
+    source: SourceConfig,
+    *,
+    base: Path | None = None,
+    cutter: Cutter | None = None,
+    processes: int = 1,
 ) -> datasets.Dataset:
     """Return all rows of a source as a table on disk; relative paths start at `base`.
 
-    `cutter` cuts documents into rows; without one a row is a document.
+    `cutter` cuts documents into rows; without one a row is a document. So many `processes` read JSON.
     """
     with _reading(source):
-        rows = _open(source, base, cutter)
+        rows = _open(source, base, cutter, processes)
         table = rows if isinstance(rows, datasets.Dataset) else _to_disk(rows, rows)
     if not len(table):
         raise DataError(f"source {source.path!r}, split {source.split!r}: holds no rows")
@@ -103,9 +108,10 @@ def sample_rows(
     number: int,
     base: Path | None,
     cutter: Cutter | None = None,
+    processes: int = 1,
 ) -> SampledRows:
     """Return the rows of a source that its `weight` or `rows` asks for, in the source's order; those
-    of documents as `cutter` cuts them.
+    of documents as `cutter` cuts them. So many `processes` read JSON.
 
     They are drawn by a random generator of their own, made from the seed and the source's `number`
     in the recipe.
@@ -116,7 +122,7 @@ def sample_rows(
         stream = _open(source, base, cutter) if streams else None
         if stream is not None and not isinstance(stream, datasets.Dataset):
             return _sample_stream(source, stream, random, seed, base)
-    table = load_source(source, base=base, cutter=cutter)
+    table = load_source(source, base=base, cutter=cutter, processes=processes)
     rows = rows_to_read(len(table), source, random)
     digest = _digest(source, table, base)
     return SampledRows(table=table.select(rows), rows=rows, total=len(table), sha256=digest)
@@ -150,7 +156,7 @@ def _first_shuffled(
 
 
 def _open(
-    source: SourceConfig, base: Path | None, cutter: Cutter | None
+    source: SourceConfig, base: Path | None, cutter: Cutter | None, processes: int = 1
 ) -> datasets.Dataset | _Stream:
     files = local_files(source.path, base)
     require_zstandard(source.path, files)
@@ -158,7 +164,7 @@ def _open(
         logger.warning(
             "source %s: documents of the folder that aren't read: %s", source.path, unread
         )
-    return _undecoded(_local(source, files, base, cutter) if files else _hub(source))
+    return _undecoded(_local(source, files, base, cutter, processes) if files else _hub(source))
 
 
 @contextmanager
@@ -183,7 +189,11 @@ def _reading(source: SourceConfig) -> Iterator[None]:
 
 
 def _local(
-    source: SourceConfig, files: list[Path], base: Path | None, cutter: Cutter | None
+    source: SourceConfig,
+    files: list[Path],
+    base: Path | None,
+    cutter: Cutter | None,
+    processes: int,
 ) -> datasets.Dataset | _Stream:
     folder = (base or Path()) / Path(source.path).expanduser()
     if folder.is_dir() and is_saved_dataset(folder):
@@ -201,7 +211,7 @@ def _local(
     split = source.split.split("[")[0]
     if kinds[0] == "json":
         rows = JsonRows(tuple(files), split)
-        return rows if source.streaming else _part(rows.table(), split, source.split)
+        return rows if source.streaming else _part(rows.table(processes), split, source.split)
     if kinds[0] == "text":
         require_document_readers(files)
         texts = text_stream(files, cutter)

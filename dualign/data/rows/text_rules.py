@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dualign.data.conversation import Message, Mode
 from dualign.data.faults import RowFault
-from dualign.data.rows.json_rows import LONE_SURROGATE
+from dualign.data.rows.json_columns import LONE_SURROGATE
 from dualign.data.text.system_role import takes_system
 from dualign.data.text.template import ChatTemplate
 from dualign.data.think_tags import FLAG, WHOLE_FLAG

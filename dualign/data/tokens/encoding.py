@@ -1,7 +1,7 @@
 """Raw rows -> tokenized rows, a batch at a time and in worker processes. Rows that can't be used
 come back as a code.
 
-A callable for `datasets.Dataset.map`; it returns an Arrow table with a column for each field of the
+A callable for `shards.Mapped`; it returns an Arrow table with a column for each field of the
 row, and `code`, which is empty for a row that is kept.
 """
 
@@ -112,7 +112,7 @@ class Encoder:
     features: ClassVar[datasets.Features]
     conversations_per_row: ClassVar[int]
 
-    def __call__(self, batch: Mapping[str, list[Any]], indices: list[int]) -> pa.Table:
+    def __call__(self, batch: Mapping[str, list[Any]], indices: Sequence[int]) -> pa.Table:
         with _gc_paused():
             encoded = self.encode(batch, self.rows[indices].tolist())
             return _to_arrow([row.entry for row in encoded], self.features)
