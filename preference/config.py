@@ -47,6 +47,10 @@ class PreferenceStage(TrainingStage):
         return "rated" if of_rated(loss_names(self.train)) else "pair"
 
     @property
+    def depends_on_processes(self) -> str:
+        return "" if self.batch_tokens is None else "batch_tokens fills batches"
+
+    @property
     def answers_per_row(self) -> int:
         """How many answers are scored after each prompt: those of a pair; one, and another row's for a KL."""
         names = loss_names(self.train)

@@ -1,4 +1,4 @@
-"""Callbacks of both training stages: complete checkpoints, active adapters, one line a log."""
+"""Callbacks of both training stages: pauses, active adapters, one line a log."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -18,7 +18,6 @@ from dualign.rundir import write_json
 from dualign.training.policy import activate_policy_adapters
 
 logger = logging.getLogger(__name__)
-COMPLETE = "complete"  # the file that marks a checkpoint whose writing has ended
 PAUSE_METRICS = "pause_metrics.json"  # in a checkpoint: the held-out metrics of a pause
 _SHOWN = (
     "loss",
@@ -30,21 +29,6 @@ _SHOWN = (
     "grad_norm",
     "learning_rate",
 )
-
-
-class MarkCompleteCheckpoints(TrainerCallback):
-    """Marks a checkpoint once every rank has written its part.
-
-    A run that is killed while saving then doesn't resume from half a checkpoint.
-    """
-
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        args.distributed_state.wait_for_everyone()
-        if state.is_world_process_zero:
-            (checkpoint / COMPLETE).touch()
 
 
 class PauseAtStep(TrainerCallback):

@@ -105,6 +105,11 @@ class TrainingStage:
         return "conversation"
 
     @property
+    def depends_on_processes(self) -> str:
+        """What of its steps another number of processes would change; "" if nothing."""
+        return ""
+
+    @property
     def new_tokens(self) -> tuple[NewToken, ...]:
         """The tokens that it adds to the model's."""
         return ()

@@ -17,7 +17,8 @@ from dualign.rundir import CHECKPOINTS, Paused, paused_model
 from dualign.training.best import choose_best
 from dualign.training.callbacks import PAUSE_METRICS, PauseAtStep
 from dualign.training.config import TrainingStage
-from dualign.training.trainer import last_checkpoint, save_result
+from dualign.training.resuming import last_checkpoint
+from dualign.training.trainer import save_result
 
 
 class EndsAtLastStep(Trainer):

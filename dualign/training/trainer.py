@@ -43,9 +43,7 @@ from dualign.models.tokenizer import sync_special_tokens
 from dualign.rundir import CHECKPOINTS
 from dualign.training.best import choice_metrics
 from dualign.training.callbacks import (
-    COMPLETE,
     LogLines,
-    MarkCompleteCheckpoints,
     ProgressBarWithLogLines,
     RestoreAdaptersOnResume,
 )
@@ -54,6 +52,7 @@ from dualign.training.frozen_start import FROZEN_START
 from dualign.training.learning_rates import set_adapter_rates
 from dualign.training.policy import REFERENCE_ADAPTER, activate_policy_adapters, frozen_adapters
 from dualign.training.precision import training_device
+from dualign.training.resuming import MarkCompleteCheckpoints, with_rows_of_checkpoint
 from dualign.training.saved_config import raise_text_limit, set_trained_keys
 from dualign.training.trackers import add_trackers, tracker_records
 
@@ -77,6 +76,9 @@ def trainer_arguments(
 
     Args:
         device: that of this process if absent.
+
+    Raises:
+        CheckpointError: a step can't have as many rows as before the checkpoint in `work`.
     """
     device = device or training_device(stage)
     defaults = {
@@ -99,7 +101,7 @@ def trainer_arguments(
     if metric := train.get("metric_for_best_model"):
         # transformers' default says that more is better of loss/think, as of all but `loss`.
         defaults["greater_is_better"] = not lower_is_better(metric.removeprefix("eval_"))
-    return {**defaults, **train, **owned}
+    return with_rows_of_checkpoint(stage, {**defaults, **train, **owned}, work)
 
 
 @contextmanager
@@ -184,17 +186,6 @@ def prepare_trainer(trainer: Trainer, stage: TrainingStage) -> None:
         trainer.add_callback(RestoreAdaptersOnResume())
     if stage.lora and stage.lora.loraplus_lr_ratio is not None:
         set_adapter_rates(trainer, stage.lora.loraplus_lr_ratio)
-
-
-def last_checkpoint(work: Path) -> str | None:
-    """Return the newest complete checkpoint in the work folder; delete incomplete ones."""
-    checkpoints: dict[int, Path] = {}
-    for folder in (work / CHECKPOINTS).glob("checkpoint-*"):
-        if (folder / COMPLETE).exists():
-            checkpoints[int(folder.name.removeprefix("checkpoint-"))] = folder
-        else:
-            shutil.rmtree(folder, ignore_errors=True)
-    return str(checkpoints[max(checkpoints)]) if checkpoints else None
 
 
 def save_log(trainer: Trainer, work: Path) -> None:

@@ -1,0 +1,111 @@
+"""A stage goes on from its last complete checkpoint, on as many processes as there are now.
+
+A step's rows are processes x per_device_train_batch_size x gradient_accumulation_steps. Each
+checkpoint says how many they were; on another number of processes the accumulation is changed so
+that they stay the same. The order of rows doesn't depend on the processes, so the same rows follow.
+"""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from dualign.distributed import is_main_process
+from dualign.errors import CheckpointError
+from dualign.rundir import CHECKPOINTS, write_json
+from dualign.training.config import TrainingStage
+
+logger = logging.getLogger(__name__)
+COMPLETE = "complete"
+"""the file that marks a checkpoint whose writing has ended: {"processes": 2, "rows_a_step": 16}"""
+# accelerate's names of the processes that share a row, set by a launcher's parallelism_config.
+_SHARE_A_ROW = ("TP", "CP", "SP")
+
+
+class MarkCompleteCheckpoints(TrainerCallback):
+    """Marks a checkpoint once every rank has written its part.
+
+    A run that is killed while saving then doesn't resume from half a checkpoint.
+    """
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        args.distributed_state.wait_for_everyone()
+        if state.is_world_process_zero:
+            processes = _processes(args.world_size, vars(args))
+            write_json(
+                checkpoint / COMPLETE,
+                {
+                    "processes": processes,
+                    "rows_a_step": processes
+                    * args.per_device_train_batch_size
+                    * args.gradient_accumulation_steps,
+                },
+            )
+
+
+def last_checkpoint(work: Path) -> str | None:
+    """Return the newest complete checkpoint in the work folder; delete incomplete ones."""
+    checkpoints: dict[int, Path] = {}
+    for folder in (work / CHECKPOINTS).glob("checkpoint-*"):
+        if (folder / COMPLETE).exists():
+            checkpoints[int(folder.name.removeprefix("checkpoint-"))] = folder
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+    return str(checkpoints[max(checkpoints)]) if checkpoints else None
+
+
+def with_rows_of_checkpoint(
+    stage: TrainingStage, settings: Mapping[str, Any], work: Path
+) -> dict[str, Any]:
+    """Return training arguments with which a step has as many rows as before the checkpoint.
+
+    Raises:
+        CheckpointError: no accumulation gives that with the processes of this launch.
+    """
+    checkpoint = last_checkpoint(work)
+    text = (Path(checkpoint) / COMPLETE).read_text(encoding="utf-8") if checkpoint else ""
+    if not text or settings.get("auto_find_batch_size"):
+        return dict(settings)  # not resumed, or by a version that didn't say
+    before: dict[str, int] = json.loads(text)
+    processes = _processes(int(os.environ.get("WORLD_SIZE", "1")), settings)
+    rows, batch = before["rows_a_step"], int(settings.get("per_device_train_batch_size", 8))
+    accumulation, rest = divmod(rows, processes * batch)
+    if stage.depends_on_processes and processes != before["processes"]:
+        raise CheckpointError(
+            f"{checkpoint}: {stage.depends_on_processes} by the number of processes: start {before['processes']} as "
+            f"before, not {processes}, or delete {work} to train anew"
+        )
+    if rest:
+        raise CheckpointError(
+            f"{checkpoint}: a step had {rows} rows on {before['processes']} processes, and {processes} processes with "
+            f"per_device_train_batch_size {batch} can't make them: start as many processes that {batch} x processes "
+            f"divides {rows}, or delete {work} to train anew"
+        )
+    if processes != before["processes"] and is_main_process():
+        logger.info(
+            "resumes with processes: %d instead of %d; gradient_accumulation_steps: %d, for %d rows a step as before",
+            processes,
+            before["processes"],
+            accumulation,
+            rows,
+        )
+    return {**settings, "gradient_accumulation_steps": accumulation}
+
+
+def _processes(started: int, settings: Mapping[str, Any]) -> int:
+    """Return how many processes take rows of their own."""
+    loader = settings.get("accelerator_config") or {}
+    split = loader.get("split_batches") if isinstance(loader, Mapping) else loader.split_batches
+    if split:
+        return 1  # a batch is that of all processes
+    sizes = (os.environ.get(f"PARALLELISM_CONFIG_{name}_SIZE", "1") for name in _SHARE_A_ROW)
+    return max(1, started // prod(map(int, sizes)))

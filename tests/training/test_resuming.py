@@ -1,0 +1,74 @@
+"""A stage that goes on with another number of processes: the same rows in each step, or a refusal."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dualign.data.config import DataConfig, SourceConfig
+from dualign.errors import CheckpointError
+from dualign.preference.config import PreferenceStage
+from dualign.rundir import write_json
+from dualign.sft.config import SFTStage
+from dualign.training.resuming import COMPLETE, with_rows_of_checkpoint
+
+DATA = DataConfig(sources=(SourceConfig(path="rows.jsonl"),))
+SFT = SFTStage(name="sft", model="m", data=DATA)
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    """A stage that was cut off after steps of 16 rows on 4 processes."""
+    folder = tmp_path / "checkpoints" / "checkpoint-3"
+    folder.mkdir(parents=True)
+    write_json(folder / COMPLETE, {"processes": 4, "rows_a_step": 16})
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("processes", "settings", "environment", "accumulation"),
+    [
+        (1, {}, {}, 2),  # transformers' batch of 8
+        (4, {"per_device_train_batch_size": 2}, {}, 2),
+        (2, {"per_device_train_batch_size": 2}, {}, 4),
+        (8, {"per_device_train_batch_size": 2}, {"PARALLELISM_CONFIG_SP_SIZE": "4"}, 4),
+        (
+            8,
+            {"per_device_train_batch_size": 4, "accelerator_config": {"split_batches": True}},
+            {},
+            4,
+        ),
+    ],
+    ids=["alone", "as many", "half", "four share a row", "a batch for all"],
+)
+def test_accumulation_makes_the_rows_of_the_checkpoint(
+    work: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    processes: int,
+    settings: dict[str, Any],
+    environment: dict[str, str],
+    accumulation: int,
+) -> None:
+    for name, value in {"WORLD_SIZE": str(processes), **environment}.items():
+        monkeypatch.setenv(name, value)
+    expected = {**settings, "gradient_accumulation_steps": accumulation}
+    assert with_rows_of_checkpoint(SFT, settings, work) == expected
+
+
+def test_rows_that_no_accumulation_makes_are_refused(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    says = "a step had 16 rows on 4 processes, and 3 processes with per_device_train_batch_size 2"
+    with pytest.raises(CheckpointError, match=says):
+        with_rows_of_checkpoint(SFT, {"per_device_train_batch_size": 2}, work)
+    stage = PreferenceStage(name="apo", model="m", data=DATA, batch_tokens=100)
+    with pytest.raises(CheckpointError, match="start 4 as before, not 3"):
+        with_rows_of_checkpoint(stage, {}, work)
+
+
+def test_nothing_is_changed_where_nothing_is_known(work: Path) -> None:
+    settings = {"gradient_accumulation_steps": 5}
+    (work / "checkpoints" / "checkpoint-3" / COMPLETE).write_text("")  # of an earlier version
+    assert with_rows_of_checkpoint(SFT, settings, work) == settings
+    assert with_rows_of_checkpoint(SFT, settings, work / "new") == settings
