@@ -98,7 +98,7 @@ def _count(settings: Mapping[str, Any], name: str, file: str) -> int:
 def launch_command(launch: Launch, arguments: Sequence[str]) -> list[str]:
     """Return the command line that starts `dualign ARGUMENTS` on this machine."""
     settings = launch_settings(launch)
-    command = [sys.executable, "-m", "accelerate.commands.launch"]
+    command = [sys.executable, "-m", "dualign.first_failure"]
     command += ["--config_file", config_file(launch)]
     if isinstance(launch, LaunchConfig):
         command += ["--num_processes", str(settings["num_processes"])]

@@ -21,7 +21,8 @@ LAUNCHER_PID = "DUALIGN_LAUNCHER_PID"
 _SECONDS = 0.2  # between two looks at the launcher
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _LAUNCHERS = re.compile(
-    r"(.*/)?(accelerate|accelerate-launch|torchrun|deepspeed)$|(accelerate|torch\.distributed|deepspeed)\."
+    r"(.*/)?(accelerate|accelerate-launch|torchrun|deepspeed)$|(accelerate|torch\.distributed|deepspeed)\.|"
+    r"dualign\.first_failure$"
 )
 """One of the first words of a launcher's command line: its script, or the module that Python runs."""
 
@@ -39,6 +40,28 @@ def end_with_launcher() -> None:
         pids.append(parent)
     if pids:
         end_with(*pids)
+
+
+def is_rank() -> bool:
+    """Return whether torchrun started this process, by itself or for accelerate."""
+    return "TORCHELASTIC_ERROR_FILE" in os.environ
+
+
+def fail_as_rank(error: BaseException, code: int) -> None:
+    """End a rank of torchrun with an error, and leave the error where the launcher looks for it.
+
+    It ends without clean-up: communicators that other ranks are waiting in would be waited for. In
+    a process that is no rank nothing happens.
+    """
+    if not is_rank():
+        return
+    from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+    get_error_handler().record_exception(error)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
+    os._exit(code)
 
 
 def end_with(*pids: int) -> None:

@@ -30,6 +30,7 @@ FLOORS = [
     "dualign.tasks",
     "dualign.launcher",
     "dualign.lifetime",
+    "dualign.first_failure",
     "dualign.rundir",
     "dualign.environment",
     "dualign.deepspeed_ops",

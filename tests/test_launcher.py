@@ -11,7 +11,7 @@ from dualign.launcher import LaunchConfig, launch_command, launch_settings
 from dualign.recipe import load_recipe
 
 ZERO3 = str(Path(__file__).parents[1] / "recipes" / "accelerate" / "zero3.yaml")
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
+LAUNCH = [sys.executable, "-m", "dualign.first_failure"]
 
 
 def test_a_file_alone_is_what_accelerate_reads() -> None:

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -27,6 +28,7 @@ from dualign.cli import (
 from dualign.cli.parsers import Sub, command
 from dualign.errors import DualignError
 from dualign.generation.config import Backend
+from dualign.lifetime import fail_as_rank, is_rank
 from dualign.version import __version__
 
 _ABOUT = """\
@@ -75,6 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         for line in commands.advice(error, args):
             print(line, file=sys.stderr)
+        fail_as_rank(error, 2)
         return 2
     except BrokenPipeError:  # the reader of a pipe, such as head, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -82,6 +85,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped; run the same command again to resume", file=sys.stderr)
         return 130
+    except Exception as error:
+        if is_rank():
+            traceback.print_exc()
+            fail_as_rank(error, 1)
+        raise
 
 
 def _quiet() -> None:

@@ -76,7 +76,7 @@ def saved_logits(folder: Path, ids_BT: Tensor, *, dtype: str, attention: str, nf
     Args:
         attention: that it is loaded with; empty: the one that its users get.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if "LOCAL_RANK" in os.environ:  # ZeRO-3 would shard the second model as well
         return _from_fresh_process(folder, ids_BT, dtype, attention, nf4)
     options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
     if attention:

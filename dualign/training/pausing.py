@@ -19,6 +19,7 @@ from dualign.training.callbacks import PAUSE_METRICS, PauseAtStep
 from dualign.training.config import TrainingStage
 from dualign.training.resuming import last_checkpoint
 from dualign.training.trainer import save_result
+from dualign.training.universal import read_on_any_processes
 
 
 class EndsAtLastStep(Trainer):
@@ -67,6 +68,7 @@ def train(trainer: Trainer, stage: TrainingStage, work: Path) -> Paused | None:
     paused = _paused_at(Path(checkpoint)) if checkpoint else None
     if paused is not None and paused.step == pause:
         return paused
+    read_on_any_processes(trainer, stage, checkpoint)
     trainer.train(resume_from_checkpoint=checkpoint)
     step = trainer.state.global_step
     if pause is None or step < pause or step >= trainer.state.max_steps:

@@ -23,7 +23,8 @@ from dualign.training.config import TrainingStage
 
 logger = logging.getLogger(__name__)
 COMPLETE = "complete"
-"""the file that marks a checkpoint whose writing has ended: {"processes": 2, "rows_a_step": 16}"""
+"""the file that marks a checkpoint whose writing has ended; it says how many processes were started, how many took
+rows of their own, and how many rows a step had"""
 # accelerate's names of the processes that share a row, set by a launcher's parallelism_config.
 _SHARE_A_ROW = ("TP", "CP", "SP")
 
@@ -44,6 +45,7 @@ class MarkCompleteCheckpoints(TrainerCallback):
             write_json(
                 checkpoint / COMPLETE,
                 {
+                    "started": args.world_size,
                     "processes": processes,
                     "rows_a_step": processes
                     * args.per_device_train_batch_size

@@ -216,7 +216,7 @@ def save_result(
     if stage.lora is None:
         _save_weights(trainer, work)
     else:
-        trainer.save_model(str(work / CHECKPOINTS / "adapter"))
+        _save_adapters(trainer, work / CHECKPOINTS / "adapter")
     if trainer.is_world_process_zero():
         if stage.lora is not None:
             _require_finite(work / CHECKPOINTS / "adapter")
@@ -253,6 +253,17 @@ def _save_weights(trainer: Trainer, work: Path) -> None:
     state = {name.replace("_orig_mod.", ""): tensor for name, tensor in state.items()}
     weights = {name: tensor for name, tensor in state.items() if name not in tied}
     model.save_pretrained(work, state_dict=weights)
+
+
+def _save_adapters(trainer: Trainer, folder: Path) -> None:
+    """Write the adapters as PEFT has them; transformers leaves FSDP's sharded ones to its checkpoints."""
+    if not trainer.is_fsdp_enabled:
+        trainer.save_model(str(folder))
+        return
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if trainer.is_world_process_zero():
+        model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
+        model.save_pretrained(folder, state_dict=state)
 
 
 def _publish_adapter(

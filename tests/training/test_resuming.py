@@ -21,7 +21,7 @@ def work(tmp_path: Path) -> Path:
     """A stage that was cut off after steps of 16 rows on 4 processes."""
     folder = tmp_path / "checkpoints" / "checkpoint-3"
     folder.mkdir(parents=True)
-    write_json(folder / COMPLETE, {"processes": 4, "rows_a_step": 16})
+    write_json(folder / COMPLETE, {"started": 4, "processes": 4, "rows_a_step": 16})
     return tmp_path
 
 
