@@ -33,6 +33,7 @@ _EXCLUDED = (
     "num_proc",
     "rounded_updates",
     "pause_at_step",
+    "tiled_mlp",
 )
 # Keys that came after the first release, at any depth: left out while they are null, false or
 # empty, so that runs that were finished without them stay finished.

@@ -6,14 +6,20 @@ are within 0.5 %, those of Phi-3 within 6 %. Bytes are counted per token and lay
 """
 
 from dataclasses import dataclass
+from itertools import chain
 
 from dualign.cost.lora_shape import LoraShape
 from dualign.cost.model_shape import ModelShape
 from dualign.cost.training_shape import TrainingShape
+from dualign.training.config import TILE_TOKENS
 
-# Modules that share an input: the two norms' outputs, the attention output, the gated product.
-_READERS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
-_FUSED_READERS = (("qkv_proj",), ("o_proj",), ("gate_up_proj",), ("down_proj",))
+# Modules that share an input, of attention and MLP: the norms' outputs, the attention output, the
+# gated product.
+_Readers = tuple[tuple[str, ...], ...]
+_ATTENTION: _Readers = (("q_proj", "k_proj", "v_proj"), ("o_proj",))
+_FUSED_ATTENTION: _Readers = (("qkv_proj",), ("o_proj",))
+_MLP: _Readers = (("gate_proj", "up_proj"), ("down_proj",))
+_FUSED_MLP: _Readers = (("gate_up_proj",), ("down_proj",))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,7 +27,9 @@ class Activations:
     """Bytes for one micro-batch."""
 
     layer: int
-    """everything that one layer saves"""
+    """everything that one layer saves; of an MLP in tiles its input"""
+    tile: int
+    """what one tile of an MLP saves while it is differentiated; 0 for an MLP that isn't in tiles"""
     layer_input: int
     """what one layer saves under gradient checkpointing"""
     outside_layers: int
@@ -35,12 +43,15 @@ class Activations:
 
 def activations(shape: ModelShape, training: TrainingShape) -> Activations:
     """Return the activation memory of one micro-batch."""
+    attention, mlp = (_FUSED_ATTENTION, _FUSED_MLP) if shape.fused else (_ATTENTION, _MLP)
     per_token = (
         _norms(shape, training)
         + _attention(shape, training)
-        + _linear_inputs(shape, training)
-        + _mlp(shape, training)
+        + _linear_inputs(shape, training, attention)
     )
+    inside_mlp = _mlp(shape, training) + _linear_inputs(shape, training, mlp)
+    tile = min(training.tokens, TILE_TOKENS) if training.in_tiles else 0
+    per_token += shape.hidden * training.residual_bytes if tile else inside_mlp
     trained_norm = training.residual_bytes if training.lora is None else 0
     outside_layers = (
         shape.hidden * (4 + trained_norm + training.residual_bytes)
@@ -48,6 +59,7 @@ def activations(shape: ModelShape, training: TrainingShape) -> Activations:
     )
     return Activations(
         layer=training.tokens * per_token + _attention_square(shape, training),
+        tile=tile * inside_mlp,
         layer_input=training.tokens * shape.hidden * training.residual_bytes,
         outside_layers=training.tokens * outside_layers,
     )
@@ -88,26 +100,25 @@ def _mlp(shape: ModelShape, training: TrainingShape) -> int:
     return 3 * shape.intermediate * training.dtype_bytes
 
 
-def _linear_inputs(shape: ModelShape, training: TrainingShape) -> int:
+def _linear_inputs(shape: ModelShape, training: TrainingShape, modules: _Readers) -> int:
     """A linear module saves its input if its weight trains; so does an adapter."""
     linears = shape.linears()
     if training.lora:
-        return _adapter_inputs(shape, training, training.lora)
+        return _adapter_inputs(shape, training, training.lora, modules)
     # Autocast casts a norm's float32 output once for each reader; the others have the compute type.
     return sum(
         linears[readers[0]][0] * training.dtype_bytes * (len(readers) if training.autocast else 1)
-        for readers in _readers(shape)
+        for readers in modules
         if readers != ("o_proj",)  # its input is the attention output, counted there
     )
 
 
-def _readers(shape: ModelShape) -> tuple[tuple[str, ...], ...]:
-    return _FUSED_READERS if shape.fused else _READERS
-
-
-def _adapter_inputs(shape: ModelShape, training: TrainingShape, lora: LoraShape) -> int:
+def _adapter_inputs(
+    shape: ModelShape, training: TrainingShape, lora: LoraShape, modules: _Readers
+) -> int:
     """An adapter saves its input, shared or copied, and A's output; DoRA saves both outputs."""
-    targets = lora.targets(shape)
+    names = set(chain.from_iterable(modules))
+    targets = {name: sizes for name, sizes in lora.targets(shape).items() if name in names}
     width = 2 if training.autocast else training.adapter_bytes
     total = sum(
         lora.r * width + lora.dora * outputs * (width + training.dtype_bytes)
@@ -116,7 +127,7 @@ def _adapter_inputs(shape: ModelShape, training: TrainingShape, lora: LoraShape)
     if not (training.autocast or lora.dropout or training.adapter_bytes != training.dtype_bytes):
         shared = {
             readers
-            for readers in _readers(shape)
+            for readers in modules
             for name in readers
             if name in targets and name != "o_proj"
         }

@@ -137,7 +137,11 @@ def _starts_here(entry: StageEntry, statuses: list[StageStatus]) -> bool:
 
 
 def _settled(config: Any, file: Path, notes: list[str]) -> Any:
-    """Return the stage with its attention spelled out, by the model's config.json, and note which."""
+    """Return the stage with its attention spelled out, by the model's config.json, and note which.
+
+    Raises:
+        CheckpointError: the model can't do what the stage asks of it.
+    """
     from transformers import AutoConfig
 
     from dualign.training.attention import attention_in_words
@@ -149,6 +153,10 @@ def _settled(config: Any, file: Path, notes: list[str]) -> Any:
     pairs = stage_kind(config.kind).takes_pairs
     attention, words = attention_in_words(config, model, config.model, pairs=pairs)
     notes += [words] if words else []
+    if config.tiled_mlp:
+        from dualign.training.tiled_mlp import tiles_in_words
+
+        notes.append(tiles_in_words(model))
     return replace(config, attn_implementation=attention)
 
 

@@ -10,16 +10,13 @@ from dualign.cost.activations import activations
 from dualign.cost.model_shape import ModelShape
 from dualign.cost.training_shape import TrainingShape
 from dualign.errors import ConfigError
+from dualign.training.config import TILE_TOKENS
 
 # NF4 with double quantization: half a byte per weight, an 8-bit scale per block of 64, and a
 # float32 scale per 256 of those.
 _NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 # bitsandbytes: a byte per state, a float32 scale per block of 256.
 _EIGHT_BIT = 1 + 4 / 256
-# The tile that TRL's fused head projects at once: tokens x vocabulary entries.
-_TILE_TOKENS, _TILE_VOCAB = 4096, 32768
-# Without Triton (CPU), the head's backward pass copies the tile: 7 times in float32, once in bool.
-_TILE_COPIES_BYTES = 7 * 4 + 1
 # Elements that DeepSpeed collects before it reduces them (default of reduce_bucket_size).
 _ZERO_BUCKET = 500_000_000
 # Measured: a CPU process with torch, transformers, trl and peft that has trained a tiny model.
@@ -173,21 +170,13 @@ def saved_activations(shape: ModelShape, training: TrainingShape) -> Term:
 
 
 def logits(shape: ModelShape, training: TrainingShape) -> Term:
-    """The head: one tile of logits, and the gradient of its input.
-
-    SFT has TRL's, at its largest in the backward pass. Pairs have `dualign/models/token_scores.py`: a
-    tile of the whole vocabulary, and its copy in steps that are logged.
+    """The head (`dualign/models/token_scores.py`): a tile of logits, its copy in steps that are logged, and
+    the gradient of its input.
     """
-    if training.pairs:
-        elements, width = (
-            (1 << 26, training.dtype_bytes * 2 + 8) if training.device == "cuda" else (1 << 24, 8)
-        )
-        rows, columns = min(max(elements // shape.vocab, 64), 1024), shape.vocab
-    elif training.device == "cuda":
-        rows, columns, width = _TILE_TOKENS, _TILE_VOCAB, training.dtype_bytes
-    else:
-        rows, columns = _TILE_TOKENS, min(shape.vocab, _TILE_VOCAB)
-        width = training.dtype_bytes + _TILE_COPIES_BYTES
+    elements, width = (
+        (1 << 26, training.dtype_bytes * 2 + 8) if training.device == "cuda" else (1 << 24, 8)
+    )
+    rows, columns = min(max(elements // shape.vocab, 64), 1024), shape.vocab
     rows = min(training.tokens, rows)
     hidden = training.tokens * shape.hidden * 4
     formula = (
@@ -207,8 +196,11 @@ def head_gradient(shape: ModelShape, training: TrainingShape) -> Term:
 
 def workspace(shape: ModelShape, training: TrainingShape) -> Term:
     """The layer being differentiated: recomputed activations, gradients, a dequantized weight."""
-    recomputed = activations(shape, training).layer if training.gradient_checkpointing else 0
-    gradients = training.tokens * (2 * shape.intermediate + 2 * shape.hidden) * training.dtype_bytes
+    sizes = activations(shape, training)
+    recomputed = (sizes.layer if training.gradient_checkpointing else 0) + sizes.tile
+    tile = min(training.tokens, TILE_TOKENS) if training.in_tiles else training.tokens
+    elements = tile * 2 * shape.intermediate + training.tokens * 2 * shape.hidden
+    gradients = elements * training.dtype_bytes
     largest = max(inputs * outputs for inputs, outputs in shape.linears().values())
     dense = largest * training.dtype_bytes if training.quantization else 0
     # DoRA takes the norm of each merged weight: product of A and B, sum, identity matrix.

@@ -7,6 +7,7 @@ from typing import Literal
 from dualign.cost.lora_shape import LoraShape
 from dualign.cost.model_shape import ModelShape
 from dualign.errors import ConfigError
+from dualign.training.config import TILE_TOKENS
 
 _DTYPE_BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -31,6 +32,7 @@ class TrainingShape:
     lora: LoraShape | None = None
     optimizer: str = "adamw_torch_fused"
     gradient_checkpointing: bool = True
+    tiled_mlp: bool = False
     gradient_accumulation: int = 1
     reference: Literal["adapter", "cached", "copy"] | None = None
     """source of a preference stage's reference log-probabilities; None: its loss needs none"""
@@ -73,6 +75,11 @@ class TrainingShape:
     def tokens(self) -> int:
         """Tokens in one forward pass, padding included."""
         return self.tokens_per_micro_batch or self.micro_batch * self.max_tokens
+
+    @property
+    def in_tiles(self) -> bool:
+        """Whether a batch's tokens are more than one tile of an MLP."""
+        return self.tiled_mlp and self.tokens > TILE_TOKENS
 
     @property
     def dtype_bytes(self) -> int:

@@ -15,5 +15,6 @@ __all__ = [
     "precision",
     "preflight",
     "rows",
+    "tiled_mlp",
     "trainer",
 ]

@@ -18,6 +18,8 @@ from dualign.training.template_kwargs import template_kwargs_issues
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Arithmetic = Literal["float32", "bfloat16", "float16"]
+TILE_TOKENS = 2048
+"""of an MLP in tiles"""
 Attention = Literal["auto", "dualign", "sdpa", "eager", "flash_attention_2", "flex_attention"]
 
 
@@ -74,6 +76,8 @@ class TrainingStage:
     """full fine-tuning of 16-bit weights at a learning rate at which rounding loses most of each update"""
     attn_implementation: Attention = "auto"
     """each isolates packed documents; auto: dualign, of each document by itself, or where a model can't, sdpa or eager"""
+    tiled_mlp: bool = False
+    """MLPs in tiles of 2,048 tokens, computed again in the backward pass: less memory for long rows (docs/long-context.md)"""
     quantization: Literal["nf4"] | None = None
     """nf4: the frozen base in 4 bits (QLoRA); needs lora"""
     context: ContextConfig | None = None

@@ -3,6 +3,7 @@
 peft is imported where there is an adapter: that takes more than a second.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,7 @@ from dualign.training.config import TrainingStage
 from dualign.training.frozen_start import FROZEN_START, with_frozen_start
 from dualign.training.place_of_tokens import require_no_other_change, require_place
 from dualign.training.precision import arithmetic, sharding_engine, training_device
+from dualign.training.tiled_mlp import left_alone, tile_mlps
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
 
 _POLICY_ADAPTER = "default"  # the adapter in training: PEFT and TRL call it so
 REFERENCE_ADAPTER = "parent"  # the adapter of the stage before, frozen
+
+logger = logging.getLogger(__name__)
 
 
 def load_policy(
@@ -52,10 +56,13 @@ def load_policy(
 
     Raises:
         CheckpointError: full fine-tuning of an adapter, or an adapter beside another one with which it
-            doesn't add up, as with DoRA; or new tokens without a place.
+            doesn't add up, as with DoRA; or new tokens without a place; or `tiled_mlp` of a model
+            without an MLP that can be tiled.
         ConfigError: `lora` names what the model doesn't have.
     """
     model = load_start(stage, source)
+    if stage.tiled_mlp and (left := tile_mlps(model)):
+        logger.warning("%s: %s", source.base, left_alone(left))
     if rows := new_rows(stage.new_tokens, source):
         require_place(stage, source, rows_of(model), rows)
         give_rows(model, rows)

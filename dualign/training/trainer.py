@@ -54,6 +54,7 @@ from dualign.training.policy import REFERENCE_ADAPTER, activate_policy_adapters,
 from dualign.training.precision import training_device
 from dualign.training.resuming import MarkCompleteCheckpoints, with_rows_of_checkpoint
 from dualign.training.saved_config import raise_text_limit, set_trained_keys
+from dualign.training.tiled_mlp import tile_mlps
 from dualign.training.trackers import add_trackers, tracker_records
 
 # DPOTrainer copies the adapter it finds under this name, as its reference. Ours is the earlier
@@ -172,6 +173,8 @@ def prepare_trainer(trainer: Trainer, stage: TrainingStage) -> None:
     """Add our callbacks in place of those that print dicts, and activate the policy's adapters."""
     require_all_processes(trainer.args.world_size)
     _adapters_to_float32(trainer.model)
+    if stage.tiled_mlp and (frozen_copy := getattr(trainer, "ref_model", None)) is not None:
+        tile_mlps(frozen_copy)
     _check_optimizer(trainer)
     _try_saving(trainer)
     trainer.remove_callback(PrinterCallback)

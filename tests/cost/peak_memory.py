@@ -21,21 +21,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
 from peft import LoraConfig
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
-from trl import DPOConfig, SFTConfig, SFTTrainer
+from trl import DPOConfig, SFTConfig
 
 from dualign.attention.function import ATTENTION
 from dualign.cost.lora_shape import LoraShape
 from dualign.cost.memory import estimate
 from dualign.cost.model_shape import ModelShape
 from dualign.cost.training_shape import TrainingShape
+from dualign.data.tokens.collate import PackedCollator
 from dualign.models.pairs import PairCollator
 from dualign.preference.losses.settings import LossSettings
 from dualign.preference.trainer import DualModeDPOTrainer
+from dualign.sft.trainer import DualModeSFTTrainer
+from dualign.training.tiled_mlp import tile_mlps
 
 ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": "65536",
@@ -43,7 +45,8 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
 }
 WORDS = 100
-ROWS = 12
+DOCUMENT = 1024
+ROWS = 4
 _IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 _MICRO = {
     "hidden_size": 16,
@@ -64,7 +67,9 @@ CASES: dict[str, tuple[dict[str, Any], TrainingShape]] = {
             "vocab_size": 16384,
         }
         | {"num_attention_heads": 8, "num_key_value_heads": 2, "tie_word_embeddings": True},
-        TrainingShape(micro_batch=2, max_tokens=192, gradient_checkpointing=False),
+        TrainingShape(
+            micro_batch=2, max_tokens=192, attention="dualign", gradient_checkpointing=False
+        ),
     ),
     "LoRA SFT, checkpointed": (
         {
@@ -80,7 +85,7 @@ CASES: dict[str, tuple[dict[str, Any], TrainingShape]] = {
             "head_dim": 128,
             "tie_word_embeddings": False,
         },
-        TrainingShape(micro_batch=1, max_tokens=512, lora=LoraShape(r=16)),
+        TrainingShape(micro_batch=1, max_tokens=512, attention="dualign", lora=LoraShape(r=16)),
     ),
     "LoRA DPO": (
         {
@@ -119,7 +124,7 @@ CASES: dict[str, tuple[dict[str, Any], TrainingShape]] = {
             "num_key_value_heads": 2,
             "tie_word_embeddings": False,
         },
-        TrainingShape(micro_batch=1, max_tokens=96, gradient_accumulation=2),
+        TrainingShape(micro_batch=1, max_tokens=96, attention="dualign", gradient_accumulation=2),
     ),
     "full SFT, short rows, optimiser not fused": (
         {
@@ -134,7 +139,7 @@ CASES: dict[str, tuple[dict[str, Any], TrainingShape]] = {
             "num_key_value_heads": 8,
             "tie_word_embeddings": False,
         },
-        TrainingShape(micro_batch=1, max_tokens=32, optimizer="adamw_torch"),
+        TrainingShape(micro_batch=1, max_tokens=32, attention="dualign", optimizer="adamw_torch"),
     ),
     "full DPO with a frozen copy": (
         {
@@ -162,6 +167,32 @@ CASES: dict[str, tuple[dict[str, Any], TrainingShape]] = {
     ),
 }
 
+_LONG = {
+    "model_type": "smollm3",
+    "hidden_size": 256,
+    "intermediate_size": 1376,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 1,
+    "vocab_size": 2048,
+    "tie_word_embeddings": True,
+}
+CASES |= {
+    f"LoRA SFT, {tokens // 1024}k tokens{', tiled' * tiled}": (
+        _LONG,
+        TrainingShape(
+            micro_batch=1,
+            max_tokens=tokens,
+            attention="dualign",
+            tiled_mlp=tiled,
+            lora=LoraShape(r=16),
+            optimizer="sgd",
+        ),
+    )
+    for tokens in (4096, 16384, 65536)
+    for tiled in (False, True)
+}
+
 
 def memory(key: str) -> int:
     """VmRSS (now) or VmHWM (peak) of this process, in bytes."""
@@ -170,14 +201,18 @@ def memory(key: str) -> int:
 
 
 def sft_rows(training: TrainingShape) -> Dataset:
-    row = [3 + n % (WORDS - 3) for n in range(training.max_tokens)]
-    half = [n % (training.max_tokens // 2) for n in range(training.max_tokens)]
-    return Dataset.from_list([{"input_ids": row, "labels": row, "position_ids": half}] * ROWS)
-
-
-def packed(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """A batch of packed rows: position_ids restart, no attention mask."""
-    return {key: torch.tensor([row[key] for row in rows]) for key in rows[0]}
+    """Rows of documents of `DOCUMENT` tokens, or of two."""
+    tokens = training.max_tokens
+    ids = [3 + n % (WORDS - 3) for n in range(tokens)]
+    length = min(DOCUMENT, tokens // 2)
+    lengths = [length] * (tokens // length)
+    row = {
+        "input_ids": ids,
+        "labels": ids,
+        "seq_lengths": lengths,
+        "doc_groups": [0] * len(lengths),
+    }
+    return Dataset.from_list([row] * ROWS)
 
 
 def pairs(training: TrainingShape) -> Dataset:
@@ -190,7 +225,8 @@ def pairs(training: TrainingShape) -> Dataset:
 def arguments(training: TrainingShape, folder: str) -> dict[str, Any]:
     return {
         "output_dir": folder,
-        "max_steps": 2,
+        # The optimizer's states are there in the second step.
+        "max_steps": 1 if training.optimizer == "sgd" else 2,
         "per_device_train_batch_size": training.micro_batch // (2 if training.pairs else 1),
         "gradient_accumulation_steps": training.gradient_accumulation,
         "gradient_checkpointing": training.gradient_checkpointing,
@@ -212,7 +248,6 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def train(config: dict[str, Any], training: TrainingShape, folder: str) -> None:
-    """Two steps: the optimiser's states are there in the second."""
     settings = AutoConfig.for_model(**config, **_IDS)
     lora = LoraConfig(r=training.lora.r, target_modules="all-linear") if training.lora else None
     common = {
@@ -221,17 +256,23 @@ def train(config: dict[str, Any], training: TrainingShape, folder: str) -> None:
         "peft_config": lora,
     }
     frozen = AutoModelForCausalLM.from_config(settings) if training.reference == "copy" else None
+    if training.tiled_mlp:
+        tile_mlps(common["model"])
+    for model in filter(None, (common["model"], frozen)):
+        model.set_attn_implementation(ATTENTION)
     given = arguments(training, folder)
     if not training.pairs:
         options = SFTConfig(
             **given, dataset_kwargs={"skip_prepare_dataset": True}, remove_unused_columns=False
         )
-        SFTTrainer(
-            **common, args=options, train_dataset=sft_rows(training), data_collator=packed
+        DualModeSFTTrainer(
+            **common,
+            args=options,
+            train_dataset=sft_rows(training),
+            data_collator=PackedCollator(by_document=True),
+            groups=(("no_think", "rows"),),
         ).train()
     else:
-        for model in filter(None, (common["model"], frozen)):
-            model.set_attn_implementation(ATTENTION)
         DualModeDPOTrainer(
             **common,
             ref_model=frozen,

@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from dualign.cost.activations import activations
 from dualign.cost.lora_shape import LoraShape
 from dualign.cost.model_shape import ModelShape
 from dualign.cost.training_shape import TrainingShape
+from dualign.training.tiled_mlp import tile_mlps
 
 ROWS, TOKENS = 2, 32
 SIZES = {
@@ -42,6 +44,10 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+RESIDUAL = {"float32": 4, "autocast": 4, "lora bfloat16": 2, "lora checkpointed": 4}
+
+
 class Kept:
     """A saved tensor, alive as long as the graph."""
 
@@ -54,6 +60,8 @@ def build(kind: str, layers: int, training: TrainingShape) -> torch.nn.Module:
     model = AutoModelForCausalLM.from_config(config, attn_implementation=training.attention)
     model = model if training.autocast else model.to(getattr(torch, training.dtype))
     add_fused_lm_head(model)
+    if training.tiled_mlp:
+        tile_mlps(model)
     if training.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if training.lora:
@@ -76,9 +84,10 @@ def kept_bytes(model: torch.nn.Module, training: TrainingShape) -> int:
         kept.add(entry)
         return entry
 
-    ids_BT = torch.randint(3, 128, (ROWS, TOKENS))
-    positions_BT = torch.arange(TOKENS // 2 if training.masked else TOKENS).repeat(
-        ROWS, 2 if training.masked else 1
+    rows, tokens = training.micro_batch, training.max_tokens
+    ids_BT = torch.randint(3, 128, (rows, tokens))
+    positions_BT = torch.arange(tokens // 2 if training.masked else tokens).repeat(
+        rows, 2 if training.masked else 1
     )
     with (
         torch.autograd.graph.saved_tensors_hooks(pack, lambda entry: entry.tensor),
@@ -123,6 +132,24 @@ def test_a_layer_keeps_what_the_formula_says(case: str, kind: str, masked: bool)
         else sizes.layer + weight_copies(shape, training)
     )
     assert (three - single) / 2 == layer
+
+
+@pytest.mark.parametrize("case", ["float32", "autocast", "lora bfloat16", "lora checkpointed"])
+def test_an_mlp_in_tiles_keeps_its_input(case: str) -> None:
+    """Two rows of 1,056 tokens: a tile of 2,048, and one of 64."""
+    settings = {"gradient_checkpointing": False, **CASES[case]}
+    training = TrainingShape(
+        micro_batch=2, max_tokens=1056, masked=False, tiled_mlp=True, **settings
+    )
+    single, two = (kept_bytes(build("llama", layers, training), training) for layers in (1, 2))
+    shape = ModelShape.from_config({"model_type": "llama", **SIZES, "num_hidden_layers": 1})
+    sizes = activations(shape, training)
+    # Autocast's copies of an MLP's weights are no longer kept, as it is computed again.
+    attention = sum(a * b for name, (a, b) in shape.linears().items() if name in ATTENTION)
+    layer = sizes.layer + 2 * attention * training.autocast
+    assert two - single == (sizes.layer_input if training.gradient_checkpointing else layer)
+    whole = activations(shape, replace(training, tiled_mlp=False))
+    assert sizes.tile * 2112 == (whole.layer - sizes.layer + 2112 * 64 * RESIDUAL[case]) * 2048
 
 
 @pytest.mark.parametrize(("kind", "bound"), [("gemma3_text", 0.005), ("phi3", 0.06)])

@@ -171,10 +171,27 @@ def test_checkpointing_keeps_a_layers_input_only() -> None:
     assert without.total > need.total
 
 
-def test_logits_are_bounded_by_the_fused_heads_tile() -> None:
+def test_logits_are_bounded_by_the_heads_tile() -> None:
     short, long = (estimate(SMOLLM3, replace(FULL, max_tokens=tokens)) for tokens in (4096, 65536))
-    assert short.logits == 4096 * 32768 * 2 + 4096 * 2048 * 4
+    # 2^26 elements: logits and their gradient in bfloat16, and two float32 copies
+    assert short.logits == 2**26 // 128256 * 128256 * (2 * 2 + 8) + 4096 * 2048 * 4
     assert long.logits - short.logits == (65536 - 4096) * 2048 * 4
+
+
+def test_an_mlp_in_tiles_adds_its_input_to_a_long_row() -> None:
+    whole, tiled = (
+        estimate(SMOLLM3, replace(LORA, max_tokens=65536, tiled_mlp=tiled))
+        for tiled in (False, True)
+    )
+    # Gate, its activation, up, product and the adapters' parts of all tokens but those of a tile;
+    # in its place the input, 2048 wide; and the gradients of gate and up.
+    saved, _ = whole.workspace - tiled.workspace, tiled.formulas["workspace"]
+    inside = 4 * 11008 * 2 + 3 * 16 * 4 + (2 * 2048 + 11008) * 4 - 11008 * 2
+    tile = 65536 - 2048
+    assert saved == tile * (inside + 2 * 11008 * 2) - 65536 * 2048 * 2
+    assert whole.activations == tiled.activations
+    short = replace(LORA, max_tokens=2048)
+    assert estimate(SMOLLM3, replace(short, tiled_mlp=True)) == estimate(SMOLLM3, short)
 
 
 def test_the_formula_shows_each_term_with_its_numbers_and_the_peak() -> None:
