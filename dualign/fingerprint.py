@@ -45,11 +45,13 @@ _ADDED_LATER: tuple[str, ...] = (
     *("judge", "at_least"),
     *("budgets", "budget_closing", "thinking_budget_field"),
     "context",
+    "streaming",
     *("samples", "samples_no_think", "top_k", "top_k_no_think"),
     *("temperature_no_think", "top_p_no_think", "suite"),
 )
-# Of these, keys whose 0 says something: left out while they are null alone.
-_ZERO_COUNTS = ("temperature_no_think",)
+# Of these, keys whose 0 or false says something: left out while they are null alone. `streaming` of a
+# source is as old as the first release; that of all of them came later.
+_ZERO_COUNTS = ("temperature_no_think", "streaming")
 # Bounds that end a stage and change nothing of what it makes, at any depth.
 _BOUNDS = ("min_consistent",)
 # Keys of an adapter that came later, left out while they have the value that they had then.

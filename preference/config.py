@@ -72,6 +72,9 @@ class PreferenceStage(TrainingStage):
     def problems(self) -> list[tuple[str, str]]:
         issues = TrainingStage.problems(self) + training_problems(self.train, self.dtype, self.data)
         issues += loss_problems(self.train)
+        if self.data.stream:
+            needs = "is for sft stages: batches and references of pairs need all of them beforehand"
+            issues.append(("data.streaming", f"{needs}; remove it"))
         if self.reference != "auto" and self.reference_source is None:
             names = ", ".join(loss_names(self.train))
             issues.append(("reference", f"{names} compares with no reference: remove it"))

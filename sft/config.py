@@ -17,7 +17,7 @@ from dualign.models.new_tokens import NewToken
 from dualign.switch import Switch
 from dualign.tasks.files import template_problems
 from dualign.training.arguments import SFT_ARGUMENTS
-from dualign.training.config import TrainingStage, training_problems
+from dualign.training.config import TrainingStage, stream_problems, training_problems
 from dualign.verifiers.base import Verifier
 from dualign.verifiers.table import VerifierSettings, settings_problems, verifier_of
 
@@ -45,6 +45,7 @@ class SFTStage(TrainingStage):
 
     def problems(self) -> list[tuple[str, str]]:
         issues = TrainingStage.problems(self) + training_problems(self.train, self.dtype, self.data)
+        issues += stream_problems(self.train) if self.data.stream else []
         loss = self.train.get("loss_type", "nll")
         if loss not in _LOSSES:
             issues.append(

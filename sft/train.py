@@ -11,6 +11,9 @@ from trl import SFTConfig
 
 from dualign.attention.function import ATTENTION
 from dualign.data.prepare import SFTData, prepare_sft
+from dualign.data.request import DataRequest
+from dualign.data.stream.opening import open_stream
+from dualign.data.stream.stream import StreamData
 from dualign.data.tokens.collate import PackedCollator
 from dualign.models.new_tokens import occurrence_notes
 from dualign.models.source import ModelSource, resolve_model
@@ -25,6 +28,7 @@ from dualign.training.policy import load_policy
 from dualign.training.positions import position_notes
 from dualign.training.precision import resolved
 from dualign.training.rows import request_rows, tell
+from dualign.training.streaming import share_of_process
 from dualign.training.trainer import (
     prepare_trainer,
     refusals_by_libraries,
@@ -41,9 +45,11 @@ def run(stage: SFTStage, work: Path, *, seed: int) -> Outcome | Paused:
     source = resolve_model(stage.model, revision=stage.revision)
     stage = with_attention(stage, source)
     request = request_rows(stage, source, seed=seed)
-    tokenizer, data = request.tokenizer, prepare_sft(request)
-    occurrences = occurrence_notes(data.train, tokenizer, stage.new_tokens)
-    tell([*stage.data_notes(data.rows), *occurrences])
+    tokenizer, data = request.tokenizer, _rows(request)
+    notes = stage.data_notes(data.rows)
+    if isinstance(data, SFTData):
+        notes += occurrence_notes(data.train, tokenizer, stage.new_tokens)
+    tell(notes)
     with refusals_by_libraries(stage):
         trainer = build_trainer(stage, source, data, tokenizer, work, seed=seed)
     tell(position_notes(stage, trainer.model.config.to_dict(), data.rows))
@@ -53,13 +59,23 @@ def run(stage: SFTStage, work: Path, *, seed: int) -> Outcome | Paused:
     save_log(trainer, work)
     checks = save_result(trainer, stage, source, tokenizer, work)
     metrics = {**training_metrics(trainer, stage), **retention_metrics(work)}
-    return Outcome(metrics=metrics, rows=data.rows, checks=checks, data=data.sources)
+    if isinstance(data, SFTData):
+        return Outcome(metrics=metrics, rows=data.rows, checks=checks, data=data.sources)
+    account = trainer.account()
+    rows, sources = data.summary(account), data.sources(account)
+    return Outcome(metrics=metrics, rows=rows, checks=checks, data=sources)
+
+
+def _rows(request: DataRequest) -> SFTData | StreamData:
+    if request.data.stream is None:
+        return prepare_sft(request)
+    return open_stream(request, share_of_process())
 
 
 def build_trainer(
     stage: SFTStage,
     source: ModelSource,
-    data: SFTData,
+    data: SFTData | StreamData,
     tokenizer: PreTrainedTokenizerBase,
     work: Path,
     *,
@@ -69,6 +85,9 @@ def build_trainer(
     stage = with_attention(resolved(stage), source)
     settings = trainer_arguments(stage, stage.train, work, seed)
     # Before the model: under ZeRO-3 its weights are then sharded as they load.
+    stream = data.train if isinstance(data, StreamData) else None
+    if stream:
+        settings["ignore_data_skip"] = True  # the stream itself goes on from where it was
     arguments = SFTConfig(**settings, dataset_kwargs={"skip_prepare_dataset": True})
     model, new_adapter = load_policy(stage, source, seed=seed)
     validates = data.validation is not None and (
@@ -82,7 +101,7 @@ def build_trainer(
         model=model,
         args=arguments,
         data_collator=PackedCollator(by_document=stage.attn_implementation == ATTENTION),
-        train_dataset=data.train,
+        train_dataset=stream.sample() if stream else data.train,
         eval_dataset=data.validation,
         processing_class=tokenizer,
         peft_config=new_adapter,
@@ -90,6 +109,8 @@ def build_trainer(
     )
     if shares and stage.attn_implementation != ATTENTION:
         try_isolation(trainer, source.base, stage.attn_implementation)
+    if stream:
+        trainer.read_stream(stream)
     add_pause(trainer, stage, source, tokenizer, work)
     prepare_trainer(trainer, stage)
     return trainer

@@ -12,9 +12,10 @@ from dualign.models.head import add_label_scores
 from dualign.training.finite_steps import FiniteSteps
 from dualign.training.pausing import EndsAtLastStep
 from dualign.training.per_group_metrics import PerGroupMetrics, capture_outputs
+from dualign.training.streaming import TrainsOnStream
 
 
-class DualModeSFTTrainer(FiniteSteps, EndsAtLastStep, SFTTrainer):
+class DualModeSFTTrainer(FiniteSteps, EndsAtLastStep, TrainsOnStream, SFTTrainer):
     """Trains exactly as SFTTrainer; `groups` are the (mode, source) names that `group_ids` index.
 
     Shapes: B rows, T tokens.

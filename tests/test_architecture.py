@@ -57,6 +57,7 @@ FLOORS = [
     "dualign.data.rows",
     "dualign.data.tokens",
     "dualign.data.mix",
+    "dualign.data.stream",
     "dualign.data",
     "dualign.models",
     "dualign.generation",

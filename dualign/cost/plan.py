@@ -26,6 +26,7 @@ from dualign.cost.stage_shape import (
 from dualign.cost.start_margins import margin_notes, measure_margins
 from dualign.cost.trial import measure_speed
 from dualign.data.prepare import PairData, Prepared, RatedData
+from dualign.data.request import LOOKED_AT
 from dualign.data.rows.reading import reading_notes
 from dualign.engine import StageStatus
 from dualign.errors import CheckpointError, ConfigError, DualignError
@@ -249,11 +250,14 @@ def _training_cost(
     train = train_settings(counted)
     world, _ = launcher(config.launch)
     step_rows = rows_per_step(counted, world)
-    rows = len(data.train) if data else None
-    tokens = data.rows["tokens"] if data else None
+    is_stream = config.data.stream is not None
+    rows = len(data.train) if data and not is_stream else None
+    tokens = data.rows["tokens"] if data and not is_stream else None
     steps = count_steps(train, rows, world)
     if status.state != "done":
         _require_later_step(config, steps)
+    if is_stream:
+        notes = [f"a stream: of each source {LOOKED_AT:,} rows at most were looked at", *notes]
     if data:
         notes = [*reading_notes(data.sources), *config.data_notes(data.rows), *notes]
     longest, largest, mean = _row_lengths(config, data)

@@ -132,6 +132,19 @@ class DecontaminateConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class StreamConfig:
+    """Rows that are read, shuffled and packed while training runs."""
+
+    shuffle_buffer: int = 10_000
+    """rows of each process that are in memory: shuffled and packed together"""
+
+    def problems(self) -> list[tuple[str, str]]:
+        if self.shuffle_buffer < 1:
+            return [("shuffle_buffer", f"expected 1 or more, found {self.shuffle_buffer}")]
+        return []
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
     """The rows of a training stage, and how they become tokens."""
 
@@ -164,6 +177,13 @@ class DataConfig:
     """keep what was prepared on disk, for later runs and for the other processes of a launch"""
     num_proc: int = 1
     """processes that read JSON, screen, tokenize and pack"""
+    streaming: bool | StreamConfig | None = None
+    """read the sources as streams that never fit on the disk (docs/data.md, "Streams"): true, or keys"""
+
+    @property
+    def stream(self) -> StreamConfig | None:
+        """How the sources are streamed; None: their rows are prepared before training."""
+        return StreamConfig() if self.streaming is True else self.streaming or None
 
     @property
     def validates(self) -> bool:
@@ -191,7 +211,7 @@ class DataConfig:
             issues.append(("max_tokens", f"expected 2 or more, found {self.max_tokens}"))
         if self.num_proc < 1:
             issues.append(("num_proc", f"expected 1 or more, found {self.num_proc}"))
-        return issues
+        return issues + (_stream_problems(self, trained) if self.stream else [])
 
 
 def data_config(data: DataConfig | Mapping[str, Any] | str | Path) -> DataConfig:
@@ -241,6 +261,39 @@ class QuestionData:
                 message = f"a row is asked once: expected 1 or less, found {source.weight}"
                 issues.append((f"sources.{number}.weight", message))
         return issues
+
+
+_NEEDS_ALL_ROWS = "needs all rows beforehand, and a stream has no end: remove it, or streaming"
+"""Why a key has no meaning with `streaming`."""
+
+
+def _stream_problems(data: DataConfig, trained: Sequence[SourceConfig]) -> list[tuple[str, str]]:
+    """Return the keys that can't hold while rows are read as they come."""
+    issues = [] if data.dedup is None else [("dedup", _NEEDS_ALL_ROWS)]
+    if data.decontaminate is not None:
+        issues.append(("decontaminate", "isn't done for streams: remove it, or streaming"))
+    if data.validation_rows % 1:
+        expected = "a stream has no length to take a part of: expected a number of rows"
+        issues.append(("validation_rows", f"{expected}, found {data.validation_rows}"))
+    if data.num_proc > 1:
+        message = "a stream is prepared by one thread of each process: remove it"
+        issues.append(("num_proc", message))
+    for number, source in enumerate(data.sources):
+        key = f"sources.{number}"
+        issues += [
+            (f"{key}.{amount}", _NEEDS_ALL_ROWS)
+            for amount in ("tokens", "rows")
+            if getattr(source, amount) is not None and source in trained
+        ]
+        if (source.weight or 0) > 1:
+            message = "a stream begins again where it ends: say how much of it by share"
+            issues.append((f"{key}.weight", message))
+        if "[" in source.split:
+            issues.append((f"{key}.split", f"a stream has no slices, found {source.split}"))
+    if sum(source.share is None for source in trained) > 1:
+        message = "streams have no length: give each source but one its share of the tokens"
+        issues.append(("sources", message))
+    return issues
 
 
 def _share_problems(sources: Sequence[SourceConfig]) -> list[tuple[str, str]]:

@@ -12,7 +12,7 @@ from dualign.data.cache import Metadata, Tables, cache_key, cached
 from dualign.data.config import DataConfig
 from dualign.data.conversation import Group, RowType
 from dualign.data.mix.mixture import Mixture, mix
-from dualign.data.request import DataRequest
+from dualign.data.request import DataRequest, without_stream
 from dualign.data.seeds import Indices, rng
 from dualign.data.shards import write_shards
 from dualign.data.tokens.packing import Pieces, fill, pack
@@ -96,13 +96,15 @@ def prepare(request: DataRequest, row_type: RowType) -> Prepared:
 
 
 def prepare_sft(request: DataRequest) -> SFTData:
-    """Return packed training and validation rows. Their order depends on the seed alone.
+    """Return packed training and validation rows. Their order depends on the seed alone. Of streams
+    they are the first ones, to be looked at: `open_stream` has all.
 
     Raises:
         DataError: a source that can't be read, an inconsistent row (unless conflicts: drop), no row
         left. TemplateError: a row whose supervised text can't be proven under this template (unless
         conflicts: drop).
     """
+    request = without_stream(request)
     data = request.data
 
     def build() -> tuple[Tables, Metadata]:
@@ -125,6 +127,7 @@ def prepare_pairs(request: DataRequest) -> PairData:
     """Return tokenized training and validation pairs. Packing and `supervise` don't apply; raises
     as `prepare_sft`.
     """
+    request = without_stream(request)
     request = replace(request, data=replace(request.data, packing="none"))
 
     def build() -> tuple[Tables, Metadata]:
@@ -146,6 +149,7 @@ def prepare_rated(request: DataRequest) -> RatedData:
     Raises:
         DataError: as `prepare_sft`; all answers that are trained on have one verdict.
     """
+    request = without_stream(request)
     request = replace(request, data=replace(request.data, packing="none"))
 
     def build() -> tuple[Tables, Metadata]:

@@ -1,6 +1,6 @@
 """A request for prepared data."""
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,3 +23,21 @@ class DataRequest:
     base: Path | None = None
     any_modes: bool = False
     """rows of both modes may be asked in one way: they are scored, not trained on"""
+    first: int | None = None
+    """read no more than so many rows of each source, its first ones"""
+
+
+LOOKED_AT = 2000
+"""Rows of each stream that are looked at where nothing is trained."""
+
+
+def without_stream(request: DataRequest) -> DataRequest:
+    """Return a request for the first rows of each stream, as a table; one of no streams as it is.
+
+    What the first rows alone may not hold is left out: shares of modes, and held-out rows.
+    """
+    data = request.data
+    if data.stream is None:
+        return request
+    table = replace(data, streaming=None, mix=None, validation_rows=0, cache=False)
+    return replace(request, data=table, first=LOOKED_AT)

@@ -47,7 +47,12 @@ def read_sources(
         name = prefix + source_label(source)
         try:
             rows = sample_rows(
-                source, seed=request.seed, number=number, base=request.base, cutter=cutter
+                source,
+                seed=request.seed,
+                number=number,
+                base=request.base,
+                cutter=cutter,
+                first=request.first,
             )
         except DataError as error:
             findings.add(Finding("source_unreadable", str(error)), source=name)
@@ -60,6 +65,9 @@ def read_sources(
         record = {"source": name, "rows": rows.total, **reading.record(rows.total)}
         notes = (Finding("columns_read", note) for note in reading_notes([record]))
         findings.extend(notes, source=name)
+        if request.first is not None:
+            message = f"a stream, of which the first {rows.total:,} rows were looked at"
+            findings.add(Finding("stream_looked_at", message), source=name)
         source = reading.source
         # Rows of no known shape get a finding each, when they are read.
         each = dict.fromkeys(("unknown_shape", "wrong_stage", "multimodal"), "drop")

@@ -16,7 +16,7 @@ from dualign.data.mix.row_table import count_rows, group_rows, summarize_rows
 from dualign.data.mix.selection import select_rows
 from dualign.data.mix.switching import PromptSettings, same_prompt
 from dualign.data.policies import stops
-from dualign.data.request import DataRequest
+from dualign.data.request import DataRequest, without_stream
 from dualign.data.rows.loading import SampledRows
 from dualign.data.rows.sources import source_label
 from dualign.data.seeds import indices_of
@@ -68,8 +68,10 @@ class SurveyInput:
 
 def survey(subject: SurveyInput, findings: Findings) -> Mapping[str, Any]:
     """Check every row that training would read; return ROWS of run.json."""
-    request = DataRequest(
-        subject.data, subject.tokenizer, subject.template, seed=subject.seed, base=subject.base
+    request = without_stream(
+        DataRequest(
+            subject.data, subject.tokenizer, subject.template, seed=subject.seed, base=subject.base
+        )
     )
     sources = read_sources(request, findings, row_type=subject.row_type, prefix=subject.prefix)
     state = _Survey(

@@ -62,6 +62,7 @@ def held_out_texts(
             validation_rows=0,
             mix=None,
             dedup=None,
+            streaming=None,
             decontaminate=None,
         )
         prepared = prepare_sft(replace(request, data=data))

@@ -15,6 +15,7 @@ __all__ = [
     "precision",
     "preflight",
     "rows",
+    "streaming",
     "tiled_mlp",
     "trainer",
 ]

@@ -219,3 +219,20 @@ def training_problems(
             needs = "needs data.validation_rows above 0, or a source with validation: true"
             issues.append((f"train.{name}", needs))
     return issues + value_issues(train)
+
+
+def stream_problems(train: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the training arguments that don't hold for rows of a stream, which has no length."""
+    issues = []
+    if train.get("max_steps", -1) < 1:
+        needs = "a stream has no length, so the number of steps has to be said: expected 1 or more"
+        issues.append(("train.max_steps", f"{needs}, found {train.get('max_steps', 'nothing')}"))
+    if "num_train_epochs" in train:
+        issues.append(("train.num_train_epochs", "a stream has no epochs: max_steps ends it"))
+    if train.get("dataloader_num_workers"):
+        needs = "a stream is read by a thread of the process, and by no workers: remove it"
+        issues.append(("train.dataloader_num_workers", needs))
+    if train.get("auto_find_batch_size"):
+        needs = "a checkpoint counts the rows of a stream in batches of one size: remove it"
+        issues.append(("train.auto_find_batch_size", needs))
+    return issues

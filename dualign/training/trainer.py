@@ -344,7 +344,7 @@ def _multiplies_exactly(trainer: Trainer) -> bool:
 
 def _probe(trainer: Trainer) -> Tensor:
     """Return the first tokens of a training row as ids [1, T]."""
-    row = trainer.train_dataset[0]
+    row = next(iter(trainer.train_dataset))
     names = ("input_ids",) if "input_ids" in row else ("prompt_ids", "chosen_ids", "answer_ids")
     ids = [token for name in names for token in row.get(name, ())]
     return torch.tensor([ids[:_PROBE_TOKENS]], device=trainer.accelerator.device)

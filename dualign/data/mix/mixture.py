@@ -60,6 +60,7 @@ def mix(request: DataRequest, row_type: RowType) -> Mixture:
             base=request.base,
             cutter=cutter,
             processes=data.num_proc,
+            first=request.first,
         )
         for number, source in enumerate(data.sources)
     ]

@@ -2,6 +2,7 @@
 
 __all__ = [
     "cutting",
+    "json_rows",
     "known_columns",
     "loading",
     "padding",

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,17 @@ _VERSION = "3"
 
 @dataclass(frozen=True)
 class JsonRows:
-    """The rows of JSON files; `split` is where they are in a file that holds several."""
+    """The rows of JSON files; `split` is where they are in a file that holds several. `most`: no
+    more than the first so many.
+    """
 
     files: tuple[Path, ...]
     split: str
+    most: int | None = None
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for file in self.files:
-            yield from rows_of_file(file, self.split)
+        rows = (row for file in self.files for row in rows_of_file(file, self.split))
+        yield from islice(rows, self.most)
 
     @cached_property
     def features(self) -> datasets.Features:

@@ -46,7 +46,7 @@ from dualign.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-_Stream: TypeAlias = datasets.IterableDataset | JsonRows
+Stream: TypeAlias = datasets.IterableDataset | JsonRows
 _UNREADABLE = (OSError, ValueError, LookupError, RuntimeError, EOFError, zlib.error, lzma.LZMAError)
 _SHARD_ROWS = 20_000
 _SHUFFLE_ROWS = 2_000
@@ -93,8 +93,8 @@ def load_source(
 
     `cutter` cuts documents into rows; without one a row is a document. So many `processes` read JSON.
     """
-    with _reading(source):
-        rows = _open(source, base, cutter, processes)
+    with reading(source):
+        rows = open_source(source, base, cutter, processes)
         table = rows if isinstance(rows, datasets.Dataset) else _to_disk(rows, rows)
     if not len(table):
         raise DataError(f"source {source.path!r}, split {source.split!r}: holds no rows")
@@ -109,17 +109,21 @@ def sample_rows(
     base: Path | None,
     cutter: Cutter | None = None,
     processes: int = 1,
+    first: int | None = None,
 ) -> SampledRows:
     """Return the rows of a source that its `weight` or `rows` asks for, in the source's order; those
-    of documents as `cutter` cuts them. So many `processes` read JSON.
+    of documents as `cutter` cuts them. So many `processes` read JSON. `first`: nothing but so many,
+    its first ones, are read.
 
     They are drawn by a random generator of their own, made from the seed and the source's `number`
     in the recipe.
     """
+    if first is not None:
+        return first_rows(source, first, base=base, cutter=cutter)
     random = rng(seed, "weight", number)
-    with _reading(source):
+    with reading(source):
         streams = source.streaming and source.rows is not None
-        stream = _open(source, base, cutter) if streams else None
+        stream = open_source(source, base, cutter) if streams else None
         if stream is not None and not isinstance(stream, datasets.Dataset):
             return _sample_stream(source, stream, random, seed, base)
     table = load_source(source, base=base, cutter=cutter, processes=processes)
@@ -128,8 +132,23 @@ def sample_rows(
     return SampledRows(table=table.select(rows), rows=rows, total=len(table), sha256=digest)
 
 
+def first_rows(
+    source: SourceConfig, count: int, *, base: Path | None, cutter: Cutter | None
+) -> SampledRows:
+    """Return the first rows of a source, of which no more are read."""
+    with reading(source):
+        stream = open_source(replace(source, streaming=True), base, cutter)
+        assert not isinstance(stream, datasets.Dataset), "every source can be streamed"
+        few = replace(stream, most=count) if isinstance(stream, JsonRows) else stream.take(count)
+        table = _to_disk(few, few)
+    if not len(table):
+        raise DataError(f"source {source.path!r}, split {source.split!r}: holds no rows")
+    rows = np.arange(len(table), dtype=np.int32)
+    return SampledRows(table=table, rows=rows, total=len(rows), sha256=_rows_sha256(table))
+
+
 def _sample_stream(
-    source: SourceConfig, stream: _Stream, random: np.random.Generator, seed: int, base: Path | None
+    source: SourceConfig, stream: Stream, random: np.random.Generator, seed: int, base: Path | None
 ) -> SampledRows:
     if isinstance(stream, datasets.IterableDataset) and not local_files(source.path, base):
         return _first_shuffled(source, stream, seed)
@@ -155,9 +174,10 @@ def _first_shuffled(
     return SampledRows(table=table, rows=rows, total=len(rows), sha256=_rows_sha256(table))
 
 
-def _open(
+def open_source(
     source: SourceConfig, base: Path | None, cutter: Cutter | None, processes: int = 1
-) -> datasets.Dataset | _Stream:
+) -> datasets.Dataset | Stream:
+    """Return the rows of a source as they are read: a stream, or a table of what isn't streamed."""
     files = local_files(source.path, base)
     require_zstandard(source.path, files)
     if unread := unread_documents(source.path, files, base):
@@ -168,7 +188,7 @@ def _open(
 
 
 @contextmanager
-def _reading(source: SourceConfig) -> Iterator[None]:
+def reading(source: SourceConfig) -> Iterator[None]:
     """Turn what libraries raise while they read a source into a DataError that names it."""
     try:
         yield
@@ -194,7 +214,7 @@ def _local(
     base: Path | None,
     cutter: Cutter | None,
     processes: int,
-) -> datasets.Dataset | _Stream:
+) -> datasets.Dataset | Stream:
     folder = (base or Path()) / Path(source.path).expanduser()
     if folder.is_dir() and is_saved_dataset(folder):
         saved = datasets.load_from_disk(str(folder))
@@ -225,7 +245,7 @@ def _local(
     )
 
 
-def _undecoded(rows: datasets.Dataset | _Stream) -> datasets.Dataset | _Stream:
+def _undecoded(rows: datasets.Dataset | Stream) -> datasets.Dataset | Stream:
     """Return the rows with images, sounds and videos as bytes: nobody looks at them, and they would
     need packages.
     """
@@ -295,7 +315,7 @@ def _at(stream: Iterable[dict[str, Any]], rows: Indices) -> Iterator[dict[str, A
             return
 
 
-def _to_disk(rows: Iterable[dict[str, Any]], stream: _Stream) -> datasets.Dataset:
+def _to_disk(rows: Iterable[dict[str, Any]], stream: Stream) -> datasets.Dataset:
     """Write rows of a stream to Arrow files of a temporary folder, one shard at a time."""
     features = stream.features if isinstance(stream, JsonRows) else _features(stream)
     write = write_rows if isinstance(stream, JsonRows) else _write_rows

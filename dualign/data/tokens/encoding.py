@@ -49,7 +49,7 @@ ROW_FEATURES = {
 
 
 @contextmanager
-def _gc_paused() -> Iterator[None]:
+def gc_paused() -> Iterator[None]:
     """Pause the cyclic garbage collector: batches create no cycles, and each collection scans all
     of torch's objects (10 % of preparation time).
     """
@@ -113,7 +113,7 @@ class Encoder:
     conversations_per_row: ClassVar[int]
 
     def __call__(self, batch: Mapping[str, list[Any]], indices: Sequence[int]) -> pa.Table:
-        with _gc_paused():
+        with gc_paused():
             encoded = self.encode(batch, self.rows[indices].tolist())
             return _to_arrow([row.entry for row in encoded], self.features)
 

@@ -1,0 +1,3 @@
+"""Rows that are read, tokenized, shuffled and packed while training runs."""
+
+__all__ = ["account", "opening", "reader", "stream"]
