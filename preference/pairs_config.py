@@ -249,22 +249,35 @@ class PairsStage:
         """Describe what will be asked at most, for `dualign plan`."""
         return "\n".join(self._words())
 
+    def demands(self) -> list[tuple[str | Endpoint, Demand]]:
+        """Return what each model is asked at most, a judge aside; [] while questions aren't known."""
+        if self._unknown():
+            return []
+        problems, modes = self._problems(), 1 if self.chosen else len(self.modes)
+        asked = Demand.of(problems, self.max_new_tokens, modes * self.samples_asked)
+        demands = [(m, asked) for m in (self.model, self.rejected_model) if m is not None]
+        return demands + self._revisions(problems)
+
+    def _revisions(self, problems: list[Problem]) -> list[tuple[str | Endpoint, Demand]]:
+        if self.revise is None:
+            return []
+        count = len(self.modes) * self.pairs_per_prompt
+        revised = Demand.of(problems, self.revision_tokens, count)
+        # Each request shows an answer.
+        revised += Demand(prompt_tokens=len(problems) * count * self.max_new_tokens)
+        return [(self.revise.model, revised)]
+
     def _words(self) -> Iterator[str]:
         if unknown := self._unknown():
             yield f"questions: {unknown}"
             return
         problems, modes = self._problems(), 1 if self.chosen else len(self.modes)
-        asked = Demand.of(problems, self.max_new_tokens, modes * self.samples_asked)
         yield f"prompts: {len(problems) * modes:,} at most"
-        for model in (self.model, self.rejected_model):
-            if model is not None:
-                yield _in_words(model, asked, "answers")
-        if self.revise is not None:
-            count = len(self.modes) * self.pairs_per_prompt
-            revised = Demand.of(problems, self.revision_tokens, count)
-            # Each request shows an answer.
-            revised += Demand(prompt_tokens=len(problems) * count * self.max_new_tokens)
-            yield _in_words(self.revise.model, revised, "revisions")
+        revisions = 0 if self.revise is None else 1
+        demands = self.demands()
+        for number, (model, asked) in enumerate(demands, start=1):
+            what = "revisions" if number > len(demands) - revisions else "answers"
+            yield _in_words(model, asked, what)
         if self.judge is not None:
             yield self.judge.in_words(
                 problems * modes * (1 if self.revise is None else self.pairs_per_prompt),

@@ -167,6 +167,15 @@ class TracesStage:
         )
         return f"{words}\n{judged}"
 
+    def demands(self) -> list[tuple[str | Endpoint, Demand]]:
+        """Return what the model is asked at most, a judge aside; [] while the questions aren't known."""
+        if self.data.unknown:
+            return []
+        from dualign.data.questions import rows_as_problems
+
+        asked = Demand.of(rows_as_problems(self.data), self.max_new_tokens, self.tries)
+        return [(self.model, asked)]
+
     def problems(self) -> list[tuple[str, str]]:
         issues = model_problems(self.model, "model") + self._approval_problems()
         message = "rows of think mode have traces already: expected no_think or row"

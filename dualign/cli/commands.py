@@ -4,6 +4,7 @@ import shutil
 from argparse import Namespace
 from collections.abc import Iterator
 from itertools import takewhile
+from math import inf
 from pathlib import Path
 from textwrap import fill, indent
 from typing import Literal
@@ -33,7 +34,9 @@ def run(args: Namespace) -> int:
 
 def plan(args: Namespace) -> int:
     """`dualign plan RECIPE`; of an experiment's file, what `dualign experiment --dry-run` shows."""
-    if not args.measure and is_experiment(read_yaml(find_recipe(args.recipe)).value):
+    _require_plan_options(args)
+    elsewhere = args.measure or args.on
+    if not elsewhere and is_experiment(read_yaml(find_recipe(args.recipe)).value):
         from dualign.experiments.start import plan_experiment
 
         plan_experiment(args.recipe, *args.overrides)
@@ -41,10 +44,31 @@ def plan(args: Namespace) -> int:
     recipe = api.load_recipe(
         args.recipe, *args.overrides
     )  # refused before anything heavy is imported
+    if args.on:
+        from dualign.cost.show_on import show_plan_on
+
+        show_plan_on(recipe, args.on, price=args.price)
+        return 0
     from dualign.cost.show import show_plan
 
     show_plan(recipe, measure=args.measure)
     return 0
+
+
+def _require_plan_options(args: Namespace) -> None:
+    """Refuse options of `plan` that say two things.
+
+    Raises:
+        ConfigError: they do.
+    """
+    if args.on and args.measure:
+        raise ConfigError("--measure trains on this machine, --on is for others: leave one out")
+    if args.price is not None and not args.on:
+        raise ConfigError(
+            "--price is of a card-hour: name the cards with --on, such as --on 8xH100"
+        )
+    if args.price is not None and not 0 <= args.price < inf:
+        raise ConfigError(f"--price: expected 0 or more, found {args.price}")
 
 
 def run_stage(args: Namespace, kind: str) -> int:

@@ -127,6 +127,14 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="train a few steps of each stage that isn't done, and reckon its time from them",
     )
+    plan_parser.add_argument(
+        "--on",
+        metavar="CARDS",
+        help="plan for cards that aren't here: 8xH100, 2x8xH100 (2 nodes), 4090",
+    )
+    plan_parser.add_argument(
+        "--price", metavar="P", type=float, help="with --on: the price of one card for one hour"
+    )
     for kind in stages.STAGE_KINDS:
         if kind.command and kind.about:
             action = partial(commands.run_stage, kind=kind.name)
@@ -162,6 +170,16 @@ _PLAN_ABOUT = "show stages, rows, tokens, steps, memory and time; writes nothing
 _PLAN = """\
 Prints what `dualign run` would do and what it would cost. Nothing is written, and nothing trained
 unless --measure asks for a few steps; their speed is remembered for later plans of this machine.
+
+--on plans for other cards than those of this machine, from their data sheets: memory of a card, time,
+tokens per second, the next two ways that need less memory, and what was assumed:
+
+  dualign plan RECIPE --on 8xH100 --price 2.5   one node; a card-hour costs 2.5
+  dualign plan RECIPE --on 2x8xH100             two nodes of eight
+  dualign plan RECIPE --on 4090                 one card
+
+Cards: b200 h200 h100 h100-pcie a100 a100-40 a100-pcie mi300x l40s l4 a10g 5090 4090 3090 t4.
+docs/scale.md holds the figures against published ones.
 """
 _STAGE = """\
 RECIPE is a stage recipe or a pipeline recipe. If it has several stages of this kind, choose one with

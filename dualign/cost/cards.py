@@ -62,16 +62,22 @@ class Card:
         return Device(kind="cuda", bfloat16=self.bfloat16)
 
     def rate(self, arithmetic: str) -> float:
-        """Return the operations per second of the layers; without tensor cores for float32."""
-        if arithmetic == "float32":
+        """Return the operations per second of the layers.
+
+        Without tensor cores for float32, and for bfloat16 where torch emulates it.
+        """
+        if not self._in_halves(arithmetic):
             return self.matmul_share * self.float32_tflops * 1e12
         return self.efficiency * self.half_tflops * 1e12
 
     def attention_rate(self, arithmetic: str) -> float:
         """Return the operations per second of attention's kernels."""
-        if arithmetic == "float32" or self.attention_share is None:
+        if not self._in_halves(arithmetic) or self.attention_share is None:
             return self.rate(arithmetic)
         return self.attention_share * self.half_tflops * 1e12
+
+    def _in_halves(self, arithmetic: str) -> bool:
+        return arithmetic == "float16" or (arithmetic == "bfloat16" and self.bfloat16)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,7 +14,7 @@ from dualign.checkpoints.embedded import embedded_model
 from dualign.cost.measured import base_model, mean_row_tokens, throughput
 from dualign.cost.memory import MemoryEstimate, estimate
 from dualign.cost.model_shape import ModelShape
-from dualign.cost.row_tokens import mean_pair, scored_tokens
+from dualign.cost.row_tokens import by_pairs, row_lengths
 from dualign.cost.speed import estimate_seconds, training_flops
 from dualign.cost.stage_shape import (
     count_steps,
@@ -75,6 +75,23 @@ class StagePlan:
     """description of a stage that doesn't train"""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingFacts:
+    """What is known of a training stage before it runs."""
+
+    config: Any
+    """the stage's, with paths in place of references to finished stages"""
+    missing: tuple[str, ...]
+    """stages that its rows wait for"""
+    data: Prepared | None
+    shape: ModelShape | None
+    settled: Any
+    """the stage with its attention spelled out, if that is known"""
+    notes: tuple[str, ...]
+    attention: tuple[str, ...]
+    """what was said of it"""
+
+
 @runtime_checkable
 class _Described(Protocol):
     """A stage's dataclass with a description for the plan."""
@@ -101,31 +118,52 @@ def plan_stage(
     )
     if not isinstance(entry.config, TrainingStage):
         return stage
+    facts = training_facts(recipe, status, statuses)
+    config, notes = facts.config, list(facts.notes)
+    # Of the pairs, None where another model stands in for the start model.
+    own = _starts_here(entry, statuses)
+    pairs = facts.data if isinstance(facts.data, PairData) and own else None
+    settled, more = config, list[str]()
+    if status.state != "done":
+        settled, more = facts.settled, list(facts.attention)
+        if measure and facts.shape:
+            notes += _measured(config, facts.shape, facts.data, pairs, entry.seed)
+        if pairs:
+            more += margin_notes(config, pairs)
+    cost = _training_cost(status, config, settled, facts.data, statuses, facts.shape, notes)
+    return replace(
+        stage,
+        waits_for=facts.missing,
+        rows=facts.data.rows if facts.data else None,
+        cost=replace(cost, notes=(*cost.notes, *more)),
+    )
+
+
+def training_facts(
+    recipe: Recipe, status: StageStatus, statuses: list[StageStatus]
+) -> TrainingFacts:
+    """Return what is known of a training stage; its data is prepared, if it is here."""
+    entry = status.entry
     config, missing = _startable(entry, statuses)
-    data, notes = None, list[str]()
+    data, notes, attention = None, list[str](), list[str]()
     if not missing and _data_is_here(config):
         data, tokenizer = prepare_data(config, entry.seed)
         notes += occurrence_notes(data.train, tokenizer, config.new_tokens)
     base = base_model(entry, {other.entry.name: other.entry for other in statuses})
     file = _config_file(base, recipe.file.parent, notes)
     shape = _model_shape(file, notes) if file else None
-    # Of the pairs, None where another model stands in for the start model.
-    pairs = data if isinstance(data, PairData) and _starts_here(entry, statuses) else None
     settled = config
-    more: list[str] = []
     if status.state != "done":
-        settled = _settled(config, file, more) if file else config
+        settled = _settled(config, file, attention) if file else config
         _require_room(settled, data)
-        if measure and shape:
-            notes += _measured(config, shape, data, pairs, entry.seed)
-        if pairs:
-            more += margin_notes(config, pairs)
-    cost = _training_cost(status, config, settled, data, statuses, shape, notes)
-    return replace(
-        stage,
-        waits_for=tuple(missing),
-        rows=data.rows if data else None,
-        cost=replace(cost, notes=(*cost.notes, *more)),
+    return TrainingFacts(
+        config=config,
+        missing=tuple(missing),
+        data=data,
+        shape=shape,
+        settled=settled,
+        notes=tuple(notes),
+        attention=tuple(attention),
     )
 
 
@@ -246,7 +284,7 @@ def _training_cost(
         settled: the same with its attention spelled out, if that is known.
         notes: what was said of the model so far.
     """
-    counted = _by_pairs(config, data)
+    counted = by_pairs(config, data)
     train = train_settings(counted)
     world, _ = launcher(config.launch)
     step_rows = rows_per_step(counted, world)
@@ -260,7 +298,7 @@ def _training_cost(
         notes = [f"a stream: of each source {LOOKED_AT:,} rows at most were looked at", *notes]
     if data:
         notes = [*reading_notes(data.sources), *config.data_notes(data.rows), *notes]
-    longest, largest, mean = _row_lengths(config, data)
+    longest, largest, mean = row_lengths(config, data)
     earlier = mean_row_tokens(status) if data is None else None
     mean = earlier or mean
     step = training_shape(settled, longest=longest, largest_pair=largest)
@@ -293,17 +331,6 @@ def _training_cost(
         seconds_at_most=data is None and not earlier,
         notes=tuple(notes),
     )
-
-
-def _row_lengths(config: Any, data: Prepared | None) -> tuple[int, int | None, float]:
-    """Return the tokens of the longest row, of both answers of the largest pair, and of the mean row."""
-    if isinstance(data, PairData | RatedData):
-        return scored_tokens(data, config.answers_per_row)
-    longest = config.data.max_tokens
-    if data:
-        return longest, None, data.rows["tokens"] / len(data.train)
-    answers = config.answers_per_row if stage_kind(config.kind).takes_pairs else 1
-    return longest, None, float(longest * answers)
 
 
 def resolve_references(entry: StageEntry, statuses: list[StageStatus]) -> tuple[Any, list[str]]:
@@ -356,6 +383,12 @@ def _config_file(base: str, folder: Path, notes: list[str]) -> Path | None:
     return None
 
 
+def shape_of(base: str, folder: Path, notes: list[str]) -> ModelShape | None:
+    """Return the shape of a model by its config.json; None, with a note, where it isn't known."""
+    file = _config_file(base, folder, notes)
+    return _model_shape(file, notes) if file else None
+
+
 def _model_shape(file: Path, notes: list[str]) -> ModelShape | None:
     try:
         return ModelShape.from_config(json.loads(file.read_text(encoding="utf-8")), where=str(file))
@@ -371,15 +404,3 @@ def _config_candidates(model: str, folder: Path) -> list[Path]:
     if ref.kind == "embedded":
         return [embedded_model(ref.name) / "config.json"]
     return [Path(ref.name) / "config.json", folder / "model_config.json"]
-
-
-def _by_pairs(config: Any, data: Prepared | None) -> Any:
-    """Return the config with the pairs that `batch_tokens` holds on average as its batch size."""
-    most = getattr(config, "batch_tokens", None)
-    if most is None:
-        return config
-    mean = float(config.answers_per_row * config.data.max_tokens)
-    if isinstance(data, PairData | RatedData):
-        mean = mean_pair(data)
-    pairs = max(1, int(most / mean))
-    return replace(config, train={**config.train, "per_device_train_batch_size": pairs})

@@ -47,7 +47,7 @@ def attention_flops(shape: ModelShape, training: TrainingShape, tokens: int) -> 
 def device_throughput(name: str) -> float | None:
     """Return the expected operations per second of a GPU by its name; None if it is unknown."""
     card = card_of_device(name)
-    return None if card is None else card.rate("bfloat16")
+    return None if card is None else card.rate("bfloat16" if card.bfloat16 else "float16")
 
 
 def peak_flops(name: str) -> float | None:

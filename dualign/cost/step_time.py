@@ -3,7 +3,7 @@
 A model of what a data sheet says, held against published throughputs in docs/scale.md.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dualign.cost.cards import Cluster
 from dualign.cost.communication import traffic
@@ -15,6 +15,8 @@ from dualign.cost.training_shape import TrainingShape
 _RECOMPUTED_SCORES = 3.5 / 3
 # AdamW reads gradient, weight and two states and writes three of them, in float32, and the 2-byte weight.
 _OPTIMIZER_BYTES = 30
+# Seconds in which a CPU starts the kernels of a layer, some 25, in one pass. Assumed.
+LAYER_START = 0.0007
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,10 +30,12 @@ class StepTime:
     after: float
     """sending when nothing computes"""
     optimizer: float
+    starting: float
+    """the CPU starts the kernels of layers, while the card computes those before"""
 
     @property
     def computing(self) -> float:
-        return self.layers + self.attention
+        return max(self.layers + self.attention, self.starting)
 
     @property
     def seconds(self) -> float:
@@ -40,28 +44,38 @@ class StepTime:
     @property
     def waiting(self) -> float:
         """Share of the step in which a card computes nothing."""
-        return 1 - (self.computing + self.optimizer) / self.seconds
+        return 1 - (self.layers + self.attention + self.optimizer) / self.seconds
 
 
 def step_time(
-    shape: ModelShape, training: TrainingShape, cluster: Cluster, *, tokens: int, arithmetic: str
+    shape: ModelShape,
+    training: TrainingShape,
+    cluster: Cluster,
+    *,
+    tokens: int,
+    arithmetic: str,
+    span: float | None = None,
 ) -> StepTime:
     """Return the time of a step.
 
     Args:
         tokens: of one process, in all micro-batches of the step.
         arithmetic: type in which matrices are multiplied.
+        span: tokens of the documents that attention goes over; None: each row is one.
     """
     card = cluster.card
     sent = traffic(shape, training)
     rate = cluster.link_rate(training.world_size)
     shards = training.world_size if training.sharding else 1
     states = training.trained_parameters(shape) / shards * _OPTIMIZER_BYTES
-    attention = attention_flops(shape, training, tokens) * _RECOMPUTED_SCORES
+    seen = replace(training, max_tokens=max(1, round(span))) if span else training
+    attention = attention_flops(shape, seen, tokens) * _RECOMPUTED_SCORES
+    passes = (4 if training.gradient_checkpointing else 3) * training.gradient_accumulation
     return StepTime(
         layers=layer_flops(shape, training, tokens) / card.rate(arithmetic),
         attention=attention / card.attention_rate(arithmetic),
         beside=sent.beside / rate,
         after=sent.after / rate,
         optimizer=states / (card.bandwidth_gbs * 1e9),
+        starting=shape.layers * passes * LAYER_START,
     )

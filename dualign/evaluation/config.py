@@ -233,6 +233,17 @@ class EvalStage(EvalConfig):
             return ""
         if unknown := unknown_tasks(self.tasks):
             return f"questions: {unknown}"
+        demand = self._demand()
+        return "\n".join(demand.in_words(endpoint) for endpoint in endpoints)
+
+    def demands(self) -> list[tuple[str | Endpoint, Demand]]:
+        """Return what each model is asked at most; [] while its tasks aren't known."""
+        if unknown_tasks(self.tasks):
+            return []
+        return [(model, self._demand()) for model in self.models]
+
+    def _demand(self) -> Demand:
+        """Return what one model is asked at most."""
         demand = Demand()
         for task in load_tasks(self.tasks):
             problems = load_problems(task, limit=self.rows)
@@ -242,4 +253,4 @@ class EvalStage(EvalConfig):
             for tokens in self.budget_tokens:
                 limit = tokens + limit_of(task, self, "no_think")
                 demand += Demand.of(problems, limit, samples_of(problems[0], self, "think"))
-        return "\n".join(map(demand.in_words, endpoints))
+        return demand

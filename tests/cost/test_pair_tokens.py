@@ -4,8 +4,7 @@ from dataclasses import replace
 
 from datasets import Dataset
 
-from dualign.cost.plan import _by_pairs
-from dualign.cost.row_tokens import scored_tokens
+from dualign.cost.row_tokens import by_pairs, scored_tokens
 from dualign.cost.stage_shape import rows_per_step, training_shape
 from dualign.data.config import DataConfig, SourceConfig
 from dualign.data.prepare import PairData
@@ -33,10 +32,10 @@ def test_batches_by_tokens_are_counted_in_pairs() -> None:
         batch_tokens=35,
         train={"gradient_accumulation_steps": 2},
     )
-    assert rows_per_step(_by_pairs(stage, data), world=1) == 3 * 2
+    assert rows_per_step(by_pairs(stage, data), world=1) == 3 * 2
     shape = training_shape(stage, longest=8, largest_pair=10)
     assert shape.tokens == 35
-    by_pairs = training_shape(replace(stage, batch_tokens=None), longest=8, largest_pair=10)
-    assert by_pairs.tokens == 8 * 10  # a prompt once
+    whole = training_shape(replace(stage, batch_tokens=None), longest=8, largest_pair=10)
+    assert whole.tokens == 8 * 10  # a prompt once
     padded = replace(stage, batch_tokens=None, attn_implementation="eager")
     assert training_shape(padded, longest=8, largest_pair=10).tokens == 16 * 8

@@ -4,8 +4,7 @@ from typing import Any
 
 import pytest
 
-from dualign.cost.plan import _by_pairs
-from dualign.cost.row_tokens import scored_tokens
+from dualign.cost.row_tokens import by_pairs, scored_tokens
 from dualign.cost.stage_shape import rows_per_step, training_shape
 from dualign.data.config import DataConfig, SourceConfig
 from dualign.preference.config import PreferenceStage
@@ -109,7 +108,7 @@ def test_plan_counts_the_mismatched_answer(rated_data: Any) -> None:
     assert training_shape(alone, longest=10, largest_pair=10).tokens == 4 * 10
     assert training_shape(alone, longest=10, largest_pair=10).micro_batch == 4
     by_tokens = stage("apo_zero_unpaired", batch_tokens=20)
-    assert rows_per_step(_by_pairs(by_tokens, rated_data), world=1) == 2
+    assert rows_per_step(by_pairs(by_tokens, rated_data), world=1) == 2
 
 
 @pytest.fixture
