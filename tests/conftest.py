@@ -51,7 +51,17 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Leave modules and tests out of what the garbage collector looks at: half a second each time, and some tests ask for it."""
+    """Leave modules and tests out of what the garbage collector looks at."""
+    _freeze()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def little_for_the_garbage_collector() -> None:
+    """Leave out what libraries imported since then: each trainer and stage collects, a second among all of it."""
+    _freeze()
+
+
+def _freeze() -> None:
     gc.collect()
     gc.freeze()
 
