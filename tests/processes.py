@@ -98,7 +98,7 @@ def _launch(config: Path, arguments: Sequence[str]) -> None:
     from accelerate.commands.launch import launch_command, launch_command_parser
 
     os.environ["DS_ACCELERATOR"] = "cpu"
-    script = Path(__file__).parents[1] / "dualign" / "__main__.py"
+    script = Path(__file__).with_name("rank.py")
     args = launch_command_parser().parse_args(
         ["--config_file", str(config), str(script), *arguments]
     )
@@ -107,13 +107,13 @@ def _launch(config: Path, arguments: Sequence[str]) -> None:
     launch_command(args)
 
 
-def on_cpu(launcher: str, folder: Path) -> Path:
+def on_cpu(launcher: str, folder: Path, *, count: int = 2) -> Path:
     """The launcher config of that name that ships, for two processes without GPUs; the rest stays."""
     file = Path(__file__).parents[1] / "recipes" / "accelerate" / f"{launcher}.yaml"
     config = yaml.safe_load(file.read_text(encoding="utf-8"))
-    config |= {"num_processes": 2, "use_cpu": True, "mixed_precision": "no"}
+    config |= {"num_processes": count, "use_cpu": True, "mixed_precision": "no"}
     config |= {"main_process_port": 0}  # whichever is free
-    path = folder / f"launcher-{launcher}.yaml"
+    path = folder / f"launcher-{launcher}-{count}.yaml"
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
     return path
 

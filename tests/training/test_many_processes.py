@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -71,6 +70,8 @@ def write_recipe(
 ) -> Path:
     """`launch` names the launcher config that `dualign run` starts each stage with."""
     settings = {**TRAIN, "per_device_train_batch_size": batch, **train}
+    if name.startswith("fsdp2"):
+        settings["accelerator_config"] = {"use_configured_state": True}  # tests/rank.py sets it up
     launcher = {"launch": str(processes.on_cpu(launch, ground))} if launch else {}
     entries = []
     for entry in (stage(ground, item) for item in stages):
@@ -86,6 +87,11 @@ def start(recipe: Path) -> subprocess.Popen[str]:
     environment = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "dualign", "run", str(recipe)]
     return processes.start(command, env=os.environ | environment)
+
+
+def run(recipe: Path, launcher: Path, log: Path, *overrides: str) -> None:
+    """All stages in one launch, whose ranks are forks."""
+    processes.Fork("run", str(recipe), *overrides, log=log, launcher=launcher).finish()
 
 
 def losses(stage: Path) -> list[float]:
@@ -123,19 +129,28 @@ def alone(ground: Path) -> Callable[[str], Path]:
 def test_losses_are_those_of_one_process_and_the_result_loads(
     ground: Path, alone: Callable[[str], Path], sharding: str, stages: tuple[str, ...]
 ) -> None:
-    """ZeRO-2 is started by `dualign run`, a launch for each stage; the others run all stages in one launch, in forks."""
+    """ZeRO-2 is started by `dualign run`, a launch for each stage; the others run all stages in one launch, in forks.
+
+    FSDP2 writes a sharded checkpoint midway through the last stage, and one process goes on with it.
+    """
     name = f"{sharding}-{len(stages)}"
     if sharding == "zero2":
         recipe = write_recipe(ground, name, batch=1, stages=stages, launch=sharding)
         processes.finish(start(recipe))
     else:
         recipe = write_recipe(ground, name, batch=1, stages=stages)
-        launcher = processes.on_cpu(sharding, ground)
         log = recipe.with_suffix(".log")
-        processes.Fork("run", str(recipe), log=log, launcher=launcher).finish()
+        pauses = [f"{stages[-1]}.pause_at_step=2"] if sharding == "fsdp2" else []
+        run(recipe, processes.on_cpu(sharding, ground), log, *pauses)
         said = log.read_text()
-        assert said.count("report: ") == 1, "rank 0 writes it"
         assert "refuses the trial" not in said, "later stages train with the attention of the first"
+        if pauses:
+            shards = (ground / name).glob(".*.partial/checkpoints/checkpoint-2/*/__*_0.distcp")
+            assert len([*shards]) == 4, "of weights and optimizer, by both processes"
+            run(recipe, processes.on_cpu(sharding, ground, count=1), log)
+            said = log.read_text()
+            assert "processes: 1 instead of 2; gradient_accumulation_steps: 2" in said
+        assert said.count("report: ") == 1, "rank 0 writes it"
     ids = torch.tensor([[5, 6, 7, 8]])
     for stage in stages:
         folders = (ground / name / stage, alone(stage))
@@ -154,24 +169,63 @@ def test_losses_are_those_of_one_process_and_the_result_loads(
 @pytest.mark.usefixtures("deepspeed")
 @pytest.mark.parametrize("sharding", ["zero2", "zero3", "fsdp2"])
 def test_a_killed_launch_goes_on_and_ends_the_same(ground: Path, sharding: str) -> None:
+    launcher = processes.on_cpu(sharding, ground)
     calm, rough = (
-        write_recipe(ground, f"{sharding}-{kind}", batch=1, launch=sharding, max_steps=8)
+        write_recipe(ground, f"{sharding}-{kind}", batch=1, max_steps=8)
         for kind in ("calm", "rough")
     )
-    processes.finish(start(calm))
-    folder = (
-        ground / f"{sharding}-rough" / ".sft.partial" / "checkpoints" / "checkpoint-4" / "complete"
-    )
-    process = start(rough)
-    while not folder.exists() and process.poll() is None:
+    run(calm, launcher, calm.with_suffix(".log"))
+    work = ground / f"{sharding}-rough" / ".sft.partial"
+    mark = work / "checkpoints" / "checkpoint-4" / "complete"
+    log = rough.with_suffix(".log")
+    process = processes.Fork("run", str(rough), log=log, launcher=launcher)
+    while not mark.exists() and process.runs():
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert folder.exists()
-    processes.finish(start(rough))
+    process.kill()
+    assert mark.exists()
+    run(rough, launcher, log)
     for stage in ("sft", "apo"):
         ours, theirs = (losses(ground / f"{sharding}-{kind}" / stage) for kind in ("rough", "calm"))
         assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("deepspeed")
+@pytest.mark.parametrize(
+    ("sharding", "first", "then", "stage"),
+    [
+        ("fsdp2", 1, 2, "full-sft"),
+        ("fsdp2", 2, 1, "sft"),
+        ("zero2", 2, 1, "full-sft"),
+    ],
+)
+def test_another_number_of_processes_goes_on_with_the_same_losses(
+    ground: Path,
+    alone: Callable[[str], Path],
+    sharding: str,
+    first: int,
+    then: int,
+    stage: str,
+) -> None:
+    name = f"{sharding}-{stage}-{first}-{then}"
+    recipe = write_recipe(
+        ground, name, batch=1, stages=(stage,), gradient_accumulation_steps=2 // first
+    )
+    log = recipe.with_suffix(".log")
+    for count, overrides in ((first, [f"{stage}.pause_at_step=2"]), (then, [])):
+        run(recipe, processes.on_cpu(sharding, ground, count=count), log, *overrides)
+    assert f"processes: {then} instead of {first}" in log.read_text()
+    assert losses(ground / name / stage) == pytest.approx(losses(alone(stage)), rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("deepspeed")
+def test_zero3_on_another_number_of_processes_is_refused(ground: Path) -> None:
+    recipe = write_recipe(ground, "zero3-2-1", batch=1, stages=("full-sft",))
+    log = recipe.with_suffix(".log")
+    run(recipe, processes.on_cpu("zero3", ground), log, "full-sft.pause_at_step=2")
+    with pytest.raises(AssertionError, match="go on with other losses"):
+        run(recipe, processes.on_cpu("zero3", ground, count=1), log)
 
 
 def test_processes_that_would_each_train_alone_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
