@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dualign.attention.backends import BACKENDS, choose_backend
 from dualign.attention.scores import Scores
@@ -162,3 +163,29 @@ def test_kernels_of_a_gpu_equal_a_dense_softmax(name: str, kind: str, asked: str
     ours, theirs = (gradients(result, trained, weights.to(result)) for result in (output, expected))
     assert (output.cpu() - expected).norm() <= 1e-2 * expected.norm()
     assert torch.cosine_similarity(ours.cpu(), theirs.cpu(), dim=0) >= 0.999
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes the elements of the largest tensor that an operation returns."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        output = func(*args, **(kwargs or {}))
+        for part in output if isinstance(output, tuple | list) else [output]:
+            if isinstance(part, Tensor):
+                self.elements = max(self.elements, part.numel())
+        return output
+
+
+@pytest.mark.parametrize("lengths", [(2000,), (900, 1100)], ids=["one document", "two"])
+def test_no_tensor_has_tokens_by_tokens(lengths: tuple[int, ...]) -> None:
+    """Neither a mask nor scores, forth and back: the memory of a long row is linear."""
+    segments = document_segments(lengths)
+    query, key, value = (torch.randn(1, n, 2000, 8, requires_grad=True) for n in (4, 2, 2))
+    backend = choose_backend(query, value, Scores(scale=None, window=None))
+    with LargestTensor() as largest:
+        backend.attend(
+            query, key, value, segments, Scores(scale=None, window=None)
+        ).sum().backward()
+    assert largest.elements == query.numel()

@@ -167,6 +167,7 @@ CASES: dict[str, tuple[dict[str, Any], TrainingShape]] = {
     ),
 }
 
+# benchmarks/README.md has their figures.
 _LONG = {
     "model_type": "smollm3",
     "hidden_size": 256,

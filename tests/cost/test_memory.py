@@ -239,8 +239,11 @@ def test_impossible_training_is_refused() -> None:
         estimate(SMOLLM3, replace(FULL, lora=LoraShape(r=8, modules=("q_proj", "lm_head"))))
 
 
-MEASURED = ("full SFT", "LoRA SFT, checkpointed", "LoRA DPO")
+MEASURED = ("full SFT", "LoRA SFT, 4k tokens, tiled", "LoRA DPO")
 MORE = (
+    "LoRA SFT, checkpointed",
+    "LoRA SFT, 16k tokens",
+    "LoRA SFT, 16k tokens, tiled",
     "full SFT, accumulated",
     "full SFT, short rows, optimiser not fused",
     "full DPO with a frozen copy",
