@@ -18,6 +18,8 @@ class Traffic:
     """while layers compute: they take time only where they take longer than the layers"""
     after: float = 0
     """when nothing computes"""
+    rings: int = 0
+    """all-gathers and reduce-scatters, each with a hop from process to process"""
     formula: str = ""
 
 
@@ -49,6 +51,7 @@ def traffic(shape: ModelShape, training: TrainingShape) -> Traffic:
     if training.sharding == "zero3":
         return Traffic(
             beside=steps * share * (passes * weights + gradients),
+            rings=steps * (passes + 1) * shape.layers,
             formula=(
                 f"{steps} x {ring} x ({passes} x weights {_gb(weights)} + gradients {_gb(gradients)})"
             ),
@@ -56,6 +59,7 @@ def traffic(shape: ModelShape, training: TrainingShape) -> Traffic:
     reduced = trained * training.dtype_bytes
     return Traffic(
         beside=share * (steps * passes * weights + reduced),
+        rings=(steps * passes + 1) * shape.layers,
         formula=(
             f"{ring} x ({steps} x {passes} x weights {_gb(weights)} + gradients {_gb(reduced)})"
         ),

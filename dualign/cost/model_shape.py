@@ -148,6 +148,11 @@ class ModelShape:
         """Parameters in the matrices of one layer, which NF4 quantizes and autocast copies."""
         return sum(inputs * outputs for inputs, outputs in self.linears().values())
 
+    @property
+    def mlp_parameters(self) -> int:
+        """Parameters in the matrices of one layer's MLP."""
+        return sum(size[0] * size[1] for name, size in self.linears().items() if name in _MLP)
+
     def layer_modules(self) -> Mapping[str, int]:
         """Return path -> parameters without biases, of the modules in all layers."""
         sizes = {

@@ -5,12 +5,15 @@ from rich.table import Table
 
 from dualign.cost.answering import hours
 from dualign.cost.cards import Cluster, cluster
+from dualign.cost.failures import hours_to_failure
 from dualign.cost.on_cards import StageOnCards, WayCost, stage_on_cards
 from dualign.cost.step_time import LAYER_START
 from dualign.engine import require_runnable, statuses
 from dualign.errors import ConfigError
 from dualign.recipe import Recipe
 from dualign.terminal import wide_console
+
+_MANY = 64
 
 
 def show_plan_on(
@@ -71,6 +74,11 @@ def assumptions(there: Cluster) -> list[str]:
         lines.append(
             f"cards are linked by {way}: {rate:,.0f} GB/s in a ring, 80 % of the slower; sending hides "
             "behind computing as far as it is shorter, and waits of its own aren't counted"
+        )
+    if there.cards >= _MANY:
+        lines.append(
+            f"{there.cards:,} cards fail once in {hours(3600 * hours_to_failure(there.cards))}, as those of "
+            "Llama 3 405B did; docs/scale.md says how often to save"
         )
     lines.append("docs/scale.md holds such figures against published ones: within 25 % for most")
     return lines

@@ -30,6 +30,8 @@ def layer_flops(shape: ModelShape, training: TrainingShape, tokens: int) -> int:
     total = (passes + recomputed) * forward + (passes + 1) * head + (3 + recomputed) * adapter
     if training.reference in ("adapter", "copy"):
         total += forward + head
+    if training.in_tiles:  # a tile's products are made again when its gradient is
+        total += 2 * shape.layers * shape.mlp_parameters
     return tokens * total
 
 

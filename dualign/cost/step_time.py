@@ -6,7 +6,7 @@ A model of what a data sheet says, held against published throughputs in docs/sc
 from dataclasses import dataclass, replace
 
 from dualign.cost.cards import Cluster
-from dualign.cost.communication import traffic
+from dualign.cost.communication import sequence_traffic, traffic
 from dualign.cost.model_shape import ModelShape
 from dualign.cost.speed import attention_flops, layer_flops
 from dualign.cost.training_shape import TrainingShape
@@ -17,6 +17,8 @@ _RECOMPUTED_SCORES = 3.5 / 3
 _OPTIMIZER_BYTES = 30
 # Seconds in which a CPU starts the kernels of a layer, some 25, in one pass. Assumed.
 LAYER_START = 0.0007
+# Seconds from one process to the next in a ring. Assumed.
+HOP = 5e-6
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,6 +57,7 @@ def step_time(
     tokens: int,
     arithmetic: str,
     span: float | None = None,
+    parts: int = 1,
 ) -> StepTime:
     """Return the time of a step.
 
@@ -62,6 +65,7 @@ def step_time(
         tokens: of one process, in all micro-batches of the step.
         arithmetic: type in which matrices are multiplied.
         span: tokens of the documents that attention goes over; None: each row is one.
+        parts: processes that share a row, on one node; attention waits for what they exchange.
     """
     card = cluster.card
     sent = traffic(shape, training)
@@ -70,12 +74,14 @@ def step_time(
     states = training.trained_parameters(shape) / shards * _OPTIMIZER_BYTES
     seen = replace(training, max_tokens=max(1, round(span))) if span else training
     attention = attention_flops(shape, seen, tokens) * _RECOMPUTED_SCORES
-    passes = (4 if training.gradient_checkpointing else 3) * training.gradient_accumulation
+    recomputes = training.gradient_checkpointing
+    passes = (4 if recomputes else 3) * training.gradient_accumulation
+    exchanged = sequence_traffic(shape, tokens * parts, parts, passes=3 if recomputes else 2)
     return StepTime(
         layers=layer_flops(shape, training, tokens) / card.rate(arithmetic),
         attention=attention / card.attention_rate(arithmetic),
-        beside=sent.beside / rate,
-        after=sent.after / rate,
+        beside=sent.beside / rate + sent.rings * (training.world_size - 1) * HOP,
+        after=sent.after / rate + exchanged / cluster.link_rate(parts),
         optimizer=states / (card.bandwidth_gbs * 1e9),
         starting=shape.layers * passes * LAYER_START,
     )

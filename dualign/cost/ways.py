@@ -111,6 +111,12 @@ def _smaller_batches(way: Way, _: Cluster) -> Iterator[Way]:
         times *= 2
 
 
+def _tiles(way: Way, _: Cluster) -> Iterator[Way]:
+    training = replace(way.training, tiled_mlp=True)
+    if training.in_tiles and not way.training.tiled_mlp:
+        yield way.with_change(training, "tiled_mlp: true")
+
+
 def _eight_bits(way: Way, _: Cluster) -> Iterator[Way]:
     if way.training.sharding is None and way.training.optimizer.startswith("adamw_torch"):
         training = replace(way.training, optimizer="adamw_8bit")
@@ -142,6 +148,7 @@ CHEAPER: tuple[Move, ...] = (
     _all_cards,
     _more_shards,
     _smaller_batches,
+    _tiles,
     _eight_bits,
     _adapter,
 )

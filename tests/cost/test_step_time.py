@@ -67,7 +67,10 @@ def test_sending_counts_where_it_takes_longer_than_computing() -> None:
     assert linked.waiting == pytest.approx(0)
     assert slow.seconds == slow.beside + slow.optimizer
     # 3/4 x 6 bytes x parameters, through 10 Gbit/s: longer than the layers take
-    assert slow.beside == pytest.approx(3 / 4 * 6 * PARAMETERS / (0.8 * 1.25e9))
+    hops = (
+        3 * 36 * 3 * 5e-6
+    )  # all-gathers twice and a reduce-scatter of each layer, 3 hops of a ring
+    assert slow.beside == pytest.approx(3 / 4 * 6 * PARAMETERS / (0.8 * 1.25e9) + hops)
     assert 0.5 < slow.waiting < 1
 
 
@@ -93,3 +96,27 @@ def test_fsdp2_holds_whole_gradients_while_they_accumulate_and_ddp_buckets() -> 
         estimate(SMOLLM3, replace(MIXED, world_size=world)).gradients for world in (1, 8)
     )
     assert ddp == 2 * single
+
+
+def test_processes_that_share_a_row_wait_for_what_they_exchange() -> None:
+    row = replace(FULL, max_tokens=65536, sharding="zero3", world_size=8, master_weights=True)
+    alone, shared = (
+        step_time(
+            SMOLLM3,
+            row,
+            cluster("8xH100"),
+            tokens=65536 // parts,
+            arithmetic="bfloat16",
+            parts=parts,
+        )
+        for parts in (1, 8)
+    )
+    assert shared.attention == pytest.approx(alone.attention / 8)
+    assert shared.after == pytest.approx(sequence_traffic(SMOLLM3, 65536, 8) / (0.8 * 450e9))
+
+
+def test_tiles_compute_the_mlp_once_more() -> None:
+    tiled = replace(FULL, tiled_mlp=True, max_tokens=65536)
+    more = timed(tiled, "H100").layers / timed(replace(tiled, tiled_mlp=False), "H100").layers
+    # 3 x 2048 x 11008 of 78.1 million weights of a layer, and the head's 263 million
+    assert more == pytest.approx(1 + 2 * 36 * 67.6e6 / (8 * (36 * 78.1e6 + 262.7e6)), rel=0.001)
