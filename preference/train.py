@@ -27,6 +27,7 @@ from dualign.retention.watching import retention_metrics, watch
 from dualign.rundir import Outcome, Paused
 from dualign.training.arguments import of_trl
 from dualign.training.attention import with_attention
+from dualign.training.parallelism import parallelism
 from dualign.training.pausing import add_pause, train
 from dualign.training.policy import load_policy
 from dualign.training.positions import position_notes
@@ -93,6 +94,8 @@ def build_trainer(
     losses = loss_settings(stage.train)
     names = [name for name, _ in losses.losses]
     settings = {"loss_type": "apo_zero", **_fixed_batches(names)} | of_trl(stage.train)
+    if stage.batch_tokens is not None and parallelism(stage.launch).sp_size > 1:
+        settings["per_device_train_batch_size"] = 1  # a batch of pairs is one row to DeepSpeed
     settings = trainer_arguments(stage, settings, work, seed)
     # Without a reference nothing is computed ahead; it tells DPOTrainer to keep no copy.
     ahead = stage.reference_source in ("cached", None)

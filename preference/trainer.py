@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from trl import DPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 
+from dualign.data.tokens.shards import WHOLE
 from dualign.models.head import LabelScores, add_label_scores, without_adapters
 from dualign.models.pairs import (
     MODEL_INPUTS,
@@ -36,12 +37,13 @@ from dualign.training.finite_steps import FiniteSteps
 from dualign.training.pausing import EndsAtLastStep
 from dualign.training.per_group_metrics import PerGroupMetrics
 from dualign.training.policy import reference_in_force
+from dualign.training.sequence_parallel import SequenceParallel, whole_scores
 
 # What is only logged: computed in steps that are.
 _LOGGED: tuple[Extra, ...] = ("entropy", "mean_logits", "is_top1")
 
 
-class DualModeDPOTrainer(FiniteSteps, EndsAtLastStep, DPOTrainer):
+class DualModeDPOTrainer(FiniteSteps, EndsAtLastStep, SequenceParallel, DPOTrainer):
     """Makes model and reference as DPOTrainer does, and computes what it computes, from the batches
     of `PairCollator`; `groups` are the (mode, source) names that `group_ids` index.
 
@@ -96,22 +98,22 @@ class DualModeDPOTrainer(FiniteSteps, EndsAtLastStep, DPOTrainer):
         sizes = pair_sizes(
             self.train_dataset, collator.layout, most=most_tokens, answers=collator.answers
         )
-        ranks = self.accelerator.num_processes
+        ranks = self.data_replicas
         return TokenBatches(sizes, most_tokens, ranks=ranks, seed=self.args.data_seed)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         if not self._batches:
-            return super().get_train_dataloader()  # type: ignore[no-any-return]
+            return super().get_train_dataloader()
         loader = DataLoader(
             self.train_dataset,
             batch_sampler=self._batches,
-            collate_fn=self.data_collator,
+            collate_fn=self.train_collator,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
             persistent_workers=self.args.dataloader_persistent_workers,
             prefetch_factor=self.args.dataloader_prefetch_factor,
         )
-        return self.accelerator.prepare(loader)  # type: ignore[no-any-return]
+        return self.for_group(self.accelerator.prepare(loader))
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -121,7 +123,7 @@ class DualModeDPOTrainer(FiniteSteps, EndsAtLastStep, DPOTrainer):
         if not self._batches:
             return batches, None
         pairs = torch.tensor(sum(len(batch["prompt_lengths"]) for batch in batches), device=device)
-        return batches, self.accelerator.reduce(pairs, reduction="sum")
+        return batches, self.accelerator.reduce(pairs, reduction="sum") // self.sequence_parts
 
     def compute_loss(
         self,
@@ -138,14 +140,15 @@ class DualModeDPOTrainer(FiniteSteps, EndsAtLastStep, DPOTrainer):
         if output.aux_loss is not None:
             loss = loss + self.router_aux_loss_coef * output.aux_loss
             self._add("aux_loss", output.aux_loss)
+        loss = self.for_engine(loss) if WHOLE in inputs else loss
         return (loss, output) if return_outputs else loss
 
     def _mean(self, loss_P: Tensor, pairs: Tensor | int | None) -> Tensor:
         """Return the mean over the pairs of the batch, or its share of the mean over a step's `pairs`."""
         if pairs is None:
             return loss_P.mean()
-        # The loss is divided by the batches of the step, and gradients by the ranks.
-        parts = self.current_gradient_accumulation_steps * self.accelerator.num_processes
+        # The loss is divided by the batches of the step, and gradients by the ranks, or groups of them.
+        parts = self.current_gradient_accumulation_steps * self.data_replicas
         share: Tensor = loss_P.sum() * parts / pairs
         return share
 
@@ -200,7 +203,7 @@ class DualModeDPOTrainer(FiniteSteps, EndsAtLastStep, DPOTrainer):
         self._add_label_scores(model)
         arguments = {name: inputs[name] for name in MODEL_INPUTS if name in inputs}
         output: LabelScores = model(**arguments, fused_lm_head=True, extras=extras, **options)
-        return output
+        return whole_scores(output) if WHOLE in inputs else output
 
     def _add_label_scores(self, model: torch.nn.Module) -> None:
         unwrapped = self.accelerator.unwrap_model(model)
@@ -305,7 +308,7 @@ class DualModeDPOTrainer(FiniteSteps, EndsAtLastStep, DPOTrainer):
         if training:
             logs.update(self._start_margins.tell(warn=self.is_world_process_zero()))
         tokens = torch.tensor(self._tokens, device=self.accelerator.device)
-        total = int(self.accelerator.reduce(tokens, reduction="sum"))
+        total = int(self.accelerator.reduce(tokens, reduction="sum")) // self.sequence_parts
         logs["num_tokens" if training else "eval_num_tokens"] = total
         super().log(logs, *args, **kwargs)
 

@@ -78,6 +78,18 @@ class Segments:
             positions=self.positions.to(device, non_blocking=non_blocking),
         )
 
+    def padded(self, tokens: int) -> "Segments":
+        """Return the segments with one more behind them, of padding that nobody else sees."""
+        if not tokens:
+            return self
+        return Segments(
+            query_lengths=(*self.query_lengths, tokens),
+            key_segments=(*self.key_segments, (len(self.key_segments),)),
+            positions=torch.cat(
+                [self.positions, torch.arange(tokens, device=self.positions.device)]
+            ),
+        )
+
     def _key_lengths(self) -> tuple[int, ...]:
         lengths = self.query_lengths
         return tuple(sum(lengths[part] for part in parts) for parts in self.key_segments)

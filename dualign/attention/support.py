@@ -1,7 +1,7 @@
 """Whether a model's layers can use attention by document: tried on the model without its numbers."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,13 +46,55 @@ def unsupported(config: PreTrainedConfig) -> str | None:
     return _REASONS[key]
 
 
-def _reason(config: PreTrainedConfig) -> str | None:
+def unshareable(config: PreTrainedConfig, parts: int) -> str | None:
+    """Return why `parts` processes can't share the rows of a model, each with a part of the heads; None
+    if they can.
+
+    DeepSpeed takes the number and size of the heads from the config, and of the keys' heads gives each
+    process some, or one that it has in common with others.
+    """
+    for kind in sorted(_rope_types(config.get_text_config()) & {"dynamic", "longrope"}):
+        return f"its {kind} positions follow the longest row, of which a process sees a part"
+    if reason := unsupported(config):
+        return f"its documents can't be kept apart: {reason}"
+    return _reason(config, lambda text, trial: _problems_of_parts(text, trial, parts))
+
+
+def _problems_of_parts(config: PreTrainedConfig, trial: "_Trial", parts: int) -> Iterator[str]:
+    heads, groups = config.num_attention_heads, config.num_key_value_heads
+    size = getattr(config, "head_dim", config.hidden_size // heads)
+    if heads % parts:
+        yield f"its {heads} heads aren't a multiple of {parts}"
+    if groups % parts and parts % groups:
+        yield f"its {groups} heads of keys and {parts} processes: neither is a multiple of the other"
+    for call in trial.calls:
+        layer = call["layer"]
+        if call["shapes"] != ((heads, size), (groups, size), (groups, size)):
+            yield f"layer {layer} has heads of other numbers or sizes than its config says"
+        if call.get("s_aux") is not None:
+            yield f"layer {layer} has a sink for each head, which stay whole in every process"
+    if getattr(config, "output_router_logits", None) is not None and config.router_aux_loss_coef:
+        yield "the balance of its experts is a loss of whole rows: set train.router_aux_loss_coef: 0"
+
+
+def _rope_types(config: PreTrainedConfig) -> set[str]:
+    """Return the kinds of rotary positions; some models have one for each kind of layer."""
+    settings = getattr(config, "rope_parameters", None) or {}
+    nested = [value for value in settings.values() if isinstance(value, dict)]
+    return {str(entry.get("rope_type", "default")) for entry in (settings, *nested)}
+
+
+def _reason(
+    config: PreTrainedConfig,
+    problems: "Callable[[PreTrainedConfig, _Trial], Iterator[str]] | None" = None,
+) -> str | None:
     refusals = []
     # A mask keeps transformers from looking for documents in the positions, which meta tensors don't
     # have. Granite 4 looks into the mask instead.
     for masked in (True, False):
         try:
-            return next(_problems(*_tried(copy.deepcopy(config), masked=masked)), None)
+            tried = _tried(copy.deepcopy(config), masked=masked)
+            return next((problems or _problems)(*tried), None)
         except Exception as error:  # whatever its code raises: it isn't known to work
             refusals.append(" ".join(str(error).split())[:200])
     return f"its code refuses the trial: {refusals[0]}"
@@ -104,7 +146,7 @@ def _problems_of_a_layer(config: PreTrainedConfig, call: dict[str, Any]) -> Iter
         yield "it has dropout in its attention"
     if not call.pop("causal"):
         yield f"layer {layer} sees what comes later"
-    for name in ("scaling", "softcap", "s_aux"):
+    for name in ("scaling", "softcap", "s_aux", "shapes"):
         call.pop(name, None)
     more = sorted(name for name, value in call.items() if value is not None)
     if set(more) - _LEFT_ASIDE:
@@ -135,7 +177,9 @@ def _record_call(
     """Note what a layer asks for; return values of the right shape, [1, T, N, H]."""
     if isinstance(segments, _Trial):
         causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+        shapes = tuple(tensor.shape[1::2] for tensor in (query_1NTH, key_1GTH, value_1GTH))
         asked |= {"layer": getattr(module, "layer_idx", len(segments.calls)), "causal": causal}
+        asked["shapes"] = tuple((heads, size) for heads, size in shapes)
         segments.calls.append({**asked, "attention_mask": attention_mask})
     repeats = query_1NTH.shape[1] // value_1GTH.shape[1]
     return value_1GTH.repeat_interleave(repeats, dim=1).transpose(1, 2).contiguous(), None

@@ -15,6 +15,7 @@ from dualign.models.device import device_name, gpu_name
 from dualign.recipe import StageEntry, stage_of
 from dualign.rundir import read_run
 from dualign.training.config import TrainingStage
+from dualign.training.parallelism import parallelism
 from dualign.training.precision import arithmetic, resolved, training_device
 
 _ADAPTER_SIZES = (
@@ -78,8 +79,7 @@ def mean_row_tokens(status: StageStatus) -> float | None:
     if not metrics.get("tokens") or not metrics.get("steps"):
         return None
     recorded = replace(status.entry.config, train=record["config"]["train"])
-    world, _ = launcher(recorded.launch)
-    rows = metrics["steps"] * rows_per_step(recorded, world)
+    rows = metrics["steps"] * rows_per_step(recorded, parallelism(recorded.launch).replicas)
     return float(metrics["tokens"] / rows)
 
 

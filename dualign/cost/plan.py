@@ -19,6 +19,7 @@ from dualign.cost.speed import estimate_seconds, training_flops
 from dualign.cost.stage_shape import (
     count_steps,
     launcher,
+    part_of_rows,
     rows_per_step,
     train_settings,
     training_shape,
@@ -36,6 +37,7 @@ from dualign.recipe import Recipe, StageEntry, references, replace_texts, stage_
 from dualign.retention.estimate import retention_notes
 from dualign.stages import stage_kind
 from dualign.training.config import TrainingStage
+from dualign.training.parallelism import parallelism
 from dualign.training.precision import in_words, training_device
 from dualign.training.preflight import pause_after_end
 
@@ -287,11 +289,12 @@ def _training_cost(
     counted = by_pairs(config, data)
     train = train_settings(counted)
     world, _ = launcher(config.launch)
-    step_rows = rows_per_step(counted, world)
+    spread = parallelism(config.launch)
+    step_rows = rows_per_step(counted, spread.replicas)
     is_stream = config.data.stream is not None
     rows = len(data.train) if data and not is_stream else None
     tokens = data.rows["tokens"] if data and not is_stream else None
-    steps = count_steps(train, rows, world)
+    steps = count_steps(train, rows, spread.replicas)
     if status.state != "done":
         _require_later_step(config, steps)
     if is_stream:
@@ -303,7 +306,7 @@ def _training_cost(
     mean = earlier or mean
     step = training_shape(settled, longest=longest, largest_pair=largest)
     try:
-        memory = estimate(shape, step) if shape else None
+        memory = estimate(shape, part_of_rows(step, spread.sp_size)) if shape else None
     except DualignError as error:
         notes.append(str(error))
         memory = None

@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from dualign.cost.lora_shape import LoraShape
@@ -28,7 +29,7 @@ def train_settings(config: Any) -> dict[str, Any]:
 
 
 def rows_per_step(config: Any, world: int) -> int:
-    """Return the rows of one optimizer step, in all processes."""
+    """Return the rows of one optimizer step, in all processes; those that share a row count as one."""
     train = train_settings(config)
     batch: int = train["per_device_train_batch_size"]
     return batch * int(train["gradient_accumulation_steps"]) * world
@@ -103,6 +104,19 @@ def training_shape(
         attention="dualign" if config.attn_implementation == "auto" else config.attn_implementation,
         save_copies=1 if config.verify_reload else 0,
         device="cuda" if on_gpu or sharding or computed != "float32" else "cpu",
+    )
+
+
+def part_of_rows(step: TrainingShape, parts: int) -> TrainingShape:
+    """Return the step of one of `parts` processes that share each row.
+
+    Between layers it has its part of the positions; in attention all positions, of its part of the heads.
+    """
+    together = step.tokens_per_micro_batch
+    return replace(
+        step,
+        max_tokens=math.ceil(step.max_tokens / parts),
+        tokens_per_micro_batch=together and math.ceil(together / parts),
     )
 
 

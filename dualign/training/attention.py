@@ -4,16 +4,18 @@
 can't use it; the log and `plan` say which and why.
 """
 
+import copy
 import logging
 from dataclasses import replace
 from typing import TypeVar
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from dualign.attention.support import default_attention, unsupported
+from dualign.attention.support import default_attention, unshareable, unsupported
 from dualign.errors import CheckpointError
 from dualign.models.source import ModelSource
 from dualign.training.config import Attention, TrainingStage
+from dualign.training.parallelism import parallelism
 
 Stage = TypeVar("Stage", bound=TrainingStage)
 _BY_DOCUMENT: Attention = "dualign"
@@ -27,7 +29,8 @@ def with_attention(stage: Stage, source: ModelSource) -> Stage:
     Call it before the trainer's arguments are made: under ZeRO-3 a trial model would be sharded.
 
     Raises:
-        CheckpointError: the recipe names attention by document, and the model can't use it.
+        CheckpointError: the recipe names attention by document, and the model can't use it; or the
+            processes of the launch can't share its rows.
     """
     if stage.attn_implementation not in ("auto", _BY_DOCUMENT):
         return stage
@@ -68,6 +71,7 @@ def _settled_attention(
     Raises:
         CheckpointError: the recipe names attention by document, and the model can't use it.
     """
+    require_shareable(stage, config, model)
     if stage.attn_implementation not in ("auto", _BY_DOCUMENT):
         return stage.attn_implementation, None
     reason = unsupported(config)
@@ -78,3 +82,20 @@ def _settled_attention(
             f"{model}: can't use attention by document: {reason}; remove attn_implementation"
         )
     return ("eager" if default_attention(config) == "eager" else "sdpa"), reason
+
+
+def require_shareable(stage: TrainingStage, config: PreTrainedConfig, model: str) -> None:
+    """Refuse a model whose rows the processes of a launch can't share.
+
+    Raises:
+        CheckpointError: its heads don't divide, or something in it needs whole rows.
+    """
+    parts = parallelism(stage.launch).sp_size
+    router = stage.train.get("router_aux_loss_coef")  # type: ignore[attr-defined]
+    if router is not None and hasattr(config.get_text_config(), "router_aux_loss_coef"):
+        config = copy.deepcopy(config)
+        config.get_text_config().router_aux_loss_coef = router
+    if parts > 1 and (reason := unshareable(config, parts)):
+        raise CheckpointError(
+            f"{model}: {parts} processes can't share a row (sp_size {parts}): {reason}"
+        )

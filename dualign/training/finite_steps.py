@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import Trainer
 
+from dualign.data.tokens.shards import WHOLE
 from dualign.errors import TrainingError, excerpt
 
 _SHOWN_DOCUMENTS = 4
@@ -78,7 +79,7 @@ class FiniteSteps(Trainer):
 
     def _documents(self, inputs: Mapping[str, Any]) -> Iterator[str]:
         """Yield mode, source and text of each document of a batch."""
-        for ids, group in self.group_documents(inputs):
+        for ids, group in self.group_documents(inputs.get(WHOLE, inputs)):
             text = self.processing_class.decode(ids.tolist())
             yield f"{' '.join(self.groups[group])}: {excerpt(text, _SHOWN_CHARACTERS)}"
 

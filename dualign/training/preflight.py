@@ -15,6 +15,7 @@ from typing import Any
 from dualign.config import nearest
 from dualign.training.arguments import of_trl
 from dualign.training.config import TrainingStage
+from dualign.training.parallelism import parallelism_issues
 from dualign.training.precision import sharding_engine
 from dualign.training.start_model import start_issues
 
@@ -119,7 +120,7 @@ def issues(stage: Any) -> list[Issue]:
     """Return the reasons as (key, message)."""
     reasons = [*_rounding(stage, stage.train), *_without_effect(stage.train), *stage.unused()]
     reasons += [*_packages(stage), *_schedule(stage), *_pause(stage)]
-    reasons += [*_sharded(stage), *start_issues(stage)]
+    reasons += [*_sharded(stage), *parallelism_issues(stage), *start_issues(stage)]
     return reasons or list(_refused_by_libraries(stage))
 
 

@@ -15,6 +15,7 @@ from dualign.model_ref import ModelRef
 from dualign.models.source import ModelSource, resolve_model, why_untrainable
 from dualign.training.adapter import why_not_beside
 from dualign.training.config import TrainingStage
+from dualign.training.parallelism import parallelism
 from dualign.training.place_of_tokens import require_no_other_change, require_place
 from dualign.training.positions import why_not_by_longest
 from dualign.training.precision import sharding_engine
@@ -50,6 +51,7 @@ def start_issues(stage: TrainingStage) -> list[Issue]:
     try:
         source = resolve_model(stage.model, revision=stage.revision)
         config = _base_config(source)
+        _require_shareable(stage, source, config)
         return [
             *_adapter(stage, source),
             *_base(source, config),
@@ -148,6 +150,25 @@ def _adapter(stage: TrainingStage, source: ModelSource) -> Iterator[Issue]:
         read_summands([source.adapter, source.adapter], [1.0, 1.0])
     except DualignError as error:
         yield "model", f"{error}; {_FOLD.format(source.adapter)}"
+
+
+def _require_shareable(stage: TrainingStage, source: ModelSource, config: dict[str, Any]) -> None:
+    """Refuse a model whose rows the processes of the launcher can't share.
+
+    Raises:
+        CheckpointError: they can't.
+    """
+    try:
+        parts = parallelism(stage.launch).sp_size
+    except (TypeError, ValueError):
+        return  # said of the launcher
+    if parts == 1 or not config:
+        return
+    from transformers import AutoConfig
+
+    from dualign.training.attention import require_shareable  # torch and transformers
+
+    require_shareable(stage, AutoConfig.from_pretrained(source.base), source.base)
 
 
 def _new_tokens(
