@@ -131,7 +131,7 @@ def _require_first_in_process() -> None:
         CheckpointError: the groups are there already.
     """
     with suppress(AssertionError):
-        sequence_group()
+        _sequence_group()
         raise CheckpointError(
             "one sequence over several processes: a second stage can't start in the same processes; give each "
             "stage a launch of its own (launch: ulysses.yaml of the stage, or accelerate launch ... -m dualign sft)"
@@ -178,7 +178,7 @@ class _Gathered(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, values_1S: Tensor) -> Tensor:
-        group = sequence_group()
+        group = _sequence_group()
         ctx.place, ctx.tokens = torch.distributed.get_rank(group), values_1S.shape[1]
         plain = values_1S.to(torch.uint8) if values_1S.dtype == torch.bool else values_1S
         parts = [torch.empty_like(plain) for _ in range(torch.distributed.get_world_size(group))]
@@ -190,7 +190,7 @@ class _Gathered(torch.autograd.Function):
         return gradient_1T[:, ctx.place * ctx.tokens : (ctx.place + 1) * ctx.tokens]
 
 
-def sequence_group() -> ProcessGroup:
+def _sequence_group() -> ProcessGroup:
     """Return the processes that share a row with this one."""
     from deepspeed.runtime.sequence_parallel import parallel_state_sp
 

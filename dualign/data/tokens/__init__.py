@@ -1,3 +1,3 @@
 """Text -> tokens and labels -> packed rows -> batches."""
 
-__all__ = ["collate", "encoders", "encoding", "labels", "packing"]
+__all__ = ["collate", "encoders", "encoding", "labels", "packing", "shards"]

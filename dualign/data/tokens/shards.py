@@ -26,10 +26,10 @@ class ShardCollator:
     parts: int
 
     def __call__(self, features: Sequence[Any]) -> dict[str, Any]:
-        return sequence_shard(self.collator(features), place=self.place, parts=self.parts)
+        return _sequence_shard(self.collator(features), place=self.place, parts=self.parts)
 
 
-def sequence_shard(batch: dict[str, Any], *, place: int, parts: int) -> dict[str, Any]:
+def _sequence_shard(batch: dict[str, Any], *, place: int, parts: int) -> dict[str, Any]:
     """Return part `place` of `parts` of a flat batch, with labels that are shifted: [1, S].
 
     Labels are shifted before the cut, so the last position of a part predicts the first token of the
