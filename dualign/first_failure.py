@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dualign.lifetime import NO_PROGRESS
+
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
@@ -40,7 +42,7 @@ class Failure:
     """How a rank ended; the first of a sorted list is why the launch did."""
 
     order: int
-    """0: a signal from outside; 1: an error of its own; 2: what follows from another rank; 3: nothing said"""
+    """0: a hang; 1: a signal from outside; 2: an error of its own; 3: what follows from another rank; 4: nothing said"""
     time: int
     rank: int
     text: str
@@ -96,21 +98,20 @@ def _recorded(logs: Path, first: int) -> Iterator[Failure]:
     for file in attempts[-1].glob("*/error.json") if attempts else ():
         message = json.loads(file.read_text(encoding="utf-8"))["message"]
         text, time = message["message"], int(message["extraInfo"]["timestamp"])
-        lost = _LOST.search(text) is not None
-        rank = first + int(file.parent.name)
-        yield Failure(order=2 if lost else 1, time=time, rank=rank, text=text)
+        order = 0 if text.startswith(NO_PROGRESS) else 3 if _LOST.search(text) else 2
+        yield Failure(order=order, time=time, rank=first + int(file.parent.name), text=text)
 
 
 def _silent(rank: int, failure: "ProcessFailure") -> Failure:
     """Return what the exit status of a rank says that wrote no error."""
     code = failure.exitcode
     if code >= 0:
-        text, order = f"exit status {code}; its messages are above", 3
+        text, order = f"exit status {code}; its messages are above", 4
     elif code == -signal.SIGKILL:
-        text, order = _NO_MEMORY, 0
+        text, order = _NO_MEMORY, 1
     else:
         text = f"ended by {failure.signal_name()}"
-        order = 2 if -code in _FROM_OTHERS else 0
+        order = 3 if -code in _FROM_OTHERS else 1
     return Failure(order=order, time=failure.timestamp, rank=rank, text=text)
 
 

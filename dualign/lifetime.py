@@ -4,6 +4,7 @@ The processes of a launch are in sessions of their own: after kill -9 of the lau
 them to stop, and they would keep the output locked, and the processors busy, until a time-out.
 """
 
+import json
 import os
 import re
 import signal
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
 LAUNCHER_PID = "DUALIGN_LAUNCHER_PID"
 """Environment variable of a launched stage: the process id of the `dualign run` that launched it."""
+NO_PROGRESS = "no progress"
+"""how the error of a rank that hangs begins"""
 _SECONDS = 0.2  # between two looks at the launcher
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _LAUNCHERS = re.compile(
@@ -62,6 +66,17 @@ def fail_as_rank(error: BaseException, code: int) -> None:
         with suppress(OSError):
             stream.flush()
     os._exit(code)
+
+
+def leave_error(text: str, local_rank: int) -> None:
+    """Leave the error of a rank of this machine where its launcher looks for it, in torchrun's form."""
+    if is_rank():
+        file = (
+            Path(os.environ["TORCHELASTIC_ERROR_FILE"]).parents[1] / str(local_rank) / "error.json"
+        )
+        more = {"py_callstack": text, "timestamp": str(int(time.time()))}
+        error = {"message": {"message": text, "extraInfo": more}}
+        file.write_text(json.dumps(error), encoding="utf-8")
 
 
 def end_with(*pids: int) -> None:

@@ -49,6 +49,7 @@ from dualign.training.callbacks import (
 )
 from dualign.training.config import TrainingStage, lower_is_better
 from dualign.training.frozen_start import FROZEN_START
+from dualign.training.hangs import EndHangs, seconds_to_a_hang
 from dualign.training.learning_rates import set_adapter_rates
 from dualign.training.policy import REFERENCE_ADAPTER, activate_policy_adapters, frozen_adapters
 from dualign.training.precision import training_device
@@ -181,6 +182,8 @@ def prepare_trainer(trainer: Trainer, stage: TrainingStage) -> None:
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(LogLines() if trainer.args.disable_tqdm else ProgressBarWithLogLines())
     trainer.add_callback(MarkCompleteCheckpoints())
+    ranks = Path(trainer.args.output_dir) / "ranks"
+    trainer.add_callback(EndHangs(ranks, seconds_to_a_hang(stage)))
     add_trackers(trainer, stage)
     if isinstance(trainer.model, PeftModel) and frozen_adapters(trainer.model):
         if _TRL_REFERENCE in trainer.model.peft_config:

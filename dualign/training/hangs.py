@@ -1,0 +1,197 @@
+"""A rank that hangs ends the run: the others would wait for it until torch's timeout, 10 to 30 minutes.
+
+Only the inside of a step is watched: evaluation, saving, a retention measured by one rank and the
+first two steps, which may compile, take as long as they take. Within a step a rank that makes no
+progress for 45 s, and for ten times as long as its slowest part of a step, has a reason: itself, or
+another rank. Each rank tells the others how far it is, in a file beside the checkpoints, and none is
+ended while another one works outside of a step.
+"""
+
+import json
+import os
+import socket
+import sys
+import threading
+import time
+import traceback
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from dualign.errors import excerpt
+from dualign.lifetime import NO_PROGRESS, kill_tree, leave_error
+from dualign.rundir import write_json
+
+_SECONDS = 45
+_COMPILING = 600  # a step may compile at a new shape
+_TIMES = 10  # the slowest part of a step
+_WAITS = ("torch/distributed", "deepspeed/comm")  # of the files in the stack of a rank that waits
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """How far a rank is, as it tells the others."""
+
+    rank: int
+    local_rank: int
+    host: str
+    pid: int
+    launcher: int
+    """the process that started it"""
+    tick: int
+    """grows as long as the rank's watching thread runs"""
+    parts: int
+    """parts of steps that it has done"""
+    inside: bool
+    """whether it is within a step"""
+    place: str
+    """where its main thread is"""
+    waits: bool
+    """whether that is a collective"""
+
+
+def seconds_to_a_hang(stage: Any) -> float:
+    """Return how long a part of a training step may take: `train.ddp_timeout` where a recipe has it."""
+    if "ddp_timeout" in stage.train:
+        return float(stage.train["ddp_timeout"])
+    compiles = stage.train.get("torch_compile") or stage.attn_implementation == "flex_attention"
+    return _COMPILING if compiles else _SECONDS
+
+
+class EndHangs(TrainerCallback):
+    """Watches the steps of this rank from a thread; without other ranks it does nothing."""
+
+    def __init__(self, folder: Path, seconds: float) -> None:
+        self._folder, self._least = folder, seconds
+        self._every = min(2.0, seconds / 5)
+        self._parts, self._steps, self._inside, self._slowest = 0, 0, False, 0.0
+        self._last = time.monotonic()
+        self._over = threading.Event()
+        self._main = threading.get_ident()
+        self._ticks: dict[int, tuple[int, float]] = {}  # of other ranks: the last, and since when
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if args.world_size > 1:
+            self._rank, self._count = args.process_index, args.world_size
+            self._local_rank = args.local_process_index
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._file(self._rank).unlink(missing_ok=True)  # of a run that was cut off
+            threading.Thread(target=self._watch, daemon=True).start()
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._over.set()
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        self._part(inside=True)
+
+    def on_substep_end(self, *_: Any, **__: Any) -> None:
+        self._part(inside=True)
+
+    def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
+        self._part(inside=True)
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self._part(inside=False)
+        self._steps += 1
+
+    def _part(self, *, inside: bool) -> None:
+        now = time.monotonic()
+        if self._inside and self._steps > 1:
+            self._slowest = max(self._slowest, now - self._last)
+        self._last, self._inside = now, inside
+        self._parts += 1
+
+    def _watch(self) -> None:
+        """Tell the others how far this rank is, and end the run when a step hangs.
+
+        Time is that in which this thread ran: a machine that slept hasn't hung.
+        """
+        tick, parts, age, before = 0, -1, 0.0, time.monotonic()
+        while not self._over.wait(self._every):
+            now = time.monotonic()
+            passed, before = min(now - before, 2 * self._every), now
+            age = age + passed if parts == self._parts else 0.0
+            tick, parts = tick + 1, self._parts
+            own = self._own(tick)
+            write_json(self._file(self._rank), asdict(own))
+            others = self._others(passed)
+            bound = max(self._least, _TIMES * self._slowest)
+            if self._inside and self._steps > 1 and age > bound and others:
+                self._end(hanging([own, *others], self._frozen()), own, age)
+
+    def _own(self, tick: int) -> Progress:
+        frames = traceback.extract_stack(sys._current_frames()[self._main])
+        last = frames[-1]
+        return Progress(
+            rank=self._rank,
+            local_rank=self._local_rank,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            launcher=os.getppid(),
+            tick=tick,
+            parts=self._parts,
+            inside=self._inside,
+            place=f"{last.filename}:{last.lineno} in {last.name}",
+            waits=any(folder in frame.filename for frame in frames[-8:] for folder in _WAITS),
+        )
+
+    def _others(self, passed: float) -> list[Progress]:
+        """Return how far the other ranks are, by their files; nothing before all have one."""
+        others = []
+        for rank in set(range(self._count)) - {self._rank}:
+            file = self._file(rank)
+            if not file.is_file():
+                return []
+            other = Progress(**json.loads(file.read_text(encoding="utf-8")))
+            tick, still = self._ticks.get(rank, (-1, 0.0))
+            self._ticks[rank] = other.tick, still + passed if tick == other.tick else 0.0
+            others.append(other)
+        return others
+
+    def _file(self, rank: int) -> Path:
+        return self._folder / f"rank-{rank}.json"
+
+    def _frozen(self) -> set[int]:
+        """Return the ranks whose thread hasn't run for most of the time that a hang takes."""
+        return {rank for rank, (_, still) in self._ticks.items() if still > self._least / 2}
+
+    def _end(self, ranks: list[Progress], own: Progress, seconds: float) -> None:
+        """Leave the error of the first rank that hangs, and end it and this one."""
+        if not ranks:
+            return
+        first = ranks[0]
+        text = (
+            f"{NO_PROGRESS} for {seconds:.0f} s in step {self._steps + 1} of this run; rank {first.rank} on "
+            f"{first.host} (pid {first.pid}) is at {excerpt(first.place, 200)}; its stack: py-spy dump --pid"
+        )
+        near = (first.host, first.launcher) == (own.host, own.launcher)
+        leave_error(text, first.local_rank if near else own.local_rank)
+        sys.stderr.write(f"rank {own.rank}: {text}\n")
+        sys.stderr.flush()
+        if near and first.pid != own.pid:
+            kill_tree(first.pid)
+        os._exit(1)
+
+
+def hanging(ranks: list[Progress], frozen: set[int]) -> list[Progress]:
+    """Return the ranks that the others wait for; none where one works outside of a step.
+
+    They are those whose threads all stand still, else those behind the others, else those that are
+    in no collective, else all.
+    """
+    still = [rank for rank in ranks if rank.rank in frozen]
+    if still:
+        return still
+    if not all(rank.inside for rank in ranks):
+        return []
+    least = min(rank.parts for rank in ranks)
+    behind = [rank for rank in ranks if rank.parts == least]
+    if len(behind) < len(ranks):
+        return behind
+    return [rank for rank in ranks if not rank.waits] or ranks
