@@ -3,6 +3,7 @@
     python -m benchmarks.gpu                              all parts, at most 8 minutes on one 80 GB card
     python -m benchmarks.gpu --json gpu.json              the figures as a file, besides the table
     python -m benchmarks.gpu --parts attention apo-1.7b-lora
+    python -m benchmarks.gpu --long                       rows of 4k, 16k and 64k tokens, plain, in tiles, offloaded
     python -m benchmarks.gpu --tiny                       the same code on models of two layers, also on a CPU
 
 It needs no network and no files: models are random weights of published shapes, rows are random tokens.
@@ -93,7 +94,18 @@ class Training:
     weights: str
     """full, lora or nf4"""
     batch: int
-    """packed rows of 2,048 tokens, or pairs"""
+    """packed rows, or pairs"""
+    tokens: int = 2048
+    """of a packed row"""
+    tiled: bool = False
+    """MLPs in tiles"""
+    offloaded: bool = False
+    """what layers keep waits in the host's memory"""
+
+    @property
+    def is_long(self) -> bool:
+        """Whether a row is one document, trained by dualign alone."""
+        return self.tokens > 2048
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,7 +127,7 @@ def make_model(setting: Setting, name: str) -> Path:
     if folder.is_dir():
         return folder
     fields = {**_SHAPES[name], **(_TINY if setting.tiny else {})}
-    fields |= {"max_position_embeddings": 8192, "pad_token_id": 0, "eos_token_id": 1}
+    fields |= {"max_position_embeddings": 65536, "pad_token_id": 0, "eos_token_id": 1}
     config = AutoConfig.for_model(**fields)
     torch.manual_seed(0)
     with setting.device:
@@ -137,11 +149,13 @@ def make_tokenizer(size: int) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="t0", eos_token="t1")
 
 
-def packed_rows(count: int, length: int, vocabulary: int) -> list[dict[str, Any]]:
-    """Return rows of documents of about 400 tokens, random, full to the last token."""
+def packed_rows(
+    count: int, length: int, vocabulary: int, *, whole: bool = False
+) -> list[dict[str, Any]]:
+    """Return rows of about five documents, or of one, random, full to the last token."""
     draw, rows = random.Random(0), []
     for _ in range(count):
-        lengths: list[int] = []
+        lengths: list[int] = [length] if whole else []
         while (left := length - sum(lengths)) > 0:
             lengths.append(min(left, max(8, round(length / 5 * draw.lognormvariate(0, 0.5)))))
         ids = [draw.randrange(3, vocabulary) for _ in range(length)]
@@ -302,11 +316,24 @@ def training(what: Training) -> Callable[[Setting], Iterator[Figure]]:
     return run
 
 
+def long_row(what: Training) -> Callable[[Setting], Iterator[Figure]]:
+    """Return the part that trains on rows of one long document."""
+
+    def run(setting: Setting) -> Iterator[Figure]:
+        figures = _train(setting, what, _dualign_trainer)
+        yield _figure("speed", "tokens/s", figures["speed"])
+        yield _figure("peak", "GB", figures.get("peak"))
+        yield _figure("memory estimate", "GB", figures["estimate"])
+        yield _figure("last loss", "", figures["loss"])
+
+    return run
+
+
 def _train(setting: Setting, what: Training, make: Callable[..., Any]) -> dict[str, float]:
     """Train a step that warms up and a few more; return their figures."""
     from transformers import PrinterCallback, TrainerCallback
 
-    steps = 2 if setting.tiny else 8
+    steps = 2 if setting.tiny or what.is_long else 8
     model = make_model(setting, what.shape)
     vocabulary = json.loads((model / "config.json").read_text())["vocab_size"]
     rows, length = _rows(setting, what, (steps + 1) * what.batch, vocabulary)
@@ -342,7 +369,10 @@ def _rows(
             for pair in pairs
         )
         return pairs, longest
-    length = 64 if setting.tiny else 2048
+    if what.is_long:
+        length = what.tokens // 16 if setting.tiny else what.tokens
+        return packed_rows(count, length, vocabulary, whole=True), length
+    length = 64 if setting.tiny else what.tokens
     return packed_rows(count, length, vocabulary), length
 
 
@@ -375,10 +405,12 @@ def _stage(what: Training, model: Path, length: int, steps: int) -> Any:
     from dualign.training.precision import resolved
 
     train = {k: v for k, v in _arguments(what, steps).items() if k != "seed"}
+    if what.offloaded and torch.accelerator.is_available():
+        train["activation_offloading"] = True
     source = (SourceConfig(path="rows.jsonl"),)
     common: dict[str, Any] = {"name": "gpu", "model": str(model), "train": train}
     common |= {"lora": None if what.weights == "full" else AdapterConfig(r=16)}
-    common |= {"quantization": "nf4" if what.weights == "nf4" else None}
+    common |= {"quantization": "nf4" if what.weights == "nf4" else None, "tiled_mlp": what.tiled}
     if what.pairs:
         data = DataConfig(sources=source, max_tokens=length, packing="none")
         return resolved(PreferenceStage(data=data, **common))
@@ -514,11 +546,32 @@ def _trainings() -> Iterator[tuple[str, Part]]:
                 yield f"{stage}-{shape}-{weights}", Part(run=training(what), seconds=seconds)
 
 
+def _long_rows() -> Iterator[tuple[str, Part]]:
+    """Plain, in tiles, and in tiles with what layers keep in the host's memory."""
+    for tokens in (4096, 16384, 65536):
+        for way, switches in (("plain", 0), ("tiled", 1), ("offloaded", 2)):
+            what = Training(
+                pairs=False,
+                shape="1.7b",
+                weights="lora",
+                batch=1,
+                tokens=tokens,
+                tiled=switches > 0,
+                offloaded=switches > 1,
+            )
+            yield f"long-{tokens // 1024}k-{way}", Part(run=long_row(what), seconds=90)
+
+
 PARTS: Mapping[str, Part] = {
     "attention": Part(run=attention, seconds=90),
     **dict(_trainings()),
     "generation": Part(run=generation, seconds=60),
 }
+LONG: Mapping[str, Part] = dict(_long_rows())
+
+
+def _part(name: str) -> Part:
+    return LONG[name] if name in LONG else PARTS[name]
 
 
 def run_part(name: str, setting: Setting) -> list[Figure]:
@@ -526,7 +579,7 @@ def run_part(name: str, setting: Setting) -> list[Figure]:
     figures: list[Figure] = []
     start = time.perf_counter()
     try:
-        figures.extend({**figure, "part": name} for figure in PARTS[name].run(setting))
+        figures.extend({**figure, "part": name} for figure in _part(name).run(setting))
     except Exception as error:  # the other parts go on
         figures.append({"part": name, "what": "failed", "failed": _words(error)})
     gc.collect()
@@ -595,7 +648,7 @@ def _one_worker(names: Sequence[str], setting: Setting, end: float) -> tuple[int
     try:
         for number, name in enumerate(names):
             start_up = 90 if number == 0 else 0
-            seconds = min(PARTS[name].seconds + start_up, max(1.0, end - time.monotonic()))
+            seconds = min(_part(name).seconds + start_up, max(1.0, end - time.monotonic()))
             try:
                 line = lines.get(timeout=seconds)
             except queue.Empty:
@@ -665,11 +718,13 @@ def _number(number: float | None) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table; 1 if a part failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--parts", nargs="+", choices=[*PARTS, *LONG])
+    parser.add_argument("--long", action="store_true", help="the parts of long rows alone")
     parser.add_argument("--tiny", action="store_true", help="models of two layers, in this process")
     parser.add_argument("--json", type=Path, help="a file for the figures, with card and versions")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
+    options.parts = options.parts or list(LONG if options.long else PARTS)
     if options.worker:
         setting = Setting(folder=options.worker, tiny=options.tiny)
         for name in options.parts:

@@ -31,10 +31,10 @@ def require_sound(figures: list[dict[str, Any]]) -> None:
 @pytest.mark.parametrize(
     "parts",
     [
-        ["attention", "sft-135m-lora", "apo-1.7b-full", "generation"],
+        ["attention", "sft-135m-lora", "apo-1.7b-full", "generation", "long-4k-tiled"],
         pytest.param(list(gpu.PARTS), marks=pytest.mark.slow),
     ],
-    ids=["four parts", "all"],
+    ids=["five parts", "all"],
 )
 def test_tiny_parts_run_and_are_sound(
     parts: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -44,11 +44,31 @@ def test_tiny_parts_run_and_are_sound(
     result = json.loads(file.read_text())
     assert {"card", "versions", "command"} <= set(result) and result["versions"]["torch"]
     require_sound(result["figures"])
-    trained = [name for name in parts if name.startswith(("sft", "apo"))]
+    trained = [name for name in parts if name.startswith(("sft", "apo", "long"))]
     speeds = [figure for figure in result["figures"] if figure["what"] == "speed"]
     assert [figure["part"] for figure in speeds] == trained
-    assert all(figure["dualign"] > 0 and figure["trl"] > 0 for figure in speeds)
+    for figure in speeds:
+        assert figure["dualign"] > 0
+        assert (figure["trl"] or 0) > 0 or figure["part"].startswith("long")
     assert "| part | figure | dualign | TRL | ratio | unit |" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_long_rows_train_alike_in_every_way(tmp_path: Path) -> None:
+    file = tmp_path / "gpu.json"
+    assert gpu.main(["--tiny", "--long", "--json", str(file)]) == 0
+    require_same_losses(json.loads(file.read_text())["figures"])
+
+
+def require_same_losses(figures: list[dict[str, Any]]) -> None:
+    """Rows of a length have one loss, plain, in tiles and offloaded."""
+    losses: dict[str, list[float]] = {}
+    for figure in figures:
+        if figure["what"] == "last loss":
+            losses.setdefault(figure["part"].split("-")[1], []).append(figure["dualign"])
+    assert {name: len(values) for name, values in losses.items()} == {"4k": 3, "16k": 3, "64k": 3}
+    for values in losses.values():
+        assert values == pytest.approx([values[0]] * 3, rel=1e-3)
 
 
 def test_a_part_that_fails_is_reported_and_the_rest_goes_on(

@@ -12,7 +12,7 @@ from dualign import engine
 from dualign.models.device import this_device
 from dualign.models.loading import load_model
 from dualign.recipe import load_recipe
-from tests.test_gpu_benchmark import require_sound
+from tests.test_gpu_benchmark import require_same_losses, require_sound
 
 pytestmark = [
     pytest.mark.gpu,
@@ -97,3 +97,11 @@ def test_a_saved_adapter_answers_on_the_card(tiny: Path, rows: Path, tmp_path: P
 @pytest.mark.parametrize("part", list(gpu.PARTS))
 def test_back_ends_isolate_and_both_sides_agree(part: str, tmp_path: Path) -> None:
     require_sound(gpu.run_part(part, gpu.Setting(folder=tmp_path, tiny=True)))
+
+
+def test_long_rows_train_alike_in_tiles_and_offloaded(tmp_path: Path) -> None:
+    """TRL's offloading needs a card."""
+    setting = gpu.Setting(folder=tmp_path, tiny=True)
+    figures = [figure for part in gpu.LONG for figure in gpu.run_part(part, setting)]
+    require_sound(figures)
+    require_same_losses(figures)
