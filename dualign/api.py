@@ -68,7 +68,11 @@ def load_recipe(path: str | Path, *overrides: str) -> Recipe:
 
 
 def run(
-    recipe: Recipe | str | Path, *, only: str | None = None, say: Callable[[str], None] = print
+    recipe: Recipe | str | Path,
+    *,
+    only: str | None = None,
+    say: Callable[[str], None] = print,
+    machine_rank: int | None = None,
 ) -> "dict[str, StageRun]":
     """Run the stages of a recipe in order, as `dualign run` does, and write the report.
 
@@ -78,6 +82,7 @@ def run(
         recipe: a recipe, or what `load_recipe` takes.
         only: the name of one stage to run; its parents must be finished.
         say: gets a line when a stage starts and ends.
+        machine_rank: the number of this machine of several, where no scheduler says it (docs/distributed.md).
 
     Returns:
         Each finished stage by name: its folder `path`, run.json as `record`, log and metrics.
@@ -89,10 +94,10 @@ def run(
     from dualign.report.runs import read_stage
 
     recipe = _loaded(recipe)
-    folders = engine.run(recipe, only=only, say=say)
+    folders = engine.run(recipe, only=only, say=say, machine_rank=machine_rank)
     evaluates = any(stage_kind(entry.kind).evaluates for entry in recipe.stages)
     finished = all((folder / RUN_JSON).is_file() for folder in folders)  # else a stage was paused
-    report = only is None and finished and (evaluates or len(folders) > 1)
+    report = bool(folders) and only is None and finished and (evaluates or len(folders) > 1)
     if report and is_main_process():
         write_report(recipe.output_dir, folders, title=recipe.name)
         say(f"report: {recipe.output_dir / 'report.html'}")

@@ -10,6 +10,7 @@ import hashlib
 import logging
 import os
 import platform
+import socket
 import subprocess
 import sys
 import sysconfig
@@ -32,6 +33,7 @@ _SHARED_MEMORY = "ShareMemCommBuilder"  # collectives between the processes of a
 _CPU_ADAM = "CPUAdamBuilder"  # AdamW in the memory of the host
 _LIMIT_SECONDS = 3600  # a minute is usual; many processes on few cores take longer
 _LOG = "build.log"
+_NETWORK = ("nfs", "lustre", "gpfs", "beegfs", "ceph", "cifs", "smb", "wekafs", "panfs", "fuse.")
 _LOCK = "build"
 
 
@@ -103,9 +105,37 @@ def prepare_ops(builders: Sequence[str]) -> None:
 
 
 def _folder() -> Path:
-    """Return the folder of this machine's ops: $TORCH_EXTENSIONS_DIR, else one in our cache."""
-    folder = os.environ.get(EXTENSIONS_DIR)
-    return Path(folder).expanduser() if folder else cache_folder() / "torch_extensions" / _key()
+    """Return the folder of this machine's ops: $TORCH_EXTENSIONS_DIR, else one in our cache.
+
+    In a network folder each host has one of its own: whether a process of another host holds a lock
+    file can't be seen.
+    """
+    stated = os.environ.get(EXTENSIONS_DIR)
+    folder = Path(stated).expanduser() if stated else cache_folder() / "torch_extensions" / _key()
+    host = socket.gethostname()
+    if folder.name == host or not on_network(folder, _mounts()):
+        return folder
+    return folder / host
+
+
+def on_network(folder: Path, mounts: Sequence[tuple[str, str, str]]) -> bool:
+    """Return whether other hosts may see a folder, by the (device, mount point, type) it lies on."""
+    place = folder.absolute()
+    above = [mount for mount in mounts if place.is_relative_to(mount[1])]
+    if not above:
+        return False
+    device, _, kind = max(above, key=lambda mount: len(mount[1]))
+    return ":" in device or device.startswith("//") or kind.startswith(_NETWORK)
+
+
+def _mounts() -> list[tuple[str, str, str]]:
+    import psutil
+
+    with suppress(OSError):
+        return [
+            (part.device, part.mountpoint, part.fstype) for part in psutil.disk_partitions(True)
+        ]
+    return []
 
 
 def _key() -> str:

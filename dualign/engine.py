@@ -17,17 +17,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from dualign.deepspeed_ops import ops_of_environment, prepare_ops
-from dualign.distributed import is_main_process, launch, run_on_main_process
+from dualign.distributed import (
+    gather,
+    is_main_process,
+    run_on_main_process,
+)
+from dualign.environment import versions
 from dualign.errors import CheckpointError, ConfigError, OutOfMemoryError
 from dualign.fingerprint import Digests, fingerprint
 from dualign.lifetime import LAUNCHER_PID, end_with_launcher
+from dualign.machines import Meeting
 from dualign.recipe import Recipe, StageEntry, references, replace_texts
+from dualign.roll_call import call_roll, card
 from dualign.rundir import (
     LAUNCHED,
     RUN_JSON,
@@ -42,19 +47,9 @@ from dualign.rundir import (
     write_json,
     write_paused,
 )
+from dualign.stage_launch import follow, launch_stage, machine_of
 from dualign.stages import stage_kind
 
-_PACKAGES = (
-    "dualign",
-    "torch",
-    "transformers",
-    "trl",
-    "peft",
-    "datasets",
-    "accelerate",
-    "bitsandbytes",
-    "deepspeed",
-)
 _LESS_MEMORY = (
     "; try a smaller train.per_device_train_batch_size (with more gradient_accumulation_steps), "
     "train.gradient_checkpointing: true, a lower data.max_tokens, or lora with quantization: nf4; "
@@ -113,24 +108,53 @@ def run(
     *,
     only: str | None = None,
     say: Callable[[str], None] = print,
+    machine_rank: int | None = None,
 ) -> list[Path]:
     """Run every stage, or `only` one whose parents are done, and return the run directories.
 
-    A stage with `pause_at_step` stops there, and no stage after it is started.
+    A stage with `pause_at_step` stops there, and no stage after it is started. On several machines
+    this is called on each: machine 0 runs the stages, the others their part of those that are
+    launched on all, and return nothing.
 
     Args:
         say: gets a line when a stage starts and ends; ranks other than 0 are silent.
+        machine_rank: the number of this machine of several, where no scheduler says it.
 
     Raises:
         DualignError: a stage was refused or failed; finished stages stay, and the next run resumes.
     """
     end_with_launcher()
-    recipe.output_dir.mkdir(parents=True, exist_ok=True)
-    if not is_main_process():
-        say = _silent
     prepare_ops(ops_of_environment(os.environ))
+    if "RANK" in os.environ:
+        return _run_stages(recipe, only=only, say=say if is_main_process() else _silent)
+    machine = machine_of(recipe, only=only, rank=machine_rank)
+    if machine is None:
+        return _run_stages(recipe, only=only, say=say)
+    with Meeting(machine) as meeting:
+        own = card(_read_statuses(recipe, machine.rank == 0))
+        call_roll(meeting.gather, own, recipe.output_dir, number=machine.rank, noun="machine")
+        if machine.rank:
+            follow(recipe, meeting)
+            return []
+        run_dirs = _run_stages(recipe, only=only, say=say, meeting=meeting)
+        meeting.call(None)
+    return run_dirs
+
+
+def _run_stages(
+    recipe: Recipe,
+    *,
+    only: str | None,
+    say: Callable[[str], None],
+    meeting: Meeting | None = None,
+) -> list[Path]:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        number = int(os.environ["RANK"])
+        own = card(_read_statuses(recipe, number == 0))
+        call_roll(gather, own, recipe.output_dir, number=number, noun="rank")
+    recipe.output_dir.mkdir(parents=True, exist_ok=True)
     with _locked_output(recipe.output_dir):
-        stages = statuses(recipe, remember=is_main_process())
+        stages = _read_statuses(recipe, is_main_process())
         require_runnable(recipe, stages, only=only)
         for number, status in enumerate(stages, start=1):
             label = f"[{number}/{len(stages)}] {status.entry.name} ({status.entry.kind})"
@@ -140,12 +164,18 @@ def run(
                 _require_parents(status, only, recipe)
             else:
                 say(f"{label}: {_START[status.state]}")
-                seconds = _run_stage(recipe, status, stages)
+                seconds = _run_stage(recipe, status, stages, meeting)
                 if paused := _paused(status):
                     say(f"{label}: paused at step {paused.step}; without pause_at_step it goes on")
                     break
                 say(f"{label}: finished in {seconds:.0f} s -> {status.run_dir}")
     return [status.run_dir for status in stages]
+
+
+def _read_statuses(recipe: Recipe, first: bool) -> list[StageStatus]:
+    """Return the stages' states; files' digests are read by all processes, and kept by the first."""
+    digests = Digests(recipe.output_dir / ".digests.json")
+    return statuses(recipe, remember=first, digests=digests)
 
 
 def require_runnable(
@@ -240,11 +270,18 @@ def _paused(status: StageStatus) -> Paused | None:
     return None if done else read_paused(status.run_dir)
 
 
-def _run_stage(recipe: Recipe, status: StageStatus, stages: list[StageStatus]) -> float:
+def _run_stage(
+    recipe: Recipe,
+    status: StageStatus,
+    stages: list[StageStatus],
+    meeting: Meeting | None = None,
+) -> float:
     """Run a stage, or launch it on many devices; returns the seconds that it took."""
     entry, kind = status.entry, stage_kind(status.entry.kind)
     if kind.launchable and entry.config.launch and "RANK" not in os.environ:
-        return _launch(recipe, entry, kind.command)
+        clock = time.monotonic()
+        launch_stage(recipe, entry, meeting)
+        return time.monotonic() - clock
     by_name = {stage.entry.name: stage for stage in stages}
     config = _with_paths(entry.config, by_name)
     _raise_issues(recipe, _issues(entry, config))
@@ -299,30 +336,8 @@ def _record(
         "rows": outcome.rows,
         "metrics": dict(outcome.metrics),
         "checks": dict(outcome.checks),
-        "versions": _versions(),
+        "versions": versions(),
     }
-
-
-@cache
-def _versions() -> dict[str, str]:
-    versions = {"python": sys.version.split()[0]}
-    for package in _PACKAGES:
-        with suppress(PackageNotFoundError):
-            versions[package] = version(package)
-    return versions
-
-
-def _launch(recipe: Recipe, entry: StageEntry, command: str | None) -> float:
-    """Start the stage through accelerate launch, as a user would by hand, and wait for it."""
-    assert command is not None, f"kind {entry.kind} has `launch` and no command in STAGE_KINDS"
-    clock = time.monotonic()
-    arguments = [command, str(recipe.file), "--stage", entry.name, *recipe.overrides]
-    line, code = launch(entry.config.launch, arguments)
-    if code:
-        raise CheckpointError(
-            f"stage {entry.name}: {line} exited with {code}; its messages are above"
-        )
-    return time.monotonic() - clock
 
 
 @contextmanager

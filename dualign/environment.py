@@ -4,6 +4,8 @@ import os
 import platform
 import re
 import sys
+from contextlib import suppress
+from functools import cache
 from importlib.metadata import PackageNotFoundError, metadata, version
 from typing import Any
 
@@ -19,6 +21,29 @@ _SETTINGS = (
     "WORLD_SIZE",
 )
 """Variables whose values are shown; of all others not even the names, since they may tell a secret."""
+
+
+_RECORDED = (
+    "dualign",
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "datasets",
+    "accelerate",
+    "bitsandbytes",
+    "deepspeed",
+)
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that a result depends on."""
+    listed = {"python": sys.version.split()[0]}
+    for package in _RECORDED:
+        with suppress(PackageNotFoundError):
+            listed[package] = version(package)
+    return listed
 
 
 def describe_environment() -> dict[str, dict[str, Any]]:

@@ -42,8 +42,7 @@ _PATH_KEYS = (
     "script",
     "files",
     "template",
-    "launch",
-    "config_file",
+    *("launch", "config_file"),
     "rejected_model",
     "base_model",
     "config_from",
@@ -91,8 +90,14 @@ def shipped_folder() -> Path:
 
 def shipped_names() -> list[str]:
     """Return the names that `find_recipe` knows: `quickstart`, `smollm3/sft`, ..."""
-    files = [path.relative_to(shipped_folder()) for path in shipped_folder().glob("*/*.yaml")]
+    files = [path.relative_to(shipped_folder()) for path in shipped_recipes()]
     return [*(str(file.with_suffix("")) for file in files), *(file.parts[0] for file in files)]
+
+
+def shipped_recipes() -> list[Path]:
+    """Return the recipes that ship, without the files that launch them."""
+    files = sorted(shipped_folder().glob("*/*.yaml"))
+    return [file for file in files if file.parent.name not in ("accelerate", "skypilot")]
 
 
 def find_recipe(name: str | Path) -> Path:
@@ -102,15 +107,11 @@ def find_recipe(name: str | Path) -> Path:
         ConfigError: neither is there.
     """
     shipped = shipped_folder()
-    for path in (
-        Path(name),
-        shipped / name,
-        shipped / f"{name}.yaml",
-        shipped / name / "recipe.yaml",
-    ):
+    places = (shipped / name, shipped / f"{name}.yaml", shipped / name / "recipe.yaml")
+    for path in (Path(name), *places):
         if path.is_file():
             return path
-    names = sorted(str(path.relative_to(shipped)) for path in shipped.glob("*/*.yaml"))
+    names = [str(path.relative_to(shipped)) for path in shipped_recipes()]
     raise ConfigError(
         f"{name}: no such file, and no recipe of that name ships (there: {', '.join(names)})"
     )

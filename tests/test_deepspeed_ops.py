@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -11,8 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from dualign import deepspeed_ops
 from dualign.deepspeed_ops import (
     EXTENSIONS_DIR,
+    on_network,
     ops_of_config,
     ops_of_environment,
     prepare_ops,
@@ -164,3 +167,37 @@ def test_a_folder_that_cannot_be_made_is_told(
 def test_a_launch_that_needs_deepspeed_says_how_to_get_it() -> None:
     with pytest.raises(CheckpointError, match=r"pip install 'dualign\[deepspeed\]'"):
         prepare_ops([SHARED_MEMORY])
+
+
+@pytest.mark.parametrize(
+    ("device", "kind", "shared"),
+    [
+        ("/dev/sda1", "ext4", False),
+        ("overlay", "overlay", False),
+        ("filer:/home", "nfs4", True),
+        ("10.0.0.1@tcp:/scratch", "lustre", True),
+        ("//server/share", "cifs", True),
+        ("gpfs0", "gpfs", True),
+        ("JuiceFS", "fuse.juicefs", True),
+    ],
+)
+def test_a_folder_that_other_hosts_see_is_told_from_a_local_one(
+    device: str, kind: str, shared: bool
+) -> None:
+    mounts = [("/dev/root", "/", "xfs"), (device, "/home", kind), ("proc", "/homely", "nfs")]
+    assert on_network(Path("/home/ada/.cache/new"), mounts) is shared
+    assert not on_network(Path("/tmp/x"), mounts)
+    assert not on_network(Path("/tmp/x"), [])
+
+
+def test_in_a_network_folder_each_host_has_its_own_ops(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A process of another host may hold torch's lock there, which nobody here can see."""
+    monkeypatch.setenv(EXTENSIONS_DIR, str(tmp_path))
+    assert deepspeed_ops._folder() == tmp_path
+    monkeypatch.setattr(deepspeed_ops, "_mounts", lambda: [("filer:/home", "/", "nfs4")])
+    own = tmp_path / socket.gethostname()
+    assert deepspeed_ops._folder() == own
+    monkeypatch.setenv(EXTENSIONS_DIR, str(own))  # as its ranks inherit it
+    assert deepspeed_ops._folder() == own

@@ -12,12 +12,12 @@ import yaml
 
 from dualign.config import read_yaml
 from dualign.errors import ConfigError
-from dualign.recipe import load_recipe, shipped_folder
+from dualign.recipe import load_recipe, shipped_folder, shipped_recipes
 
 RECIPES = sorted(
     str(path.relative_to(shipped_folder()))
-    for path in shipped_folder().glob("*/*.yaml")
-    if path.parent.name != "accelerate" and path.name != "experiment.yaml"  # no recipe
+    for path in shipped_recipes()
+    if path.name != "experiment.yaml"  # no recipe
 )
 # Below these the user chooses the names.
 FREE = ("args", "template_kwargs", "vary", "think", "no_think")  # the last two are of a switch

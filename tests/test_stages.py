@@ -158,7 +158,7 @@ def test_every_launched_kind_starts_its_own_command(
         def __init__(self, command: list[str], **_: Any) -> None:
             started.append(command)
 
-        def wait(self) -> int:
+        def wait(self, timeout: float) -> int:
             return 0
 
     monkeypatch.setattr(subprocess, "Popen", Started)

@@ -21,6 +21,7 @@ from dualign.recipe import (
     is_experiment,
     shipped_folder,
     shipped_names,
+    shipped_recipes,
 )
 from dualign.stages import stage_kind, training_kinds
 from dualign.switch import Switch, read_switch
@@ -28,7 +29,8 @@ from dualign.switch import Switch, read_switch
 
 def run(args: Namespace) -> int:
     """`dualign run RECIPE`: every stage, then the report."""
-    api.run(api.load_recipe(args.recipe, *args.overrides), say=say)
+    recipe = api.load_recipe(args.recipe, *args.overrides)
+    api.run(recipe, say=say, machine_rank=args.machine_rank)
     return 0
 
 
@@ -220,9 +222,8 @@ def recipes(args: Namespace) -> int:
         say(_keys(args.name))
         return 0
     if args.what == "list":
-        for path in sorted(shipped_folder().glob("*/*.yaml")):
-            if path.parent.name != "accelerate":
-                say(f"{path.relative_to(shipped_folder())}\n{_purpose(path)}")
+        for path in shipped_recipes():
+            say(f"{path.relative_to(shipped_folder())}\n{_purpose(path)}")
         return 0
     if not args.name:
         raise ConfigError(f"recipes {args.what}: name a recipe; `dualign recipes list` shows them")

@@ -120,7 +120,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"dualign {__version__}")
     sub = parser.add_subparsers(metavar="COMMAND", title="commands")
-    _recipe_command(sub, "run", _RUN_ABOUT, _RUN, commands.run)
+    run_parser = _recipe_command(sub, "run", _RUN_ABOUT, _RUN, commands.run)
+    run_parser.add_argument(
+        "--machine-rank",
+        type=int,
+        metavar="N",
+        help="the number of this machine of several, from 0; srun and SkyPilot say it themselves",
+    )
     plan_parser = _recipe_command(sub, "plan", _PLAN_ABOUT, _PLAN, commands.plan)
     plan_parser.add_argument(
         "--measure",
