@@ -9,6 +9,7 @@ can't, but leaves a signal.
 
 import json
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -34,6 +35,9 @@ _NO_MEMORY = (
     "killed by SIGKILL, most likely by the kernel because this machine had no memory left (`dmesg` tells): "
     "try fewer processes, a smaller train.per_device_train_batch_size, or an engine that shards weights"
 )
+# torchrun's option, which gets what accelerate doesn't know: what ranks but the first one say goes into a file each.
+_REDIRECTS = ",".join(f"{rank}:3" for rank in range(1, 10))  # of its digits
+_WHERE = "what each rank said is kept in {}/*/attempt_*/RANK (of the first one, above)"
 _FROM_OTHERS = (signal.SIGTERM, signal.SIGABRT)  # of torchrun, and of NCCL when a rank is missing
 
 
@@ -54,14 +58,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     args = launch_command_parser().parse_args(arguments)
-    args.log_dir = args.log_dir or tempfile.mkdtemp(prefix="dualign-ranks-")
+    logs = Path(args.log_dir or tempfile.mkdtemp(prefix="dualign-ranks-"))
+    args.log_dir, args.redirects = str(logs), _REDIRECTS
     try:
         launch_command(args)
     except ChildFailedError as error:
-        sys.stderr.write(in_words(failures(error.failures, Path(args.log_dir))) + "\n")
+        sys.stderr.write(in_words(failures(error.failures, logs)) + f"\n{_WHERE.format(logs)}\n")
         return 1
     except subprocess.CalledProcessError as error:  # a process alone has said why
         return int(error.returncode)
+    if logs.name.startswith("dualign-ranks-"):
+        shutil.rmtree(logs, ignore_errors=True)
     return 0
 
 
@@ -106,7 +113,7 @@ def _silent(rank: int, failure: "ProcessFailure") -> Failure:
     """Return what the exit status of a rank says that wrote no error."""
     code = failure.exitcode
     if code >= 0:
-        text, order = f"exit status {code}; its messages are above", 4
+        text, order = f"exit status {code}; no error was left", 4
     elif code == -signal.SIGKILL:
         text, order = _NO_MEMORY, 1
     else:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -100,3 +101,8 @@ def test_a_launch_ends_with_its_rank(tmp_path: Path, kind: str, words: str) -> N
     last = output[output.rindex("failed first: ") :]
     assert last.startswith(f"failed first: {words}")
     assert "rank 1 on" in output
+    folder = Path(output[output.index("kept in ") :].split()[2].partition("/*")[0])
+    said = [file.read_text() for file in folder.glob("*/attempt_0/1/stderr.log")]
+    assert len(said) == 1, "rank 1 has a log of its own"
+    assert ("row 3" in said[0]) == (kind != "killed")
+    shutil.rmtree(folder)

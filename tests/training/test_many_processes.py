@@ -118,7 +118,7 @@ def alone(ground: Path) -> Callable[[str], Path]:
     [
         ("zero2", STAGES[:1]),
         ("zero3", STAGES[:3]),
-        ("fsdp2", STAGES[:3]),
+        ("fsdp2", ("sft", "full-sft")),  # an APO stage loads what it saved in a fresh process: slow
         *(
             pytest.param(name, STAGES, marks=pytest.mark.slow)
             for name in ("zero2", "zero3", "fsdp2")
