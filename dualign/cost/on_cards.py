@@ -17,7 +17,6 @@ from dualign.cost.plan import TrainingFacts, training_facts
 from dualign.cost.row_tokens import attention_span, by_pairs, row_lengths
 from dualign.cost.stage_shape import count_steps, rows_per_step, train_settings, training_shape
 from dualign.cost.step_time import StepTime, step_time
-from dualign.cost.training_shape import TrainingShape
 from dualign.cost.ways import CHEAPER, FASTER, Way, cheaper, smallest_world, ways
 from dualign.engine import StageStatus
 from dualign.errors import ConfigError, DualignError
@@ -25,6 +24,7 @@ from dualign.launcher import config_file
 from dualign.recipe import Recipe
 from dualign.stages import stage_kind
 from dualign.training.config import TrainingStage
+from dualign.training.parallelism import parallelism
 from dualign.training.precision import arithmetic, resolved
 
 _FASTER = 0.97
@@ -92,8 +92,9 @@ class _Load:
             tokens=tokens,
             arithmetic=self.arithmetic,
             span=self.span,
+            parts=way.parts,
         )
-        memory = estimate(self.shape, training)
+        memory = estimate(self.shape, way.process)
         return WayCost(
             way=way,
             memory=memory,
@@ -168,12 +169,18 @@ def _start(facts: TrainingFacts, cluster: Cluster) -> Way:
     device = cluster.card.device_kind
     training = training_shape(counted, longest=longest, largest_pair=largest, device=device)
     answers = facts.config.answers_per_row if stage_kind(facts.config.kind).takes_pairs else 1
-    return Way(training=training, answers=answers)
+    shareable = training.attention == "dualign" and facts.config.row_type != "rated"
+    return Way(
+        training=training,
+        answers=answers,
+        parts=parallelism(facts.config.launch).sp_size,
+        heads=facts.shape.heads if facts.shape and shareable else 0,
+    )
 
 
 def _load(facts: TrainingFacts, shape: ModelShape, start: Way, cluster: Cluster) -> _Load:
     counted = by_pairs(facts.config, facts.data)
-    world = start.training.world_size
+    world = start.training.world_size // start.parts
     _, _, mean = row_lengths(facts.config, facts.data)
     rows = len(facts.data.train) if facts.data else None
     return _Load(
@@ -193,7 +200,7 @@ def _require_cards(name: str, config: Any, start: Way, cluster: Cluster) -> None
         return
     file = Path(config_file(config.launch)).name
     rows = start.training.gradient_accumulation * world
-    steps, rest = divmod(rows, cluster.cards)
+    steps, rest = divmod(rows, cluster.cards)  # whether or not processes share rows
     keep = (
         f" and gradient_accumulation_steps: {steps}, for the same rows in a step"
         if not rest
@@ -269,12 +276,12 @@ def _too_large(load: _Load, first: WayCost, others: list[WayCost]) -> Iterator[s
         yield "every way that fits gives another model; the same one needs more or larger cards:"
     smallest = min(
         (way for way in ways(first.way, load.cluster, CHEAPER) if not way.other_result),
-        key=lambda way: estimate(load.shape, way.training).total,
+        key=lambda way: estimate(load.shape, way.process).total,
     )
     changes = f" with {', '.join(smallest.changes)}" if smallest.changes else ""
 
-    def fits(training: TrainingShape) -> bool:
-        return estimate(load.shape, training).total <= card.memory
+    def fits(way: Way) -> bool:
+        return estimate(load.shape, way.process).total <= card.memory
 
     world = smallest_world(smallest, fits, per_node=load.cluster.per_node)
     if world:
@@ -286,14 +293,14 @@ def _too_large(load: _Load, first: WayCost, others: list[WayCost]) -> Iterator[s
 
 
 def _larger_card(load: _Load, way: Way, changes: str) -> Iterator[str]:
-    need = estimate(load.shape, way.training).total
+    need = estimate(load.shape, way.process).total
     larger = [card for card in cards() if card.memory >= need]
     if larger:
         name = min(larger, key=lambda card: card.memory).name
         yield f"or cards of {need / 1e9:.0f} GB{changes}: the smallest in the table is the {name}"
 
 
-def _shorter_rows(candidates: list[Way], fits: Callable[[TrainingShape], bool]) -> Iterator[str]:
+def _shorter_rows(candidates: list[Way], fits: Callable[[Way], bool]) -> Iterator[str]:
     """Yield the longest rows that fit any way, of ways that train every weight if there are such."""
     bounds = [(way, _longest_row(way, fits)) for way in candidates]
     way, tokens = max(bounds, key=lambda bound: (bound[1] > 0, not bound[0].other_result, bound[1]))
@@ -303,14 +310,15 @@ def _shorter_rows(candidates: list[Way], fits: Callable[[TrainingShape], bool]) 
         yield f"or {changes} (another result: {reasons})"
 
 
-def _longest_row(way: Way, fits: Callable[[TrainingShape], bool]) -> int:
+def _longest_row(way: Way, fits: Callable[[Way], bool]) -> int:
     """Return the longest row that fits, of those 2, 4, ... times shorter; 0 if none of 512 does."""
     training = way.training
     tokens, of = training.max_tokens // 2, training.max_tokens
     together = training.tokens_per_micro_batch
     while tokens >= 512:
         part = together and -(-together * tokens // of)
-        if fits(replace(training, max_tokens=tokens, tokens_per_micro_batch=part)):
+        shorter = replace(training, max_tokens=tokens, tokens_per_micro_batch=part)
+        if fits(replace(way, training=shorter)):
             return tokens
         tokens //= 2
     return 0

@@ -14,6 +14,7 @@ from dualign.recipe import Recipe
 from dualign.terminal import wide_console
 
 _MANY = 64
+_TIGHT = 0.9
 
 
 def show_plan_on(
@@ -60,7 +61,8 @@ def assumptions(there: Cluster) -> list[str]:
             if card.attention_share
             else "attention is taken to be as fast"
         ),
-        f"memory: {card.memory_gb:g} x 10^9 bytes; what a card has more is left to fragments; 1 GB for CUDA",
+        f"memory: {card.memory_gb:g} x 10^9 bytes; what a card has more is left to fragments; 1 GB for CUDA; "
+        f"tight is above {_TIGHT:.0%}: measured peaks were up to 15 % away",
         f"batches are full; a CPU starts the kernels of a layer in {LAYER_START * 1e3:g} ms",
         "loading, tokenizing, validation, evaluation while training and saving aren't in the time",
         "every process needs the same memory; where weights are sharded, the first one also gathers "
@@ -118,7 +120,7 @@ def _row(cost: WayCost, there: Cluster, price: float | None, *, first: bool) -> 
     cells = [
         way,
         f"{cost.memory.total / 1e9:.1f} of {there.card.memory_gb:g}",
-        "yes" if cost.fits else "no",
+        _fits(cost, there),
         f"{cost.step.seconds:.3g}",
         f"{cost.tokens_per_second:,.0f}",
         hours(seconds),
@@ -127,6 +129,12 @@ def _row(cost: WayCost, there: Cluster, price: float | None, *, first: bool) -> 
         known = cost.price(price)
         cells.append(f"{cost.price_of_tokens(price) if known is None else known:,.2f}")
     return cells
+
+
+def _fits(cost: WayCost, there: Cluster) -> str:
+    if cost.memory.total > _TIGHT * there.card.memory:
+        return "tight" if cost.fits else "no"
+    return "yes"
 
 
 def _show_total(stages: list[StageOnCards], price: float | None, console: Console) -> None:

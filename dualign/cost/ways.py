@@ -12,6 +12,7 @@ from typing import Literal
 
 from dualign.cost.cards import Cluster
 from dualign.cost.lora_shape import LoraShape
+from dualign.cost.stage_shape import part_of_rows
 from dualign.cost.training_shape import TrainingShape
 
 Engine = Literal["zero2", "zero3", "fsdp2"]
@@ -31,6 +32,15 @@ class Way:
     """how the model would differ, in words; "" if it wouldn't"""
     answers: int = 1
     """of a row, each with its prompt: 2 of pairs"""
+    parts: int = 1
+    """processes that share a row (DeepSpeed's Ulysses)"""
+    heads: int = 0
+    """of attention, which processes that share a row divide; 0 where they can't"""
+
+    @property
+    def process(self) -> TrainingShape:
+        """The part of one process, whose rows may be parts of rows."""
+        return part_of_rows(self.training, self.parts)
 
     def with_change(self, training: TrainingShape, change: str, result: str = "") -> "Way":
         results = [text for text in (self.other_result, result) if text]
@@ -117,6 +127,24 @@ def _tiles(way: Way, _: Cluster) -> Iterator[Way]:
         yield way.with_change(training, "tiled_mlp: true")
 
 
+def _shared_rows(way: Way, cluster: Cluster) -> Iterator[Way]:
+    """Let 2, 4 or 8 processes of a node share a row, and accumulate as many times more."""
+    training = way.training
+    alone = training.micro_batch == way.answers and training.reference != "copy"
+    if way.parts > 1 or training.sharding != "zero3" or not (alone and way.heads):
+        return
+    for parts in (2, 4, 8):
+        if any(size % parts for size in (way.heads, cluster.per_node, training.world_size)):
+            return
+        steps = training.gradient_accumulation * parts
+        shared = replace(training, gradient_accumulation=steps)
+        change = (
+            f"launch: ulysses.yaml with sp_size {parts}, dp_replicate_size "
+            f"{training.world_size // parts}; train.gradient_accumulation_steps: {steps}"
+        )
+        yield replace(way.with_change(shared, change), parts=parts)
+
+
 def _eight_bits(way: Way, _: Cluster) -> Iterator[Way]:
     if way.training.sharding is None and way.training.optimizer.startswith("adamw_torch"):
         training = replace(way.training, optimizer="adamw_8bit")
@@ -124,23 +152,25 @@ def _eight_bits(way: Way, _: Cluster) -> Iterator[Way]:
 
 
 def _adapter(way: Way, _: Cluster) -> Iterator[Way]:
-    """Train an adapter in place of every weight, or over a base in 4 bits."""
-    training = way.training
-    if training.lora is None:
-        # `dtype: auto` halves frozen weights, but not those that an engine holds.
-        halved = training.sharding is None and training.dtype == "bfloat16"
-        lora = replace(
-            training,
+    """Train an adapter in place of every weight, and over a base in 4 bits."""
+    if way.training.lora is None:
+        training = replace(
+            way.training,
             lora=LoraShape(r=_RANK),
-            master_weights=training.master_weights and not halved,
-            reference="adapter" if training.reference == "copy" else training.reference,
+            master_weights=way.training.master_weights and not _is_halved(way.training),
+            reference="adapter" if way.training.reference == "copy" else way.training.reference,
         )
-        yield way.with_change(
-            lora, f"lora: {{r: {_RANK}}}", "an adapter is trained, not every weight"
-        )
-    elif training.quantization is None and training.sharding is None:
-        nf4 = replace(training, quantization="nf4")
+        result = "an adapter is trained, not every weight"
+        way = way.with_change(training, f"lora: {{r: {_RANK}}}", result)
+        yield way
+    if way.training.quantization is None and way.training.sharding is None:
+        nf4 = replace(way.training, quantization="nf4")
         yield way.with_change(nf4, "quantization: nf4", "the base is rounded to 4 bits")
+
+
+def _is_halved(training: TrainingShape) -> bool:
+    """Return whether `dtype: auto` would halve the weights, if they were frozen: not those of an engine."""
+    return training.sharding is None and training.dtype == "bfloat16"
 
 
 CHEAPER: tuple[Move, ...] = (
@@ -149,6 +179,7 @@ CHEAPER: tuple[Move, ...] = (
     _more_shards,
     _smaller_batches,
     _tiles,
+    _shared_rows,
     _eight_bits,
     _adapter,
 )
@@ -216,13 +247,14 @@ def _scaled(tokens: int | None, rows: int, of: int) -> int | None:
     return None if tokens is None else -(-tokens * rows // of)
 
 
-def smallest_world(way: Way, fits: Callable[[TrainingShape], bool], *, per_node: int) -> int | None:
+def smallest_world(way: Way, fits: Callable[[Way], bool], *, per_node: int) -> int | None:
     """Return how many cards hold a way under ZeRO-3, in doublings up to 1,024; None if none do."""
     if way.training.quantization:
         return None
     world = max(2 * way.training.world_size, per_node)
     while world <= 1024:
-        if fits(replace(with_engine(way.training, "zero3"), world_size=world)):
+        training = replace(with_engine(way.training, "zero3"), world_size=world)
+        if fits(replace(way, training=training)):
             return world
         world *= 2
     return None

@@ -72,6 +72,32 @@ def test_a_launcher_for_another_number_of_cards_is_refused(tmp_path: Path) -> No
         planned(recipe, "4xH100")
 
 
+def test_processes_that_share_rows_are_one_row_of_a_step(tmp_path: Path) -> None:
+    """8 processes in groups of 4 and 16 accumulated: 32 rows, of which a process holds quarters."""
+    keys = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 16}
+    long = {"sources": [{"path": "ada/rows"}], "max_tokens": 65536}
+    whole = sft(launch=str(ACCELERATE / "zero3.yaml"), train=keys, data=long)
+    shared = {**whole, "name": "shared", "launch": str(ACCELERATE / "ulysses.yaml")}
+    alone, parts = planned(recipe_of(tmp_path, whole, shared), "8xH100")
+    assert alone.tokens_per_step == 8 * 16 * 65536
+    assert parts.tokens_per_step == 2 * 16 * 65536
+    assert parts.ways[0].memory.activations < 0.3 * alone.ways[0].memory.activations
+    assert parts.ways[0].tokens_per_second == pytest.approx(
+        alone.ways[0].tokens_per_second, rel=0.02
+    )
+
+
+def test_rows_are_shared_by_what_divides_heads_and_node() -> None:
+    alone = with_engine(replace(FULL, world_size=8, attention="dualign"), "zero3")
+    start = Way(training=alone, heads=4)
+    shared = {
+        (way.parts, way.training.gradient_accumulation)
+        for way in ways(start, cluster("8xH100"), CHEAPER)
+    }
+    assert shared == {(1, 1), (2, 2), (4, 4)}
+    assert {way.parts for way in ways(replace(start, heads=0), cluster("8xH100"), CHEAPER)} == {1}
+
+
 def test_what_fits_has_a_faster_way_and_cheaper_ones(tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path, sft(launch=str(ACCELERATE / "zero3.yaml")))
     (stage,) = planned(recipe, "8xH200")
@@ -83,12 +109,18 @@ def test_what_fits_has_a_faster_way_and_cheaper_ones(tmp_path: Path) -> None:
 
 def test_what_fits_nowhere_is_told_the_smallest_change(tmp_path: Path) -> None:
     long = sft(data={"sources": [{"path": "ada/rows"}], "max_tokens": 65536})
-    (stage,) = planned(recipe_of(tmp_path, long), "4090")
+    recipe = recipe_of(tmp_path, long)
+    (stage,) = planned(recipe, "T4")
     said = "\n".join(stage.notes)
     assert len(stage.ways) == 1 and not stage.ways[0].fits
-    assert "it doesn't fit: " in said and "GB of 24 GB a card" in said
+    assert "it doesn't fit: " in said and "GB of 16 GB a card" in said
     assert "the smallest in the table is the " in said
     assert "or data.max_tokens: " in said and "(another result: longer rows are dropped" in said
+    (stage,) = planned(recipe, "H100")
+    first, *others = stage.ways
+    assert not first.fits and all(cost.fits and cost.way.other_result for cost in others)
+    assert "every way that fits gives another model" in "\n".join(stage.notes)
+    assert "cards under ZeRO-3 with" in "\n".join(stage.notes)
 
 
 def test_a_type_that_the_card_emulates_is_said(tmp_path: Path) -> None:
@@ -139,7 +171,8 @@ def test_moves_keep_the_rows_of_a_step() -> None:
     start = Way(training=replace(FULL, micro_batch=4, gradient_accumulation=4))
     for way in ways(start, cluster("8xH100"), CHEAPER):
         step = way.training
-        assert step.micro_batch * step.gradient_accumulation * step.world_size == 16
+        rows = step.micro_batch * step.gradient_accumulation * step.world_size
+        assert rows == 16 * way.parts
         assert bool(way.changes) == (way is not start)
 
 
