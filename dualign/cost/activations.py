@@ -22,6 +22,11 @@ _MLP: _Readers = (("gate_proj", "up_proj"), ("down_proj",))
 _FUSED_MLP: _Readers = (("gate_up_proj",), ("down_proj",))
 
 
+# Default of TRL's max_fwd_stash_size: tensors of the forward pass that are still being moved. Without
+# checkpointing they are fewer than a layer's.
+_STASH = 5
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Activations:
     """Bytes for one micro-batch."""
@@ -36,9 +41,24 @@ class Activations:
     """final norm, the head's input, rotary tables"""
 
     def saved(self, shape: ModelShape, training: TrainingShape) -> int:
-        """Return the bytes alive between forward and backward pass."""
-        per_layer = self.layer_input if training.gradient_checkpointing else self.layer
+        """Return the bytes alive between forward and backward pass, on whatever device."""
+        return shape.layers * self.per_layer(training) + self.outside_layers
+
+    def on_the_way(self, shape: ModelShape, training: TrainingShape) -> int:
+        """Return the bytes on the GPU of what is moved to the host: TRL keeps the last five tensors."""
+        last = min(shape.layers, _STASH) if training.gradient_checkpointing else 1
+        return last * self.per_layer(training) + self.outside_layers
+
+    def on_host(self, shape: ModelShape, training: TrainingShape) -> int:
+        """Return the bytes in the host's pinned memory, of which torch takes powers of two."""
+        per_layer = self.per_layer(training)
+        if training.gradient_checkpointing:
+            per_layer = 1 << (per_layer - 1).bit_length()
         return shape.layers * per_layer + self.outside_layers
+
+    def per_layer(self, training: TrainingShape) -> int:
+        """Return what one layer keeps."""
+        return self.layer_input if training.gradient_checkpointing else self.layer
 
 
 def activations(shape: ModelShape, training: TrainingShape) -> Activations:

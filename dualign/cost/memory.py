@@ -25,6 +25,7 @@ _TERMS: Mapping[str, Callable[[ModelShape, TrainingShape], terms.Term]] = {
     "optimizer": terms.optimizer,
     "reference": terms.reference,
     "activations": terms.saved_activations,
+    "on_host": terms.on_host,
     "logits": terms.logits,
     "head_gradient": terms.head_gradient,
     "workspace": terms.workspace,
@@ -46,6 +47,8 @@ class MemoryEstimate:
     optimizer: int
     reference: int
     activations: int
+    on_host: int
+    """activations moved to the host's memory: part of no moment"""
     logits: int
     """the fused output head in its backward pass"""
     head_gradient: int

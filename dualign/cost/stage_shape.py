@@ -96,6 +96,7 @@ def training_shape(
         optimizer=train.get("optim", "adamw_torch_fused"),
         gradient_checkpointing=train.get("gradient_checkpointing", True),
         tiled_mlp=config.tiled_mlp,
+        offloaded=bool(train.get("activation_offloading")),
         gradient_accumulation=train["gradient_accumulation_steps"],
         reference=config.reference_source if pairs else None,
         sharding=sharding,

@@ -159,14 +159,28 @@ def reference(shape: ModelShape, training: TrainingShape) -> Term:
 def saved_activations(shape: ModelShape, training: TrainingShape) -> Term:
     """Activations that the forward pass saves for the backward pass."""
     sizes = activations(shape, training)
-    per_layer, label = sizes.layer, "layers"
-    if training.gradient_checkpointing:
-        per_layer, label = sizes.layer_input, "layer inputs, checkpointed"
+    label = "layer inputs, checkpointed" if training.gradient_checkpointing else "layers"
+    width = sizes.per_layer(training) / training.tokens
     formula = (
-        f"{shape.layers} {label} x {training.tokens:,} tokens x {per_layer / training.tokens:,.0f} B "
+        f"{shape.layers} {label} x {training.tokens:,} tokens x {width:,.0f} B "
         f"+ outside the layers {sizes.outside_layers / 1e6:.0f} MB"
     )
-    return Term(bytes=sizes.saved(shape, training), formula=formula)
+    if not training.offloaded:
+        return Term(bytes=sizes.saved(shape, training), formula=formula)
+    moved = sizes.on_the_way(shape, training)
+    return Term(
+        bytes=moved, formula=f"the last of {formula}; the rest is moved to the host (assumed)"
+    )
+
+
+def on_host(shape: ModelShape, training: TrainingShape) -> Term:
+    """Activations in the host's memory, until the backward pass."""
+    if not training.offloaded:
+        return Term(bytes=0, formula="")
+    sizes = activations(shape, training)
+    kept = "layer inputs" if training.gradient_checkpointing else "layers"
+    formula = f"the host's memory, not the GPU's: {shape.layers} {kept}, pinned (assumed)"
+    return Term(bytes=sizes.on_host(shape, training), formula=formula)
 
 
 def logits(shape: ModelShape, training: TrainingShape) -> Term:

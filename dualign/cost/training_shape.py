@@ -33,6 +33,8 @@ class TrainingShape:
     optimizer: str = "adamw_torch_fused"
     gradient_checkpointing: bool = True
     tiled_mlp: bool = False
+    offloaded: bool = False
+    """activations wait in the host's memory: activation_offloading"""
     gradient_accumulation: int = 1
     reference: Literal["adapter", "cached", "copy"] | None = None
     """source of a preference stage's reference log-probabilities; None: its loss needs none"""

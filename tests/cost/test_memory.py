@@ -178,6 +178,20 @@ def test_logits_are_bounded_by_the_heads_tile() -> None:
     assert long.logits - short.logits == (65536 - 4096) * 2048 * 4
 
 
+def test_activations_on_the_host_are_counted_apart() -> None:
+    plain, offloaded = (
+        estimate(SMOLLM3, replace(LORA, max_tokens=40000, offloaded=offloaded))
+        for offloaded in (False, True)
+    )
+    layer_input = 40000 * 2048 * 2
+    assert plain.activations - offloaded.activations == (36 - 5) * layer_input
+    # 163.84 MB, of which torch pins the next power of two
+    outside = plain.activations - 36 * layer_input
+    assert (plain.on_host, offloaded.on_host) == (0, 36 * 2**28 + outside)
+    assert plain.at("loss") - offloaded.at("loss") == (36 - 5) * layer_input
+    assert any(line.startswith("on_host") and "host's" in line for line in offloaded.lines())
+
+
 def test_an_mlp_in_tiles_adds_its_input_to_a_long_row() -> None:
     whole, tiled = (
         estimate(SMOLLM3, replace(LORA, max_tokens=65536, tiled_mlp=tiled))

@@ -87,6 +87,17 @@ def test_outputs_and_gradients_are_those_of_whole_mlps(
         assert (tiled[name] - tensor).norm() < bound * tensor.norm(), name
 
 
+def test_what_layers_keep_may_wait_in_the_hosts_memory() -> None:
+    """By torch's hooks for that, around checkpointed layers with tiles in them."""
+    model = build("llama", tiled=True, checkpointed=True)
+    here = outcome(model)
+    model.zero_grad()
+    with torch.autograd.graph.save_on_cpu():
+        moved = outcome(model)
+    assert here.keys() == moved.keys()
+    assert all(torch.equal(here[name], moved[name]) for name in here)
+
+
 def test_a_stages_model_keeps_its_names_and_its_files(tiny: Path, tmp_path: Path) -> None:
     folders = []
     for tiled in (False, True):
