@@ -9,6 +9,7 @@ from transformers import GptOssConfig, LlamaConfig, PreTrainedConfig, Qwen3MoeCo
 
 from dualign.attention.support import unshareable
 from dualign.cost.stage_shape import rows_per_step
+from dualign.data.config import DataConfig, SourceConfig
 from dualign.preference.config import PreferenceStage
 from dualign.sft.config import SFTStage
 from dualign.training.parallelism import of_config, parallelism, parallelism_issues
@@ -16,7 +17,9 @@ from tests.attention.test_function import SHAPE
 
 SHIPPED = Path(__file__).parents[2] / "recipes" / "accelerate" / "ulysses.yaml"
 THREE_GROUPS = {"hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": 3}
-DATA: dict[str, Any] = {"data": {"sources": [{"path": "rows.jsonl"}]}}
+DATA: dict[str, Any] = {
+    "data": DataConfig(sources=(SourceConfig(path="rows.jsonl"),), packing="none")
+}
 
 
 def launcher(folder: Path, **sizes: Any) -> str:
