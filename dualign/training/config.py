@@ -111,7 +111,8 @@ class TrainingStage:
     @property
     def depends_on_processes(self) -> str:
         """What of its steps another number of processes would change; "" if nothing."""
-        return ""
+        data: DataConfig = self.data  # type: ignore[attr-defined]  # each kind has it
+        return "data.streaming deals rows out" if data.stream else ""
 
     @property
     def new_tokens(self) -> tuple[NewToken, ...]:

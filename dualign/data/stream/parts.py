@@ -40,9 +40,16 @@ class Part:
         Raises:
             DataError: a row can't be read; names the source.
         """
-        with reading(self.source):
-            read = self._json(self.rows, start, size) if isinstance(self.rows, JsonRows) else None
-            yield from read or self._tables(self.rows, start, size)
+        if isinstance(self.rows, JsonRows):
+            batches = self._json(self.rows, start, size)
+        else:
+            batches = self._tables(self.rows, start, size)
+        while True:
+            with reading(self.source):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
 
     def _json(self, rows: JsonRows, start: int, size: int) -> Iterator[RawRows]:
         iterator = islice(rows, start, None)

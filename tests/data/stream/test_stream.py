@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from dualign.config import Document, parse
 from dualign.data.config import DataConfig, SourceConfig, StreamConfig
 from dualign.data.prepare import prepare_sft
 from dualign.data.request import DataRequest
@@ -20,6 +21,9 @@ from dualign.data.stream.opening import open_stream
 from dualign.data.stream.reader import Share
 from dualign.data.stream.stream import StreamData
 from dualign.data.text.template import load_template
+from dualign.errors import DataError
+from dualign.preference.config import PreferenceStage
+from dualign.sft.config import SFTStage
 
 Row = dict[str, Any]
 
@@ -139,3 +143,140 @@ def test_a_stream_goes_on_from_any_packed_row(
         resumed.train.go_to(state)
         assert before + first(resumed, 40 - place) == packed
         assert calm.train.account(40) == resumed.train.account(40)
+
+
+@pytest.mark.parametrize("files", [2, 3])
+def test_two_processes_read_each_row_once(
+    files: int, opened: Callable[..., StreamData], tmp_path: Path
+) -> None:
+    content = {f"{n}.jsonl": rows(f"f{n}", 60 // files) for n in range(files)}
+    folder = write(tmp_path / "rows", content)
+    whole = opened(folder, buffer=57, validation_rows=3)
+    parts = [
+        opened(folder, share=Share(index=n, count=2), buffer=1, validation_rows=3) for n in range(2)
+    ]
+    # A source that begins again says how many rows a process has.
+    packed, account = [], None
+    for part in parts:
+        count = next(
+            n for n in range(1, 60) if any(s.repeats for s in part.train.account(n).groups.values())
+        )
+        packed += first(part, count - 1)
+        account = account or part.train.account(0)
+        account.add(part.train.account(count - 1))
+    assert documents(packed) == documents(pass_of(whole))
+    assert documents(list(parts[0].validation)) == documents(list(whole.validation))
+
+
+def test_tokens_keep_to_the_shares_of_sources_and_modes(
+    opened: Callable[..., StreamData], tmp_path: Path
+) -> None:
+    mostly = rows("a", 360) + rows("a think", 40, "think")
+    sources = (
+        SourceConfig(path=str(write(tmp_path / "a", {"r.jsonl": mostly[::-1]})), label="a"),
+        SourceConfig(
+            path=str(write(tmp_path / "b", {"r.jsonl": rows("b", 90, "think")})),
+            label="b",
+            share=0.4,
+        ),
+    )
+    data = opened(*sources, mix={"think": 0.5, "no_think": 0.5}, buffer=150)
+    *_, block = [data.train.maker.make() for _ in range(3)]
+    account = block.account_at(len(block))
+    counted = data.summary(account)
+    by_mode, by_source = Counter[str](), Counter[str]()
+    for entry in counted["by"]:
+        by_mode[entry["mode"]] += entry["tokens"]
+        by_source[entry["source"]] += entry["tokens"]
+    assert by_mode["think"] / counted["tokens"] == pytest.approx(0.5, abs=0.02)
+    assert by_source["b"] / counted["tokens"] == pytest.approx(0.4, abs=0.02)
+    assert counted["repeats"] > 0, "b began again"
+    assert counted["in"] == counted["kept"] + sum(counted["dropped"].values())
+    assert {source["rows"] for source in data.sources(account)} == {400, 90}
+
+
+def test_a_mode_that_no_row_has_ends_the_stream(
+    opened: Callable[..., StreamData], tmp_path: Path
+) -> None:
+    folder = write(tmp_path / "a", {"r.jsonl": rows("a", 20)})
+    data = opened(folder, mix={"think": 0.5, "no_think": 0.5})
+    with pytest.raises(DataError, match=r"think is to have 0\.5 .* no row that is kept is think"):
+        first(data, 1)
+    said = SourceConfig(path=str(folder), mode="no_think")
+    with pytest.raises(
+        DataError, match=r"think is to have 0\.5 of the tokens, and by their sources"
+    ):
+        opened(said, mix={"think": 0.5, "no_think": 0.5})
+
+
+def test_faults_are_counted_or_end_the_stream_where_they_are(
+    opened: Callable[..., StreamData], tmp_path: Path
+) -> None:
+    good = rows("a", 12)
+    bad = {"mode": "think", "messages": good[0]["messages"]}
+    long = {"prompt": "x " * 400, "completion": "y"}
+    files = {"0.jsonl": [*good[:6], bad], "1.jsonl": [*good[6:], bad, {"messages": []}]}
+    folder = write(tmp_path / "a", files)
+    other = write(tmp_path / "b", {"r.jsonl": [{"prompt": "a", "completion": "b"}] * 5 + [long]})
+    sources = (SourceConfig(path=str(folder), share=0.5), SourceConfig(path=str(other)))
+    data = opened(*sources, conflicts="drop", buffer=60)
+    counted = data.rows
+    assert counted["dropped"] == {"empty_row": 1, "think_without_trace": 2, "too_long": 1}
+    assert counted["in"] == counted["kept"] + 4 == 12 + 3 + 6
+    stopping = opened(SourceConfig(path=str(folder), label="chats"), buffer=60)
+    with pytest.raises(DataError, match=r"chats, [01].jsonl, row 6: .*\[think_without_trace\]"):
+        first(stopping, 9)
+
+
+def test_held_out_rows_are_the_first_of_each_source(
+    opened: Callable[..., StreamData], tmp_path: Path
+) -> None:
+    empty = {"messages": []}
+    folder = write(tmp_path / "a", {"r.jsonl": [empty, *rows("a", 10)]})
+    test = write(tmp_path / "t", {"r.jsonl": rows("t", 4)})
+    held = SourceConfig(path=str(test), validation=True, label="t")
+    data = opened(folder, held, validation_rows=3, conflicts="drop", buffer=7)
+    assert data.validation is not None
+    train, validation = documents(pass_of(data)), documents(list(data.validation))
+    assert (sum(train.values()), sum(validation.values())) == (7, 3 + 4)
+    assert not train & validation
+    counted = data.rows
+    assert (counted["validation"], counted["examples"], counted["in"]) == (7, 7, 15)
+    with pytest.raises(DataError, match="validation_rows is 11, but only 10 rows"):
+        opened(folder, held, validation_rows=11, conflicts="drop")
+
+
+@pytest.mark.parametrize(
+    ("key", "keys"),
+    [
+        ("data.dedup", {"dedup": {"method": "exact"}}),
+        ("data.validation_rows", {"validation_rows": 0.5}),
+        ("data.num_proc", {"num_proc": 2}),
+        ("data.sources[0].rows", {"sources": [{"path": "a", "rows": 3}]}),
+        ("data.sources[0].tokens", {"sources": [{"path": "a", "tokens": 3}]}),
+        ("data.sources[0].weight", {"sources": [{"path": "a", "weight": 2.0}]}),
+        ("data.sources[0].split", {"sources": [{"path": "a", "split": "train[:9]"}]}),
+        ("data.sources", {"sources": [{"path": "a"}, {"path": "b"}]}),
+        ("data.streaming.shuffle_buffer", {"streaming": {"shuffle_buffer": 0}}),
+        ("train.max_steps", {"train": {}}),
+        ("train.num_train_epochs", {"train": {"max_steps": 1, "num_train_epochs": 1.0}}),
+        ("train.dataloader_num_workers", {"train": {"max_steps": 1, "dataloader_num_workers": 2}}),
+        ("train.auto_find_batch_size", {"train": {"max_steps": 1, "auto_find_batch_size": True}}),
+    ],
+)
+def test_what_needs_all_rows_or_their_number_is_refused(key: str, keys: dict[str, Any]) -> None:
+    train = keys.pop("train", {"max_steps": 5})
+    data = {"sources": [{"path": "a"}], "streaming": True, **keys}
+    entry = {"name": "s", "model": "m", "data": data, "train": train}
+    document = Document(file="r.yaml")
+    parse(SFTStage, entry, document)
+    assert len(document.problems) == 1 and f": {key}: " in document.problems[0], document.problems
+
+
+def test_a_preference_stage_takes_no_stream() -> None:
+    document = Document(file="r.yaml")
+    data = {"sources": [{"path": "a"}], "streaming": True, "packing": "none"}
+    parse(PreferenceStage, {"name": "p", "model": "m", "data": data}, document)
+    assert (
+        len(document.problems) == 1 and "data.streaming: is for sft stages" in document.problems[0]
+    )
