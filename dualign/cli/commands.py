@@ -37,7 +37,7 @@ def run(args: Namespace) -> int:
 def plan(args: Namespace) -> int:
     """`dualign plan RECIPE`; of an experiment's file, what `dualign experiment --dry-run` shows."""
     _require_plan_options(args)
-    elsewhere = args.measure or args.on
+    elsewhere = args.measure or args.on is not None
     if not elsewhere and is_experiment(read_yaml(find_recipe(args.recipe)).value):
         from dualign.experiments.start import plan_experiment
 
@@ -46,7 +46,7 @@ def plan(args: Namespace) -> int:
     recipe = api.load_recipe(
         args.recipe, *args.overrides
     )  # refused before anything heavy is imported
-    if args.on:
+    if args.on is not None:
         from dualign.cost.show_on import show_plan_on
 
         show_plan_on(recipe, args.on, price=args.price)
@@ -63,9 +63,9 @@ def _require_plan_options(args: Namespace) -> None:
     Raises:
         ConfigError: they do.
     """
-    if args.on and args.measure:
+    if args.on is not None and args.measure:
         raise ConfigError("--measure trains on this machine, --on is for others: leave one out")
-    if args.price is not None and not args.on:
+    if args.price is not None and args.on is None:
         raise ConfigError(
             "--price is of a card-hour: name the cards with --on, such as --on 8xH100"
         )

@@ -9,8 +9,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from dualign.cost.cards import Card, Cluster
 from dualign.cost.measured import base_model
-from dualign.cost.model_shape import ModelShape
-from dualign.cost.plan import resolve_references, shape_of
+from dualign.cost.model_shape import ModelShape, shape_of
+from dualign.cost.plan import resolve_references
 from dualign.cost.step_time import LAYER_START
 from dualign.engine import StageStatus
 from dualign.errors import DualignError

@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dualign.checkpoints.checkpoint import read_json
+from dualign.checkpoints.embedded import embedded_model
 from dualign.errors import CheckpointError
+from dualign.model_ref import ModelRef, adapter_base
 
 # Families whose layers were compared with the counts below: norm, attention, norm, gated MLP.
 _SUPPORTED_TYPES = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma3_text", "phi3")
@@ -193,3 +196,37 @@ class ModelShape:
         return (
             self.layers * self.layer_parameters + matrices * self.embedding_parameters + self.hidden
         )
+
+
+def config_file(base: str, folder: Path, notes: list[str]) -> Path | None:
+    """Return the model's config.json; for a hub id, model_config.json in the recipe's folder."""
+    for path in _config_candidates(base, folder):
+        if path.is_file():
+            return path
+    notes.append(
+        f"memory and time: {base} isn't here; copy its config.json to {folder / 'model_config.json'}"
+    )
+    return None
+
+
+def shape_of(base: str, folder: Path, notes: list[str]) -> ModelShape | None:
+    """Return the shape of a model by its config.json; None, with a note, where it isn't known."""
+    file = config_file(base, folder, notes)
+    return _model_shape(file, notes) if file else None
+
+
+def _model_shape(file: Path, notes: list[str]) -> ModelShape | None:
+    try:
+        return ModelShape.from_config(json.loads(file.read_text(encoding="utf-8")), where=str(file))
+    except CheckpointError as error:
+        notes.append(str(error))
+        return None
+
+
+def _config_candidates(model: str, folder: Path) -> list[Path]:
+    ref = ModelRef.parse(model)
+    if ref.path and (ref.path / "adapter_config.json").is_file():
+        ref = adapter_base(ref.path, read_json(ref.path / "adapter_config.json"))
+    if ref.kind == "embedded":
+        return [embedded_model(ref.name) / "config.json"]
+    return [Path(ref.name) / "config.json", folder / "model_config.json"]

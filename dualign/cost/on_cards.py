@@ -134,24 +134,24 @@ def _training(
     cluster: Cluster,
 ) -> StageOnCards:
     config = status.entry.config
-    facts = training_facts(recipe, status, statuses)
+    facts, unread = _facts(recipe, status, statuses)
     if facts.shape is None:
-        return replace(stage, notes=facts.notes)
+        return replace(stage, notes=(*unread, *facts.notes))
     try:
         start = _start(facts, cluster)
     except DualignError as error:
-        return replace(stage, notes=(*facts.notes, str(error)))
+        return replace(stage, notes=(*unread, *facts.notes, str(error)))
     _require_cards(stage.name, config, start, cluster)
     load = _load(facts, facts.shape, start, cluster)
     try:
         first = load.cost(start)
     except DualignError as error:  # an optimizer, or modules, whose size isn't known
-        return replace(stage, notes=(*facts.notes, str(error)))
+        return replace(stage, notes=(*unread, *facts.notes, str(error)))
     others = [cost for way in ways(start, cluster, CHEAPER)[1:] if (cost := load.cost(way)).fits]
     by_way = {id(cost.way): cost for cost in others}
     sized = [(cost.way, cost.memory.total, cost.cards / cost.tokens_per_second) for cost in others]
     chosen = [by_way[id(way)] for way in cheaper(first.memory.total, sized)]
-    notes = [*facts.notes, *facts.attention, *_notes(config, facts, first, cluster)]
+    notes = [*unread, *facts.notes, *facts.attention, *_notes(config, facts, first, cluster)]
     notes += _faster(load, first, cluster) if first.fits else _too_large(load, first, others)
     return replace(
         stage,
@@ -160,6 +160,17 @@ def _training(
         tokens_per_step=load.tokens_per_step,
         notes=tuple(notes),
     )
+
+
+def _facts(
+    recipe: Recipe, status: StageStatus, statuses: list[StageStatus]
+) -> tuple[TrainingFacts, list[str]]:
+    """Return what is known of a stage; where its rows can't be read on this machine, why not."""
+    try:
+        return training_facts(recipe, status, statuses), []
+    except DualignError as error:
+        facts = training_facts(recipe, status, statuses, prepares=False)
+        return facts, [f"its rows can't be read here: {error}"]
 
 
 def _start(facts: TrainingFacts, cluster: Cluster) -> Way:

@@ -3,17 +3,14 @@
 Nothing is trained or written. Figures that depend on a stage that hasn't run yet are None.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from dualign.checkpoints.checkpoint import read_json
-from dualign.checkpoints.embedded import embedded_model
 from dualign.cost.measured import base_model, mean_row_tokens, throughput
 from dualign.cost.memory import MemoryEstimate, estimate
-from dualign.cost.model_shape import ModelShape
+from dualign.cost.model_shape import ModelShape, config_file, shape_of
 from dualign.cost.row_tokens import by_pairs, row_lengths
 from dualign.cost.speed import estimate_seconds, training_flops
 from dualign.cost.stage_shape import (
@@ -30,8 +27,8 @@ from dualign.data.prepare import PairData, Prepared, RatedData
 from dualign.data.request import LOOKED_AT
 from dualign.data.rows.reading import reading_notes
 from dualign.engine import StageStatus
-from dualign.errors import CheckpointError, ConfigError, DualignError
-from dualign.model_ref import EMBEDDED_PREFIX, ModelRef, StageRef, adapter_base
+from dualign.errors import ConfigError, DualignError
+from dualign.model_ref import EMBEDDED_PREFIX, ModelRef, StageRef
 from dualign.models.new_tokens import occurrence_notes
 from dualign.recipe import Recipe, StageEntry, references, replace_texts, stage_of
 from dualign.retention.estimate import retention_notes
@@ -142,18 +139,22 @@ def plan_stage(
 
 
 def training_facts(
-    recipe: Recipe, status: StageStatus, statuses: list[StageStatus]
+    recipe: Recipe, status: StageStatus, statuses: list[StageStatus], *, prepares: bool = True
 ) -> TrainingFacts:
-    """Return what is known of a training stage; its data is prepared, if it is here."""
+    """Return what is known of a training stage; its data is prepared, if it is here.
+
+    Args:
+        prepares: False takes the rows as unknown.
+    """
     entry = status.entry
     config, missing = _startable(entry, statuses)
     data, notes, attention = None, list[str](), list[str]()
-    if not missing and _data_is_here(config):
+    if prepares and not missing and _data_is_here(config):
         data, tokenizer = prepare_data(config, entry.seed)
         notes += occurrence_notes(data.train, tokenizer, config.new_tokens)
     base = base_model(entry, {other.entry.name: other.entry for other in statuses})
-    file = _config_file(base, recipe.file.parent, notes)
-    shape = _model_shape(file, notes) if file else None
+    file = config_file(base, recipe.file.parent, notes)
+    shape = shape_of(base, recipe.file.parent, notes) if file else None
     settled = config
     if status.state != "done":
         settled = _settled(config, file, attention) if file else config
@@ -373,37 +374,3 @@ def _require_later_step(config: Any, steps: int | None) -> None:
     if pause and steps and not estimated and pause > steps:
         message = pause_after_end(steps, pause)
         raise ConfigError(f"stage {config.name}: pause_at_step: {message}")
-
-
-def _config_file(base: str, folder: Path, notes: list[str]) -> Path | None:
-    """Return the model's config.json; for a hub id, model_config.json in the recipe's folder."""
-    for path in _config_candidates(base, folder):
-        if path.is_file():
-            return path
-    notes.append(
-        f"memory and time: {base} isn't here; copy its config.json to {folder / 'model_config.json'}"
-    )
-    return None
-
-
-def shape_of(base: str, folder: Path, notes: list[str]) -> ModelShape | None:
-    """Return the shape of a model by its config.json; None, with a note, where it isn't known."""
-    file = _config_file(base, folder, notes)
-    return _model_shape(file, notes) if file else None
-
-
-def _model_shape(file: Path, notes: list[str]) -> ModelShape | None:
-    try:
-        return ModelShape.from_config(json.loads(file.read_text(encoding="utf-8")), where=str(file))
-    except CheckpointError as error:
-        notes.append(str(error))
-        return None
-
-
-def _config_candidates(model: str, folder: Path) -> list[Path]:
-    ref = ModelRef.parse(model)
-    if ref.path and (ref.path / "adapter_config.json").is_file():
-        ref = adapter_base(ref.path, read_json(ref.path / "adapter_config.json"))
-    if ref.kind == "embedded":
-        return [embedded_model(ref.name) / "config.json"]
-    return [Path(ref.name) / "config.json", folder / "model_config.json"]

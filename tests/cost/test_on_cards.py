@@ -123,6 +123,15 @@ def test_what_fits_nowhere_is_told_the_smallest_change(tmp_path: Path) -> None:
     assert "cards under ZeRO-3 with" in "\n".join(stage.notes)
 
 
+def test_rows_that_cant_be_read_here_are_taken_as_unknown(tmp_path: Path) -> None:
+    """The model's folder has no tokenizer."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"messages": []}')
+    data = {"sources": [{"path": str(rows)}], "max_tokens": 4096}
+    (stage,) = planned(recipe_of(tmp_path, sft(data=data)), "H100")
+    assert stage.ways and stage.notes[0].startswith("its rows can't be read here: ")
+
+
 def test_a_type_that_the_card_emulates_is_said(tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path, sft(train={"bf16": True}), sft(name="auto"))
     asked, auto = planned(recipe, "T4")
@@ -227,6 +236,7 @@ def test_the_command_prints_ways_memory_and_what_it_assumed(
     ("options", "message"),
     [
         (["--on", "H100", "--measure"], "leave one out"),
+        (["--on", ""], "--on: expected CARDSxCARD"),
         (["--price", "2"], "name the cards with --on"),
         (["--on", "H100", "--price", "-1"], "--price: expected 0 or more, found -1"),
         (["--on", "H100", "--price", "nan"], "--price: expected 0 or more, found nan"),
