@@ -54,6 +54,7 @@ FLOORS = [
     "dualign.data.config",
     "dualign.data.seeds",
     "dualign.data.processes",
+    "dualign.data.workers",
     "dualign.data.shards",
     "dualign.data.text",
     "dualign.data.request",

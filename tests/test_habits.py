@@ -27,6 +27,7 @@ USERS_EXTRAS = (
     "gguf",
     "sweep",
     "data",
+    "datatrove",
     "documents",
     "trackers",
 )

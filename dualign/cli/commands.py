@@ -171,14 +171,7 @@ def report(args: Namespace) -> int:
 def inspect(args: Namespace) -> int:
     """`dualign inspect RECIPE --stage NAME --html FILE`."""
     recipe = api.load_recipe(args.recipe, *args.overrides)
-    training = [entry for entry in recipe.stages if stage_kind(entry.kind).trains]
-    if not training:
-        raise ConfigError(f"{recipe.file}: no {training_kinds()} stage to inspect")
-    entry = recipe.stage(args.stage) if args.stage else training[0]
-    if entry not in training:
-        raise ConfigError(
-            f"{recipe.file}: stage {entry.name} is of kind {entry.kind} and has no rows"
-        )
+    entry = training_stage(recipe, args.stage)
     page = Path(args.html) if args.html else None
     from dualign.cost.show import show_rows
 
@@ -186,6 +179,19 @@ def inspect(args: Namespace) -> int:
     if page:
         say(f"rows: {page}")
     return 0
+
+
+def training_stage(recipe: Recipe, name: str | None) -> StageEntry:
+    """Return the training stage with a name, or the first one."""
+    training = [entry for entry in recipe.stages if stage_kind(entry.kind).trains]
+    if not training:
+        raise ConfigError(f"{recipe.file}: has no {training_kinds()} stage")
+    entry = recipe.stage(name) if name else training[0]
+    if entry not in training:
+        raise ConfigError(
+            f"{recipe.file}: stage {entry.name} is of kind {entry.kind} and has no rows"
+        )
+    return entry
 
 
 def doctor(args: Namespace) -> int:

@@ -20,6 +20,7 @@ from dualign.cli import (
     experiment,
     export,
     merge,
+    prepare,
     probe,
     publish,
     storage,
@@ -159,6 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     _report_command(sub)
     publish.add(sub)
     _inspect_command(sub)
+    prepare.add(sub)
     _doctor_command(sub)
     _recipes_command(sub)
     storage.add(sub)

@@ -26,6 +26,7 @@ from dualign.cost.trial import measure_speed
 from dualign.data.prepare import PairData, Prepared, RatedData
 from dualign.data.request import LOOKED_AT
 from dualign.data.rows.reading import reading_notes
+from dualign.data.workers import Share
 from dualign.engine import StageStatus
 from dualign.errors import ConfigError, DualignError
 from dualign.model_ref import EMBEDDED_PREFIX, ModelRef, StageRef
@@ -353,14 +354,16 @@ def _data_is_here(config: Any) -> bool:
     return all(Path(source.path).exists() or "*" in source.path for source in config.data.sources)
 
 
-def prepare_data(config: Any, seed: int) -> tuple[Prepared, Any]:
-    """Return a training stage's rows as training gets them, and the tokenizer."""
+def prepare_data(config: Any, seed: int, share: Share | None = None) -> tuple[Prepared, Any]:
+    """Return a training stage's rows as training gets them, and the tokenizer. With a `share` only
+    that part is prepared.
+    """
     from dualign.data.prepare import prepare
     from dualign.models.source import resolve_model
     from dualign.training.rows import request_rows
 
     source = resolve_model(config.model, revision=config.revision)
-    request = request_rows(config, source, seed=seed)
+    request = replace(request_rows(config, source, seed=seed), share=share)
     return prepare(request, config.row_type), request.tokenizer
 
 

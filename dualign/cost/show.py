@@ -1,6 +1,7 @@
 """`dualign plan` and `dualign inspect` in the terminal: tables of stages, rows and costs."""
 
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -12,6 +13,7 @@ from dualign.cost.plan import (
     prepare_data,
     resolve_references,
 )
+from dualign.data.workers import Share
 from dualign.engine import StageStatus, require_runnable, statuses
 from dualign.errors import ConfigError
 from dualign.recipe import Recipe, StageEntry, references
@@ -48,11 +50,7 @@ def show_rows(recipe: Recipe, entry: StageEntry, *, count: int, html: Path | Non
     from dualign.inspect.html import write_page
     from dualign.inspect.terminal import show
 
-    config, missing = resolve_references(entry, statuses(recipe, remember=False))
-    if missing:
-        raise ConfigError(
-            f"{recipe.file}: stage {entry.name} reads from {', '.join(missing)}, which hasn't run yet"
-        )
+    config = _resolved(recipe, entry)
     data, tokenizer = prepare_data(config, entry.seed)
     if html is None:
         show(data, tokenizer, samples=count)
@@ -67,6 +65,34 @@ def show_rows(recipe: Recipe, entry: StageEntry, *, count: int, html: Path | Non
     )
     title = f"Rows of {entry.name}, as the model gets them"
     write_page(html, data, tokenizer, title=title, facts=facts, samples=count)
+
+
+def show_prepared(recipe: Recipe, entry: StageEntry, share: Share | None) -> None:
+    """Prepare the rows of a training stage, or a share of them, and show the account.
+
+    Raises:
+        PartDoneError: the share is that of a worker, and is done. ConfigError: the rows are a stream.
+    """
+    from dualign.inspect.terminal import show_counts
+
+    config = _resolved(recipe, entry)
+    if config.data.stream is not None:
+        raise ConfigError(
+            f"{recipe.file}: stage {entry.name}: data.streaming prepares rows while training runs; "
+            "remove it to prepare them before"
+        )
+    data, _ = prepare_data(config, entry.seed, share)
+    show_counts(data.rows, wide_console())
+
+
+def _resolved(recipe: Recipe, entry: StageEntry) -> Any:
+    """Return the configuration of a stage whose parents have run."""
+    config, missing = resolve_references(entry, statuses(recipe, remember=False))
+    if missing:
+        raise ConfigError(
+            f"{recipe.file}: stage {entry.name} reads from {', '.join(missing)}, which hasn't run yet"
+        )
+    return config
 
 
 def _stage_table(recipe: Recipe, all_statuses: list[StageStatus]) -> Table:

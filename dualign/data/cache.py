@@ -10,8 +10,9 @@ pruning.py deletes the folders used longest ago.
 """
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -26,11 +27,13 @@ from dualign.data.request import DataRequest
 from dualign.data.rows.loading import load_source
 from dualign.data.rows.source_files import combined_sha256, fingerprint_files, local_files
 from dualign.data.rows.sources import source_label
+from dualign.errors import DataError
 from dualign.fingerprint import Digests, file_digests
 from dualign.rundir import complete_folder, tokens_folder
 
 Tables = Mapping[str, datasets.Dataset]
 Metadata = Mapping[str, Any]
+Built = tuple[Tables, Metadata]
 _METADATA = "about.json"
 _NOT_IN_KEY = ("cache", "num_proc")
 """Settings that change how the data is prepared, not the result."""
@@ -71,7 +74,31 @@ def cache_key(kind: str, request: DataRequest) -> str | None:
     return sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
-def cached(key: str, build: Callable[[], tuple[Tables, Metadata]]) -> tuple[Tables, Metadata]:
+def kept(kind: str, request: DataRequest, build: Callable[[DataRequest], Built]) -> Built:
+    """Return what `build(request)` makes, from the cache if it is there.
+
+    Raises:
+        PartDoneError: this process is a worker. DataError: it is one, and the data has no key under
+        which workers could meet.
+    """
+    key = cache_key(kind, request)
+    if request.share is None:
+        return cached(key, lambda: build(request)) if key else build(request)
+    if key is None:
+        raise DataError(
+            "workers meet in the cache: they need data.cache: true, and sources other than streams "
+            "from the hub"
+        )
+    folder, parts = tokens_folder() / key, tokens_folder() / f"{key}.parts"
+    shared = replace(request, share=replace(request.share, folder=parts))
+    if not folder.is_dir() and request.share.worker is not None:
+        build(shared)  # without the lock, which workers of one machine would wait for
+    result = cached(key, lambda: build(shared))
+    shutil.rmtree(parts, ignore_errors=True)
+    return result
+
+
+def cached(key: str, build: Callable[[], Built]) -> Built:
     """Return the cached tables and metadata for `key`, building them on a miss."""
     folder = tokens_folder() / key
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -8,13 +8,13 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
-from dualign.data.cache import Metadata, Tables, cache_key, cached
+from dualign.data.cache import Built, Metadata, Tables, kept
 from dualign.data.config import DataConfig
 from dualign.data.conversation import Group, RowType
 from dualign.data.mix.mixture import Mixture, mix
 from dualign.data.request import DataRequest, without_stream
 from dualign.data.seeds import Indices, rng
-from dualign.data.shards import write_shards
+from dualign.data.shards import TableJob, write_tables
 from dualign.data.tokens.packing import Pieces, fill, pack
 from dualign.data.verdicts import count_verdicts, one_sided_verdicts
 from dualign.errors import DataError
@@ -107,19 +107,18 @@ def prepare_sft(request: DataRequest) -> SFTData:
     request = without_stream(request)
     data = request.data
 
-    def build() -> tuple[Tables, Metadata]:
+    def build(request: DataRequest) -> Built:
         mixture = mix(request, "conversation")
         random = rng(request.seed, "rows")
-        tables = {"train": _packed(mixture, mixture.train, data, random, "packing")}
+        tables = {"train": _packed(mixture, mixture.train, data, random, "rows")}
         if len(mixture.validation):
             random = rng(request.seed, "validation rows")
-            title = "packing validation"
+            title = "validation rows"
             tables["validation"] = _packed(mixture, mixture.validation, data, random, title)
         room = len(tables["train"]) * data.max_tokens
         return tables, _metadata(mixture) | {"fill": mixture.rows["tokens"] / room}
 
-    key = cache_key("sft", request)
-    tables, metadata = cached(key, build) if key else build()
+    tables, metadata = kept("sft", request, build)
     return SFTData(fill=metadata["fill"], **_fields(tables, metadata))
 
 
@@ -130,15 +129,14 @@ def prepare_pairs(request: DataRequest) -> PairData:
     request = without_stream(request)
     request = replace(request, data=replace(request.data, packing="none"))
 
-    def build() -> tuple[Tables, Metadata]:
+    def build(request: DataRequest) -> Built:
         mixture = mix(request, "pair")
         tables = {"train": _answers(mixture, mixture.train, _PAIR)}
         if len(mixture.validation):
             tables["validation"] = _answers(mixture, mixture.validation, _PAIR)
         return tables, _metadata(mixture)
 
-    key = cache_key("pairs", request)
-    tables, metadata = cached(key, build) if key else build()
+    tables, metadata = kept("pairs", request, build)
     return PairData(**_fields(tables, metadata))
 
 
@@ -152,7 +150,7 @@ def prepare_rated(request: DataRequest) -> RatedData:
     request = without_stream(request)
     request = replace(request, data=replace(request.data, packing="none"))
 
-    def build() -> tuple[Tables, Metadata]:
+    def build(request: DataRequest) -> Built:
         mixture = mix(request, "rated")
         tables = {"train": _answers(mixture, mixture.train, _RATED)}
         if len(mixture.validation):
@@ -161,8 +159,7 @@ def prepare_rated(request: DataRequest) -> RatedData:
         verdicts = zip(tables["train"]["group"], tables["train"]["desirable"], strict=True)
         return tables, metadata | {"rows": count_verdicts(metadata, verdicts)}
 
-    key = cache_key("rated", request)
-    tables, metadata = cached(key, build) if key else build()
+    tables, metadata = kept("rated", request, build)
     if one_sided := one_sided_verdicts(metadata["rows"]):
         raise DataError(one_sided)
     return RatedData(**_fields(tables, metadata))
@@ -195,14 +192,14 @@ def _packed(
     )
     table = mixture.table.select_columns(["input_ids", "labels"]).with_format("arrow")
     filler = _Filler(table=table, group=mixture.group, documents=documents, pieces=pieces)
-    return write_shards(
-        len(pieces.offsets) - 1,
-        filler,
+    job = TableJob(
+        count=len(pieces.offsets) - 1,
+        make=filler,
         features=_PACKED_FEATURES,
         title=title,
-        processes=data.num_proc,
         batch_rows=128,
     )
+    return write_tables([job], processes=data.num_proc, doing="packing")[0]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from dualign.data.config import DataConfig
 from dualign.data.text.template import ChatTemplate
+from dualign.data.workers import Share
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -25,6 +26,8 @@ class DataRequest:
     """rows of both modes may be asked in one way: they are scored, not trained on"""
     first: int | None = None
     """read no more than so many rows of each source, its first ones"""
+    share: Share | None = None
+    """the part of the work that this process does; None: all of it"""
 
 
 LOOKED_AT = 2000

@@ -12,7 +12,7 @@ import pytest
 
 from dualign.data.faults import RowError
 from dualign.data.processes import map_in_order
-from dualign.data.shards import Mapped, write_shards
+from dualign.data.shards import Mapped, TableJob, write_tables
 from dualign.errors import DataError
 
 FEATURES = datasets.Features({"n": datasets.Value("int64"), "pid": datasets.Value("int64")})
@@ -24,10 +24,15 @@ def numbers(batch: Any, indices: Any) -> pa.Table:
     return pa.table({"n": values, "pid": [os.getpid()] * len(values)}, schema=FEATURES.arrow_schema)
 
 
-def table_of(processes: int, count: int = 2_600) -> datasets.Dataset:
+def table_of(processes: int) -> datasets.Dataset:
+    count = 2_600
     rows = datasets.Dataset.from_dict({"n": list(range(count))})
     mapped = Mapped(rows=rows, function=numbers)
-    return write_shards(count, mapped, features=FEATURES, title="rows", processes=processes)
+    job = TableJob(count=count, make=mapped, features=FEATURES, title="rows")
+    empty = TableJob(count=0, make=mapped, features=FEATURES, title="none")
+    none, table = write_tables([empty, job], processes=processes, doing="doubling")
+    assert none.num_rows == 0 and none.features == FEATURES
+    return table
 
 
 def test_rows_come_in_their_order_from_any_number_of_processes() -> None:
@@ -37,7 +42,6 @@ def test_rows_come_in_their_order_from_any_number_of_processes() -> None:
     assert os.getpid() not in there["pid"][:] and len(set(there["pid"][:])) > 1
     assert here.features == there.features == FEATURES
     assert all(Path(file["filename"]).is_file() for file in there.cache_files)
-    assert table_of(2, count=0).num_rows == 0
 
 
 def faulty(number: int) -> int:

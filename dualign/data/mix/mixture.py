@@ -26,7 +26,7 @@ from dualign.data.rows.reading import read_source
 from dualign.data.rows.shape_check import check_shapes
 from dualign.data.rows.sources import source_label
 from dualign.data.seeds import Indices
-from dualign.data.shards import Mapped, write_shards
+from dualign.data.shards import Mapped, TableJob, write_tables
 from dualign.data.tokens.encoders import ENCODERS
 
 
@@ -72,7 +72,7 @@ def mix(request: DataRequest, row_type: RowType) -> Mixture:
     for rows, source in zip(sampled, data.sources, strict=True):
         check_shapes(rows.table, rows.rows, source, data, pairs=pairs)
     screened = screen(sampled, replace(request, data=data), row_type=row_type)
-    tables = []
+    jobs = []
     for rows, source in zip(screened.sampled, data.sources, strict=True):
         encoder = ENCODERS[row_type](
             source=source,
@@ -83,15 +83,17 @@ def mix(request: DataRequest, row_type: RowType) -> Mixture:
             parsed=rows.parsed,
             structs=rows.structs,
         )
-        tables.append(
-            write_shards(
-                len(rows.table),
-                Mapped(rows=rows.stored, function=encoder),
+        jobs.append(
+            TableJob(
+                count=len(rows.table),
+                make=Mapped(rows=rows.stored, function=encoder),
                 features=encoder.features,
                 title=source_label(source),
-                processes=data.num_proc,
             )
         )
+    tables = write_tables(
+        jobs, processes=data.num_proc, doing="tokenizing", share=request.share, last=True
+    )
     table = datasets.concatenate_datasets(tables)
     row_table = _row_table(table, [len(part) for part in tables])
     selection = select_rows(row_table, sampled, screened, data, request.seed)

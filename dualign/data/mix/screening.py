@@ -37,7 +37,7 @@ from dualign.data.rows.shapes import Row
 from dualign.data.rows.sources import source_label
 from dualign.data.rows.text_rules import text_rules
 from dualign.data.seeds import Indices
-from dualign.data.shards import Mapped, write_shards
+from dualign.data.shards import Mapped, TableJob, write_tables
 
 _FEATURES = datasets.Features(
     {name: datasets.Value("string") for name in ("mode", "task", "problem", "start")}
@@ -74,10 +74,10 @@ def screen(
         row_type=row_type,
         rules=text_rules(request.tokenizer, request.template),
     )
-    tables = [
-        write_shards(
-            len(rows.table),
-            Mapped(
+    jobs = [
+        TableJob(
+            count=len(rows.table),
+            make=Mapped(
                 rows=rows.stored,
                 function=_Fingerprinter(
                     parser=replace(parser, source=source, structs=rows.structs),
@@ -87,11 +87,12 @@ def screen(
                 ),
             ),
             features=_FEATURES,
-            title=f"screening {source_label(source)}",
-            processes=worker_processes(data.dedup, data.num_proc),
+            title=source_label(source),
         )
         for rows, source in zip(sampled, data.sources, strict=True)
     ]
+    processes = worker_processes(data.dedup, data.num_proc)
+    tables = write_tables(jobs, processes=processes, doing="screening", share=request.share)
     table = datasets.concatenate_datasets(tables)
     mode, task = (np.asarray(table[name][:]) for name in ("mode", "task"))
     verdict = _Verdict(
