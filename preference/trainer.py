@@ -171,7 +171,12 @@ class DualModeDPOTrainer(FiniteSteps, EndsAtLastStep, SequenceParallel, DPOTrain
         if not self._has_reference:
             return None, None
         if "ref_chosen_logps" in inputs:
-            return inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
+            device = self.accelerator.device
+            chosen_P, rejected_P = (
+                torch.tensor(inputs[f"ref_{side}_logps"], device=device)
+                for side in ("chosen", "rejected")
+            )
+            return chosen_P, rejected_P
         return self.compute_ref_log_probs(model, inputs)
 
     @torch.no_grad()

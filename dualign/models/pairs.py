@@ -65,7 +65,8 @@ class PairCollator:
             batch["desirable"] = torch.tensor([pair["desirable"] for pair in pairs])
         for name in _REFERENCES:
             if name in pairs[0]:
-                batch[name] = torch.tensor([pair[name] for pair in pairs])
+                # Numbers: under DeepSpeed the trainer gives tensors of fractions the weights' 16 bits.
+                batch[name] = tuple(pair[name] for pair in pairs)
         return batch
 
 

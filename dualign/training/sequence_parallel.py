@@ -164,13 +164,13 @@ def whole_scores(scores: LabelScores) -> LabelScores:
     The gradient of log_probs is that of this process' part: all of them compute the same loss.
     """
     gather: Any = _Gathered.apply
-    return LabelScores(
-        **{
-            field.name: gather(values)
-            for field in fields(scores)
-            if isinstance(values := getattr(scores, field.name), Tensor) and values.dim() == 2
-        }
-    )
+    whole = {
+        # One type: a figure of no labels has another one than that of some.
+        field.name: gather(values.float())
+        for field in fields(scores)
+        if isinstance(values := getattr(scores, field.name), Tensor) and values.dim() == 2
+    }
+    return LabelScores(**whole | {"label_mask": whole["label_mask"] > 0})
 
 
 class _Gathered(torch.autograd.Function):
@@ -180,10 +180,11 @@ class _Gathered(torch.autograd.Function):
     def forward(ctx: Any, values_1S: Tensor) -> Tensor:
         group = _sequence_group()
         ctx.place, ctx.tokens = torch.distributed.get_rank(group), values_1S.shape[1]
-        plain = values_1S.to(torch.uint8) if values_1S.dtype == torch.bool else values_1S
-        parts = [torch.empty_like(plain) for _ in range(torch.distributed.get_world_size(group))]
-        all_gather(parts, plain.contiguous(), group=group)
-        return torch.cat(parts, dim=1).to(values_1S.dtype)
+        parts = [
+            torch.empty_like(values_1S) for _ in range(torch.distributed.get_world_size(group))
+        ]
+        all_gather(parts, values_1S.contiguous(), group=group)
+        return torch.cat(parts, dim=1)
 
     @staticmethod
     def backward(ctx: Any, gradient_1T: Tensor) -> Tensor:

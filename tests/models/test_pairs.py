@@ -133,8 +133,8 @@ def test_the_references_log_probabilities_travel_with_the_pairs() -> None:
         {**copy.deepcopy(PAIRS[0]), "ref_chosen_logps": -1.5, "ref_rejected_logps": -2.5}
     ]
     batch = PairCollator(layout="shared")(pairs)
-    assert batch["ref_chosen_logps"].tolist() == [-1.5]
-    assert batch["ref_rejected_logps"].tolist() == [-2.5]
+    assert batch["ref_chosen_logps"] == (-1.5,)
+    assert batch["ref_rejected_logps"] == (-2.5,)
 
 
 @pytest.mark.parametrize("layout", ["shared", "padded"])

@@ -126,3 +126,47 @@ def test_four_clipped_steps_are_those_of_whole_rows(
     for line, expected in zip(figures(ours), figures(theirs), strict=True):
         assert line == pytest.approx(expected, rel=1e-4)
     assert_same_changes(ground, ours, theirs, bound=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("deepspeed")
+@pytest.mark.parametrize(
+    ("zero", "keys"),
+    [
+        (2, {"reference": "cached"}),
+        (3, {"reference": "cached"}),
+        (2, {"lora": {"r": 4}, "save": "merged"}),
+        (2, {"train": {"loss_type": "simpo"}}),
+    ],
+    ids=["zero2", "zero3", "lora", "simpo"],
+)
+def test_pairs_that_are_shared_give_the_same_loss_and_gradient(
+    ground: Path, zero: int, keys: dict[str, Any]
+) -> None:
+    """APO with a cached reference, or the adapter's base; SimPO without one. A part may have no label."""
+    name = f"pairs-{zero}-{'-'.join(sorted(keys))}"
+    keys = {"kind": "preference", **keys, "train": GRADIENT | keys.get("train", {})}
+    theirs = alone(ground, f"{name}-whole", **keys)
+    ours = shared(ground, name, zero=zero, **keys)
+    for line, expected in zip(figures(ours), figures(theirs), strict=True):
+        assert line == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    assert_same_changes(ground, ours, theirs, bound=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("deepspeed")
+def test_a_killed_run_goes_on_to_the_same_bits(ground: Path) -> None:
+    """Within an epoch, which transformers' own way can't resume."""
+    keys = {"train": FOUR_STEPS}
+    calm = shared(ground, "calm", zero=2, **keys)
+    recipe = write_recipe(ground, "rough", **keys)
+    rough = ground / "rough" / "stage"
+    mark = ground / "rough" / ".stage.partial" / "checkpoints" / "checkpoint-2" / "complete"
+    run = processes.Fork("run", str(recipe), log=ground / "rough.log", launcher=launcher(ground, 2))
+    processes.wait_until(lambda: mark.exists() or not run.runs())
+    run.kill()
+    assert mark.exists()
+    shared(ground, "rough", zero=2, **keys)
+    assert figures(rough)[:-1] == figures(calm)[:-1]
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (rough, calm))
+    assert all(ours[name].equal(theirs[name]) for name in theirs)
