@@ -32,7 +32,7 @@ from dualign.training.pausing import add_pause, train
 from dualign.training.policy import load_policy
 from dualign.training.positions import position_notes
 from dualign.training.precision import resolved
-from dualign.training.rows import request_rows, tell
+from dualign.training.rows import request_rows, require_same_rows, tell
 from dualign.training.trainer import (
     prepare_trainer,
     refusals_by_libraries,
@@ -53,6 +53,7 @@ def run(stage: PreferenceStage, work: Path, *, seed: int) -> Outcome | Paused:
     request = request_rows(stage, source, seed=seed)
     prepare = prepare_rated if stage.row_type == "rated" else prepare_pairs
     tokenizer, data = request.tokenizer, prepare(request)
+    require_same_rows(data.train)
     tell(stage.data_notes(data.rows))
     if stage.batch_tokens is not None:  # before the model is loaded
         answers = ("answer_ids",) if stage.row_type == "rated" else PAIR

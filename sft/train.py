@@ -27,7 +27,7 @@ from dualign.training.pausing import add_pause, train
 from dualign.training.policy import load_policy
 from dualign.training.positions import position_notes
 from dualign.training.precision import resolved
-from dualign.training.rows import request_rows, tell
+from dualign.training.rows import request_rows, require_same_rows, tell
 from dualign.training.streaming import share_of_process
 from dualign.training.trainer import (
     prepare_trainer,
@@ -68,7 +68,9 @@ def run(stage: SFTStage, work: Path, *, seed: int) -> Outcome | Paused:
 
 def _rows(request: DataRequest) -> SFTData | StreamData:
     if request.data.stream is None:
-        return prepare_sft(request)
+        data = prepare_sft(request)
+        require_same_rows(data.train)
+        return data
     return open_stream(request, share_of_process())
 
 

@@ -50,10 +50,11 @@ def write_recipe(ground: Path, name: str, **launch: object) -> Path:
 def start(recipe: Path, *overrides: tuple[str, ...]) -> list[subprocess.Popen[str]]:
     """`dualign run RECIPE` on two machines, each with its overrides."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "dualign", "run", str(recipe), "--machine-rank"]
+    command = [sys.executable, "-m", "dualign", "run", "--machine-rank"]
     own = overrides or ((), ())
     return [
-        processes.start([*command, str(number), *own[number]], env=environment) for number in (0, 1)
+        processes.start([*command, str(number), str(recipe), *own[number]], env=environment)
+        for number in (0, 1)
     ]
 
 
