@@ -169,7 +169,7 @@ def test_every_launched_kind_starts_its_own_command(
         status = next(item for item in engine.statuses(launched) if item.entry.name == name)
         engine._run_stage(launched, status, engine.statuses(launched))
     config = str(tmp_path / "zero.yaml")
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config]
+    launcher = [sys.executable, "-m", "dualign.first_failure", "--config_file", config]
     assert started == [
         [*launcher, "-m", "dualign", command, str(recipe.file), "--stage", name, *overrides]
         for command, name in (("sums", "data"), ("midtrain", "middle"))
