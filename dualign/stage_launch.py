@@ -84,4 +84,5 @@ def _launch_part(launch_of: Launch, arguments: Sequence[str], meeting: Meeting, 
 def _arguments(recipe: Recipe, entry: StageEntry) -> list[str]:
     command = stage_kind(entry.kind).command
     assert command is not None, f"kind {entry.kind} has `launch` and no command in STAGE_KINDS"
-    return [command, str(recipe.file), "--stage", entry.name, *recipe.overrides]
+    # argparse takes overrides right after the recipe only.
+    return [command, "--stage", entry.name, str(recipe.file), *recipe.overrides]

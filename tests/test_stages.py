@@ -14,6 +14,7 @@ import yaml
 from rich.console import Console
 
 from dualign import engine, stages
+from dualign.cli import main as cli
 from dualign.cli.main import main
 from dualign.cost.show import show_plan
 from dualign.doctor.doctor import diagnose_recipe
@@ -171,9 +172,12 @@ def test_every_launched_kind_starts_its_own_command(
     config = str(tmp_path / "zero.yaml")
     launcher = [sys.executable, "-m", "dualign.first_failure", "--config_file", config]
     assert started == [
-        [*launcher, "-m", "dualign", command, str(recipe.file), "--stage", name, *overrides]
+        [*launcher, "-m", "dualign", command, "--stage", name, str(recipe.file), *overrides]
         for command, name in (("sums", "data"), ("midtrain", "middle"))
     ]
+    for command in started:
+        parsed = cli._parser().parse_args(command[command.index("dualign") + 1 :])
+        assert parsed.overrides == overrides, "argparse takes none behind --stage"
 
 
 @pytest.mark.parametrize("kind", [*STAGE_KINDS, SUMS, MIDTRAIN], ids=lambda kind: kind.name)
