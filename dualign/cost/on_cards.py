@@ -15,7 +15,13 @@ from dualign.cost.memory import MemoryEstimate, estimate
 from dualign.cost.model_shape import ModelShape
 from dualign.cost.plan import TrainingFacts, training_facts
 from dualign.cost.row_tokens import attention_span, by_pairs, row_lengths
-from dualign.cost.stage_shape import count_steps, rows_per_step, train_settings, training_shape
+from dualign.cost.stage_shape import (
+    count_steps,
+    launcher,
+    rows_per_step,
+    train_settings,
+    training_shape,
+)
 from dualign.cost.step_time import StepTime, step_time
 from dualign.cost.ways import CHEAPER, FASTER, Way, cheaper, smallest_world, ways
 from dualign.engine import StageStatus
@@ -134,6 +140,7 @@ def _training(
     cluster: Cluster,
 ) -> StageOnCards:
     config = status.entry.config
+    launcher(config.launch)  # a file that is missing or wrong is refused
     facts, unread = _facts(recipe, status, statuses)
     if facts.shape is None:
         return replace(stage, notes=(*unread, *facts.notes))

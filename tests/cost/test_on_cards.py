@@ -98,6 +98,15 @@ def test_rows_are_shared_by_what_divides_heads_and_node() -> None:
     assert {way.parts for way in ways(replace(start, heads=0), cluster("8xH100"), CHEAPER)} == {1}
 
 
+def test_a_launcher_that_is_missing_is_refused(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, sft(launch=str(ACCELERATE / "zero3.yaml")))
+    config = replace(recipe.stages[0].config, launch="elsewhere.yaml")
+    entry = replace(recipe.stages[0], config=config)
+    status = replace(statuses(recipe, remember=False)[0], entry=entry)
+    with pytest.raises(ConfigError, match=r"elsewhere\.yaml"):
+        stage_on_cards(recipe, status, [status], cluster("8xH100"))
+
+
 def test_what_fits_has_a_faster_way_and_cheaper_ones(tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path, sft(launch=str(ACCELERATE / "zero3.yaml")))
     (stage,) = planned(recipe, "8xH200")
