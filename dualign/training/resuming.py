@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -25,6 +25,14 @@ logger = logging.getLogger(__name__)
 COMPLETE = "complete"
 """the file that marks a checkpoint whose writing has ended; it says how many processes were started, how many took
 rows of their own, and how many rows a step had"""
+Engine = Literal["deepspeed", "fsdp-sharded", "fsdp-whole", "torch"]
+"""What writes and reads a checkpoint."""
+_ENGINES: Mapping[Engine, str] = {
+    "deepspeed": "DeepSpeed",
+    "fsdp-sharded": "FSDP (fsdp_state_dict_type SHARDED_STATE_DICT)",
+    "fsdp-whole": "FSDP (fsdp_state_dict_type FULL_STATE_DICT)",
+    "torch": "neither DeepSpeed nor FSDP",
+}
 # accelerate's names of the processes that share a row, set by a launcher's parallelism_config.
 _SHARE_A_ROW = ("TP", "CP", "SP")
 
@@ -101,6 +109,29 @@ def with_rows_of_checkpoint(
             rows,
         )
     return {**settings, "gradient_accumulation_steps": accumulation}
+
+
+def require_engine(checkpoint: Path, engine: Engine) -> None:
+    """Refuse a checkpoint that another engine wrote: its optimizer's state would be left out, or not found.
+
+    Raises:
+        CheckpointError: it isn't of `engine`.
+    """
+    written = _engine_of(checkpoint)
+    if written != engine:
+        raise CheckpointError(
+            f"{checkpoint}: written by {_ENGINES[written]}, and this launch trains with {_ENGINES[engine]}: launch as "
+            f"before, or delete {checkpoint.parents[1]} to train anew"
+        )
+
+
+def _engine_of(checkpoint: Path) -> Engine:
+    """Return which engine wrote a checkpoint, by its files."""
+    if any(checkpoint.glob("global_step*")):
+        return "deepspeed"
+    if (checkpoint / "pytorch_model_fsdp_0").is_dir():
+        return "fsdp-sharded"
+    return "fsdp-whole" if (checkpoint / "pytorch_model_fsdp.bin").is_file() else "torch"
 
 
 def _processes(started: int, settings: Mapping[str, Any]) -> int:

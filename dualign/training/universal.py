@@ -16,7 +16,7 @@ from transformers import Trainer
 from dualign.distributed import run_on_main_process
 from dualign.errors import CheckpointError
 from dualign.training.config import TrainingStage
-from dualign.training.resuming import COMPLETE
+from dualign.training.resuming import COMPLETE, Engine, require_engine
 
 _CONVERTER = "deepspeed.checkpoint.ds_to_universal"
 
@@ -27,11 +27,15 @@ def read_on_any_processes(trainer: Trainer, stage: TrainingStage, checkpoint: st
     FSDP reads its sharded checkpoints on any number by itself.
 
     Raises:
-        CheckpointError: DeepSpeed can't.
+        CheckpointError: DeepSpeed can't, or another engine wrote it.
     """
-    if checkpoint is None or not trainer.is_deepspeed_enabled:
+    if checkpoint is None:
         return
     folder = Path(checkpoint)
+    if not trainer.args.save_only_model:
+        require_engine(folder, _engine(trainer))
+    if not trainer.is_deepspeed_enabled:
+        return
     text = (folder / COMPLETE).read_text(encoding="utf-8")
     before = json.loads(text).get("started") if text else None
     if before in (None, trainer.args.world_size):
@@ -45,6 +49,16 @@ def read_on_any_processes(trainer: Trainer, stage: TrainingStage, checkpoint: st
     run_on_main_process(lambda: _convert(folder))
     config = trainer.accelerator.state.deepspeed_plugin.deepspeed_config
     config["checkpoint"] = {**config.get("checkpoint", {}), "load_universal": True}
+
+
+def _engine(trainer: Trainer) -> Engine:
+    """Return which engine a trainer trains with."""
+    if trainer.is_deepspeed_enabled:
+        return "deepspeed"
+    if not trainer.is_fsdp_enabled:
+        return "torch"
+    kind = str(trainer.accelerator.state.fsdp_plugin.state_dict_type)
+    return "fsdp-sharded" if "SHARDED" in kind else "fsdp-whole"
 
 
 def _reason_against(trainer: Trainer, stage: TrainingStage) -> str:

@@ -10,7 +10,12 @@ from dualign.errors import CheckpointError
 from dualign.preference.config import PreferenceStage
 from dualign.rundir import write_json
 from dualign.sft.config import SFTStage
-from dualign.training.resuming import COMPLETE, with_rows_of_checkpoint
+from dualign.training.resuming import (
+    COMPLETE,
+    Engine,
+    require_engine,
+    with_rows_of_checkpoint,
+)
 
 DATA = DataConfig(sources=(SourceConfig(path="rows.jsonl"),))
 SFT = SFTStage(name="sft", model="m", data=DATA)
@@ -72,3 +77,23 @@ def test_nothing_is_changed_where_nothing_is_known(work: Path) -> None:
     (work / "checkpoints" / "checkpoint-3" / COMPLETE).write_text("")  # of an earlier version
     assert with_rows_of_checkpoint(SFT, settings, work) == settings
     assert with_rows_of_checkpoint(SFT, settings, work / "new") == settings
+
+
+@pytest.mark.parametrize(
+    ("name", "engine"),
+    [
+        ("global_step3/shard.pt", "deepspeed"),
+        ("pytorch_model_fsdp_0/__0_0.distcp", "fsdp-sharded"),
+        ("pytorch_model_fsdp.bin", "fsdp-whole"),
+        ("optimizer.pt", "torch"),
+    ],
+)
+def test_a_checkpoint_of_another_engine_is_refused(work: Path, name: str, engine: Engine) -> None:
+    """Without DeepSpeed its optimizer's state would be left out, and the losses would say nothing of it."""
+    checkpoint = work / "checkpoints" / "checkpoint-3"
+    (checkpoint / name).parent.mkdir(exist_ok=True)
+    (checkpoint / name).touch()
+    require_engine(checkpoint, engine)
+    other: Engine = "torch" if engine == "deepspeed" else "deepspeed"
+    with pytest.raises(CheckpointError, match=f"delete {work} to train anew"):
+        require_engine(checkpoint, other)
