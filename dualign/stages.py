@@ -119,6 +119,7 @@ STAGE_KINDS: tuple[StageKind, ...] = (
         name="merge",
         config="dualign.merging.config:MergeStage",
         run="dualign.merging.merge:run",
+        check="dualign.merging.preflight:issues",
         command="merge",
         makes_model=True,
         merges=True,

@@ -1,3 +1,3 @@
 """Cost of a recipe before it runs: memory, operations, time; `dualign plan` shows it."""
 
-__all__ = ["measured", "plan", "show"]
+__all__ = ["measured", "plan", "show", "start_config"]

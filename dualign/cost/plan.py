@@ -21,6 +21,7 @@ from dualign.cost.stage_shape import (
     train_settings,
     training_shape,
 )
+from dualign.cost.start_config import positions_in_words, stretched_model
 from dualign.cost.start_margins import margin_notes, measure_margins
 from dualign.cost.trial import measure_speed
 from dualign.data.prepare import PairData, Prepared, RatedData
@@ -116,6 +117,7 @@ def plan_stage(
         parents=tuple(dict.fromkeys(ref.name for ref in references(entry.config).values())),
         details=known.in_words() if isinstance(known, _Described) else "",
     )
+    stretched = stretched_model(status, statuses, recipe.file.parent)
     if not isinstance(entry.config, TrainingStage):
         return stage
     facts = training_facts(recipe, status, statuses)
@@ -126,6 +128,7 @@ def plan_stage(
     settled, more = config, list[str]()
     if status.state != "done":
         settled, more = facts.settled, list(facts.attention)
+        more += positions_in_words(entry, stretched, facts.data.rows if facts.data else None)
         if measure and facts.shape:
             notes += _measured(config, facts.shape, facts.data, pairs, entry.seed)
         if pairs:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import AutoTokenizer
 
-from dualign.checkpoints.checkpoint import read_json
 from dualign.checkpoints.embedded import embedded_model
 from dualign.data.config import DataConfig, SourceConfig
 from dualign.data.conversation import MODES
@@ -21,8 +20,8 @@ from dualign.doctor.saved_model import check_saved_model, check_tensors, read_sa
 from dualign.doctor.stages import (
     ResolvedStage,
     check_model_config,
+    check_positions,
     check_recipe,
-    config_file,
     resolve_stage,
     training_stages,
 )
@@ -69,7 +68,10 @@ def diagnose_recipe(recipe: Recipe) -> Diagnosis:
     for entry in entries:
         prefix = f"{entry.name}/" if len(entries) > 1 else ""
         try:
-            stage = resolve_stage(entry, status)
+            stage = resolve_stage(entry, status, recipe.file.parent)
+        except ConfigError as error:
+            findings.add(Finding("context_unusable", str(error)), source=entry.name)
+            continue
         except DualignError as error:
             findings.add(Finding("tokenizer_unreadable", str(error)), source=entry.name)
             continue
@@ -177,8 +179,7 @@ def _diagnose_stage(stage: ResolvedStage, prefix: str, findings: Findings) -> Ma
         findings.add(
             Finding("waits_for_stage", f"reads from {parent}, which hasn't run"), source=name
         )
-    if file := config_file(stage.start):
-        findings.extend(check_model_config(config, read_json(file)), source=name)
+    findings.extend(check_model_config(config, stage.model), source=name)
     loaded = _load_tokenizer(
         config, stage.start, findings, name, folds_system=config.data.folds_system
     )
@@ -186,6 +187,7 @@ def _diagnose_stage(stage: ResolvedStage, prefix: str, findings: Findings) -> Ma
         return {}
     tokenizer, template = loaded
     if stage.waits_for:
+        findings.extend(check_positions(config, stage.model, {}), source=name)
         _check_format(tokenizer, template, findings, source=name)
         return {}
     subject = SurveyInput(
@@ -198,6 +200,7 @@ def _diagnose_stage(stage: ResolvedStage, prefix: str, findings: Findings) -> Ma
         new_tokens=[token.text for token in config.new_tokens],
     )
     rows = survey(subject, findings)
+    findings.extend(check_positions(config, stage.model, rows), source=name)
     modes = _trained_modes(rows)
     _check_format(tokenizer, template, findings, source=name, modes=modes, proven=modes)
     return rows

@@ -5,14 +5,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dualign.checkpoints.context import positions_of
 from dualign.cost.measured import base_model
 from dualign.cost.plan import resolve_references
+from dualign.cost.start_config import model_config
 from dualign.doctor.findings import Finding, Findings
 from dualign.engine import StageStatus
 from dualign.models.source import ModelSource, resolve_model
 from dualign.recipe import Recipe, StageEntry, stage_of
 from dualign.stages import stage_kind
 from dualign.training.isolation import unbounded_layers
+from dualign.training.positions import longest_document, why_not_by_longest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,6 +27,8 @@ class ResolvedStage:
     start: ModelSource
     waits_for: tuple[str, ...]
     """stages that haven't run and whose files the data needs"""
+    model: Mapping[str, Any]
+    """config.json of the model that trains, with its positions; empty if it isn't here"""
 
 
 def training_stages(recipe: Recipe) -> list[StageEntry]:
@@ -31,11 +36,15 @@ def training_stages(recipe: Recipe) -> list[StageEntry]:
     return [entry for entry in recipe.stages if stage_kind(entry.kind).trains]
 
 
-def resolve_stage(entry: StageEntry, statuses: list[StageStatus]) -> ResolvedStage:
-    """Return the stage as it would start now.
+def resolve_stage(entry: StageEntry, statuses: list[StageStatus], folder: Path) -> ResolvedStage:
+    """Return the stage as it would start now. `folder` is the recipe's.
 
     Instead of a parent that hasn't run, it starts from the first model of the pipeline, which has
     the same tokenizer, with the template of the nearest stage that names one.
+
+    Raises:
+        ConfigError: a `context` on the way can't be.
+        DualignError: its model isn't there.
     """
     config, missing = resolve_references(entry, statuses)
     stages = {status.entry.name: status.entry for status in statuses}
@@ -48,6 +57,7 @@ def resolve_stage(entry: StageEntry, statuses: list[StageStatus]) -> ResolvedSta
         config=config,
         start=resolve_model(config.model, revision=config.revision),
         waits_for=tuple(waits),
+        model=model_config(entry, statuses, folder),
     )
 
 
@@ -69,10 +79,8 @@ def check_recipe(recipe: Recipe, findings: Findings) -> None:
 
 def check_model_config(config: Any, model: Mapping[str, Any]) -> Iterator[Finding]:
     """Check that the model, by its config.json, can take the rows as they are packed."""
-    positions = model.get("max_position_embeddings")
-    if isinstance(positions, int) and config.data.max_tokens > positions:
-        message = f"max_tokens is {config.data.max_tokens:,}, the model has {positions:,} positions"
-        yield Finding("beyond_positions", message)
+    if reason := why_not_by_longest(config, model):
+        yield Finding("positions_of_longest", reason)
     unbounded = unbounded_layers(model.get("layer_types"))
     if unbounded and config.data.packing != "none":
         message = (
@@ -81,10 +89,20 @@ def check_model_config(config: Any, model: Mapping[str, Any]) -> Iterator[Findin
         yield Finding("packing_not_isolated", message)
 
 
-def config_file(start: ModelSource) -> Path | None:
-    """Return config.json of the base that a stage starts from, if it is on this machine."""
-    path = Path(start.base) / "config.json"
-    return path if path.is_file() else None
+def check_positions(
+    config: Any, model: Mapping[str, Any], rows: Mapping[str, Any]
+) -> Iterator[Finding]:
+    """Find rows that are longer than the model's positions.
+
+    Args:
+        rows: ROWS of the stage; empty if they aren't known, and may be as long as `max_tokens`.
+    """
+    positions = positions_of(model)
+    longest = longest_document(config, rows or None)
+    if positions is not None and longest > positions:
+        may = "have" if rows else "may have"
+        message = f"rows {may} up to {longest:,} tokens, and the model has {positions:,} positions"
+        yield Finding("beyond_positions", message)
 
 
 def _template_changes(entry: StageEntry, parent: StageEntry) -> Iterator[Finding]:

@@ -60,16 +60,18 @@ def load_base(
         raise CheckpointError(
             f"{source.base}: the weights are already quantized; start from 16- or 32-bit weights"
         )
+    stretched: dict[str, Any] = {}
     if context is not None:
         _stretch(config, context)
+        stretched = {"config": config}
     cuda = torch.cuda.is_available() and not on_cpu
     device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if cuda else "cpu"
     model = AutoModelForCausalLM.from_pretrained(
         source.base,
-        config=config,
         revision=source.revision,
         dtype=getattr(torch, dtype),
         attn_implementation=attn_implementation,
+        **stretched,
         **(nf4_options(dtype, device) if nf4 else {}),
     )
     _keep_order_of_weights(model)

@@ -13,6 +13,7 @@ __all__ = [
     "pausing",
     "per_group_metrics",
     "policy",
+    "positions",
     "precision",
     "preflight",
     "rows",

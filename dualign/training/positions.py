@@ -10,11 +10,12 @@ _WAY_OUT = "stretch its context (docs/long-context.md), or lower data.max_tokens
 
 
 def longest_document(stage: Any, rows: Mapping[str, Any] | None) -> int:
-    """Return the tokens of the longest document by ROWS; `max_tokens` where the rows aren't known.
+    """Return the tokens of the longest document by ROWS; `max_tokens` where the rows aren't known, as of a stream.
 
     Positions restart with each document, so a packed row may be longer than the model's positions.
     """
-    kept = [entry["max_tokens"] for entry in rows["by"] if entry["kept"]] if rows else []
+    known = rows["by"] if rows and stage.data.stream is None else ()
+    kept = [entry["max_tokens"] for entry in known if entry["kept"]]
     limit: int = stage.data.max_tokens
     return limit if not kept or stage.data.packing == "wrapped" else min(limit, max(kept))
 

@@ -58,13 +58,13 @@ def start_issues(stage: TrainingStage) -> list[Issue]:
             *_generation(source),
             *_targets(stage, source, config),
             *_new_tokens(stage, source, config),
-            *context_issues(stage, config),
+            *_context_issues(stage, config),
         ]
     except DualignError as error:
         return [("model", str(error))]
 
 
-def context_issues(stage: Any, config: Mapping[str, Any]) -> Iterator[Issue]:
+def _context_issues(stage: Any, config: Mapping[str, Any]) -> Iterator[Issue]:
     """Refuse positions that can't be stretched so, or that a stage can't train with.
 
     Args:

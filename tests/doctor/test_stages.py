@@ -1,5 +1,6 @@
 """Every planted defect between a recipe's stages, its model and its data is found."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,6 +59,22 @@ def settings_that_change_on_the_way(recipe: dict[str, Any]) -> None:
 
 def rows_longer_than_the_model(recipe: dict[str, Any]) -> None:
     recipe["stages"][0]["data"]["max_tokens"] = 100_000
+    path = Path(recipe["stages"][0]["data"]["sources"][0]["path"])
+    row = think_row(0)
+    row["messages"][0]["content"] = "How much is it? " * 9_000
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def context_that_can_not_be(recipe: dict[str, Any]) -> None:
+    recipe["stages"][1]["context"] = {"length": 16}
+    recipe["stages"][1]["save"] = "merged"
+
+
+def rows_longer_than_a_dynamic_model(recipe: dict[str, Any]) -> None:
+    recipe["stages"][0]["data"]["max_tokens"] = 100_000
+    recipe["stages"][0]["context"] = {"length": 200_000, "rope": "dynamic"}
+    recipe["stages"][0]["save"] = "merged"
 
 
 def source_that_is_no_table(recipe: dict[str, Any]) -> None:
@@ -143,6 +160,8 @@ PLANTED = (
     Planted(template_that_changes_on_the_way, "template_changes"),
     Planted(settings_that_change_on_the_way, "template_changes"),
     Planted(rows_longer_than_the_model, "beyond_positions"),
+    Planted(context_that_can_not_be, "context_unusable"),
+    Planted(rows_longer_than_a_dynamic_model, "positions_of_longest"),
     Planted(source_that_is_no_table, "source_unreadable"),
     Planted(split_that_is_not_there, "source_unreadable"),
     Planted(model_that_is_no_folder, "tokenizer_unreadable"),

@@ -56,6 +56,7 @@ def test_what_a_config_leaves_out_is_as_transformers_has_it() -> None:
         ({"rope_parameters": {**YARN, "beta_fast": 16}}, "beta_fast is 16, it takes 32"),
         ({"rope_parameters": {**YARN, "truncate": False}}, "truncate is False"),
         ({"rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 0.5}}, "mscale"),
+        ({"rope_parameters": {"rope_type": "longrope", "rope_theta": 5e6, "factor": 2.0, "original_max_position_embeddings": 65536, "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}}, "rope_type 'longrope'"),
         ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 5e6, "factor": 2.0}}, "rope_type 'dynamic'"),
     ],
 )  # fmt: skip

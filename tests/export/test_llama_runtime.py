@@ -6,12 +6,14 @@ the settings doesn't.
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from gguf import GGUFReader
 from transformers import AutoModelForCausalLM
 
+from dualign.checkpoints.context import ContextConfig, stretched_config
 from dualign.errors import CheckpointError
 from dualign.export.convert import write_exact
 from dualign.export.llama_runtime import RUNTIMES, GreedyToken, greedy_tokens, installed, load
@@ -141,14 +143,27 @@ def test_other_architectures_give_transformers_numbers(
     assert furthest(by_llama_cpp(file, "xllamacpp"), by_transformers(folder)) < 2e-3
 
 
-def test_llama_3s_frequencies_survive(make: Make, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("context", "positions"),
+    [
+        ({"rope": "llama3", "length": 512, "settings": {"low_freq_factor": 1.0}}, 512),
+        ({"rope": "linear", "length": 256}, 64),
+    ],
+    ids=lambda item: item["rope"] if isinstance(item, dict) else "",
+)
+def test_a_stretched_context_survives(
+    context: dict[str, Any], positions: int, make: Make, tmp_path: Path
+) -> None:
+    """As a stage's `context` writes it; with linear, llama.cpp's length is not transformers'."""
     needed("xllamacpp")
-    rope = {
-        "rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
-    }  # fmt: skip
-    folder = make("llama", rope_parameters=rope)
+    shape = {"max_position_embeddings": 64, "head_dim": 16, "model_type": "llama"}
+    rope = stretched_config({**shape, "rope_theta": 1e4}, ContextConfig(**context))
+    assert rope["max_position_embeddings"] == positions
+    kept = ("rope_parameters", "max_position_embeddings")
+    folder = make("llama", **{key: rope[key] for key in kept})
     file = written(folder, tmp_path / "a.gguf")
+    fields = GGUFReader(file).fields
+    assert fields["llama.context_length"].contents() == context["length"]
     assert furthest(by_llama_cpp(file, "xllamacpp"), by_transformers(folder)) < 2e-3
 
 

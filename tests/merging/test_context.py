@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config, SmolLM3Config
 
+from dualign import engine
 from dualign.checkpoints.context import (
     ContextConfig,
     positions_of,
@@ -221,6 +222,15 @@ def test_what_can_not_be_is_refused(context: dict[str, Any], words: str, tmp_pat
     with pytest.raises(DualignError, match=words):
         stage = load_recipe(tmp_path / "long.yaml", ()).stages[0].config
         run(stage, tmp_path / "out", seed=0)
+
+
+def test_a_context_that_can_not_be_is_said_before_anything_starts(tmp_path: Path):
+    model = saved(tmp_path / "start", "llama")
+    long = {"name": "long", "kind": "merge", "models": [{"model": str(model)}]}
+    recipe = {"output_dir": str(tmp_path / "runs"), "stages": [long | {"context": {"length": 16}}]}
+    (tmp_path / "long.yaml").write_text(json.dumps(recipe))
+    with pytest.raises(DualignError, match=r"nothing was started\n.* context: 32 positions times"):
+        engine.run(load_recipe(tmp_path / "long.yaml", ()))
 
 
 def test_the_tokenizer_takes_texts_of_the_new_length(make_model: Any, tmp_path: Path):

@@ -46,6 +46,7 @@ def hyper_parameters(record: Mapping[str, Any]) -> str:
     parts = [
         _adapter(config),
         f"new tokens {', '.join(words)}" if words else "",
+        _positions(config),
         _chosen(train, _TRAIN),
         f"{steps_done} steps" if steps_done else "",
         _chosen(data, ("max_tokens", "packing", "supervise")),
@@ -110,9 +111,14 @@ def _merge(config: Mapping[str, Any]) -> str:
         name = stage.label if stage else str(model.get("model"))
         weight = model.get("weight")
         parts.append(f"{weight:g} x {name}" if weight is not None else name)
+    merged = f"{config.get('method')}: {' + '.join(parts)}"
+    return "; ".join(filter(None, (merged, _positions(config))))
+
+
+def _positions(config: Mapping[str, Any]) -> str:
+    """Return what a stage's `context` makes of the positions; "" without one."""
     context: Mapping[str, Any] = config.get("context") or {}
-    stretched = f"; {context['length']:,} positions by {context['rope']}" if context else ""
-    return f"{config.get('method')}: {' + '.join(parts)}{stretched}"
+    return f"{context['length']:,} positions by {context['rope']}" if context else ""
 
 
 def _chosen(values: Mapping[str, Any], keys: Sequence[str]) -> str:

@@ -29,3 +29,8 @@ def test_new_tokens_are_told() -> None:
     words = ["<ticket>", {"text": "Zyklotron", "description": "particle accelerator"}]
     record = {"kind": "sft", "config": {"train": {}, "add_tokens": words}}
     assert "all weights; new tokens <ticket>, Zyklotron" in hyper_parameters(record)
+
+
+def test_stretched_positions_are_told() -> None:
+    config = {"train": {}, "context": {"length": 16384, "rope": "yarn"}}
+    assert "; 16,384 positions by yarn; " in hyper_parameters({"kind": "sft", "config": config})
