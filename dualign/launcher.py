@@ -77,7 +77,7 @@ def launch_settings(launch: Launch | None, machines: int = 1) -> dict[str, Any]:
     listed = _count(settings, "num_machines", file)
     together = keys.num_machines or (listed if listed > 1 else machines)
     processes = keys.num_processes or _of_a_machine(settings, file) * together
-    require_even(processes, together, file)
+    _require_even(processes, together, file)
     settings |= {"num_machines": together, "num_processes": processes}
     for name in ("main_process_ip", "main_process_port"):
         settings[name] = getattr(keys, name) or settings.get(name)
@@ -94,11 +94,11 @@ def _of_a_machine(settings: Mapping[str, Any], file: str) -> int:
     machines, processes = (
         _count(settings, f"num_{name}", file) for name in ("machines", "processes")
     )
-    require_even(processes, machines, file)
+    _require_even(processes, machines, file)
     return processes // machines
 
 
-def require_even(processes: int, machines: int, place: str) -> None:
+def _require_even(processes: int, machines: int, place: str) -> None:
     """Refuse processes that accelerate would start fewer of, since it starts as many on each machine.
 
     Raises:
