@@ -5,12 +5,12 @@ from math import sqrt
 from dualign.cost.model_shape import ModelShape
 
 # Llama 3 405B: 419 interruptions that nobody planned, in 54 days on 16,384 H100 (arXiv 2407.21783, section 3.3.4).
-CARD_HOURS_TO_FAILURE = 16_384 * 54 * 24 / 419
+_CARD_HOURS_TO_FAILURE = 16_384 * 54 * 24 / 419
 
 
 def hours_to_failure(cards: int) -> float:
     """Return the mean hours between failures of any of the cards, or of what is around them."""
-    return CARD_HOURS_TO_FAILURE / cards
+    return _CARD_HOURS_TO_FAILURE / cards
 
 
 def checkpoint_bytes(shape: ModelShape) -> int:

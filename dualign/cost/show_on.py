@@ -41,7 +41,7 @@ def show_plan_on(
         _show_stage(stage, there, price, console)
     _show_total(stages, price, console)
     console.rule("assumed", align="left")
-    for line in assumptions(there):
+    for line in _assumptions(there):
         console.print(f"- {line}", highlight=False, soft_wrap=True)
     try:
         require_runnable(recipe, all_statuses)
@@ -49,7 +49,7 @@ def show_plan_on(
         console.print(f"on this machine a run would be refused: {error}", highlight=False)
 
 
-def assumptions(there: Cluster) -> list[str]:
+def _assumptions(there: Cluster) -> list[str]:
     """Return what the figures rest on, for these cards."""
     card = there.card
     lines = [

@@ -18,7 +18,7 @@ _OPTIMIZER_BYTES = 30
 # Seconds in which a CPU starts the kernels of a layer, some 25, in one pass. Assumed.
 LAYER_START = 0.0007
 # Seconds from one process to the next in a ring. Assumed.
-HOP = 5e-6
+_HOP = 5e-6
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,7 +80,7 @@ def step_time(
     return StepTime(
         layers=layer_flops(shape, training, tokens) / card.rate(arithmetic),
         attention=attention / card.attention_rate(arithmetic),
-        beside=sent.beside / rate + sent.rings * (training.world_size - 1) * HOP,
+        beside=sent.beside / rate + sent.rings * (training.world_size - 1) * _HOP,
         after=sent.after / rate + exchanged / cluster.link_rate(parts),
         optimizer=states / (card.bandwidth_gbs * 1e9),
         starting=shape.layers * passes * LAYER_START,
