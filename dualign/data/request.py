@@ -37,10 +37,19 @@ LOOKED_AT = 2000
 def without_stream(request: DataRequest) -> DataRequest:
     """Return a request for the first rows of each stream, as a table; one of no streams as it is.
 
-    What the first rows alone may not hold is left out: shares of modes, and held-out rows.
+    What the first rows alone may not hold is left out: shares of modes, and held-out rows. Each source
+    has a share, so that they can always be had: the one without gets the rest.
     """
     data = request.data
     if data.stream is None:
         return request
-    table = replace(data, streaming=None, mix=None, validation_rows=0, cache=False)
+    trained = [source for source in data.sources if not source.validation]
+    rest = 1 - sum(source.share or 0.0 for source in trained)
+    sources = tuple(
+        replace(source, share=rest)
+        if len(trained) > 1 and source in trained and source.share is None
+        else source
+        for source in data.sources
+    )
+    table = replace(data, sources=sources, streaming=None, mix=None, validation_rows=0, cache=False)
     return replace(request, data=table, first=LOOKED_AT)

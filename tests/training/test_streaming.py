@@ -9,6 +9,7 @@ import pytest
 from dualign import engine
 from dualign.recipe import load_recipe
 from dualign.rundir import read_run
+from tests import processes
 from tests.training import test_resume
 from tests.training.test_resume import kill_at_checkpoint, start, weights
 
@@ -87,3 +88,29 @@ def test_killed_sft_on_streams_ends_bit_identical(tiny: Path, rows: Path, tmp_pa
     runs = [read_run(recipe.parent / "out" / "sft") for recipe in (undisturbed, disturbed)]
     assert runs[0]["rows"] == runs[1]["rows"]
     assert runs[1]["resumed"] == 3
+
+
+@pytest.mark.slow
+def test_two_processes_train_on_rows_of_their_own(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    launcher = processes.on_cpu("fsdp2", tmp_path)
+
+    def run(recipe: Path, *overrides: str) -> None:
+        log = recipe.with_suffix(".log")
+        processes.Fork("run", str(recipe), *overrides, log=log, launcher=launcher).finish()
+
+    calm, paused = (
+        write_recipe(tmp_path / name, tiny, rows, verify_reload=False)
+        for name in ("calm", "paused")
+    )
+    run(calm)
+    run(paused, "sft.pause_at_step=5")
+    alone = processes.Fork("run", str(paused), log=tmp_path / "alone.log")
+    with pytest.raises(AssertionError, match=r"data\.streaming deals rows out by the number of"):
+        alone.finish()
+    run(paused)
+    assert weights(calm, "sft") == weights(paused, "sft")
+    counted, other = (read_run(recipe.parent / "out" / "sft")["rows"] for recipe in (calm, paused))
+    assert counted == other
+    assert counted["in"] == counted["kept"] + sum(counted["dropped"].values()) == 120
+    assert counted["validation"] == 4, "both processes hold the same rows out"
+    assert counted["tokens"] > 2 * 3000

@@ -17,7 +17,7 @@ from dualign.data.stream.reader import Reader
 from dualign.data.stream.rows import ChunkEncoder, StreamRow
 from dualign.errors import DataError
 
-_WAITING = 4096
+_WAITING = 1024
 """Rows of a source and mode that wait for their turn; older ones are left out (`mix`)."""
 _PATIENCE = 100_000
 """Rows read without one of the mode that is wanted, after which the source counts as having none."""

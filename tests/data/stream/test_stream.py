@@ -280,3 +280,15 @@ def test_a_preference_stage_takes_no_stream() -> None:
     assert (
         len(document.problems) == 1 and "data.streaming: is for sft stages" in document.problems[0]
     )
+
+
+def test_what_only_looks_at_a_stream_gets_its_first_rows_as_a_table(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    short = SourceConfig(path=str(write(tmp_path / "a", {"r.jsonl": rows("a", 20)})), share=0.9)
+    long = SourceConfig(path=str(write(tmp_path / "b", {"r.jsonl": rows("b", 2100)})))
+    keys = {"mix": {"think": 0.5, "no_think": 0.5}, "validation_rows": 3}
+    looked_at = prepare_sft(request(tokenizer, short, long, **keys))
+    assert looked_at.validation is None
+    assert [source["rows"] for source in looked_at.sources] == [20, 2000]
+    assert {entry["kept"] for entry in looked_at.rows["by"]} >= {20}
