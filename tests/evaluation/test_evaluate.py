@@ -1,6 +1,7 @@
 """The whole evaluation of tiny models whose answers are known."""
 
 import json
+import shutil
 import re
 
 import pytest
@@ -34,6 +35,12 @@ def stage(*models, tasks, **options):
 def samples_of(folder):
     lines = (folder / "samples.jsonl").read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines if line]
+
+
+@pytest.fixture
+def own_task_file(task_file, tmp_path):
+    """A copy that a test may change: other tests read the first."""
+    return shutil.copytree(task_file.parent, tmp_path / "tasks") / task_file.name
 
 
 @pytest.fixture
@@ -131,19 +138,19 @@ def test_an_answer_at_the_limit_is_judged_and_counted(learnt, task_file, tmp_pat
     assert all(row["reason"] != "trace cut" for row in cut)
 
 
-def test_fields_of_a_row_are_no_figures_of_its_answer(learnt, task_file, tmp_path):
-    rows = task_file.parent / "sums.jsonl"
+def test_fields_of_a_row_are_no_figures_of_its_answer(learnt, own_task_file, tmp_path):
+    rows = own_task_file.parent / "sums.jsonl"
     fields = {"score": 7, "budget": 3, "more": "of it", "token_ids": "7", "likelihoods": "high"}
     marked = [json.loads(line) | fields for line in rows.read_text().splitlines()]
     rows.write_text("\n".join(map(json.dumps, marked)))
-    tasks = evaluate.run(stage(learnt, tasks=[task_file]), tmp_path / "out", seed=1).metrics[
+    tasks = evaluate.run(stage(learnt, tasks=[own_task_file]), tmp_path / "out", seed=1).metrics[
         "tasks"
     ]
     assert tasks["sums"]["think"]["accuracy"] == 1.0
     assert {(row["row_score"], "score" in row) for row in samples_of(tmp_path / "out")} == {
         (7, False)
     }
-    again = evaluate.run(stage(learnt, tasks=[task_file]), tmp_path / "out", seed=1)
+    again = evaluate.run(stage(learnt, tasks=[own_task_file]), tmp_path / "out", seed=1)
     assert again.metrics["tasks"] == tasks
 
 
@@ -339,11 +346,11 @@ def test_each_mode_is_sampled_in_its_own_way(learnt, task_file, tmp_path, counte
     assert len(samples_of(tmp_path / "alone")) == 16
 
 
-def test_a_task_may_have_more_answers_than_its_stage(learnt, task_file, tmp_path):
-    with task_file.open("a") as file:
+def test_a_task_may_have_more_answers_than_its_stage(learnt, own_task_file, tmp_path):
+    with own_task_file.open("a") as file:
         file.write("samples: 3\n")
     mixed = {"temperature": 2.0, "temperature_no_think": 0.0}
-    tasks = evaluate.run(stage(learnt, tasks=[task_file], **mixed), tmp_path, seed=1).metrics[
+    tasks = evaluate.run(stage(learnt, tasks=[own_task_file], **mixed), tmp_path, seed=1).metrics[
         "tasks"
     ]
     think, no_think = tasks["sums"]["think"], tasks["sums"]["no_think"]
