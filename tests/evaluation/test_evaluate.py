@@ -1,8 +1,8 @@
 """The whole evaluation of tiny models whose answers are known."""
 
 import json
-import shutil
 import re
+import shutil
 
 import pytest
 import torch
