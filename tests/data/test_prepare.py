@@ -150,14 +150,14 @@ def test_any_number_of_processes_prepares_the_same(
         DataRequest(replace(data, num_proc=count), tokenizer, load_template("dualign"), seed=1)
         for count in (1, 3)
     )
-    one, three = prepare(of_one, row_type), prepare(of_three, row_type)
-    assert one.rows["dropped"]["duplicate"] >= 5
+    alone, together = prepare(of_one, row_type), prepare(of_three, row_type)
+    assert alone.rows["dropped"]["duplicate"] >= 5
     for part in ("train", "validation"):
-        ours, theirs = getattr(one, part), getattr(three, part)
+        ours, theirs = getattr(alone, part), getattr(together, part)
         assert ours.features == theirs.features
         assert ours.to_list() == theirs.to_list()
     for name in ("rows", "groups", "sources"):
-        assert getattr(one, name) == getattr(three, name)
+        assert getattr(alone, name) == getattr(together, name)
     keys = {
         cache_key("a", replace(of, data=replace(of.data, cache=True))) for of in (of_one, of_three)
     }
