@@ -117,7 +117,7 @@ def test_the_first_host_of_a_list(nodes: str, first: str) -> None:
 
 def on_two(*parts: Callable[[Meeting], object]) -> list[object]:
     """What each machine's part returns or raises; each is a thread with a connection of its own."""
-    port, told = free_port(), threading.Barrier(len(parts), timeout=60)
+    port, told = free_port(), threading.Barrier(len(parts))
 
     def run(number: int) -> object:
         machine = Machine(rank=number, count=len(parts), address="127.0.0.1", port=port)

@@ -107,7 +107,7 @@ def test_the_dataclasses_of_all_stages_import_nothing_heavy() -> None:
     ids=lambda path: f"{path.parent.name}/{path.name}",
 )
 def test_every_recipe_that_ships_loads(path: Path) -> None:
-    if path.name == "model_config.yaml":
+    if path.name == "model_config.yaml" or path.parent.name == "skypilot":
         pytest.skip("not a recipe")
     if path.name == "experiment.yaml":
         assert plan_runs(read_experiment(path, []), remember=False).runs

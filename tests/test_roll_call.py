@@ -43,7 +43,7 @@ def own(tmp_path: Path) -> dict[str, Any]:
 
 def called(cards: list[dict[str, Any]], folders: list[Path], noun: str = "rank") -> set[str]:
     """What each says at the end; all in threads of their own."""
-    meet, given = threading.Barrier(len(cards), timeout=60), [None] * len(cards)
+    meet, given = threading.Barrier(len(cards)), [None] * len(cards)
 
     def call(number: int) -> str:
         def gather(value: Any) -> list[Any]:

@@ -12,4 +12,5 @@ __all__ = [
     "think_tags",
     "tool_calls",
     "verdicts",
+    "workers",
 ]
