@@ -52,7 +52,7 @@ class SourceConfig:
     on_fault: Mapping[str, str] = field(default_factory=dict)
     """for each fault by its code, or any: error, drop, or a repair; absent: data.conflicts"""
     thinking_budget: int | None = None
-    """traces are cut after that many tokens; then only their closing and the answer are learned"""
+    """traces are cut after that many tokens; then only the answer is learned"""
     columns: Mapping[str, Any] = field(default_factory=dict)
     """our names, each with the file's column, path or template: {prompt: question, completion: answer}
     (docs/data.md)

@@ -22,8 +22,7 @@ class Message:
     """One turn. `thinking` is the trace without the tags; `train`: an assistant turn is supervised.
 
     `tool_call_id` and `name` are the call that a tool's result answers, and its function.
-    `cut`: the trace was cut short, so the model learns to close it and to answer, but not the
-    trace.
+    `cut`: the trace was cut short, so the model learns the answer alone.
     """
 
     role: Role

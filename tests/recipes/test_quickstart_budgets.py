@@ -5,13 +5,13 @@ from dataclasses import replace
 from dualign.recipe import find_recipe, load_recipe
 
 
-def test_the_stages_differ_in_the_budgets_of_half_the_rows_alone() -> None:
+def test_the_stages_differ_in_rows_that_come_again_with_a_budget_alone() -> None:
     recipe = load_recipe(find_recipe("quickstart/budgets"), [])
     plain, budgeted = (recipe.stage(name).config for name in ("sft", "sft-budgets"))
     assert replace(budgeted, name="sft", data=plain.data) == plain
     assert replace(budgeted.data, sources=plain.data.sources) == plain.data
     sources = [(source.split, source.thinking_budget) for source in budgeted.data.sources]
-    assert sources == [("train[:50%]", None), ("train[50%:75%]", 8), ("train[75%:]", 16)]
+    assert sources == [("train", None), ("train[50%:75%]", 8), ("train[75%:]", 16)]
     quickstart = load_recipe(find_recipe("quickstart"), []).stage("sft").config
     assert plain == quickstart
     evaluation = recipe.stage("eval").config

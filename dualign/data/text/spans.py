@@ -181,7 +181,9 @@ def _part(conversation: Conversation, end: int, proven: dict[int, _Turn]) -> Con
 def _supervised_part(
     conversation: Conversation, which: int, turn: _Turn, supervise: Supervise
 ) -> Span:
-    """All of the turn, its answer, or its thinking; of a trace that was cut, only what follows it."""
+    """All of the turn, its answer, or its thinking; of a turn whose trace was cut, the answer alone:
+    whoever generates closes such traces, and a model that learned it would stop thinking early.
+    """
     cut = conversation.messages[which].cut
     if not cut and supervise not in ("answers", "thinking"):
         return turn.start, turn.stop
@@ -190,14 +192,9 @@ def _supervised_part(
             f"{conversation.place}, message {which}: where the thinking ends can't be told: expected "
             f"the trace, {CLOSE} and the answer. Use supervise: assistant, and no thinking_budget."
         )
-    start = turn.thought if cut else turn.start
-    match supervise:
-        case "answers":
-            return turn.answer, turn.stop
-        case "thinking":
-            return start, turn.answer
-        case _:
-            return start, turn.stop
+    if supervise == "thinking":
+        return (turn.answer if cut else turn.start), turn.answer
+    return turn.answer, turn.stop
 
 
 def _supervised(conversation: Conversation, supervise: Supervise) -> list[int]:

@@ -136,7 +136,7 @@ def _by_offsets(
     ]
     checked = _check_prompts(rendered, examples, offsets, tokenizer)
     for row, example in enumerate(checked):
-        if isinstance(example, RowError) and _is_between_spaces(rendered[row]):
+        if isinstance(example, RowError) and _may_come_in_pieces(rendered[row]):
             pieces, offsets[row] = _align_in_pieces(rendered[row], tokenizer, example)
             (checked[row],) = _check_prompts([rendered[row]], [pieces], [offsets[row]], tokenizer)
     if max_tokens is None:
@@ -218,9 +218,13 @@ def _align(rendered: RenderedRow, ids: list[int], offsets: _Offsets) -> Example 
     return _example(rendered, ids, spans)
 
 
-def _is_between_spaces(rendered: RenderedRow) -> bool:
-    """Return whether a span starts with white space, after white space of its prompt."""
-    text = rendered.text
+def _may_come_in_pieces(rendered: RenderedRow) -> bool:
+    """Return whether a span starts with white space, after white space of its prompt, or after a
+    trace that a budget closed: whoever generates gives the closing, as tokens of its own.
+    """
+    text, conversation = rendered.text, rendered.conversation
+    if conversation is not None and any(message.cut for message in conversation.messages):
+        return True
     return any(start and text[start - 1 : start + 1].isspace() for start, _ in rendered.spans)
 
 

@@ -123,7 +123,7 @@ def test_a_cut_that_leaves_nothing_to_learn_is_dropped(
 
 @pytest.mark.parametrize("name", ["dualign", "chatml", "smollm3-training"])
 @pytest.mark.parametrize("gpt2", [True, False])
-def test_a_thinking_budget_trains_the_closing_and_the_answer(
+def test_a_thinking_budget_trains_the_answer_alone(
     write_rows: Write,
     tokenizer: PreTrainedTokenizerFast,
     llama_tokenizer: PreTrainedTokenizerFast,
@@ -136,7 +136,7 @@ def test_a_thinking_budget_trains_the_closing_and_the_answer(
     made = prepared(path, used, name, max_tokens=2048, thinking_budget=12)
     assert made.rows["repaired"] == {"thinking_budget": 2}
     for text, learnt in texts(made, used):
-        assert learnt == "\n</think>\n\nSeven.<|im_end|>"
+        assert learnt == "Seven.<|im_end|>", "the model isn't to close its traces early by itself"
         trace = text.split("<think>\n")[1].split("\n</think>")[0]
         assert "I count the apples one by one".startswith(trace) and trace
         assert len(used(trace)["input_ids"]) <= 12
