@@ -1,10 +1,12 @@
 """A rank that hangs ends the run: the others would wait for it until torch's timeout, 10 to 30 minutes.
 
 Only the inside of a step is watched: evaluation, saving, a retention measured by one rank and the
-first two steps, which may compile, take as long as they take. Within a step a rank that makes no
-progress for 45 s, and for ten times as long as its slowest part of a step, has a reason: itself, or
-another rank. Each rank tells the others how far it is, in a file beside the checkpoints, and none is
-ended while another one works outside of a step.
+first two steps, which may compile, take as long as they take. A rank gives a sign of life when it ends
+a part of a step, and when its main thread is at another place. A step hangs when no rank gives any for
+300 s, and for ten times as long as the slowest part so far: one row may be much longer than those
+before it. A rank whose threads all stand still, as of a process that is stopped, is sure after 45 s.
+Each rank tells the others how far it is, in a file beside the checkpoints, and none is ended while
+another one works outside of a step.
 """
 
 import json
@@ -14,6 +16,7 @@ import sys
 import threading
 import time
 import traceback
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +27,9 @@ from dualign.errors import excerpt
 from dualign.lifetime import NO_PROGRESS, kill_tree, leave_error
 from dualign.rundir import write_json
 
-_SECONDS = 45
+_SECONDS = 300
 _COMPILING = 600  # a step may compile at a new shape
+_STOPPED = 45  # of a rank whose threads stand still
 _TIMES = 10  # the slowest part of a step
 _WAITS = ("torch/distributed", "deepspeed/comm")  # of the files in the stack of a rank that waits
 
@@ -53,7 +57,7 @@ class Progress:
 
 
 def seconds_to_a_hang(stage: Any) -> float:
-    """Return how long a part of a training step may take: `train.ddp_timeout` where a recipe has it."""
+    """Return how long ranks may give no sign of life: `train.ddp_timeout` where a recipe has it."""
     if "ddp_timeout" in stage.train:
         return float(stage.train["ddp_timeout"])
     compiles = stage.train.get("torch_compile") or stage.attn_implementation == "flex_attention"
@@ -64,23 +68,28 @@ class EndHangs(TrainerCallback):
     """Watches the steps of this rank from a thread; without other ranks it does nothing."""
 
     def __init__(self, folder: Path, seconds: float) -> None:
-        self._folder, self._least = folder, seconds
+        self._folder, self._least, self._stopped = folder, seconds, min(_STOPPED, seconds)
         self._every = min(2.0, seconds / 5)
         self._parts, self._steps, self._inside, self._slowest = 0, 0, False, 0.0
         self._last = time.monotonic()
         self._over = threading.Event()
         self._main = threading.get_ident()
-        self._ticks: dict[int, tuple[int, float]] = {}  # of other ranks: the last, and since when
+        self._thread: threading.Thread | None = None
+        self._tick = 0
+        # Of each rank and kind of sign: the last one, and for how long it has been that.
+        self._signs: dict[tuple[int, str], tuple[object, float]] = {}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        if args.world_size > 1:
+        # auto_find_batch_size begins again after a batch that was too large.
+        if args.world_size > 1 and self._thread is None:
             self._rank, self._count = args.process_index, args.world_size
             self._local_rank = args.local_process_index
             self._folder.mkdir(parents=True, exist_ok=True)
             self._file(self._rank).unlink(missing_ok=True)  # of a run that was cut off
-            threading.Thread(target=self._watch, daemon=True).start()
+            self._thread = threading.Thread(target=self._watch, daemon=True)
+            self._thread.start()
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -102,7 +111,7 @@ class EndHangs(TrainerCallback):
 
     def _part(self, *, inside: bool) -> None:
         now = time.monotonic()
-        if self._inside and self._steps > 1:
+        if self._inside and self._steps > 0:  # the first step loads kernels
             self._slowest = max(self._slowest, now - self._last)
         self._last, self._inside = now, inside
         self._parts += 1
@@ -112,18 +121,42 @@ class EndHangs(TrainerCallback):
 
         Time is that in which this thread ran: a machine that slept hasn't hung.
         """
-        tick, parts, age, before = 0, -1, 0.0, time.monotonic()
+        before = time.monotonic()
         while not self._over.wait(self._every):
             now = time.monotonic()
             passed, before = min(now - before, 2 * self._every), now
-            age = age + passed if parts == self._parts else 0.0
-            tick, parts = tick + 1, self._parts
-            own = self._own(tick)
-            write_json(self._file(self._rank), asdict(own))
-            others = self._others(passed)
-            bound = max(self._least, _TIMES * self._slowest)
-            if self._inside and self._steps > 1 and age > bound and others:
-                self._end(hanging([own, *others], self._frozen()), own, age)
+            # A folder that is full, or away for a while, says nothing of the ranks.
+            with suppress(OSError, ValueError):
+                self._look(passed)
+
+    def _look(self, passed: float) -> None:
+        """Tell how far this rank is, and look at the others, `passed` seconds after the last time."""
+        self._tick += 1
+        own = self._own(self._tick)
+        write_json(self._file(self._rank), asdict(own))
+        others = self._others()
+        if others is None:
+            return
+        ranks = [own, *others]
+        still = min(
+            self._unchanged(rank.rank, "life", (rank.parts, rank.inside, rank.place), passed)
+            for rank in ranks
+        )
+        frozen = {
+            rank.rank
+            for rank in ranks
+            if self._unchanged(rank.rank, "tick", rank.tick, passed) > self._stopped
+        }
+        bound = max(self._stopped if frozen else self._least, _TIMES * self._slowest)
+        if own.inside and self._steps > 1 and still > bound:
+            self._end(hanging(ranks, frozen), own, still)
+
+    def _unchanged(self, rank: int, kind: str, sign: object, passed: float) -> float:
+        """Return for how long a rank's sign has been the same."""
+        last, seconds = self._signs.get((rank, kind), (None, 0.0))
+        seconds = seconds + passed if sign == last else 0.0
+        self._signs[rank, kind] = sign, seconds
+        return seconds
 
     def _own(self, tick: int) -> Progress:
         frames = traceback.extract_stack(sys._current_frames()[self._main])
@@ -141,25 +174,15 @@ class EndHangs(TrainerCallback):
             waits=any(folder in frame.filename for frame in frames[-8:] for folder in _WAITS),
         )
 
-    def _others(self, passed: float) -> list[Progress]:
-        """Return how far the other ranks are, by their files; nothing before all have one."""
-        others = []
-        for rank in set(range(self._count)) - {self._rank}:
-            file = self._file(rank)
-            if not file.is_file():
-                return []
-            other = Progress(**json.loads(file.read_text(encoding="utf-8")))
-            tick, still = self._ticks.get(rank, (-1, 0.0))
-            self._ticks[rank] = other.tick, still + passed if tick == other.tick else 0.0
-            others.append(other)
-        return others
+    def _others(self) -> list[Progress] | None:
+        """Return how far the other ranks are, by their files; None before all have one."""
+        files = [self._file(rank) for rank in range(self._count) if rank != self._rank]
+        if not all(file.is_file() for file in files):
+            return None
+        return [Progress(**json.loads(file.read_text(encoding="utf-8"))) for file in files]
 
     def _file(self, rank: int) -> Path:
         return self._folder / f"rank-{rank}.json"
-
-    def _frozen(self) -> set[int]:
-        """Return the ranks whose thread hasn't run for most of the time that a hang takes."""
-        return {rank for rank, (_, still) in self._ticks.items() if still > self._least / 2}
 
     def _end(self, ranks: list[Progress], own: Progress, seconds: float) -> None:
         """Leave the error of the first rank that hangs, and end it and this one."""
@@ -185,11 +208,11 @@ def hanging(ranks: list[Progress], frozen: set[int]) -> list[Progress]:
     They are those whose threads all stand still, else those behind the others, else those that are
     in no collective, else all.
     """
+    if not all(rank.inside for rank in ranks):
+        return []
     still = [rank for rank in ranks if rank.rank in frozen]
     if still:
         return still
-    if not all(rank.inside for rank in ranks):
-        return []
     least = min(rank.parts for rank in ranks)
     behind = [rank for rank in ranks if rank.parts == least]
     if len(behind) < len(ranks):

@@ -3,16 +3,18 @@
 import json
 import os
 import signal
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 from transformers import PreTrainedTokenizerFast
 
 from dualign.data.config import DataConfig, SourceConfig
+from dualign.rundir import write_json
 from dualign.sft.config import SFTStage
-from dualign.training.hangs import Progress, hanging, seconds_to_a_hang
+from dualign.training.hangs import EndHangs, Progress, hanging, seconds_to_a_hang
 from tests import processes
 from tests.training.conftest import save_model, sum_rows, write_rows
 from tests.training.test_many_processes import start, write_recipe
@@ -40,9 +42,17 @@ THIRD = replace(WAITING, rank=2)
         (replace(WORKING, waits=True), set(), [0, 1, 2]),
         (replace(WAITING, rank=1, parts=6), set(), [1]),
         (replace(WORKING, inside=False), set(), []),  # such as rank 0 that logs
-        (replace(WORKING, inside=False), {1}, [1]),
+        (replace(WORKING, inside=False), {1}, []),  # a disk may hold up its thread as it saves
+        (replace(WAITING, rank=1), {1}, [1]),
     ],
-    ids=["not in a collective", "all in collectives", "behind", "outside of a step", "stopped"],
+    ids=[
+        "not in a collective",
+        "all in collectives",
+        "behind",
+        "outside of a step",
+        "stopped outside of a step",
+        "stopped",
+    ],
 )
 def test_the_rank_that_others_wait_for(
     second: Progress, frozen: set[int], expected: list[int]
@@ -53,10 +63,61 @@ def test_the_rank_that_others_wait_for(
 def test_seconds_are_those_of_a_recipe_if_it_has_any() -> None:
     data = DataConfig(sources=(SourceConfig(path="rows.jsonl"),))
     stage = SFTStage(name="sft", model="m", data=data)
-    assert seconds_to_a_hang(stage) == 45
+    assert seconds_to_a_hang(stage) == 300
     assert seconds_to_a_hang(replace(stage, train={"torch_compile": True})) == 600
     settings = {"torch_compile": True, "ddp_timeout": 7}
     assert seconds_to_a_hang(replace(stage, train=settings)) == 7
+
+
+class Watched(EndHangs):
+    """Rank 0 of two, in its third step, which looks when it is told to."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, 300)
+        self._rank, self._local_rank, self._count = 0, 0, 2
+        for _ in range(2):
+            self.on_step_begin()
+            self.on_step_end()
+        self.on_step_begin()
+        self.ended: list[int] = []
+
+    def look(self, seconds: int, *, frozen: bool = False, moves: bool = False) -> list[int]:
+        """Look every 3 s at rank 1, which is as far as rank 0 is."""
+        for _ in range(0, seconds, 3):
+            tick = 0 if frozen else self._tick
+            place = f"line {self._tick}" if moves else ""
+            other = replace(WORKING, parts=self._parts, tick=tick, place=place)
+            write_json(self._file(1), asdict(other))
+            self._look(3.0)
+        return self.ended
+
+    def _end(self, ranks: list[Progress], own: Progress, seconds: float) -> None:
+        self.ended += [rank.rank for rank in ranks]
+
+
+def test_a_row_that_is_much_longer_than_those_before_is_no_hang(tmp_path: Path) -> None:
+    assert Watched(tmp_path).look(290) == []
+    assert 1 in Watched(tmp_path).look(310)
+    assert Watched(tmp_path).look(600, moves=True) == [], "its main thread goes on"
+
+
+def test_a_rank_that_is_stopped_is_noticed_within_a_minute(tmp_path: Path) -> None:
+    assert 1 in Watched(tmp_path).look(54, frozen=True)
+    slow = Watched(tmp_path)
+    slow._slowest = 10.0
+    assert slow.look(90, frozen=True) == [], "parts of 10 s may take 100"
+
+
+def test_a_folder_that_is_away_for_a_while_ends_nothing(tmp_path: Path) -> None:
+    """Else the thread would end, and the others take its rank for one that is stopped."""
+    watched = Watched(tmp_path / "gone")
+    watched._every = 0.001
+    thread = Thread(target=watched._watch)
+    thread.start()
+    processes.wait_until(lambda: watched._tick > 2)
+    watched._over.set()
+    thread.join()
+    assert watched.ended == []
 
 
 def _read(file: Path) -> dict[str, Any]:
