@@ -138,9 +138,9 @@ def _lines(file: Path, span: range) -> Iterator[bytes]:
     """Yield the lines that begin in some bytes of a file."""
     with file.open("rb") as stream:
         at = span.start
-        if at:  # the line that begins before is another part's
+        if at:  # the line that begins before is another part's; it may be the whole file
             stream.seek(at - 1)
-            at += len(stream.readline()) - 1
+            at += len(stream.readline(len(span) + 1)) - 1
         while at < span.stop and (line := stream.readline()):
             at += len(line)
             yield line

@@ -2,13 +2,14 @@
 
 import gzip
 import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dualign.data.rows.json_parts import write_parts
+from dualign.data.rows.json_parts import _lines, write_parts
 from dualign.data.shards import joined
 from dualign.errors import DataError
 
@@ -58,6 +59,28 @@ def test_two_processes_read_what_one_reads(tmp_path: Path, form: str) -> None:
     again, same, count = read([path], 2, tmp_path / "two")
     assert (again, list(again), same) == (features, list(features), rows)
     assert count == parts and rows
+
+
+def test_a_part_within_a_line_reads_no_more_than_its_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(b"[" + b" " * (4 << 20) + b"]")
+    size = 1 << 16
+    tracemalloc.start()
+    parts = [list(_lines(path, range(at, at + size))) for at in range(size, 4 << 20, size)]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert not any(parts)
+    assert peak < 1 << 20
+
+
+@pytest.mark.parametrize("size", range(1, 9))
+def test_every_line_is_of_one_part(tmp_path: Path, size: int) -> None:
+    content = b"a\n\nbcdefghij\nk\r\nlm"
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(content)
+    starts = range(0, len(content), size)
+    parts = [_lines(path, range(at, at + size)) for at in starts]
+    assert [line for part in parts for line in part] == content.splitlines(keepends=True)
 
 
 def test_files_of_several_forms_keep_their_order(tmp_path: Path) -> None:
