@@ -58,17 +58,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     args = launch_command_parser().parse_args(arguments)
-    logs = Path(args.log_dir or tempfile.mkdtemp(prefix="dualign-ranks-"))
+    own = None if args.log_dir else tempfile.mkdtemp(prefix="dualign-ranks-")
+    logs = Path(own or args.log_dir)
     args.log_dir, args.redirects = str(logs), _REDIRECTS
     try:
         launch_command(args)
     except ChildFailedError as error:
         sys.stderr.write(in_words(failures(error.failures, logs)) + f"\n{_WHERE.format(logs)}\n")
+        own = None  # what ranks said stays
         return 1
     except subprocess.CalledProcessError as error:  # a process alone has said why
         return int(error.returncode)
-    if logs.name.startswith("dualign-ranks-"):
-        shutil.rmtree(logs, ignore_errors=True)
+    finally:
+        if own is not None:
+            shutil.rmtree(own, ignore_errors=True)
     return 0
 
 

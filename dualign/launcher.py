@@ -61,7 +61,8 @@ Launch = str | LaunchConfig
 def launch_settings(launch: Launch | None, machines: int = 1) -> dict[str, Any]:
     """Return the accelerate config of a stage's `launch`, with its own keys over the file's; {} for None.
 
-    `num_processes` is that of `num_machines` together.
+    `num_processes` is that of `num_machines` together, and absent where neither keys nor file say it:
+    accelerate then starts one for each GPU.
 
     Args:
         machines: those on which the run was started; they count where neither keys nor file name several.
@@ -77,8 +78,15 @@ def launch_settings(launch: Launch | None, machines: int = 1) -> dict[str, Any]:
     listed = _count(settings, "num_machines", file)
     together = keys.num_machines or (listed if listed > 1 else machines)
     processes = keys.num_processes or _of_a_machine(settings, file) * together
-    _require_even(processes, together, file)
-    settings |= {"num_machines": together, "num_processes": processes}
+    settings = {key: value for key, value in settings.items() if key != "num_processes"}
+    settings["num_machines"] = together
+    if processes:
+        _require_even(processes, together, file)
+        settings["num_processes"] = processes
+    elif together > 1:
+        raise ConfigError(
+            f"{file}: {together} machines start num_processes together, which isn't there: set it, or in launch"
+        )
     for name in ("main_process_ip", "main_process_port"):
         settings[name] = getattr(keys, name) or settings.get(name)
     return settings | {"max_restarts": keys.max_restarts}
@@ -90,7 +98,9 @@ def config_file(launch: Launch) -> str:
 
 
 def _of_a_machine(settings: Mapping[str, Any], file: str) -> int:
-    """Return how many processes an accelerate config starts on each of its machines."""
+    """Return how many processes an accelerate config starts on each of its machines; 0: it doesn't say."""
+    if settings.get("num_processes") is None:
+        return 0
     machines, processes = (
         _count(settings, f"num_{name}", file) for name in ("machines", "processes")
     )
@@ -129,7 +139,7 @@ def launch_command(
     settings = launch_settings(launch, machine.count if machine else 1)
     command = [sys.executable, "-m", "dualign.first_failure"]
     command += ["--config_file", config_file(launch)]
-    if machine or isinstance(launch, LaunchConfig):
+    if "num_processes" in settings and (machine or isinstance(launch, LaunchConfig)):
         command += ["--num_processes", str(settings["num_processes"])]
     if restarts := settings["max_restarts"]:
         command += ["--max_restarts", str(restarts)]

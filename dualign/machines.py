@@ -36,6 +36,7 @@ _PATIENCE = (
     900.0  # seconds in which all machines have to come; nodes of one job may boot minutes apart
 )
 _FAREWELL = 20.0  # seconds in which all read why the run ends
+_LAST = 300.0  # seconds in which the launchers of all machines end; torchrun's wait for each other as long
 _LOOK = 0.25  # seconds between two looks at the store
 
 
@@ -245,7 +246,7 @@ class Meeting:
             rank, host, words = self._get(f"trouble/{turn}")
             raise CheckpointError(f"machine {rank} ({host}): {words}")
         self._set(f"done/{turn}/{self.machine.rank}", code)
-        if missing := self._until(self._of_all(f"done/{turn}"), _FAREWELL, turn=turn):
+        if missing := self._until(self._of_all(f"done/{turn}"), _LAST, turn=turn):
             numbers = ", ".join(key.rpartition("/")[2] for key in missing)
             raise CheckpointError(f"machine {numbers} hasn't said how its part of the launch ended")
 

@@ -5,12 +5,13 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-from dualign.first_failure import failures, in_words
+from dualign.first_failure import failures, in_words, main
 from tests import processes
 
 ROOT = Path(__file__).parents[1]
@@ -78,6 +79,17 @@ def test_the_last_attempt_counts(tmp_path: Path) -> None:
         "DataError: try 10"
     ]
     assert "exit status 7" in failures({0: ended(0, 7)}, tmp_path / "none")[0].text
+
+
+def test_a_launch_without_ranks_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    script = tmp_path / "script.py"
+    script.write_text("raise SystemExit(3)")
+    settings = ["--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no"]
+    assert main([*settings, "--dynamo_backend", "no", "--cpu", str(script)]) == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["script.py"]
 
 
 @pytest.mark.slow

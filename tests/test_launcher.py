@@ -39,6 +39,7 @@ def test_keys_around_a_file_come_before_it() -> None:
         ("num_machines: 3\nnum_processes: 16", "16 processes can't be shared by 3 machines alike"),
         ("num_processes: many", "num_processes: expected 1 or more, found 'many'"),
         ("num_machines: 0", "num_machines: expected 1 or more, found 0"),
+        ("num_machines: 2", "2 machines start num_processes together, which isn't there"),
     ],
 )
 def test_counts_that_accelerate_would_round_down_are_refused(
@@ -48,6 +49,18 @@ def test_counts_that_accelerate_would_round_down_are_refused(
     file.write_text(text)
     with pytest.raises(ConfigError, match=message):
         launch_settings(str(file))
+
+
+@pytest.mark.parametrize("text", ["use_cpu: false", "num_processes: null"])
+def test_processes_that_nobody_says_are_left_to_accelerate(tmp_path: Path, text: str) -> None:
+    """It starts one for each GPU."""
+    file = tmp_path / "launcher.yaml"
+    file.write_text(text)
+    launch = LaunchConfig(config_file=str(file), max_restarts=3)
+    assert launch_command(launch, ["sft"])[3:] == [
+        *("--config_file", str(file), "--max_restarts", "3", "-m", "dualign", "sft")
+    ]
+    assert launcher(launch) == (1, None)
 
 
 def test_a_recipe_takes_a_file_or_keys_and_finds_both_beside_itself(tmp_path: Path) -> None:

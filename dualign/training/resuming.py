@@ -131,7 +131,8 @@ def _engine_of(checkpoint: Path) -> Engine:
         return "deepspeed"
     if (checkpoint / "pytorch_model_fsdp_0").is_dir():
         return "fsdp-sharded"
-    return "fsdp-whole" if (checkpoint / "pytorch_model_fsdp.bin").is_file() else "torch"
+    # Also of LOCAL_STATE_DICT, which has a file of each rank.
+    return "fsdp-whole" if any(checkpoint.glob("pytorch_model_fsdp*.bin")) else "torch"
 
 
 def _processes(started: int, settings: Mapping[str, Any]) -> int:

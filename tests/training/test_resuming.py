@@ -85,6 +85,7 @@ def test_nothing_is_changed_where_nothing_is_known(work: Path) -> None:
         ("global_step3/shard.pt", "deepspeed"),
         ("pytorch_model_fsdp_0/__0_0.distcp", "fsdp-sharded"),
         ("pytorch_model_fsdp.bin", "fsdp-whole"),
+        ("pytorch_model_fsdp_rank0.bin", "fsdp-whole"),
         ("optimizer.pt", "torch"),
     ],
 )
