@@ -31,6 +31,7 @@ _SECONDS = 300
 _COMPILING = 600  # a step may compile at a new shape
 _STOPPED = 45  # of a rank whose threads stand still
 _TIMES = 10  # the slowest part of a step
+_RANKS = 64  # that write a file every 2 s; more of them write more rarely, for the folder's sake
 _WAITS = ("torch/distributed", "deepspeed/comm")  # of the files in the stack of a rank that waits
 
 
@@ -86,6 +87,7 @@ class EndHangs(TrainerCallback):
         if args.world_size > 1 and self._thread is None:
             self._rank, self._count = args.process_index, args.world_size
             self._local_rank = args.local_process_index
+            self._every *= max(1.0, args.world_size / _RANKS)
             self._folder.mkdir(parents=True, exist_ok=True)
             self._file(self._rank).unlink(missing_ok=True)  # of a run that was cut off
             self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -134,22 +136,24 @@ class EndHangs(TrainerCallback):
         self._tick += 1
         own = self._own(self._tick)
         write_json(self._file(self._rank), asdict(own))
-        others = self._others()
+        life = self._unchanged(own.rank, "life", (own.parts, own.inside, own.place), passed)
+        # A thousand ranks that read a thousand files each would keep a network folder busy.
+        others = self._others() if own.inside and life > self._stopped / 5 else None
         if others is None:
             return
-        ranks = [own, *others]
-        still = min(
+        lives = [
             self._unchanged(rank.rank, "life", (rank.parts, rank.inside, rank.place), passed)
-            for rank in ranks
-        )
+            for rank in others
+        ]
         frozen = {
             rank.rank
-            for rank in ranks
+            for rank in others
             if self._unchanged(rank.rank, "tick", rank.tick, passed) > self._stopped
         }
         bound = max(self._stopped if frozen else self._least, _TIMES * self._slowest)
-        if own.inside and self._steps > 1 and still > bound:
-            self._end(hanging(ranks, frozen), own, still)
+        still = min(life, *lives)
+        if self._steps > 1 and still > bound:
+            self._end(hanging([own, *others], frozen), own, still)
 
     def _unchanged(self, rank: int, kind: str, sign: object, passed: float) -> float:
         """Return for how long a rank's sign has been the same."""
