@@ -17,9 +17,11 @@ from dualign.data.seeds import Indices
 from dualign.data.stream.account import Account
 from dualign.data.stream.rows import StreamRow
 from dualign.data.tokens.packing import fill, pack
+from dualign.errors import DataError
 
 _COLUMNS = ("input_ids", "labels", "seq_lengths", "doc_groups")
 _READ = 64
+_MOST_TOKENS = 2**31 - 1
 _LATER = "max_steps"
 """What rows are counted under that were read and whose turn didn't come."""
 
@@ -94,23 +96,39 @@ def pack_rows(
     `groups` has a number for each row.
 
     Raises:
-        DataError: a document doesn't fit into a row.
+        DataError: a document doesn't fit into a row, or the rows have more tokens than Arrow counts.
     """
     counts = np.array([len(row.parts) for row in rows])
     lengths = np.concatenate([row.parts for row in rows])
     row_of_document = np.repeat(np.arange(len(rows)), counts)
-    before = np.cumsum([0] + [row.tokens for row in rows])[:-1]
+    before = np.cumsum([0] + [row.tokens for row in rows])
+    if before[-1] > _MOST_TOKENS:
+        raise DataError(
+            f"a block of {len(rows):,} rows has {before[-1]:,} tokens, and {_MOST_TOKENS:,} is the most: "
+            "lower data.streaming.shuffle_buffer"
+        )
     stops = np.cumsum(lengths) - before[row_of_document]
     pieces = pack(lengths, max_tokens=data.max_tokens, strategy=data.packing, random=random)
     rows_of_pieces = row_of_document[pieces.document]
-    starts = (stops - lengths)[pieces.document][:, None]
+    starts = (stops - lengths)[pieces.document]
+    # Of each piece its own tokens: a long document that is wrapped has many.
+    spans = [
+        (rows[row], slice(start, stop))
+        for row, start, stop in zip(
+            rows_of_pieces.tolist(),
+            (pieces.start + starts).tolist(),
+            (pieces.stop + starts).tolist(),
+            strict=True,
+        )
+    ]
     ids, labels = (
-        pa.chunked_array([_lists([getattr(row, name) for row in rows]).take(rows_of_pieces)])
+        pa.chunked_array([_lists([getattr(row, name)[span] for row, span in spans])])
         for name in ("input_ids", "labels")
     )
+    sizes = pieces.stop - pieces.start
     packed = fill(
         np.diff(pieces.offsets),
-        np.stack([pieces.start, pieces.stop], axis=1) + starts,
+        np.stack([np.zeros_like(sizes), sizes], axis=1),
         ids,
         labels,
         np.array(groups, dtype=np.int32)[rows_of_pieces],

@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -17,8 +18,11 @@ from dualign.config import Document, parse
 from dualign.data.config import DataConfig, SourceConfig, StreamConfig
 from dualign.data.prepare import prepare_sft
 from dualign.data.request import DataRequest
+from dualign.data.seeds import rng
+from dualign.data.stream.blocks import pack_rows
 from dualign.data.stream.opening import open_stream
 from dualign.data.stream.reader import Share
+from dualign.data.stream.rows import StreamRow
 from dualign.data.stream.stream import StreamData
 from dualign.data.text.template import load_template
 from dualign.errors import DataError
@@ -271,6 +275,37 @@ def test_what_needs_all_rows_or_their_number_is_refused(key: str, keys: dict[str
     document = Document(file="r.yaml")
     parse(SFTStage, entry, document)
     assert len(document.problems) == 1 and f": {key}: " in document.problems[0], document.problems
+
+
+def row_of(tokens: int) -> StreamRow:
+    ids = np.broadcast_to(np.int32(5), tokens)
+    facts = {"source": 0, "mode": "plain", "setting": 0, "repairs": "", "place": "a, row 0"}
+    parts = np.array([tokens], dtype=np.int32)
+    return StreamRow(
+        **facts, supervised=tokens, repeats=False, input_ids=ids, labels=ids, parts=parts
+    )
+
+
+def test_a_long_document_is_wrapped_in_memory_of_its_size() -> None:
+    data = DataConfig(sources=(SourceConfig(path="a"),), max_tokens=32, packing="wrapped")
+    default = pa.default_memory_pool()
+    pool = pa.proxy_memory_pool(default)
+    pa.set_memory_pool(pool)
+    try:
+        table, first_packed = pack_rows([row_of(20_000)] * 2, [1, 2], data, rng(3, "rows"))
+    finally:
+        pa.set_memory_pool(default)
+    assert pool.max_memory() < 20_000_000
+    assert first_packed.tolist() == [0, 625]
+    rows = table.to_pylist()
+    assert [len(row["input_ids"]) for row in rows] == [32] * 1250
+    assert rows[0]["labels"] == [-100] + [5] * 31 and rows[625]["doc_groups"] == [2]
+
+
+def test_a_block_that_arrow_cannot_count_is_refused() -> None:
+    data = DataConfig(sources=(SourceConfig(path="a"),), max_tokens=32, packing="wrapped")
+    with pytest.raises(DataError, match=r"2,147,483,648 tokens, .* lower data\.streaming\.shuffle"):
+        pack_rows([row_of(2**30)] * 2, [1, 1], data, rng(3, "rows"))
 
 
 def test_a_preference_stage_takes_no_stream() -> None:
