@@ -17,15 +17,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dualign.deepspeed_ops import ops_of_environment, prepare_ops
-from dualign.distributed import (
-    gather,
-    is_main_process,
-    run_on_main_process,
-)
+from dualign.distributed import gather, is_main_process, run_on_main_process
 from dualign.environment import versions
 from dualign.errors import CheckpointError, ConfigError, OutOfMemoryError
 from dualign.fingerprint import Digests, fingerprint
@@ -131,7 +128,7 @@ def run(
     if machine is None:
         return _run_stages(recipe, only=only, say=say)
     with Meeting(machine) as meeting:
-        own = card(_read_statuses(recipe, machine.rank == 0))
+        own = partial(_card, recipe, machine.rank == 0 and recipe.output_dir.is_dir())
         call_roll(meeting.gather, own, recipe.output_dir, number=machine.rank, noun="machine")
         if machine.rank:
             follow(recipe, meeting)
@@ -150,7 +147,7 @@ def _run_stages(
 ) -> list[Path]:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         number = int(os.environ["RANK"])
-        own = card(_read_statuses(recipe, number == 0))
+        own = partial(_card, recipe, number == 0 and recipe.output_dir.is_dir())
         call_roll(gather, own, recipe.output_dir, number=number, noun="rank")
     recipe.output_dir.mkdir(parents=True, exist_ok=True)
     with _locked_output(recipe.output_dir):
@@ -170,6 +167,10 @@ def _run_stages(
                     break
                 say(f"{label}: finished in {seconds:.0f} s -> {status.run_dir}")
     return [status.run_dir for status in stages]
+
+
+def _card(recipe: Recipe, first: bool) -> dict[str, Any]:
+    return card(_read_statuses(recipe, first))
 
 
 def _read_statuses(recipe: Recipe, first: bool) -> list[StageStatus]:

@@ -62,11 +62,13 @@ def card(stages: Sequence[Status]) -> dict[str, Any]:
 
 
 def call_roll(
-    gather: Gather, own: Mapping[str, Any], folder: Path, *, number: int, noun: str
+    gather: Gather, own: Callable[[], Mapping[str, Any]], folder: Path, *, number: int, noun: str
 ) -> None:
     """Compare the cards of all, and whether all see what number 0 writes into `folder`.
 
     Args:
+        own: makes this one's card. It is called once the new file is seen: until then a network folder
+            may show names as they were half a minute ago, and a stage that is done as new.
         number: which of them this one is.
         noun: what they are, "rank" or "machine".
 
@@ -74,15 +76,15 @@ def call_roll(
         CheckpointError: they differ; everybody raises the same message.
     """
     with _token(folder, number) as token:
-        cards = gather({**own, "token": token, "folder": str(folder)})
-        sees = gather(_appears(folder / cards[0]["token"]))
+        sees = _appears(folder / gather(token)[0])
+        cards = gather({**own(), "sees": sees, "folder": str(folder)})
     problems = [problem for i in range(1, len(cards)) for problem in _problems(cards, i, noun)]
     first = f"{noun} 0 ({cards[0]['host']})"
     problems += [
         f"{noun} {i} ({cards[i]['host']}) doesn't see what {first} writes into {cards[0]['folder']}: "
         "output_dir has to be in a folder that all machines share, under the same path"
-        for i, there in enumerate(sees)
-        if not there
+        for i, other in enumerate(cards)
+        if not other["sees"]
     ]
     if problems:
         more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []

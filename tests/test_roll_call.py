@@ -5,6 +5,7 @@ import json
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,12 @@ def own(tmp_path: Path) -> dict[str, Any]:
     return before
 
 
-def called(cards: list[dict[str, Any]], folders: list[Path], noun: str = "rank") -> set[str]:
+def called(
+    cards: list[dict[str, Any]],
+    folders: list[Path],
+    noun: str = "rank",
+    make: Callable[[dict[str, Any]], dict[str, Any]] = copy.copy,
+) -> set[str]:
     """What each says at the end; all in threads of their own."""
     meet, given = threading.Barrier(len(cards)), [None] * len(cards)
 
@@ -54,7 +60,8 @@ def called(cards: list[dict[str, Any]], folders: list[Path], noun: str = "rank")
             return values
 
         try:
-            call_roll(gather, cards[number], folders[number], number=number, noun=noun)
+            own = partial(make, cards[number])
+            call_roll(gather, own, folders[number], number=number, noun=noun)
         except CheckpointError as error:
             return str(error)
         return ""
@@ -148,6 +155,18 @@ def test_a_folder_that_is_not_shared_is_named(
     assert not here.exists() and not there.exists()
 
 
+def test_stages_are_read_once_the_folder_is_as_it_is_now(
+    own: dict[str, Any], tmp_path: Path
+) -> None:
+    """Until a new name is seen, a network folder may show a stage that has just ended as new."""
+
+    def make(card: dict[str, Any]) -> dict[str, Any]:
+        assert list(tmp_path.glob(".roll-call-*"))
+        return card
+
+    assert called([own, own], [tmp_path] * 2, make=make) == {""}
+
+
 def test_a_thousand_differences_are_a_few_lines(own: dict[str, Any], tmp_path: Path) -> None:
     other = copy.deepcopy(own)
     other_code(other)
@@ -158,4 +177,6 @@ def test_a_thousand_differences_are_a_few_lines(own: dict[str, Any], tmp_path: P
 def test_a_folder_that_cannot_be_written_is_said(own: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointError, match="file/out: can't be written"):
-        call_roll(lambda value: [value], own, tmp_path / "file" / "out", number=0, noun="rank")
+        call_roll(
+            lambda value: [value], lambda: own, tmp_path / "file" / "out", number=0, noun="rank"
+        )
