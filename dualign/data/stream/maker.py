@@ -140,6 +140,7 @@ class BlockMaker:
         if self.mixing.modes[mode] > 0:
             queue = self.waiting.setdefault((row.source, mode), deque())
             queue.append(row)
+            self.mixing.dry.discard((row.source, mode))
             late = queue.popleft() if len(queue) > _WAITING else None
         if late is not None and not late.repeats:
             self.account.drop((late.mode, label), "mix")

@@ -26,7 +26,7 @@ Choice = tuple[int, str]
 class Mixing:
     """The shares of sources and modes, and the tokens that they got so far.
 
-    `dry`: choices that a source has shown no row for.
+    `dry`: choices that a source has shown no row for, until it shows one.
     """
 
     labels: Sequence[str]

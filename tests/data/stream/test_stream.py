@@ -19,6 +19,7 @@ from dualign.data.config import DataConfig, SourceConfig, StreamConfig
 from dualign.data.prepare import prepare_sft
 from dualign.data.request import DataRequest
 from dualign.data.seeds import rng
+from dualign.data.stream import maker
 from dualign.data.stream.blocks import pack_rows
 from dualign.data.stream.opening import open_stream
 from dualign.data.stream.reader import Share
@@ -197,6 +198,24 @@ def test_tokens_keep_to_the_shares_of_sources_and_modes(
     assert counted["repeats"] > 0, "b began again"
     assert counted["in"] == counted["kept"] + sum(counted["dropped"].values())
     assert {source["rows"] for source in data.sources(account)} == {400, 90}
+
+
+def test_a_mode_that_comes_late_is_drawn_from_then_on(
+    opened: Callable[..., StreamData], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(maker, "_PATIENCE", 100)
+    late = rows("a", 300) + rows("a think", 200, "think")
+    sources = (
+        SourceConfig(path=str(write(tmp_path / "a", {"r.jsonl": late})), label="a"),
+        SourceConfig(
+            path=str(write(tmp_path / "b", {"r.jsonl": rows("b", 90, "think")})),
+            label="b",
+            share=0.1,
+        ),
+    )
+    data = opened(*sources, mix={"think": 0.5, "no_think": 0.5}, buffer=400)
+    drawn = {(row.source, row.mode) for row in data.train.first_block().rows}
+    assert (0, "think") in drawn
 
 
 def test_a_mode_that_no_row_has_ends_the_stream(
