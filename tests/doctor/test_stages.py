@@ -196,6 +196,21 @@ def test_a_planted_defect_of_a_recipe_is_found(
     assert planted.code in {finding.code for finding in examined(recipe, tmp_path).findings.all()}
 
 
+@pytest.mark.parametrize("mix", [None, {"think": 0.5, "no_think": 0.5}])
+def test_first_rows_of_a_stream_say_nothing_of_modes_that_the_recipe_weighs(
+    mix: dict[str, float] | None, tmp_path: Path, shrunk: Path
+) -> None:
+    recipe = clean_recipe(tmp_path, shrunk)
+    hardly_any_answers_at_once(recipe)
+    sft = recipe["stages"][0]
+    sft["data"] |= {"streaming": True, "mix": mix}
+    sft.setdefault("train", {}).pop("num_train_epochs", None)
+    sft["train"]["max_steps"] = 2
+    codes = {finding.code for finding in examined(recipe, tmp_path).findings.all()}
+    assert ("mode_imbalance" in codes) == (mix is None)
+    assert "stream_looked_at" in codes
+
+
 def test_packing_is_refused_for_layers_whose_state_runs_on(tmp_path: Path, shrunk: Path) -> None:
     recipe = clean_recipe(tmp_path, shrunk)
     file = tmp_path / "recipe.yaml"
