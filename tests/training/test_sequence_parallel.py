@@ -57,6 +57,7 @@ def write_recipe(ground: Path, name: str, *, kind: str = "sft", **keys: Any) -> 
     pairs = kind == "preference"
     data = {"sources": [{"path": str(ground / ("pairs.jsonl" if pairs else "train.jsonl"))}]}
     data |= {"max_tokens": 256, **({"packing": "none"} if pairs else {})}
+    data |= keys.pop("data", {})
     train = TRAIN | keys.pop("train", {})
     stage = {"name": "stage", "kind": kind, "model": str(ground / "model"), "data": data}
     path = ground / f"{name}.yaml"
@@ -126,6 +127,22 @@ def test_four_clipped_steps_are_those_of_whole_rows(
     for line, expected in zip(figures(ours), figures(theirs), strict=True):
         assert line == pytest.approx(expected, rel=1e-4)
     assert_same_changes(ground, ours, theirs, bound=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("deepspeed")
+def test_held_out_rows_are_computed_whole(ground: Path) -> None:
+    """Each by one process; the losses are those of one process with all of them."""
+    train = GRADIENT | {"eval_strategy": "steps", "eval_steps": 1, "per_device_eval_batch_size": 1}
+    keys = {"train": train, "data": {"validation_rows": 10}}
+    theirs, ours = (
+        next(line for line in figures(folder) if "eval_loss" in line)
+        for folder in (alone(ground, "held", **keys), shared(ground, "held-2", zero=2, **keys))
+    )
+    losses = {key for key in theirs if key.startswith("eval_loss")}
+    assert {"eval_loss/think", "eval_loss/no_think"} < losses
+    for key in losses:
+        assert ours[key] == pytest.approx(theirs[key], rel=1e-5)
 
 
 @pytest.mark.slow
