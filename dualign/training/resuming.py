@@ -73,6 +73,13 @@ def last_checkpoint(work: Path) -> str | None:
     return str(checkpoints[max(checkpoints)]) if checkpoints else None
 
 
+def mark_of(checkpoint: Path) -> dict[str, int] | None:
+    """Return what the mark of a complete checkpoint says; None of an earlier version's, which is empty."""
+    text = (checkpoint / COMPLETE).read_text(encoding="utf-8")
+    mark: dict[str, int] | None = json.loads(text) if text else None
+    return mark
+
+
 def with_rows_of_checkpoint(
     stage: TrainingStage, settings: Mapping[str, Any], work: Path
 ) -> dict[str, Any]:
@@ -82,10 +89,9 @@ def with_rows_of_checkpoint(
         CheckpointError: no accumulation gives that with the processes of this launch.
     """
     checkpoint = last_checkpoint(work)
-    text = (Path(checkpoint) / COMPLETE).read_text(encoding="utf-8") if checkpoint else ""
-    if not text or settings.get("auto_find_batch_size"):
-        return dict(settings)  # not resumed, or by a version that didn't say
-    before: dict[str, int] = json.loads(text)
+    before = mark_of(Path(checkpoint)) if checkpoint else None
+    if before is None or settings.get("auto_find_batch_size"):
+        return dict(settings)
     processes = _processes(int(os.environ.get("WORLD_SIZE", "1")), settings)
     rows, batch = before["rows_a_step"], int(settings.get("per_device_train_batch_size", 8))
     accumulation, rest = divmod(rows, processes * batch)

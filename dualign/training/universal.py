@@ -5,7 +5,6 @@ each tensor and its optimizer state whole, and any number of processes reads the
 the same losses; ZeRO-3 doesn't (0.2 % off four steps later), and is refused.
 """
 
-import json
 import shutil
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from transformers import Trainer
 from dualign.distributed import run_on_main_process
 from dualign.errors import CheckpointError
 from dualign.training.config import TrainingStage
-from dualign.training.resuming import COMPLETE, Engine, require_engine
+from dualign.training.resuming import Engine, mark_of, require_engine
 
 _CONVERTER = "deepspeed.checkpoint.ds_to_universal"
 
@@ -36,8 +35,7 @@ def read_on_any_processes(trainer: Trainer, stage: TrainingStage, checkpoint: st
         require_engine(folder, _engine(trainer))
     if not trainer.is_deepspeed_enabled:
         return
-    text = (folder / COMPLETE).read_text(encoding="utf-8")
-    before = json.loads(text).get("started") if text else None
+    before = (mark_of(folder) or {}).get("started")
     if before in (None, trainer.args.world_size):
         return
     reason = _reason_against(trainer, stage)
