@@ -108,6 +108,16 @@ def save_model(
     return folder
 
 
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Path:
+    """A folder with a tiny model and rows of both modes."""
+    folder = tmp_path_factory.mktemp("ground")
+    save_model(folder / "model", tokenizer, kind="smollm3")
+    write_rows(folder / "train.jsonl", sum_rows(120))
+    write_rows(folder / "pairs.jsonl", pair_rows(40))
+    return folder
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Path:
     return save_model(tmp_path_factory.mktemp("tiny"), tokenizer)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import PreTrainedTokenizerFast
 
 from dualign import engine
 from dualign.errors import CheckpointError
@@ -19,7 +18,6 @@ from dualign.recipe import load_recipe
 from dualign.rundir import read_run
 from dualign.training.trainer import require_all_processes
 from tests import processes
-from tests.training.conftest import pair_rows, save_model, sum_rows, tokenizer, write_rows  # noqa: F401 - a fixture
 
 ROOT = Path(__file__).parents[2]
 TRAIN = {
@@ -32,16 +30,6 @@ TRAIN = {
 }
 # SFT and APO on it with LoRA, and the same with all weights.
 STAGES = ("sft", "apo", "full-sft", "full-apo")
-
-
-@pytest.fixture(scope="module")
-def ground(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Path:  # noqa: F811
-    """A folder with a tiny model and rows of both modes."""
-    folder = tmp_path_factory.mktemp("ground")
-    save_model(folder / "model", tokenizer, kind="smollm3")
-    write_rows(folder / "train.jsonl", sum_rows(120))
-    write_rows(folder / "pairs.jsonl", pair_rows(40))
-    return folder
 
 
 def stage(ground: Path, name: str) -> dict[str, object]:

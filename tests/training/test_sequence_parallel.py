@@ -9,13 +9,11 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from transformers import PreTrainedTokenizerFast
 
 from dualign import engine
 from dualign.recipe import load_recipe
 from dualign.rundir import read_run
 from tests import processes
-from tests.training.conftest import pair_rows, save_model, sum_rows, tokenizer, write_rows  # noqa: F401 - a fixture
 
 # One step of SGD without clipping changes the weights by the gradient.
 GRADIENT = {"optim": "sgd", "max_steps": 1, "lr_scheduler_type": "constant", "max_grad_norm": 1e9}
@@ -29,16 +27,6 @@ TRAIN = {
     "per_device_train_batch_size": 1,
     "gradient_accumulation_steps": 3,
 }
-
-
-@pytest.fixture(scope="module")
-def ground(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Path:  # noqa: F811
-    """A folder with a tiny model and rows of both modes."""
-    folder = tmp_path_factory.mktemp("ground")
-    save_model(folder / "model", tokenizer, kind="smollm3")
-    write_rows(folder / "train.jsonl", sum_rows(120))
-    write_rows(folder / "pairs.jsonl", pair_rows(40))
-    return folder
 
 
 def launcher(ground: Path, zero: int) -> Path:
