@@ -17,7 +17,7 @@ from dualign.export.llama_runtime import GreedyToken, LlamaRuntime, load
 from dualign.generation.thinking import TraceMarks, split, trace_marks
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _EXACT = frozenset({"f32", "f16"})
 _NEAR_TIE = 0.1  # nats
@@ -53,6 +53,8 @@ class ReferenceAnswer:
     prompt: str
     prompt_ids: tuple[int, ...]
     answer_ids: tuple[int, ...]
+    leads: tuple[float, ...]
+    """lead of the best token over the second in nats: at each token, and behind the last"""
     finished: bool
 
 
@@ -69,7 +71,7 @@ class AnswerComparison:
     agreed: int
     """number of leading tokens that agree"""
     margin: float | None
-    """llama.cpp's lead in nats at the first that differs; None if none does, or it isn't known"""
+    """lead in nats at the first that differs (transformers' where llama.cpp tells none), or None"""
     thought: bool
     leaked: bool
 
@@ -113,12 +115,25 @@ def ask_transformers(model: str, tokenizer: "PreTrainedTokenizerBase") -> list[R
             prompt=prompt,
             prompt_ids=tuple(ids),
             answer_ids=answer.token_ids,
+            leads=_leads(weights, ids, answer.token_ids),
             finished=answer.finished,
         )
         for (question, mode), prompt, ids, answer in zip(
             questions, prompts, tokenize(tokenizer, prompts), answers, strict=True
         )
     ]
+
+
+def _leads(
+    model: "PreTrainedModel", prompt: Sequence[int], answer: Sequence[int]
+) -> tuple[float, ...]:
+    import torch
+
+    ids = torch.tensor([[*prompt, *answer]])
+    with torch.inference_mode():
+        logits = model(ids, logits_to_keep=len(answer) + 1).logits[0].float()
+    best, second = logits.topk(2).values.unbind(-1)
+    return tuple((best - second).tolist())
 
 
 def check(
@@ -221,6 +236,9 @@ def _compare(
     expected = [*reference.answer_ids, *([-1] if reference.finished else [])]
     agreed = _common(expected, [*ids, *([-1] if stop is not None else [])])
     differs = agreed < len(expected)
+    margin = tokens[agreed].margin if differs and agreed < len(tokens) else None
+    if differs and margin is None:
+        margin = reference.leads[agreed]
     text = str(tokenizer.decode(ids))
     reply = split(
         reference.prompt,
@@ -236,7 +254,7 @@ def _compare(
         actual=text,
         tokens=len(expected),
         agreed=agreed,
-        margin=tokens[agreed].margin if differs and agreed < len(tokens) else None,
+        margin=margin,
         thought=bool(reply.thinking),
         leaked=reply.leaked,
     )
@@ -254,9 +272,8 @@ def _agrees(answer: AnswerComparison) -> bool:
 
 
 def _disagreement(answer: AnswerComparison) -> str:
-    lead = "an unknown lead" if answer.margin is None else f"a lead of {answer.margin:.2f} nats"
     return (
         f"{answer.question!r} in {answer.mode} mode: the answers differ from token {answer.agreed} of "
-        f"{answer.tokens} on, with {lead} (a tie would be below {_NEAR_TIE}): "
+        f"{answer.tokens} on, with a lead of {answer.margin:.2f} nats (a tie is below {_NEAR_TIE}): "
         f"transformers {answer.expected!r}, llama.cpp {answer.actual!r}"
     )

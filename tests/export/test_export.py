@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from dualign.checkpoints.adapters import fold
 from dualign.cli.main import main
 from dualign.errors import CheckpointError
-from dualign.export.check import QUESTIONS, AnswerComparison, CheckResult
+from dualign.export.check import QUESTIONS, AnswerComparison, CheckResult, ask_transformers
 from dualign.export.convert import find_converter, write_exact
 from dualign.export.export import ExportFile, ExportResult, export
 from dualign.export.llama_runtime import installed
@@ -56,6 +56,22 @@ def test_the_command_writes_checked_files_a_modelfile_and_a_record(
     fields = GGUFReader(out / "mine-Q4_K_M.gguf").fields
     assert fields["general.file_type"].contents() == 15
     assert "enable_thinking" in fields["tokenizer.chat_template"].contents()
+
+
+def test_a_reference_answer_knows_the_lead_of_each_of_its_tokens(tiny_llama: Path) -> None:
+    """llama.cpp's server tells none inside a character."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    answer = ask_transformers(str(tiny_llama), tokenizer)[0]
+    ids = [*answer.prompt_ids, *answer.answer_ids]
+    assert len(answer.leads) == len(answer.answer_ids) + 1
+    for place, lead in zip(
+        (0, 1, len(answer.answer_ids)), (*answer.leads[:2], answer.leads[-1]), strict=True
+    ):
+        with torch.inference_mode():
+            logits = model(torch.tensor([ids[: len(answer.prompt_ids) + place]])).logits[0, -1]
+        best, second = logits.topk(2).values.tolist()
+        assert lead == pytest.approx(best - second, abs=1e-3)
 
 
 def test_all_named_templates_of_a_tokenizer_are_written(tiny_llama: Path, tmp_path: Path) -> None:
