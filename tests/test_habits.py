@@ -81,7 +81,8 @@ def test_the_tests_run_on_every_python_that_the_project_names() -> None:
     prefix = "Programming Language :: Python :: "
     named = [c.removeprefix(prefix) for c in PROJECT["classifiers"] if c.startswith(prefix)]
     jobs = read_yaml(ROOT / ".github" / "workflows" / "ci.yml")["jobs"]
-    assert jobs["test"]["strategy"]["matrix"]["python-version"] == named
+    for job in ("test", "install"):
+        assert jobs[job]["strategy"]["matrix"]["python-version"] == named
     assert PROJECT["requires-python"] == f">={named[0]}"
 
 

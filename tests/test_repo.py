@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 import venv
 import zipfile
@@ -132,27 +133,64 @@ def test_nothing_that_ships_needs_the_tests_or_a_folder_outside() -> None:
         assert "../shared" not in path.read_text(), path
 
 
-def test_the_wheel_holds_only_dualign_and_runs_from_any_folder(tmp_path: Path) -> None:
-    """Built as pip builds it; run with this environment's libraries, in a folder that isn't the checkout."""
-    tree = tmp_path / "tree"
-    for name in ("dualign", *STAGES, "recipes"):
-        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
-    files = [str(path.relative_to(tree)) for path in tree.rglob("*") if path.is_file()]
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+def tracked_files() -> list[str]:
+    """What a commit of all that is here would hold."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("only a checkout says which files are the repository's")
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return sorted(name for name in listed.split("\0") if name and (ROOT / name).is_file())
+
+
+def build(kind: str, tree: Path, out: Path) -> Path:
+    """Build an `sdist` or a `wheel` as pip does, with the setuptools that is here."""
+    code = f"from setuptools import build_meta; print(build_meta.build_{kind}({str(out)!r}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tree, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "would be ignored" not in done.stderr, done.stderr
+    return out / done.stdout.splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def distributions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """An sdist of the repository's files, and a wheel that is built from it."""
+    folder = tmp_path_factory.mktemp("distributions")
+    tree, unpacked = folder / "tree", folder / "unpacked"
+    for name in tracked_files():
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tree / name)
-    options = ["--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path)]
-    build = [sys.executable, "-m", "pip", "wheel", *options, str(tree)]
-    subprocess.run(build, check=True, capture_output=True)
-    wheel = next(tmp_path.glob("dualign-*.whl"))
-    names = zipfile.ZipFile(wheel).namelist()
-    assert {name.split("/")[0] for name in names} == {
-        "dualign",
-        wheel.name.split("-py3")[0] + ".dist-info",
+    sdist = build("sdist", tree, folder)
+    with tarfile.open(sdist) as archive:
+        archive.extractall(unpacked, filter="data")
+    (top,) = unpacked.iterdir()
+    return sdist, build("wheel", top, folder)
+
+
+def test_the_sdist_holds_every_file_but_those_of_its_host(distributions: tuple[Path, Path]) -> None:
+    with tarfile.open(distributions[0]) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    missing = [name for name in tracked_files() if name not in names]
+    assert [name for name in missing if not name.startswith(".")] == []
+
+
+def test_the_wheel_holds_every_file_of_the_package_and_no_other(
+    distributions: tuple[Path, Path],
+) -> None:
+    wheel = distributions[1]
+    names = set(zipfile.ZipFile(wheel).namelist())
+    record = wheel.name.split("-py3")[0] + ".dist-info"
+    assert f"{record}/licenses/LICENSE" in names
+    shipped = {
+        name if name.startswith("dualign/") else f"dualign/{name}"
+        for name in tracked_files()
+        if name.split("/")[0] in ("dualign", *STAGES, "recipes")
     }
-    in_wheel = {name.removeprefix("dualign/") for name in names}
-    assert {name.removeprefix("dualign/") for name in files} <= in_wheel, (
-        "each file of the checkout"
-    )
+    assert {name for name in names if not name.startswith(f"{record}/")} == shipped
+
+
+def test_the_wheel_runs_from_any_folder(distributions: tuple[Path, Path], tmp_path: Path) -> None:
+    """With this environment's libraries, in a folder that isn't the checkout."""
+    wheel = distributions[1]
     place = tmp_path / "environment"
     venv.create(place, system_site_packages=False, with_pip=False)
     site = next((place / "lib").glob("python*/site-packages"))
