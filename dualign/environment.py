@@ -1,27 +1,34 @@
 """What a bug report needs of this machine: versions, hardware, settings. No secrets."""
 
+import getpass
 import os
 import platform
 import re
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, metadata, version
+from pathlib import Path
 from typing import Any
 
 from dualign.rundir import cache_folder, tokens_folder
+from dualign.version import __version__
 
 _SETTINGS = (
     "CUDA_VISIBLE_DEVICES",
     "HF_HOME",
     "HF_HUB_OFFLINE",
     "OMP_NUM_THREADS",
+    "PYTORCH_ALLOC_CONF",
     "PYTORCH_CUDA_ALLOC_CONF",
     "TRANSFORMERS_OFFLINE",
     "WORLD_SIZE",
 )
 """Variables whose values are shown; of all others not even the names, since they may tell a secret."""
 
+_CONTAINER_MARKS = ("/.dockerenv", "/run/.containerenv")  # Docker's, Podman's
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 _RECORDED = (
     "dualign",
@@ -47,24 +54,58 @@ def versions() -> dict[str, str]:
 
 
 def describe_environment() -> dict[str, dict[str, Any]]:
-    """Return what is installed and what this machine has, by section. Imports torch."""
+    """Return what is installed and what this machine has, by section.
+
+    It imports torch, and says so where that fails. Names of users and passwords in paths and
+    addresses are left out.
+    """
+    settings = {name: os.environ[name] for name in _SETTINGS if name in os.environ}
     return {
         "dualign": {
-            "dualign": version("dualign"),
-            "python": f"{platform.python_version()} ({sys.executable})",
+            "dualign": __version__,
+            "python": f"{platform.python_version()} ({_public(sys.executable)})",
             "system": platform.platform(),
-            "cache": str(cache_folder()),
-            "prepared rows": str(tokens_folder()),
+            "container": "yes" if any(map(os.path.exists, _CONTAINER_MARKS)) else "no",
+            "cache": _folder(cache_folder),
+            "prepared rows": _folder(tokens_folder),
         },
         "packages": {name: _version(name) for name in _requirements()},
-        "hardware": _hardware(),
-        "settings": {name: os.environ[name] for name in _SETTINGS if name in os.environ},
+        "hardware": {**_machine(), **_gpus()},
+        "settings": {name: _public(value) for name, value in settings.items()},
     }
+
+
+def _folder(folder: Callable[[], Path]) -> str:
+    try:
+        return _public(str(folder()))
+    except RuntimeError:  # a user without a home, as in a container
+        return "unknown: there is no home folder"
+
+
+def _public(text: str) -> str:
+    """Return a path or address without the user's name and passwords.
+
+    >>> _public("/home/ada/.cache"), _public("http://ada:secret@host:1/v1")
+    ('/home/USER/.cache', 'http://host:1/v1')
+    """
+    text = re.sub(r"//[^/\s]*@", "//", text)
+    with suppress(RuntimeError):
+        home = str(Path.home())
+        if len(home) > 1 and re.match(re.escape(home) + "(/|$)", text):
+            return "~" + text[len(home) :]
+    text = re.sub(r"^(/home|/Users|[A-Z]:\\Users)([/\\])[^/\\]+", r"\1\2USER", text)
+    with suppress(KeyError, OSError, ImportError):  # a number without a name, as in a container
+        name = re.escape(getpass.getuser())
+        return re.sub(rf"(?<=[/\\]){name}(?=[/\\]|$)", "USER", text)
+    return text
 
 
 def _requirements() -> list[str]:
     """Return the names of the packages that dualign needs, or that an extra for users does."""
-    listed = metadata("dualign").get_all("Requires-Dist") or []
+    try:
+        listed = metadata("dualign").get_all("Requires-Dist") or []
+    except PackageNotFoundError:  # a checkout that isn't installed
+        listed = [name for name in _RECORDED if name != "dualign"]
     names = (
         re.match(r"[A-Za-z0-9._-]+", line)
         for line in listed
@@ -80,20 +121,31 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _hardware() -> dict[str, Any]:
-    import psutil
-    import torch
+def _machine() -> dict[str, str]:
+    processor = {"processor": platform.processor() or platform.machine()}
+    try:
+        import psutil
+    except ImportError:
+        return {**processor, "cores": str(os.cpu_count())}
+    memory = f"{psutil.virtual_memory().total / 1e9:.1f} GB"
+    with suppress(OSError, ValueError):  # `max` where there is no limit
+        memory += f", of which {int(_CGROUP_LIMIT.read_text()) / 1e9:.1f} GB for this container"
+    cores = f"{psutil.cpu_count(logical=False)} ({psutil.cpu_count()} threads)"
+    return {**processor, "cores": cores, "memory": memory}
 
+
+def _gpus() -> dict[str, Any]:
+    try:
+        import torch
+    except (ImportError, OSError) as error:  # OSError: a library that it is linked to is missing
+        return {"torch": f"can't be imported: {_public(str(error).strip().splitlines()[0])}"}
     devices = {
         f"GPU {i}": f"{item.name}, {item.total_memory / 1e9:.0f} GB, capability {item.major}.{item.minor}"
         for i in range(torch.cuda.device_count())
         if (item := torch.cuda.get_device_properties(i))
     }
     return {
-        "processor": platform.processor() or platform.machine(),
-        "cores": f"{psutil.cpu_count(logical=False)} ({psutil.cpu_count()} threads)",
         "instructions": torch.backends.cpu.get_cpu_capability(),
-        "memory": f"{psutil.virtual_memory().total / 1e9:.1f} GB",
         "CUDA": torch.version.cuda or "not built in",
         "GPUs": len(devices),
         **devices,
