@@ -23,7 +23,7 @@ from typing import Any
 
 from dualign.deepspeed_ops import ops_of_environment, prepare_ops
 from dualign.distributed import gather, is_main_process, run_on_main_process
-from dualign.environment import versions
+from dualign.environment import peak_memory_mb, versions
 from dualign.errors import CheckpointError, ConfigError, OutOfMemoryError
 from dualign.fingerprint import Digests, fingerprint
 from dualign.lifetime import LAUNCHER_PID, end_with_launcher
@@ -300,7 +300,7 @@ def _run_stage(
             return time.monotonic() - clock
         record = _record(status, by_name, outcome)
         record |= {"started": started.isoformat(timespec="seconds"), "resumed": resumed}
-        record |= {"seconds": round(time.monotonic() - clock, 1), "peak_rss_mb": _peak_mb()}
+        record |= {"seconds": round(time.monotonic() - clock, 1), "peak_rss_mb": peak_memory_mb()}
         run_on_main_process(lambda: write_json(work / RUN_JSON, record))
     run_on_main_process(lambda: finalize(work, status.run_dir))
     return time.monotonic() - clock
@@ -384,15 +384,3 @@ def _memory_in_words(entry: StageEntry) -> Iterator[None]:
         raise OutOfMemoryError(
             f"stage {entry.name}: no memory left: {words[:300]}{hint}"
         ) from error
-
-
-def _peak_mb() -> float:
-    """Return the peak of resident memory in MiB."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        for line in status.read_text(encoding="ascii").splitlines():
-            if line.startswith("VmHWM:"):
-                return round(int(line.split()[1]) / 1024, 1)
-    import resource
-
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)

@@ -1,4 +1,4 @@
-"""What a bug report needs of this machine: versions, hardware, settings. No secrets."""
+"""This process and its machine: memory, and what a bug report needs. No secrets."""
 
 import getpass
 import os
@@ -150,3 +150,15 @@ def _gpus() -> dict[str, Any]:
         "GPUs": len(devices),
         **devices,
     }
+
+
+def peak_memory_mb() -> float:
+    """Return the peak of this process's resident memory in MiB."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return round(int(line.split()[1]) / 1024, 1)
+    import resource
+
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)

@@ -25,6 +25,7 @@ from dualign.errors import CheckpointError, DualignError
 RUN_JSON = "run.json"
 CHECKPOINTS = "checkpoints"
 LAUNCHED = "launched"  # the lock of a stage that `dualign run` started through a launcher
+PROGRESS = "progress.json"  # how far an unfinished stage is (dualign/progress.py)
 _STATE = "stage.json"
 _PAUSED = "paused.json"
 
@@ -101,6 +102,11 @@ def work_folder(out: Path) -> Path:
     return out.with_name(f".{out.name}.partial")
 
 
+def is_work_of_stage(folder: Path) -> bool:
+    """Return whether the engine opened a folder as the work folder of a stage."""
+    return (folder / _STATE).is_file()
+
+
 def open_work(out: Path, fingerprint: str, *, start: bool = True) -> tuple[Path, int]:
     """Return the work folder for a fingerprint, and how many times the work was started before.
 
@@ -150,7 +156,7 @@ def paused_model(work: Path, step: int) -> Path:
 def finalize(work: Path, out: Path) -> None:
     """Give a finished work folder its name, in place of an older `out`, once it is on the disk."""
     shutil.rmtree(work / CHECKPOINTS, ignore_errors=True)
-    for name in (_STATE, _PAUSED):
+    for name in (_STATE, _PAUSED, PROGRESS):
         (work / name).unlink(missing_ok=True)
     for path in work.rglob("*"):
         if path.is_file():

@@ -33,6 +33,7 @@ FLOORS = [
     "dualign.lifetime",
     "dualign.first_failure",
     "dualign.rundir",
+    "dualign.progress",
     "dualign.environment",
     "dualign.deepspeed_ops",
     "dualign.distributed",

@@ -20,6 +20,7 @@ from dualign.generation.likelihoods import Likelihood, LikelihoodRequest
 from dualign.generation.samples import AnswerRecord, SampleFile
 from dualign.generation.sampling import Sampling
 from dualign.generation.thinking import Reply, TraceMarks, split
+from dualign.progress import ProgressNotes
 from dualign.switch import Switch
 
 
@@ -282,7 +283,13 @@ def _generate(
     if not missing:
         return
     prompts, samplings = [r.prompt for r in missing], [r.sampling for r in missing]
+    label = f"answers of {responder.model}"
+    notes = ProgressNotes(file.path.parent, unit="answer", total=len(missing), doing=label)
+    done = 0
+    notes.note(done, at_once=True)
     for batch in responder.generate(prompts, samplings, [r.seed for r in missing]):
+        done += len(batch)
+        notes.note(done)
         file.append(
             AnswerRecord(
                 key=missing[i].key,

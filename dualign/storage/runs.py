@@ -10,8 +10,10 @@ from statistics import fmean
 from typing import Any
 
 import psutil
+from tqdm import tqdm
 
 from dualign.errors import CheckpointError
+from dualign.progress import read_progress
 from dualign.rundir import (
     CHECKPOINTS,
     LAUNCHED,
@@ -131,7 +133,7 @@ def _stage(run_dir: Path, run_is_live: bool) -> StageFolder:
         name=run_dir.name,
         kind=str(record.get("kind", "")),
         state=state,
-        figure=key_figure(record),
+        figure=key_figure(record) if state == "done" else _progress_figure(work),
         seconds=record.get("seconds"),
         started=str(record.get("started") or ""),
         size=size,
@@ -178,6 +180,23 @@ def key_figure(record: Mapping[str, Any]) -> str:
                 return text
     kept = (record.get("rows") or {}).get("kept")
     return "" if kept is None else f"{kept:,} rows"
+
+
+def _progress_figure(work: Path) -> str:
+    """Return how far an unfinished stage is, and its last figures; "" where nothing says it."""
+    progress = read_progress(work)
+    if progress is None:
+        return ""
+    left = progress.seconds_left
+    parts = [progress.count]
+    if left and progress.done < progress.total:
+        parts.append(f"{tqdm.format_interval(left)} left")
+    logged = progress.logged()
+    parts += [f"{name} {logged[name]:.4g}" for name in _WHILE_RUNNING if name in logged]
+    return ", ".join(parts)
+
+
+_WHILE_RUNNING = ("loss", "loss/think", "loss/no_think", "rewards/accuracies")
 
 
 def _accuracies(metrics: Mapping[str, Any]) -> str:

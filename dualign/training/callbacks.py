@@ -16,19 +16,10 @@ from transformers import (
 
 from dualign.rundir import write_json
 from dualign.training.policy import activate_policy_adapters
+from dualign.training.progress import SHOWN
 
 logger = logging.getLogger(__name__)
 PAUSE_METRICS = "pause_metrics.json"  # in a checkpoint: the held-out metrics of a pause
-_SHOWN = (
-    "loss",
-    "loss/think",
-    "loss/no_think",
-    "loss/text",
-    "rewards/margins",
-    "rewards/accuracies",
-    "grad_norm",
-    "learning_rate",
-)
 
 
 class PauseAtStep(TrainerCallback):
@@ -143,7 +134,7 @@ def _log_line(state: TrainerState, logs: Mapping[str, float]) -> str:
 
     "" where none of these is logged.
     """
-    names = [prefix + name for prefix in ("", "eval_") for name in _SHOWN if prefix + name in logs]
+    names = [prefix + name for prefix in ("", "eval_") for name in SHOWN if prefix + name in logs]
     names = names or [name for name in ("train_loss", "train_runtime") if name in logs]
     figures = (f"{name} {float(logs[name]):.4g}" for name in names)
     return "  ".join([f"step {state.global_step}/{state.max_steps}", *figures]) if names else ""

@@ -1,6 +1,5 @@
 """Around TRL's trainers, for both training stages: arguments, checkpoints, saving and its check."""
 
-import json
 import os
 import shutil
 import sys
@@ -53,6 +52,7 @@ from dualign.training.hangs import EndHangs, seconds_to_a_hang
 from dualign.training.learning_rates import set_adapter_rates
 from dualign.training.policy import REFERENCE_ADAPTER, activate_policy_adapters, frozen_adapters
 from dualign.training.precision import training_device
+from dualign.training.progress import TellProgress, write_log
 from dualign.training.resuming import MarkCompleteCheckpoints, with_rows_of_checkpoint
 from dualign.training.saved_config import raise_text_limit, set_trained_keys
 from dualign.training.tiled_mlp import tile_mlps
@@ -182,6 +182,7 @@ def prepare_trainer(trainer: Trainer, stage: TrainingStage) -> None:
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(LogLines() if trainer.args.disable_tqdm else ProgressBarWithLogLines())
     trainer.add_callback(MarkCompleteCheckpoints())
+    trainer.add_callback(TellProgress(Path(trainer.args.output_dir).parent))
     ranks = Path(trainer.args.output_dir) / "ranks"
     trainer.add_callback(EndHangs(ranks, seconds_to_a_hang(stage)))
     add_trackers(trainer, stage)
@@ -195,10 +196,9 @@ def prepare_trainer(trainer: Trainer, stage: TrainingStage) -> None:
 
 
 def save_log(trainer: Trainer, work: Path) -> None:
-    """Write log.jsonl: one object per logged step, those before a resume included."""
+    """Write log.jsonl on rank 0."""
     if trainer.is_world_process_zero():
-        lines = [json.dumps(entry) for entry in trainer.state.log_history]
-        (work / "log.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_log(trainer.state, work)
 
 
 def save_result(

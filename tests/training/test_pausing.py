@@ -9,8 +9,10 @@ import dualign
 from dualign import engine
 from dualign.config import parse_value
 from dualign.errors import ConfigError
+from dualign.progress import read_progress
 from dualign.recipe import load_recipe
 from dualign.rundir import paused_model, read_paused, read_run, work_folder
+from dualign.storage.runs import read_runs
 
 TRAIN = {
     "max_steps": 6,
@@ -56,6 +58,18 @@ def run(recipe: Path, *overrides: str) -> list[str]:
     return lines
 
 
+def require_progress(out: Path) -> None:
+    """Require that a folder with a paused stage says how far it is, and has its log."""
+    progress = read_progress(work_folder(out / "sft"))
+    assert progress is not None and (progress.done, progress.total) == (3, 6)
+    assert {"loss", "loss/think", "learning_rate"} <= set(progress.logged())
+    assert {"Tokens a second", "Memory, peak"} <= set(progress.measured())
+    log = (work_folder(out / "sft") / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in log if "loss" in json.loads(line)] == [1, 2, 3]
+    (stage,) = read_runs(out)[0].stages
+    assert stage.figure.startswith("step 3 of 6, ") and "loss/think" in stage.figure
+
+
 def test_paused_stages_end_bit_identical(recipe: Path) -> None:
     run(recipe)
     calm, rough = recipe.parent / "calm", recipe.parent / "rough"
@@ -66,6 +80,7 @@ def test_paused_stages_end_bit_identical(recipe: Path) -> None:
     assert paused is not None and paused.step == 3 and paused.metrics["eval_loss"] > 0
     model = paused_model(work_folder(rough / "sft"), 3)
     assert (model / "adapter_model.safetensors").is_file(), "as of this step, to be looked at"
+    require_progress(rough)
     again = run(recipe, out, "sft.pause_at_step=3")
     assert "paused at step 3" in again[-1], "it's there already"
     done = dualign.run(load_recipe(recipe, [out, "apo.pause_at_step=4"]))
@@ -79,6 +94,7 @@ def test_paused_stages_end_bit_identical(recipe: Path) -> None:
         weights = [folder / stage / "adapter_model.safetensors" for folder in (calm, rough)]
         assert weights[0].read_bytes() == weights[1].read_bytes(), stage
         assert not (rough / stage / "paused.json").exists()
+        assert not (rough / stage / "progress.json").exists()
         records = [read_run(folder / stage) for folder in (calm, rough)]
         assert records[0]["fingerprint"] == records[1]["fingerprint"]
         assert records[1]["resumed"] >= 1
