@@ -102,6 +102,7 @@ FLOORS = [
     "dualign.merging.sweep",
     "dualign.experiments",
     "dualign.storage",
+    "dualign.importing",
     "dualign.api",
     "dualign.cli",
     "dualign.__main__",

@@ -19,6 +19,7 @@ from dualign.cli import (
     compare,
     experiment,
     export,
+    importing,
     merge,
     prepare,
     probe,
@@ -163,6 +164,7 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add(sub)
     _doctor_command(sub)
     _recipes_command(sub)
+    importing.add(sub)
     storage.add(sub)
     return parser
 
