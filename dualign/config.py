@@ -250,8 +250,9 @@ def _check(config: Any, document: Document, key: Key, valid: set[str]) -> None:
 def _convert(expected: Any, value: Any, document: Document, key: Key) -> Any:
     origin, args = get_origin(expected), get_args(expected)
     if origin is Annotated:
+        before = len(document.problems)
         converted = _convert(args[0], value, document, key)
-        for check in args[1:]:
+        for check in args[1:] if len(document.problems) == before else ():
             for name, message in check(converted):
                 document.refuse((*key, name) if name else key, message)
         return converted

@@ -28,7 +28,7 @@ from dualign.errors import CheckpointError, ConfigError, OutOfMemoryError
 from dualign.fingerprint import Digests, fingerprint
 from dualign.lifetime import LAUNCHER_PID, end_with_launcher
 from dualign.machines import Meeting
-from dualign.recipe import Recipe, StageEntry, references, replace_texts
+from dualign.recipe import Recipe, StageEntry, keep_card, references, replace_texts
 from dualign.roll_call import call_roll, card
 from dualign.rundir import (
     LAUNCHED,
@@ -153,6 +153,8 @@ def _run_stages(
     with _locked_output(recipe.output_dir):
         stages = _read_statuses(recipe, is_main_process())
         require_runnable(recipe, stages, only=only)
+        if is_main_process():
+            keep_card(recipe)
         for number, status in enumerate(stages, start=1):
             label = f"[{number}/{len(stages)}] {status.entry.name} ({status.entry.kind})"
             if status.state == "done":

@@ -24,32 +24,21 @@ from dualign.config import Document, Key, nearest, nearest_key, parse, parse_val
 from dualign.errors import ConfigError
 from dualign.misspelled import kind_of_stage, restore_stages
 from dualign.model_ref import StageRef
+from dualign.recipe_card import CardConfig, parse_card, write_card
 from dualign.stages import config_classes
 from dualign.tasks.suites import fill_suites
 from dualign.tasks.table import located, source_of
 
-_RECIPE_KEYS = ("name", "output_dir", "seed", "stages")
+_RESERVED = ("name", "output_dir", "seed", "stages")  # no stage is called so
+_RECIPE_KEYS = (*_RESERVED, "card")
 _VARY = {"grid", "runs"}  # keys of an experiment (docs/experiments.md)
-_OUTER_KEYS = ("output_dir", "seed")  # of a stage's own file, besides the keys of its kind
+_OUTER_KEYS = ("output_dir", "seed", "card")  # of a stage's own file, besides the keys of its kind
 # Values of these keys are paths relative to the recipe's folder, if such a file exists.
 TASK_KEYS = ("tasks", "watch")
 _PATH_KEYS = (
-    "path",
-    "model",
-    "models",
-    *TASK_KEYS,
-    "held_out",
-    "script",
-    "files",
-    "template",
-    *("launch", "config_file"),
-    "rejected_model",
-    "base_model",
-    "config_from",
-    "tokenizer_from",
-    "lora",
-    "verifier.file",
-    "verifier.schema",
+    *("path", "model", "models", *TASK_KEYS, "held_out", "script", "files", "template"),
+    *("launch", "config_file", "rejected_model", "base_model", "config_from", "tokenizer_from"),
+    *("lora", "verifier.file", "verifier.schema"),
 )
 _FILE_ENDING = re.compile(r"\.(ya?ml|py|jinja|jsonl?|csv|parquet|arrow|gz|zst)\Z")
 
@@ -73,6 +62,7 @@ class Recipe:
     output_dir: Path
     stages: tuple[StageEntry, ...]
     overrides: tuple[str, ...] = ()
+    card: CardConfig | None = None
 
     def stage(self, name: str) -> StageEntry:
         """Return the stage of a name; a ConfigError lists the names that there are."""
@@ -138,6 +128,11 @@ def plain_recipe(recipe: Recipe) -> dict[str, Any]:
     return values
 
 
+def keep_card(recipe: Recipe) -> None:
+    """Keep the recipe's card next to its run directories, where `dualign publish` looks."""
+    write_card(recipe.card, recipe.file, recipe.overrides, recipe.output_dir)
+
+
 def is_experiment(values: Mapping[str, Any]) -> bool:
     """Return whether a file's keys are those of an experiment, which names a recipe and varies its keys."""
     return "recipe" in values and not {"stages", "kind"} & set(values) and bool(_VARY & set(values))
@@ -167,7 +162,7 @@ def _as_pipeline(document: Document) -> Document:
     name = value.get("name") or Path(document.file).stem
     outer = {key: value.pop(key) for key in _OUTER_KEYS if key in value}
     lines = {
-        key if key[:1] in (("output_dir",), ("seed",)) else ("stages", 0, *key): line
+        key if key[:1] and key[0] in _OUTER_KEYS else ("stages", 0, *key): line
         for key, line in document.lines.items()
     }
     pipeline = {"name": name, **outer, "stages": [{"name": name, **value}]}
@@ -231,7 +226,9 @@ def _include(document: Document, folder: Path) -> None:
         included = read_yaml(folder / str(stage["recipe"]))
         _absolute_paths(included, included.value, folder)
         document.problems += included.problems
-        base = {key: value for key, value in included.value.items() if key != "output_dir"}
+        base = {
+            key: value for key, value in included.value.items() if key not in ("output_dir", "card")
+        }
         changes = {key: value for key, value in stage.items() if key != "recipe"}
         stages[i] = _deep_update(base, changes)
 
@@ -318,11 +315,13 @@ def _parse_recipe(document: Document, path: Path) -> Recipe | None:
         return None
     entries = [_parse_stage(document, stage, ("stages", i), seed) for i, stage in enumerate(stages)]
     _check_names(document, stages)
+    card = parse_card(document)
     return Recipe(
         name=str(value.get("name") or path.stem),
         file=path,
         output_dir=Path(output_dir),
         stages=tuple(entry for entry in entries if entry is not None),
+        card=card,
     )
 
 
@@ -351,10 +350,10 @@ def _check_names(document: Document, stages: list[Any]) -> None:
         name = str(stage.get("name"))
         if name in seen:
             document.refuse(("stages", i, "name"), f"{name!r} is the name of an earlier stage")
-        if name in _RECIPE_KEYS or not name.replace("-", "").replace("_", "").isalnum():
+        if name in _RESERVED or not name.replace("-", "").replace("_", "").isalnum():
             document.refuse(
                 ("stages", i, "name"),
-                f"expected letters, digits, - and _ (not {', '.join(_RECIPE_KEYS)}), found {name!r}",
+                f"expected letters, digits, - and _ (not {', '.join(_RESERVED)}), found {name!r}",
             )
         for key, reference in _texts(stage, ("stages", i)):
             parent = stage_of(reference)

@@ -8,6 +8,7 @@ import pytest
 from dualign.cli.main import main
 from dualign.config_reference import key_list
 from dualign.recipe import load_recipe
+from dualign.recipe_card import CardConfig
 from dualign.stages import config_classes
 from dualign.tasks.files import FileTask
 
@@ -15,7 +16,9 @@ PAGE = Path(__file__).parents[1] / "docs" / "recipes.md"
 
 
 def test_the_page_lists_every_key() -> None:
-    wanted = key_list({**config_classes(), "task": FileTask}).replace("## ", "### ")
+    wanted = key_list({**config_classes(), "task": FileTask, "card": CardConfig}).replace(
+        "## ", "### "
+    )
     page = PAGE.read_text(encoding="utf-8").split("\n## All keys", 1)[1]
     listed = "### " + page.split("\n### ", 1)[1]
     assert listed.strip() == wanted, "copy what `dualign recipes keys` prints into docs/recipes.md"

@@ -23,6 +23,7 @@ from dualign.recipe import (
     shipped_names,
     shipped_recipes,
 )
+from dualign.recipe_card import CardConfig
 from dualign.stages import stage_kind, training_kinds
 from dualign.switch import Switch, read_switch
 
@@ -252,7 +253,7 @@ def _keys(kind: str | None) -> str:
     from dualign.stages import config_classes
     from dualign.tasks.files import FileTask
 
-    classes = {**config_classes(), "task": FileTask}
+    classes = {**config_classes(), "task": FileTask, "card": CardConfig}
     if kind is not None and kind not in classes:
         raise ConfigError(f"recipes keys: no kind of stage {kind!r}{nearest(kind, list(classes))}")
     return key_list(classes if kind is None else {kind: classes[kind]})

@@ -136,6 +136,7 @@ def _metadata(release: Release, models: Sequence[ModelEvaluation]) -> Metadata:
         adapter=adapter,
         merged=stage_kind(lineage.run.kind).merges,
         task_sources=task_sources(lineage.evaluations),
+        wishes=release.request.wishes,
     )
 
 

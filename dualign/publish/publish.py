@@ -6,11 +6,12 @@ dualign publish runs/quickstart/merged you/quickstart --yes    uploads it
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from dualign.errors import DualignError, PublishError
+from dualign.licenses import license_id
 from dualign.publish.base import find_bases, names_of
 from dualign.publish.checklist import CHECKS, CheckResult, run_checks
 from dualign.publish.checks.load_test import LoadTestResult, run_load_test
@@ -18,7 +19,7 @@ from dualign.publish.documents import write_documents
 from dualign.publish.hub.metadata import HubClient
 from dualign.publish.hub.repository import RemoteState, remote_state
 from dualign.publish.hub.upload import Publication, upload
-from dualign.publish.license import combine
+from dualign.publish.license import License, combine
 from dualign.publish.lineage import adapter_root, read_lineage
 from dualign.publish.manifest import is_published, make_manifest
 from dualign.publish.redaction import replacements
@@ -28,8 +29,9 @@ from dualign.publish.release import (
     Release,
     StagedRelease,
     staged_files,
+    with_card,
 )
-from dualign.publish.sources import data_sources, licenses, writer_licenses
+from dualign.publish.sources import data_sources, licenses, said_licenses, writer_licenses
 from dualign.publish.staging import stage_files
 from dualign.rundir import new_folder
 
@@ -64,6 +66,7 @@ def examine(request: PublishRequest, hub: HubClient) -> Release:
     """Read what made the run, find its bases on the hub, and compute the license."""
     _require_repo_id(request.repo_id)
     lineage = read_lineage(request.run_dir)
+    request = with_card(request)
     manifest = make_manifest(lineage, request.contents)
     roots = {root.reference: root for root in lineage.roots()}
     needs_base = manifest.contents != "weights" or manifest.fold
@@ -83,11 +86,21 @@ def examine(request: PublishRequest, hub: HubClient) -> Release:
         bases=(adapter_base,) if adapter_base and manifest.contents == "adapter" else from_roots,
         adapter_base=adapter_base,
         sources=sources,
-        license=combine(
-            licenses(from_roots, sources, request.license_of, hub, writer_licenses(lineage, hub)),
-            chosen=request.license.lower() if request.license else None,
+        license=_license(
+            request, licenses(from_roots, sources, hub, writer_licenses(lineage, hub))
         ),
         names=replacements(lineage, names_of(bases.values())),
+    )
+
+
+def _license(request: PublishRequest, of: Mapping[str, str | None]) -> License:
+    """Return the license of the whole: by --license, by the recipe's card, or the strictest."""
+    card = request.wishes
+    license_of = said_licenses(of, request.license_of, card.license_of)
+    return combine(
+        license_of,
+        chosen=license_id(request.license) or request.license if request.license else None,
+        card=license_id(card.license) if card.license else None,
     )
 
 

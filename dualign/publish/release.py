@@ -1,7 +1,7 @@
 """A publication on its way: the request, the release (all facts about it), the staged folder."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dualign.publish.base import Base
@@ -11,6 +11,7 @@ from dualign.publish.license import License
 from dualign.publish.lineage import Lineage
 from dualign.publish.manifest import Contents, Manifest
 from dualign.publish.sources import DataSource
+from dualign.recipe_card import CardConfig, RecipeCard, as_tuple, read_card
 from dualign.switch import Switch
 
 
@@ -30,8 +31,32 @@ class PublishRequest:
     switch: Switch | None = None
     """what switches the modes; None: what the checkpoint's template states or reads"""
     private: bool = True
+    card: RecipeCard | None = None
+    """`card:` of the recipe, which what is said here wins over"""
     upload: bool = False
     """upload afterwards: the hub must be in reach and validates the card; else only names leave"""
+
+    @property
+    def wishes(self) -> CardConfig:
+        """The recipe's card; one without a key if there is none."""
+        return self.card.config if self.card else CardConfig()
+
+
+def with_card(request: PublishRequest) -> PublishRequest:
+    """Return the request with the card of the run's recipe where the request says nothing itself.
+
+    Raises:
+        ConfigError: the card is wrong.
+    """
+    card = read_card(request.run_dir.resolve().parent)
+    if card is None:
+        return request
+    return replace(
+        request,
+        card=card,
+        bases=request.bases or as_tuple(card.config.base),
+        languages=request.languages or as_tuple(card.config.language),
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -21,6 +21,9 @@ def show(staged: StagedRelease, *, console: Console | None = None) -> None:
     left_out = staged.release.manifest.left_out
     if left_out:
         console.print(Text("Stays here: " + ", ".join(f"{name} ({why})" for name, why in left_out)))
+    if card := staged.release.request.card:
+        keys = {name for name in card.config.__slots__ if getattr(card.config, name)}
+        console.print(Text(f"card: {', '.join(sorted(keys)) or 'empty'} (of {card.file})"))
     console.rule("README.md, as it will be")
     console.print(Text(staged.card))
     console.rule()

@@ -1,5 +1,6 @@
 """The data that a run was trained on: each source of each stage, and its license."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +11,15 @@ from dualign.data.rows.source_files import may_be_hub_id
 from dualign.data.rows.sources import source_label
 from dualign.errors import PublishError
 from dualign.generation.config import endpoint_of
+from dualign.licenses import license_id
 from dualign.model_ref import StageRef
 from dualign.publish.base import Base, find_bases
 from dualign.publish.hub.metadata import HubClient
 from dualign.publish.lineage import Lineage, Root
 from dualign.report.runs import StageRun
 from dualign.stages import StageKind, stage_kind
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,7 +127,6 @@ def is_hub_id(path: str) -> bool:
 def licenses(
     bases: Sequence[Base],
     sources: Sequence[DataSource],
-    options: Mapping[str, str],
     hub: HubClient,
     writers: Mapping[str, str | None],
 ) -> dict[str, str | None]:
@@ -131,10 +134,6 @@ def licenses(
 
     Args:
         writers: models that wrote rows (`writer_licenses`).
-        options: the values of --license-of by name; they win over the hub's.
-
-    Raises:
-        PublishError: the run has no source of a name in `options`.
     """
     license_of: dict[str, str | None] = {base.label: base.license for base in bases}
     license_of = {**writers, **license_of}
@@ -144,11 +143,26 @@ def licenses(
         id, revision = source.hub_id, source.revision
         metadata = hub.metadata(id, kind="dataset", revision=revision) if id else None
         license_of[source.name] = metadata.license if metadata else license_of.get(source.name)
+    return license_of
+
+
+def said_licenses(
+    of: Mapping[str, str | None], options: Mapping[str, str], card: Mapping[str, str]
+) -> dict[str, str | None]:
+    """Return the licenses with those that the user says: --license-of wins over the recipe's card.
+
+    A name of the card that the run hasn't may be that of another stage's source.
+
+    Raises:
+        PublishError: the run has no source of a name in `options`.
+    """
     for name, license in options.items():
-        if name not in license_of:
+        if name not in of:
             raise PublishError(
                 f"--license-of {name}={license}: the run has no source of that name; it has "
-                f"{', '.join(license_of) or 'none'}"
+                f"{', '.join(of) or 'none'}"
             )
-        license_of[name] = license.lower()
-    return license_of
+    if unused := sorted(set(card) - set(of)):
+        logger.warning("card.license_of: %s: this stage has no such source", ", ".join(unused))
+    chosen = {name: license for name, license in card.items() if name in of} | dict(options)
+    return {**of, **{name: license_id(text) or text.lower() for name, text in chosen.items()}}

@@ -2,7 +2,8 @@
 
 import pytest
 
-from dualign.publish.license import KNOWN, combine
+from dualign.licenses import LICENSES
+from dualign.publish.license import combine
 
 
 @pytest.mark.parametrize(
@@ -51,5 +52,26 @@ def test_where_no_part_keeps_all_that_is_asked_the_user_has_to_say(
     of = {f"part{n}": part for n, part in enumerate(parts)}
     found = combine(of)
     assert found.id is None and why in found.why
-    if all(part is None or part in KNOWN for part in parts):
+    if all(part is None or part in LICENSES for part in parts):
         assert combine(of, chosen="cc-by-4.0").id == "cc-by-4.0", "what is said comes first"
+
+
+@pytest.mark.parametrize(
+    ("parts", "license", "whole", "why"),
+    [
+        (["mit"], "apache-2.0", "apache-2.0", "said by the recipe's card"),
+        (["apache-2.0", "mit"], "cc-by-nc-4.0", "cc-by-nc-4.0", "said by the recipe's card"),
+        (["gemma", "mit"], "apache-2.0", None, "apache-2.0 doesn't keep what part0 (gemma) asks (attribution, terms:gemma)"),
+        (["mit", "cc-by-nc-4.0"], "cc-by-4.0", None, "cc-by-4.0 doesn't keep what part1 (cc-by-nc-4.0) asks (non-commercial)"),
+        (["cc-by-sa-4.0", None], "mit", None, "part0 (cc-by-sa-4.0) asks (attribution, share:cc-by-sa)"),
+        (["mit", None], "mit", "mit", "not compared with part1, whose terms aren't known here"),
+        (["gemma"], "other", "other", "whether it keeps what part0 (gemma) ask isn't known here"),
+    ],
+)  # fmt: skip
+def test_the_recipes_license_holds_where_it_keeps_what_the_parts_ask(
+    parts: list[str | None], license: str, whole: str | None, why: str
+) -> None:
+    of = {f"part{n}": part for n, part in enumerate(parts)}
+    found = combine(of, card=license)
+    assert found.id == whole and why in found.why
+    assert combine(of, card=license, chosen="mit").id == "mit", "--license has been read"

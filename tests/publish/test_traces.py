@@ -13,7 +13,7 @@ from dualign.publish.card.training import hyper_parameters
 from dualign.publish.hub.metadata import HubClient
 from dualign.publish.license import combine
 from dualign.publish.lineage import Lineage
-from dualign.publish.sources import data_sources, licenses, writer_licenses
+from dualign.publish.sources import data_sources, licenses, said_licenses, writer_licenses
 from dualign.recipe import load_recipe
 from dualign.report.runs import StageRun, read_stage
 from tests.generation.servers import Proxy
@@ -52,7 +52,8 @@ def test_the_teacher_is_named_and_its_license_asked_for(tmp_path: Path) -> None:
         ({"traces": "llama3.1"}, "llama3.1"),
     ):
         options |= said
-        of = licenses([], data_sources(lineage), options, hub, writer_licenses(lineage, hub))
+        of = licenses([], data_sources(lineage), hub, writer_licenses(lineage, hub))
+        of = said_licenses(of, options, {})
         assert of.keys() == {"sums", "traces"}
         assert combine(of).id == expected
 

@@ -5,7 +5,7 @@ Our text stands between two marks, BEGIN and END; all other text and keys of an 
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from huggingface_hub import CardData, ModelCard, ModelCardData
@@ -14,6 +14,7 @@ from dualign.evaluation.scores import ModelScores
 from dualign.publish.base import Base
 from dualign.publish.card.results import eval_results
 from dualign.publish.sources import DataSource
+from dualign.recipe_card import CardConfig
 
 BEGIN = "<!-- dualign: every `dualign publish` rewrites the text between these marks; write outside of them -->"
 END = "<!-- dualign: end -->"
@@ -38,6 +39,8 @@ class Metadata:
     merged: bool
     task_sources: Mapping[str, Mapping[str, Any]]
     """task -> its entry of run.json's `data`"""
+    wishes: CardConfig = field(default_factory=CardConfig)
+    """`card:` of the recipe"""
 
 
 def relation_of(bases: Sequence[Base], config: Mapping[str, Any], *, adapter: bool) -> str:
@@ -59,9 +62,12 @@ def front_matter(facts: Metadata) -> ModelCardData:
     datasets = list(dict.fromkeys(source.hub_id for source in facts.sources if source.hub_id))
     tags = ["dualign", "dual-mode", "reasoning", *(["lora"] if facts.adapter else [])]
     tags += ["merge"] if facts.merged else []
+    tags = list(dict.fromkeys([*tags, *facts.wishes.tags]))
     results = list(eval_results(facts.scores, facts.task_sources)) if facts.scores else []
     return ModelCardData(
         license=facts.license,
+        license_name=facts.wishes.license_name if facts.license == "other" else None,
+        license_link=facts.wishes.license_link if facts.license == "other" else None,
         language=list(facts.languages) or None,
         base_model=base_ids[0] if len(base_ids) == 1 else base_ids or None,
         base_model_relation=facts.relation if base_ids else None,
@@ -69,7 +75,7 @@ def front_matter(facts: Metadata) -> ModelCardData:
         library_name="peft" if facts.adapter else "transformers",
         pipeline_tag="text-generation",
         tags=tags,
-        model_name=facts.repo_id.split("/")[-1],
+        model_name=facts.wishes.model_name or facts.repo_id.split("/")[-1],
         eval_results=results or None,
     )
 

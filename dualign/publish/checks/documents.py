@@ -9,13 +9,13 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from dualign.checkpoints.checkpoint import read_json
 from dualign.hashing import sha256
+from dualign.licenses import LICENSES
 from dualign.publish.card.front_matter import RELATIONS, as_list, keys_of
 from dualign.publish.checklist import CheckOutcome, judge
 from dualign.publish.checks.secrets import paths_in, secrets_in
-from dualign.publish.license import KNOWN
 from dualign.publish.release import Release, staged_files
+from dualign.recipe_card import language_fault
 
-_LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z]{2,4})?|code|multilingual")
 _REPO = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -46,15 +46,15 @@ def metadata_faults(card: ModelCard) -> Iterator[str]:
     """Yield what the hub would refuse or not understand, as far as that is known without it."""
     keys = keys_of(card.data)
     # Without a license the check `licence` says why there is none.
-    if keys.get("license") not in (None, *KNOWN):
+    if keys.get("license") not in (None, *LICENSES):
         yield f"license: {keys.get('license')!r} isn't one that the hub knows"
     for key in ("base_model", "datasets"):
         for name in as_list(keys.get(key)):
             if not _REPO.fullmatch(name):
                 yield f"{key}: {name!r} isn't a hub id (owner/name)"
     for code in as_list(keys.get("language")):
-        if not _LANGUAGE.fullmatch(code):
-            yield f"language: {code!r} isn't an ISO 639 code such as en"
+        if fault := language_fault(code):
+            yield f"language: {fault}"
     if keys.get("base_model") and keys.get("base_model_relation") not in RELATIONS:
         yield f"base_model_relation: expected one of {', '.join(RELATIONS)}"
     if index := keys.get("model-index"):
