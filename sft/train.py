@@ -28,7 +28,7 @@ from dualign.training.policy import load_policy
 from dualign.training.positions import position_notes
 from dualign.training.precision import resolved
 from dualign.training.rows import request_rows, require_same_rows, tell
-from dualign.training.streaming import share_of_process
+from dualign.training.streaming import rank_of_process
 from dualign.training.trainer import (
     prepare_trainer,
     refusals_by_libraries,
@@ -71,7 +71,7 @@ def _rows(request: DataRequest) -> SFTData | StreamData:
         data = prepare_sft(request)
         require_same_rows(data.train)
         return data
-    return open_stream(request, share_of_process())
+    return open_stream(request, rank_of_process())
 
 
 def build_trainer(

@@ -15,15 +15,15 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from dualign.data.stream.account import Account
-from dualign.data.stream.reader import Share
+from dualign.data.stream.reader import Rank
 from dualign.data.stream.stream import RowStream
 from dualign.errors import CheckpointError
 from dualign.rundir import write_json
 
 
-def share_of_process() -> Share:
+def rank_of_process() -> Rank:
     """Return which process of the launch this is."""
-    return Share(
+    return Rank(
         index=int(os.environ.get("RANK", "0")), count=int(os.environ.get("WORLD_SIZE", "1"))
     )
 

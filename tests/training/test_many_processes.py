@@ -87,6 +87,11 @@ def losses(stage: Path) -> list[float]:
     return [entry["loss"] for entry in map(json.loads, log) if "loss" in entry]
 
 
+def gradient_norms(stage: Path) -> list[float]:
+    log = (stage / "log.jsonl").read_text().splitlines()
+    return [entry["grad_norm"] for entry in map(json.loads, log) if "grad_norm" in entry]
+
+
 @pytest.fixture(scope="module")
 def alone(ground: Path) -> Callable[[str], Path]:
     """The folder of a stage as one process trains it with twice the batch, after those before it."""
@@ -151,6 +156,23 @@ def test_losses_are_those_of_one_process_and_the_result_loads(
             assert ours[0] == pytest.approx(1.0, abs=1e-6)
             checks = read_run(ground / name / stage)["checks"]
             assert checks["reload_max_logit_difference"] <= 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("deepspeed")
+@pytest.mark.parametrize("sharding", ["zero2", "zero3", "fsdp2"])
+def test_mlps_in_tiles_train_alike(ground: Path, sharding: str) -> None:
+    """Two tiles to a row, inside of checkpointed layers whose weights are gathered."""
+    stages, changes = ("full-sft",), {"gradient_checkpointing": True, "max_steps": 2}
+    recipe = write_recipe(ground, f"{sharding}-tiles", batch=1, stages=stages, **changes)
+    logged = []
+    for tiled in ("false", "true"):
+        folder = ground / f"{sharding}-tiles-{tiled}"
+        keys = ["full-sft.data.max_tokens=4000", f"full-sft.tiled_mlp={tiled}"]
+        log = folder.with_suffix(".log")
+        run(recipe, processes.on_cpu(sharding, ground), log, f"output_dir={folder}", *keys)
+        logged.append([*losses(folder / "full-sft"), gradient_norms(folder / "full-sft")[-1]])
+    assert logged[1] == pytest.approx(logged[0], rel=1e-5)
 
 
 @pytest.mark.slow

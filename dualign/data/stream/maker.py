@@ -52,7 +52,7 @@ class BlockMaker:
         """
         start = self._snapshot()
         rows = self._draw()
-        random = rng(self.request.seed, f"block {self.number}", self.readers[0].share.index)
+        random = rng(self.request.seed, f"block {self.number}", self.readers[0].rank.index)
         rows = [rows[index] for index in random.permutation(len(rows)).tolist()]
         self._check_switch(rows)
         groups = [self.groups[row.mode, self.labels[row.source]] for row in rows]

@@ -28,7 +28,7 @@ from dualign.data.stream.blocks import pack_rows
 from dualign.data.stream.maker import BlockMaker
 from dualign.data.stream.mixing import mixing_for
 from dualign.data.stream.parts import Part, parts_of
-from dualign.data.stream.reader import Reader, Share
+from dualign.data.stream.reader import Rank, Reader
 from dualign.data.stream.rows import ChunkEncoder, StreamRow
 from dualign.data.stream.stream import RowStream, StreamData
 from dualign.data.tokens.encoders import ENCODERS
@@ -52,9 +52,13 @@ class _Source:
     def label(self) -> str:
         return self.encoder.label
 
+    def reader(self, seed: int, **keys: Any) -> Reader:
+        """Return what reads its rows: all of them as one process, if `keys` say nothing else."""
+        return Reader(label=self.label, number=self.number, parts=self.parts, seed=seed, **keys)
 
-def open_stream(request: DataRequest, share: Share = Share()) -> StreamData:  # noqa: B008 - frozen
-    """Return the packed rows of one process of a launch. Its rows depend on the seed and on the share.
+
+def open_stream(request: DataRequest, rank: Rank = Rank()) -> StreamData:  # noqa: B008 - frozen
+    """Return the packed rows of one process of a launch. Its rows depend on the seed and on the rank.
 
     Raises:
         DataError: a source that can't be read, or shares that can't be had; later, while rows are
@@ -75,7 +79,7 @@ def open_stream(request: DataRequest, share: Share = Share()) -> StreamData:  # 
     readers, held_out = [], list[StreamRow]()
     for number, source in enumerate(trained):
         source.encoder.number = number
-        reader, head = _reader(source, request, share, account)
+        reader, head = _reader(source, request, rank, account)
         readers.append(reader)
         held_out += head
     names = [source.label for source in trained]
@@ -94,7 +98,7 @@ def open_stream(request: DataRequest, share: Share = Share()) -> StreamData:  # 
         mixing=mixing_for(mixed, names),
         groups={group: number for number, group in enumerate(groups)},
         # The head is every process's, and counts once.
-        account=account if share.index == 0 else Account(),
+        account=account if rank.index == 0 else Account(),
         size=data.stream.shuffle_buffer,
     )
     return StreamData(
@@ -125,21 +129,13 @@ def _source(source: SourceConfig, number: int, request: DataRequest, cutter: Cut
 
 
 def _reader(
-    source: _Source, request: DataRequest, share: Share, account: Account
+    source: _Source, request: DataRequest, rank: Rank, account: Account
 ) -> tuple[Reader, list[StreamRow]]:
     """Return what reads the rows that this process trains on, and the rows before them."""
     count = int(request.data.validation_rows)
     rows, head = _first_kept(source, request, count, account) if count else ([], (0, 0))
-    reader = Reader(
-        label=source.label,
-        number=source.number,
-        parts=source.parts,
-        seed=request.seed,
-        share=share,
-        weight=source.config.weight,
-        head=head,
-    )
-    return reader, rows
+    weight = source.config.weight
+    return source.reader(request.seed, rank=rank, weight=weight, head=head), rows
 
 
 def _first_kept(
@@ -151,13 +147,7 @@ def _first_kept(
     Raises:
         DataError: the source has fewer.
     """
-    reader = Reader(
-        label=source.label,
-        number=source.number,
-        parts=source.parts,
-        seed=request.seed,
-        shuffles=False,
-    )
+    reader = source.reader(request.seed, shuffles=False)
     kept: list[StreamRow] = []
     place = (0, 0)
     while count is None or len(kept) < count:

@@ -19,8 +19,8 @@ _CHUNK = 256
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Share:
-    """Which of `count` processes this is."""
+class Rank:
+    """Which of the `count` processes of a launch this is."""
 
     index: int = 0
     count: int = 1
@@ -69,7 +69,7 @@ class Reader:
     number: int
     parts: Sequence[Part]
     seed: int
-    share: Share = field(default_factory=Share)
+    rank: Rank = field(default_factory=Rank)
     weight: float | None = None
     head: tuple[int, int] = (0, 0)
     shuffles: bool = True
@@ -116,11 +116,11 @@ class Reader:
 
     @property
     def _stride(self) -> int:
-        return 1 if self._has_parts_of_its_own else self.share.count
+        return 1 if self._has_parts_of_its_own else self.rank.count
 
     @property
     def _has_parts_of_its_own(self) -> bool:
-        return len(self.parts) % self.share.count == 0
+        return len(self.parts) % self.rank.count == 0
 
     def _order(self) -> list[int]:
         """Return the parts of this pass, without those that are all head."""
@@ -131,7 +131,7 @@ class Reader:
             if self.shuffles:
                 parts = rng(self.seed, stream, self.place.turn).permutation(parts)
             if self._has_parts_of_its_own:
-                parts = parts[parts % self.share.count == self.share.index]
+                parts = parts[parts % self.rank.count == self.rank.index]
             order = parts[parts >= self.head[0]].tolist()
             self._drawn = self.place.turn, order
         return order
@@ -139,15 +139,15 @@ class Reader:
     def _begin_again(self) -> None:
         if not self.place.seen:
             raise DataError(
-                f"source {self.label}: holds no row for process {self.share.index + 1} of "
-                f"{self.share.count} beside those that are held out"
+                f"source {self.label}: holds no row for process {self.rank.index + 1} of "
+                f"{self.rank.count} beside those that are held out"
             )
         self.place.position, self.place.seen = 0, 0
         self.place.turn += 1
 
     def _chosen(self, part: int, start: int, raw: RawRows) -> Chunk:
         numbers = range(start, start + raw.count)
-        mine = [n for n in numbers if n % self._stride == self.share.index % self._stride]
+        mine = [n for n in numbers if n % self._stride == self.rank.index % self._stride]
         taken = mine if self.weight is None else [n for n in mine if self._is_sampled(part, n)]
         if len(taken) < raw.count:
             columns = {

@@ -64,10 +64,10 @@ class RowStream:
     def state(self, position: int) -> dict[str, Any]:
         """Return, as JSON, where the stream is when so many packed rows were trained on."""
         block = self._block_before(position)
-        share = self.maker.readers[0].share
+        rank = self.maker.readers[0].rank
         return {
             "version": _VERSION,
-            "process": [share.index, share.count],
+            "process": [rank.index, rank.count],
             "position": position,
             "block": saved_state(block.start),
         }
@@ -78,12 +78,12 @@ class RowStream:
         Raises:
             DataError: it is the state of another process, or of another number of them.
         """
-        share = self.maker.readers[0].share
-        if state["version"] != _VERSION or state["process"] != [share.index, share.count]:
+        rank = self.maker.readers[0].rank
+        if state["version"] != _VERSION or state["process"] != [rank.index, rank.count]:
             index, count = state["process"]
             raise DataError(
                 f"the checkpoint's stream is that of process {index + 1} of {count}, and this is process "
-                f"{share.index + 1} of {share.count}: a stream goes on with as many processes. Start as "
+                f"{rank.index + 1} of {rank.count}: a stream goes on with as many processes. Start as "
                 "many, or delete the stage's work folder to begin anew."
             )
         if self._next:

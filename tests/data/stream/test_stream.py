@@ -22,7 +22,7 @@ from dualign.data.seeds import rng
 from dualign.data.stream import maker
 from dualign.data.stream.blocks import pack_rows
 from dualign.data.stream.opening import open_stream
-from dualign.data.stream.reader import Share
+from dualign.data.stream.reader import Rank
 from dualign.data.stream.rows import StreamRow
 from dualign.data.stream.stream import StreamData
 from dualign.data.text.template import load_template
@@ -64,9 +64,9 @@ def write(folder: Path, files: dict[str, list[Row]]) -> Path:
 @pytest.fixture
 def opened(tokenizer: PreTrainedTokenizerFast) -> Callable[..., StreamData]:
     def open_it(
-        *sources: SourceConfig | Path, share: Share | None = None, buffer: int = 32, **keys: Any
+        *sources: SourceConfig | Path, rank: Rank | None = None, buffer: int = 32, **keys: Any
     ) -> StreamData:
-        return open_stream(request(tokenizer, *sources, buffer=buffer, **keys), share or Share())
+        return open_stream(request(tokenizer, *sources, buffer=buffer, **keys), rank or Rank())
 
     return open_it
 
@@ -158,7 +158,7 @@ def test_two_processes_read_each_row_once(
     folder = write(tmp_path / "rows", content)
     whole = opened(folder, buffer=57, validation_rows=3)
     parts = [
-        opened(folder, share=Share(index=n, count=2), buffer=1, validation_rows=3) for n in range(2)
+        opened(folder, rank=Rank(index=n, count=2), buffer=1, validation_rows=3) for n in range(2)
     ]
     # A source that begins again says how many rows a process has.
     packed, account = [], None
