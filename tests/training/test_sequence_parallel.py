@@ -141,7 +141,7 @@ def test_held_out_rows_are_computed_whole(ground: Path) -> None:
         (2, {"reference": "cached"}),
         (3, {"reference": "cached"}),
         (2, {"lora": {"r": 4}, "save": "merged"}),
-        (2, {"train": {"loss_type": "simpo"}}),
+        (2, {"train": {"loss_type": "simpo", "beta": 2.0}}),
     ],
     ids=["zero2", "zero3", "lora", "simpo"],
 )
