@@ -24,6 +24,7 @@ from dualign.models.source import ModelSource
 from dualign.preference.config import PreferenceStage
 from dualign.rundir import CHECKPOINTS, complete_folder
 from dualign.training.policy import load_start
+from dualign.training.tiled_mlp import tile_mlps
 
 # What changes the log-probabilities, besides the pairs and the weights: at most their rounding.
 _SETTINGS = ("dtype", "quantization", "attn_implementation", "batch_tokens")
@@ -43,9 +44,14 @@ def reference_copy(stage: PreferenceStage, source: ModelSource) -> PreTrainedMod
 
     DPOTrainer makes its copy by the name: of the default branch, and with the positions of the files.
     """
-    if stage.reference_source != "copy" or not (stage.context or source.revision):
+    if stage.reference_source != "copy":
         return None
-    return load_start(stage, source)
+    if not (stage.context or source.revision or stage.tiled_mlp):
+        return None
+    model = load_start(stage, source)
+    if stage.tiled_mlp:
+        tile_mlps(model)  # before ZeRO-3 looks at its layers
+    return model
 
 
 def with_cached_reference(

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dualign.errors import CheckpointError
@@ -43,6 +44,7 @@ def tile_mlps(model: nn.Module) -> list[str]:
         for block in filter(None, (getattr(layer, name, None) for name in _NAMES)):
             if _is_dense(block):
                 block.forward = types.MethodType(_forward_in_tiles, block)
+                _gather_whole(block)
                 tiled += 1
             else:
                 left.add(type(block).__name__)
@@ -83,6 +85,18 @@ def _is_dense(block: nn.Module) -> bool:
     inside = {parameter for part in linears for parameter in part.parameters()}
     arguments = inspect.signature(type(block).forward).parameters
     return len(linears) in (2, 3) and inside == set(block.parameters()) and len(arguments) == 2
+
+
+def _gather_whole(block: nn.Module) -> None:
+    """Let ZeRO-3 gather the weights of a block once, around all of its tiles.
+
+    It would gather those of each linear layer in each tile, and processes whose rows have different
+    numbers of tiles would wait for each other in different places.
+    """
+    if is_deepspeed_zero3_enabled():
+        from deepspeed.utils import set_z3_leaf_module
+
+        set_z3_leaf_module(block, True)
 
 
 def _forward_in_tiles(self: nn.Module, hidden: Tensor) -> Tensor:

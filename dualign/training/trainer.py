@@ -55,7 +55,6 @@ from dualign.training.precision import training_device
 from dualign.training.progress import TellProgress, write_log
 from dualign.training.resuming import MarkCompleteCheckpoints, with_rows_of_checkpoint
 from dualign.training.saved_config import raise_text_limit, set_trained_keys
-from dualign.training.tiled_mlp import tile_mlps
 from dualign.training.trackers import add_trackers, tracker_records
 
 # DPOTrainer copies the adapter it finds under this name, as its reference. Ours is the earlier
@@ -174,8 +173,6 @@ def prepare_trainer(trainer: Trainer, stage: TrainingStage) -> None:
     """Add our callbacks in place of those that print dicts, and activate the policy's adapters."""
     require_all_processes(trainer.args.world_size)
     _adapters_to_float32(trainer.model)
-    if stage.tiled_mlp and (frozen_copy := getattr(trainer, "ref_model", None)) is not None:
-        tile_mlps(frozen_copy)
     _check_optimizer(trainer)
     _try_saving(trainer)
     trainer.remove_callback(PrinterCallback)
