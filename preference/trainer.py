@@ -33,6 +33,7 @@ from dualign.preference.losses.scores import (
 from dualign.preference.losses.settings import LossSettings
 from dualign.preference.losses.table import needs_reference
 from dualign.preference.start_margins import StartMargins
+from dualign.training.checkpointing import SavesCheckpoints
 from dualign.training.finite_steps import FiniteSteps
 from dualign.training.pausing import EndsAtLastStep
 from dualign.training.per_group_metrics import PerGroupMetrics
@@ -43,7 +44,9 @@ from dualign.training.sequence_parallel import SequenceParallel, whole_scores
 _LOGGED: tuple[Extra, ...] = ("entropy", "mean_logits", "is_top1")
 
 
-class DualModeDPOTrainer(FiniteSteps, EndsAtLastStep, SequenceParallel, DPOTrainer):
+class DualModeDPOTrainer(
+    FiniteSteps, EndsAtLastStep, SavesCheckpoints, SequenceParallel, DPOTrainer
+):
     """Makes model and reference as DPOTrainer does, and computes what it computes, from the batches
     of `PairCollator`; `groups` are the (mode, source) names that `group_ids` index.
 

@@ -10,6 +10,7 @@ from trl import SFTTrainer
 
 from dualign.data.tokens.shards import WHOLE
 from dualign.models.head import add_label_scores
+from dualign.training.checkpointing import SavesCheckpoints
 from dualign.training.finite_steps import FiniteSteps
 from dualign.training.pausing import EndsAtLastStep
 from dualign.training.per_group_metrics import PerGroupMetrics, capture_outputs
@@ -17,7 +18,9 @@ from dualign.training.sequence_parallel import SequenceParallel
 from dualign.training.streaming import TrainsOnStream
 
 
-class DualModeSFTTrainer(FiniteSteps, EndsAtLastStep, SequenceParallel, TrainsOnStream, SFTTrainer):
+class DualModeSFTTrainer(
+    FiniteSteps, EndsAtLastStep, SavesCheckpoints, SequenceParallel, TrainsOnStream, SFTTrainer
+):
     """Trains exactly as SFTTrainer; `groups` are the (mode, source) names that `group_ids` index.
 
     Shapes: B rows, T tokens.

@@ -157,6 +157,7 @@ def test_how_a_stage_is_started_is_no_part_of_its_fingerprint(tmp_path: Path) ->
     keys = "sft.launch={config_file: rows.jsonl, max_restarts: 2}"
     assert fingerprints(tmp_path, keys) == FINGERPRINTS
     assert fingerprints(tmp_path, "sft.tiled_mlp=true") == FINGERPRINTS
+    assert fingerprints(tmp_path, "sft.async_checkpoints=true") == FINGERPRINTS
     assert fingerprints(tmp_path, "sft.data.max_tokens=64") != FINGERPRINTS
 
 

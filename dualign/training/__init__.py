@@ -6,6 +6,7 @@ __all__ = [
     "attention",
     "best",
     "callbacks",
+    "checkpointing",
     "config",
     "finite_steps",
     "isolation",

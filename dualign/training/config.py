@@ -94,6 +94,8 @@ class TrainingStage:
     """with lora: publish the adapter (default) or the weights with the adapter folded in"""
     launch: str | LaunchConfig | None = None
     """an accelerate config file, or one with keys: `dualign run` starts this stage by accelerate launch (docs/distributed.md)"""
+    async_checkpoints: bool = False
+    """under FSDP2: write checkpoints while training goes on, from a copy in the host's memory (docs/distributed.md)"""
     pause_at_step: int | None = None
     """stop after this step with a checkpoint and the held-out metrics; without the key, a later run goes on to the same bits"""
     retain: RetainConfig | None = None

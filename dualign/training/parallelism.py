@@ -14,6 +14,10 @@ from dualign.training.config import TrainingStage
 
 Issue = tuple[str, str]
 _FILE = "recipes/accelerate/ulysses.yaml"
+NEEDS_SHARDS = (
+    "only FSDP2's sharded checkpoints can be written while training goes on (fsdp_version: 2 and "
+    "fsdp_state_dict_type: SHARDED_STATE_DICT, as in recipes/accelerate/fsdp2.yaml): launch so, or remove the key"
+)
 _PREFIX = "parallelism_config_"
 _SIZES = ("sp_size", "cp_size", "tp_size", "dp_replicate_size", "dp_shard_size")
 # Arguments whose meaning is one process with whole rows: (values that are fine, why others aren't).
@@ -44,6 +48,8 @@ class Parallelism:
     """accelerate's distributed_type"""
     zero_stage: int | None = None
     """of DeepSpeed; None: not said in accelerate's config"""
+    sharded_checkpoints: bool = False
+    """of FSDP2: each process writes its part"""
     sp_size: int = 1
     """processes that share a row (DeepSpeed Ulysses)"""
     cp_size: int = 1
@@ -72,10 +78,14 @@ def of_config(settings: Mapping[str, Any]) -> Parallelism:
     """Return what an accelerate config says."""
     sizes = settings.get("parallelism_config") or {}
     zero_stage = (settings.get("deepspeed_config") or {}).get("zero_stage")
+    engine = str(settings.get("distributed_type", "NO")).upper()
+    fsdp = settings.get("fsdp_config") or {}
+    kind = (fsdp.get("fsdp_version"), fsdp.get("fsdp_state_dict_type"))
     return Parallelism(
         processes=int(settings.get("num_processes") or 1),
-        engine=str(settings.get("distributed_type", "NO")).upper(),
+        engine=engine,
         zero_stage=None if zero_stage is None else int(zero_stage),
+        sharded_checkpoints=engine == "FSDP" and _writes_shards(*kind),
         **{name: int(sizes.get(f"{_PREFIX}{name}") or 1) for name in _SIZES},
     )
 
@@ -85,12 +95,21 @@ def _of_environment(environment: Mapping[str, str]) -> Parallelism:
     engines = ("DEEPSPEED", "FSDP")
     on = [name for name in engines if environment.get(f"ACCELERATE_USE_{name}", "") == "true"]
     zero_stage = environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE")
+    engine = on[0] if on else "NO"
+    kind = (environment.get("FSDP_VERSION"), environment.get("FSDP_STATE_DICT_TYPE"))
     return Parallelism(
         processes=int(environment.get("WORLD_SIZE", "1")),
-        engine=on[0] if on else "NO",
+        engine=engine,
         zero_stage=None if zero_stage is None else int(zero_stage),
+        sharded_checkpoints=engine == "FSDP" and _writes_shards(*kind),
         **{name: int(sizes.get(_PREFIX.upper() + name.upper(), "1")) for name in _SIZES},
     )
+
+
+def _writes_shards(version: object, state_dict_type: object) -> bool:
+    """Return whether FSDP, as accelerate sets it up, is FSDP2 whose checkpoints are sharded: its default there."""
+    kind = str(state_dict_type or "SHARDED_STATE_DICT").upper()
+    return str(version) == "2" and kind in ("SHARDED_STATE_DICT", "3")
 
 
 def parallelism_issues(stage: TrainingStage) -> Iterator[Issue]:
@@ -100,6 +119,8 @@ def parallelism_issues(stage: TrainingStage) -> Iterator[Issue]:
     except (TypeError, ValueError) as error:
         yield "launch", f"{stage.launch}: sizes of parallelism_config are numbers: {error}"
         return
+    if stage.async_checkpoints and not spread.sharded_checkpoints:
+        yield "async_checkpoints", NEEDS_SHARDS
     if spread.cp_size > 1:
         yield (
             "launch",

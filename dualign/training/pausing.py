@@ -17,7 +17,7 @@ from dualign.rundir import CHECKPOINTS, Paused, paused_model
 from dualign.training.best import choose_best
 from dualign.training.callbacks import PAUSE_METRICS, PauseAtStep
 from dualign.training.config import TrainingStage
-from dualign.training.resuming import last_checkpoint
+from dualign.training.resuming import delete_checkpoint, last_checkpoint, step_of
 from dualign.training.trainer import save_result
 from dualign.training.universal import read_on_any_processes
 
@@ -79,15 +79,13 @@ def train(trainer: Trainer, stage: TrainingStage, work: Path) -> Paused | None:
 def _drop_later_checkpoints(work: Path, step: int) -> None:
     """Delete checkpoints that are past the pause: the metrics of that step can't be measured there."""
     for folder in (work / CHECKPOINTS).glob("checkpoint-*"):
-        number = int(folder.name.removeprefix("checkpoint-"))
-        paused = _paused_at(folder)
-        if number > step or (number == step and paused is None):
-            shutil.rmtree(folder, ignore_errors=True)
+        number = step_of(folder)
+        if number > step or (number == step and _paused_at(folder) is None):
+            delete_checkpoint(folder)
 
 
 def _paused_at(checkpoint: Path) -> Paused | None:
     path = checkpoint / PAUSE_METRICS
     if not path.is_file():
         return None
-    step = int(checkpoint.name.removeprefix("checkpoint-"))
-    return Paused(step=step, metrics=json.loads(path.read_text(encoding="utf-8")))
+    return Paused(step=step_of(checkpoint), metrics=json.loads(path.read_text(encoding="utf-8")))

@@ -14,17 +14,17 @@ from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-
 from dualign.distributed import is_main_process
 from dualign.errors import CheckpointError
-from dualign.rundir import CHECKPOINTS, write_json
+from dualign.rundir import CHECKPOINTS
 from dualign.training.config import TrainingStage
 
 logger = logging.getLogger(__name__)
 COMPLETE = "complete"
 """the file that marks a checkpoint whose writing has ended; it says how many processes were started, how many took
 rows of their own, and how many rows a step had"""
+SHARDED_MODEL, SHARDED_OPTIMIZER = "pytorch_model_fsdp_0", "optimizer_0"
+"""accelerate's names of the folders with FSDP's parts of weights and optimizer"""
 Engine = Literal["deepspeed", "fsdp-sharded", "fsdp-whole", "torch"]
 """What writes and reads a checkpoint."""
 _ENGINES: Mapping[Engine, str] = {
@@ -37,40 +37,30 @@ _ENGINES: Mapping[Engine, str] = {
 _SHARE_A_ROW = ("TP", "CP", "SP")
 
 
-class MarkCompleteCheckpoints(TrainerCallback):
-    """Marks a checkpoint once every rank has written its part.
-
-    A run that is killed while saving then doesn't resume from half a checkpoint.
-    """
-
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        args.distributed_state.wait_for_everyone()
-        if state.is_world_process_zero:
-            processes = _processes(args.world_size, vars(args))
-            write_json(
-                checkpoint / COMPLETE,
-                {
-                    "started": args.world_size,
-                    "processes": processes,
-                    "rows_a_step": processes
-                    * args.per_device_train_batch_size
-                    * args.gradient_accumulation_steps,
-                },
-            )
-
-
 def last_checkpoint(work: Path) -> str | None:
     """Return the newest complete checkpoint in the work folder; delete incomplete ones."""
-    checkpoints: dict[int, Path] = {}
+    complete = complete_checkpoints(work / CHECKPOINTS)
     for folder in (work / CHECKPOINTS).glob("checkpoint-*"):
-        if (folder / COMPLETE).exists():
-            checkpoints[int(folder.name.removeprefix("checkpoint-"))] = folder
-        else:
-            shutil.rmtree(folder, ignore_errors=True)
-    return str(checkpoints[max(checkpoints)]) if checkpoints else None
+        if folder not in complete:
+            delete_checkpoint(folder)
+    return str(complete[-1]) if complete else None
+
+
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """Return the complete checkpoints of a folder, oldest first."""
+    marked = (path for path in folder.glob("checkpoint-*") if (path / COMPLETE).exists())
+    return sorted(marked, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the step after which a checkpoint was written."""
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def delete_checkpoint(checkpoint: Path) -> None:
+    """Delete a checkpoint, its mark first: cut short, what is left isn't taken for complete."""
+    (checkpoint / COMPLETE).unlink(missing_ok=True)
+    shutil.rmtree(checkpoint, ignore_errors=True)
 
 
 def mark_of(checkpoint: Path) -> dict[str, int] | None:
@@ -92,7 +82,7 @@ def with_rows_of_checkpoint(
     before = mark_of(Path(checkpoint)) if checkpoint else None
     if before is None or settings.get("auto_find_batch_size"):
         return dict(settings)
-    processes = _processes(int(os.environ.get("WORLD_SIZE", "1")), settings)
+    processes = processes_with_rows(int(os.environ.get("WORLD_SIZE", "1")), settings)
     rows, batch = before["rows_a_step"], int(settings.get("per_device_train_batch_size", 8))
     accumulation, rest = divmod(rows, processes * batch)
     if stage.depends_on_processes and processes != before["processes"]:
@@ -135,13 +125,13 @@ def _engine_of(checkpoint: Path) -> Engine:
     """Return which engine wrote a checkpoint, by its files."""
     if any(checkpoint.glob("global_step*")):
         return "deepspeed"
-    if (checkpoint / "pytorch_model_fsdp_0").is_dir():
+    if (checkpoint / SHARDED_MODEL).is_dir():
         return "fsdp-sharded"
     # Also of LOCAL_STATE_DICT, which has a file of each rank.
     return "fsdp-whole" if any(checkpoint.glob("pytorch_model_fsdp*.bin")) else "torch"
 
 
-def _processes(started: int, settings: Mapping[str, Any]) -> int:
+def processes_with_rows(started: int, settings: Mapping[str, Any]) -> int:
     """Return how many processes take rows of their own."""
     loader = settings.get("accelerator_config") or {}
     split = loader.get("split_batches") if isinstance(loader, Mapping) else loader.split_batches

@@ -46,6 +46,7 @@ from dualign.training.callbacks import (
     ProgressBarWithLogLines,
     RestoreAdaptersOnResume,
 )
+from dualign.training.checkpointing import MarkCompleteCheckpoints, SavesCheckpoints
 from dualign.training.config import TrainingStage, lower_is_better
 from dualign.training.frozen_start import FROZEN_START
 from dualign.training.hangs import EndHangs, seconds_to_a_hang
@@ -53,7 +54,7 @@ from dualign.training.learning_rates import set_adapter_rates
 from dualign.training.policy import REFERENCE_ADAPTER, activate_policy_adapters, frozen_adapters
 from dualign.training.precision import training_device
 from dualign.training.progress import TellProgress, write_log
-from dualign.training.resuming import MarkCompleteCheckpoints, with_rows_of_checkpoint
+from dualign.training.resuming import with_rows_of_checkpoint
 from dualign.training.saved_config import raise_text_limit, set_trained_keys
 from dualign.training.trackers import add_trackers, tracker_records
 
@@ -169,16 +170,18 @@ def _adapters_to_float32(model: PreTrainedModel) -> None:
             parameter.data = parameter.data.float()
 
 
-def prepare_trainer(trainer: Trainer, stage: TrainingStage) -> None:
+def prepare_trainer(trainer: SavesCheckpoints, stage: TrainingStage) -> None:
     """Add our callbacks in place of those that print dicts, and activate the policy's adapters."""
     require_all_processes(trainer.args.world_size)
+    if stage.async_checkpoints:
+        trainer.save_in_background()
     _adapters_to_float32(trainer.model)
     _check_optimizer(trainer)
     _try_saving(trainer)
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(LogLines() if trainer.args.disable_tqdm else ProgressBarWithLogLines())
-    trainer.add_callback(MarkCompleteCheckpoints())
+    trainer.add_callback(MarkCompleteCheckpoints(trainer))
     trainer.add_callback(TellProgress(Path(trainer.args.output_dir).parent))
     ranks = Path(trainer.args.output_dir) / "ranks"
     trainer.add_callback(EndHangs(ranks, seconds_to_a_hang(stage)))

@@ -93,14 +93,16 @@ def gradient_norms(stage: Path) -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def alone(ground: Path) -> Callable[[str], Path]:
-    """The folder of a stage as one process trains it with twice the batch, after those before it."""
-    recipe = load_recipe(write_recipe(ground, "alone", batch=2, stages=STAGES), [])
+def alone(ground: Path) -> Callable[..., Path]:
+    """The folder of a stage as one process trains it on steps of so many rows, after those before it."""
 
-    def trained(stage: str) -> Path:
-        if not (ground / "alone" / stage).exists():
-            engine.run(recipe, only=stage)
-        return ground / "alone" / stage
+    def trained(stage: str, rows: int = 2) -> Path:
+        batches = {"batch": 2, "gradient_accumulation_steps": rows // 2}
+        folder = ground / f"alone-{rows}" / stage
+        if not folder.exists():
+            recipe = write_recipe(ground, f"alone-{rows}", stages=STAGES, **batches)
+            engine.run(load_recipe(recipe, []), only=stage)
+        return folder
 
     return trained
 
@@ -120,11 +122,12 @@ def alone(ground: Path) -> Callable[[str], Path]:
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )
 def test_losses_are_those_of_one_process_and_the_result_loads(
-    ground: Path, alone: Callable[[str], Path], sharding: str, stages: tuple[str, ...]
+    ground: Path, alone: Callable[..., Path], sharding: str, stages: tuple[str, ...]
 ) -> None:
     """ZeRO-2 is started by `dualign run`, a launch for each stage; the others run all stages in one launch, in forks.
 
-    FSDP2 writes a sharded checkpoint midway through the last stage, and one process goes on with it.
+    FSDP2 writes a sharded checkpoint midway through the last stage, in the background, and one process
+    goes on with it.
     """
     name = f"{sharding}-{len(stages)}"
     if sharding == "zero2":
@@ -133,14 +136,16 @@ def test_losses_are_those_of_one_process_and_the_result_loads(
     else:
         recipe = write_recipe(ground, name, batch=1, stages=stages)
         log = recipe.with_suffix(".log")
-        pauses = [f"{stages[-1]}.pause_at_step=2"] if sharding == "fsdp2" else []
+        last = stages[-1]
+        background = [f"{last}.async_checkpoints=true"] if sharding == "fsdp2" else []
+        pauses = [*background, f"{last}.pause_at_step=2"] if sharding == "fsdp2" else []
         run(recipe, processes.on_cpu(sharding, ground), log, *pauses)
         said = log.read_text()
         assert "refuses the trial" not in said, "later stages train with the attention of the first"
         if pauses:
             shards = (ground / name).glob(".*.partial/checkpoints/checkpoint-2/*/__*_0.distcp")
             assert len([*shards]) == 4, "of weights and optimizer, by both processes"
-            run(recipe, processes.on_cpu(sharding, ground, count=1), log)
+            run(recipe, processes.on_cpu(sharding, ground, count=1), log, *background)
             said = log.read_text()
             assert "processes: 1 instead of 2; gradient_accumulation_steps: 2" in said
         assert said.count("report: ") == 1, "rank 0 writes it"
@@ -162,70 +167,91 @@ def test_losses_are_those_of_one_process_and_the_result_loads(
 @pytest.mark.usefixtures("deepspeed")
 @pytest.mark.parametrize("sharding", ["zero2", "zero3", "fsdp2"])
 def test_mlps_in_tiles_train_alike(ground: Path, sharding: str) -> None:
-    """Two tiles to a row, inside of checkpointed layers whose weights are gathered."""
-    stages, changes = ("full-sft",), {"gradient_checkpointing": True, "max_steps": 2}
+    """Rows of one and of two tiles, inside of checkpointed layers whose weights are gathered; a reference too."""
+    stages = STAGES[2:]
+    changes = {"gradient_checkpointing": True, "max_steps": 2}
     recipe = write_recipe(ground, f"{sharding}-tiles", batch=1, stages=stages, **changes)
     logged = []
     for tiled in ("false", "true"):
         folder = ground / f"{sharding}-tiles-{tiled}"
-        keys = ["full-sft.data.max_tokens=4000", f"full-sft.tiled_mlp={tiled}"]
+        keys = ["full-sft.data.max_tokens=4000", "full-apo.train.per_device_train_batch_size=24"]
+        keys += [f"{stage}.tiled_mlp={tiled}" for stage in stages]
         log = folder.with_suffix(".log")
         run(recipe, processes.on_cpu(sharding, ground), log, f"output_dir={folder}", *keys)
-        logged.append([*losses(folder / "full-sft"), gradient_norms(folder / "full-sft")[-1]])
+        figures = [(losses(folder / stage), gradient_norms(folder / stage)) for stage in stages]
+        logged.append([figure for pair in figures for part in pair for figure in part])
+    assert len(logged[0]) == 8
     assert logged[1] == pytest.approx(logged[0], rel=1e-5)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("deepspeed")
-@pytest.mark.parametrize("sharding", ["zero2", "zero3", "fsdp2"])
-def test_a_killed_launch_goes_on_and_ends_the_same(ground: Path, sharding: str) -> None:
-    launcher = processes.on_cpu(sharding, ground)
+@pytest.mark.parametrize(
+    ("sharding", "keys"),
+    [
+        ("zero2", []),
+        ("zero3", []),
+        ("fsdp2", []),
+        ("fsdp2", ["sft.async_checkpoints=true", "apo.async_checkpoints=true"]),
+    ],
+    ids=["zero2", "zero3", "fsdp2", "fsdp2 in the background"],
+)
+def test_a_killed_launch_goes_on_and_ends_the_same(
+    ground: Path, sharding: str, keys: list[str]
+) -> None:
+    """One checkpoint is kept, and the one before is there until the next is complete."""
+    name, launcher = f"{sharding}-{len(keys)}", processes.on_cpu(sharding, ground)
     calm, rough = (
-        write_recipe(ground, f"{sharding}-{kind}", batch=1, max_steps=8)
+        write_recipe(ground, f"{name}-{kind}", batch=1, max_steps=8, save_total_limit=1)
         for kind in ("calm", "rough")
     )
-    run(calm, launcher, calm.with_suffix(".log"))
-    work = ground / f"{sharding}-rough" / ".sft.partial"
-    mark = work / "checkpoints" / "checkpoint-4" / "complete"
+    run(calm, launcher, calm.with_suffix(".log"), *keys)
+    work = ground / f"{name}-rough" / ".sft.partial"
+    checkpoint = work / "checkpoints" / "checkpoint-4"
     log = rough.with_suffix(".log")
-    process = processes.Fork("run", str(rough), log=log, launcher=launcher)
-    while not mark.exists() and process.runs():
-        time.sleep(0.01)
-    process.kill()
-    assert mark.exists()
-    run(rough, launcher, log)
+    process = processes.Fork("run", str(rough), *keys, log=log, launcher=launcher)
+    while not checkpoint.exists() and process.runs():
+        time.sleep(0.002)
+    process.kill()  # often in the middle of writing it
+    assert [*checkpoint.parent.glob("checkpoint-*/complete")]
+    run(rough, launcher, log, *keys)
+    assert read_run(ground / f"{name}-rough" / "sft")["resumed"] == 1
     for stage in ("sft", "apo"):
-        ours, theirs = (losses(ground / f"{sharding}-{kind}" / stage) for kind in ("rough", "calm"))
+        ours, theirs = (losses(ground / f"{name}-{kind}" / stage) for kind in ("rough", "calm"))
         assert ours == pytest.approx(theirs, rel=1e-5)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("deepspeed")
 @pytest.mark.parametrize(
-    ("sharding", "first", "then", "stage"),
+    ("sharding", "first", "then", "stage", "rows"),
     [
-        ("fsdp2", 1, 2, "full-sft"),
-        ("fsdp2", 2, 1, "sft"),
-        ("zero2", 2, 1, "full-sft"),
+        ("fsdp2", 1, 2, "full-sft", 2),
+        ("fsdp2", 2, 1, "sft", 2),
+        ("fsdp2", 2, 3, "full-sft", 6),
+        ("fsdp2", 3, 1, "sft", 6),
+        ("zero2", 2, 1, "full-sft", 2),
+        ("zero2", 2, 3, "full-sft", 6),
     ],
 )
 def test_another_number_of_processes_goes_on_with_the_same_losses(
     ground: Path,
-    alone: Callable[[str], Path],
+    alone: Callable[..., Path],
     sharding: str,
     first: int,
     then: int,
     stage: str,
+    rows: int,
 ) -> None:
     name = f"{sharding}-{stage}-{first}-{then}"
     recipe = write_recipe(
-        ground, name, batch=1, stages=(stage,), gradient_accumulation_steps=2 // first
+        ground, name, batch=1, stages=(stage,), gradient_accumulation_steps=rows // first
     )
     log = recipe.with_suffix(".log")
     for count, overrides in ((first, [f"{stage}.pause_at_step=2"]), (then, [])):
         run(recipe, processes.on_cpu(sharding, ground, count=count), log, *overrides)
     assert f"processes: {then} instead of {first}" in log.read_text()
-    assert losses(ground / name / stage) == pytest.approx(losses(alone(stage)), rel=1e-4)
+    assert losses(ground / name / stage) == pytest.approx(losses(alone(stage, rows)), rel=1e-4)
 
 
 @pytest.mark.slow

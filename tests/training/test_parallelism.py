@@ -139,3 +139,35 @@ def test_models_whose_rows_cannot_be_shared(
 ) -> None:
     found = unshareable(config, parts)
     assert found is None if reason is None else reason in str(found)
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "works"),
+    [
+        ("fsdp2", {}, True),
+        ("fsdp2", {"fsdp_state_dict_type": None}, True),  # accelerate's default
+        ("fsdp2", {"fsdp_state_dict_type": "FULL_STATE_DICT"}, False),
+        ("fsdp2", {"fsdp_version": 1}, False),
+        ("zero3", {}, False),
+    ],
+)
+def test_checkpoints_are_written_in_the_background_by_fsdp2_alone(
+    tmp_path: Path, file: str, changes: dict[str, Any], works: bool
+) -> None:
+    config = yaml.safe_load(SHIPPED.with_name(f"{file}.yaml").read_text(encoding="utf-8"))
+    config["fsdp_config"] = {**config.get("fsdp_config", {}), **changes}
+    path = tmp_path / "launch.yaml"
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    reasons = refusals(sft(str(path), async_checkpoints=True))
+    assert ("only FSDP2's sharded" in reasons.get("async_checkpoints", "")) == (not works)
+    assert not refusals(sft(str(path)))
+
+
+def test_checkpoints_of_one_process_are_not_written_in_the_background(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stage = SFTStage(name="sft", model="model", async_checkpoints=True, **DATA)
+    assert "async_checkpoints" in refusals(stage)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    assert not refusals(stage)

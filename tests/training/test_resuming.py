@@ -1,18 +1,23 @@
 """A stage that goes on with another number of processes: the same rows in each step, or a refusal."""
 
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from dualign.data.config import DataConfig, SourceConfig
 from dualign.errors import CheckpointError
 from dualign.preference.config import PreferenceStage
 from dualign.rundir import write_json
 from dualign.sft.config import SFTStage
+from dualign.training.checkpointing import MarkCompleteCheckpoints
 from dualign.training.resuming import (
     COMPLETE,
     Engine,
+    last_checkpoint,
     require_engine,
     with_rows_of_checkpoint,
 )
@@ -98,3 +103,39 @@ def test_a_checkpoint_of_another_engine_is_refused(work: Path, name: str, engine
     other: Engine = "torch" if engine == "deepspeed" else "deepspeed"
     with pytest.raises(CheckpointError, match=f"delete {work} to train anew"):
         require_engine(checkpoint, other)
+
+
+@pytest.mark.parametrize(
+    ("limit", "best", "kept"),
+    [
+        (1, None, {4}),
+        (1, 1, {1, 4}),
+        (2, 1, {1, 4}),
+        (2, None, {3, 4}),
+        (3, 1, {1, 3, 4}),
+        (0, None, {1, 2, 3, 4}),
+        (None, None, {1, 2, 3, 4}),
+    ],
+)
+def test_older_checkpoints_go_once_the_next_is_complete(
+    tmp_path: Path, limit: int | None, best: int | None, kept: set[int]
+) -> None:
+    """What is being written doesn't count: killed meanwhile, the run goes on from the one before."""
+    later: list[Callable[[], None]] = []
+    args = TrainingArguments(str(tmp_path / "checkpoints"), save_total_limit=limit, use_cpu=True)
+    trainer: Any = SimpleNamespace(args=args, when_written=later.append)
+    mark = MarkCompleteCheckpoints(trainer)
+    assert args.save_total_limit is None, "transformers deletes none"
+    folders = {step: tmp_path / "checkpoints" / f"checkpoint-{step}" for step in (1, 2, 3, 4)}
+    for step, folder in folders.items():
+        folder.mkdir(parents=True)
+        state = TrainerState(global_step=step, is_world_process_zero=True)
+        state.best_model_checkpoint = str(folders[best]) if best else None
+        mark.on_save(args, state, TrainerControl())
+        assert not (folder / COMPLETE).exists()
+        if step > 1:
+            assert folders[step - 1].exists(), "the next isn't complete"
+        later.pop()()
+    assert {step for step, folder in folders.items() if folder.exists()} == kept
+    assert last_checkpoint(tmp_path) == str(folders[4])
+    assert with_rows_of_checkpoint(SFT, {}, tmp_path)["gradient_accumulation_steps"] == 1
