@@ -41,6 +41,7 @@ def write(folder: Path, card: object, stages: bool = True) -> Path:
         ({"tags": ["a, b"]}, "card.tags: expected short words without commas, found 'a, b'"),
         ({"description": "x <!-- dualign: end --> y"}, "card.description: expected Markdown without <!-- dualign"),
         ({"model_name": "a\nb"}, "card.model_name: expected a line of 1 to 96 characters"),
+        ({"collection": "ada/sums"}, "card.collection: expected a title of at most 60 characters, or a slug such as"),
         ({"licence": "mit"}, "card.licence: unknown key (did you mean 'license'?)"),
         ("mit", "card: expected keys with values, found 'mit' (text)"),
     ],

@@ -29,8 +29,7 @@ def add(sub: Sub) -> None:
         "--types",
         default="f16,q8_0,q4_k_m",
         metavar="LIST",
-        help="some of f32, f16, bf16, q8_0, q6_k, q5_k_m, q4_k_m, iq4_xs, q3_k_m, q2_k, ... (all of "
-        "llama.cpp's for dense models: docs/export.md); default %(default)s",
+        help="some of f32, f16, q8_0, q4_k_m; default %(default)s",
     )
     parser.add_argument("--name", help="what the files are called; default: the model's folder")
     parser.add_argument(

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _ABOUT = """\
 RUN_DIR is the run directory of a stage that `dualign run` finished, such as runs/quickstart/merged,
+or a folder that `dualign export` wrote of one;
 REPO_ID a repository on the hub, owner/name. Without --yes nothing leaves: the files, the card as it
 will be and every check are shown. With --yes all of it goes in one commit; a failure on the way
 leaves the repository as it was.
@@ -32,6 +33,7 @@ examples:
   dualign publish runs/quickstart/merged you/quickstart --license apache-2.0 --yes --public
   dualign publish runs/mine/apo you/adapter --base HuggingFaceTB/SmolLM3-3B-Base@COMMIT
   dualign publish runs/mine/apo you/model --what both     weights on top, the adapter in adapter/
+  dualign publish gguf you/quickstart-GGUF --quantized-of you/quickstart   what `dualign export` wrote
 """
 
 
@@ -46,6 +48,21 @@ def add(sub: Sub) -> None:
         "--public", action="store_true", help="for everyone to see; default: private"
     )
     parser.add_argument(
+        "--card-only",
+        action="store_true",
+        help="update card, records and figures of a repository that holds these weights",
+    )
+    parser.add_argument(
+        "--pr",
+        action="store_true",
+        help="open a pull request on a repository that is there, instead of a commit",
+    )
+    parser.add_argument(
+        "--gated",
+        choices=("auto", "manual"),
+        help="a new repository's files are for those who ask: at once, or after you agree",
+    )
+    parser.add_argument(
         "--what",
         choices=("adapter", "weights", "both"),
         help="weights of an adapter's run are folded; default: what the run directory holds",
@@ -56,6 +73,11 @@ def add(sub: Sub) -> None:
         default=[],
         metavar="ID@COMMIT",
         help="what a base on this machine is on the hub; PATH=ID@COMMIT where there are several",
+    )
+    parser.add_argument(
+        "--quantized-of",
+        metavar="OWNER/NAME",
+        help="RUN_DIR is an exported folder (GGUF, or in fewer bits): the repository of its weights",
     )
     parser.add_argument("--license", metavar="ID", help="of the whole; default: computed")
     parser.add_argument(
@@ -113,7 +135,14 @@ def _publish(args: Namespace) -> int:
             say(_next(args))
             return 0
         publication = upload_release(staged, message=args.message)
-        say(f"published: {publication.url} at {publication.commit}")
+        if publication.pull_request:
+            say(f"pull request: {publication.url} at {publication.commit}")
+        else:
+            say(f"published: {publication.url} at {publication.commit}")
+        if publication.collection:
+            say(f"in the collection: {publication.collection}")
+        if publication.collection_fault:
+            say(f"not added to the collection (the upload stands): {publication.collection_fault}")
     return 0
 
 
@@ -139,6 +168,10 @@ def _request(args: Namespace) -> "PublishRequest":
         allow=frozenset(args.allow),
         switch=None if args.switch is None else read_switch(parse_value(args.switch), "--switch"),
         private=not args.public,
+        quantized_of=args.quantized_of,
+        card_only=args.card_only,
+        pull_request=args.pr,
+        gated=args.gated,
         upload=args.yes,
     )
 
@@ -151,6 +184,8 @@ def _next(args: Namespace) -> str:
     for option, values in (
         ("--what", [args.what]),
         ("--base", args.base),
+        ("--quantized-of", [args.quantized_of]),
+        ("--gated", [args.gated]),
         ("--license", [args.license]),
         ("--license-of", args.license_of),
         ("--language", args.language),
@@ -159,6 +194,7 @@ def _next(args: Namespace) -> str:
         ("--message", [args.message]),
     ):
         words += [word for value in values if value for word in (option, value)]
-    words += ["--public"] if args.public else []
+    flags = (("--public", args.public), ("--card-only", args.card_only), ("--pr", args.pr))
+    words += [flag for flag, wanted in flags if wanted]
     visibility = "for everyone to see" if args.public else "private; --public makes it public"
     return f"nothing has left. To publish ({visibility}):\n  {shlex.join([*words, '--yes'])}"

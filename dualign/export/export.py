@@ -17,19 +17,17 @@ from dualign.errors import CheckpointError, ConfigError
 from dualign.export import llama_runtime
 from dualign.export.check import CheckResult, ask_transformers, check
 from dualign.export.convert import SCRIPTS, find_converter, write_exact
-from dualign.export.mixtures import MIXTURES, needing_importance, types_of
 from dualign.export.model_source import ExportSource, open_source
 from dualign.export.modelfile import modelfile
-from dualign.export.quantize import needs_library, quantize
-from dualign.export.writer import EXACT
+from dualign.export.quantize import quantize, types_of
 from dualign.hashing import sha256
 from dualign.rundir import new_folder, require_new, write_json
 from dualign.version import __version__
 
 logger = logging.getLogger(__name__)
 
-TYPES = (*EXACT, *MIXTURES)
-_BELOW_FOUR_BITS = ("q3", "q2", "iq3", "iq2", "iq1")
+_EXACT = ("f32", "f16")
+_TYPES = (*_EXACT, "q8_0", "q4_k_m")
 _RECORD = "export.json"
 _RECORD_KEYS = {"fixed_fields": "mended", "actual": "found"}
 """Fields that export.json has under other names."""
@@ -47,7 +45,7 @@ class ExportFile:
     tensors: Mapping[str, int]
     """number of tensors of each type"""
     error: float | None
-    """relative change of the weights by quantization; None for f32, f16 and bf16"""
+    """relative change of the weights by quantization; None for f32 and f16"""
     check: CheckResult | None
 
 
@@ -122,36 +120,20 @@ def choose_runtime(runtime: str | None) -> str | None:
 
 def require_types(source: ExportSource, types: Sequence[str]) -> None:
     """Refuse types that don't exist, or that can't be made of this model here."""
-    if unknown := [type for type in types if type not in TYPES]:
-        raise ConfigError(f"--types: unknown type {unknown[0]!r}; there are {', '.join(TYPES)}")
+    if unknown := [type for type in types if type not in _TYPES]:
+        raise ConfigError(f"--types: unknown type {unknown[0]!r}; there are {', '.join(_TYPES)}")
     if not types:
-        raise ConfigError(f"--types: expected some of {', '.join(TYPES)}")
-    quantized = [type for type in types if type not in EXACT]
-    if source.layout is not None and quantized:
-        _require_importance(source, quantized)
+        raise ConfigError(f"--types: expected some of {', '.join(_TYPES)}")
+    quantized = [type for type in types if type not in _EXACT]
     if source.layout is None and quantized:
         raise ConfigError(
             f"--types: for {quantized[0]} of {source.weights.config['architectures'][0]}, run "
             "llama.cpp's llama-quantize on the f16 file"
         )
-    if any(map(needs_library, types)):
+    if "q4_k_m" in types:
         from dualign.export import ggml
 
         ggml.library()
-
-
-def _require_importance(source: ExportSource, types: Sequence[str]) -> None:
-    """Refuse types of which llama.cpp makes garbage without an importance matrix."""
-    assert source.layout is not None
-    shapes = {tensor.name: tensor.shape for tensor in source.layout.tensors}
-    for type in types:
-        needing = needing_importance(types_of(shapes, type), type)
-        if needing:
-            raise ConfigError(
-                f"--types: {type} needs an importance matrix for {needing[0]} ({len(needing)} tensors), "
-                "as in llama.cpp: without one it would be garbage; from iq3_s, q2_k and iq4_xs on none is "
-                "needed"
-            )
 
 
 def sizes(source: ExportSource, types: Sequence[str]) -> dict[str, int]:
@@ -168,8 +150,8 @@ def _write(
 ) -> ExportResult:
     _warn_of_words(source)
     types = list(dict.fromkeys(types))
-    exact = [type for type in types if type in EXACT]
-    quantized = [type for type in types if type not in EXACT]
+    exact = [type for type in types if type in _EXACT]
+    quantized = [type for type in types if type not in _EXACT]
     base = "f16" if quantized else exact[0]
     fixed_fields: dict[str, None] = {}
     details: dict[str, tuple[Mapping[str, int] | None, float | None]] = {}
@@ -210,9 +192,8 @@ def _file(source: ExportSource, work: Path, type: str) -> Path:
 
 
 def _write_modelfile(source: ExportSource, work: Path, types: Sequence[str]) -> None:
-    """Write the Modelfile for the smallest file from four bits on, which suits Ollama's users best."""
-    usable = [type for type in types if not type.startswith(_BELOW_FOUR_BITS)] or types
-    smallest = min(usable, key=lambda type: _file(source, work, type).stat().st_size)
+    """Write the Modelfile for the smallest file, which suits Ollama's users best."""
+    smallest = min(types, key=lambda type: _file(source, work, type).stat().st_size)
     text = modelfile(
         _file(source, work, smallest).name,
         chat_template=source.chat_template,
@@ -269,10 +250,10 @@ def _size(source: ExportSource, type: str) -> int:
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     if source.layout is None:
-        width = {"f32": 4, "f16": 2, "bf16": 2}[type]
+        width = {"f32": 4, "f16": 2}[type]
         return sum(entry.size * width for entry in source.weights.entries.values())
     shapes = {tensor.name: tensor.shape for tensor in source.layout.tensors}
-    if type in EXACT:
+    if type in _EXACT:
         kinds = {name: type.upper() for name, shape in shapes.items() if len(shape) > 1}
     else:
         kinds = types_of(shapes, type)
@@ -284,7 +265,7 @@ def _size(source: ExportSource, type: str) -> int:
 
 
 def _require_room(out: Path, source: ExportSource, types: Sequence[str]) -> None:
-    base = [] if set(types) & set(EXACT) else ["f16"]
+    base = [] if set(types) & set(_EXACT) else ["f16"]
     needed = sum(sizes(source, [*types, *base]).values())
     folder = next(folder for folder in (out, *out.absolute().parents) if folder.is_dir())
     free = shutil.disk_usage(folder).free

@@ -1,6 +1,12 @@
-"""Quantize a float16 GGUF file to one of llama.cpp's types, by llama.cpp's own row quantizer."""
+"""Quantize a float16 GGUF file: to Q8_0, or to llama.cpp's mixture Q4_K_M.
+
+Q4_K_M uses six bits for the most sensitive tensors: the output matrix, and the value and down
+projections of the first and last eighth of the layers and of every third layer between. Rows whose
+width isn't a multiple of 256 can't be Q4_K or Q6_K; they become Q5_0 or Q8_0, as in llama.cpp.
+"""
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -14,19 +20,15 @@ from dualign.checkpoints.dtypes import Array
 from dualign.checkpoints.shards import cpu_count
 from dualign.errors import CheckpointError
 from dualign.export import ggml
-from dualign.export.mixtures import types_of
-from dualign.export.writer import FileTensor, file_type, write_tensors
+from dualign.export.writer import FILE_TYPES, FileTensor, write_tensors
 
 if TYPE_CHECKING:
     from gguf import GGUFReader, GGUFWriter
 
-_IN_NUMPY = frozenset({"Q8_0", "F16"})
-"""Types that need no library of llama.cpp's."""
+_NARROW = {"Q4_K": "Q5_0", "Q6_K": "Q8_0"}  # for rows that blocks of 256 don't divide
 _PIECE = 1 << 22  # elements that a thread packs at once
 _SAMPLE = 1 << 20  # elements of a tensor that are dequantized and compared
-_MAX_ERROR = {1: 0.7, 2: 0.5, 3: 0.3}
-_MAX_ERROR_FROM_FOUR = 0.15
-"""Relative error of a tensor, by whole bits; normal numbers have half of it at most."""
+_MAX_ERROR = 0.15  # relative error of a tensor; Q4_K has about 0.07 on normal numbers
 _REWRITTEN = frozenset({"general.architecture", "general.file_type"})
 
 
@@ -40,25 +42,20 @@ class QuantizationResult:
     """root mean square of the change relative to the weights, over a sample of each tensor"""
 
 
-def needs_library(type: str) -> bool:
-    """Return whether a file's type needs llama.cpp's quantizer, which a package ships."""
-    return type not in ("f32", "f16", "bf16", "q8_0")
-
-
 def quantize(source: Path, out: Path, *, type: str) -> QuantizationResult:
-    """Write `source` (f16 or f32) to `out` as a type of `MIXTURES`, with the same settings.
+    """Write `source` (f16 or f32) to `out` as `q8_0` or `q4_k_m`, with the same settings.
 
     Raises:
-        CheckpointError: the quantizer isn't installed, or ruins a tensor.
+        CheckpointError: the quantizer isn't installed, or changes a tensor by more than 15 %.
     """
     from gguf import GGUFReader, GGUFWriter
 
-    if needs_library(type):
+    if type == "q4_k_m":
         ggml.library()
     reader = GGUFReader(source)
     writer = GGUFWriter(str(out), str(reader.fields["general.architecture"].contents()))
     _copy_settings(reader, writer)
-    writer.add_file_type(file_type(type))
+    writer.add_file_type(FILE_TYPES[type])
     shapes = {t.name: tuple(int(n) for n in reversed(t.shape)) for t in reader.tensors}
     types = types_of(shapes, type)
     errors: list[tuple[float, float]] = []
@@ -72,6 +69,40 @@ def quantize(source: Path, out: Path, *, type: str) -> QuantizationResult:
     return QuantizationResult(
         types=dict(Counter(tensor.type for tensor in tensors)), error=math.sqrt(change / total)
     )
+
+
+def types_of(shapes: Mapping[str, tuple[int, ...]], type: str) -> dict[str, str]:
+    """Return the type of each tensor that is quantized, by its GGUF name."""
+    matrices = {name: shape for name, shape in shapes.items() if len(shape) == 2}
+    if type == "q8_0":
+        return {name: _type_for("Q8_0", shape[1]) for name, shape in matrices.items()}
+    blocks = 1 + max(_block(name) for name in shapes)
+    head = "output.weight" if "output.weight" in shapes else "token_embd.weight"
+    types = {}
+    for name, shape in matrices.items():
+        six_bits = name == head or (
+            name.endswith(("attn_v.weight", "ffn_down.weight")) and _more_bits(_block(name), blocks)
+        )
+        types[name] = _type_for("Q6_K" if six_bits else "Q4_K", shape[1])
+    return types
+
+
+def _more_bits(block: int, blocks: int) -> bool:
+    """llama.cpp's use_more_bits: of 16 blocks, 0, 1, 4, 7, 10, 13, 14 and 15."""
+    eighth = blocks // 8
+    return block < eighth or block >= 7 * blocks // 8 or (block - eighth) % 3 == 2
+
+
+def _type_for(type: str, width: int) -> str:
+    """Return `type`, or the nearest type that rows of this width can have."""
+    if type in _NARROW and width % ggml.BLOCK:
+        type = _NARROW[type]
+    return type if width % 32 == 0 else "F16"
+
+
+def _block(name: str) -> int:
+    match = re.match(r"blk\.(\d+)\.", name)
+    return int(match[1]) if match else -1
 
 
 def _copy_settings(reader: "GGUFReader", writer: "GGUFWriter") -> None:
@@ -119,7 +150,7 @@ def _pack(rows: Array, type: str) -> Array:
     from gguf import GGMLQuantizationType, quants
 
     values = rows.astype(np.float32)
-    if type not in _IN_NUMPY:
+    if type in _NARROW:
         return ggml.quantize_rows(values, type)
     packed: Array = quants.quantize(values, GGMLQuantizationType[type])
     return packed.view(np.uint8).reshape(len(rows), -1)
@@ -134,17 +165,9 @@ def _squared_error(name: str, data: Array, packed: Array, type: str) -> tuple[fl
     sample = packed[:rows].view(np.float16) if type == "F16" else packed[:rows]
     after = quants.dequantize(sample, GGMLQuantizationType[type])
     change, total = float(np.square(after - before).sum()), float(np.square(before).sum())
-    worst = _max_error(type)
-    if not change <= worst**2 * total:
+    if not change <= _MAX_ERROR**2 * total:
         raise CheckpointError(
             f"{name}: quantizing to {type} changes it by {math.sqrt(change / total):.0%}, more than "
-            f"{worst:.0%}; export as f16 or q8_0"
+            f"{_MAX_ERROR:.0%}; export as f16 or q8_0"
         )
     return change, total
-
-
-def _max_error(type: str) -> float:
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-
-    block, nbytes = GGML_QUANT_SIZES[GGMLQuantizationType[type]]
-    return _MAX_ERROR.get(8 * nbytes // block, _MAX_ERROR_FROM_FOUR)

@@ -65,7 +65,7 @@ def find_bases(roots: Sequence[Root], options: Sequence[str], hub: HubClient) ->
         PublishError: --base names something that the run doesn't start from.
     """
     if not roots:  # their stages are gone, which the check on the lineage reports
-        hub_ids = [_parsed(option) for option in options]
+        hub_ids = [parse_hub_id(option) for option in options]
         return tuple(
             _base(Root(reference=id, revision=None), (id, rev), hub) for id, rev in hub_ids
         )
@@ -78,15 +78,20 @@ def find_bases(roots: Sequence[Root], options: Sequence[str], hub: HubClient) ->
             raise PublishError(
                 f"--base {option}: the run starts from {', '.join(references)}, not from {reference}"
             )
-        hub_id_of[reference] = _parsed(hub_id)
+        hub_id_of[reference] = parse_hub_id(hub_id)
     return tuple(_base(root, hub_id_of.get(root.reference), hub) for root in roots)
 
 
-def _parsed(name: str) -> tuple[str, str | None]:
+def parse_hub_id(name: str, option: str = "--base") -> tuple[str, str | None]:
+    """Return id and revision of ID@REVISION.
+
+    Raises:
+        PublishError: it is none.
+    """
     hub = HubRef.parse(name)
     if hub is None or "/" not in hub.id:
         raise PublishError(
-            f"--base {name}: expected a hub id such as owner/name or owner/name@revision, found {name!r}"
+            f"{option} {name}: expected a hub id such as owner/name or owner/name@revision, found {name!r}"
         )
     return hub
 

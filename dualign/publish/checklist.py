@@ -10,7 +10,19 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Literal
 
-Phase = Literal["release", "staging", "files", "load", "documents", "repository"]
+Phase = Literal[
+    "release",
+    "staging",
+    "files",
+    "load",
+    "documents",
+    "repository",
+    "export",
+    "exported",
+    "rows",
+    "dataset",
+    "card_only",
+]
 State = Literal["ok", "failed", "allowed", "skipped"]
 _MAX_SHOWN = 5  # faults of one check
 
@@ -68,10 +80,29 @@ CHECKS: tuple[CheckSpec, ...] = (
     CheckSpec(name="secrets", phase="documents", function="documents:check_secrets"),
     CheckSpec(name="paths", phase="documents", function="documents:check_paths"),
     CheckSpec(name="hashes", phase="documents", function="documents:check_hashes"),
+    # Called with (export, hub), before a file of an exported folder is staged.
+    CheckSpec(name="files", phase="export", function="exported:check_export_files", needed_to_load=True),
+    CheckSpec(name="base_weights", phase="export", function="exported:check_original", may_fail=True),
+    CheckSpec(name="licence", phase="export", function="exported:check_original_license"),
+    # Called with (export, folder), once its files are staged.
+    CheckSpec(name="weights", phase="exported", function="exported:check_tensors", needed_to_load=True),
+    CheckSpec(name="code", phase="exported", function="files:check_code", needed_to_load=True),
+    CheckSpec(name="loads", phase="exported", function="exported:check_gguf", may_fail=True),
+    CheckSpec(name="both_modes", phase="exported", function="exported:check_both_modes", may_fail=True),
+    # Called with (rows, hub), before rows are staged as a dataset.
+    CheckSpec(name="lineage", phase="rows", function="rows:check_rows_lineage", may_fail=True),
+    CheckSpec(name="rows", phase="rows", function="rows:check_counts"),
+    CheckSpec(name="licence", phase="rows", function="rows:check_rows_license"),
+    CheckSpec(name="row_secrets", phase="rows", function="rows:check_row_secrets"),
+    CheckSpec(name="personal", phase="rows", function="rows:check_personal", may_fail=True),
+    # Called with (rows, folder), once Parquet files and card are in it.
+    CheckSpec(name="loads", phase="dataset", function="rows:check_dataset_loads"),
+    # Called with (folder, repository, upload) where the card alone goes.
+    CheckSpec(name="same_weights", phase="card_only", function="repository:check_same_weights"),
     # Called with (request, repository): the hub's state, or the error that hides it.
     CheckSpec(name="hub", phase="repository", function="repository:check_repository"),
 )  # fmt: skip
-MAY_FAIL = tuple(spec.name for spec in CHECKS if spec.may_fail)
+MAY_FAIL = tuple(dict.fromkeys(spec.name for spec in CHECKS if spec.may_fail))
 """The names that --allow takes. The other checks keep a repository usable and harmless."""
 
 

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from dualign.evaluation.scores import ModelScores, short_label, task_names
-from dualign.hashing import sha256
 from dualign.publish.card.body import render_body
 from dualign.publish.card.front_matter import Metadata, front_matter, make_card, relation_of
 from dualign.publish.card.results import slug
 from dualign.publish.checklist import CheckResult
 from dualign.publish.redaction import redact, redact_record
-from dualign.publish.release import LoadTestAnswer, Release, staged_files
+from dualign.publish.release import LoadTestAnswer, Release, file_hashes
 from dualign.report.blocks import Picture
 from dualign.report.budgets import budget_plots
 from dualign.report.groups import is_small, task_groups, task_sources
@@ -45,15 +44,11 @@ def write_documents(
     models = _models(release)
     figures = _draw_figures(release, models, folder / _FIGURES)
     _write_metrics(release, folder)
-    body = render_body(release, models, figures, _hashes(folder), checks, answers)
+    body = render_body(release, models, figures, file_hashes(folder), checks, answers)
     card = str(make_card(front_matter(_metadata(release, models)), body, before=card_before))
     (folder / "README.md").write_text(card, encoding="utf-8", errors="replace")
-    write_json(folder / "run.json", _record(release, checks, answers, _hashes(folder)))
+    write_json(folder / "run.json", _record(release, checks, answers, file_hashes(folder)))
     return card
-
-
-def _hashes(folder: Path) -> dict[str, str]:
-    return {name: sha256(folder / name) for name in staged_files(folder)}
 
 
 def _models(release: Release) -> list[ModelEvaluation]:

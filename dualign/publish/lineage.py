@@ -116,7 +116,12 @@ class Lineage:
             if questions:
                 config: Mapping[str, Any] = stage.record.get("config") or {}
                 return questions, int(config.get("max_new_tokens") or _ANSWER_TOKENS)
-        return list(_QUESTIONS), _ANSWER_TOKENS
+        return plain_questions()
+
+
+def plain_questions() -> tuple[list[str], int]:
+    """Return questions that any model can be asked, and the tokens of an answer."""
+    return list(_QUESTIONS), _ANSWER_TOKENS
 
 
 def adapter_root(lineage: Lineage) -> Root:
@@ -152,10 +157,8 @@ def read_lineage(run_dir: Path) -> Lineage:
         PublishError: the folder isn't a stage's run directory, or holds no model.
         CheckpointError: a run.json or a log can't be read.
     """
-    run_dir = run_dir.resolve()
-    if not (run_dir / RUN_JSON).is_file():
-        raise PublishError(_no_run(run_dir))
-    run = _read_run(run_dir)
+    run = _stage_of(run_dir)
+    run_dir = run.path
     if not stage_kind(run.kind).makes_model:
         publishable = [s.name for s in _siblings(run_dir) if stage_kind(s.kind).makes_model]
         raise PublishError(
@@ -174,6 +177,27 @@ def read_lineage(run_dir: Path) -> Lineage:
         problems=(*evaluations, *(s for s in measured if s not in evaluations)),
         faults=tuple(faults),
     )
+
+
+def read_rows_lineage(run_dir: Path) -> Lineage:
+    """Read the lineage of a finished stage whose rows a model wrote.
+
+    Raises:
+        PublishError: the folder isn't a stage's run directory.
+        CheckpointError: a run.json or a log can't be read.
+    """
+    run = _stage_of(run_dir)
+    stages: dict[str, StageRun] = {}
+    faults: list[str] = []
+    _collect(run, stages, faults)
+    return Lineage(run=run, stages=tuple(stages.values()), evaluations=(), faults=tuple(faults))
+
+
+def _stage_of(run_dir: Path) -> StageRun:
+    run_dir = run_dir.resolve()
+    if not (run_dir / RUN_JSON).is_file():
+        raise PublishError(_no_run(run_dir))
+    return _read_run(run_dir)
 
 
 def _no_run(folder: Path) -> str:

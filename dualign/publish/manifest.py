@@ -13,8 +13,8 @@ from dualign.publish.lineage import Lineage
 
 Contents = Literal["adapter", "weights", "both"]
 _ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
-_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
-_TOKENIZER_FILES = (
+WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
+TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "chat_template.jinja",
     "generation_config.json",
@@ -47,7 +47,7 @@ class Manifest:
 def is_published(name: str) -> bool:
     """True for files that a publication writes, and for weights that would be loaded."""
     written = {
-        *_TOKENIZER_FILES,
+        *TOKENIZER_FILES,
         *_ADAPTER,
         *SETTINGS,
         *(f"adapter/{file}" for file in _ADAPTER),
@@ -56,7 +56,13 @@ def is_published(name: str) -> bool:
     figure = name.startswith("figures/") and name.endswith(".png")
     pickle = re.fullmatch(r"(pytorch_model|adapter_model).*\.bin(\.index\.json)?", name)
     template = re.fullmatch(rf"{MORE_TEMPLATES}/[\w-]+\.jinja", name)
-    return name in written or figure or bool(pickle or template or _WEIGHTS.fullmatch(name))
+    return name in written or figure or bool(pickle or template or WEIGHTS.fullmatch(name))
+
+
+def is_document(name: str) -> bool:
+    """True for files that tell of the weights: the card, records and figures."""
+    records = ("README.md", "run.json", "metrics.json", "export.json")
+    return name in records or (name.startswith("figures/") and name.endswith(".png"))
 
 
 def make_manifest(lineage: Lineage, contents: Contents | None) -> Manifest:
@@ -74,10 +80,10 @@ def make_manifest(lineage: Lineage, contents: Contents | None) -> Manifest:
             "or name the stage that trained the adapter"
         )
     fold = contents != "adapter" and lineage.is_adapter
-    names = [*_TOKENIZER_FILES, *more_templates(run)]
+    names = [*TOKENIZER_FILES, *more_templates(run)]
     if contents != "adapter" and not fold:
         names += ["config.json", "merge.json"]
-        names += [file.name for file in sorted(run.iterdir()) if _WEIGHTS.fullmatch(file.name)]
+        names += [file.name for file in sorted(run.iterdir()) if WEIGHTS.fullmatch(file.name)]
     files = {name: run / name for name in names if _exists(run / name)}
     if adapter and contents != "weights":
         prefix = "adapter/" if contents == "both" else ""
@@ -104,7 +110,7 @@ def _left_out(run: Path, files: dict[str, Path]) -> Iterator[tuple[str, str]]:
             or file.name in ("run.json", "adapter", "merge.json", "config.json")
         ):
             continue
-        if file.name in _ADAPTER or _WEIGHTS.fullmatch(file.name):
+        if file.name in _ADAPTER or WEIGHTS.fullmatch(file.name):
             yield file.name, "not asked for"
         else:
             reasons = (reason for pattern, reason in _REASONS if re.fullmatch(pattern, file.name))
@@ -117,7 +123,7 @@ def _faults(run: Path, files: dict[str, Path], contents: Contents, *, fold: bool
         required += [f"adapter/{name}" for name in _ADAPTER]
     if contents != "adapter" and not fold:
         required.append("config.json")
-        if not any(_WEIGHTS.fullmatch(name) for name in files):
+        if not any(WEIGHTS.fullmatch(name) for name in files):
             yield _no_weights(run)
     for name in required:
         if name not in files:

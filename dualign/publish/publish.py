@@ -6,32 +6,36 @@ dualign publish runs/quickstart/merged you/quickstart --yes    uploads it
 
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from dualign.errors import DualignError, PublishError
-from dualign.licenses import license_id
 from dualign.publish.base import find_bases, names_of
 from dualign.publish.checklist import CHECKS, CheckResult, run_checks
 from dualign.publish.checks.load_test import LoadTestResult, run_load_test
+from dualign.publish.dataset import holds_rows, prepare_dataset
 from dualign.publish.documents import write_documents
+from dualign.publish.export import prepare_export
+from dualign.publish.exported import is_export
+from dualign.publish.hub.collections import join_collection
 from dualign.publish.hub.metadata import HubClient
-from dualign.publish.hub.repository import RemoteState, remote_state
+from dualign.publish.hub.repository import RemoteState, RepoKind, remote_state
 from dualign.publish.hub.upload import Publication, upload
-from dualign.publish.license import License, combine
 from dualign.publish.lineage import adapter_root, read_lineage
-from dualign.publish.manifest import is_published, make_manifest
+from dualign.publish.manifest import is_document, is_published, make_manifest
 from dualign.publish.redaction import replacements
 from dualign.publish.release import (
     LoadTestAnswer,
     PublishRequest,
     Release,
     StagedRelease,
-    staged_files,
+    file_sizes,
+    license_of_request,
+    require_repo_id,
     with_card,
 )
-from dualign.publish.sources import data_sources, licenses, said_licenses, writer_licenses
+from dualign.publish.sources import data_sources, licenses, writer_licenses
 from dualign.publish.staging import stage_files
 from dualign.rundir import new_folder
 
@@ -47,26 +51,62 @@ def prepare(request: PublishRequest, folder: Path) -> StagedRelease:
         DualignError: it isn't a run directory, or the request can't be met.
     """
     hub = HubClient()
-    try:
-        repository: RemoteState | str = remote_state(request.repo_id)
-    except PublishError as error:
-        repository = str(error)
+    rows = holds_rows(request.run_dir)
+    repository = _look(request, "dataset" if rows else "model")
+    if not isinstance(repository, str) and repository.gated and not request.gated:
+        request = replace(request, gated=repository.gated)  # the card says how to get access
+    if rows:
+        return _with_repository(
+            prepare_dataset(request, folder, hub, _card_of(repository)), repository
+        )
+    if request.quantized_of or is_export(request.run_dir):
+        return _with_repository(
+            prepare_export(request, folder, hub, _card_of(repository)), repository
+        )
     release = examine(request, hub)
     checks = stage_and_check(release, folder, hub)
     tests = _load_tests(release, folder, checks)
     for test in tests:
         checks += run_checks("load", test, allow=request.allow, suffix=test.name)
-    card_before = None if isinstance(repository, str) else repository.card
-    staged = finish(release, folder, checks, tests[0].answers, card_before=card_before)
+    staged = finish(release, folder, checks, tests[0].answers, card_before=_card_of(repository))
+    return _with_repository(staged, repository)
+
+
+def _look(request: PublishRequest, kind: RepoKind) -> RemoteState | str:
+    """Return the repository on the hub, or why its state isn't known."""
+    try:
+        return remote_state(request.repo_id, kind=kind)
+    except PublishError as error:
+        return str(error)
+
+
+def _card_of(repository: RemoteState | str) -> str | None:
+    """Return README.md as it is on the hub."""
+    return None if isinstance(repository, str) else repository.card
+
+
+def _with_repository(staged: StagedRelease, repository: RemoteState | str) -> StagedRelease:
+    """Return the staged folder with the state of its repository, checked; the card alone if asked."""
+    request, folder = staged.request, staged.folder
     checks = run_checks("repository", request, repository)
+    if request.card_only:
+        checks += run_checks("card_only", folder, repository, request.upload)
+        for name in staged.files:
+            if not is_document(name):
+                (folder / name).unlink()
+        staged = replace(staged, files=file_sizes(folder), is_outdated=_is_old_figure)
     return replace(staged, checks=(*staged.checks, *checks), repository=repository)
+
+
+def _is_old_figure(name: str) -> bool:
+    return is_document(name) and name.startswith("figures/")
 
 
 def examine(request: PublishRequest, hub: HubClient) -> Release:
     """Read what made the run, find its bases on the hub, and compute the license."""
-    _require_repo_id(request.repo_id)
+    require_repo_id(request.repo_id)
     lineage = read_lineage(request.run_dir)
-    request = with_card(request)
+    request = with_card(request, request.run_dir)
     manifest = make_manifest(lineage, request.contents)
     roots = {root.reference: root for root in lineage.roots()}
     needs_base = manifest.contents != "weights" or manifest.fold
@@ -86,34 +126,11 @@ def examine(request: PublishRequest, hub: HubClient) -> Release:
         bases=(adapter_base,) if adapter_base and manifest.contents == "adapter" else from_roots,
         adapter_base=adapter_base,
         sources=sources,
-        license=_license(
+        license=license_of_request(
             request, licenses(from_roots, sources, hub, writer_licenses(lineage, hub))
         ),
         names=replacements(lineage, names_of(bases.values())),
     )
-
-
-def _license(request: PublishRequest, of: Mapping[str, str | None]) -> License:
-    """Return the license of the whole: by --license, by the recipe's card, or the strictest."""
-    card = request.wishes
-    license_of = said_licenses(of, request.license_of, card.license_of)
-    return combine(
-        license_of,
-        chosen=license_id(request.license) or request.license if request.license else None,
-        card=license_id(card.license) if card.license else None,
-    )
-
-
-def _require_repo_id(repo_id: str) -> None:
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
-
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise PublishError(f"{repo_id}: not a hub id: {error}") from None
-    if "/" not in repo_id:
-        raise PublishError(f"{repo_id}: expected owner/name, such as your-name/{repo_id}")
 
 
 def stage_and_check(release: Release, folder: Path, hub: HubClient) -> list[CheckResult]:
@@ -165,18 +182,26 @@ def finish(
     """Write figures, card and run.json next to the checkpoint, and check the whole."""
     card = write_documents(release, folder, checks, answers, card_before)
     results = run_checks("documents", release, folder, allow=release.request.allow)
+    run = release.lineage.run
     return StagedRelease(
-        release=release,
+        request=release.request,
         folder=folder,
-        files={name: (folder / name).stat().st_size for name in staged_files(folder)},
+        files=file_sizes(folder),
         checks=(*checks, *results),
         card=card,
+        message=f"Publish {run.name} ({str(run.record.get('fingerprint'))[:12]})",
+        left_out=release.manifest.left_out,
+        is_outdated=is_published,
     )
 
 
-def stale(repository: Sequence[str], staged: Sequence[str]) -> tuple[str, ...]:
+def stale(
+    repository: Sequence[str],
+    staged: Sequence[str],
+    is_outdated: Callable[[str], bool] = is_published,
+) -> tuple[str, ...]:
     """Return files of an earlier publication that would be loaded, or are outdated."""
-    return tuple(sorted(name for name in set(repository) - set(staged) if is_published(name)))
+    return tuple(sorted(name for name in set(repository) - set(staged) if is_outdated(name)))
 
 
 def upload_release(staged: StagedRelease, *, message: str | None = None) -> Publication:
@@ -185,17 +210,33 @@ def upload_release(staged: StagedRelease, *, message: str | None = None) -> Publ
     Raises:
         PublishError: the upload failed; the repository has the files it had before.
     """
-    request, run, repository = staged.release.request, staged.release.lineage.run, staged.repository
+    request, repository = staged.request, staged.repository
     if isinstance(repository, str):
         raise PublishError(repository)
-    return upload(
+    publication = upload(
         staged.folder,
         request.repo_id,
         private=request.private,
-        message=message or f"Publish {run.name} ({str(run.record.get('fingerprint'))[:12]})",
-        delete=stale(tuple(repository.files), tuple(staged.files)),
+        message=message or staged.message,
+        delete=stale(tuple(repository.files), tuple(staged.files), staged.is_outdated),
         head=repository.head,
+        kind=repository.kind,
+        gated=request.gated,
+        pull_request=request.pull_request,
     )
+    if not request.wishes.collection or publication.pull_request:
+        return publication
+    return _collected(publication, request, repository.kind)
+
+
+def _collected(publication: Publication, request: PublishRequest, kind: RepoKind) -> Publication:
+    """Add the repository to the collection of its card; a failure leaves the upload as it is."""
+    collection = str(request.wishes.collection)
+    try:
+        url = join_collection(collection, request.repo_id, kind, private=request.private)
+    except PublishError as error:
+        return replace(publication, collection_fault=str(error))
+    return replace(publication, collection=url)
 
 
 def leave_copy(staged: StagedRelease, out: Path) -> None:

@@ -18,6 +18,10 @@ _PUBLIC = r"/mnt/data(?![\w/.-])"
 MACHINE_PATH = re.compile(
     rf"(?<![\w./:-])(?!{_PUBLIC})(?:/(?:{_ROOTS})(?:/[^\s\"'<>|`)]+)+|~/[^\s\"'<>|`)]+|[A-Za-z]:\\+[^\s\"'<>|]+)"
 )
+_PRIVATE_ADDRESS = re.compile(
+    r"https?://(?:\d+(?:\.\d+){3}|\[[0-9A-Fa-f:]+\]|[\w-]+)(?::\d+)?(?![\w.:-])[^\s\\\"'<>|`)]*"
+)
+"""A server by a number, or by a name that only its own network knows."""
 _LOCAL_KEYS = ("_name_or_path", "name_or_path", "tokenizer_file", "special_tokens_map_file")
 _RECORDED = (
     "name", "kind", "fingerprint", "seed", "config", "parents", "data", "rows", "metrics", "checks",
@@ -50,12 +54,13 @@ def redact_text(text: str, names: Mapping[str, str]) -> str:
 
 
 def redact_record(record: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """Return a stage's run.json without paths and without samples of screened rows."""
+    """Return a stage's run.json without paths, private servers and samples of screened rows."""
     public = {key: record[key] for key in _RECORDED if key in record}
     rows = public.get("rows")
     if isinstance(rows, Mapping):
         public["rows"] = {key: value for key, value in rows.items() if key != "removed"}
-    return dict(redact(public, names))
+    text = json.dumps(redact(public, names), ensure_ascii=False, default=str)
+    return dict(json.loads(_PRIVATE_ADDRESS.sub("http://private", text)))
 
 
 def redact_adapter_config(

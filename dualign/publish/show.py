@@ -18,10 +18,10 @@ def show(staged: StagedRelease, *, console: Console | None = None) -> None:
     """Print all of it, the checks last, where users look."""
     console = console or wide_console(120)
     console.print(_files(staged.files))
-    left_out = staged.release.manifest.left_out
+    left_out = staged.left_out
     if left_out:
         console.print(Text("Stays here: " + ", ".join(f"{name} ({why})" for name, why in left_out)))
-    if card := staged.release.request.card:
+    if card := staged.request.card:
         keys = {name for name in card.config.__slots__ if getattr(card.config, name)}
         console.print(Text(f"card: {', '.join(sorted(keys)) or 'empty'} (of {card.file})"))
     console.rule("README.md, as it will be")

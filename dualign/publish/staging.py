@@ -50,9 +50,9 @@ def stage_files(release: Release, folder: Path) -> None:
             text = redact_adapter_config(text, base=id, revision=revision, names=release.names)
             target.write_text(text, encoding="utf-8")
         else:
-            _link(file, target)
+            copy_file(file, target)
     for name in SETTINGS:
-        _redact(folder / name, release.names)
+        redact_file(folder / name, release.names)
 
 
 def _fold(base: Base, adapter: Path, folder: Path) -> None:
@@ -71,7 +71,7 @@ def _fold(base: Base, adapter: Path, folder: Path) -> None:
         write_json(folder / "config.json", config | {k: v for k, v in ids.items() if v is not None})
 
 
-def _redact(file: Path, names: Mapping[str, str]) -> None:
+def redact_file(file: Path, names: Mapping[str, str]) -> None:
     """Write settings without this machine's paths, if they have any."""
     if not file.is_file():
         return
@@ -82,8 +82,12 @@ def _redact(file: Path, names: Mapping[str, str]) -> None:
         file.write_text(redacted, encoding="utf-8")
 
 
-def _link(file: Path, target: Path) -> None:
-    """Make a hard link if the disk allows one, else a copy."""
+def copy_file(file: Path, target: Path) -> None:
+    """Make a hard link if the disk allows one, else a copy.
+
+    Raises:
+        PublishError: neither can be made.
+    """
     try:
         os.link(file.resolve(), target)
     except FileNotFoundError:

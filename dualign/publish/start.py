@@ -42,6 +42,10 @@ def publish(
     languages: Sequence[str] = (),
     allow: Sequence[str] = (),
     switch: Switch | Mapping[str, Any] | None = None,
+    quantized_of: str | None = None,
+    card_only: bool = False,
+    pull_request: bool = False,
+    gated: Literal["auto", "manual"] | None = None,
     message: str | None = None,
 ) -> PublishResult:
     """Stage and check a run directory for the Hub; with `yes`, upload it in one commit.
@@ -58,6 +62,10 @@ def publish(
         languages: codes such as `en`; none: those of the base.
         allow: names of checks that may fail.
         switch: what switches the modes, as in `evaluate`; None: what its template states or reads.
+        quantized_of: `run_dir` is an exported folder: the repository of its weights.
+        card_only: update card, records and figures of a repository that holds these weights.
+        pull_request: open one, or return the open one that has these files, instead of a commit.
+        gated: how access to the files of a new repository is given; None: to all who see it.
         message: of the commit.
 
     Returns:
@@ -81,6 +89,10 @@ def publish(
         allow=frozenset(allow),
         switch=read_switch(switch, "switch"),
         private=private,
+        quantized_of=quantized_of,
+        card_only=card_only,
+        pull_request=pull_request,
+        gated=gated,
         upload=yes,
     )
     with staging_folder(request.run_dir) as folder:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dualign.checkpoints.embedded import embedded_model
+from dualign.export.export import export
 from dualign.publish.base import EMBEDDED_ON_THE_HUB
 from tests.publish.empty_environment import empty_environment
 from tests.publish.following import TOKEN, card_of, follow, published
@@ -39,6 +40,16 @@ def put_base(hub: Hub, home: Path) -> None:
     hub.store.repos[KNOWN.id] = replace(repo, name=KNOWN.id, commits=(head,))
 
 
+def export_and_publish(hub: Hub, place: Path, run_dir: Path, weights: str) -> None:
+    """GGUF files of the first stage in a repository of their own, used in llama.cpp by their card."""
+    export(str(run_dir), place / "gguf", types=["q8_0"])
+    repo = published(hub, place, place / "gguf", f"{weights}-GGUF", "--quantized-of", weights)
+    print(f"{repo.name}: {len(repo.head.files)} files")
+    python = empty_environment(place / "llama", "xllamacpp", "huggingface_hub")
+    for answers in follow(card_of(hub, repo.name), python, hub, place / "someone-gguf"):
+        print("\n".join(answers))
+
+
 def main(runs: Path, stages: list[str]) -> None:
     place = Path(tempfile.mkdtemp(prefix="quickstart-road-"))
     python = empty_environment(place / "empty", "torch", "transformers", "peft")
@@ -58,6 +69,7 @@ def main(runs: Path, stages: list[str]) -> None:
             print(f"card: {place / stage}.md")
             for answers in follow(card, python, hub, place / f"someone-{stage}"):
                 print("\n".join(answers))
+        export_and_publish(hub, place, runs / stages[0], f"ada/{stages[0]}")
 
 
 if __name__ == "__main__":

@@ -85,6 +85,15 @@ def test_rows_that_were_screened_out_do_not_leave() -> None:
     assert redact_record(record, {}) == {"name": "sft", "rows": {"in": 2}}
 
 
+def test_a_server_that_only_its_network_knows_does_not_leave() -> None:
+    public, private = "https://api.openai.com/v1", "http://10.0.0.3:8000/v1"
+    config = {"model": {"url": private}, "judge": {"url": public}, "note": "as http://gpu1/v1 said"}
+    clean = {"model": {"url": "http://private"}, "judge": {"url": public}}
+    assert redact_record({"config": config}, {}) == {
+        "config": clean | {"note": "as http://private said"}
+    }
+
+
 def test_settings_lose_the_place_they_were_loaded_from_and_nothing_else() -> None:
     text = json.dumps({"_name_or_path": "/x/base", "vocab_size": 5})
     assert json.loads(redact_settings(text, {})) == {"vocab_size": 5}

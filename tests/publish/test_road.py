@@ -1,11 +1,15 @@
 """The whole road: a finished run -> the hub -> someone else, who has torch, transformers, peft and the card."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
+from dualign.hashing import sha256
 from tests.publish.empty_environment import empty_environment
 from tests.publish.following import TOKEN, card_of, follow, published, run
 from tests.publish.hub.api import Person
@@ -113,3 +117,60 @@ def test_a_full_disk_midway_is_told_and_leaves_the_hub_as_it_was(
     assert "error: ada/full: sending the large files: the Hub answered 507" in done.err
     assert "Traceback" not in done.err
     assert hub.state() == before
+
+
+@pytest.mark.slow
+def test_a_copy_in_fewer_bits_is_used_by_following_its_card_alone(
+    hub: Hub, road: Path, said: list[str], python: Path, tmp_path: Path
+) -> None:
+    """Its original is on the hub, and its card is what leads there."""
+    published(hub, tmp_path, road / "merged", "ada/original", *said)
+    copy = tmp_path / "half"
+    model = AutoModelForCausalLM.from_pretrained(road / "merged", dtype=torch.bfloat16)
+    model.save_pretrained(copy)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(road / "merged" / name, copy)
+    files = [{"file": "model.safetensors", "sha256": sha256(copy / "model.safetensors")}]
+    record = {"schema": 1, "model": str(road / "merged"), "type": "bf16", "files": files}
+    (copy / "export.json").write_text(json.dumps(record))
+    repo = published(hub, tmp_path, copy, "ada/half", "--quantized-of", "ada/original")
+    assert len(repo.commits) == 2
+    card = card_of(hub, "ada/half")
+    assert "base_model: ada/original\n" in card and "base_model_relation: quantized" in card
+    answers = follow(card, python, hub, tmp_path / "someone else")
+    assert answers == [IN_BOTH_MODES]
+    done = run(hub, tmp_path, copy, "ada/other", "--quantized-of", "ada/base", "--yes")
+    assert done.status == 1 and "ada/base holds other weights than merged" in done.out
+
+
+@pytest.mark.slow
+def test_the_card_alone_goes_to_its_own_weights_and_to_no_others(
+    hub: Hub, road: Path, said: list[str], tmp_path: Path
+) -> None:
+    published(hub, tmp_path, road / "merged", "ada/carded", *said)
+    hub.seen.clear()
+    words = (*said, "--language", "de", "--card-only")
+    repo = published(hub, tmp_path, road / "merged", "ada/carded", *words)
+    assert hub.bytes_to_storage() == 0 and len(repo.commits) == 3
+    before, after = repo.commits[-2].files, repo.commits[-1].files
+    changed = {name for name in after if before.get(name) != after[name]}
+    assert changed == {"README.md", "run.json"} and before.keys() == after.keys()
+    assert "language:\n- de" in card_of(hub, "ada/carded")
+    done = run(hub, tmp_path, road / "folded", "ada/carded", *words, "--what", "weights", "--yes")
+    assert done.status == 1 and "model.safetensors on the Hub isn't this run's" in done.out
+    assert hub.store.repos["ada/carded"].head == repo.head
+
+
+@pytest.mark.slow
+def test_a_pull_request_is_printed_and_not_opened_twice(
+    hub: Hub, road: Path, said: list[str], tmp_path: Path
+) -> None:
+    published(hub, tmp_path, road / "merged", "ada/asked", *said, "--gated", "auto")
+    assert "Access has to be asked for" in card_of(hub, "ada/asked")
+    words = (*said, "--language", "fr", "--pr", "--card-only", "--yes")
+    for _ in range(2):
+        done = run(hub, tmp_path, road / "merged", "ada/asked", *words)
+        assert done.status == 0, done.out + done.err
+        assert f"pull request: {hub.url}/ada/asked/discussions/1 at " in done.out
+    repo = hub.store.repos["ada/asked"]
+    assert len(repo.pulls) == 1 and len(repo.commits) == 2

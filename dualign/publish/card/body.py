@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from jinja2 import Template
+
 from dualign.checkpoints.patterns import has_whole_tensors, largest_rank
 from dualign.data.conversation import MODES, Mode
 from dualign.evaluation.budget_table import budget_rows
@@ -31,6 +33,11 @@ _MAX_CHARACTERS = 160  # of a question that fits a snippet
 _TEMPLATES = environment(Path(__file__).parent)
 
 
+def template(name: str) -> Template:
+    """Return a template of this folder."""
+    return _TEMPLATES.get_template(name)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Usage:
     """The facts of the code snippets. `rank`: of the adapter."""
@@ -44,6 +51,10 @@ class Usage:
     """the adapter has some besides its factors, which servers don't take"""
     question: str = _QUESTION
     switch: Switch = ENABLE_THINKING
+    packages: tuple[str, ...] = ()
+    """what has to be installed besides, to load it"""
+    converts: bool = True
+    """llama.cpp's scripts read it"""
 
     @property
     def max_lora_rank(self) -> int:
@@ -96,7 +107,7 @@ def render_body(
     config = redact(lineage.run.record.get("config") or {}, release.names)
     evaluations = [redact(stage.metrics or {}, release.names) for stage in lineage.evaluations]
     findings = (thinking_finding(scores[-1]), format_finding(scores[-1])) if scores else ()
-    text = _TEMPLATES.get_template("card.md.jinja").render(
+    text = template("card.md.jinja").render(
         release=release,
         lineage=lineage,
         version=__version__,
@@ -121,17 +132,22 @@ def render_body(
 
 def render_usage(usage: Usage) -> str:
     """Return the section with the code snippets alone."""
-    text = _TEMPLATES.get_template("usage.md.jinja").render(usage=usage)
+    text = template("usage.md.jinja").render(usage=usage)
     return re.sub(r"\n{3,}", "\n\n", text)
+
+
+def quotable(questions: Sequence[str]) -> str:
+    """Return the first question that fits a snippet in any shell; a plain one if none does."""
+    fitting = (
+        question
+        for question in questions
+        if len(question) <= _MAX_CHARACTERS and not set("\"'\\\n`${}") & set(question)
+    )
+    return next(fitting, _QUESTION)
 
 
 def _usage(release: Release) -> Usage:
     questions, _ = release.lineage.questions()
-    quotable = [
-        question
-        for question in questions
-        if len(question) <= _MAX_CHARACTERS and not set("\"'\\\n`${}") & set(question)
-    ]
     base = release.adapter_base
     adapters = [stage.record["config"].get("lora") for stage in release.lineage.training]
     return Usage(
@@ -142,7 +158,7 @@ def _usage(release: Release) -> Usage:
         rank=sum(largest_rank(lora) for lora in adapters if lora),
         whole_tensors=any(has_whole_tensors(lora) for lora in adapters if lora)
         or any(new_tokens(stage.record) for stage in release.lineage.training),
-        question=quotable[0] if quotable else _QUESTION,
+        question=quotable(questions),
         switch=release.request.switch or saved_switch(release.lineage.run.path),
     )
 

@@ -80,7 +80,7 @@ def front_matter(facts: Metadata) -> ModelCardData:
     )
 
 
-def make_card(data: ModelCardData, body: str, *, before: str | None) -> ModelCard:
+def make_card(data: CardData, body: str, *, before: str | None) -> ModelCard:
     """Return the card with our text, and everything of the earlier card that isn't ours.
 
     Keys and tags of its front matter that we don't set are kept. A card without our marks was

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from huggingface_hub import ModelCard, constants, get_token
+from huggingface_hub import RepoCard, constants, get_token
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from dualign.checkpoints.checkpoint import read_json
@@ -13,24 +13,25 @@ from dualign.licenses import LICENSES
 from dualign.publish.card.front_matter import RELATIONS, as_list, keys_of
 from dualign.publish.checklist import CheckOutcome, judge
 from dualign.publish.checks.secrets import paths_in, secrets_in
+from dualign.publish.exported import RECORD, Export
 from dualign.publish.release import Release, staged_files
+from dualign.publish.rows import RowsRelease
 from dualign.recipe_card import language_fault
 
 _REPO = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def check_card(release: Release, folder: Path) -> CheckOutcome:
+def check_card(release: Release | Export | RowsRelease, folder: Path) -> CheckOutcome:
     """The hub accepts the card: by the rules known here, and before an upload by its own."""
-    card = ModelCard(
-        (folder / "README.md").read_text(encoding="utf-8"), ignore_metadata_errors=True
-    )
+    kind = "dataset" if isinstance(release, RowsRelease) else "model"
+    card = RepoCard((folder / "README.md").read_text(encoding="utf-8"), ignore_metadata_errors=True)
     faults = list(metadata_faults(card))
     checked = "checked here; --yes asks the hub too"
     if release.request.upload:
         checked = "checked here"
         if not faults:
             try:
-                fault = _hub_fault(card)
+                fault = _hub_fault(card, kind)
                 faults += [f"the hub refuses it: {fault}"] if fault else []
                 checked = "passes the hub's validation"
             except ConnectionError:
@@ -42,7 +43,7 @@ def check_card(release: Release, folder: Path) -> CheckOutcome:
     return judge(faults, summary)
 
 
-def metadata_faults(card: ModelCard) -> Iterator[str]:
+def metadata_faults(card: RepoCard) -> Iterator[str]:
     """Yield what the hub would refuse or not understand, as far as that is known without it."""
     keys = keys_of(card.data)
     # Without a license the check `licence` says why there is none.
@@ -64,7 +65,7 @@ def metadata_faults(card: ModelCard) -> Iterator[str]:
             yield f"model-index: {error}"
 
 
-def _hub_fault(card: ModelCard) -> str | None:
+def _hub_fault(card: RepoCard, kind: str) -> str | None:
     """Return the objection of the hub's own validation; None if the card passes.
 
     Raises:
@@ -73,7 +74,7 @@ def _hub_fault(card: ModelCard) -> str | None:
     if constants.HF_HUB_OFFLINE:
         raise ConnectionError
     try:
-        card.validate()
+        card.validate(repo_type=kind)
     except ValueError as error:
         return str(error).strip()
     except Exception as error:
@@ -81,7 +82,7 @@ def _hub_fault(card: ModelCard) -> str | None:
     return None
 
 
-def check_secrets(release: Release, folder: Path) -> CheckOutcome:
+def check_secrets(release: Release | Export | RowsRelease, folder: Path) -> CheckOutcome:
     """No file holds a token or a key."""
     files = staged_files(folder)
     leaks = [
@@ -91,10 +92,9 @@ def check_secrets(release: Release, folder: Path) -> CheckOutcome:
     return judge(leaks, f"no token or key in {len(files)} files")
 
 
-def check_paths(release: Release, folder: Path) -> CheckOutcome:
+def check_paths(release: Release | Export | RowsRelease, folder: Path) -> CheckOutcome:
     """No file names a path of this machine."""
-    places = [f"{Path.home()}/", str(Path.cwd()), str(release.lineage.output), str(folder)]
-    places += [str(base.root.folder()) for base in release.bases if base.root.folder()]
+    places = [f"{Path.home()}/", str(Path.cwd()), str(folder), *release.places]
     leaks = [
         f"{leak}: of no use to others, and it tells of yours; take it out"
         for leak in paths_in(
@@ -104,12 +104,13 @@ def check_paths(release: Release, folder: Path) -> CheckOutcome:
     return judge(leaks, "no path of this machine")
 
 
-def check_hashes(release: Release, folder: Path) -> CheckOutcome:
-    """run.json has the sha256 of every other file."""
-    hashes = read_json(folder / "run.json")["files"]
+def check_hashes(release: Release | Export | RowsRelease, folder: Path) -> CheckOutcome:
+    """The record has the sha256 of every other file."""
+    record, key = ("run.json", "files") if not isinstance(release, Export) else (RECORD, "hashes")
+    hashes = read_json(folder / record)[key]
     faults = [
-        f"{name} isn't what run.json has the hash of: it changed while it was checked"
+        f"{name} isn't what {record} has the hash of: it changed while it was checked"
         for name in staged_files(folder)
-        if name != "run.json" and hashes.get(name) != sha256(folder / name)
+        if name != record and hashes.get(name) != sha256(folder / name)
     ]
-    return judge(faults, f"run.json has the sha256 of {len(hashes)} files")
+    return judge(faults, f"{record} has the sha256 of {len(hashes)} files")

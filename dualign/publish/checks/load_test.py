@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -89,8 +89,35 @@ def run_load_test(
         name: appended to the names of the checks, where several things are loaded.
         switch: what switches the modes; None: what the template states or reads.
     """
-    run_dir = lineage.run.path
     questions, limit = lineage.questions()
+    return load_and_ask(
+        folder,
+        run_dir=lineage.run.path,
+        questions=questions,
+        limit=limit,
+        adapter=adapter,
+        base=base,
+        name=name,
+        switch=switch,
+    )
+
+
+def load_and_ask(
+    folder: Path,
+    *,
+    run_dir: Path,
+    questions: Sequence[str],
+    limit: int,
+    adapter: Path | None = None,
+    base: Base | None = None,
+    name: str = "",
+    switch: Switch | None = None,
+) -> LoadTestResult:
+    """Load staged files in a fresh process, and ask them these questions in both modes.
+
+    Args:
+        limit: tokens of an answer.
+    """
     dtype = "float32" if _weight_bytes(folder, base) <= _FLOAT32_BYTES else "auto"
     with TemporaryDirectory(prefix="dualign-load-test-") as work:
         request = {
@@ -99,7 +126,7 @@ def run_load_test(
             "base": base.where if base else None,
             "revision": base.revision if base and not base.root.is_local else None,
             "dtype": dtype,
-            "questions": questions,
+            "questions": list(questions),
             "modes": _modes_of(switch or saved_switch(folder)),
             "limit": limit,
             "out": f"{work}/out",

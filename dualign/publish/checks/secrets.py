@@ -23,7 +23,7 @@ _PATTERNS = {
     "a password in an address": r"\bhttps?://[^/\s:@\"']+:[^/\s@\"']+@[^/\s]+",
 }
 _SECRETS = {kind: re.compile(pattern) for kind, pattern in _PATTERNS.items()}
-_BINARY = (".safetensors", ".png", ".model", ".gguf")
+_BINARY = (".safetensors", ".png", ".model", ".gguf", ".parquet")
 _VOCABULARY = ("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "added_tokens.json")
 _HEADER = 1 << 20  # bytes of a binary file that are searched: the header has the free text
 

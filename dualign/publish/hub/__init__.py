@@ -1,3 +1,3 @@
 """Requests to the Hub: metadata of repositories, their state, uploads."""
 
-__all__ = ["metadata", "repository", "upload"]
+__all__ = ["collections", "metadata", "repository", "upload"]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from huggingface_hub import HfApi, constants, get_token
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]
 
 from dualign.errors import PublishError
@@ -101,6 +101,10 @@ def _meaning(error: BaseException) -> str:
         return "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set: unset it to publish"
     if status == 404 and "xet-write-token" in str(error):
         return "it has no Xet storage: set HF_HUB_DISABLE_XET=1"
+    if isinstance(error, GatedRepoError):
+        return (
+            "access to it has to be asked for: do so on its page, {hub}/{repo}, and run this again"
+        )
     if status:
         return _MEANING.get(
             status, "it is in trouble: run this again later" if status >= 500 else "it refused"

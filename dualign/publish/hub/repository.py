@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
@@ -15,6 +16,9 @@ from dualign.hashing import sha256
 from dualign.publish.hub.client import HUB_ERRORS, hub_api, refusal, status_of, with_retries
 
 CARD = "README.md"
+RepoKind = Literal["model", "dataset"]
+Gated = Literal["auto", "manual"]
+_READING = ("read", "no_access")  # roles in an organization that may not write
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,13 +48,28 @@ class RemoteState:
     user: str  # the owner of the token
     exists: bool
     writable: bool
+    kind: RepoKind = "model"
+    role: str = ""
+    """of the user in the organization that owns it, if they are in it and may not write"""
     private: bool | None = None
+    gated: Gated | None = None
+    """how access to its files is given, if it has to be asked for"""
     head: str | None = None  # the commit
     files: Mapping[str, RemoteFile] = field(default_factory=dict)
     card: str | None = None  # README.md
 
+    @property
+    def url(self) -> str:
+        """Where people see it."""
+        return repo_url(self.repo_id, self.kind)
 
-def remote_state(repo_id: str) -> RemoteState:
+
+def repo_url(repo_id: str, kind: RepoKind) -> str:
+    """Return the address of a repository's page."""
+    return f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{repo_id}"
+
+
+def remote_state(repo_id: str, *, kind: RepoKind = "model") -> RemoteState:
     """Read the repository as it is on the Hub now.
 
     Raises:
@@ -63,29 +82,42 @@ def remote_state(repo_id: str) -> RemoteState:
         _check_token()
         user = with_retries(lambda: api.whoami(cache=True), pauses=(1, 2))
         try:
-            info = with_retries(lambda: api.model_info(repo_id))
+            info = with_retries(lambda: api.repo_info(repo_id, repo_type=kind))
         except RepositoryNotFoundError:
-            owners = (user["name"], *(org["name"] for org in user.get("orgs", ())))
-            writable = repo_id.split("/")[0] in owners and _role(user) != "read"
-            return RemoteState(repo_id=repo_id, user=user["name"], exists=False, writable=writable)
-        files = files_at(api, repo_id, info.sha)
+            owner = repo_id.split("/")[0]
+            role = _role_in(user, owner)
+            member = owner == user["name"] or (bool(role) and role not in _READING)
+            return RemoteState(
+                repo_id=repo_id,
+                user=user["name"],
+                exists=False,
+                writable=member and _role(user) != "read",
+                kind=kind,
+                role=role if role in _READING else "",
+            )
+        files = files_at(api, repo_id, info.sha, kind)
         return RemoteState(
             repo_id=repo_id,
             user=user["name"],
             exists=True,
-            writable=_may_write(api, repo_id),
+            writable=_may_write(api, repo_id, kind),
+            kind=kind,
             private=bool(info.private),
+            role=role if (role := _role_in(user, repo_id.split("/")[0])) in _READING else "",
+            gated=info.gated or None,
             head=info.sha,
             files=files,
-            card=_text(api, repo_id, info.sha) if CARD in files else None,
+            card=_text(api, repo_id, info.sha, kind) if CARD in files else None,
         )
     except HUB_ERRORS as error:
         raise refusal(error, repo_id, "looking at it") from None
 
 
-def files_at(api: HfApi, repo_id: str, revision: str | None) -> dict[str, RemoteFile]:
+def files_at(
+    api: HfApi, repo_id: str, revision: str | None, kind: RepoKind = "model"
+) -> dict[str, RemoteFile]:
     """Return {path: file} of a commit."""
-    tree = api.list_repo_tree(repo_id, revision=revision, recursive=True)
+    tree = api.list_repo_tree(repo_id, revision=revision, recursive=True, repo_type=kind)
     return {
         file.path: RemoteFile(
             size=file.size, blob=file.blob_id, sha256=file.lfs.sha256 if file.lfs else None
@@ -119,9 +151,30 @@ def _role(user: Mapping[str, object]) -> object:
     return token.get("role") if isinstance(token, Mapping) else None
 
 
-def _may_write(api: HfApi, repo_id: str) -> bool:
+def _role_in(user: Mapping[str, Any], organization: str) -> str:
+    """Return the user's role in an organization; "" if they aren't in it, or it isn't told."""
+    roles = {org["name"]: org.get("roleInOrg") or "write" for org in user.get("orgs", ())}
+    return str(roles.get(organization, ""))
+
+
+def no_right(state: RemoteState) -> str:
+    """Say why a repository can't be written to, and what to do."""
+    owner = state.repo_id.split("/")[0]
+    others = " open a pull request (--pr)," if state.exists and owner != state.user else ""
+    if state.role:
+        return (
+            f"{state.user}'s role in {owner} is {state.role}: ask an admin of {owner} for write,{others} "
+            f"or publish under {state.user}/"
+        )
+    return (
+        f"{state.user}'s token may not write to {state.repo_id}: take one that may from "
+        f"{constants.ENDPOINT}/settings/tokens,{others} or publish under {state.user}/"
+    )
+
+
+def _may_write(api: HfApi, repo_id: str, kind: RepoKind) -> bool:
     try:
-        with_retries(lambda: api.auth_check(repo_id, write=True))
+        with_retries(lambda: api.auth_check(repo_id, write=True, repo_type=kind))
     except HUB_ERRORS as error:
         if status_of(error) in (401, 403, 404):
             return False
@@ -129,10 +182,12 @@ def _may_write(api: HfApi, repo_id: str) -> bool:
     return True
 
 
-def _text(api: HfApi, repo_id: str, revision: str | None) -> str:
+def _text(api: HfApi, repo_id: str, revision: str | None, kind: RepoKind) -> str:
     """Read README.md without the user's cache, which shouldn't fill with cards."""
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
-        path = api.hf_hub_download(repo_id, CARD, revision=revision, local_dir=folder)
+        path = api.hf_hub_download(
+            repo_id, CARD, revision=revision, local_dir=folder, repo_type=kind
+        )
         return Path(path).read_text(encoding="utf-8")

@@ -8,8 +8,9 @@ huggingface_hub's `upload_folder` isn't used: with Xet storage, its default, it 
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, constants
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoCard
 
 from dualign.errors import PublishError
 from dualign.publish.hub.client import (
@@ -20,7 +21,18 @@ from dualign.publish.hub.client import (
     refusal,
     with_retries,
 )
-from dualign.publish.hub.repository import CARD, RemoteFile, RemoteState, files_at, remote_state
+from dualign.publish.hub.pull_requests import open_pull_request
+from dualign.publish.hub.repository import (
+    CARD,
+    Gated,
+    RemoteFile,
+    RemoteState,
+    RepoKind,
+    files_at,
+    no_right,
+    remote_state,
+    repo_url,
+)
 
 __all__ = ["Publication", "RemoteFile", "RemoteState", "remote_state", "upload"]
 
@@ -33,6 +45,12 @@ class Publication:
 
     url: str
     commit: str
+    pull_request: bool = False
+    """`url` is that of an open pull request, and `commit` its head"""
+    collection: str | None = None
+    """the address of the collection that the repository was added to"""
+    collection_fault: str | None = None
+    """why it couldn't be added; the upload stands"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +59,7 @@ class _Target:
 
     api: HfApi
     repo_id: str
+    kind: RepoKind
     head: str
     files: frozenset[str]
     is_new: bool  # created for this upload
@@ -54,6 +73,9 @@ def upload(
     message: str,
     delete: tuple[str, ...] = (),
     head: str | None = None,
+    kind: RepoKind = "model",
+    gated: Gated | None = None,
+    pull_request: bool = False,
 ) -> Publication:
     """Upload every file under `folder` and delete the files `delete`, in one commit.
 
@@ -62,6 +84,8 @@ def upload(
 
     Args:
         head: the commit that the caller has seen; if it has changed, the upload is refused.
+        gated: how access to the files of a new repository is given; None: everyone who sees it.
+        pull_request: open a pull request instead of a commit, or return the one that has the files.
 
     Raises:
         PublishError: the upload failed. The repository has the files it had before; a new one is
@@ -74,20 +98,30 @@ def upload(
     }
     if not staged:
         raise PublishError(f"{folder}: nothing to publish: there is no file in it")
-    state = remote_state(repo_id)
-    _check(state, private=private, head=head)
+    state = remote_state(repo_id, kind=kind)
+    _check(state, private=private, gated=gated, head=head, pull_request=pull_request)
     step = "checking the card"
     target = None
     try:
-        _validate_card(staged, repo_id)
+        _validate_card(staged, repo_id, kind)
         step = "making the repository"
-        target = _target(state, private=private)
+        target = _target(state, private=private, gated=gated)
         additions = [CommitOperationAdd(name, path) for name, path in staged.items()]
         step = "sending the large files"
         # An empty .gitignore: one in the repository would leave out files without a word.
-        target.api.preupload_lfs_files(repo_id, additions, free_memory=False, gitignore_content="")
+        target.api.preupload_lfs_files(
+            repo_id,
+            additions,
+            repo_type=kind,
+            free_memory=False,
+            gitignore_content="",
+            create_pr=pull_request,
+        )
         step = "committing"
         deletions = [CommitOperationDelete(name) for name in delete if name in target.files]
+        if pull_request:
+            step = "opening the pull request"
+            return _open(target, [*additions, *deletions], staged, message, state.user)
         commit = _commit(target, [*additions, *deletions], staged, message)
     except PublishError:
         raise
@@ -100,20 +134,31 @@ def upload(
         if target is not None:
             logger.warning("%s: %s", repo_id, _roll_back(target, error))
         raise
-    return Publication(url=f"{constants.ENDPOINT}/{repo_id}", commit=commit)
+    return Publication(url=state.url, commit=commit)
 
 
-def _check(state: RemoteState, *, private: bool, head: str | None) -> None:
+def _check(
+    state: RemoteState,
+    *,
+    private: bool,
+    gated: Gated | None,
+    head: str | None,
+    pull_request: bool,
+) -> None:
     name = state.repo_id
-    if not state.writable:
+    if pull_request and not state.exists:
+        raise PublishError(f"{name}: isn't there, so there is nothing to open a pull request on")
+    if not state.writable and not pull_request:
+        raise PublishError(f"{name}: {no_right(state)}")
+    if state.exists and gated and state.gated != gated:
         raise PublishError(
-            f"{name}: {state.user}'s token may not write there: take one that may from "
-            f"{constants.ENDPOINT}/settings/tokens, or publish under {state.user}/"
+            f"{name} is {state.gated or 'open'} and gated {gated} was asked for: change it at {state.url}/settings, "
+            "or leave out --gated"
         )
-    if state.exists and state.private != private:
+    if state.exists and state.private != private and not pull_request:
         now, requested = ("public", "private") if private else ("private", "public")
         raise PublishError(
-            f"{name} is {now} and {requested} was asked for: change it at {constants.ENDPOINT}/{name}/settings, "
+            f"{name} is {now} and {requested} was asked for: change it at {state.url}/settings, "
             f"ask for {now}, or take another name"
         )
     if head is not None and state.head != head:
@@ -123,13 +168,13 @@ def _check(state: RemoteState, *, private: bool, head: str | None) -> None:
         )
 
 
-def _validate_card(staged: dict[str, Path], repo_id: str) -> None:
+def _validate_card(staged: dict[str, Path], repo_id: str, kind: RepoKind) -> None:
     """Validate the card by the Hub's rules, before gigabytes are sent."""
     if CARD not in staged:
         return
-    card = ModelCard(staged[CARD].read_text(encoding="utf-8"), ignore_metadata_errors=True)
+    card = RepoCard(staged[CARD].read_text(encoding="utf-8"), ignore_metadata_errors=True)
     try:
-        with_retries(lambda: card.validate())
+        with_retries(lambda: card.validate(repo_type=kind))
     except ValueError as error:
         if isinstance(error, HTTPError):
             raise
@@ -138,15 +183,22 @@ def _validate_card(staged: dict[str, Path], repo_id: str) -> None:
         ) from None
 
 
-def _target(state: RemoteState, *, private: bool) -> _Target:
-    api = hub_api()
+def _target(state: RemoteState, *, private: bool, gated: Gated | None) -> _Target:
+    api, kind = hub_api(), state.kind
     if not state.exists:
         # exist_ok: the answer to a first try may have been lost.
-        with_retries(lambda: api.create_repo(state.repo_id, private=private, exist_ok=True))
-    info = None if state.exists else with_retries(lambda: api.model_info(state.repo_id))
+        with_retries(
+            lambda: api.create_repo(state.repo_id, private=private, exist_ok=True, repo_type=kind)
+        )
+        if gated:  # before a file is in it
+            with_retries(
+                lambda: api.update_repo_settings(state.repo_id, gated=gated, repo_type=kind)
+            )
+    info = None if state.exists else with_retries(lambda: _info(api, state.repo_id, kind))
     return _Target(
         api=api,
         repo_id=state.repo_id,
+        kind=kind,
         head=str(info.sha if info else state.head),
         files=frozenset(state.files),
         is_new=info is not None,
@@ -163,7 +215,11 @@ def _commit(
     try:
         commit = with_retries(
             lambda: target.api.create_commit(
-                target.repo_id, operations, commit_message=message, parent_commit=target.head
+                target.repo_id,
+                operations,
+                commit_message=message,
+                parent_commit=target.head,
+                repo_type=target.kind,
             )
         ).oid
     except HTTPError:
@@ -175,17 +231,55 @@ def _commit(
     if wrong := _differing(target, commit, staged):
         raise PublishError(
             f"{target.repo_id}: commit {commit[:8]} holds other bytes than were sent in {', '.join(wrong)}: "
-            f"look at {constants.ENDPOINT}/{target.repo_id}/commits/main"
+            f"look at {repo_url(target.repo_id, target.kind)}/commits/main"
         )
     return commit
 
 
+def _open(
+    target: _Target,
+    operations: list[CommitOperationAdd | CommitOperationDelete],
+    staged: dict[str, Path],
+    message: str,
+    user: str,
+) -> Publication:
+    """Return the pull request that has the files; the repository itself if it has them already."""
+    gone = {
+        operation.path_in_repo
+        for operation in operations
+        if isinstance(operation, CommitOperationDelete)
+    }
+
+    def holds(commit: str) -> bool:
+        there = files_at(target.api, target.repo_id, commit, target.kind)
+        same = all(name in there and there[name].is_copy_of(path) for name, path in staged.items())
+        return same and not gone & set(there)
+
+    if holds(target.head):
+        return Publication(url=repo_url(target.repo_id, target.kind), commit=target.head)
+    opened = open_pull_request(
+        target.api,
+        target.repo_id,
+        operations,
+        kind=target.kind,
+        user=user,
+        head=target.head,
+        message=message,
+        holds=holds,
+    )
+    return Publication(url=opened.url, commit=opened.commit, pull_request=True)
+
+
+def _info(api: HfApi, repo_id: str, kind: RepoKind) -> Any:
+    return api.repo_info(repo_id, repo_type=kind)
+
+
 def _head(target: _Target) -> str:
-    return str(with_retries(lambda: target.api.model_info(target.repo_id)).sha)
+    return str(with_retries(lambda: _info(target.api, target.repo_id, target.kind)).sha)
 
 
 def _differing(target: _Target, commit: str, staged: dict[str, Path]) -> list[str]:
-    remote = files_at(target.api, target.repo_id, commit)
+    remote = files_at(target.api, target.repo_id, commit, target.kind)
     return [
         name
         for name, path in staged.items()
@@ -197,13 +291,13 @@ def _roll_back(target: _Target, error: BaseException) -> str:
     """Delete a new repository unless a second call can resume from it; return the Hub's state."""
     if not target.is_new:
         return "The repository is as it was"
-    where = f"{constants.ENDPOINT}/{target.repo_id}"
+    where = repo_url(target.repo_id, target.kind)
     if is_transient(error) or isinstance(error, KeyboardInterrupt):
         return f"{where} was made and is empty; the same command goes on from what has arrived"
     try:
         if _head(target) != target.head:
             return f"{where} was made for this and someone has committed to it since: it was left"
-        with_retries(lambda: target.api.delete_repo(target.repo_id))
+        with_retries(lambda: target.api.delete_repo(target.repo_id, repo_type=target.kind))
     except HUB_ERRORS:
         return f"{where} was made for this and is empty, and couldn't be deleted again: delete it at {where}/settings"
     return "The repository that was made for this was deleted again"

@@ -7,7 +7,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,12 @@ class Person:
     name: str
     role: str = "write"  # what their token may do: write or read
     orgs: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()  # organizations where they may only read
+    granted: tuple[str, ...] = ()  # gated repositories that they got access to
 
     def owns(self, repo_name: str) -> bool:
-        return repo_name.split("/")[0] in (self.name, *self.orgs)
+        """`repo_name`: NAMESPACE/NAME, of a dataset with datasets/ before it."""
+        return repo_name.removeprefix("datasets/").split("/")[0] in (self.name, *self.orgs)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,8 +73,9 @@ class Refused(Exception):
         return Answer.of({"error": str(self)}, self.status, **headers)
 
 
-ID = r"(?P<id>[^/]+/[^/]+)"
-REVISION = r"(?P<revision>[^/]+)"
+ID = r"(?P<id>(datasets/)?[^/]+/[^/]+)"
+API_ID = r"(?P<kind>models|datasets)/(?P<id>[^/]+/[^/]+)"
+REVISION = r"(?P<revision>refs/pr/\d+|[^/]+)"
 
 
 @dataclass(kw_only=True)
@@ -87,15 +91,24 @@ class Api:
         for method, pattern, act in self._routes():
             found = re.fullmatch(pattern, request.path)
             if found and request.method in method.split("|"):
-                return act(request, **found.groupdict())
+                named = found.groupdict()
+                if named.pop("kind", "models") == "datasets":
+                    named["id"] = f"datasets/{named['id']}"
+                return act(request, **named)
         raise Refused(404, f"no such page: {request.method} {request.path}")
 
     def _routes(self) -> Iterator[tuple[str, str, Callable[..., Answer]]]:
-        model = rf"/api/models/{ID}"
+        model = rf"/api/{API_ID}"
         yield "GET", "/api/whoami-v2", self.whoami
         yield "POST", "/api/repos/create", self.create
         yield "DELETE", "/api/repos/delete", self.delete
         yield "POST", "/api/validate-yaml", self.validate
+        yield "PUT", rf"{model}/settings", self.settings
+        yield "GET", rf"{model}/discussions", self.discussions
+        yield "GET", "/api/collections", self.collections
+        yield "POST", "/api/collections", self.make_collection
+        yield "GET", r"/api/collections/(?P<slug>[^/]+/[^/]+)", self.collection
+        yield "POST", r"/api/collections/(?P<slug>[^/]+/[^/]+)/items", self.join_collection
         yield "GET", rf"{model}/auth-check(?P<write>/write)?", self.auth_check
         yield "GET", rf"{model}(/revision/{REVISION})?", self.info
         yield "GET", rf"{model}/tree/{REVISION}(/(?P<under>.+))?", self.tree
@@ -119,7 +132,10 @@ class Api:
             {
                 "type": "user",
                 "name": person.name,
-                "orgs": [{"type": "org", "name": org, "roleInOrg": "write"} for org in person.orgs],
+                "orgs": [
+                    *({"type": "org", "name": org, "roleInOrg": "write"} for org in person.orgs),
+                    *({"type": "org", "name": org, "roleInOrg": "read"} for org in person.reads),
+                ],
                 "auth": {"type": "access_token", "accessToken": {"role": person.role}},
             }
         )
@@ -127,18 +143,18 @@ class Api:
     def create(self, request: Request) -> Answer:
         asked = request.json()
         person = self._signed(request)
-        name = f"{asked['organization'] or person.name}/{asked['name']}"
+        name = _full_name(asked, person)
         self._may_write(person, name)
         if name in self.store.repos:
-            told = {"error": "You already created this model repo"}
+            told = {"error": f"You already created this {asked.get('type', 'model')} repo"}
             return Answer.of({**told, "url": f"{request.base}/{name}"}, 409)
         self.store.create(name, private=asked.get("visibility") == "private")
-        return Answer.of({"url": f"{request.base}/{name}", "name": name})
+        return Answer.of({"url": f"{request.base}/{name}", "name": name.removeprefix("datasets/")})
 
     def delete(self, request: Request) -> Answer:
         asked = request.json()
         person = self._signed(request)
-        repo = self._repo(request, f"{asked['organization'] or person.name}/{asked['name']}")
+        repo = self._repo(request, _full_name(asked, person))
         self._may_write(person, repo.name)
         del self.store.repos[repo.name]
         return Answer.of({})
@@ -154,8 +170,9 @@ class Api:
         commit = self._revision(repo, revision or "main")
         blobs = request.query.get("blobs", "").lower() == "true"
         told = {
-            "id": repo.name,
+            "id": repo.name.removeprefix("datasets/"),
             "private": repo.private,
+            "gated": repo.gated,
             "sha": commit.oid,
             "tags": [],
             "siblings": [_sibling(path, file, blobs) for path, file in commit.files.items()],
@@ -184,11 +201,90 @@ class Api:
         }
         return Answer.of(told, 400 if faults else 200)
 
+    # Settings, pull requests and collections
+
+    def settings(self, request: Request, id: str) -> Answer:
+        repo = self._repo(request, id)
+        self._may_write(self._signed(request), repo.name)
+        asked = request.json()
+        if asked.get("gated") not in (None, False, "auto", "manual"):
+            raise Refused(400, "gated: expected auto, manual or false")
+        private = {"private": True, "public": False}.get(asked.get("visibility"), repo.private)
+        gated = asked.get("gated", repo.gated)
+        self.store.repos[repo.name] = replace(repo, gated=gated, private=private)
+        return Answer.of({"gated": gated, "private": private})
+
+    def discussions(self, request: Request, id: str) -> Answer:
+        repo, query = self._repo(request, id), request.query
+        kind = "dataset" if repo.name.startswith("datasets/") else "model"
+        wanted = query.get("type") in (None, "all", "pull_request")
+        wanted = wanted and query.get("status") in (None, "all", "open")
+        listed = [
+            {
+                "num": pull.number,
+                "title": pull.title,
+                "author": {"name": pull.author},
+                "createdAt": "2026-01-01T00:00:00.000Z",
+                "status": "open",
+                "isPullRequest": True,
+                "repo": {"name": repo.name.removeprefix("datasets/"), "type": kind},
+            }
+            for pull in repo.pulls
+            if wanted and query.get("author") in (None, pull.author)
+        ]
+        return Answer.of({"discussions": listed, "count": len(listed), "start": 0})
+
+    def collections(self, request: Request) -> Answer:
+        owner = request.query.get("owner")
+        known = [c for c in self.store.collections.values() if owner in (None, c["owner"]["name"])]
+        return Answer.of([{k: v for k, v in c.items() if k != "position"} for c in known])
+
+    def make_collection(self, request: Request) -> Answer:
+        asked, person = request.json(), self._signed(request)
+        self._may_write(person, f"{asked['namespace']}/")
+        title = re.sub(r"[^a-z0-9]+", "-", asked["title"].lower()).strip("-")
+        slug = f"{asked['namespace']}/{title}-{secrets.token_hex(12)}"
+        told = {"slug": slug, "title": asked["title"], "private": asked["private"]}
+        told |= {"owner": {"name": asked["namespace"]}, "items": [], "position": 0, "upvotes": 0}
+        told |= {"theme": "green", "lastUpdated": "2026-01-01T00:00:00.000Z"}
+        self.store.collections[slug] = told
+        return Answer.of(told)
+
+    def collection(self, request: Request, slug: str) -> Answer:
+        if slug not in self.store.collections:
+            raise Refused(404, "Collection not found")
+        return Answer.of(self.store.collections[slug])
+
+    def join_collection(self, request: Request, slug: str) -> Answer:
+        told = json.loads(self.collection(request, slug).body)
+        self._may_write(self._signed(request), slug)
+        item = request.json()["item"]
+        name = f"datasets/{item['id']}" if item["type"] == "dataset" else item["id"]
+        self._repo(request, name)
+        if any(
+            (entry["id"], entry["type"]) == (item["id"], item["type"]) for entry in told["items"]
+        ):
+            raise Refused(409, "Item already in collection")
+        place = {"_id": secrets.token_hex(12), "position": len(told["items"]), **item}
+        told["items"].append({**place, "repoType": item["type"]})
+        self.store.collections[slug] = told
+        return Answer.of(told)
+
     # Up
+
+    def _may_change(self, request: Request, repo: Repo) -> Person:
+        """Whoever sees a repository may open a pull request; a commit needs the right to write."""
+        person = self._signed(request)
+        if request.query.get("create_pr") == "1" or "lfs" in request.path:
+            if person.role != "write":
+                raise Refused(403, "Your token may only read")
+        else:
+            self._may_write(person, repo.name)
+        return person
 
     def preupload(self, request: Request, id: str, revision: str) -> Answer:
         repo = self._repo(request, id)
-        self._may_write(self._signed(request), repo.name)
+        self._may_change(request, repo)
         known = self._revision(repo, revision).files
         asked = request.json()
         ignored = asked.get("gitIgnore")
@@ -198,7 +294,7 @@ class Api:
         for file in asked["files"]:
             path, there = file["path"], known.get(file["path"])
             large = (
-                path.endswith((".safetensors", ".gguf"))
+                path.endswith((".safetensors", ".gguf", ".parquet"))
                 or file["size"] > LARGE
                 or b"\0" in base64.b64decode(file["sample"])
             )
@@ -214,7 +310,7 @@ class Api:
 
     def batch(self, request: Request, id: str) -> Answer:
         repo = self._repo(request, id)
-        self._may_write(self._signed(request), repo.name)
+        self._may_change(request, repo)
         told = [self._action(request, id, object) for object in request.json()["objects"]]
         return Answer.of({"transfer": "basic", "objects": told})
 
@@ -260,7 +356,7 @@ class Api:
         self.store.write("large", oid, content)
 
     def verify(self, request: Request, id: str) -> Answer:
-        self._may_write(self._signed(request), id)
+        self._may_change(request, self._repo(request, id))
         asked = request.json()
         kept = self.store.path("large", asked["oid"])
         if not kept.is_file() or kept.stat().st_size != asked["size"]:
@@ -298,7 +394,7 @@ class Api:
 
     def commit(self, request: Request, id: str, revision: str) -> Answer:
         repo = self._repo(request, id)
-        self._may_write(self._signed(request), repo.name)
+        person = self._may_change(request, repo)
         header: dict[str, Any] = {}
         changed: dict[str, Stored] = {}
         gone: list[str] = []
@@ -321,6 +417,13 @@ class Api:
         parent = header.get("parentCommit")
         if parent and not repo.head.oid.startswith(parent):
             raise Refused(412, "A commit has happened since. Please refresh and try again.")
+        if request.query.get("create_pr") == "1":
+            pull = self.store.pull(repo.name, person.name, header["summary"], changed, gone)
+            url = f"{request.base}/{repo.name}"
+            told = {"commitUrl": f"{url}/commit/{pull.commit.oid}", "commitOid": pull.commit.oid}
+            return Answer.of(
+                {"success": True, **told, "pullRequestUrl": f"{url}/discussions/{pull.number}"}
+            )
         made = self.store.commit(repo.name, header["summary"], changed, gone)
         told = {"commitUrl": f"{request.base}/{repo.name}/commit/{made.oid}", "commitOid": made.oid}
         return Answer.of({"success": True, **told})
@@ -341,7 +444,9 @@ class Api:
     # Down
 
     def resolve(self, request: Request, id: str, revision: str, path: str) -> Answer:
-        commit = self._revision(self._repo(request, id), revision)
+        repo = self._repo(request, id)
+        self._may_download(request, repo, path)
+        commit = self._revision(repo, revision)
         known = {"X-Repo-Commit": commit.oid, "Accept-Ranges": "bytes"}
         if path not in commit.files:
             refused = Refused(404, f"Entry not found: {path}", "EntryNotFound").answer()
@@ -371,6 +476,16 @@ class Api:
                 403, f"You don't have the rights to create or change a model under {name}"
             )
 
+    def _may_download(self, request: Request, repo: Repo, path: str) -> None:
+        """Refuse files of a gated repository, but for its card, to who didn't get access."""
+        person = request.person
+        if not repo.gated or path == "README.md":
+            return
+        if person is None:
+            raise Refused(401, f"Access to model {repo.name} is restricted.", code="GatedRepo")
+        if not person.owns(repo.name) and repo.name not in person.granted:
+            raise Refused(403, f"Access to model {repo.name} is restricted.", code="GatedRepo")
+
     def _repo(self, request: Request, name: str) -> Repo:
         repo = self.store.repos.get(name)
         if repo is None or (repo.private and not (request.person and request.person.owns(name))):
@@ -381,10 +496,18 @@ class Api:
     def _revision(self, repo: Repo, revision: str) -> Commit:
         if revision == "main":
             return repo.head
-        for commit in repo.commits:
+        pulls = [pull.commit for pull in repo.pulls]
+        if revision.startswith("refs/pr/") and int(revision.split("/")[-1]) <= len(pulls):
+            return pulls[int(revision.split("/")[-1]) - 1]
+        for commit in (*repo.commits, *pulls):
             if len(revision) >= 7 and commit.oid.startswith(revision):
                 return commit
         raise Refused(404, f"Invalid rev id: {revision}", code="RevisionNotFound")
+
+
+def _full_name(asked: Mapping[str, Any], person: Person) -> str:
+    name = f"{asked.get('organization') or person.name}/{asked['name']}"
+    return f"datasets/{name}" if asked.get("type") == "dataset" else name
 
 
 def _sibling(path: str, file: Stored, blobs: bool) -> dict[str, Any]:

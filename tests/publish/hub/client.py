@@ -25,6 +25,12 @@ class Done:
         assert self.status == 0, self.err
         return dict(json.loads(self.out))
 
+    @property
+    def told_text(self) -> str:
+        """What it returned, where that is a text."""
+        assert self.status == 0, self.err
+        return str(json.loads(self.out))
+
 
 def environment(url: str, home: Path, token: str = "", **more: str) -> dict[str, str]:
     """A machine with an empty Hugging Face home and this hub as the only one."""
@@ -47,7 +53,7 @@ def environment(url: str, home: Path, token: str = "", **more: str) -> dict[str,
 
 
 def start(env: dict[str, str], what: str, **asked: Any) -> subprocess.Popen[str]:
-    """Begin `upload` or `remote_state` with these arguments, in a new process."""
+    """Begin `upload`, `remote_state` or `join_collection` with these arguments, in a new process."""
     command = [
         sys.executable,
         "-m",
@@ -93,12 +99,16 @@ class Worker:
 
 def _act(what: str, asked: dict[str, Any]) -> int:
     from dualign.errors import PublishError
+    from dualign.publish.hub.collections import join_collection
     from dualign.publish.hub.upload import remote_state, upload
 
     try:
         if what == "upload":
             folder, delete = Path(asked.pop("folder")), tuple(asked.pop("delete", ()))
             returned: Any = upload(folder, delete=delete, **asked)
+        elif what == "join_collection":
+            print(json.dumps(join_collection(**asked)))
+            return 0
         else:
             returned = remote_state(**asked)
     except PublishError as error:

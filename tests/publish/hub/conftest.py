@@ -28,7 +28,7 @@ def listening(
     people = {
         tokens["ada"]: Person(name="ada", orgs=("lab",)),
         tokens["reader"]: Person(name="ada", role="read"),
-        tokens["bob"]: Person(name="bob"),
+        tokens["bob"]: Person(name="bob", reads=("lab",)),
     }
     root = tmp_path_factory.mktemp("hub")
     with running_hub(root / "0", people, part_size=1_000_000) as hub:
@@ -61,6 +61,12 @@ class Machine:
             self.token, "upload", folder=folder.resolve(), repo_id=repo_id, **asked
         )
 
+    def join(self, collection: str, repo_id: str = REPO, **asked: Any) -> Done:
+        asked = {"kind": "model", "private": True, **asked}
+        return self._worker.call(
+            self.token, "join_collection", collection=collection, repo_id=repo_id, **asked
+        )
+
     def upload_alone(self, folder: Path) -> Done:
         asked = {"repo_id": REPO, "private": True, "message": "Publish"}
         return call(self.env(), "upload", folder=folder, **asked)
@@ -79,6 +85,12 @@ def machine(
     home = tmp_path / "home"
     home.mkdir()
     return Machine(hub, listening[1], home, tokens["ada"])
+
+
+@pytest.fixture
+def bob(hub: Hub, listening: tuple[Hub, Worker], tmp_path: Path, tokens: dict[str, str]) -> Machine:
+    """Someone else's machine: ada's repositories aren't his, and in the lab he may only read."""
+    return Machine(hub, listening[1], tmp_path, tokens["bob"])
 
 
 @pytest.fixture

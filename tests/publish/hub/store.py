@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 ATTRIBUTES = b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n*.gguf filter=lfs diff=lfs merge=lfs -text\n"
 LARGE = 10_000_000  # bytes; the Hub keeps larger files outside git
@@ -30,10 +31,22 @@ class Commit:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Pull:
+    """A pull request that is open."""
+
+    number: int
+    author: str
+    title: str
+    commit: Commit
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Repo:
-    name: str  # NAMESPACE/NAME
+    name: str  # NAMESPACE/NAME; of a dataset datasets/NAMESPACE/NAME
     private: bool
     commits: tuple[Commit, ...]
+    gated: str | bool = False
+    pulls: tuple[Pull, ...] = ()
 
     @property
     def head(self) -> Commit:
@@ -58,6 +71,8 @@ class Store:
     root: Path
     room: int | None = None
     repos: dict[str, Repo] = field(default_factory=dict)
+    collections: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """slug -> a collection as the Hub tells it"""
     lock: threading.RLock = field(default_factory=threading.RLock)
 
     def write(self, kind: str, name: str, content: bytes) -> None:
@@ -104,6 +119,23 @@ class Store:
             left = {path: file for path, file in repo.head.files.items() if path not in set(gone)}
             made = self._commit(message, {**left, **changed}, parent=repo.head.oid)
             self.repos[name] = replace(repo, commits=(*repo.commits, made))
+            return made
+
+    def pull(
+        self,
+        name: str,
+        author: str,
+        title: str,
+        changed: dict[str, Stored],
+        gone: Iterable[str] = (),
+    ) -> Pull:
+        """A pull request with all of the changes as one commit on top of the head, which stays."""
+        with self.lock:
+            repo = self.repos[name]
+            left = {path: file for path, file in repo.head.files.items() if path not in set(gone)}
+            commit = self._commit(title, {**left, **changed}, parent=repo.head.oid)
+            made = Pull(number=len(repo.pulls) + 1, author=author, title=title, commit=commit)
+            self.repos[name] = replace(repo, pulls=(*repo.pulls, made))
             return made
 
     def someone_commits(self, name: str, path: str = "notes.md", text: str = "mine") -> None:

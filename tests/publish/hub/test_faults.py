@@ -228,13 +228,13 @@ class TestWho:
         machine.token = tokens["reader"]
         assert machine.state().told["writable"] is False
         before = hub.state()
-        assert "token may not write there" in machine.upload(staged).err
+        assert "token may not write to" in machine.upload(staged).err
         assert hub.state() == before
         assert hub.bytes_to_storage() == 0
 
     def test_the_name_of_someone_else(self, hub: Hub, machine: Machine, staged: Path) -> None:
         done = machine.upload(staged, repo_id="bob/model")
-        assert "ada's token may not write there" in done.err
+        assert "ada's token may not write to" in done.err
         assert "publish under ada/" in done.err
         assert not hub.state()
 

@@ -29,7 +29,7 @@ def test_a_new_repository_is_private_and_gets_every_staged_file_by_one_commit(
     repo = hub.store.repos[REPO]
     assert repo.private
     assert [commit.message for commit in repo.commits] == ["initial commit", "Publish the run"]
-    assert told == {"url": f"{hub.url}/{REPO}", "commit": repo.head.oid}
+    assert (told["url"], told["commit"]) == (f"{hub.url}/{REPO}", repo.head.oid)
     there = contents(hub)
     del there[".gitattributes"]
     assert there == of_folder(staged)
@@ -178,3 +178,16 @@ def test_the_token_is_in_no_output_and_no_file(
     kept = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(kept) > 5
     assert not [path for path in kept if machine.token.encode() in path.read_bytes()]
+
+
+def test_a_dataset_is_a_repository_of_its_own_beside_a_model_of_that_name(
+    hub: Hub, machine: Machine, staged: Path
+) -> None:
+    machine.upload(staged)
+    (staged / "model.safetensors").rename(staged / "train.parquet")
+    told = machine.upload(staged, kind="dataset").told
+    repo = hub.store.repos[f"datasets/{REPO}"]
+    assert (told["url"], told["commit"]) == (f"{hub.url}/datasets/{REPO}", repo.head.oid)
+    assert "train.parquet" in repo.head.files
+    assert "model.safetensors" in hub.store.repos[REPO].head.files
+    assert machine.upload(staged, kind="dataset").told == told, "and goes on as it was"
