@@ -14,6 +14,8 @@ left out. --out writes the recipe, with the three lists as comments at its top.
   dualign import axolotl.yaml                      the three lists
   dualign import axolotl.yaml --out mine.yaml      and the recipe
   dualign plan mine.yaml
+
+The accelerate file of a run is on its command line: --launch names it.
 """
 
 
@@ -28,18 +30,20 @@ def add(sub: Sub) -> None:
         choices=tool_names(),
         help="whose file it is; default: found by its keys",
     )
+    parser.add_argument("--launch", metavar="FILE", help="the accelerate file that it was run with")
     parser.add_argument("--force", action="store_true", help="replace --out when it is there")
     parser.set_defaults(action=_import)
 
 
 def _import(args: Namespace) -> int:
-    """`dualign import FILE --out RECIPE.yaml --from TOOL --force`."""
+    """`dualign import FILE --out RECIPE.yaml --from TOOL --launch FILE --force`."""
     from dualign.cli.commands import say
     from dualign.importing.importing import import_recipe
     from dualign.importing.writer import write_recipe
 
     out = Path(args.out) if args.out else None
-    imported = import_recipe(Path(args.file), args.tool, out)
+    launch = Path(args.launch) if args.launch else None
+    imported = import_recipe(Path(args.file), args.tool, out, launch=launch)
     written = write_recipe(imported, out, force=args.force) if out else []
     from dualign.importing.show import counts, lists_table
     from dualign.terminal import wide_console

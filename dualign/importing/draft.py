@@ -47,6 +47,8 @@ class Draft:
     """where the file is"""
     out: Path
     """where the recipe will be, to which its paths are relative"""
+    script: str | None = None
+    """which of the tool's scripts the file is for, where the command line says it"""
     recipe: dict[str, Any] = field(default_factory=dict)
     stage: dict[str, Any] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
@@ -118,7 +120,7 @@ class Draft:
         """Set a value, and note a key; a second note on it joins the first."""
         place = (key,) if isinstance(key, str) else key
         row = self.table.row(place)
-        if target and value is not None:
+        if target and value is not None and "[]" not in target:
             self.put(target, value)
         says = says or (row.says if row and row.action == action else "")
         line = self.document.lines.get(place, 0)
@@ -188,7 +190,7 @@ class Draft:
         self.notes[place] = Note(
             action="carried",
             key=key,
-            line=0,
+            line=self.document.lines.get(place, 0),
             value=value,
             target=target,
             says=says or f"isn't there: {self.tool}'s default",

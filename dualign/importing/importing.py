@@ -14,6 +14,7 @@ from typing import Any
 from dualign.config import Document, Key, dotted, parse, read_yaml
 from dualign.errors import ConfigError
 from dualign.importing.draft import Draft, Note, is_in
+from dualign.importing.launchers import launch_by_accelerate
 from dualign.importing.tables import Action
 from dualign.importing.tools import choose_tool
 from dualign.stages import config_classes
@@ -39,12 +40,21 @@ class Imported:
         return tuple(note for note in self.notes if note.action == action)
 
 
-def import_recipe(path: Path, tool: str | None = None, out: Path | None = None) -> Imported:
+def import_recipe(
+    path: Path,
+    tool: str | None = None,
+    out: Path | None = None,
+    *,
+    script: str | None = None,
+    launch: Path | None = None,
+) -> Imported:
     """Return the recipe that another tool's file becomes.
 
     Args:
         tool: the tool's name; None: found by the file's keys.
         out: where the recipe will be; its paths are relative to that folder. None: the file's own.
+        script: which of the tool's scripts the file is for, where its keys don't tell (of TRL).
+        launch: the accelerate file that the run was launched with.
 
     Raises:
         ConfigError: the file is missing, isn't YAML with keys, is of no known tool or of several, or
@@ -56,15 +66,18 @@ def import_recipe(path: Path, tool: str | None = None, out: Path | None = None) 
         document=document,
         table=chosen.table,
         tool=chosen.shown,
+        script=script,
         folder=path.parent,
         out=(out or path).parent,
     )
     stem = (out or path).stem
     draft.recipe |= {"name": stem, "output_dir": f"runs/{stem}"}
     draft.set_kind("sft")
+    if launch is not None:
+        launch_by_accelerate(draft, launch)
     chosen.fill(draft)
-    draft.finish()
     if not draft.problems:
+        draft.finish()
         _settle(draft)
     document.problems += draft.problems
     document.raise_problems()

@@ -1,6 +1,7 @@
 """What a tool's keys become: a YAML file for each tool, a row for each key that its documentation lists.
 
     signs: [base_model, sample_packing]            keys that no other tool has
+    includes: [training_arguments]                 other tables whose rows it has, unless it has its own
     keys:
       learning_rate: {carried: train.learning_rate, absent: 1e-5}
       sequence_len: {changed: data.max_tokens, says: longer rows are dropped, not cut}
@@ -76,7 +77,10 @@ def read_table(name: str) -> Table:
     """Read the keys of a tool."""
     document = read_yaml(Path(str(files("dualign.importing") / f"{name}.yaml")))
     document.raise_problems()
-    rows = {key: _row(key, value) for key, value in document.value["keys"].items()}
+    rows: dict[str, KeyRow] = {}
+    for other in document.value.get("includes", ()):
+        rows |= read_table(other).rows
+    rows |= {key: _row(key, value) for key, value in document.value["keys"].items()}
     return Table(signs=tuple(document.value["signs"]), rows=rows)
 
 

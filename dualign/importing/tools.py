@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from dualign.errors import ConfigError, listing
-from dualign.importing import axolotl
+from dualign.importing import axolotl, llama_factory
 from dualign.importing.draft import Draft
 from dualign.importing.tables import Table, read_table
 
@@ -25,7 +25,10 @@ class Tool:
         return read_table(self.name)
 
 
-TOOLS: tuple[Tool, ...] = (Tool("axolotl", "axolotl", axolotl.fill),)
+TOOLS: tuple[Tool, ...] = (
+    Tool("axolotl", "axolotl", axolotl.fill),
+    Tool("llama_factory", "LLaMA-Factory", llama_factory.fill),
+)
 _OTHERS = {
     "stages": "a recipe of dualign",
     "merge_method": "a merge in mergekit's form: `dualign merge` takes it as it is",

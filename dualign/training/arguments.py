@@ -80,6 +80,13 @@ class _ArgumentCheck:
             if (text := _problem(name, argument, types))
         ]
 
+    def names(self) -> frozenset[str]:
+        """Return the names that `train:` takes, whatever their values."""
+        types = {**_argument_types(self.config), **self.own}
+        return frozenset(
+            name for name in types if name not in _OWNED and not name.startswith("hub_")
+        )
+
 
 SFT_ARGUMENTS = _ArgumentCheck("trainer/sft_config.py")
 DPO_ARGUMENTS = _ArgumentCheck("trainer/dpo_config.py", _OWN)
