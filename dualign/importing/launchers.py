@@ -120,9 +120,9 @@ def launch_by_accelerate(draft: Draft, file: Path) -> None:
     document.raise_problems()
     settings = document.value
     if not set(_SIGNS) & set(settings):
-        found = ", ".join(map(str, settings)) or "nothing"
+        keys = ", ".join(map(str, settings)) or "nothing"
         raise ConfigError(
-            f"{file}: isn't an accelerate file: expected distributed_type, found {found}"
+            f"{file}: isn't an accelerate file: expected distributed_type, found {keys}"
         )
     processes, engine = settings.get("num_processes"), settings.get("distributed_type", "NO")
     sharded = engine == "FSDP" and (settings.get("fsdp_config") or {}).get("fsdp_version", 1) == 1

@@ -121,6 +121,8 @@ def _of_messages(
 def _note_calls(draft: Draft, named: Mapping[str, Any], place: Key, renamed: bool) -> None:
     """Name a tag of calls that can't be mapped: its turns stop a run."""
     tag = str(named.get("function_tag") or "")
+    if tag.lower() in _KNOWN["assistant"]:
+        return  # calls are a field of the assistant's message, as OpenAI has it
     if tag and (renamed or tag.lower() not in _CALLS) and (*place, "tags") in _places(draft):
         draft.refuse(
             (*place, "tags", "function_tag"),

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from dualign.errors import ConfigError, listing
-from dualign.importing import axolotl, llama_factory
+from dualign.importing import axolotl, llama_factory, trl
 from dualign.importing.draft import Draft
 from dualign.importing.tables import Table, read_table
 
@@ -28,6 +28,7 @@ class Tool:
 TOOLS: tuple[Tool, ...] = (
     Tool("axolotl", "axolotl", axolotl.fill),
     Tool("llama_factory", "LLaMA-Factory", llama_factory.fill),
+    Tool("trl", "TRL", trl.fill),
 )
 _OTHERS = {
     "stages": "a recipe of dualign",
@@ -38,6 +39,11 @@ _OTHERS = {
 def tool_names() -> tuple[str, ...]:
     """Return what --from takes."""
     return tuple(tool.name for tool in TOOLS)
+
+
+def script_names() -> tuple[str, ...]:
+    """Return what --script takes."""
+    return trl.SCRIPTS
 
 
 def choose_tool(keys: Iterable[str], file: str, name: str | None = None) -> Tool:
