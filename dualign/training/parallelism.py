@@ -3,6 +3,7 @@
 What can't be trained that way is refused here, before anything starts.
 """
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,10 @@ _FILE = "recipes/accelerate/ulysses.yaml"
 NEEDS_SHARDS = (
     "only FSDP2's sharded checkpoints can be written while training goes on (fsdp_version: 2 and "
     "fsdp_state_dict_type: SHARDED_STATE_DICT, as in recipes/accelerate/fsdp2.yaml): launch so, or remove the key"
+)
+DECOUPLED = (
+    "checkpoint.writer.decoupled of DeepSpeed's config: nothing says when such a checkpoint is written, so a killed run "
+    "would go on from half of one: remove it (FSDP2 has async_checkpoints)"
 )
 _PREFIX = "parallelism_config_"
 _SIZES = ("sp_size", "cp_size", "tp_size", "dp_replicate_size", "dp_shard_size")
@@ -48,6 +53,7 @@ class Parallelism:
     """accelerate's distributed_type"""
     zero_stage: int | None = None
     """of DeepSpeed; None: not said in accelerate's config"""
+    deepspeed_config_file: str | None = None
     sharded_checkpoints: bool = False
     """of FSDP2: each process writes its part"""
     sp_size: int = 1
@@ -77,7 +83,8 @@ def parallelism(launch: Launch | None) -> Parallelism:
 def of_config(settings: Mapping[str, Any]) -> Parallelism:
     """Return what an accelerate config says."""
     sizes = settings.get("parallelism_config") or {}
-    zero_stage = (settings.get("deepspeed_config") or {}).get("zero_stage")
+    deepspeed = settings.get("deepspeed_config") or {}
+    zero_stage = deepspeed.get("zero_stage")
     engine = str(settings.get("distributed_type", "NO")).upper()
     fsdp = settings.get("fsdp_config") or {}
     kind = (fsdp.get("fsdp_version"), fsdp.get("fsdp_state_dict_type"))
@@ -85,6 +92,7 @@ def of_config(settings: Mapping[str, Any]) -> Parallelism:
         processes=int(settings.get("num_processes") or 1),
         engine=engine,
         zero_stage=None if zero_stage is None else int(zero_stage),
+        deepspeed_config_file=deepspeed.get("deepspeed_config_file"),
         sharded_checkpoints=engine == "FSDP" and _writes_shards(*kind),
         **{name: int(sizes.get(f"{_PREFIX}{name}") or 1) for name in _SIZES},
     )
@@ -101,6 +109,7 @@ def _of_environment(environment: Mapping[str, str]) -> Parallelism:
         processes=int(environment.get("WORLD_SIZE", "1")),
         engine=engine,
         zero_stage=None if zero_stage is None else int(zero_stage),
+        deepspeed_config_file=environment.get("ACCELERATE_DEEPSPEED_CONFIG_FILE"),
         sharded_checkpoints=engine == "FSDP" and _writes_shards(*kind),
         **{name: int(sizes.get(_PREFIX.upper() + name.upper(), "1")) for name in _SIZES},
     )
@@ -112,6 +121,17 @@ def _writes_shards(version: object, state_dict_type: object) -> bool:
     return str(version) == "2" and kind in ("SHARDED_STATE_DICT", "3")
 
 
+def _decouples(file: str | None) -> bool:
+    """Return whether a DeepSpeed config lets other processes write checkpoints while training goes on."""
+    if not file or not Path(file).is_file():
+        return False
+    try:
+        config = json.loads(Path(file).read_text(encoding="utf-8"))
+        return bool(config["checkpoint"]["writer"]["decoupled"])
+    except (KeyError, TypeError, ValueError):
+        return False
+
+
 def parallelism_issues(stage: TrainingStage) -> Iterator[Issue]:
     """Yield (key, message) for each reason why a stage can't be spread as its launcher says."""
     try:
@@ -121,6 +141,8 @@ def parallelism_issues(stage: TrainingStage) -> Iterator[Issue]:
         return
     if stage.async_checkpoints and not spread.sharded_checkpoints:
         yield "async_checkpoints", NEEDS_SHARDS
+    if spread.engine == "DEEPSPEED" and _decouples(spread.deepspeed_config_file):
+        yield "launch", DECOUPLED
     if spread.cp_size > 1:
         yield (
             "launch",

@@ -1,5 +1,6 @@
 """What processes that share a row can't train is refused before anything starts."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -171,3 +172,24 @@ def test_checkpoints_of_one_process_are_not_written_in_the_background(
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", "2")
     assert not refusals(stage)
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "works"),
+    [
+        ({"writer": {"type": "PYTHON", "decoupled": True}}, False),
+        ({"writer": {"type": "PYTHON"}}, True),
+        ({"use_node_local_storage": True}, True),
+    ],
+)
+def test_writers_that_nobody_hears_of_are_refused(
+    tmp_path: Path, checkpoint: dict[str, Any], works: bool
+) -> None:
+    """DeepSpeed's decoupled writer is done when the next step is, and a checkpoint has its mark before."""
+    file = tmp_path / "ds.json"
+    file.write_text(json.dumps({"checkpoint": checkpoint}))
+    path = tmp_path / "launch.yaml"
+    config = {"distributed_type": "DEEPSPEED", "num_processes": 2}
+    config |= {"deepspeed_config": {"deepspeed_config_file": str(file)}}
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    assert ("decoupled" in refusals(sft(str(path))).get("launch", "")) == (not works)
