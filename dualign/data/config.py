@@ -270,8 +270,6 @@ _NEEDS_ALL_ROWS = "needs all rows beforehand, and a stream has no end: remove it
 def _stream_problems(data: DataConfig, trained: Sequence[SourceConfig]) -> list[tuple[str, str]]:
     """Return the keys that can't hold while rows are read as they come."""
     issues = [] if data.dedup is None else [("dedup", _NEEDS_ALL_ROWS)]
-    if data.decontaminate is not None:
-        issues.append(("decontaminate", "isn't done for streams: remove it, or streaming"))
     if data.validation_rows % 1:
         expected = "a stream has no length to take a part of: expected a number of rows"
         issues.append(("validation_rows", f"{expected}, found {data.validation_rows}"))

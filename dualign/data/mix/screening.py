@@ -145,7 +145,7 @@ class _Fingerprinter:
             parsed = _parse(self.parser.without_rules(), raw, row)
         if isinstance(parsed, RowError):
             return entry
-        texts = _texts(parsed)
+        texts = texts_of(parsed)
         mode = parsed.counted_mode if isinstance(parsed, Conversation) else parsed.mode
         entry |= {"mode": mode, "digest": digest(parsed), "texts": texts}
         entry["start"] = " ".join(texts)[:_SAMPLE_CHARACTERS]
@@ -256,7 +256,7 @@ def _mark(verdict: _Verdict, code: str, rows: Indices, same_as: Indices) -> None
     verdict.same_as[rows[repeats]] = rows[same_as[repeats]]
 
 
-def _texts(parsed: Parsed) -> list[str]:
+def texts_of(parsed: Parsed) -> list[str]:
     """Return all that is said and thought in a row."""
     messages = [message for part in parts_of(parsed) for message in part]
     texts = [text for message in messages for text in (message.thinking, message.content) if text]

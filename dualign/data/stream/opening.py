@@ -14,6 +14,7 @@ import numpy as np
 
 from dualign.data.config import DataConfig, SourceConfig
 from dualign.data.conversation import MODES, PLAIN_TEXT, Group
+from dualign.data.mix.decontamination import TaskIndex, index_tasks
 from dualign.data.mix.selection import check_labels
 from dualign.data.request import LOOKED_AT, DataRequest
 from dualign.data.rows.cutting import Cutter, cutter_for
@@ -69,8 +70,11 @@ def open_stream(request: DataRequest, rank: Rank = Rank()) -> StreamData:  # noq
     labels = [source_label(source) for source in data.sources]
     check_labels(labels)
     cutter = cutter_for(request)
+    clean = data.decontaminate
+    tasks = index_tasks(clean.tasks, clean.ngram) if clean else None
     sources = [
-        _source(source, number, request, cutter) for number, source in enumerate(data.sources)
+        _source(source, number, request, cutter, tasks)
+        for number, source in enumerate(data.sources)
     ]
     trained = [source for source in sources if not source.config.validation]
     mixed = replace(data, sources=tuple(source.config for source in trained))
@@ -110,7 +114,13 @@ def open_stream(request: DataRequest, rank: Rank = Rank()) -> StreamData:  # noq
     )
 
 
-def _source(source: SourceConfig, number: int, request: DataRequest, cutter: Cutter) -> _Source:
+def _source(
+    source: SourceConfig,
+    number: int,
+    request: DataRequest,
+    cutter: Cutter,
+    tasks: TaskIndex | None,
+) -> _Source:
     """Look at the first rows of a source, and get ready to read all of it."""
     data, label = request.data, source_label(source)
     sample = first_rows(source, LOOKED_AT, base=request.base, cutter=cutter)
@@ -124,7 +134,7 @@ def _source(source: SourceConfig, number: int, request: DataRequest, cutter: Cut
         template=request.template,
         rows=np.empty(0, dtype=np.int32),
     )
-    of_chunks = ChunkEncoder(number=number, label=label, parts=parts, encoder=encoder)
+    of_chunks = ChunkEncoder(number=number, label=label, parts=parts, encoder=encoder, tasks=tasks)
     return _Source(reading=reading, parts=parts, encoder=of_chunks, number=number)
 
 

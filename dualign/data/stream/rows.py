@@ -8,10 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dualign.data.config import SourceConfig
+from dualign.data.mix.decontamination import TaskIndex
+from dualign.data.mix.screening import texts_of
 from dualign.data.stream.account import Account
 from dualign.data.stream.parts import Part
 from dualign.data.stream.reader import Chunk
-from dualign.data.tokens.encoding import Encoder, gc_paused
+from dualign.data.tokens.encoding import EncodedRow, Encoder, gc_paused
 
 Tokens = NDArray[np.int32]
 
@@ -49,12 +51,16 @@ class StreamRow:
 
 @dataclass(kw_only=True)
 class ChunkEncoder:
-    """Tokenizes the chunks of one source, whose `encoder` it is but for the place of its rows."""
+    """Tokenizes the chunks of one source, whose `encoder` it is but for the place of its rows.
+
+    `tasks` are those whose problems no row may hold.
+    """
 
     number: int
     label: str
     parts: Sequence[Part]
     encoder: Encoder
+    tasks: TaskIndex | None = None
     _of_part: tuple[Any, Encoder] | None = field(default=None, repr=False)
 
     def rows(self, chunk: Chunk, account: Account) -> list[StreamRow]:
@@ -67,13 +73,21 @@ class ChunkEncoder:
         with gc_paused():
             encoded = encoder.encode(chunk.raw.columns, chunk.numbers)
         rows = []
-        for entry in (row.entry for row in encoded):
-            if entry["code"]:
+        for row in encoded:
+            entry = row.entry
+            if code := entry["code"] or self._contamination(row):
                 if not chunk.repeats:
-                    account.drop((entry["mode"], self.label), entry["code"])
+                    account.drop((entry["mode"], self.label), code)
                 continue
             rows.append(self._row(entry, chunk, encoder.source))
         return rows
+
+    def _contamination(self, row: EncodedRow) -> str:
+        """Return the code of a row that holds a problem of the evaluation, else ""."""
+        if self.tasks is None:
+            return ""
+        texts = [text for conversation in row.conversations for text in texts_of(conversation)]
+        return "contaminated" if self.tasks.find(texts) else ""
 
     def _row(self, entry: Any, chunk: Chunk, source: SourceConfig) -> StreamRow:
         return StreamRow(

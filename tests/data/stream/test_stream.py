@@ -15,7 +15,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from dualign.config import Document, parse
-from dualign.data.config import DataConfig, SourceConfig, StreamConfig
+from dualign.data.config import DataConfig, DecontaminateConfig, SourceConfig, StreamConfig
 from dualign.data.prepare import prepare_sft
 from dualign.data.request import DataRequest
 from dualign.data.seeds import rng
@@ -124,6 +124,28 @@ def test_a_pass_holds_the_rows_of_a_table(
     assert streamed == prepared
     again = opened(folder, buffer=60)
     assert first(again, 20) == first(stream, 20)
+
+
+def test_problems_of_the_evaluation_are_left_out_as_of_a_table(
+    opened: Callable[..., StreamData], tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    """Held-out rows hold none either, and a later pass counts none again."""
+    content = rows("farm", 40) + rows("think", 8, "think")
+    for row in (content[0], content[30], content[-1]):
+        row["messages"][0]["content"] = "Say: how many eggs do 7 hens lay?"
+    folder = write(tmp_path / "rows", {"rows.jsonl": content})
+    (tmp_path / "asked.jsonl").write_text('{"q": "How many eggs do 7 hens lay", "answer": "1"}')
+    task = {"name": "eggs", "rows": "asked.jsonl", "prompt": "{q}", "verifier": "integer"}
+    (tmp_path / "eggs.yaml").write_text(json.dumps(task))
+    clean = DecontaminateConfig(tasks=(str(tmp_path / "eggs.yaml"),), ngram=5)
+    table = prepare_sft(request(tokenizer, folder, buffer=0, decontaminate=clean))
+    stream = opened(folder, buffer=45, decontaminate=clean)
+    assert documents(pass_of(stream)) == documents(list(table.train))
+    assert stream.rows["by"] == table.rows["by"]
+    assert stream.rows["dropped"] == {"contaminated": 3} and stream.rows["kept"] == 45
+    held_out = opened(folder, buffer=90, decontaminate=clean, validation_rows=2)
+    first(held_out, 60)
+    assert held_out.rows["dropped"] == {"contaminated": 3} and held_out.rows["validation"] == 2
 
 
 def test_a_stream_goes_on_from_any_packed_row(
