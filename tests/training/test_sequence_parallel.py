@@ -160,18 +160,20 @@ def test_pairs_that_are_shared_give_the_same_loss_and_gradient(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("deepspeed")
-def test_a_killed_run_goes_on_to_the_same_bits(ground: Path) -> None:
+@pytest.mark.parametrize("zero", [2, 3])
+def test_a_killed_run_goes_on_to_the_same_bits(ground: Path, zero: int) -> None:
     """Within an epoch, which transformers' own way can't resume."""
     keys = {"train": FOUR_STEPS}
-    calm = shared(ground, "calm", zero=2, **keys)
-    recipe = write_recipe(ground, "rough", **keys)
-    rough = ground / "rough" / "stage"
-    mark = ground / "rough" / ".stage.partial" / "checkpoints" / "checkpoint-2" / "complete"
-    run = processes.Fork("run", str(recipe), log=ground / "rough.log", launcher=launcher(ground, 2))
+    calm = shared(ground, f"calm-{zero}", zero=zero, **keys)
+    recipe = write_recipe(ground, f"rough-{zero}", **keys)
+    rough = ground / f"rough-{zero}" / "stage"
+    mark = rough.with_name(".stage.partial") / "checkpoints" / "checkpoint-2" / "complete"
+    log = ground / f"rough-{zero}.log"
+    run = processes.Fork("run", str(recipe), log=log, launcher=launcher(ground, zero))
     processes.wait_until(lambda: mark.exists() or not run.runs())
     run.kill()
     assert mark.exists()
-    shared(ground, "rough", zero=2, **keys)
+    shared(ground, f"rough-{zero}", zero=zero, **keys)
     assert figures(rough)[:-1] == figures(calm)[:-1]
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (rough, calm))
     assert all(ours[name].equal(theirs[name]) for name in theirs)
