@@ -12,6 +12,7 @@ long as it lives:
 
 import json
 import logging
+import random
 import socket
 import time
 from collections.abc import Mapping, Sequence
@@ -38,6 +39,7 @@ _PATIENCE = (
 _FAREWELL = 20.0  # seconds in which all read why the run ends
 _LAST = 300.0  # seconds in which the launchers of all machines end; torchrun's wait for each other as long
 _LOOK = 0.25  # seconds between two looks at the store
+_PORTS = (20_000, 32_768)  # Linux gives connections ports from 32768 on
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -377,7 +379,13 @@ def _join(machine: Machine) -> "TCPStore":
 
 
 def free_port() -> int:
-    """Return a port of this machine that nothing listens at."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
+    """Return a port of this machine that nothing listens at.
+
+    It is below those that kernels give to connections: a launcher takes seconds until it listens, and
+    one of these may be another process' by then.
+    """
+    while True:
+        port = random.SystemRandom().randrange(*_PORTS)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("", port))
+            return port

@@ -19,6 +19,7 @@ from filelock import FileLock
 
 from dualign.cli.main import main
 from dualign.lifetime import end_with, kill_tree
+from dualign.machines import free_port
 
 
 def start(
@@ -112,7 +113,7 @@ def on_cpu(launcher: str, folder: Path, *, count: int = 2) -> Path:
     file = Path(__file__).parents[1] / "recipes" / "accelerate" / f"{launcher}.yaml"
     config = yaml.safe_load(file.read_text(encoding="utf-8"))
     config |= {"num_processes": count, "use_cpu": True, "mixed_precision": "no"}
-    config |= {"main_process_port": 0}  # whichever is free
+    config |= {"main_process_port": free_port()}
     path = folder / f"launcher-{launcher}-{count}.yaml"
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
     return path

@@ -192,3 +192,12 @@ def test_a_port_in_use_and_a_number_given_twice_are_refused() -> None:
     kept[0]._store = None  # type: ignore[assignment]  # as if its process had been killed
     with pytest.raises(CheckpointError, match="has ended without a word, so machine 1 ends too"):
         kept[1].next_turn()
+
+
+def test_a_free_port_is_none_that_connections_get() -> None:
+    with socket.socket() as taken:
+        taken.bind(("", free_port()))
+        taken.listen()
+        port = free_port()
+        assert port != taken.getsockname()[1]
+        assert 20_000 <= port < 32_768
