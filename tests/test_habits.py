@@ -25,6 +25,7 @@ USERS_EXTRAS = (
     "eval",
     "lm-eval",
     "gguf",
+    "quantize",
     "sweep",
     "data",
     "datatrove",

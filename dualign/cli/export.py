@@ -1,10 +1,11 @@
 """`dualign export`."""
 
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from dualign.cli.parsers import Sub, command
 from dualign.errors import ConfigError
+from dualign.export.compressed.types import CALIBRATION_ROWS, ROWS, TYPES
 
 _EXPORT = """\
 Writes OUT/NAME-F16.gguf, NAME-Q8_0.gguf, NAME-Q4_K_M.gguf (for llama.cpp, LM Studio, ...), a
@@ -12,24 +13,34 @@ Modelfile for Ollama, and export.json with hashes and the check. An adapter is f
 The check loads the files in llama.cpp and compares their answers in both modes with those of
 transformers. OUT appears if they agree.
 
+With --type bf16, fp8, int8, gptq, awq or nvfp4, OUT is a checkpoint for vLLM instead, in
+compressed-tensors' form. gptq and awq read rows of both modes that the model was trained on. Both modes are then asked the tasks of the model's run, beside the model
+itself; OUT appears if neither is worse beyond a bound (docs/export.md).
+
   dualign export runs/quickstart/merged gguf
   llama-server -m gguf/merged-Q4_K_M.gguf --jinja
   cd gguf && ollama create mine -f Modelfile && ollama run mine --think=false
+  dualign export runs/quickstart/merged fp8 --type fp8
 """
 
 
 def add(sub: Sub) -> None:
     """Add the command."""
-    parser = command(sub, "export", "write GGUF files and an Ollama Modelfile", _EXPORT)
+    parser = command(
+        sub, "export", "write a checkpoint for vLLM, or GGUF files and an Ollama Modelfile", _EXPORT
+    )
     parser.add_argument(
         "model", metavar="MODEL", help="a run directory, model folder, adapter or hub id"
     )
     parser.add_argument("out", metavar="OUT", help="the folder to write")
     parser.add_argument(
+        "--type",
         "--types",
+        dest="types",
         default="f16,q8_0,q4_k_m",
         metavar="LIST",
-        help="some of f32, f16, q8_0, q4_k_m; default %(default)s",
+        help=f"one of {', '.join(TYPES)}, for vLLM; or some of f32, f16, q8_0, q4_k_m, for llama.cpp; "
+        "default %(default)s",
     )
     parser.add_argument("--name", help="what the files are called; default: the model's folder")
     parser.add_argument(
@@ -47,7 +58,44 @@ def add(sub: Sub) -> None:
     parser.add_argument("--no-check", action="store_true", help="don't load what was written")
     parser.add_argument("--dry-run", action="store_true", help="show sizes; write nothing")
     parser.add_argument("--force", action="store_true", help="replace OUT when it is there")
+    _add_compressed(parser)
     parser.set_defaults(action=_export)
+
+
+def _add_compressed(parser: ArgumentParser) -> None:
+    """Add what checkpoints for vLLM are calibrated and compared by."""
+    parser.add_argument(
+        "--calibration",
+        metavar="FILE",
+        help="of gptq and awq: rows of both modes, in any shape that training reads; default: those of the "
+        "model's SFT stage",
+    )
+    parser.add_argument(
+        "--calibration-rows",
+        type=int,
+        metavar="N",
+        help=f"how many of them; default {CALIBRATION_ROWS}",
+    )
+    parser.add_argument(
+        "--task",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="of vLLM's types: what both models are asked; default: the tasks of the model's run, else "
+        "its held-out rows",
+    )
+    parser.add_argument(
+        "--rows",
+        type=int,
+        default=ROWS,
+        metavar="N",
+        help="problems of each task, or held-out rows of each mode; default %(default)s",
+    )
+    parser.add_argument(
+        "--allow-worse",
+        action="store_true",
+        help="write OUT although a mode is worse than the bound",
+    )
 
 
 def _export(args: Namespace) -> int:
@@ -61,6 +109,13 @@ def _export(args: Namespace) -> int:
             f"{out}: OUT is a folder; files in it are called after MODEL, or after --name"
         )
     types = [name for name in args.types.lower().split(",") if name]
+    if compressed := [name for name in types if name in TYPES]:
+        if len(types) > 1:
+            raise ConfigError(
+                f"--type {args.types}: {compressed[0]} is a checkpoint in a folder of its own; export one "
+                "type at a time"
+            )
+        return _export_compressed(args, out, compressed[0])
     if args.dry_run:
         say(_dry_run(args, types))
         return 0
@@ -78,6 +133,49 @@ def _export(args: Namespace) -> int:
     )
     wide_console().print(summary(result))
     say(f"{out}: {len(result.files)} GGUF file(s), Modelfile, export.json")
+    return 0
+
+
+def _export_compressed(args: Namespace, out: Path, type: str) -> int:
+    """`dualign export MODEL OUT --type` of a type for vLLM."""
+    from dualign.cli.commands import say
+    from dualign.export.compressed.export import (
+        CalibrationConfig,
+        ComparisonConfig,
+        export_compressed,
+        size,
+    )
+    from dualign.export.compressed.source import open_compressed
+    from dualign.export.show_modes import modes_summary
+    from dualign.terminal import wide_console
+
+    if args.dry_run:
+        source = open_compressed(args.model, TYPES[type])
+        say(f"writes    {out}: {TYPES[type].about}, {size(source) / 1e6:.4g} MB of weights")
+        return 0
+    if args.rows < 1:
+        raise ConfigError(f"--rows: expected 1 or more, found {args.rows}")
+    calibrates = args.calibration or args.calibration_rows is not None
+    if calibrates and not TYPES[type].calibrated:
+        raise ConfigError(f"--type {type} reads no rows: leave --calibration out")
+    rows = CalibrationConfig(
+        file=args.calibration,
+        rows=CALIBRATION_ROWS if args.calibration_rows is None else args.calibration_rows,
+    )
+    comparison = ComparisonConfig(
+        tasks=tuple(args.task), rows=args.rows, allow_worse=args.allow_worse
+    )
+    result = export_compressed(
+        args.model,
+        out,
+        type=type,
+        rows=rows,
+        comparison=None if args.no_check else comparison,
+        force=args.force,
+    )
+    if result.both_modes is not None:
+        wide_console().print(modes_summary(result.both_modes))
+    say(f"{out}: {type}, {result.bytes / 1e6:.4g} MB of weights, export.json")
     return 0
 
 

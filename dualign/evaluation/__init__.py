@@ -3,6 +3,7 @@
 __all__ = [
     "budget_table",
     "config",
+    "divergence",
     "evaluate",
     "language_table",
     "lengths",

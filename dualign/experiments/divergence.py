@@ -1,28 +1,21 @@
 """How far a run's model is from its parent, on the answers that it gives itself.
 
-For each token of an answer, KL(run || parent) over the whole vocabulary, given the text before it;
-the mean over all tokens. On answers drawn at temperature 1 that is an unbiased estimate of the
-divergence of the sequences per token; on greedy answers it is the divergence along those alone.
-Shapes: T tokens, V vocabulary.
+KL(run || parent), as `evaluation.divergence` has it: the mean over all tokens of the answers.
 """
 
 import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dualign.data.conversation import MODES
+from dualign.evaluation.divergence import mean_divergence, scorer, spread, token_divergences
 from dualign.evaluation.scores import short_label
 from dualign.experiments.runs import Run
 from dualign.model_ref import StageRef
 from dualign.report.runs import StageRun
 from dualign.rundir import write_json
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from dualign.models.loading import EvalModel
 
 logger = logging.getLogger(__name__)
 _ANSWERS = 16  # of each mode, spread over the problems
@@ -77,53 +70,20 @@ def _measure(run: Run, evaluation: StageRun, parent: str) -> dict[str, Any]:
             for sample in evaluation.samples
             if sample["model"] == evaluation.metrics["model"] and sample["mode"] == mode
         ]
-        total, tokens = _divergence(subject, other, _spread(own, _ANSWERS))
-        result[mode] = total / tokens if tokens else None
-        result["tokens"] += tokens
+        scores = scorer(subject.weights()), scorer(other.weights())
+        tokens: list[tuple[float, bool]] = []
+        for prompt, answer in spread(own, _ANSWERS):
+            read = token_divergences(*scores, subject.tokenizer, prompt, answer)
+            tokens += zip(read.kl, read.agreed, strict=True)
+        measured = mean_divergence(tokens)
+        result[mode] = measured.kl
+        result["tokens"] += measured.tokens
     return result
 
 
 def _path(run: Run, parent: str) -> str:
     ref = StageRef.parse(parent)
     return parent if ref is None else str(run.status(ref.name).run_dir.resolve() / ref.path)
-
-
-def _spread(rows: Sequence[tuple[str, str]], count: int) -> list[tuple[str, str]]:
-    """Return `count` of the rows, evenly spread."""
-    if len(rows) <= count:
-        return [*rows]
-    return [rows[i * len(rows) // count] for i in range(count)]
-
-
-def _divergence(
-    subject: "EvalModel", other: "EvalModel", answers: Sequence[tuple[str, str]]
-) -> tuple[float, int]:
-    """Return the sum of KL(subject || other) over the tokens of the answers, and their number."""
-    import torch
-
-    total, tokens = 0.0, 0
-    for prompt, answer in answers:
-        prompt_ids, answer_ids = (
-            subject.tokenizer(text, add_special_tokens=False)["input_ids"]
-            for text in (prompt, answer)
-        )
-        if not answer_ids:
-            continue
-        ids = torch.tensor([prompt_ids + answer_ids])
-        p_TV, q_TV = (_logps(model, ids, len(prompt_ids)) for model in (subject, other))
-        total += float((p_TV.exp() * (p_TV - q_TV)).sum())
-        tokens += len(answer_ids)
-    return total, tokens
-
-
-def _logps(model: "EvalModel", ids_BT: "Tensor", start: int) -> "Tensor":
-    """Return the log-probabilities [T, V] that predict the tokens from `start` on."""
-    import torch
-
-    weights = model.weights()
-    with torch.no_grad():
-        logits_BTV: Tensor = weights(input_ids=ids_BT.to(weights.device), use_cache=False).logits
-    return logits_BTV[0, start - 1 : -1].float().log_softmax(-1)
 
 
 def in_words(entries: Sequence[Mapping[str, Any]]) -> str:

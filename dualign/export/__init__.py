@@ -1,3 +1,3 @@
-"""GGUF files and a Modelfile for llama.cpp and Ollama, compared with the checkpoint."""
+"""GGUF files, a Modelfile, and checkpoints for vLLM, compared with the model that they are of."""
 
-__all__ = ["export", "model_source", "show"]
+__all__ = ["export", "model_source", "show", "show_modes"]
