@@ -1,3 +1,3 @@
 """Which rows are trained on: sampling, screening, amounts, shares, and their statistics."""
 
-__all__ = ["mixture", "row_table", "screening", "selection", "switching"]
+__all__ = ["decontamination", "mixture", "row_table", "screening", "selection", "switching"]
