@@ -19,7 +19,7 @@ NEEDS_SHARDS = (
     "only FSDP2's sharded checkpoints can be written while training goes on (fsdp_version: 2 and "
     "fsdp_state_dict_type: SHARDED_STATE_DICT, as in recipes/accelerate/fsdp2.yaml): launch so, or remove the key"
 )
-DECOUPLED = (
+_DECOUPLED = (
     "checkpoint.writer.decoupled of DeepSpeed's config: nothing says when such a checkpoint is written, so a killed run "
     "would go on from half of one: remove it (FSDP2 has async_checkpoints)"
 )
@@ -142,7 +142,7 @@ def parallelism_issues(stage: TrainingStage) -> Iterator[Issue]:
     if stage.async_checkpoints and not spread.sharded_checkpoints:
         yield "async_checkpoints", NEEDS_SHARDS
     if spread.engine == "DEEPSPEED" and _decouples(spread.deepspeed_config_file):
-        yield "launch", DECOUPLED
+        yield "launch", _DECOUPLED
     if spread.cp_size > 1:
         yield (
             "launch",
