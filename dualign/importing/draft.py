@@ -54,6 +54,10 @@ class Draft:
     files: dict[str, str] = field(default_factory=dict)
     """NAME -> text of what is written beside the recipe"""
     notes: dict[Key, Note] = field(default_factory=dict)
+    sources: dict[Key, int] = field(default_factory=dict)
+    """a data set of the file -> the number of the source that it became"""
+    no_defaults: set[str] = field(default_factory=set)
+    """keys whose default isn't set where they aren't there"""
     problems: list[str] = field(default_factory=list)
     """why there can be no recipe at all"""
 
@@ -92,13 +96,26 @@ class Draft:
                 return None
         return value
 
+    def number(self, *key: str | int) -> int | float | None:
+        """Return a number of the file, or None; another value is named in the third list."""
+        value = self.get(*key)
+        if isinstance(value, str):
+            try:
+                return float(value)
+            except ValueError:
+                pass
+        if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+            return value
+        self.refuse(key, f"expected a number, found {value!r}")
+        return None
+
     def put(self, target: str, value: Any) -> None:
         """Set our key: `put("data.sources[0].path", "rows.jsonl")`."""
         parts = _target_key(target)
         place: Any = self.recipe if target in RECIPE_KEYS else self.stage
         for part, below in itertools.pairwise(parts):
             _extend(place, part)
-            if not isinstance(place, list) and part not in place:
+            if not isinstance(place, list) and not isinstance(place.get(part), dict | list):
                 place[part] = [] if isinstance(below, int) else {}
             place = place[part]
         _extend(place, parts[-1])
@@ -146,7 +163,7 @@ class Draft:
             self.carry(place, says=f"is empty: {self.tool}'s default")
         elif _is_among(value, row.same):
             self.carry(place, says=row.says if row.action == "carried" else "as here")
-        elif row.action == "refused" and _is_off(value):
+        elif row.action == "refused" and is_off(value):
             self.carry(place, says="is off, as here")
         elif str(value).lower() in row.values:
             self._apply_value(place, row, row.values[str(value).lower()])
@@ -155,11 +172,11 @@ class Draft:
                 place, f"has no meaning in a {self.kind} stage, only in {' or '.join(row.kinds)}"
             )
         else:
-            self._note(row.action, place, _placed(row.target, place), value, row.says)
+            self._note(row.action, place, self._placed(row.target, place), value, row.says)
 
     def _apply_value(self, place: Key, row: KeyRow, ours: Any) -> None:
         """Note a key by the entry of its value: ours, or a mapping with an action of its own."""
-        target = _placed(row.target, place)
+        target = self._placed(row.target, place)
         if not isinstance(ours, Mapping):
             self._note(row.action, place, target, ours, row.says)
         elif "refused" in ours:
@@ -168,6 +185,13 @@ class Draft:
             self.change(place, target, ours["changed"], ours["says"])
         else:
             self._note(row.action, place, target, ours, row.says)
+
+    def _placed(self, target: str, place: Key) -> str:
+        """`data.sources[].path` of a key of a data set -> `data.sources[2].path`, the source that it became."""
+        heads = (place[:length] for length in range(1, len(place)))
+        numbers = [self.sources[head] for head in heads if head in self.sources]
+        numbers += [part for part in place if isinstance(part, int)]
+        return target.replace("[]", f"[{numbers[0]}]") if numbers else target
 
     def finish(self) -> None:
         """Apply the rows to all keys that have no note, and set the tool's defaults of keys that aren't there."""
@@ -180,6 +204,7 @@ class Draft:
     def _apply_default(self, row: KeyRow) -> None:
         place: Key = tuple(row.key.split("."))
         absent = row.absent is not None and "[" not in row.key and self.get(*place) is None
+        absent = absent and row.key not in self.no_defaults
         if absent and (not row.kinds or self.kind in row.kinds) and not self.has(row.target):
             self.assume(row.key, row.target, row.absent)
 
@@ -240,19 +265,13 @@ def _target_key(target: str) -> list[str | int]:
     return [int(part) if part.isdigit() else part for part in parts]
 
 
-def _is_off(value: Any) -> bool:
+def is_off(value: Any) -> bool:
     """Return whether a value switches off what its key is for."""
     return value is None or value is False or value in ("", [], {}, "no", "none")
 
 
 def _is_among(value: Any, values: tuple[Any, ...]) -> bool:
     return any(type(value) is type(item) and value == item for item in values)
-
-
-def _placed(target: str, place: Key) -> str:
-    """`data.sources[].path` of the key `datasets[2].path` -> `data.sources[2].path`."""
-    numbers = [part for part in place if isinstance(part, int)]
-    return target.replace("[]", f"[{numbers[0]}]") if numbers else target
 
 
 def _joined(before: Note, note: Note) -> Note:

@@ -7,7 +7,7 @@ named in the third list, so that the recipe that is written loads.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -81,10 +81,13 @@ def import_recipe(
         _settle(draft)
     document.problems += draft.problems
     document.raise_problems()
+    order = [field.name for field in fields(config_classes()[draft.kind])]
+    order = ["name", "kind", *(name for name in order if name not in ("name", "kind"))]
+    stage = {name: draft.stage[name] for name in order if name in draft.stage}
     return Imported(
         tool=chosen.shown,
         source=path,
-        recipe={**draft.recipe, "stages": [draft.stage]},
+        recipe={**draft.recipe, "stages": [stage]},
         notes=_ordered(draft),
         files=draft.files,
     )
@@ -116,14 +119,16 @@ def _settle(draft: Draft) -> None:
     """Take out what dualign refuses, and name it in the third list; `problems` if a recipe needs it."""
     for _ in range(20):
         document = _Refusals(file=draft.document.file)
-        parse(config_classes()[draft.kind], draft.stage, document)
+        stage = parse(config_classes()[draft.kind], draft.stage, document)
+        if stage is not None:
+            document.keys += [(tuple(key.split(".")), text) for key, text in stage.unused()]
         if not document.keys:
             return
         for key, message in document.keys:
             place = _existing(draft.stage, key)
-            if not place or place in _REQUIRED or place[-1] == "path":
+            if place != key or place in _REQUIRED or place[-1] == "path":
                 draft.problems.append(f"{draft.document.file}: {_blamed(draft, key)}: {message}")
-            elif place:
+            else:
                 _take_out(draft, place, message)
         if draft.problems:
             return
@@ -154,7 +159,12 @@ def _take_out(draft: Draft, place: Key, message: str) -> None:
 def _sets(note: Note, target: str) -> bool:
     """Return whether a key of the file set one of ours, or something in it."""
     names = note.target.split(", ")
-    return any(name == target or name.startswith((f"{target}.", f"{target}[")) for name in names)
+    return any(
+        name == target
+        or name.startswith((f"{target}.", f"{target}["))
+        or (name and target.startswith((f"{name}.", f"{name}[")))
+        for name in names
+    )
 
 
 def _blamed(draft: Draft, key: Key) -> str:

@@ -15,6 +15,8 @@ sentence that says what to do. More that a row may have:
     same: [a]           values that ask for what dualign does anyway
     absent: a           the tool's default, where dualign's own is another; it is set when the key isn't there
     kinds: [sft]        the kinds of stage that have our key, if not all
+
+`alike` lists keys for which one sentence holds, and `aliases` lists whose keys are those of another list.
 """
 
 from collections.abc import Mapping
@@ -53,23 +55,25 @@ class Table:
 
     signs: tuple[str, ...]
     rows: Mapping[str, KeyRow]
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """`test_datasets[]` -> `datasets[]`"""
 
     def row(self, key: Key) -> KeyRow | None:
         """Return the row of a key with its place, or None."""
-        return self.rows.get(_pattern(key))
+        return self.rows.get(self._pattern(key))
 
     def has_below(self, key: Key) -> bool:
         """Return whether keys inside of a key have rows of their own."""
-        place = _pattern(key)
+        place = self._pattern(key)
         return any(name.startswith((f"{place}.", f"{place}[")) for name in self.rows)
 
-
-def _pattern(key: Key) -> str:
-    """`("datasets", 0, "path")` -> `datasets[].path`."""
-    text = ""
-    for part in key:
-        text += "[]" if isinstance(part, int) else f".{part}" if text else str(part)
-    return text
+    def _pattern(self, key: Key) -> str:
+        """`("datasets", 0, "path")` -> `datasets[].path`."""
+        text = ""
+        for part in key:
+            text += "[]" if isinstance(part, int) else f".{part}" if text else str(part)
+            text = self.aliases.get(text, text)
+        return text
 
 
 @cache
@@ -77,11 +81,16 @@ def read_table(name: str) -> Table:
     """Read the keys of a tool."""
     document = read_yaml(Path(str(files("dualign.importing") / f"{name}.yaml")))
     document.raise_problems()
+    values = document.value
     rows: dict[str, KeyRow] = {}
-    for other in document.value.get("includes", ()):
+    for other in values.get("includes", ()):
         rows |= read_table(other).rows
-    rows |= {key: _row(key, value) for key, value in document.value["keys"].items()}
-    return Table(signs=tuple(document.value["signs"]), rows=rows)
+    rows |= {key: _row(key, value) for key, value in values["keys"].items()}
+    for group in values.get("alike", ()):
+        row = {name: value for name, value in group.items() if name != "keys"}
+        rows |= {key: _row(key, row) for key in group["keys"]}
+    signs, aliases = tuple(values["signs"]), values.get("aliases", {})
+    return Table(signs=signs, rows=rows, aliases=aliases)
 
 
 def _row(key: str, value: Mapping[str, Any]) -> KeyRow:

@@ -55,11 +55,11 @@ def choose_tool(keys: Iterable[str], file: str, name: str | None = None) -> Tool
     if name is not None:
         return next(tool for tool in TOOLS if tool.name == name)
     keys = list(keys)
-    for key, kind in _OTHERS.items():
-        if key in keys:
-            raise ConfigError(f"{file}: is {kind} (it has the key {key!r}), not another tool's")
     signs = {tool: [key for key in keys if key in tool.table.signs] for tool in TOOLS}
     likely = {tool: seen for tool, seen in signs.items() if seen}
+    for key, kind in _OTHERS.items():
+        if key in keys and not likely:
+            raise ConfigError(f"{file}: is {kind} (it has the key {key!r}), not another tool's")
     if len(likely) == 1:
         return next(iter(likely))
     choice = f"say which tool's it is: --from {' or '.join(tool_names())}"

@@ -16,7 +16,7 @@ from dualign.recipe import load_recipe
 
 SMALL = {
     "base_model": "embedded:smollm2-135m-instruct",
-    "datasets": [{"path": "rows.jsonl"}],
+    "datasets": [{"path": "rows.jsonl", "type": "alpaca"}],
     "learning_rate": 1e-4,
     "num_epochs": 2,
 }
@@ -39,6 +39,7 @@ def test_every_key_of_the_file_is_in_exactly_one_list_and_the_recipe_loads(tmp_p
     assert [note.key for note in imported.notes if note.line] == [
         "base_model",
         "datasets[0].path",
+        "datasets[0].type",
         "learning_rate",
         "num_epochs",
         "lisa_n_layers",
@@ -122,12 +123,12 @@ def test_the_command_prints_the_lists_and_writes_only_what_is_asked_for(
 
 
 def test_the_lists_stand_at_the_top_of_the_recipe(tmp_path: Path) -> None:
-    text = recipe_text(import_recipe(file_of(tmp_path, made_up=1, sequence_len=4096)))
+    text = recipe_text(import_recipe(file_of(tmp_path, made_up=1, micro_batch_size=2)))
     head = text.split("\nname:")[0]
-    assert "# Can't be carried over: 1\n#   made_up (line 6): is in no table" in head
-    assert "#   sequence_len (line 7): -> data.max_tokens" in head
+    assert "# Can't be carried over: 1\n#   made_up (line 7): is in no table" in head
+    assert "#   micro_batch_size (line 8): -> train.per_device_train_batch_size" in head
     assert all(line.startswith("#") or not line for line in head.splitlines())
-    assert "      # longer rows are left out" in text
+    assert "      # effective batch = this x accumulation x processes" in text
 
 
 @pytest.mark.parametrize(

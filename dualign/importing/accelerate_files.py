@@ -1,0 +1,107 @@
+"""Accelerate config files (`launch`) made from DeepSpeed's JSON and from FSDP's keys of other tools."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from dualign.importing.draft import Draft
+from dualign.importing.yaml_text import yaml_lines
+
+_AUTO = ("auto", None)
+# Of DeepSpeed's JSON: what the recipe or accelerate's file says instead.
+_SAID_ELSEWHERE = [
+    "bf16",
+    "fp16",
+    "gradient_accumulation_steps",
+    "gradient_clipping",
+    "train_batch_size",
+    "zero_optimization",
+    "train_micro_batch_size_per_gpu",
+    "steps_per_print",
+    "wall_clock_breakdown",
+    "zero_allow_untested_optimizer",
+]
+
+
+def read_deepspeed(draft: Draft, path: str) -> dict[str, Any] | None:
+    """Return a DeepSpeed JSON file; None if it isn't there.
+
+    A file that isn't JSON is a problem of the draft.
+    """
+    place = draft.find(path)
+    if place is None or not place.is_file():
+        return None
+    try:
+        value = json.loads(place.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        draft.problems.append(f"{place}: not JSON: {error}")
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def deepspeed_settings(config: Mapping[str, Any], share: int = 1) -> dict[str, Any]:
+    """Return accelerate's settings for a DeepSpeed config; processes that share a row in groups of `share`."""
+    zero = config.get("zero_optimization") or {}
+    stage = int(zero.get("stage", 0))
+    keys: dict[str, Any] = {"zero_stage": stage}
+    if stage == 3:
+        keys |= {"zero3_init_flag": True, "zero3_save_16bit_model": True}
+    for name in ("optimizer", "param"):
+        device = (zero.get(f"offload_{name}") or {}).get("device", "none")
+        keys[f"offload_{name}_device"] = device
+    keys["deepspeed_multinode_launcher"] = "standard"
+    settings: dict[str, Any] = {"distributed_type": "DEEPSPEED"}
+    if share > 1:
+        settings["num_processes"] = share
+        settings["parallelism_config"] = {
+            "parallelism_config_sp_backend": "deepspeed",
+            "parallelism_config_sp_size": share,
+            "parallelism_config_dp_replicate_size": 1,
+        }
+    return {**settings, "deepspeed_config": keys}
+
+
+def left_out(config: Mapping[str, Any]) -> list[str]:
+    """Return what of a DeepSpeed config isn't in accelerate's settings, as `key: value`."""
+    zero = config.get("zero_optimization") or {}
+    known = {"stage", "offload_optimizer", "offload_param"}
+    keys = {f"zero_optimization.{name}": item for name, item in zero.items() if name not in known}
+    keys |= {name: item for name, item in config.items() if name not in _SAID_ELSEWHERE}
+    return [name for name, item in keys.items() if item not in _AUTO]
+
+
+def fsdp_settings(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Return accelerate's settings for FSDP2, with keys of accelerate's own names over the defaults."""
+    config = {
+        "fsdp_version": 2,
+        "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+        "fsdp_reshard_after_forward": True,
+        "fsdp_state_dict_type": "SHARDED_STATE_DICT",
+        "fsdp_activation_checkpointing": False,
+        "fsdp_cpu_ram_efficient_loading": False,
+        "fsdp_offload_params": False,
+    }
+    return {"distributed_type": "FSDP", "fsdp_config": {**config, **keys}}
+
+
+def add_launch(draft: Draft, settings: Mapping[str, Any], *, precision: str = "bf16") -> str:
+    """Add an accelerate config beside the recipe, and launch the stage by it; returns its name."""
+    name = f"{draft.recipe['name']}-launch.yaml"
+    values = {
+        "compute_environment": "LOCAL_MACHINE",
+        "num_machines": 1,
+        "machine_rank": 0,
+        "main_training_function": "main",
+        "mixed_precision": precision,
+        "rdzv_backend": "static",
+        "same_network": True,
+        "use_cpu": False,
+        **settings,
+    }
+    head = [
+        f"# How {draft.recipe['name']} is launched (docs/distributed.md), made by `dualign import`.",
+        "# Without num_processes a process is started on each GPU.",
+    ]
+    draft.files[name] = "\n".join([*head, *yaml_lines(values, {})]) + "\n"
+    draft.put("launch", name)
+    return name
