@@ -9,6 +9,8 @@ from dualign import engine
 from dualign.distributed import is_main_process
 from dualign.errors import ConfigError
 from dualign.experiments.start import experiment
+from dualign.libraries import import_bars, quiet_libraries
+from dualign.notebook import in_notebook
 from dualign.publish.start import PublishResult, publish
 from dualign.recipe import Recipe, find_recipe, shipped_names
 from dualign.recipe import load_recipe as load_recipe_file
@@ -17,7 +19,7 @@ from dualign.stages import stage_kind
 from dualign.switch import Switch, read_switch
 
 if TYPE_CHECKING:
-    from dualign.cost.plan import StagePlan
+    from dualign.cost.show import Plan
     from dualign.data.config import DataConfig
     from dualign.data.prepare import PairData, SFTData
     from dualign.doctor.doctor import Diagnosis
@@ -41,6 +43,11 @@ __all__ = [
     "publish",
     "run",
 ]
+
+
+if in_notebook():  # where all that is printed stays on the page
+    quiet_libraries()
+    import_bars()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,7 +111,7 @@ def run(
     return {folder.name: read_stage(folder) for folder in folders if (folder / RUN_JSON).is_file()}
 
 
-def plan(recipe: Recipe | str | Path, *, measure: bool = False) -> "tuple[StagePlan, ...]":
+def plan(recipe: Recipe | str | Path, *, measure: bool = False) -> "Plan":
     """Return what a run would do: each stage's state, and rows, tokens, steps, memory and time of
     the stages that train. Nothing is written; rows of stages that are ready to start are prepared.
 
@@ -113,16 +120,17 @@ def plan(recipe: Recipe | str | Path, *, measure: bool = False) -> "tuple[StageP
         measure: train a few steps of each stage that isn't done, and reckon its time from them.
 
     Returns:
-        The stages in order. What depends on a stage that hasn't run is None.
+        A tuple of the stages' plans, in order. What depends on a stage that hasn't run is None.
 
     Raises:
         DualignError: the recipe or its data can't be used.
     """
     from dualign.cost.plan import plan_stage
+    from dualign.cost.show import Plan
 
     recipe = _loaded(recipe)
     stages = engine.require_runnable(recipe, engine.statuses(recipe, remember=False))
-    return tuple(plan_stage(recipe, status, stages, measure=measure) for status in stages)
+    return Plan(plan_stage(recipe, status, stages, measure=measure) for status in stages)
 
 
 def prepare_sft(

@@ -18,6 +18,8 @@ SOURCE = ("dualign", "sft", "preference", "merging")
 FLOORS = [
     "dualign.version",
     "dualign.errors",
+    "dualign.libraries",
+    "dualign.notebook",
     "dualign.terminal",
     "dualign.hashing",
     "dualign.intervals",

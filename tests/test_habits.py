@@ -157,7 +157,10 @@ def test_the_site_has_every_page_once() -> None:
 
     Loader.add_multi_constructor("tag:yaml.org,2002:python/name:", lambda _, suffix, __: suffix)
     listed = files(yaml.load((ROOT / "mkdocs.yml").read_text(), Loader)["nav"])
-    pages = [str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")]
+    docs = ROOT / "docs"
+    pages = [
+        str(p.relative_to(docs)) for ending in ("md", "ipynb") for p in docs.rglob(f"*.{ending}")
+    ]
     assert sorted(listed) == sorted(pages)
 
 

@@ -30,6 +30,7 @@ from dualign.cli import (
 from dualign.cli.parsers import Sub, command
 from dualign.errors import DualignError
 from dualign.generation.config import Backend
+from dualign.libraries import quiet_libraries
 from dualign.lifetime import fail_as_rank, is_rank
 from dualign.version import __version__
 
@@ -98,12 +99,9 @@ def _quiet() -> None:
     """Print our messages as plain lines, and of the libraries' only those a user can act on."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("dualign").setLevel(logging.INFO)
-    # It suggests a faster kernel even when nothing is quantized.
-    logging.getLogger("bitsandbytes.backends.cpu").setLevel(logging.ERROR)
+    quiet_libraries()
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not sys.stderr.isatty():  # a bar would be hundreds of lines in a log; ours become a few
         for name in (
             "TQDM_DISABLE",

@@ -16,9 +16,36 @@ from dualign.cost.plan import (
 from dualign.data.workers import Share
 from dualign.engine import StageStatus, require_runnable, statuses
 from dualign.errors import ConfigError
+from dualign.notebook import html_table
 from dualign.recipe import Recipe, StageEntry, references
 from dualign.stages import stage_kind
 from dualign.terminal import wide_console
+
+
+class Plan(tuple[StagePlan, ...]):
+    """The plans of all stages in order. A notebook shows them as a table."""
+
+    def _repr_html_(self) -> str:
+        columns = ("stage", "kind", "state", "starts from", "rows", "steps", "memory", "time")
+        rows = [
+            (
+                stage.name,
+                stage.kind,
+                stage.state,
+                ", ".join(stage.parents),
+                *_short_cost(stage.cost),
+            )
+            for stage in self
+        ]
+        return html_table(columns, rows, text_columns=4)
+
+
+def _short_cost(cost: TrainingCost | None) -> tuple[str, ...]:
+    if cost is None:
+        return ("", "", "", "")
+    rows = "unknown" if cost.rows is None else f"{cost.rows:,}"
+    memory = f"{cost.memory.total / 1e9:.2f} GB" if cost.memory else "unknown"
+    return rows, f"{cost.steps:,}" if cost.steps else "unknown", memory, _training_time(cost)
 
 
 def show_plan(recipe: Recipe, *, measure: bool = False, console: Console | None = None) -> None:

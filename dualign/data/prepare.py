@@ -18,6 +18,7 @@ from dualign.data.shards import TableJob, write_tables
 from dualign.data.tokens.packing import Pieces, fill, pack
 from dualign.data.verdicts import count_verdicts, one_sided_verdicts
 from dualign.errors import DataError
+from dualign.notebook import html_table
 
 __all__ = [
     "DataRequest",
@@ -40,6 +41,19 @@ _PACKED_FEATURES = datasets.Features(
 )
 
 
+def _rows_table(rows: Mapping[str, Any]) -> str:
+    """Return the table that a notebook shows of ROWS: a row for each source and mode, and one for all."""
+    names = ("in", "kept", "tokens", "supervised_tokens")
+    entries = [*rows.get("by", ()), {"source": "all", "mode": "", **rows}]
+    cells = []
+    for entry in entries:
+        numbers = [f"{entry[name]:,}" if name in entry else "" for name in names]
+        dropped = ", ".join(f"{reason} {n:,}" for reason, n in entry.get("dropped", {}).items())
+        cells.append((entry["source"], entry["mode"], *numbers, dropped))
+    columns = ("source", "mode", "rows", "kept", "tokens", "supervised", "dropped")
+    return html_table(columns, cells, text_columns=2)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SFTData:
     """Packed rows: input_ids, labels, seq_lengths, doc_groups (for each document an index in
@@ -56,6 +70,9 @@ class SFTData:
     sources: tuple[Mapping[str, Any], ...]
     fill: float
 
+    def _repr_html_(self) -> str:
+        return _rows_table(self.rows)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PairData:
@@ -68,6 +85,9 @@ class PairData:
     groups: tuple[Group, ...]
     rows: Mapping[str, Any]
     sources: tuple[Mapping[str, Any], ...]
+
+    def _repr_html_(self) -> str:
+        return _rows_table(self.rows)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,6 +103,9 @@ class RatedData:
     groups: tuple[Group, ...]
     rows: Mapping[str, Any]
     sources: tuple[Mapping[str, Any], ...]
+
+    def _repr_html_(self) -> str:
+        return _rows_table(self.rows)
 
 
 Prepared = SFTData | PairData | RatedData

@@ -34,6 +34,7 @@ from dualign.errors import ConfigError, DataError, DualignError, TemplateError
 from dualign.model_ref import ModelRef
 from dualign.models.source import ModelSource, resolve_model
 from dualign.models.tokenizer import load_tokenizer
+from dualign.notebook import html_table
 from dualign.recipe import Recipe
 from dualign.stages import training_kinds
 from dualign.switch import Switch
@@ -51,6 +52,17 @@ class Diagnosis:
     rows: Mapping[str, Any]
     trials: TemplateTrials | None = None
     """of a template without data"""
+
+    def _repr_html_(self) -> str:
+        """Return the table that a notebook shows: a row for each kind of finding, worst first."""
+        rows = [
+            (group.severity, group.code, group.source, f"{first.message} {first.fix}", f"{count:,}")
+            for group in self.findings.groups()
+            for first, count in [(self.findings.listed[group][0], self.findings.counts[group])]
+        ]
+        columns = ("severity", "code", "where", "first finding, and what to do", "findings")
+        counts = f"{self.rows.get('in', 0):,} rows in, {self.rows.get('kept', 0):,} kept"
+        return html_table(columns, rows, caption=counts, text_columns=4)
 
 
 def diagnose_recipe(recipe: Recipe) -> Diagnosis:

@@ -17,6 +17,7 @@ from dualign.errors import EvaluationError
 from dualign.evaluation.significance import difference_variance
 from dualign.intervals import Z_95, t_95, wilson
 from dualign.model_ref import StageRef
+from dualign.notebook import html_table
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,6 +81,18 @@ class ModelScores:
         if cell.get("gain") is not None and cell.get("gain_ci"):
             return Change.of(cell["gain"], cell["gain_ci"])
         return change(self.score(task, "think"), self.score(task, "no_think"))
+
+    def _repr_html_(self) -> str:
+        """Return the table that a notebook shows: a row for each task and mode."""
+        columns = ("task", "mode", "problems", "accuracy, % [95 %]", "closed, %", "leak, %")
+        rates = ("closed_rate", "leak_rate")
+        rows = [
+            (task, mode, score.count, score_text(score), *(percent(cell.get(r), 0) for r in rates))
+            for task, cells in self.tasks.items()
+            for mode, cell in cells.items()
+            if (score := self.score(task, mode)) is not None
+        ]
+        return html_table(columns, rows, caption=self.model, text_columns=2)
 
 
 def change(after: Score | None, before: Score | None) -> Change | None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from dualign.notebook import html_table
 from dualign.switch import Switch, read_switch
 
 if TYPE_CHECKING:
@@ -27,6 +28,13 @@ class PublishResult:
     def failed(self) -> list[str]:
         """The names of the checks that failed; while there are any, nothing is uploaded."""
         return [check.name for check in self.checks if check.state == "failed"]
+
+    def _repr_html_(self) -> str:
+        """Return the tables that a notebook shows: the files, and every check."""
+        files = [(name, f"{size:,}") for name, size in self.files.items()]
+        checks = [(check.name, check.state, check.message) for check in self.checks]
+        columns = ("check", "state", "message")
+        return html_table(("file", "bytes"), files) + html_table(columns, checks, text_columns=3)
 
 
 def publish(

@@ -12,8 +12,9 @@ from dualign.data.conversation import MODES
 from dualign.errors import EvaluationError
 from dualign.evaluation.metrics import compare as compare_samples
 from dualign.evaluation.sampled import by_budget, has_value, mean_share, problem_means
-from dualign.evaluation.scores import Change, Score, mean_of
+from dualign.evaluation.scores import Change, Score, change_text, mean_of, score_text
 from dualign.evaluation.significance import holm
+from dualign.notebook import html_table
 from dualign.report.runs import Row
 from dualign.report.samples import mode_label, plain
 from dualign.report.sides import Side, read_side
@@ -108,6 +109,17 @@ class Comparison:
         """All compared problems: turned wrong, turned right, then those that stayed."""
         problems = [problem for task in self.tasks for problem in task.problems]
         return sorted(problems, key=lambda problem: OUTCOMES.index(problem.outcome))
+
+    def _repr_html_(self) -> str:
+        """Return the table that a notebook shows: a row for each task and mode."""
+        before, after = self.names
+        columns = ("task", "mode", "problems", before, after, "change [95 %]", "p, adjusted")
+        rows = []
+        for task in self.tasks:
+            figures = (score_text(task.before), score_text(task.after), change_text(task.change))
+            names = (task.task, task.mode, len(task.problems))
+            rows.append((*names, *figures, f"{task.p_adjusted:.3f}"))
+        return html_table(columns, rows, caption="accuracy in percent", text_columns=2)
 
     @property
     def means(self) -> dict[str, Change]:

@@ -3,12 +3,13 @@
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from dualign.errors import CheckpointError
 from dualign.evaluation.scores import ModelScores, read_scores
+from dualign.notebook import html_table
 from dualign.rundir import RUN_JSON
 
 Row = Mapping[str, Any]
@@ -22,14 +23,23 @@ class StageRun:
     path: Path
     name: str
     kind: str
-    record: Row
-    log: tuple[Row, ...] = ()
-    metrics: Row | None = None
-    samples: tuple[Row, ...] = ()
-    retained: tuple[Row, ...] = ()
+    record: Row = field(repr=False)
+    log: tuple[Row, ...] = field(default=(), repr=False)
+    metrics: Row | None = field(default=None, repr=False)
+    samples: tuple[Row, ...] = field(default=(), repr=False)
+    retained: tuple[Row, ...] = field(default=(), repr=False)
     """answers that a training stage was asked for while it trained"""
-    sweep: Row | None = None
+    sweep: Row | None = field(default=None, repr=False)
     """sweep.json of a sweep stage"""
+
+    def _repr_html_(self) -> str:
+        """Return the table that a notebook shows: the figures of run.json."""
+        metrics = self.record.get("metrics", {})
+        figures = {"kind": self.kind, "folder": self.path, "seconds": self.record.get("seconds")}
+        for name, value in metrics.items():
+            if isinstance(value, int | float | str):
+                figures[name] = f"{value:.4g}" if isinstance(value, float) else value
+        return html_table(("", self.name), figures.items(), text_columns=2)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

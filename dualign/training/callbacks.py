@@ -1,10 +1,12 @@
-"""Callbacks of both training stages: pauses, active adapters, one line a log."""
+"""Callbacks of both training stages: pauses, active adapters, what is shown of the steps."""
 
 import logging
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
 from transformers import (
     ProgressCallback,
     Trainer,
@@ -14,12 +16,15 @@ from transformers import (
     TrainingArguments,
 )
 
+from dualign.notebook import Output, html_bar, html_table, in_notebook
 from dualign.rundir import write_json
 from dualign.training.policy import activate_policy_adapters
 from dualign.training.progress import SHOWN
 
 logger = logging.getLogger(__name__)
 PAUSE_METRICS = "pause_metrics.json"  # in a checkpoint: the held-out metrics of a pause
+_REDRAW_SECONDS = 0.5
+_SHOWN_ROWS = 50  # of a table in a notebook
 
 
 class PauseAtStep(TrainerCallback):
@@ -113,7 +118,7 @@ class LogLines(TrainerCallback):
             logger.info(line)
 
 
-class ProgressBarWithLogLines(ProgressCallback):
+class _ProgressBarWithLogLines(ProgressCallback):
     """transformers' progress bar, with one short line per log instead of a dict."""
 
     def on_log(
@@ -129,12 +134,92 @@ class ProgressBarWithLogLines(ProgressCallback):
             bar.write(line)
 
 
+class NotebookProgress(TrainerCallback):
+    """In a notebook, a bar of steps above a table with a row for each logged step."""
+
+    def __init__(self) -> None:
+        self._output = Output()
+        self._rows: dict[int, dict[str, str]] = {}
+        self._start = self._drawn = 0.0
+        self._first_step = 0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._start, self._first_step = time.monotonic(), state.global_step
+        self._draw(state)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if time.monotonic() - self._drawn > _REDRAW_SECONDS:
+            self._draw(state)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        if figures := _figures(logs or {}):
+            self._rows.setdefault(state.global_step, {}).update(figures)
+            self._draw(state)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._draw(state)
+
+    def _draw(self, state: TrainerState) -> None:
+        if not state.is_world_process_zero:
+            return
+        self._drawn = time.monotonic()
+        bar = self._bar_text(state)
+        columns = list(dict.fromkeys(name for row in self._rows.values() for name in row))
+        shown = list(self._rows.items())[-_SHOWN_ROWS:]
+        rows = [(step, *(row.get(name, "") for name in columns)) for step, row in shown]
+        hidden = len(self._rows) - len(shown)
+        table = html_table(
+            ("step", *columns),
+            rows,
+            caption=f"{hidden} rows above these are in the stage's log" if hidden else "",
+            text_columns=0,
+        )
+        html = html_bar(state.global_step, state.max_steps, bar) + (table if rows else "")
+        self._output.show(html, bar)
+
+    def _bar_text(self, state: TrainerState) -> str:
+        elapsed = time.monotonic() - self._start
+        text = (
+            f"step {state.global_step} of {state.max_steps}, {tqdm.format_interval(elapsed)} so far"
+        )
+        steps, left = state.global_step - self._first_step, state.max_steps - state.global_step
+        if steps and left > 0:
+            text += f", {tqdm.format_interval(elapsed / steps * left)} to go"
+        return text
+
+
+def progress_callback(args: TrainingArguments) -> TrainerCallback:
+    """Return what shows the progress of training: in a notebook, on a terminal, or in a log."""
+    if args.disable_tqdm:
+        return LogLines()
+    return NotebookProgress() if in_notebook() else _ProgressBarWithLogLines()
+
+
+def _figures(logs: Mapping[str, float]) -> dict[str, str]:
+    """Return what is shown of a log, as text."""
+    names = [prefix + name for prefix in ("", "eval_") for name in SHOWN if prefix + name in logs]
+    return {name: f"{float(logs[name]):.4g}" for name in names}
+
+
 def _log_line(state: TrainerState, logs: Mapping[str, float]) -> str:
     """`step 10/80  loss 0.52  loss/think 0.41 ...`; at the end `train_loss` and `train_runtime`.
 
     "" where none of these is logged.
     """
-    names = [prefix + name for prefix in ("", "eval_") for name in SHOWN if prefix + name in logs]
-    names = names or [name for name in ("train_loss", "train_runtime") if name in logs]
-    figures = (f"{name} {float(logs[name]):.4g}" for name in names)
-    return "  ".join([f"step {state.global_step}/{state.max_steps}", *figures]) if names else ""
+    end = ("train_loss", "train_runtime")
+    figures = _figures(logs) or {name: f"{float(logs[name]):.4g}" for name in end if name in logs}
+    texts = (f"{name} {figure}" for name, figure in figures.items())
+    return "  ".join([f"step {state.global_step}/{state.max_steps}", *texts]) if figures else ""

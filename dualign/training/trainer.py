@@ -15,9 +15,9 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
-    ProgressCallback,
     Trainer,
 )
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 
 from dualign.attention.function import ATTENTION
 from dualign.attention.segments import document_segments
@@ -39,12 +39,12 @@ from dualign.models.logits import (
 )
 from dualign.models.source import ModelSource
 from dualign.models.tokenizer import sync_special_tokens
+from dualign.notebook import in_notebook
 from dualign.rundir import CHECKPOINTS
 from dualign.training.best import choice_metrics
 from dualign.training.callbacks import (
-    LogLines,
-    ProgressBarWithLogLines,
     RestoreAdaptersOnResume,
+    progress_callback,
 )
 from dualign.training.checkpointing import MarkCompleteCheckpoints, SavesCheckpoints
 from dualign.training.config import TrainingStage, lower_is_better
@@ -87,7 +87,7 @@ def trainer_arguments(
         # Without it the processes of a launch on CPUs don't find each other, and each trains alone.
         "use_cpu": device.kind == "cpu",
         "report_to": "none",
-        "disable_tqdm": not sys.stderr.isatty(),  # a line for each log instead
+        "disable_tqdm": not (sys.stderr.isatty() or in_notebook()),  # a line for each log instead
         "save_total_limit": 2,
         "dataloader_pin_memory": device.kind == "cuda",  # elsewhere torch warns and doesn't
         "logging_nan_inf_filter": False,
@@ -179,8 +179,8 @@ def prepare_trainer(trainer: SavesCheckpoints, stage: TrainingStage) -> None:
     _check_optimizer(trainer)
     _try_saving(trainer)
     trainer.remove_callback(PrinterCallback)
-    trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(LogLines() if trainer.args.disable_tqdm else ProgressBarWithLogLines())
+    trainer.remove_callback(DEFAULT_PROGRESS_CALLBACK)
+    trainer.add_callback(progress_callback(trainer.args))
     trainer.add_callback(MarkCompleteCheckpoints(trainer))
     trainer.add_callback(TellProgress(Path(trainer.args.output_dir).parent))
     ranks = Path(trainer.args.output_dir) / "ranks"

@@ -1,0 +1,27 @@
+"""What libraries print: only what a user can act on."""
+
+import logging
+import os
+import warnings
+
+_LIBRARIES = "accelerate|bitsandbytes|datasets|peft|torch|transformers|trl"
+
+
+def quiet_libraries() -> None:
+    """Silence hints to programmers. What the environment says of a library's messages stays."""
+    # It suggests a faster kernel even when nothing is quantized.
+    logging.getLogger("bitsandbytes.backends.cpu").setLevel(logging.ERROR)
+    for category in (FutureWarning, DeprecationWarning):
+        warnings.filterwarnings("ignore", category=category, module=rf"({_LIBRARIES})\b")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def import_bars() -> None:
+    """Import the bars of libraries in a notebook, without the warning that ipywidgets isn't there.
+
+    They are lines of text then.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import tqdm.auto  # noqa: F401
