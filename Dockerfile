@@ -1,8 +1,8 @@
 # syntax=docker/dockerfile:1
 # Images of this checkout; docs/docker.md says how to run them.
 #
-#     docker build --target cpu --tag dualign:cpu .      1.5 GB
-#     docker build --target cuda --tag dualign:cuda .    7 GB, for NVIDIA GPUs
+#     docker build --target cpu --tag dualign:cpu .      2 GB
+#     docker build --target cuda --tag dualign:cuda .    6.5 GB, for NVIDIA GPUs
 
 ARG PYTHON=3.12
 
