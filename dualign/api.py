@@ -81,7 +81,7 @@ def run(
     say: Callable[[str], None] = print,
     machine_rank: int | None = None,
 ) -> "dict[str, StageRun]":
-    """Run the stages of a recipe in order, as `dualign run` does, and write the report.
+    """Run the stages of a recipe in order, as `dualign run` does, and write the report, also while it goes on.
 
     Finished stages are skipped, and one that was interrupted is resumed.
 
@@ -97,17 +97,22 @@ def run(
     Raises:
         DualignError: a stage was refused or failed; finished stages stay.
     """
-    from dualign.report.report import write_report
+    from dualign.report.live import LiveReport
+    from dualign.report.report import PAGE, write_report
     from dualign.report.runs import read_stage
 
     recipe = _loaded(recipe)
-    folders = engine.run(recipe, only=only, say=say, machine_rank=machine_rank)
     evaluates = any(stage_kind(entry.kind).evaluates for entry in recipe.stages)
-    finished = all((folder / RUN_JSON).is_file() for folder in folders)  # else a stage was paused
-    report = bool(folders) and only is None and finished and (evaluates or len(folders) > 1)
-    if report and is_main_process():
-        write_report(recipe.output_dir, folders, title=recipe.name)
-        say(f"report: {recipe.output_dir / 'report.html'}")
+    reports = only is None and (evaluates or len(recipe.stages) > 1)
+    with LiveReport(recipe, report_follows=reports) as live:
+        folders = engine.run(
+            recipe, only=only, say=say, watch=live.stage_starts, machine_rank=machine_rank
+        )
+        live.stop()
+        finished = all((folder / RUN_JSON).is_file() for folder in folders)  # else one was paused
+        if reports and folders and finished and is_main_process():
+            write_report(recipe.output_dir, folders, title=recipe.name)
+            say(f"report: {recipe.output_dir / PAGE}")
     return {folder.name: read_stage(folder) for folder in folders if (folder / RUN_JSON).is_file()}
 
 

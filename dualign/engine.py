@@ -65,6 +65,9 @@ class StageStatus:
     state: str
 
 
+Watch = Callable[[StageStatus, Sequence[StageStatus]], None]
+
+
 def statuses(
     recipe: Recipe, *, remember: bool = True, digests: Digests | None = None
 ) -> list[StageStatus]:
@@ -105,6 +108,7 @@ def run(
     *,
     only: str | None = None,
     say: Callable[[str], None] = print,
+    watch: Watch = lambda status, stages: None,
     machine_rank: int | None = None,
 ) -> list[Path]:
     """Run every stage, or `only` one whose parents are done, and return the run directories.
@@ -115,6 +119,7 @@ def run(
 
     Args:
         say: gets a line when a stage starts and ends; ranks other than 0 are silent.
+        watch: gets each stage that starts, and all stages as they were at the start of the run.
         machine_rank: the number of this machine of several, where no scheduler says it.
 
     Raises:
@@ -123,17 +128,18 @@ def run(
     end_with_launcher()
     prepare_ops(ops_of_environment(os.environ))
     if "RANK" in os.environ:
-        return _run_stages(recipe, only=only, say=say if is_main_process() else _silent)
+        say = say if is_main_process() else _silent
+        return _run_stages(recipe, only=only, say=say, watch=watch)
     machine = machine_of(recipe, only=only, rank=machine_rank)
     if machine is None:
-        return _run_stages(recipe, only=only, say=say)
+        return _run_stages(recipe, only=only, say=say, watch=watch)
     with Meeting(machine) as meeting:
         own = partial(_card, recipe, machine.rank == 0 and recipe.output_dir.is_dir())
         call_roll(meeting.gather, own, recipe.output_dir, number=machine.rank, noun="machine")
         if machine.rank:
             follow(recipe, meeting)
             return []
-        run_dirs = _run_stages(recipe, only=only, say=say, meeting=meeting)
+        run_dirs = _run_stages(recipe, only=only, say=say, watch=watch, meeting=meeting)
         meeting.call(None)
     return run_dirs
 
@@ -143,6 +149,7 @@ def _run_stages(
     *,
     only: str | None,
     say: Callable[[str], None],
+    watch: Watch,
     meeting: Meeting | None = None,
 ) -> list[Path]:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -163,6 +170,7 @@ def _run_stages(
                 _require_parents(status, only, recipe)
             else:
                 say(f"{label}: {_START[status.state]}")
+                watch(status, stages)
                 seconds = _run_stage(recipe, status, stages, meeting)
                 if paused := _paused(status):
                     say(f"{label}: paused at step {paused.step}; without pause_at_step it goes on")

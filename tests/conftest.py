@@ -1,5 +1,6 @@
 """Fixtures that several folders of tests share. What they import is heavy: inside of them only."""
 
+import atexit
 import gc
 import json
 import os
@@ -7,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import mkdtemp
 
 import pytest
 
@@ -42,6 +44,10 @@ LONGEST = (
 def pytest_configure() -> None:
     """Let no property test fail since the machine is busy, and collect garbage as the command does."""
     from hypothesis import HealthCheck, settings
+
+    # trackio reads this when it is imported, which trl does: not into the folder of the user.
+    os.environ["TRACKIO_DIR"] = folder = mkdtemp(prefix="trackio-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
     gc.set_threshold(50_000)  # among half a million objects that imports make and that stay
 

@@ -77,9 +77,12 @@ def _require_plan_options(args: Namespace) -> None:
 def run_stage(args: Namespace, kind: str) -> int:
     """`dualign sft RECIPE`, and the other commands that run one stage of a kind."""
     from dualign import engine
+    from dualign.report.live import LiveReport
 
     recipe = api.load_recipe(args.recipe, *args.overrides)
-    engine.run(recipe, only=choose(recipe, kind, args.stage).name, say=say)
+    stage = choose(recipe, kind, args.stage).name
+    with LiveReport(recipe) as live:
+        engine.run(recipe, only=stage, say=say, watch=live.stage_starts)
     return 0
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from dualign.evaluation.scores import Change, change_text
-from dualign.report.stages import duration
+from dualign.report.key_figures import duration
 
 Entry = Mapping[str, Any]
 _MAX_NAMED = 4

@@ -13,7 +13,7 @@ from dualign.engine import StageStatus
 from dualign.experiments.halving import RungValues, distinct_stages
 from dualign.experiments.runs import Experiment, Run
 from dualign.experiments.sharing import FinishedStages, finished_stages
-from dualign.report.stages import duration
+from dualign.report.key_figures import duration
 from dualign.terminal import wide_console
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from typing import Any
 
@@ -164,7 +165,26 @@ def _choices(values: Iterable[str]) -> tuple[tuple[str, str], ...]:
     return tuple((value, value) for value in dict.fromkeys(values) if value)
 
 
-Block = Paragraph | Bullets | Table | Gallery | SideBySide | Details | TokenView | AnswerBrowser
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProgressBar:
+    """How much of a stage's work is done. `text` says it in words."""
+
+    text: str
+    done: int
+    total: int
+
+
+Block = (
+    Paragraph
+    | ProgressBar
+    | Bullets
+    | Table
+    | Gallery
+    | SideBySide
+    | Details
+    | TokenView
+    | AnswerBrowser
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -177,6 +197,14 @@ class Section:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Refresh:
+    """What a page needs to load itself again: how often, and when it was written."""
+
+    seconds: int
+    written: datetime
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
     """The whole; `facts` are (name, value) pairs at its head."""
 
@@ -186,11 +214,12 @@ class Report:
     pages: tuple[tuple[str, str], ...] = ()
     """(title, file) of pages beside this one"""
 
+    refresh: Refresh | None = None
+    """of a page that is written again while a run goes on"""
+
     @property
-    def has_script(self) -> bool:
-        """Whether a block needs the script of the filters."""
-        return any(
-            isinstance(block, AnswerBrowser)
-            for section in self.sections
-            for block in section.blocks
-        )
+    def scripts(self) -> tuple[str, ...]:
+        """The files of this folder that the page runs."""
+        blocks = (block for section in self.sections for block in section.blocks)
+        answers = any(isinstance(block, AnswerBrowser) for block in blocks)
+        return (*(["answers.js"] if answers else []), *(["live.js"] if self.refresh else []))

@@ -30,10 +30,10 @@ from dualign.report.blocks import (
     Table,
 )
 from dualign.report.experiment_plots import curves_plot, relation_plot
+from dualign.report.key_figures import duration
 from dualign.report.plots import accuracy_plot
 from dualign.report.render import render_html, render_markdown
 from dualign.report.report import write_pictures
-from dualign.report.stages import duration
 from dualign.report.sweep import format_setting
 from dualign.report.sweep_plots import line_plot, pareto_plot
 

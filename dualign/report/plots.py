@@ -8,6 +8,7 @@ text, for light and dark.
 import io
 import re
 import statistics
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -28,6 +29,8 @@ _MARKERS = {"think": "o", "no_think": "s", "": "."}
 INK = "#010203"  # stands for the color of the page's text; replaced in the SVG
 MAX_POINTS = 300
 _SIZE = (4.1, 3.0)
+# Settings are matplotlib's for the whole process, in which the live report draws while a stage works.
+_DRAWING = threading.RLock()
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "path",
     "font.size": 9.5,
@@ -94,6 +97,17 @@ def loss_plot(name: str, stage: str, log: Sequence[Row]) -> Picture:
         axes.set_ylabel("loss")
 
     return _curve_picture(name, f"{stage}: loss by step", draw, title=f"{stage}: loss")
+
+
+def rate_plot(name: str, stage: str, log: Sequence[Row]) -> Picture:
+    """Plot the learning rate by step."""
+
+    def draw(axes: Axes) -> None:
+        _line(axes, series(log, "learning_rate"), "", "")
+        axes.set_ylim(bottom=0)
+
+    title = f"{stage}: learning rate"
+    return _curve_picture(name, f"{title} by step", draw, title=title)
 
 
 def reward_plot(
@@ -324,7 +338,7 @@ def picture(
     """Return the plot that `draw` makes, with title and legend."""
     # The salt makes the same numbers give the same bytes.
     style = {**_STYLE, "svg.hashsalt": name}
-    with matplotlib.rc_context(style):
+    with _DRAWING, matplotlib.rc_context(style):
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot()
         draw(axes)
@@ -337,7 +351,7 @@ def picture(
             figure.legend(marks, labels, loc="outside lower center", ncols=columns, fontsize=9)
 
     def saved(form: str) -> bytes:
-        with matplotlib.rc_context(style):
+        with _DRAWING, matplotlib.rc_context(style):
             return _saved(figure, form, name)
 
     return Picture(name=name, alt=alt, draw=saved)

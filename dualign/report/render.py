@@ -18,10 +18,10 @@ _SPECIAL = re.compile(r"[\\`*\[\]|#~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 def render_html(report: Report) -> str:
     """Return the page: no outside link, pictures inside, all text escaped.
 
-    Answers that a reader filters come with a script, the only one that the page lets run.
+    Its own scripts are the only ones that the page lets run.
     """
     folder = Path(__file__).parent
-    script = (folder / "answers.js").read_text(encoding="utf-8") if report.has_script else ""
+    script = "\n".join((folder / name).read_text(encoding="utf-8") for name in report.scripts)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     template = environment(folder, autoescape=True).get_template("report.html.jinja")
     return template.render(report=report, script=script, script_hash=f"sha256-{digest}")

@@ -19,6 +19,7 @@ from dualign.report.runs import StageRun, evaluations_of, read_stage
 from dualign.report.stages import facts, provenance_sections, training_sections
 from dualign.report.sweep import sweep_sections
 
+PAGE = "report.html"
 _BESIDE = "report"  # the folder of the plots and of the page of answers
 _ANSWERS = "answers.html"
 
@@ -44,16 +45,19 @@ def write_report(output_dir: Path, stages: Sequence[Path], *, title: str) -> Non
     html, markdown = render_html(report), render_markdown(report, picture_folder=_BESIDE)
     write_pictures(output_dir / _BESIDE, report)
     if answers:
-        _write(output_dir / _BESIDE / _ANSWERS, render_html(answers))
+        write_page(output_dir / _BESIDE / _ANSWERS, render_html(answers))
     else:
         (output_dir / _BESIDE / _ANSWERS).unlink(missing_ok=True)
-    _write(output_dir / "report.html", html)
-    _write(output_dir / "report.md", markdown)
+    write_page(output_dir / PAGE, html)
+    write_page(output_dir / "report.md", markdown)
 
 
-def _write(file: Path, text: str) -> None:
+def write_page(file: Path, text: str) -> None:
+    """Write a page atomically: a browser never sees half of it."""
+    aside = file.with_name(f".{file.name}.new")
     # Code points that UTF-8 can't hold (a lone surrogate from a cut emoji) show as question marks.
-    file.write_text(text, encoding="utf-8", errors="replace")
+    aside.write_text(text, encoding="utf-8", errors="replace")
+    aside.replace(file)
 
 
 def read_models(stages: Sequence[Path]) -> tuple[ModelScores, ...]:

@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from dualign.rundir import RUN_JSON
 
 Row = Mapping[str, Any]
 Series = tuple[tuple[int, float], ...]
+_TAIL = 256_000  # bytes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,6 +85,30 @@ def read_stage(path: Path) -> StageRun:
     )
 
 
+def read_unfinished(work: Path, *, name: str, kind: str) -> StageRun:
+    """Read the work folder of a stage that isn't finished, which may be writing there now."""
+    retained = work / "retention.json"
+    measured = _read_json(retained, expected="retained scores") if retained.is_file() else None
+    return StageRun(
+        path=work,
+        name=name,
+        kind=kind,
+        record={"metrics": {"retain": measured}} if measured else {},
+        log=tuple(_read_rows(work / "log.jsonl", growing=True)),
+        retained=tuple(_read_rows(work / "retention.jsonl")),
+    )
+
+
+def latest_rows(file: Path, count: int) -> tuple[Row, ...]:
+    """Return the last rows of a file that grows; at most as many, of its last 256 kB."""
+    with suppress(FileNotFoundError), file.open("rb") as content:
+        size = content.seek(0, os.SEEK_END)
+        content.seek(max(0, size - _TAIL))
+        lines = content.read().split(b"\n")[1 if size > _TAIL else 0 : -1]
+        return tuple(json.loads(line) for line in lines[-count:] if line.strip())
+    return ()
+
+
 def read_evaluation(path: Path) -> StageRun:
     """Read the folder of an evaluation; `dualign eval` writes no run.json into it.
 
@@ -117,11 +144,13 @@ def _read_json(file: Path, *, expected: str) -> Row:
     return value
 
 
-def _read_rows(file: Path) -> Iterator[Row]:
+def _read_rows(file: Path, *, growing: bool = False) -> Iterator[Row]:
+    """Yield the rows of a file; of one that is growing the last may be there in part, and is left out."""
     if not file.exists():
         return
     # Not splitlines(): a model may write U+2028 and the like, which JSON leaves as they are.
-    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), 1):
+    lines = file.read_text(encoding="utf-8", errors="replace" if growing else "strict").split("\n")
+    for number, line in enumerate(lines[:-1] if growing else lines, 1):
         if not line.strip():
             continue
         try:

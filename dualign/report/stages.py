@@ -11,7 +11,8 @@ from dualign.model_ref import StageRef
 from dualign.report.blocks import Block, Details, Gallery, Paragraph, Picture, Section, Table
 from dualign.report.conclusions import ends_text
 from dualign.report.judges import judge_sections
-from dualign.report.plots import cost_plot, kl_plot, loss_plot, reward_plot
+from dualign.report.key_figures import duration
+from dualign.report.plots import cost_plot, kl_plot, loss_plot, rate_plot, reward_plot
 from dualign.report.runs import ModelEvaluation, StageRun, is_preference, is_rated, is_training
 from dualign.report.samples import plain
 
@@ -45,16 +46,6 @@ def _base_model(stages: Sequence[StageRun]) -> str:
         if isinstance(model, str) and not StageRef.parse(model) and endpoint_of(model) is None:
             return Path(model).name if Path(model).is_absolute() else model
     return ""
-
-
-def duration(seconds: float) -> str:
-    """`45 s`, `3 min 05 s`, `2 h 10 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def training_sections(stages: Sequence[StageRun]) -> Iterator[Section]:
@@ -124,6 +115,8 @@ def _curve_blocks(stage: StageRun) -> Iterator[Block]:
     pictures = [loss_plot(f"loss-{stage.name}", stage.name, stage.log)]
     if is_preference(stage):
         pictures += _reward_plots(stage)
+    if any("learning_rate" in row for row in stage.log):
+        pictures.append(rate_plot(f"rate-{stage.name}", stage.name, stage.log))
     yield Gallery(pictures=tuple(pictures))
     names = sorted({_shown_key(key) for row in stage.log for key in row} - {""}, key=_key_order)
     rows = [(name, ends_text(stage, name), ends_text(stage, f"eval_{name}")) for name in names]

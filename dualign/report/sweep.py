@@ -9,8 +9,8 @@ from rich.text import Text as Cell
 from dualign.data.conversation import MODES
 from dualign.evaluation.scores import Change, Score, change_text, percent, score_text
 from dualign.report.blocks import Block, Bullets, Gallery, Paragraph, Picture, Section, Table
+from dualign.report.key_figures import duration
 from dualign.report.runs import StageRun
-from dualign.report.stages import duration
 from dualign.report.sweep_plots import line_plot, pareto_plot
 
 Entry = Mapping[str, Any]

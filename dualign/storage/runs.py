@@ -2,18 +2,16 @@
 
 import json
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
-from typing import Any
 
 import psutil
-from tqdm import tqdm
 
 from dualign.errors import CheckpointError
 from dualign.progress import read_progress
+from dualign.report.key_figures import key_figure, progress_figure
 from dualign.rundir import (
     CHECKPOINTS,
     LAUNCHED,
@@ -133,7 +131,7 @@ def _stage(run_dir: Path, run_is_live: bool) -> StageFolder:
         name=run_dir.name,
         kind=str(record.get("kind", "")),
         state=state,
-        figure=key_figure(record) if state == "done" else _progress_figure(work),
+        figure=key_figure(record) if state == "done" else progress_figure(read_progress(work)),
         seconds=record.get("seconds"),
         started=str(record.get("started") or ""),
         size=size,
@@ -169,74 +167,3 @@ def size_of(path: Path) -> int:
         with suppress(OSError):  # a file that goes while we look
             total += file.stat().st_size if file.is_file() and not file.is_symlink() else 0
     return total
-
-
-def key_figure(record: Mapping[str, Any]) -> str:
-    """Return the figure of a run.json that says most about its stage; "" without any."""
-    metrics = record.get("metrics") or {}
-    for figure in _FIGURES:
-        with suppress(KeyError, TypeError, ValueError, IndexError):
-            if text := figure(metrics):
-                return text
-    kept = (record.get("rows") or {}).get("kept")
-    return "" if kept is None else f"{kept:,} rows"
-
-
-def _progress_figure(work: Path) -> str:
-    """Return how far an unfinished stage is, and its last figures; "" where nothing says it."""
-    progress = read_progress(work)
-    if progress is None:
-        return ""
-    left = progress.seconds_left
-    parts = [progress.count]
-    if left and progress.done < progress.total:
-        parts.append(f"{tqdm.format_interval(left)} left")
-    logged = progress.logged()
-    parts += [f"{name} {logged[name]:.4g}" for name in _WHILE_RUNNING if name in logged]
-    return ", ".join(parts)
-
-
-_WHILE_RUNNING = ("loss", "loss/think", "loss/no_think", "rewards/accuracies")
-
-
-def _accuracies(metrics: Mapping[str, Any]) -> str:
-    modes = {
-        mode: [
-            task[mode]["accuracy"]
-            for task in metrics["tasks"].values()
-            if task[mode]["accuracy"] is not None
-        ]
-        for mode in ("think", "no_think")
-    }
-    means = ", ".join(f"{mode} {100 * fmean(values):.1f} %" for mode, values in modes.items())
-    tasks = len(metrics["tasks"])
-    return f"{means} (mean of {tasks} task{'s' if tasks > 1 else ''})"
-
-
-def _margin(metrics: Mapping[str, Any]) -> str:
-    return f"held-out margin {metrics['validation']['eval_rewards/margins']:+.2f}"
-
-
-def _held_out_loss(metrics: Mapping[str, Any]) -> str:
-    return f"held-out loss {metrics['validation']['eval_loss']:.4f}"
-
-
-def _loss(metrics: Mapping[str, Any]) -> str:
-    return f"loss {metrics['first_loss']:.4f} -> {metrics['last_loss']:.4f}"
-
-
-def _pairs(metrics: Mapping[str, Any]) -> str:
-    return f"{metrics['pairs']:,} pairs of {metrics['samples']:,} answers"
-
-
-def _traces(metrics: Mapping[str, Any]) -> str:
-    return f"{metrics['think_rows']:,} traces of {metrics['questions']:,} questions"
-
-
-def _merge(metrics: Mapping[str, Any]) -> str:
-    return f"{metrics['method']}, {metrics['tensors']:,} tensors"
-
-
-_FIGURES: tuple[Callable[[Mapping[str, Any]], str], ...] = (
-    _accuracies, _margin, _held_out_loss, _loss, _pairs, _traces, _merge,
-)  # fmt: skip

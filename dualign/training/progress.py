@@ -69,7 +69,8 @@ class TellProgress(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        self._tell(state)
+        if not control.should_log:  # else its figures are about to come
+            self._tell(state)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from dualign.errors import CheckpointError
+from dualign.report.key_figures import duration
 from dualign.report.render import fenced, inline
 from dualign.report.report import read_models, write_report
-from dualign.report.stages import duration
 
 from .conftest import ATTACK, Record, cell, write_evaluation, write_rows, write_stage
 
@@ -33,7 +33,7 @@ ALL_SECTIONS = [
 ]
 
 
-class _Page(HTMLParser):
+class Page(HTMLParser):
     """Tags must close in order; keeps their names and attributes, and the text."""
 
     def __init__(self, html: str) -> None:
@@ -89,7 +89,7 @@ def test_whole_pipeline_has_every_section(html: str, markdown: str) -> None:
 
 
 def test_page_is_well_formed_and_needs_nothing_from_outside(html: str) -> None:
-    page = _Page(html)
+    page = Page(html)
     assert "script" not in page.tags and "link" not in page.tags
     links = [
         value or "" for name, value in page.attributes if name in ("href", "src", "xlink:href")
@@ -102,7 +102,7 @@ def test_page_is_well_formed_and_needs_nothing_from_outside(html: str) -> None:
 
 
 def test_head_names_base_model_stages_and_cost(html: str) -> None:
-    text = _Page(html).text
+    text = Page(html).text
     for fact in (
         "embedded:smollm2-135m-instruct",
         "data, sft, pairs, apo, merged, test",
@@ -203,7 +203,7 @@ def _attacked(folder: Path) -> Path:
 
 def test_foreign_text_cannot_become_markup(tmp_path: Path) -> None:
     html = (_attacked(tmp_path) / "report.html").read_text(encoding="utf-8")
-    page = _Page(html)
+    page = Page(html)
     assert "script" not in page.tags
     assert "<script" not in html
     assert "&lt;script&gt;alert" in html

@@ -8,8 +8,9 @@ import pytest
 from dualign import api
 from dualign.cli.main import main
 from dualign.errors import DualignError
+from dualign.report.key_figures import key_figure
 from dualign.rundir import locked
-from dualign.storage.runs import key_figure, read_runs
+from dualign.storage.runs import read_runs
 
 RECIPE = """
 name: two

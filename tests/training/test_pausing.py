@@ -85,6 +85,9 @@ def test_paused_stages_end_bit_identical(recipe: Path) -> None:
     assert "paused at step 3" in again[-1], "it's there already"
     done = dualign.run(load_recipe(recipe, [out, "apo.pause_at_step=4"]))
     assert list(done) == ["sft"], "no report: the other stages aren't there"
+    page = (rough / "report.html").read_text()
+    assert "apo paused at step 4" in page and "apo: loss by step" in page
+    assert 'id="live"' not in page, "it doesn't load itself again"
     logged = [json.loads(line) for line in (calm / "apo" / "log.jsonl").read_text().splitlines()]
     evaluated = next(row for row in logged if row["step"] == 4 and "eval_loss" in row)
     paused = read_paused(rough / "apo")

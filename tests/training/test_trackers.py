@@ -1,10 +1,9 @@
 """Figures of a stage in a tracker: names by mode, one run over pauses, and training that outlives the tracker."""
 
 import json
+import os
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -15,6 +14,7 @@ from dualign.rundir import read_run
 from dualign.training.trackers import _Run, _Tracker
 
 pytest.importorskip("tensorboard")
+pytest.importorskip("trackio")
 TRAIN = {
     "max_steps": 4,
     "logging_steps": 1,
@@ -84,14 +84,31 @@ def require_figures(run_dir: Path, *names: str) -> None:
         assert values == pytest.approx(expected[name], rel=1e-6), name
 
 
-def test_tensorboard_has_the_figures_of_each_mode_over_a_pause(
+def require_in_trackio(run_dir: Path, *names: str) -> None:
+    """Require each figure of log.jsonl in the folder that the tests give trackio, under these names."""
+    from trackio.sqlite_storage import SQLiteStorage
+
+    project = read_run(run_dir)["metrics"]["trackers"]["trackio"]["project"]
+    assert Path(os.environ["TRACKIO_DIR"], f"{project}.db").is_file()
+    record = read_run(run_dir)["metrics"]["trackers"]["trackio"]
+    assert "failed" not in record
+    rows = SQLiteStorage.get_logs(record["project"], record["run"])
+    expected = logged(run_dir)
+    for name in names:
+        values = {row["train/global_step"]: row[name] for row in rows if name in row}
+        values = {step: values[step] for step in expected[name]}
+        assert values == pytest.approx(expected[name], rel=1e-6), name
+
+
+def test_trackers_have_the_figures_of_each_mode_over_a_pause(
     tiny: Path, rows: Path, tmp_path: Path
 ) -> None:
-    path = recipe(tmp_path, tiny, rows, "tensorboard", kinds=["sft"])
+    path = recipe(tmp_path, tiny, rows, "tensorboard", "trackio", kinds=["sft"])
     run(path, "sft.pause_at_step=3")
     sft = run(path) / "sft"
     names = ("train/loss", "train/loss/think", "train/loss/no_think", "eval/loss/no_think")
     require_figures(sft, *names)
+    require_in_trackio(sft, *names)
     record = read_run(sft)["metrics"]["trackers"]["tensorboard"]
     assert record["project"] == "sums" and record["run"].startswith("sft-")
 
@@ -122,25 +139,11 @@ def test_a_tracker_that_fails_is_told_once_and_left_alone(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(find_spec("trackio") is None, reason="trackio isn't installed")
-def test_trackio_goes_on_in_the_run_of_the_stage(tiny: Path, rows: Path, tmp_path: Path) -> None:
-    """In the user's folder of trackio, in a project that goes afterwards."""
-    import trackio
-
+def test_each_stage_is_a_run_of_its_own(tiny: Path, rows: Path, tmp_path: Path) -> None:
     path = recipe(tmp_path, tiny, rows, "trackio", "tensorboard")
-    project = f"train.project=dualign-test-{uuid4().hex}"
-    overrides = [f"{stage}.{project}" for stage in ("sft", "apo")]
-    try:
-        run(path, "sft.pause_at_step=3", *overrides)
-        out = run(path, *overrides)
-        name = project.partition("=")[2]
-        records = [
-            read_run(out / stage)["metrics"]["trackers"]["trackio"] for stage in ("sft", "apo")
-        ]
-        assert [record["project"] for record in records] == [name, name]
-        assert not any("failed" in record for record in records)
-        runs = sorted(entry.name for entry in trackio.Api().runs(name))
-        assert runs == sorted(record["run"] for record in records)
-    finally:
-        trackio.delete_project(project.partition("=")[2], force=True)
-    require_figures(out / "apo", "train/rewards/margins/think", "eval/rewards/accuracies/no_think")
+    run(path, "sft.pause_at_step=3")
+    out = run(path)
+    names = "train/rewards/margins/think", "eval/rewards/accuracies/no_think"
+    require_figures(out / "apo", *names)
+    require_in_trackio(out / "apo", *names)
+    require_in_trackio(out / "sft", "train/loss/no_think", "eval/loss/think")
