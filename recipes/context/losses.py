@@ -14,6 +14,7 @@ from dualign.models.source import resolve_model
 
 _AGAIN = re.compile(r"Again: the .*? weighs (\d+) kilos\.")
 _HEAD_ROWS = 512
+_MODELS = ("before", "scaled", "trained")
 
 
 @torch.inference_mode()
@@ -47,12 +48,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int)
     parser.add_argument("--rows", type=Path, required=True)
     parser.add_argument("--bound", type=int, required=True, help="positions of the start model")
-    for name in ("before", "scaled"):
+    for name in _MODELS:
         parser.add_argument(f"--{name}", required=True)
     settings = parser.parse_args()
     texts = [json.loads(line)["text"] for line in settings.rows.read_text().splitlines()]
     table = {}
-    for name in ("before", "scaled"):
+    for name in _MODELS:
         source = resolve_model(getattr(settings, name))
         tokenizer = AutoTokenizer.from_pretrained(source.base)
         model = load_checkpoint(source, dtype=torch.bfloat16)
