@@ -36,19 +36,23 @@ def read_deepspeed(draft: Draft, path: str) -> dict[str, Any] | None:
     except (OSError, ValueError) as error:
         draft.problems.append(f"{place}: not JSON: {error}")
         return None
-    return value if isinstance(value, dict) else None
+    if not isinstance(value, dict):
+        draft.problems.append(f"{place}: expected an object with zero_optimization")
+        return None
+    return value
 
 
 def deepspeed_settings(config: Mapping[str, Any], share: int = 1) -> dict[str, Any]:
     """Return accelerate's settings for a DeepSpeed config; processes that share a row in groups of `share`."""
-    zero = config.get("zero_optimization") or {}
-    stage = int(zero.get("stage", 0))
+    zero = _zero(config)
+    stage = zero["stage"]
     keys: dict[str, Any] = {"zero_stage": stage}
     if stage == 3:
         keys |= {"zero3_init_flag": True, "zero3_save_16bit_model": True}
     for name in ("optimizer", "param"):
-        device = (zero.get(f"offload_{name}") or {}).get("device", "none")
-        keys[f"offload_{name}_device"] = device
+        offload = zero.get(f"offload_{name}")
+        device = offload.get("device") if isinstance(offload, Mapping) else None
+        keys[f"offload_{name}_device"] = device or "none"
     keys["deepspeed_multinode_launcher"] = "standard"
     settings: dict[str, Any] = {"distributed_type": "DEEPSPEED"}
     if share > 1:
@@ -61,9 +65,17 @@ def deepspeed_settings(config: Mapping[str, Any], share: int = 1) -> dict[str, A
     return {**settings, "deepspeed_config": keys}
 
 
+def _zero(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ZeRO's part of a DeepSpeed config, with its stage; 0 where it says none."""
+    zero = config.get("zero_optimization")
+    zero = dict(zero) if isinstance(zero, Mapping) else {}
+    stage = zero.get("stage")
+    return {**zero, "stage": stage if isinstance(stage, int) else 0}
+
+
 def left_out(config: Mapping[str, Any]) -> list[str]:
     """Return what of a DeepSpeed config isn't in accelerate's settings, as `key: value`."""
-    zero = config.get("zero_optimization") or {}
+    zero = _zero(config)
     known = {"stage", "offload_optimizer", "offload_param"}
     keys = {f"zero_optimization.{name}": item for name, item in zero.items() if name not in known}
     keys |= {name: item for name, item in config.items() if name not in _SAID_ELSEWHERE}

@@ -114,6 +114,8 @@ def _fill_model(draft: Draft) -> None:
     draft.carry("base_model", "model", draft.path(model) or model)
     if isinstance(draft.get("base_model"), int | float | bool | list | dict):
         draft.put("model", draft.get("base_model"))
+    if model.startswith((".", "/", "~")) and draft.find(model) is None:
+        draft.refuse("base_model", f"{model}: isn't there (looked in {draft.folder} and here)")
     directory = draft.get("lora_model_dir")
     if directory and draft.get("adapter"):
         path = draft.path(str(directory)) or str(directory)
@@ -185,7 +187,11 @@ def _own_template(draft: Draft, key: tuple[Any, ...]) -> None:
         draft.refuse(key, f"{text}: no such file, so the recipe has the model's own template")
         return
     name = f"{draft.recipe['name']}.jinja"
-    draft.files[name] = text if place is None else place.read_text(encoding="utf-8")
+    try:
+        draft.files[name] = text if place is None else place.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        draft.problems.append(f"{key[-1]}: {place}: can't be read as text: {error}")
+        return
     draft.carry(key, "template", name, "is a file beside the recipe")
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from dualign.config import Key
 from dualign.importing.draft import Draft
 
+_ASSISTANT = {"assistant", "gpt", "model"}
 _TEXT_TYPES = ("completion", "pretrain")
 _LISTS = ("datasets", "pretraining_dataset", "test_datasets")
 _LOADERS = ("json", "csv", "parquet", "arrow", "text")
@@ -307,9 +308,9 @@ def _note_roles(draft: Draft, key: Key, roles: Any, flags: bool) -> None:
             says="the assistant's turns are learned, but for those that a flag leaves out; axolotl learns "
             "those alone that have one",
         )
-    elif isinstance(roles, list) and [
-        role for role in roles if role not in ("assistant", "gpt", "model")
-    ]:
+    elif isinstance(roles, list) and roles and set(map(str, roles)) <= _ASSISTANT:
+        draft.carry(key, says="as here")
+    elif isinstance(roles, list) and roles:
         draft.refuse(
             key,
             f"{roles}: the assistant's turns alone are learned; data.supervise: all learns every token of "

@@ -20,7 +20,7 @@ def write_recipe(imported: Imported, out: Path, *, force: bool = False) -> list[
     """Write a recipe and the files beside it; returns their paths.
 
     Raises:
-        ConfigError: one of them is there, and `force` isn't set; nothing is written then.
+        ConfigError: one of them is there, and `force` isn't set, or none can be written there.
     """
     texts = {out: recipe_text(imported)}
     texts |= {out.parent / name: text for name, text in imported.files.items()}
@@ -33,9 +33,12 @@ def write_recipe(imported: Imported, out: Path, *, force: bool = False) -> list[
         raise ConfigError(f"{', '.join(there)}: there already; choose another name, or use --force")
     if out.resolve() == imported.source.resolve():
         raise ConfigError(f"{out}: is the file that is read; choose another name for the recipe")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    for path, text in texts.items():
-        path.write_text(text, encoding="utf-8")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        for path, text in texts.items():
+            path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{error.filename}: can't be written: {error.strerror}") from None
     return list(texts)
 
 

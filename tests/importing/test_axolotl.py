@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from dualign.cli.main import main
+from dualign.errors import ConfigError
 from dualign.importing.importing import Imported, import_recipe
 from dualign.importing.tables import read_table
 from dualign.importing.writer import write_recipe
@@ -326,3 +327,45 @@ def test_a_data_set_by_its_name_alone_is_a_source(tmp_path: Path) -> None:
         tmp_path, pretraining_dataset="org/web", max_steps=10, merge_method="legacy"
     )
     assert stage["data"]["sources"] == [{"path": "org/web", "columns": {"text": "text"}}]
+
+
+def test_other_words_for_the_assistant_are_its_turns(tmp_path: Path) -> None:
+    data = [{"path": "a/b", "type": "chat_template", "roles_to_train": ["gpt", "assistant"]}]
+    stage, imported = imported_stage(tmp_path, datasets=data)
+    assert (keys(imported, "refused"), "supervise" in stage["data"]) == ([], False)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "text", "message"),
+    [
+        ({"deepspeed": "ds.json"}, "{", "ds.json: not JSON"),
+        ({"deepspeed": "ds.json"}, "[1]", "ds.json: expected an object with zero_optimization"),
+        ({"chat_template_jinja": "ds.json"}, "\udcff", "ds.json: can't be read as text"),
+    ],
+)
+def test_files_that_cannot_be_read_end_in_one_message(
+    tmp_path: Path, theirs: dict[str, Any], text: str, message: str
+) -> None:
+    (tmp_path / "ds.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    data = [{"path": "a/b", "type": "chat_template"}]
+    with pytest.raises(ConfigError, match=message):
+        imported_stage(tmp_path, datasets=data, **theirs)
+
+
+@pytest.mark.parametrize(
+    "zero", [{"stage": "two"}, [1], None, {"stage": 2, "offload_param": "cpu"}]
+)
+def test_a_deepspeed_config_of_odd_values_still_becomes_a_launch_file(
+    tmp_path: Path, zero: Any
+) -> None:
+    data = [{"path": "a/b", "type": "chat_template"}]
+    _, imported = imported_stage(tmp_path, datasets=data, deepspeed={"zero_optimization": zero})
+    config = yaml.safe_load(imported.files["x-launch.yaml"])["deepspeed_config"]
+    assert config["zero_stage"] == (2 if zero == {"stage": 2, "offload_param": "cpu"} else 0)
+    assert config["offload_param_device"] == "none"
+
+
+def test_a_model_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    data = [{"path": "a/b", "type": "chat_template"}]
+    _, imported = imported_stage(tmp_path, base_model="./gone", datasets=data)
+    assert keys(imported, "refused") == ["base_model"]
