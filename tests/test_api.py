@@ -64,8 +64,17 @@ def test_the_example_of_each_function_runs(
     example = EXAMPLES[name]
     assert f"dualign.{name}(" in example and len(example.splitlines()) <= 20
     monkeypatch.chdir(folder)
-    exec(compile(example, f"docs/api.md: {name}", "exec"), {})
+    names: dict[str, object] = {}
+    exec(compile(example, f"docs/api.md: {name}", "exec"), names)
     assert capsys.readouterr().out
+    for value in names.values():
+        if hasattr(type(value), "_repr_html_"):  # what a notebook shows
+            assert value._repr_html_().count("<tr>") >= 2
+
+
+def test_a_stage_prints_as_one_line(stages: dict[str, StageRun]) -> None:
+    assert repr(stages["sft"]).startswith("StageRun(path=")
+    assert len(repr(stages["sft"])) < 300
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
