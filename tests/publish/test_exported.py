@@ -74,7 +74,12 @@ def write_record(out: Path, model: Path, beyond: tuple[str, ...] = ()) -> None:
         "model": str(model),
         "type": "bf16",
         "files": [{"file": "model.safetensors", "sha256": sha256(out / "model.safetensors")}],
-        "calibration": None,
+        "calibration": {
+            "modes": {
+                mode: {"available": 9, "rows": rows, "tokens": 80}
+                for mode, rows in (("think", 5), ("no_think", 3))
+            }
+        },
         "both_modes": {"questions": "tasks sums", "modes": modes, "beyond": list(beyond)},
     }
     (out / "export.json").write_text(json.dumps(record))
@@ -116,6 +121,7 @@ def test_a_checkpoint_in_fewer_bits_is_loaded_and_its_comparison_told(
     assert result.failed == [], result.checks
     assert states(result)["loads"] == states(result)["both_modes"] == "ok"
     assert "| think | 16 | 90.0 -&gt; 80.0; (-10.0 \\[-20.0, +0.0\\]) |" in result.card
+    assert "Calibrated on rows of both modes: think 5, no" in result.card
     assert "0.0123 | 0.0123 |" in result.card and "Asked: tasks sums." in result.card
     assert "### transformers" in result.card and "convert_hf_to_gguf" not in result.card
     assert result.is_outdated("adapter_config.json")

@@ -119,7 +119,11 @@ def _calibration(record: Mapping[str, Any]) -> str:
     calibration = record.get("calibration") or {}
     counts = calibration.get("modes") or calibration.get("rows") or {}
     if isinstance(counts, Mapping):
-        return ", ".join(f"{mode} {count}" for mode, count in counts.items())
+        rows = {
+            mode: count["rows"] if isinstance(count, Mapping) else count
+            for mode, count in counts.items()
+        }
+        return ", ".join(f"{mode} {count}" for mode, count in rows.items())
     return f"{counts} rows"
 
 
