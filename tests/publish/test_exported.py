@@ -205,3 +205,22 @@ def test_gguf_files_that_were_never_loaded_or_are_cut_short_are_told(
     (loads,) = (check for check in result.checks if check.name == "loads")
     assert "merged-F16.gguf: not a whole GGUF file" in loads.message
     assert "never loaded in llama.cpp and compared with transformers" in loads.message
+
+
+def test_what_cannot_be_loaded_here_is_said_and_may_be_allowed(
+    half: Path, road: Path, tmp_path: Path
+) -> None:
+    config = json.loads((half / "config.json").read_text())
+    (half / "config.json").write_text(
+        json.dumps(config | {"quantization_config": {"quant_method": "gptq"}})
+    )
+    result = staged(ask(half), hub_with(road / "merged"), tmp_path)
+    assert result.failed == ["loads"]
+    (loads,) = (check for check in result.checks if check.name == "loads")
+    assert "gptqmodel isn't installed here" in loads.message
+    assert "pip install torch transformers gptqmodel\n" in result.card
+    (tmp_path / "again").mkdir()
+    allowed = staged(
+        ask(half, allow=frozenset(["loads"])), hub_with(road / "merged"), tmp_path / "again"
+    )
+    assert allowed.failed == [] and states(allowed)["loads"] == "allowed"

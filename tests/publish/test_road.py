@@ -9,12 +9,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from dualign.checkpoints.embedded import EMBEDDED
+from dualign.export.export import export
+from dualign.export.llama_runtime import installed
 from dualign.hashing import sha256
 from tests.publish.empty_environment import empty_environment
 from tests.publish.following import TOKEN, card_of, follow, published, run
 from tests.publish.hub.api import Person
 from tests.publish.hub.client import call, environment
 from tests.publish.hub.server import Hub, running_hub
+from tests.publish.quickstart_road import KNOWN, put_base
 
 IN_BOTH_MODES = ["one and two", "</think>", "", "3", "3"]  # to "What is 1+2?"
 BASE_CARD = "---\nlicense: apache-2.0\nlanguage: en\n---\n# Base\n"
@@ -174,3 +178,20 @@ def test_a_pull_request_is_printed_and_not_opened_twice(
         assert f"pull request: {hub.url}/ada/asked/discussions/1 at " in done.out
     repo = hub.store.repos["ada/asked"]
     assert len(repo.pulls) == 1 and len(repo.commits) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("xllamacpp" not in installed(), reason="needs xllamacpp, which runs llama.cpp")
+def test_gguf_files_are_used_in_llama_cpp_by_following_their_card_alone(
+    hub: Hub, tmp_path: Path
+) -> None:
+    """The 135M that comes with a package, as its makers published it: the tiny model has no tokenizer
+    that llama.cpp knows.
+    """
+    put_base(hub, tmp_path)
+    export(EMBEDDED, tmp_path / "gguf", types=["q8_0"], name="small")
+    repo = published(hub, tmp_path, tmp_path / "gguf", "ada/GGUF", "--quantized-of", KNOWN.id)
+    assert {"small-Q8_0.gguf", "Modelfile", "export.json"} <= set(repo.head.files)
+    python = empty_environment(tmp_path / "empty", "xllamacpp", "huggingface_hub")
+    (printed,) = follow(card_of(hub, "ada/GGUF"), python, hub, tmp_path / "someone else")
+    assert len(" ".join(printed).split()) > 4, "it says something in both modes"

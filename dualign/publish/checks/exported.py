@@ -10,6 +10,7 @@ from dualign.publish.checklist import CheckOutcome, judge
 from dualign.publish.checks.files import check_weights
 from dualign.publish.exported import RECORD, Export, comparisons
 from dualign.publish.hub.metadata import HubClient
+from dualign.publish.lineage import Root
 
 
 def check_export_files(export: Export, hub: HubClient) -> CheckOutcome:
@@ -54,8 +55,8 @@ def _difference(export: Export, hub: HubClient) -> str | None:
     id, model = export.original.id, str(export.record.get("model") or "")
     if not model:
         return f"no {RECORD} says what it was made from, so it isn't known whether that is {id}"
-    folder = Path(model)
-    if not folder.is_dir():
+    folder = Root(reference=model, revision=None).folder()
+    if folder is None or not folder.is_dir():
         return f"{model}, which was exported, isn't there any more to be compared with {id}"
     metadata = hub.metadata(str(id), revision=export.original.revision)
     on_hub = {sha for name, sha in (metadata.sha256 if metadata else {}).items() if "/" not in name}
