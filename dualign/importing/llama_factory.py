@@ -30,7 +30,7 @@ _KTO_ROWS = 8
 
 def fill(draft: Draft) -> None:
     """Write what several keys say together."""
-    if _is_of_v1(draft) or not _fill_stage(draft):
+    if not _fill_stage(draft):
         return
     _fill_model(draft)
     fill_data(draft)
@@ -44,16 +44,6 @@ def fill(draft: Draft) -> None:
     _fill_launch(draft)
     note_batch(draft, "llamafactory-cli starts a process for each GPU by itself")
     carry_arguments(draft)
-
-
-def _is_of_v1(draft: Draft) -> bool:
-    keys = [key for key in ("peft_config", "train_dataset", "dist_config") if draft.get(key)]
-    if keys:
-        draft.problems.append(
-            f"{keys[0]}: is of LLaMA-Factory's v1 engine, which isn't read; expected a file with stage, "
-            "finetuning_type and dataset"
-        )
-    return bool(keys)
 
 
 def _fill_stage(draft: Draft) -> bool:

@@ -13,7 +13,10 @@ _AS_ITS_OWN = (
     "LLaMA-Factory writes this template's text by its own code; here the model's own chat template does, with "
     "its own default system text and calls, and every row is checked against it (`dualign inspect` shows them)"
 )
-_NO_TRACES = "a row with a <think> block is a think row here, and text to LLaMA-Factory's template"
+_NO_TRACES = (
+    "a row with a <think> block is a think row here, and text to LLaMA-Factory's template; where the model's own "
+    "template switches modes, other rows get the prompt of no_think"
+)
 _MODES = (
     "the mode is each row's own here: a row with a trace is think, one without is no_think and its prompt says "
     "so; LLaMA-Factory trains every row as think, and teaches an empty think block to those without a trace"

@@ -32,6 +32,7 @@ TOOLS: tuple[Tool, ...] = (
 )
 _OTHERS = {
     "stages": "a recipe of dualign",
+    "train_dataset": "a recipe of LLaMA-Factory's v1 engine, which isn't read",
     "merge_method": "a merge in mergekit's form: `dualign merge` takes it as it is",
 }
 

@@ -227,7 +227,7 @@ def test_the_imported_recipe_plans_and_its_rows_are_prepared(
         ({"stage": "dpo"}, "dataset: sums: has no ranking: true"),
         ({"dataset": "choices"}, "dataset: choices: has ranking: true"),
         ({"dataset_dir": "REMOTE:me/sets"}, "isn't read from the Hub"),
-        ({"peft_config": {"name": "lora"}}, "is of LLaMA-Factory's v1 engine"),
+        ({"train_dataset": "data/v1_sft_demo.yaml"}, "is a recipe of LLaMA-Factory's v1 engine"),
         ({"mix_strategy": "interleave_under", "interleave_probs": "0.1,0.9", "dataset": "sums,chats,held_out"},
          "interleave_probs: 2 for 3 sets"),
     ],
@@ -369,7 +369,7 @@ def test_a_long_context_is_merged_since_an_adapter_cannot_say_it(folder: Path) -
 def test_a_file_with_every_key_loses_none(folder: Path, value: Any) -> None:
     """Values of any kind make no traceback, and each key has one note."""
     keys = [key for key in read_table("llama_factory").rows if "." not in key and key not in SMALL]
-    less = {"peft_config", "dataset_dir", "eval_dataset", "mix_strategy", "deepspeed", "val_size"}
+    less = {"dataset_dir", "eval_dataset", "mix_strategy", "deepspeed", "val_size"}
     imported = import_recipe(written(folder, **{key: value for key in keys if key not in less}))
     noted = [note.key for note in imported.notes if note.line]
     assert sorted(noted) == sorted([*SMALL, *(key for key in keys if key not in less)])
