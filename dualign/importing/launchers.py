@@ -1,6 +1,5 @@
 """How a run was launched: a DeepSpeed file, or accelerate's, as the `launch` of a stage."""
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -9,48 +8,43 @@ from typing import Any
 
 from dualign.config import read_yaml
 from dualign.errors import ConfigError
+from dualign.importing.accelerate_files import (
+    add_launch,
+    deepspeed_settings,
+    left_out,
+    read_deepspeed,
+)
 from dualign.importing.draft import Draft
 
 _BY_NAME = re.compile(r"(ds_)?z(ero)?_?(?P<stage>[0-3])(?P<offload>_offload)?(_config)?(_bf16)?")
 """Names of the files that LLaMA-Factory and TRL ship: ds_z3_offload_config.json, zero2.json."""
-_KEPT = ("stage", "offload_optimizer", "offload_param", "stage3_gather_16bit_weights_on_model_save")
 _SIGNS = ("distributed_type", "compute_environment")
 
 
 def launch_by_deepspeed(draft: Draft, key: str = "deepspeed") -> None:
     """Write an accelerate file for DeepSpeed's file, or its settings, that `key` names."""
     value = draft.get(key)
-    settings = value if isinstance(value, Mapping) else _settings(draft, str(value))
-    if settings is None:
-        draft.refuse(
-            key, f"{value}: no such file: name an accelerate file in launch (docs/distributed.md)"
-        )
+    config = dict(value) if isinstance(value, Mapping) else read_deepspeed(draft, str(value))
+    guess = "" if config is not None else " (by the file's name)"
+    config = _by_name(str(value)) if config is None else config
+    if config is None:
+        says = "no such file: name an accelerate file in launch (docs/distributed.md)"
+        draft.refuse(key, f"{value}: {says}")
         return
-    zero = settings.get("zero_optimization") or {}
-    stage = zero.get("stage", 0)
-    name = f"{draft.recipe['name']}-launch.yaml"
-    draft.files[name] = _accelerate_text(zero, _precision(draft))
-    dropped = [f"zero_optimization.{other}" for other in zero if other not in _KEPT]
-    left = f"; left to DeepSpeed's defaults: {', '.join(dropped)}" if dropped else ""
-    guess = "" if isinstance(value, Mapping) or draft.find(str(value)) else " (by the file's name)"
+    settings = deepspeed_settings(config)
+    name = add_launch(draft, settings, precision=_precision(draft))
+    others = left_out(config)
+    rest = f"; left to DeepSpeed's defaults: {', '.join(others)}" if others else ""
     says = (
-        f"ZeRO-{stage}{guess} as an accelerate file, one process for each GPU; a step has processes x "
-        f"per_device_train_batch_size x gradient_accumulation_steps rows, as there{left}"
+        f"ZeRO-{settings['deepspeed_config']['zero_stage']}{guess} as an accelerate file, one process for each "
+        "GPU; a step has processes x per_device_train_batch_size x gradient_accumulation_steps rows, as "
+        f"there{rest}"
     )
     draft.change(key, "launch", name, says)
 
 
-def _settings(draft: Draft, name: str) -> Mapping[str, Any] | None:
-    """Return DeepSpeed's settings: of the file, or of one that isn't here by its well-known name."""
-    place = draft.find(name)
-    if place is not None and place.is_file():
-        try:
-            value = json.loads(place.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{place}: isn't JSON, as DeepSpeed's files are: {error}") from None
-        if not isinstance(value, Mapping):
-            raise ConfigError(f"{place}: expected an object with zero_optimization")
-        return value
+def _by_name(name: str) -> dict[str, Any] | None:
+    """Return the settings of a file that isn't here by its well-known name; None if it has none."""
     known = _BY_NAME.fullmatch(Path(name).stem)
     if known is None:
         return None
@@ -66,32 +60,6 @@ def _precision(draft: Draft) -> str:
     if draft.get("bf16") is True or draft.get("pure_bf16") is True:
         return "bf16"
     return "fp16" if draft.get("fp16") is True else "no"
-
-
-def _accelerate_text(zero: Mapping[str, Any], precision: str) -> str:
-    stage = int(zero.get("stage", 0))
-    lines = [
-        "# Made by `dualign import` from DeepSpeed's file.",
-        "# Without num_processes accelerate starts one process for each GPU of the machine.",
-        "compute_environment: LOCAL_MACHINE",
-        "distributed_type: DEEPSPEED",
-        "num_machines: 1",
-        "machine_rank: 0",
-        "main_training_function: main",
-        f'mixed_precision: "{precision}"',
-        "rdzv_backend: static",
-        "same_network: true",
-        "use_cpu: false",
-        "deepspeed_config:",
-        f"  zero_stage: {stage}",
-    ]
-    for part in ("optimizer", "param"):
-        device = (zero.get(f"offload_{part}") or {}).get("device", "none")
-        lines.append(f"  offload_{part}_device: {device}")
-    if stage == 3:
-        lines += ["  zero3_init_flag: true", "  zero3_save_16bit_model: true"]
-    lines.append("  deepspeed_multinode_launcher: standard")
-    return "\n".join(lines) + "\n"
 
 
 def note_batch(draft: Draft, starts: str) -> None:
