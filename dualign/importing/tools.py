@@ -59,7 +59,7 @@ def choose_tool(keys: Iterable[str], file: str, name: str | None = None) -> Tool
     signs = {tool: [key for key in keys if key in tool.table.signs] for tool in TOOLS}
     likely = {tool: seen for tool, seen in signs.items() if seen}
     for key, kind in _OTHERS.items():
-        if key in keys and not likely:
+        if key in keys and len(likely) != 1:
             raise ConfigError(f"{file}: is {kind} (it has the key {key!r}), not another tool's")
     if len(likely) == 1:
         return next(iter(likely))

@@ -227,7 +227,6 @@ def test_the_imported_recipe_plans_and_its_rows_are_prepared(
         ({"stage": "dpo"}, "dataset: sums: has no ranking: true"),
         ({"dataset": "choices"}, "dataset: choices: has ranking: true"),
         ({"dataset_dir": "REMOTE:me/sets"}, "isn't read from the Hub"),
-        ({"train_dataset": "data/v1_sft_demo.yaml"}, "is a recipe of LLaMA-Factory's v1 engine"),
         ({"mix_strategy": "interleave_under", "interleave_probs": "0.1,0.9", "dataset": "sums,chats,held_out"},
          "interleave_probs: 2 for 3 sets"),
     ],
@@ -236,6 +235,14 @@ def test_what_can_be_no_recipe_says_why(folder: Path, keys: dict[str, Any], mess
     with pytest.raises(ConfigError) as error:
         import_recipe(written(folder, **keys))
     assert message in str(error.value)
+
+
+def test_a_file_of_the_v1_engine_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "v1.yaml"
+    keys = {"model": "Qwen/Qwen3-4B", "train_dataset": "data/v1.yaml", "cutoff_len": 2048}
+    path.write_text(yaml.safe_dump({**keys, "micro_batch_size": 1}))
+    with pytest.raises(ConfigError, match="is a recipe of LLaMA-Factory's v1 engine"):
+        import_recipe(path)
 
 
 @pytest.mark.parametrize(
