@@ -157,7 +157,9 @@ class Draft:
         """Do with a key what its row says; without a row, name it in the third list."""
         place = (key,) if isinstance(key, str) else key
         row, value = self.table.row(place), self.get(*place)
-        if row is None:
+        if row is None and is_off(value) and self.table.has_below(place):
+            self.carry(place, says=f"is empty: {self.tool}'s default")
+        elif row is None:
             self.refuse(place, UNKNOWN)
         elif value is None:
             self.carry(place, says=f"is empty: {self.tool}'s default")
@@ -172,7 +174,9 @@ class Draft:
                 place, f"has no meaning in a {self.kind} stage, only in {' or '.join(row.kinds)}"
             )
         else:
-            self._note(row.action, place, self._placed(row.target, place), value, row.says)
+            # A launch is a file, which `fill` makes of such keys.
+            ours = None if row.target == "launch" else value
+            self._note(row.action, place, self._placed(row.target, place), ours, row.says)
 
     def _apply_value(self, place: Key, row: KeyRow, ours: Any) -> None:
         """Note a key by the entry of its value: ours, or a mapping with an action of its own."""

@@ -369,3 +369,28 @@ def test_a_model_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     data = [{"path": "a/b", "type": "chat_template"}]
     _, imported = imported_stage(tmp_path, base_model="./gone", datasets=data)
     assert keys(imported, "refused") == ["base_model"]
+
+
+def test_what_is_switched_off_or_empty_is_as_here(tmp_path: Path) -> None:
+    data = [{"path": "a/b", "type": "chat_template"}]
+    theirs = {
+        "load_in_4bit": False,
+        "adapter": "",
+        "dataset_exact_deduplication": False,
+        "fsdp": [],
+        "fsdp_config": {},
+        "deepspeed": None,
+        "special_tokens": None,
+    }
+    stage, imported = imported_stage(tmp_path, datasets=data, **theirs)
+    assert keys(imported, "refused") == []
+    assert not {"quantization", "lora", "launch"} & set(stage)
+
+
+def test_sizes_of_groups_leave_the_launch_file_as_it_is(tmp_path: Path) -> None:
+    data = [{"path": "a/b", "type": "chat_template"}]
+    theirs = {"fsdp_config": {"offload_params": True}, "fsdp_version": 2, "dp_shard_size": 8}
+    stage, imported = imported_stage(tmp_path, datasets=data, **theirs)
+    assert (stage["launch"], keys(imported, "refused")) == ("x-launch.yaml", [])
+    stage, _ = imported_stage(tmp_path, datasets=data, dp_shard_size=8)
+    assert "launch" not in stage
