@@ -137,7 +137,7 @@ def divergences(learnt, tokenizer, *modes) -> dict[str, float]:
 
 
 def test_calibration_without_think_rows_costs_think_mode(learnt):
-    """The trap: rows of no_think alone, whose traces are empty. Of four such models the KL in think was 2 to 5
+    """The trap: rows of no_think alone, whose traces are empty. Of three such models the KL in think was 2 to 5
     times that of both modes' rows."""
     tokenizer = load_chat_tokenizer(str(learnt))
     both = divergences(learnt, tokenizer, "think", "no_think")
