@@ -34,6 +34,7 @@ examples:
   dualign publish runs/mine/apo you/adapter --base HuggingFaceTB/SmolLM3-3B-Base@COMMIT
   dualign publish runs/mine/apo you/model --what both     weights on top, the adapter in adapter/
   dualign publish gguf you/quickstart-GGUF --quantized-of you/quickstart   what `dualign export` wrote
+  dualign publish runs/law/sft runs/code/sft you/pack     adapters of one base, each in adapters/NAME
 """
 
 
@@ -41,7 +42,12 @@ def add(sub: Sub) -> None:
     """The command."""
     parser = command(sub, "publish", "put a finished run on the hub", _ABOUT)
     parser.epilog = _EXAMPLES
-    parser.add_argument("run_dir", metavar="RUN_DIR", help="a stage's run directory")
+    parser.add_argument(
+        "run_dir",
+        nargs="+",
+        metavar="RUN_DIR",
+        help="a stage's run directory; of several, all adapters of one base, they are published together",
+    )
     parser.add_argument("repo_id", metavar="REPO_ID", help="owner/name on the hub")
     parser.add_argument("--yes", action="store_true", help="upload; without it all is only shown")
     parser.add_argument(
@@ -114,16 +120,17 @@ def add(sub: Sub) -> None:
 def _publish(args: Namespace) -> int:
     """`dualign publish RUN_DIR REPO_ID`: 1 if a check failed."""
     from dualign.cli.commands import say
+    from dualign.publish.pack import prepare_pack
     from dualign.publish.publish import leave_copy, prepare, upload_release
     from dualign.publish.show import show
     from dualign.publish.staging import staging_folder
     from dualign.rundir import require_new
 
-    request = _request(args)
+    requests = [_request(args, Path(run_dir)) for run_dir in args.run_dir]
     if args.out:
         require_new(Path(args.out))
-    with staging_folder(request.run_dir) as folder:
-        staged = prepare(request, folder)
+    with staging_folder(requests[0].run_dir) as folder:
+        staged = prepare_pack(requests, folder) if requests[1:] else prepare(requests[0], folder)
         show(staged)
         if args.out:
             leave_copy(staged, Path(args.out))
@@ -146,7 +153,7 @@ def _publish(args: Namespace) -> int:
     return 0
 
 
-def _request(args: Namespace) -> "PublishRequest":
+def _request(args: Namespace, run_dir: Path) -> "PublishRequest":
     from dualign.publish.release import PublishRequest
 
     license_of = {}
@@ -158,7 +165,7 @@ def _request(args: Namespace) -> "PublishRequest":
             )
         license_of[source] = license
     return PublishRequest(
-        run_dir=Path(args.run_dir),
+        run_dir=run_dir,
         repo_id=args.repo_id,
         contents=args.what,
         bases=tuple(args.base),
@@ -180,7 +187,7 @@ def _next(args: Namespace) -> str:
     """Return the same command with --yes."""
     import shlex
 
-    words = ["dualign", "publish", args.run_dir, args.repo_id]
+    words = ["dualign", "publish", *args.run_dir, args.repo_id]
     for option, values in (
         ("--what", [args.what]),
         ("--base", args.base),
