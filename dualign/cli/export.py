@@ -2,10 +2,14 @@
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dualign.cli.parsers import Sub, command
 from dualign.errors import ConfigError
 from dualign.export.compressed.types import CALIBRATION_ROWS, ROWS, TYPES
+
+if TYPE_CHECKING:
+    from dualign.export.imatrix import ImportanceConfig
 
 _EXPORT = """\
 Writes OUT/NAME-F16.gguf, NAME-Q8_0.gguf, NAME-Q4_K_M.gguf (for llama.cpp, LM Studio, ...), a
@@ -39,8 +43,17 @@ def add(sub: Sub) -> None:
         dest="types",
         default="f16,q8_0,q4_k_m",
         metavar="LIST",
-        help=f"one of {', '.join(TYPES)}, for vLLM; or some of f32, f16, q8_0, q4_k_m, for llama.cpp; "
+        help=f"one of {', '.join(TYPES)}, for vLLM; or some of f32, f16, q8_0, q6_k, q5_k_m, q4_k_m, "
+        "iq4_xs, q3_k_m, q2_k, ... for llama.cpp (all of its types for dense models: docs/export.md); "
         "default %(default)s",
+    )
+    parser.add_argument(
+        "--imatrix",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="quantize GGUF types by an importance matrix: llama-imatrix's file, or without FILE measured "
+        "on the rows of both modes that the model was trained on",
     )
     parser.add_argument("--name", help="what the files are called; default: the model's folder")
     parser.add_argument(
@@ -109,7 +122,9 @@ def _export(args: Namespace) -> int:
             f"{out}: OUT is a folder; files in it are called after MODEL, or after --name"
         )
     types = [name for name in args.types.lower().split(",") if name]
-    if compressed := [name for name in types if name in TYPES]:
+    compressed = [name for name in types if name in TYPES]
+    # bf16 is both: a checkpoint alone, and a GGUF file beside others.
+    if compressed and not (len(types) > 1 and set(compressed) == {"bf16"}):
         if len(types) > 1:
             raise ConfigError(
                 f"--type {args.types}: {compressed[0]} is a checkpoint in a folder of its own; export one "
@@ -127,6 +142,7 @@ def _export(args: Namespace) -> int:
         out,
         types=types,
         name=args.name,
+        importance=_importance(args),
         converter=args.converter,
         runtime=None if args.no_check else args.runtime,
         force=args.force,
@@ -149,6 +165,8 @@ def _export_compressed(args: Namespace, out: Path, type: str) -> int:
     from dualign.export.show_modes import modes_summary
     from dualign.terminal import wide_console
 
+    if args.imatrix is not None:
+        raise ConfigError(f"--imatrix: for GGUF types, found --type {type}; leave it out")
     if args.dry_run:
         source = open_compressed(args.model, TYPES[type])
         say(f"writes    {out}: {TYPES[type].about}, {size(source) / 1e6:.4g} MB of weights")
@@ -179,13 +197,30 @@ def _export_compressed(args: Namespace, out: Path, type: str) -> int:
     return 0
 
 
+def _importance(args: Namespace) -> "ImportanceConfig | None":
+    """Return where the importance matrix of GGUF types is from; None without one."""
+    from dualign.export.imatrix import ImportanceConfig
+
+    names_rows = args.calibration is not None or args.calibration_rows is not None
+    if args.imatrix is None:
+        if names_rows:
+            raise ConfigError("--calibration: GGUF types read no rows without --imatrix; add it")
+        return None
+    if args.imatrix and names_rows:
+        raise ConfigError(
+            f"--imatrix {args.imatrix} is measured already: leave out that file, or --calibration"
+        )
+    rows = CALIBRATION_ROWS if args.calibration_rows is None else args.calibration_rows
+    return ImportanceConfig(file=args.imatrix or None, calibration=args.calibration, rows=rows)
+
+
 def _dry_run(args: Namespace, types: list[str]) -> str:
     from dualign.export.export import choose_converter, choose_runtime, require_types, sizes
     from dualign.export.model_source import open_source
 
     command = choose_converter(args.converter)
     source = open_source(args.model, name=args.name, foreign=command is not None)
-    require_types(source, types)
+    require_types(source, types, importance=args.imatrix is not None)
     runtime = None if args.no_check else choose_runtime(args.runtime)
     lines = [f"converter {command[-1] if command else 'dualign'}"]
     lines += [

@@ -1,4 +1,4 @@
-"""Exact files (f32, f16) of a checkpoint, by llama.cpp's converter or by dualign.
+"""Exact files (f32, f16, bf16) of a checkpoint, by llama.cpp's converter or by dualign.
 
 llama.cpp's converter knows more architectures, but handles some settings worse: the bos token
 before a chat, and those that `architecture.py` refuses. So its file is compared with what dualign
@@ -50,7 +50,7 @@ def find_converter() -> list[str] | None:
 def write_exact(
     source: ExportSource, out: Path, type: str, command: Sequence[str] | None
 ) -> list[str]:
-    """Write `out` as f32 or f16, and return the settings that had to be corrected in it.
+    """Write `out` as a type of `EXACT`, and return the settings that had to be corrected in it.
 
     `command` runs llama.cpp's converter; None: dualign writes the file.
 
@@ -101,7 +101,7 @@ def _compare(file: Path, layout: GGUFLayout, type: str) -> list[str]:
     if extra := set(stored) ^ {tensor.name for tensor in layout.tensors}:
         raise CheckpointError(f"llama.cpp's converter: {sorted(extra)[0]} is in one of two files")
     for tensor in layout.tensors:
-        _require_same(tensor, stored[tensor.name])
+        _require_same(tensor, _numbers(stored[tensor.name]))
     return fixed_fields
 
 
@@ -132,8 +132,13 @@ def _same_setting(key: str, expected: Any, actual: Any) -> bool:
     return bool(expected == actual)
 
 
+def _numbers(data: Any) -> Any:
+    """Return bfloat16 numbers, which the reader gives as bytes, as uint16."""
+    return data.view(np.uint16) if data.dtype == np.uint8 else data
+
+
 def _require_same(tensor: GGUFTensor, data: Any) -> None:
-    kind = {"float16": "F16", "float32": "F32"}.get(str(data.dtype), "")
+    kind = {"float16": "F16", "float32": "F32", "uint16": "BF16"}.get(str(data.dtype), "")
     if not kind or data.shape != tensor.shape:
         raise CheckpointError(f"llama.cpp's converter: {tensor.name} is {data.dtype} {data.shape}")
     if not np.array_equal(from_float(tensor.read(), kind), data):

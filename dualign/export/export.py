@@ -17,17 +17,20 @@ from dualign.errors import CheckpointError, ConfigError
 from dualign.export import llama_runtime
 from dualign.export.check import CheckResult, ask_transformers, check
 from dualign.export.convert import SCRIPTS, find_converter, write_exact
+from dualign.export.imatrix import ImportanceConfig, ImportanceFile, make_importance
+from dualign.export.mixtures import MIXTURES, needing_importance, types_of
 from dualign.export.model_source import ExportSource, open_source
 from dualign.export.modelfile import modelfile
-from dualign.export.quantize import quantize, types_of
+from dualign.export.quantize import needs_library, quantize
+from dualign.export.writer import EXACT
 from dualign.hashing import sha256
 from dualign.rundir import new_folder, require_new, write_json
 from dualign.version import __version__
 
 logger = logging.getLogger(__name__)
 
-_EXACT = ("f32", "f16")
-_TYPES = (*_EXACT, "q8_0", "q4_k_m")
+TYPES = (*EXACT, *MIXTURES)
+_BELOW_FOUR_BITS = ("q3", "q2", "iq3", "iq2", "iq1")
 _RECORD = "export.json"
 _RECORD_KEYS = {"fixed_fields": "mended", "actual": "found"}
 """Fields that export.json has under other names."""
@@ -45,7 +48,7 @@ class ExportFile:
     tensors: Mapping[str, int]
     """number of tensors of each type"""
     error: float | None
-    """relative change of the weights by quantization; None for f32 and f16"""
+    """relative change of the weights by quantization; None for f32, f16 and bf16"""
     check: CheckResult | None
 
 
@@ -58,6 +61,8 @@ class ExportResult:
     fixed_fields: tuple[str, ...]
     """settings of llama.cpp's converter that were corrected"""
     files: tuple[ExportFile, ...]
+    importance: Mapping[str, Any] | None = None
+    """the importance matrix: its file, and the rows and tokens of each mode that it was measured on"""
 
 
 def export(
@@ -66,6 +71,7 @@ def export(
     *,
     types: Sequence[str] = ("f16", "q8_0", "q4_k_m"),
     name: str | None = None,
+    importance: ImportanceConfig | None = None,
     converter: str = "auto",
     runtime: str | None = "auto",
     force: bool = False,
@@ -75,6 +81,7 @@ def export(
     `out` appears once everything is written and checked.
 
     Args:
+        importance: quantize with an importance matrix, and leave it in `out`, too.
         converter: `llama.cpp`, `dualign`, or `auto`: llama.cpp's if it is installed.
         runtime: the one that loads the files and answers: a name of `llama_runtime.RUNTIMES`,
             `auto`: the first that is installed, or None: check nothing.
@@ -85,11 +92,11 @@ def export(
     require_new(out, force=force)
     command = choose_converter(converter)
     source = open_source(model, name=name, foreign=command is not None)
-    require_types(source, types)
+    require_types(source, types, importance=importance is not None)
     _require_room(out, source, types)
     runtime = choose_runtime(runtime)
     with new_folder(out, force=force) as work:
-        result = _write(source, work, types, command, runtime)
+        result = _write(source, work, types, importance, command, runtime)
         write_json(work / _RECORD, {"schema": 1, "dualign": __version__, **_record(result)})
     return result
 
@@ -118,22 +125,42 @@ def choose_runtime(runtime: str | None) -> str | None:
     return runtime if runtime != "auto" else next(iter(llama_runtime.installed()), None)
 
 
-def require_types(source: ExportSource, types: Sequence[str]) -> None:
+def require_types(source: ExportSource, types: Sequence[str], *, importance: bool = False) -> None:
     """Refuse types that don't exist, or that can't be made of this model here."""
-    if unknown := [type for type in types if type not in _TYPES]:
-        raise ConfigError(f"--types: unknown type {unknown[0]!r}; there are {', '.join(_TYPES)}")
+    if unknown := [type for type in types if type not in TYPES]:
+        raise ConfigError(f"--types: unknown type {unknown[0]!r}; there are {', '.join(TYPES)}")
     if not types:
-        raise ConfigError(f"--types: expected some of {', '.join(_TYPES)}")
-    quantized = [type for type in types if type not in _EXACT]
+        raise ConfigError(f"--types: expected some of {', '.join(TYPES)}")
+    quantized = [type for type in types if type not in EXACT]
+    if importance and not [type for type in quantized if type != "q8_0"]:
+        raise ConfigError(
+            f"--imatrix: {', '.join(types)} take no importance matrix; expected a type below eight bits "
+            "in --types"
+        )
+    if source.layout is not None and quantized and not importance:
+        _require_importance(source, quantized)
     if source.layout is None and quantized:
         raise ConfigError(
             f"--types: for {quantized[0]} of {source.weights.config['architectures'][0]}, run "
             "llama.cpp's llama-quantize on the f16 file"
         )
-    if "q4_k_m" in types:
+    if any(map(needs_library, types)):
         from dualign.export import ggml
 
         ggml.library()
+
+
+def _require_importance(source: ExportSource, types: Sequence[str]) -> None:
+    """Refuse types of which llama.cpp makes garbage without an importance matrix."""
+    assert source.layout is not None
+    shapes = {tensor.name: tensor.shape for tensor in source.layout.tensors}
+    for type in types:
+        needing = needing_importance(types_of(shapes, type), type)
+        if needing:
+            raise ConfigError(
+                f"--types: {type} needs an importance matrix for {needing[0]} ({len(needing)} tensors), "
+                "as in llama.cpp: without one it would be garbage; add --imatrix, or take iq3_s or q2_k"
+            )
 
 
 def sizes(source: ExportSource, types: Sequence[str]) -> dict[str, int]:
@@ -145,21 +172,25 @@ def _write(
     source: ExportSource,
     work: Path,
     types: Sequence[str],
+    importance: ImportanceConfig | None,
     command: Sequence[str] | None,
     runtime: str | None,
 ) -> ExportResult:
     _warn_of_words(source)
     types = list(dict.fromkeys(types))
-    exact = [type for type in types if type in _EXACT]
-    quantized = [type for type in types if type not in _EXACT]
+    exact = [type for type in types if type in EXACT]
+    quantized = [type for type in types if type not in EXACT]
     base = "f16" if quantized else exact[0]
     fixed_fields: dict[str, None] = {}
     details: dict[str, tuple[Mapping[str, int] | None, float | None]] = {}
     for type in dict.fromkeys([*exact, base]):
         fixed_fields |= dict.fromkeys(write_exact(source, _file(source, work, type), type, command))
         details[type] = None, None
+    matrix = _matrix(source, work, importance)
     for type in quantized:
-        packed = quantize(_file(source, work, base), _file(source, work, type), type=type)
+        packed = quantize(
+            _file(source, work, base), _file(source, work, type), type=type, importance=matrix
+        )
         details[type] = packed.types, packed.error
     if base not in types:
         _file(source, work, base).unlink()
@@ -173,7 +204,18 @@ def _write(
             _export_file(_file(source, work, type), type, *details[type], results.get(type))
             for type in types
         ),
+        importance=matrix.record if matrix else None,
     )
+
+
+def _matrix(
+    source: ExportSource, work: Path, config: ImportanceConfig | None
+) -> ImportanceFile | None:
+    if config is None:
+        return None
+    assert source.layout is not None, "types that take a matrix need dualign's layout"
+    out = work / f"{source.name}-imatrix.gguf"
+    return make_importance(source.model, source.layout, config, out)
 
 
 def _warn_of_words(source: ExportSource) -> None:
@@ -192,8 +234,9 @@ def _file(source: ExportSource, work: Path, type: str) -> Path:
 
 
 def _write_modelfile(source: ExportSource, work: Path, types: Sequence[str]) -> None:
-    """Write the Modelfile for the smallest file, which suits Ollama's users best."""
-    smallest = min(types, key=lambda type: _file(source, work, type).stat().st_size)
+    """Write the Modelfile for the smallest file from four bits on, which suits Ollama's users best."""
+    usable = [type for type in types if not type.startswith(_BELOW_FOUR_BITS)] or types
+    smallest = min(usable, key=lambda type: _file(source, work, type).stat().st_size)
     text = modelfile(
         _file(source, work, smallest).name,
         chat_template=source.chat_template,
@@ -250,10 +293,10 @@ def _size(source: ExportSource, type: str) -> int:
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     if source.layout is None:
-        width = {"f32": 4, "f16": 2}[type]
+        width = {"f32": 4, "f16": 2, "bf16": 2}[type]
         return sum(entry.size * width for entry in source.weights.entries.values())
     shapes = {tensor.name: tensor.shape for tensor in source.layout.tensors}
-    if type in _EXACT:
+    if type in EXACT:
         kinds = {name: type.upper() for name, shape in shapes.items() if len(shape) > 1}
     else:
         kinds = types_of(shapes, type)
@@ -265,7 +308,7 @@ def _size(source: ExportSource, type: str) -> int:
 
 
 def _require_room(out: Path, source: ExportSource, types: Sequence[str]) -> None:
-    base = [] if set(types) & set(_EXACT) else ["f16"]
+    base = [] if set(types) & set(EXACT) else ["f16"]
     needed = sum(sizes(source, [*types, *base]).values())
     folder = next(folder for folder in (out, *out.absolute().parents) if folder.is_dir())
     free = shutil.disk_usage(folder).free

@@ -15,24 +15,35 @@ import numpy as np
 from dualign.checkpoints.dtypes import Array
 from dualign.errors import CheckpointError
 
-# (ggml.h: enum ggml_type, bytes of a block of 256 numbers)
-_CODES = {"Q4_K": (12, 144), "Q6_K": (14, 210)}
-BLOCK = 256
 INSTALL = "pip install 'dualign[gguf]'"
 
 
-def quantize_rows(rows: Array, type: str) -> Array:
-    """Quantize float32 rows, a multiple of 256 wide, to `Q4_K` or `Q6_K`: uint8 rows of blocks.
+def quantize_rows(rows: Array, type: str, importance: Array | None = None) -> Array:
+    """Quantize float32 rows to a type of ggml: uint8 rows of blocks.
+
+    Args:
+        type: a name of GGMLQuantizationType, such as `Q4_K`; its block divides the width.
+        importance: a weight for each column, float32: errors of columns count by it.
 
     Raises:
-        CheckpointError: no package with llama.cpp's quantizer is installed.
+        CheckpointError: no package with llama.cpp's quantizer is installed, or it is another one.
     """
-    code, nbytes = _CODES[type]
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    kind = GGMLQuantizationType[type]
+    block, nbytes = GGML_QUANT_SIZES[kind]
     count, width = rows.shape
-    packed = np.empty((count, width // BLOCK * nbytes), np.uint8)
+    packed = np.empty((count, width // block * nbytes), np.uint8)
     source = np.ascontiguousarray(rows, np.float32)
+    weights = None if importance is None else np.ascontiguousarray(importance, np.float32)
     written = library().ggml_quantize_chunk(
-        code, source.ctypes.data, packed.ctypes.data, 0, count, width, None
+        int(kind),
+        source.ctypes.data,
+        packed.ctypes.data,
+        0,
+        count,
+        width,
+        None if weights is None else weights.ctypes.data,
     )
     if written != packed.nbytes:
         raise CheckpointError(
@@ -57,7 +68,8 @@ def library() -> ctypes.CDLL:
         ]  # fmt: skip
         return shared
     raise CheckpointError(
-        f"q4_k_m needs llama.cpp's quantizer: {INSTALL} (or llama-cpp-python); f16 and q8_0 don't"
+        f"types other than f32, f16, bf16 and q8_0 need llama.cpp's quantizer: {INSTALL} (or "
+        "llama-cpp-python)"
     )
 
 

@@ -18,8 +18,8 @@ from dualign.terminal import progress
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
-FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7, "q4_k_m": 15}
-"""Values of general.file_type: llama.cpp's llama_ftype."""
+EXACT = ("f32", "f16", "bf16")
+"""Types that are written from the checkpoint itself: the numbers, rounded once at most."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,13 +47,20 @@ class FileTensor:
 
 
 def write_model(out: Path, layout: GGUFLayout, type: str) -> None:
-    """Write a model as `f32` or `f16`; vectors (norms, biases) are float32 in both.
+    """Write a model as a type of `EXACT`; vectors (norms, biases) are float32 in all.
 
     Raises:
         CheckpointError: a weight exceeds float16's maximum (65504).
     """
     tensors = [_file_tensor(tensor, type) for tensor in layout.tensors]
     write_tensors(_writer(out, layout, type), tensors, label=f"writing {layout.name} {type}")
+
+
+def file_type(type: str) -> int:
+    """Return the value of general.file_type, which is llama.cpp's llama_ftype."""
+    from gguf import LlamaFileType
+
+    return int(LlamaFileType["ALL_F32" if type == "f32" else f"MOSTLY_{type.upper()}"])
 
 
 def settings(layout: GGUFLayout, type: str) -> dict[str, Any]:
@@ -69,7 +76,7 @@ def _writer(out: Path, layout: GGUFLayout, type: str) -> "GGUFWriter":
     writer.add_type("model")
     writer.add_name(layout.name)
     writer.add_size_label(_size_label(sum(math.prod(tensor.shape) for tensor in layout.tensors)))
-    writer.add_file_type(FILE_TYPES[type])
+    writer.add_file_type(file_type(type))
     writer.add_quantization_version(2)
     _add_sampling(writer, layout.generation)
     _add_architecture(writer, layout.architecture)
@@ -97,8 +104,8 @@ def write_tensors(writer: "GGUFWriter", tensors: Sequence[FileTensor], *, label:
 
 
 def _file_tensor(tensor: GGUFTensor, type: str) -> FileTensor:
-    kind = "F16" if type == "f16" and len(tensor.shape) > 1 else "F32"
-    width = {"F16": 2, "F32": 4}[kind]
+    kind = type.upper() if len(tensor.shape) > 1 else "F32"
+    width = {"F16": 2, "BF16": 2, "F32": 4}[kind]
 
     def make() -> Array:
         try:
@@ -106,7 +113,7 @@ def _file_tensor(tensor: GGUFTensor, type: str) -> FileTensor:
         except NotFiniteError as error:
             raise CheckpointError(
                 f"{tensor.name}: element {error.place} exceeds what {kind} holds; "
-                "export as f32, or scale the weights"
+                "export as bf16 or f32, or scale the weights"
             ) from None
 
     return FileTensor(tensor.name, tensor.shape, kind, math.prod(tensor.shape) * width, make)

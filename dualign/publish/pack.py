@@ -20,6 +20,7 @@ from dualign.checkpoints.patterns import has_whole_tensors, largest_rank
 from dualign.errors import PublishError
 from dualign.generation.vllm import max_lora_rank
 from dualign.hashing import sha256
+from dualign.publish.card.front_matter import make_card
 from dualign.publish.card.pack import PackUsage, render_pack
 from dualign.publish.checklist import CheckResult, judge
 from dualign.publish.hub.metadata import HubClient
@@ -199,6 +200,7 @@ def share(adapter: PackedAdapter, folder: Path) -> None:
 
 
 def card_of(adapters: Sequence[PackedAdapter]) -> str:
+    """Return the card of the whole."""
     release = adapters[0].release
     request = release.request
     base = release.adapter_base
@@ -222,7 +224,7 @@ def card_of(adapters: Sequence[PackedAdapter]) -> str:
     )
     repository = adapters[0].staged.repository
     before = None if isinstance(repository, str) else repository.card
-    return str(makecard_of(data, render_pack(usage), before=before))
+    return str(make_card(data, render_pack(usage), before=before))
 
 
 def _languages(release: Release) -> list[str]:

@@ -7,6 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from gguf import GGUFReader
@@ -17,10 +18,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dualign.checkpoints.adapters import fold
 from dualign.cli.main import main
-from dualign.errors import CheckpointError
+from dualign.errors import CheckpointError, ConfigError
 from dualign.export.check import QUESTIONS, AnswerComparison, CheckResult, ask_transformers
 from dualign.export.convert import find_converter, write_exact
-from dualign.export.export import ExportFile, ExportResult, export
+from dualign.export.export import TYPES, ExportFile, ExportResult, export
 from dualign.export.llama_runtime import installed
 from dualign.export.model_source import open_source
 from dualign.export.show import summary
@@ -164,7 +165,10 @@ def test_a_dry_run_shows_sizes_and_writes_nothing(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--types", "q5_k"], "--types: unknown type 'q5_k'; there are f32, f16, q8_0, q4_k_m"),
+        (
+            ["--types", "q5_k"],
+            "--types: unknown type 'q5_k'; there are f32, f16, bf16, q8_0, q6_k, q5_k_m",
+        ),
         (["--types", ","], "--types: expected some of f32"),
         (["--converter", "llama.cpp"], "llama.cpp's converter isn't here: set LLAMA_CPP_DIR"),
     ],
@@ -248,6 +252,55 @@ def test_a_weight_that_float16_can_not_hold_is_named(make: Make, tmp_path: Path)
     ):
         export(str(folder), tmp_path / "out", types=["f16"], runtime=None)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_type_that_is_garbage_without_an_importance_matrix_is_refused(
+    make: Make, tmp_path: Path
+) -> None:
+    folder = make("llama", hidden_size=256, num_hidden_layers=1)
+    with pytest.raises(
+        ConfigError,
+        match=r"iq2_xs needs an importance matrix for blk.0.ffn_gate.weight \(4 tensors\)",
+    ):
+        export(str(folder), tmp_path / "out", types=["f16", "iq2_xs"], runtime=None)
+    assert not list(tmp_path.iterdir())
+
+
+@needs_runtime
+@pytest.mark.slow
+def test_each_type_that_needs_no_importance_is_read_by_llama_cpp(
+    make: Make, tmp_path: Path
+) -> None:
+    """Blocks of 256: the narrow types are in the test of the command."""
+    folder = make("llama", hidden_size=256, intermediate_size=256, num_hidden_layers=2)
+    types = [type for type in TYPES if not type.startswith(("iq1", "iq2", "iq3_x", "q2_k_s"))]
+    result = export(str(folder), tmp_path / "out", types=types, name="x")
+    assert [file.type for file in result.files] == types
+    for file in result.files:
+        assert file.check is not None and file.check.conversations == 7, file.type
+    sizes = {file.type: file.bytes for file in result.files}
+    assert sizes["q2_k"] < sizes["q3_k_s"] < sizes["q4_k_s"] < sizes["q6_k"] < sizes["bf16"]
+    assert "FROM ./x-IQ4_XS.gguf" in (tmp_path / "out" / "Modelfile").read_text()
+
+
+def test_bfloat16_weights_are_written_as_they_are(make: Make, tmp_path: Path) -> None:
+    folder = make("llama")
+    weights = load_file(folder / "model.safetensors")
+    # The upper half of a float32 is a bfloat16.
+    numbers = {
+        name: (array.view(np.uint32) & 0xFFFF0000).view(np.float32)
+        for name, array in weights.items()
+    }
+    save_file(numbers, folder / "model.safetensors", {"format": "pt"})
+    export(str(folder), tmp_path / "out", types=["bf16"], name="x", runtime=None)
+    (tensor,) = (
+        tensor
+        for tensor in GGUFReader(tmp_path / "out" / "x-BF16.gguf").tensors
+        if tensor.name == "blk.1.ffn_down.weight"
+    )
+    assert tensor.tensor_type.name == "BF16"
+    stored = numbers["model.layers.1.mlp.down_proj.weight"]
+    assert tensor.data.tobytes() == np.ascontiguousarray(stored).view(np.uint16)[:, 1::2].tobytes()
 
 
 def test_llama_cpp_dir_without_its_converter_is_said(

@@ -42,7 +42,7 @@ class PackUsage:
     def prompts(self) -> list[tuple[str, str, str]]:
         """Return (mode, messages, arguments of the template) as Python."""
         switch = self.release.request.switch or saved_switch(self.release.lineage.run.path)
-        listed = []
+        listed: list[tuple[str, str, str]] = []
         for mode in MODES:
             turns = switch.with_system([{"role": "user", "content": _QUESTION}], mode)
             variables = switch.variables(mode)
