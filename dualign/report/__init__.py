@@ -1,4 +1,4 @@
-"""Reports of a finished pipeline: report.html, report.md, tables for the terminal."""
+"""Reports of a pipeline, finished or not: report.html, report.md, tables for the terminal."""
 
 __all__ = [
     "blocks",
