@@ -5,7 +5,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
-__all__ = ["checklist", "publish", "release", "show", "staging", "start"]
+__all__ = ["checklist", "pack", "publish", "release", "show", "staging", "start"]
 
 
 class _CallableRoom(ModuleType):
