@@ -9,14 +9,14 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-BLOCK = 256
+_BLOCK = 256
 _NARROW_BLOCK = 32
 _HEAD, _EMBEDDING = "output.weight", "token_embd.weight"
 _NAME = re.compile(r"blk\.(\d+)\.(\w+)\.weight$")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Place:
+class _Place:
     """Where a tensor stands, and what is known of the model."""
 
     block: int
@@ -58,7 +58,7 @@ class Place:
         return self.sharing >= 4
 
 
-Rule = tuple[str, Callable[[Place], bool]]
+Rule = tuple[str, Callable[[_Place], bool]]
 """A type, and when a tensor gets it."""
 
 
@@ -82,19 +82,19 @@ def _mixture(
     listed: dict[str, tuple[Rule, ...]] = {}
     for name, rule in rules.items():
         if isinstance(rule, str):
-            listed[name] = ((rule, Place.always),)
+            listed[name] = ((rule, _Place.always),)
         else:
             listed[name] = tuple(rule) if isinstance(rule, list) else (rule,)
     return Mixture(rest=rest, rules=listed, head=head, embedding=embedding)
 
 
 def _six_bits(rest: str) -> Mixture:
-    return _mixture(rest, attn_v=("Q6_K", Place.more_bits), ffn_down=("Q6_K", Place.more_bits))
+    return _mixture(rest, attn_v=("Q6_K", _Place.more_bits), ffn_down=("Q6_K", _Place.more_bits))
 
 
 def _four_bits(rest: str) -> Mixture:
     return _mixture(
-        rest, attn_v=("Q5_K", Place.shared), ffn_down=("Q5_K", Place.first_eighth_guessed)
+        rest, attn_v=("Q5_K", _Place.shared), ffn_down=("Q5_K", _Place.first_eighth_guessed)
     )
 
 
@@ -103,8 +103,8 @@ def _two_bits(rest: str, **rules: str) -> Mixture:
         rest,
         "Q5_K",
         "Q2_K",
-        attn_v=[("Q4_K", Place.shared), ("Q2_K", Place.always)],
-        ffn_down=("Q2_K", Place.first_eighth),
+        attn_v=[("Q4_K", _Place.shared), ("Q2_K", _Place.always)],
+        ffn_down=("Q2_K", _Place.first_eighth),
         **rules,
     )
 
@@ -114,8 +114,8 @@ def _two_bits_more(rest: str) -> Mixture:
         rest,
         "Q5_K",
         "IQ3_S",
-        attn_v=[("Q4_K", Place.shared), ("IQ3_S", Place.always)],
-        ffn_down=("IQ3_S", Place.first_eighth),
+        attn_v=[("Q4_K", _Place.shared), ("IQ3_S", _Place.always)],
+        ffn_down=("IQ3_S", _Place.first_eighth),
         attn_output="IQ3_S",
     )
 
@@ -126,34 +126,34 @@ MIXTURES: Mapping[str, Mixture] = {
     "q5_k_m": _six_bits("Q5_K"),
     "q5_k_s": _mixture("Q5_K"),
     "q5_1": _mixture("Q5_1"),
-    "q5_0": _mixture("Q5_0", ffn_down=("Q5_1", Place.first_eighth_weighted)),
+    "q5_0": _mixture("Q5_0", ffn_down=("Q5_1", _Place.first_eighth_weighted)),
     "q4_k_m": _six_bits("Q4_K"),
     "q4_k_s": _mixture(
-        "Q4_K", attn_v=("Q5_K", Place.first_four), ffn_down=("Q5_K", Place.first_eighth)
+        "Q4_K", attn_v=("Q5_K", _Place.first_four), ffn_down=("Q5_K", _Place.first_eighth)
     ),
     "q4_1": _mixture("Q4_1"),
-    "q4_0": _mixture("Q4_0", ffn_down=("Q4_1", Place.first_eighth_weighted)),
+    "q4_0": _mixture("Q4_0", ffn_down=("Q4_1", _Place.first_eighth_weighted)),
     "iq4_nl": _four_bits("IQ4_NL"),
     "iq4_xs": _four_bits("IQ4_XS"),
     "q3_k_l": _mixture("Q3_K", attn_v="Q5_K", ffn_down="Q5_K", attn_output="Q5_K"),
     "q3_k_m": _mixture(
         "Q3_K",
-        attn_v=[("Q5_K", Place.first_two), ("Q4_K", Place.always)],
-        ffn_down=[("Q5_K", Place.first_sixteenth), ("Q4_K", Place.always)],
+        attn_v=[("Q5_K", _Place.first_two), ("Q4_K", _Place.always)],
+        ffn_down=[("Q5_K", _Place.first_sixteenth), ("Q4_K", _Place.always)],
         attn_output="Q4_K",
     ),
     "q3_k_s": _mixture("Q3_K"),
     "iq3_m": _mixture(
-        "IQ3_S", attn_v="Q4_K", ffn_down=("Q4_K", Place.first_eighth), attn_output="Q4_K"
+        "IQ3_S", attn_v="Q4_K", ffn_down=("Q4_K", _Place.first_eighth), attn_output="Q4_K"
     ),
-    "iq3_s": _mixture("IQ3_S", attn_v=("Q4_K", Place.shared)),
+    "iq3_s": _mixture("IQ3_S", attn_v=("Q4_K", _Place.shared)),
     "iq3_xs": _mixture(
         "IQ3_S",
         attn_q="IQ3_XXS",
         attn_k="IQ3_XXS",
-        attn_v=("Q4_K", Place.shared),
-        ffn_gate=("IQ3_XXS", Place.middle),
-        ffn_up=("IQ3_XXS", Place.middle),
+        attn_v=("Q4_K", _Place.shared),
+        ffn_gate=("IQ3_XXS", _Place.middle),
+        ffn_up=("IQ3_XXS", _Place.middle),
     ),
     "iq3_xxs": _mixture(
         "IQ3_XXS",
@@ -161,17 +161,17 @@ MIXTURES: Mapping[str, Mixture] = {
         "IQ3_S",
         attn_q="IQ2_S",
         attn_k="IQ2_S",
-        attn_v=("Q4_K", Place.shared),
+        attn_v=("Q4_K", _Place.shared),
         attn_output="IQ3_S",
     ),
     "q2_k": _mixture(
         "Q2_K",
-        attn_v=[("Q4_K", Place.shared), ("Q3_K", Place.always)],
+        attn_v=[("Q4_K", _Place.shared), ("Q3_K", _Place.always)],
         ffn_down="Q3_K",
         attn_output="Q3_K",
     ),
     "q2_k_s": _mixture(
-        "Q2_K", attn_v=("Q4_K", Place.shared), ffn_down=("Q4_K", Place.first_eighth)
+        "Q2_K", attn_v=("Q4_K", _Place.shared), ffn_down=("Q4_K", _Place.first_eighth)
     ),
     "iq2_m": _two_bits_more("IQ2_S"),
     "iq2_s": _two_bits_more("IQ2_XS"),
@@ -204,9 +204,9 @@ def types_of(
     types = {}
     for name, (_, width) in matrices.items():
         if name == head:
-            types[name] = _fitting("Q8_0" if width % BLOCK else mixture.head, width)
+            types[name] = _fitting("Q8_0" if width % _BLOCK else mixture.head, width)
             continue
-        place = Place(block=_block(name), blocks=blocks, sharing=sharing, importance=importance)
+        place = _Place(block=_block(name), blocks=blocks, sharing=sharing, importance=importance)
         types[name] = _fitting(_type_at(name, place, mixture), width)
     return types
 
@@ -219,7 +219,7 @@ def needing_importance(types: Mapping[str, str], type: str) -> list[str]:
     ]
 
 
-def _type_at(name: str, place: Place, mixture: Mixture) -> str:
+def _type_at(name: str, place: _Place, mixture: Mixture) -> str:
     match = _NAME.match(name)
     if match is None:
         return mixture.embedding or mixture.rest
@@ -236,7 +236,7 @@ def _fitting(type: str, width: int) -> str:
     if width % _NARROW_BLOCK:
         return "F16"
     wide = type in _NARROW or (type.startswith("IQ") and type != "IQ4_NL")
-    return _NARROW.get(type, "IQ4_NL") if wide and width % BLOCK else type
+    return _NARROW.get(type, "IQ4_NL") if wide and width % _BLOCK else type
 
 
 def _block(name: str) -> int:
