@@ -1,6 +1,6 @@
 """`dualign publish`."""
 
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,21 +85,7 @@ def add(sub: Sub) -> None:
         metavar="OWNER/NAME",
         help="RUN_DIR is an exported folder (GGUF, or in fewer bits): the repository of its weights",
     )
-    parser.add_argument("--license", metavar="ID", help="of the whole; default: computed")
-    parser.add_argument(
-        "--license-of",
-        action="append",
-        default=[],
-        metavar="SOURCE=ID",
-        help="of one base or source of data; default: what the hub says",
-    )
-    parser.add_argument(
-        "--language",
-        action="append",
-        default=[],
-        metavar="CODE",
-        help="en, de, ...; default: those of the base on the hub",
-    )
+    _add_card(parser)
     parser.add_argument(
         "--allow",
         action="append",
@@ -115,6 +101,25 @@ def add(sub: Sub) -> None:
     parser.add_argument("--message", metavar="TEXT", help="of the commit")
     parser.add_argument("--out", metavar="DIR", help="leave a copy of the files in a new folder")
     parser.set_defaults(action=_publish)
+
+
+def _add_card(parser: ArgumentParser) -> None:
+    """What the card says, where it isn't computed or in the recipe."""
+    parser.add_argument("--license", metavar="ID", help="of the whole; default: computed")
+    parser.add_argument(
+        "--license-of",
+        action="append",
+        default=[],
+        metavar="SOURCE=ID",
+        help="of one base or source of data; default: what the hub says",
+    )
+    parser.add_argument(
+        "--language",
+        action="append",
+        default=[],
+        metavar="CODE",
+        help="en, de, ...; default: those of the base on the hub",
+    )
 
 
 def _publish(args: Namespace) -> int:

@@ -11,6 +11,7 @@ from dualign.switch import Switch, read_switch
 if TYPE_CHECKING:
     from dualign.publish.checklist import CheckResult
     from dualign.publish.hub.upload import Publication
+    from dualign.publish.release import PublishRequest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,9 +83,7 @@ def publish(
     Raises:
         DualignError: there is no model in it, or the Hub refused the upload.
     """
-    from dualign.publish.publish import prepare, upload_release
     from dualign.publish.release import PublishRequest
-    from dualign.publish.staging import staging_folder
 
     request = PublishRequest(
         run_dir=Path(run_dir),
@@ -103,9 +102,17 @@ def publish(
         gated=gated,
         upload=yes,
     )
+    return _release(request, message)
+
+
+def _release(request: "PublishRequest", message: str | None) -> PublishResult:
+    from dualign.publish.publish import prepare, upload_release
+    from dualign.publish.staging import staging_folder
+
     with staging_folder(request.run_dir) as folder:
         staged = prepare(request, folder)
-        publication = upload_release(staged, message=message) if yes and not staged.failed else None
+        upload = request.upload and not staged.failed
+        publication = upload_release(staged, message=message) if upload else None
     return PublishResult(
         files=staged.files, checks=staged.checks, card=staged.card, publication=publication
     )

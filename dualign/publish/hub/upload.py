@@ -91,13 +91,7 @@ def upload(
         PublishError: the upload failed. The repository has the files it had before; a new one is
             deleted again, or left empty if a second call would resume from it.
     """
-    staged = {
-        path.relative_to(folder).as_posix(): path
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-    if not staged:
-        raise PublishError(f"{folder}: nothing to publish: there is no file in it")
+    staged = _files(folder)
     state = remote_state(repo_id, kind=kind)
     _check(state, private=private, gated=gated, head=head, pull_request=pull_request)
     step = "checking the card"
@@ -135,6 +129,14 @@ def upload(
             logger.warning("%s: %s", repo_id, _roll_back(target, error))
         raise
     return Publication(url=state.url, commit=commit)
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """Return the files under the folder by their names in the repository."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    if not paths:
+        raise PublishError(f"{folder}: nothing to publish: there is no file in it")
+    return {path.relative_to(folder).as_posix(): path for path in paths}
 
 
 def _check(
