@@ -11,6 +11,7 @@ import difflib
 import math
 import re
 import types
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -166,13 +167,18 @@ def parse_value(text: str) -> Any:
 def _plain(loader: _Loader, node: yaml.Node, key: Key, document: Document) -> Any:
     document.lines[key] = node.start_mark.line + 1
     if isinstance(node, yaml.MappingNode):
+        names = [name for name, _ in node.value if name.tag != "tag:yaml.org,2002:merge"]
+        counts = Counter(str(loader.construct_object(name)) for name in names)
         loader.flatten_mapping(node)
-        mapping: dict[str, Any] = {}
-        for name_node, value_node in node.value:
-            name = str(loader.construct_object(name_node))
-            if name in mapping:
-                document.refuse((*key, name), "given twice")
-            mapping[name] = _plain(loader, value_node, (*key, name), document)
+        # What `<<: *anchor` brings comes first, and a key of the mapping's own takes its place.
+        items = {str(loader.construct_object(name)): (name, value) for name, value in node.value}
+        node.value = list(items.values())
+        mapping = {
+            name: _plain(loader, value, (*key, name), document)
+            for name, (_, value) in items.items()
+        }
+        for name in (name for name, count in counts.items() if count > 1):
+            document.refuse((*key, name), "given twice")
         return mapping
     if isinstance(node, yaml.SequenceNode):
         return [_plain(loader, item, (*key, i), document) for i, item in enumerate(node.value)]
