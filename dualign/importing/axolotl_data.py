@@ -302,7 +302,13 @@ def _note_roles(draft: Draft, key: Key, roles: Any, flags: bool) -> None:
             "last",
             "is empty: the last turn alone is learned, in every source",
         )
-    elif roles == [] and flags:
+    elif roles == [] and not flags:
+        draft.refuse(
+            key,
+            "no role and no flag of turns (message_field_training): axolotl learns nothing of these rows; here the "
+            "assistant's turns are learned",
+        )
+    elif roles == []:
         draft.change(
             key,
             says="the assistant's turns are learned, but for those that a flag leaves out; axolotl learns "

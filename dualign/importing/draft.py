@@ -5,6 +5,7 @@ of the tool's table, and a key without a row is named in the third list. So ever
 exactly one note.
 """
 
+import contextlib
 import itertools
 import os
 import re
@@ -100,10 +101,9 @@ class Draft:
         """Return a number of the file, or None; another value is named in the third list."""
         value = self.get(*key)
         if isinstance(value, str):
-            try:
-                return float(value)
-            except ValueError:
-                pass
+            for read in (int, float):
+                with contextlib.suppress(ValueError):
+                    return read(value)
         if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
             return value
         self.refuse(key, f"expected a number, found {value!r}")

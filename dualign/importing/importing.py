@@ -6,7 +6,7 @@ Nothing of it imports torch or transformers. What dualign itself refuses in the 
 named in the third list, so that the recipe that is written loads.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -116,22 +116,34 @@ class _Refusals(Document):
 
 
 def _settle(draft: Draft) -> None:
-    """Take out what dualign refuses, and name it in the third list; `problems` if a recipe needs it."""
-    for _ in range(20):
+    """Take out what dualign refuses, and name it in the third list; `problems` if a recipe needs it.
+
+    The deepest keys go first: what is said of the keys above them may be wrong only because of these.
+    """
+    while not draft.problems:
         document = _Refusals(file=draft.document.file)
         stage = parse(config_classes()[draft.kind], draft.stage, document)
         if stage is not None:
             document.keys += [(tuple(key.split(".")), text) for key, text in stage.unused()]
         if not document.keys:
             return
+        deepest = max(len(key) for key, _ in document.keys)
+        refusals: dict[Key, str] = {}
         for key, message in document.keys:
-            place = _existing(draft.stage, key)
-            if place != key or place in _REQUIRED or place[-1] == "path":
+            place = _whole(_existing(draft.stage, key))
+            if _existing(draft.stage, key) != key or place in _REQUIRED or place[-1] == "path":
                 draft.problems.append(f"{draft.document.file}: {_blamed(draft, key)}: {message}")
-            else:
-                _take_out(draft, place, message)
-        if draft.problems:
-            return
+            elif len(key) == deepest:
+                refusals.setdefault(place, message)
+        for place, message in refusals.items():
+            _take_out(draft, place, message)
+
+
+def _whole(place: Key) -> Key:
+    """Return the list that a key is an item of, else the key: a list isn't kept in part."""
+    while place and isinstance(place[-1], int):
+        place = place[:-1]
+    return place
 
 
 def _existing(stage: Mapping[str, Any], key: Key) -> Key:
@@ -148,29 +160,29 @@ def _take_out(draft: Draft, place: Key, message: str) -> None:
     container: Any = draft.stage
     for part in place[:-1]:
         container = container[part]
-    value = container.pop(place[-1]) if place[-1] in container else None
+    value = container.pop(place[-1])
     target = dotted(place)
     says = f"dualign refuses {target}: {value!r}, which isn't in the recipe: {message}"
-    keys = [key for key, note in draft.notes.items() if _sets(note, target)]
-    for key in keys or [(f"({target})",)]:
+    for key in _setters(draft, target) or [(f"({target})",)]:
         draft.refuse(key, says)
 
 
-def _sets(note: Note, target: str) -> bool:
-    """Return whether a key of the file set one of ours, or something in it."""
-    names = note.target.split(", ")
-    return any(
-        name == target
-        or name.startswith((f"{target}.", f"{target}["))
-        or (name and target.startswith((f"{name}.", f"{name}[")))
-        for name in names
-    )
+def _setters(draft: Draft, target: str) -> list[Key]:
+    """Return the keys of the file that set one of ours or something in it; without one, what it is in."""
+
+    def those(is_meant: Callable[[str], bool]) -> list[Key]:
+        notes = draft.notes.items()
+        return [key for key, note in notes if any(map(is_meant, note.target.split(", ")))]
+
+    inside = those(lambda name: name == target or name.startswith((f"{target}.", f"{target}[")))
+    around = those(lambda name: bool(name) and target.startswith((f"{name}.", f"{name}[")))
+    return inside or around
 
 
 def _blamed(draft: Draft, key: Key) -> str:
     """Return the key of the file that set one of ours, for a message; ours if none did."""
     target = dotted(key)
-    theirs = [note.key for note in draft.notes.values() if _sets(note, target)]
+    theirs = [draft.notes[key].key for key in _setters(draft, target)]
     return ", ".join(theirs) or target or draft.kind
 
 

@@ -109,7 +109,7 @@ def _fill_adapter(draft: Draft) -> None:
         draft.carry("finetuning_type", says="lora")
     else:
         draft.assume("finetuning_type", "lora", {})
-    rank = draft.get("lora_rank") or 8
+    rank = draft.number("lora_rank") or 8
     if not draft.get("lora_rank"):
         draft.assume("lora_rank", "lora.r", rank)
     else:
@@ -124,7 +124,7 @@ def _fill_adapter(draft: Draft) -> None:
         draft.assume("lora_target", "lora.target_modules", value)
     if modules := words(draft.get("additional_target")):
         draft.carry("additional_target", "lora.modules_to_save", modules)
-    iterations = draft.get("pissa_iter") or 16
+    iterations = draft.number("pissa_iter") or 16
     if draft.get("pissa_init") is True:
         start = "pissa" if iterations == -1 else f"pissa_niter_{iterations}"
         draft.change("pissa_init", "lora.init_lora_weights", start)
@@ -148,7 +148,7 @@ def _fill_losses(draft: Draft) -> None:
         draft.put("train.loss_type", "kto")
         _fill_kto_batch(draft)
         return
-    loss, smoothing = draft.get("pref_loss") or "sigmoid", draft.get("dpo_label_smoothing") or 0
+    loss, smoothing = draft.get("pref_loss") or "sigmoid", draft.number("dpo_label_smoothing") or 0
     name = loss
     if loss == "kto_pair":
         name = "bco_pair"
@@ -161,10 +161,10 @@ def _fill_losses(draft: Draft) -> None:
         name = "robust" if loss == "sigmoid" else name
         draft.change("dpo_label_smoothing", "train.label_smoothing", smoothing)
     names, weights = [name], [1.0]
-    if bco := draft.get("pref_bco_weight") or 0:
+    if bco := draft.number("pref_bco_weight") or 0:
         names, weights = [name, "bco_pair"], [round(1 / (1 + bco), 6), round(bco / (1 + bco), 6)]
         draft.change("pref_bco_weight", "train.loss_weights", weights)
-    if likelihood := draft.get("pref_ftx") or 0:
+    if likelihood := draft.number("pref_ftx") or 0:
         names, weights = [*names, "sft"], [*weights, likelihood]
         draft.change("pref_ftx", "train.loss_weights", weights)
     draft.put("train.loss_type", names if len(names) > 1 else name)
@@ -175,8 +175,8 @@ def _fill_losses(draft: Draft) -> None:
 def _fill_kto_batch(draft: Draft) -> None:
     """Move accumulation into the batch where that has one row: the rows of a step stay."""
     rows, steps = (
-        draft.get("per_device_train_batch_size") or 8,
-        draft.get("gradient_accumulation_steps") or 1,
+        draft.number("per_device_train_batch_size") or 8,
+        draft.number("gradient_accumulation_steps") or 1,
     )
     if rows > 1:
         return

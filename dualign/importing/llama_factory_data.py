@@ -130,7 +130,7 @@ def _source(
         source["name"] = entry["subset"]
     if entry.get("split", "train") != "train":
         source["split"] = entry["split"]
-    counts = (entry.get("num_samples"), draft.get("max_samples"))
+    counts = (draft.number(*place, "num_samples"), draft.number("max_samples"))
     if limits := [count for count in counts if count is not None]:
         source["rows"] = min(limits)
     if needs := _needs_other_stage(draft, entry):
@@ -181,7 +181,12 @@ def _fill_mixture(draft: Draft) -> None:
     trained = [source for source in draft.stage["data"]["sources"] if not source.get("validation")]
     if strategy == "concat" or len(trained) == 1:
         return
-    numbers = [float(part) for part in words(draft.get("interleave_probs"))] or [1.0] * len(trained)
+    try:
+        numbers = [float(part) for part in words(draft.get("interleave_probs"))]
+    except ValueError as error:
+        draft.problems.append(f"interleave_probs: {error}: expected numbers")
+        return
+    numbers = numbers or [1.0] * len(trained)
     if len(numbers) != len(trained):
         draft.problems.append(
             f"interleave_probs: {len(numbers)} for {len(trained)} sets: expected one for each"
@@ -198,7 +203,7 @@ def _fill_mixture(draft: Draft) -> None:
 def _fill_amounts(draft: Draft) -> None:
     """Write what is held out, how rows are read, and how many processes read them."""
     draft.change("cutoff_len", "data.max_tokens", draft.get("cutoff_len") or 2048)
-    size = draft.get("val_size") or 0
+    size = draft.number("val_size") or 0
     if size:
         draft.carry("val_size", "data.validation_rows", int(size) if size > 1 else size)
     if draft.get("max_samples") is not None:

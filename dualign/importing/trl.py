@@ -6,7 +6,7 @@ from typing import Any
 
 from dualign.importing.arguments import carry_arguments
 from dualign.importing.draft import Draft
-from dualign.importing.launchers import note_batch
+from dualign.importing.launchers import launch_by_deepspeed, note_batch
 from dualign.importing.trl_data import fill_data
 
 SCRIPTS = ("sft", "dpo", "kto", "orpo", "cpo")
@@ -57,6 +57,10 @@ def fill(draft: Draft) -> None:
     if draft.kind == "preference":
         _fill_losses(draft, script)
     _fill_template(draft)
+    if draft.get("deepspeed") and draft.has("launch"):
+        draft.carry("deepspeed", says="the accelerate file of --launch counts")
+    elif draft.get("deepspeed"):
+        launch_by_deepspeed(draft)
     note_batch(draft, "accelerate starts processes there")
     carry_arguments(draft)
 
@@ -188,7 +192,7 @@ def _fill_losses(draft: Draft, script: str) -> None:
     if script == "cpo":
         _fill_cpo(draft, names[0] if names else "sigmoid")
         return
-    smoothing = draft.get("label_smoothing") or 0
+    smoothing = draft.number("label_smoothing") or 0
     ours = [_OLD_LOSSES.get(name, name) for name in names or ["sigmoid"]]
     if smoothing and "sigmoid" in ours:
         ours = ["robust" if name == "sigmoid" else name for name in ours]
@@ -200,7 +204,7 @@ def _fill_losses(draft: Draft, script: str) -> None:
         )
     listed = draft.get("loss_weights")
     weights = list(listed) if isinstance(listed, list) else [1.0] * len(ours)
-    if alpha := draft.get("rpo_alpha"):
+    if alpha := draft.number("rpo_alpha"):
         ours, weights = [*ours, "sft"], [*weights, alpha]
         draft.change("rpo_alpha", "train.loss_weights")
     value: Any = ours if len(ours) > 1 else ours[0]
@@ -219,7 +223,7 @@ def _fill_losses(draft: Draft, script: str) -> None:
 
 def _fill_cpo(draft: Draft, loss: str) -> None:
     """Write CPO, or SimPO, to which CPOTrainer adds the likelihood of chosen unless cpo_alpha is 0."""
-    alpha = draft.get("cpo_alpha")
+    alpha = draft.number("cpo_alpha")
     weight = 1.0 if alpha is None else alpha
     if loss == "sigmoid":
         draft.carry("loss_type", "train.loss_type", "cpo", "cpo.py's sigmoid")

@@ -19,6 +19,10 @@ _ALL_TOKENS = (
     "completion; here the assistant's turns alone, in both (supervise: all learns every token, without checks of "
     "traces)"
 )
+_EVERYTHING = (
+    "all: every token is learned, and traces aren't checked; of a prompt and completion TRL learns the completion "
+    "alone, so such rows need supervise: assistant"
+)
 _ROWS = (
     "the mode is each row's own: its chat_template_kwargs, /think or /no_think, or its trace; a row that contradicts "
     "itself stops a run (data.conflicts: drop counts it); rows of text alone (prompt and completion that aren't "
@@ -55,14 +59,24 @@ def fill_data(draft: Draft) -> None:
     else:
         draft.put("data.packing", "none")
         draft.change("(rows)", says=_ROWS)
-    if draft.get("max_length") is None and draft.get("max_seq_length") is None:
-        draft.change("max_length", "data.max_tokens", 1024)
+    _fill_length(draft)
     if draft.get("dataset_streaming") is True or draft.get("streaming") is True:
         draft.change(
             "dataset_streaming" if draft.get("dataset_streaming") else "streaming",
             "data.streaming",
             True,
         )
+
+
+def _fill_length(draft: Draft) -> None:
+    if draft.get("max_length") is not None or draft.get("max_seq_length") is not None:
+        return
+    if "max_length" in draft.document.value:
+        draft.put("data.max_tokens", 1024)
+        says = "is empty: TRL cuts nothing then; here rows over 1024 tokens are left out until data.max_tokens is raised"
+        draft.refuse("max_length", says)
+    else:
+        draft.change("max_length", "data.max_tokens", 1024)
 
 
 def _source(draft: Draft, path: Any, name: Any = None, split: Any = None) -> dict[str, Any]:
@@ -104,8 +118,8 @@ def _of_name(draft: Draft) -> list[dict[str, Any]]:
 
 def _of_mixer(draft: Draft) -> list[dict[str, Any]]:
     """Return the sources of `dataset_mixer: {owner/name: fraction}`, each with all splits that are named."""
-    mixer, configs = draft.get("dataset_mixer"), draft.get("dataset_configs") or []
-    splits = draft.get("dataset_splits") or ["train", "test"]
+    mixer, configs = draft.get("dataset_mixer"), _listed(draft.get("dataset_configs"))
+    splits = _listed(draft.get("dataset_splits")) or ["train", "test"]
     if not isinstance(mixer, Mapping):
         draft.problems.append("dataset_mixer: expected sets with their parts")
         return []
@@ -129,7 +143,7 @@ def _of_mixer(draft: Draft) -> list[dict[str, Any]]:
 
 def _of_mixture(draft: Draft) -> list[dict[str, Any]]:
     entries = draft.get("dataset_mixture", "datasets")
-    if not isinstance(entries, list):
+    if not _are_mappings(entries):
         draft.problems.append("dataset_mixture: expected datasets: [{id: owner/name}]")
         return []
     sources = []
@@ -147,23 +161,40 @@ def _of_mixture(draft: Draft) -> list[dict[str, Any]]:
 
 def _of_datasets(draft: Draft) -> list[dict[str, Any]]:
     entries = draft.get("datasets")
-    if not isinstance(entries, list):
-        draft.problems.append("datasets: expected a list of sets, each with its path")
+    if not _are_mappings(entries):
+        draft.problems.append(
+            "datasets: expected a list of sets, each with its path: [{path: owner/name}]"
+        )
         return []
-    fractions = [entry.get("fraction") for entry in entries]
+    fractions = [draft.number("datasets", place, "fraction") for place in range(len(entries))]
     total = sum(part for part in fractions if part is not None)
     sources: list[dict[str, Any]] = []
     for number, entry in enumerate(entries):
-        for file in _files(draft, entry, number):
+        files = _files(draft, entry, number)
+        for file in files:
             source = _source(draft, file, entry.get("name"), entry.get("split"))
+            if file != entry.get("path") and draft.find(file) is None:
+                says = f"{file}: isn't there (looked in {draft.folder} and here); the recipe loads when it is"
+                draft.refuse(("datasets", number, "data_files"), says)
             if file != entry.get("path"):
                 source.pop("split", None)
-            if fractions[number] and len(entries) > 1 and number < len(entries) - 1:
-                source["share"] = round(fractions[number] / total, 6)
+            if (part := fractions[number]) and len(entries) > 1:
+                source["share"] = round(part / total / len(files), 6)
             sources.append(source)
         _note(draft, ("datasets", number), len(sources) - 1, sources[-1] if sources else {})
+    if sources:
+        sources[-1].pop("share", None)  # the rest: rounded shares needn't add up to 1
     _fill_held_out(draft, ("test_split_size",))
     return sources
+
+
+def _listed(value: Any) -> list[Any]:
+    """Return a list as it is, one value as a list, and nothing as an empty one."""
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _are_mappings(entries: Any) -> bool:
+    return isinstance(entries, list) and all(isinstance(entry, Mapping) for entry in entries)
 
 
 def _files(draft: Draft, entry: Mapping[str, Any], number: int) -> Sequence[str]:
@@ -196,7 +227,7 @@ def _note(draft: Draft, place: Key, number: int, source: Mapping[str, Any]) -> N
 
 
 def _fill_held_out(draft: Draft, place: Key) -> None:
-    size = draft.get(*place)
+    size = draft.number(*place)
     if size is not None:
         value = int(size) if size >= 1 else size
         draft.carry(place, "data.validation_rows", value)
@@ -253,7 +284,9 @@ def _fill_mask(draft: Draft) -> None:
                 key,
                 "data.supervise",
                 value,
-                "all: every token is learned, and traces aren't checked",
+                _EVERYTHING
+                if of_completion is None
+                else "all: every token is learned, and traces aren't checked",
             )
         elif draft.get(key) is not None:
             draft.carry(key, "data.supervise", value)
