@@ -3,8 +3,9 @@
     with LiveReport(recipe) as live:
         engine.run(recipe, watch=live.stage_starts)
 
-The page is written as often as costs at most a hundredth of one core's time. Nothing is asked of the
-stage, and what fails here is told once: the run is worth more. When it ends, the last page says how.
+The page is written as often as costs at most a hundredth of one core's time; what a finished stage
+shows is read and drawn once. Nothing is asked of the stage, and what fails here is told once: the run
+is worth more. When it ends, the last page says how.
 """
 
 import logging
@@ -33,6 +34,9 @@ logger = logging.getLogger(__name__)
 _SECONDS = 10.0  # between two pages, at least
 _SHARE = 100  # times the time that a page takes
 _LONGEST = 120  # seconds until a browser looks again
+_LONGEST_PAUSE = (
+    240  # seconds between two pages: below those after which live.js calls a page left alone
+)
 
 
 class LiveReport:
@@ -95,24 +99,28 @@ class LiveReport:
 
     def _watch(self) -> None:
         while not self._over.is_set():
-            self._wake.clear()
-            clock = time.thread_time()
             self._write()
-            self._pause = max(_SECONDS, _SHARE * (time.thread_time() - clock))
             self._wake.wait(self._pause)
+            self._wake.clear()  # before the next look at what woke it
 
     def _write(self, error: BaseException | None = None, *, ended: bool = False) -> None:
         from dualign.report.live_page import finished_sections, live_page
         from dualign.report.render import render_html
         from dualign.report.report import PAGE, write_page
+        from dualign.report.runs import read_stage
 
         try:
+            clock = time.thread_time()
             run = self._run(error, ended=ended)
             paths = tuple(stage.path for stage in run.finished)
-            if self._sections[0] != paths:
-                self._sections = paths, finished_sections(run.finished)
+            is_new = self._sections[0] != paths
+            if is_new:
+                self._sections = paths, finished_sections([read_stage(path) for path in paths])
             page = render_html(live_page(run, self._sections[1]))
             write_page(self._recipe.output_dir / PAGE, page)
+            # Drawing what is new costs seconds, and only once.
+            cost = 0.0 if is_new else time.thread_time() - clock
+            self._pause = min(max(_SECONDS, _SHARE * cost), _LONGEST_PAUSE)
         except Exception as fault:
             if not self._failed:
                 logger.warning(
@@ -139,7 +147,7 @@ class LiveReport:
         self, status: StageStatus, error: BaseException | None, *, ended: bool
     ) -> "LiveStage":
         from dualign.report.live_page import LiveStage
-        from dualign.report.runs import read_stage, read_unfinished
+        from dualign.report.runs import StageRun, read_unfinished
 
         name, kind, folder = status.entry.name, status.entry.kind, status.run_dir
         done = status.state == "done" or name in self._started
@@ -153,7 +161,8 @@ class LiveReport:
                 name=name, kind=kind, state=state, run=run, progress=read_progress(work)
             )
         if done and (folder / RUN_JSON).is_file():
-            return LiveStage(name=name, kind=kind, state="done", run=read_stage(folder))
+            run = StageRun(path=folder, name=name, kind=kind, record=read_run(folder))
+            return LiveStage(name=name, kind=kind, state="done", run=run)
         return LiveStage(name=name, kind=kind, state="to do")
 
     def _is_paused(self) -> bool:

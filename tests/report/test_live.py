@@ -2,6 +2,8 @@
 
 import json
 import re
+import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -9,14 +11,16 @@ from pathlib import Path
 import pytest
 
 import dualign
+from dualign import engine
 from dualign.errors import DualignError
 from dualign.lifetime import LAUNCHER_PID
 from dualign.progress import Progress
 from dualign.recipe import Recipe
-from dualign.report.blocks import Details, ProgressBar
+from dualign.report.blocks import Details, ProgressBar, Section
+from dualign.report.live import LiveReport
 from dualign.report.live_page import LiveRun, LiveStage, finished_sections, live_page
 from dualign.report.render import render_html
-from dualign.report.runs import latest_rows, read_stage, read_unfinished
+from dualign.report.runs import StageRun, latest_rows, read_stage, read_unfinished
 
 from .browser import CHROMIUM, Browser
 from .conftest import ATTACK, write_rows
@@ -218,6 +222,61 @@ def test_finished_run_has_the_report_and_skipped_stages_touch_nothing(tmp_path: 
     assert page.read_text() == "mine", "nothing was started"
 
 
+def test_finished_stages_are_read_and_drawn_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page that costs a second for them isn't followed by a hundred seconds without one."""
+    made = recipe(tmp_path, "", "")
+    engine.run(made, only="FIRST", say=lambda text: None)
+    read: list[str] = []
+
+    def drawn(stages: list[StageRun]) -> tuple[Section, ...]:
+        read.extend(stage.name for stage in stages)
+        end = time.thread_time() + 0.15  # a hundred times that is more than 10 s
+        while time.thread_time() < end:
+            pass
+        return (Section(name="first", title="Drawn", blocks=()),)
+
+    monkeypatch.setattr("dualign.report.live_page.finished_sections", drawn)
+    live = LiveReport(made)
+    live._stages = engine.statuses(made)
+    live._current = live._stages[1]
+    page = made.output_dir / "report.html"
+    pauses: list[float | None] = []
+
+    class TwoPages(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            assert shown_states(page.read_text()) == {"FIRST": "done", "SECOND": "running"}
+            assert "Drawn" in page.read_text()
+            page.unlink()
+            pauses.append(timeout)
+            if len(pauses) == 2:
+                live.stop()
+            return True
+
+    live._wake = TwoPages()
+    live._watch()
+    assert read == ["FIRST"] and pauses[0] == 10
+
+
+def test_end_of_a_run_is_never_slept_through(tmp_path: Path) -> None:
+    live = LiveReport(recipe(tmp_path, ""))
+
+    class EndsBefore(threading.Event):
+        """A call that the run makes at its end comes just before this one is forgotten."""
+
+        def clear(self) -> None:
+            live.stop()
+            super().clear()
+
+        def wait(self, timeout: float | None = None) -> bool:
+            assert self.is_set() or not live._over.is_set(), "nobody calls again"
+            return super().wait(0)
+
+    live._wake = EndsBefore()
+    live._watch()
+
+
 def test_page_that_cannot_be_written_ends_no_run(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -231,8 +290,6 @@ def test_process_of_a_launch_leaves_the_page_to_its_launcher(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(LAUNCHER_PID, "1")
-    from dualign.report.live import LiveReport
-
     with LiveReport(recipe(tmp_path, "")) as live:
         live.stage_starts(None, [])  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()
