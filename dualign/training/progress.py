@@ -43,7 +43,7 @@ class TellProgress(TrainerCallback):
     def __init__(self, work: Path) -> None:
         self._work = work
         self._notes: ProgressNotes | None = None
-        self._written = 0  # entries of the log
+        self._written: list[Mapping[str, Any]] = []  # entries of the log
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -52,7 +52,7 @@ class TellProgress(TrainerCallback):
             return
         step, self._on_gpu = state.global_step, args.device.type == "cuda"
         self._notes = ProgressNotes(self._work, unit="step", total=state.max_steps, done=step)
-        self._written, self._tokens, self._speed = 0, _tokens(state), 0.0
+        self._written, self._tokens, self._speed = [], _tokens(state), 0.0
         self._write_log(state)
         self._tell(state, at_once=True)
 
@@ -91,21 +91,22 @@ class TellProgress(TrainerCallback):
         return last | ({"tokens_per_second": round(self._speed, 1)} if self._speed else {})
 
     def _write_log(self, state: TrainerState) -> None:
-        """Append what is new; all of it at the start, and after entries were taken away."""
+        """Append what is new; all of it at the start, after entries were taken away or not written."""
         if self._notes is None or self._notes.work is None:
             return
-        history = state.log_history
+        history, before = [*state.log_history], self._written
+        self._written = []
         try:
-            if self._written == 0 or len(history) < self._written:
+            if not before or history[: len(before)] != before:
                 write_log(state, self._work)
             else:
-                new = "".join(json.dumps(entry) + "\n" for entry in history[self._written :])
+                new = "".join(json.dumps(entry) + "\n" for entry in history[len(before) :])
                 with (self._work / _LOG).open("a", encoding="utf-8") as file:
                     file.write(new)
         except OSError as error:
             logger.debug("%s can't be written yet: %s", self._work / _LOG, error)
             return
-        self._written = len(history)
+        self._written = history
 
 
 def _tokens(state: TrainerState) -> float:

@@ -65,7 +65,10 @@ def require_progress(out: Path) -> None:
     assert {"loss", "loss/think", "learning_rate"} <= set(progress.logged())
     assert {"Tokens a second", "Memory, peak"} <= set(progress.measured())
     log = (work_folder(out / "sft") / "log.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in log if "loss" in json.loads(line)] == [1, 2, 3]
+    entries = [json.loads(line) for line in log]
+    assert [entry["step"] for entry in entries if "loss" in entry] == [1, 2, 3]
+    assert "train_runtime" in entries[-1], "what came after the pause's measurement"
+    assert not any("eval_loss" in entry for entry in entries), "which stays out of the log"
     (stage,) = read_runs(out)[0].stages
     assert stage.figure.startswith("step 3 of 6, ") and "loss/think" in stage.figure
 
