@@ -18,8 +18,9 @@ The check loads the files in llama.cpp and compares their answers in both modes 
 transformers. OUT appears if they agree.
 
 With --type bf16, fp8, int8, gptq, awq or nvfp4, OUT is a checkpoint for vLLM instead, in
-compressed-tensors' form. gptq and awq read rows of both modes that the model was trained on. Both modes are then asked the tasks of the model's run, beside the model
-itself; OUT appears if neither is worse beyond a bound (docs/export.md).
+compressed-tensors' form. gptq and awq read rows of both modes that the model was trained on.
+Both modes are then asked the tasks of the model's run, beside the model itself; OUT appears if
+neither is worse beyond a bound (docs/export.md).
 
   dualign export runs/quickstart/merged gguf
   llama-server -m gguf/merged-Q4_K_M.gguf --jinja
@@ -100,9 +101,8 @@ def _add_compressed(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--rows",
         type=int,
-        default=ROWS,
         metavar="N",
-        help="problems of each task, or held-out rows of each mode; default %(default)s",
+        help=f"problems of each task, or held-out rows of each mode; default {ROWS}",
     )
     parser.add_argument(
         "--allow-worse",
@@ -131,6 +131,11 @@ def _export(args: Namespace) -> int:
                 "type at a time"
             )
         return _export_compressed(args, out, compressed[0])
+    if args.task or args.rows is not None or args.allow_worse:
+        raise ConfigError(
+            "--task, --rows, --allow-worse: both modes are compared after vLLM's types; GGUF files are "
+            "checked by llama.cpp's answers: leave them out"
+        )
     if args.dry_run:
         say(_dry_run(args, types))
         return 0
@@ -171,8 +176,9 @@ def _export_compressed(args: Namespace, out: Path, type: str) -> int:
         source = open_compressed(args.model, TYPES[type])
         say(f"writes    {out}: {TYPES[type].about}, {size(source) / 1e6:.4g} MB of weights")
         return 0
-    if args.rows < 1:
-        raise ConfigError(f"--rows: expected 1 or more, found {args.rows}")
+    count = ROWS if args.rows is None else args.rows
+    if count < 1:
+        raise ConfigError(f"--rows: expected 1 or more, found {count}")
     calibrates = args.calibration or args.calibration_rows is not None
     if calibrates and not TYPES[type].calibrated:
         raise ConfigError(f"--type {type} reads no rows: leave --calibration out")
@@ -180,9 +186,7 @@ def _export_compressed(args: Namespace, out: Path, type: str) -> int:
         file=args.calibration,
         rows=CALIBRATION_ROWS if args.calibration_rows is None else args.calibration_rows,
     )
-    comparison = ComparisonConfig(
-        tasks=tuple(args.task), rows=args.rows, allow_worse=args.allow_worse
-    )
+    comparison = ComparisonConfig(tasks=tuple(args.task), rows=count, allow_worse=args.allow_worse)
     result = export_compressed(
         args.model,
         out,

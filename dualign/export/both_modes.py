@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from dualign.data.conversation import MODES, Mode
+from dualign.errors import EvaluationError
 from dualign.evaluation.config import EvalConfig
 from dualign.evaluation.divergence import (
     Divergence,
@@ -38,7 +39,7 @@ _ANSWERS = 16  # of each mode that are read for the KL, spread over the question
 MAX_KL = 0.3
 """nats a token in a mode, from which an export is refused"""
 _MAX_LOSS = 0.05
-"""of accuracy, closed traces or answers without a leak, from which a measurable loss is refused"""
+"""of accuracy, closed traces, answers without a leak or finished ones, from which a measurable loss is refused"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,6 +106,7 @@ class ModeComparison:
             ("accuracy", self.accuracy),
             ("closed traces", self.closed),
             ("answers without a leak", self.unleaked),
+            ("finished answers", self.finished),
         ):
             if rate and rate.change.high < 0 and rate.change.value < -_MAX_LOSS:
                 faults.append(
@@ -148,7 +150,7 @@ def compare_modes(
         tokenizer: of the reference.
 
     Raises:
-        EvaluationError: a task can't be asked or checked here.
+        EvaluationError: a task can't be asked or checked here, or nothing is asked in a mode.
     """
     config = replace(
         config, temperature=0.0, temperature_no_think=None, samples=None, samples_no_think=None
@@ -158,6 +160,7 @@ def compare_modes(
             _samples(side.responder, questions, config, Path(folder) / f"{name}.jsonl", seed)
             for name, side in (("reference", reference), ("exported", exported))
         )
+    _require_both_modes(before, questions)
     modes = tuple(
         _mode(
             mode,
@@ -168,9 +171,18 @@ def compare_modes(
             reference.responder.marks.closing,
         )
         for mode in MODES
-        if any(sample["mode"] == mode for sample in before)
     )
     return BothModes(reference=reference.responder.model, questions=questions.origin, modes=modes)
+
+
+def _require_both_modes(samples: Sequence[Mapping[str, Any]], questions: Questions) -> None:
+    """Refuse a comparison that would pass since nothing was asked."""
+    for mode in MODES:
+        if not any(sample["mode"] == mode for sample in samples):
+            raise EvaluationError(
+                f"no question in {mode} mode among {questions.origin}: nothing tells whether the export "
+                "lost it; give tasks with --task FILE, or compare nothing (--no-check)"
+            )
 
 
 def _samples(

@@ -1,14 +1,14 @@
 """What both models are asked after an export, and with which limits.
 
-Tasks that are named; else those that the model's run was asked; else held-out rows of its SFT stage;
-else a few questions.
+Tasks that are named; else those that the model's run was asked; else held-out rows of its SFT stage,
+and a few questions in a mode that has none.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from dualign.data.conversation import MODES
+from dualign.data.conversation import MODES, Mode
 from dualign.evaluation.config import EvalConfig
 from dualign.export.both_modes import Questions
 from dualign.export.calibration import held_out_prompts
@@ -48,19 +48,24 @@ def questions_for(
         origin = f"{count} problems of {names}"
         return Questions(tasks=problems, origin=origin), replace(config, tasks=tuple(named))
     prompts, origin = held_out_prompts(model, tokenizer, count=rows, seed=seed)
-    if prompts:
-        return Questions(prompts=prompts, origin=f"{len(prompts)} {origin}"), config
-    return _plain(tokenizer), config
+    lacking = [mode for mode in MODES if mode not in dict(prompts)]
+    parts = [f"{len(prompts)} {origin}"] if prompts else []
+    if lacking:
+        count = len(QUESTIONS)
+        parts.append(f"{count} plain questions in {' and in '.join(lacking)} mode")
+    asked_too = _plain(tokenizer, lacking)
+    return Questions(prompts=(*prompts, *asked_too), origin=", and ".join(parts)), config
 
 
-def _plain(tokenizer: "PreTrainedTokenizerBase") -> Questions:
-    """Return a few questions in both modes."""
+def _plain(
+    tokenizer: "PreTrainedTokenizerBase", modes: Sequence[Mode]
+) -> tuple[tuple[Mode, str], ...]:
+    """Return a few questions in each mode."""
     from dualign.models.prompts import prompt, switch_of
 
     switch = switch_of(tokenizer)
-    prompts = tuple(
+    return tuple(
         (mode, prompt(tokenizer, [{"role": "user", "content": question}], mode, switch))
-        for mode in MODES
+        for mode in modes
         for question in QUESTIONS
     )
-    return Questions(prompts=prompts, origin=f"{len(QUESTIONS)} plain questions in each mode")

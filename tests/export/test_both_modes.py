@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from dualign.errors import EvaluationError
 from dualign.evaluation.config import EvalConfig
 from dualign.evaluation.divergence import scorer, token_divergences
 from dualign.evaluation.scores import Change
@@ -73,6 +74,19 @@ def test_a_model_that_lost_think_mode_is_beyond_the_bounds(learnt, task_file):
     assert json.loads(json.dumps(result.record()))["beyond"] == faults
 
 
+def test_a_comparison_that_asks_nothing_in_a_mode_is_refused(learnt):
+    model = open_model(str(learnt))
+    for questions in (Questions(origin="nothing"), Questions(prompts=(("think", "Hi"),))):
+        with pytest.raises(EvaluationError, match=r"no question in (no_)?think mode"):
+            compare_modes(
+                side(model),
+                side(model),
+                questions,
+                EvalConfig(max_new_tokens=2),
+                tokenizer=model.tokenizer,
+            )
+
+
 def rate(low: float, high: float) -> Rate:
     value = (low + high) / 2
     return Rate(before=0.9, after=0.9 + value, change=Change(value=value, low=low, high=high))
@@ -87,14 +101,16 @@ def rate(low: float, high: float) -> Rate:
         (0.1, 0.3, False),
     ],
 )
-def test_a_loss_is_refused_if_it_is_measurable_and_large(low, high, refused):
+@pytest.mark.parametrize("kind", ["accuracy", "finished"])
+def test_a_loss_is_refused_if_it_is_measurable_and_large(kind, low, high, refused):
     from dualign.evaluation.divergence import mean_divergence
 
     none = mean_divergence([])
     same = Rate.of([1.0, 1.0], [1.0, 1.0])
+    rates = {"accuracy": None, "unleaked": same, "closed": None, "finished": same}
     mode = ModeComparison(
-        mode="no_think", answers=2, accuracy=rate(low, high), unleaked=same, closed=None,
-        finished=same, same=2, trace=None, answer=none,
+        mode="no_think", answers=2, same=2, trace=None, answer=none,
+        **(rates | {kind: rate(low, high)}),
     )  # fmt: skip
     assert bool(mode.faults()) is refused
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from compressed_tensors.quantization import QuantizationArgs
     from transformers import PreTrainedModel
 
+_MAX_CHANGE = 1e-3  # relative; float32 rounds by about 1e-6
+
 
 class _ReachedLayers(Exception):
     """The first layer was called, and what it was passed is kept."""
@@ -52,6 +54,8 @@ def calibrated(
             prefix = f"{layers_path(source.modules)}.{number}."
             names = [m.removeprefix(prefix) for m in source.modules if m.startswith(prefix)]
             inputs = _inputs(layer, names, reads)
+            if source.type.method == "awq":
+                _smooth(source, layer, inputs, args, reads[0])
             params = _round(source, layer, names, inputs, args)
             reads = [(_output(layer, read, kwargs), kwargs) for read, kwargs in reads]
             yield from _stored(source, layer, prefix, params, args)
@@ -139,6 +143,29 @@ def _inputs(layer: nn.Module, names: Sequence[str], reads: Sequence[_Read]) -> d
     return inputs
 
 
+def _smooth(
+    source: CompressedSource,
+    layer: nn.Module,
+    inputs: dict[str, Inputs],
+    args: "QuantizationArgs",
+    read: _Read,
+) -> None:
+    """Scale the modules of a layer in place.
+
+    Raises:
+        CheckpointError: the layer computes something else then: a norm that multiplies by 1 + its
+            weight (Gemma), or one between the modules (BitNet).
+    """
+    before_BTC = _output(layer, *read)
+    smooth(layer, inputs, args)
+    change = float((_output(layer, *read) - before_BTC).norm() / before_BTC.norm())
+    if not change <= _MAX_CHANGE:
+        raise CheckpointError(
+            f"{source.model}: AWQ's scaling changes what a layer computes by {change:.2g}, so the layer "
+            "isn't of Llama's kind; choose --type gptq"
+        )
+
+
 def _round(
     source: CompressedSource,
     layer: nn.Module,
@@ -147,8 +174,6 @@ def _round(
     args: "QuantizationArgs",
 ) -> dict[str, dict[str, Tensor]]:
     """Round the matrices of a layer in place; return their scales."""
-    if source.type.method == "awq":
-        smooth(layer, inputs, args)
     params = {}
     for name in names:
         weight_RC: Tensor = layer.get_submodule(name).weight  # type: ignore[assignment]
@@ -174,5 +199,7 @@ def _stored(
         module = local.removesuffix(".weight")
         if local != module and module in params:
             yield from stored(source, prefix + module, state[local], params[module], args)
-        else:
+        elif local in state:
             yield name, state[local].to(torch.bfloat16)
+        else:  # a buffer that old files hold, such as Llama's inv_freq
+            yield name, read_tensor(source, name).to(torch.bfloat16)

@@ -1,12 +1,15 @@
 """GPTQ and AWQ on rows of both modes; what happens to a mode whose rows they never read."""
 
 import json
+import shutil
 from dataclasses import replace
 from itertools import chain
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from dualign.errors import CheckpointError
 from dualign.evaluation.divergence import mean_divergence, scorer, token_divergences
 from dualign.export.calibration import Calibration, CalibrationRow
 from dualign.export.compressed.export import CalibrationConfig, export_compressed
@@ -56,6 +59,27 @@ def test_gptq_is_nearest_rounding_where_inputs_say_nothing(matrix):
     assert params["weight_scale"].shape == (48, 2)
 
 
+def test_gptq_is_the_paper_by_an_explicit_inverse(matrix):
+    """Equations 2 and 3 of arXiv 2210.17323, one column at a time, in float64."""
+    random = torch.Generator().manual_seed(2)
+    inputs = torch.randn(300, 64, generator=random) @ torch.randn(64, 64, generator=random)
+    args = args_of("gptq")
+    rounded, params = gptq(matrix, inputs.T @ inputs, args)
+    scales = params["weight_scale"].double().repeat_interleave(32, 1)
+    moments = (inputs.T @ inputs).double()
+    order = moments.diagonal().argsort(descending=True, stable=True).tolist()
+    inverse = (moments + 0.01 * moments.diagonal().mean() * torch.eye(64)).inverse()
+    rest = matrix.double().clone()
+    for i in order:
+        before = rest[:, i].clone()
+        rest[:, i] = (before / scales[:, i]).round().clamp(-8, 7) * scales[:, i]
+        later = order[order.index(i) + 1 :]
+        error = (before - rest[:, i]) / inverse[i, i]
+        rest[:, later] -= error[:, None] * inverse[i, later]
+        inverse -= torch.outer(inverse[:, i], inverse[i]) / inverse[i, i]
+    assert float(((rounded - rest).abs() < 1e-4).float().mean()) > 0.9  # ties, in float32
+
+
 def test_gptq_changes_outputs_less_than_nearest_rounding(matrix):
     random = torch.Generator().manual_seed(1)
     inputs = torch.randn(512, 8, generator=random) @ torch.randn(8, 64, generator=random)
@@ -89,7 +113,37 @@ def test_awq_keeps_what_a_layer_computes(tiny_llama):
     assert float((after - before).abs().max()) < 1e-3 * float(before.abs().max())
 
 
-@pytest.mark.parametrize("type", ["gptq", "awq"])
+def test_a_model_that_awqs_scaling_would_change_is_refused(tmp_path):
+    """Gemma's norms multiply by 1 + weight: dividing the weight scales nothing down."""
+    from transformers import GemmaConfig, GemmaForCausalLM
+
+    torch.manual_seed(0)
+    config = GemmaConfig(
+        vocab_size=64, hidden_size=64, intermediate_size=96, num_hidden_layers=1,
+        num_attention_heads=4, num_key_value_heads=4, head_dim=16, initializer_range=0.3,
+    )  # fmt: skip
+    GemmaForCausalLM(config).save_pretrained(tmp_path)
+    rows = (CalibrationRow(mode="think", ids=(3, 4, 5, 6)),)
+    rows = Calibration(origin="a test", rows=rows, seed=0, available={})
+    source, model = open_compressed(str(tmp_path), TYPES["awq"]), load_model(str(tmp_path))
+    with pytest.raises(CheckpointError, match=r"changes what a layer computes.*--type gptq"):
+        list(calibrated(source, rows, model))
+
+
+def test_a_buffer_that_old_files_hold_stays(tiny_llama, tmp_path):
+    old = shutil.copytree(tiny_llama, tmp_path / "old")
+    buffer = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    tensors = load_file(old / "model.safetensors") | {buffer: torch.ones(8)}
+    save_file(tensors, old / "model.safetensors", metadata={"format": "pt"})
+    rows = (CalibrationRow(mode="think", ids=(3, 4, 5, 6)),)
+    rows = Calibration(origin="a test", rows=rows, seed=0, available={})
+    source = open_compressed(str(old), TYPES["gptq"])
+    written = dict(calibrated(source, rows, load_model(str(tiny_llama))))
+    assert torch.equal(written[buffer], torch.ones(8, dtype=torch.bfloat16))
+    assert list(written) == [spec.name for spec in source.specs()]
+
+
+@pytest.mark.parametrize("type", ["gptq", pytest.param("awq", marks=pytest.mark.slow)])
 def test_the_file_holds_what_was_calibrated(type, learnt, tmp_path):
     """The command's rows: a file with both modes; the weights that are read back are those that were rounded."""
     file = tmp_path / "rows.jsonl"

@@ -117,7 +117,7 @@ def test_an_untied_head_stays(make, tmp_path):
     assert torch.equal(after["lm_head.weight"], head.to(torch.bfloat16).float())
 
 
-@pytest.mark.parametrize("kind", ["smollm3", "qwen2"])
+@pytest.mark.parametrize("kind", [pytest.param("smollm3", marks=pytest.mark.slow), "qwen2"])
 def test_other_kinds_of_model(kind, make, tmp_path):
     needs("fp8")
     model = make(kind)
@@ -182,6 +182,14 @@ def test_one_type_at_a_time(tiny_llama, tmp_path, capsys):
     assert "one type at a time" in capsys.readouterr().err
     with pytest.raises((ConfigError, CheckpointError)):
         export_compressed(str(tiny_llama), tiny_llama, type="bf16")
+
+
+@pytest.mark.parametrize("option", [["--allow-worse"], ["--rows", "3"], ["--task", "x.yaml"]])
+def test_what_compares_both_modes_is_refused_for_gguf_files(option, tiny_llama, tmp_path, capsys):
+    command = ["export", str(tiny_llama), str(tmp_path / "out"), "--types", "q8_0", *option]
+    assert main(command) == 2
+    assert "both modes are compared after vLLM's types" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_missing_is_said_first(tiny_llama, monkeypatch):
