@@ -1,12 +1,19 @@
 """Accelerate config files (`launch`) made from DeepSpeed's JSON and from FSDP's keys of other tools."""
 
 import json
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from dualign.importing.draft import Draft
 from dualign.importing.yaml_text import yaml_lines
 
+_BY_NAME = re.compile(
+    r"(ds_)?z(ero)?_?(?P<stage>[0-3])(_bf16)?(?P<offload>_offload|_cpuoffload_all|_cpuoffload_params)?"
+    r"(_torch_compile)?(_config)?(_bf16)?"
+)
+"""Names of the files that axolotl, LLaMA-Factory and TRL ship: zero3_bf16, ds_z3_offload_config, zero2."""
 _AUTO = ("auto", None)
 # Of DeepSpeed's JSON: what the recipe or accelerate's file says instead.
 _SAID_ELSEWHERE = [
@@ -23,7 +30,29 @@ _SAID_ELSEWHERE = [
 ]
 
 
-def read_deepspeed(draft: Draft, path: str) -> dict[str, Any] | None:
+def deepspeed_config(draft: Draft) -> tuple[dict[str, Any] | None, str]:
+    """Return DeepSpeed's settings of a file, and words for a guess by its name; None if there are none."""
+    value = draft.get("deepspeed")
+    config = dict(value) if isinstance(value, Mapping) else _read_deepspeed(draft, str(value))
+    if config is not None:
+        return config, ""
+    return _by_name(str(value)), " (by the file's name: it isn't here)"
+
+
+def _by_name(name: str) -> dict[str, Any] | None:
+    """Return the settings of a file that isn't here by its well-known name; None if it has none."""
+    known = _BY_NAME.fullmatch(Path(name).stem)
+    if known is None:
+        return None
+    zero: dict[str, Any] = {"stage": int(known["stage"])}
+    if known["offload"] in ("_offload", "_cpuoffload_all"):
+        zero["offload_optimizer"] = {"device": "cpu"}
+    if known["offload"] and known["stage"] == "3":
+        zero["offload_param"] = {"device": "cpu"}
+    return {"zero_optimization": zero}
+
+
+def _read_deepspeed(draft: Draft, path: str) -> dict[str, Any] | None:
     """Return a DeepSpeed JSON file; None if it isn't there.
 
     A file that isn't JSON is a problem of the draft.

@@ -6,26 +6,11 @@ from dualign.importing.accelerate_files import (
     add_launch,
     deepspeed_settings,
     fsdp_settings,
-    left_out,
-    read_deepspeed,
 )
 from dualign.importing.draft import Draft
+from dualign.importing.launchers import launch_by_deepspeed
 
-_SHIPPED: dict[str, dict[str, Any]] = {
-    "zero1": {"zero_optimization": {"stage": 1}},
-    "zero2": {"zero_optimization": {"stage": 2}},
-    "zero3": {"zero_optimization": {"stage": 3}},
-    "zero3_cpuoffload_all": {
-        "zero_optimization": {
-            "stage": 3,
-            "offload_optimizer": {"device": "cpu"},
-            "offload_param": {"device": "cpu"},
-        }
-    },
-    "zero3_cpuoffload_params": {
-        "zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}}
-    },
-}
+_ZERO_3: dict[str, Any] = {"zero_optimization": {"stage": 3}}
 
 
 def fill_launch(draft: Draft) -> None:
@@ -37,15 +22,13 @@ def fill_launch(draft: Draft) -> None:
     share = int(draft.number(share_key) or 1) if share_key else 1
     if share_key and share < 2:
         draft.carry(share_key, says="1: each process has whole rows, as here")
-    deepspeed, fsdp = draft.get("deepspeed"), draft.get("fsdp_config") or draft.get("fsdp")
-    if deepspeed:
-        config = _deepspeed(draft, deepspeed)
-        if config is not None:
-            add_launch(draft, deepspeed_settings(config, share), precision=_precision(draft))
+    fsdp = draft.get("fsdp_config") or draft.get("fsdp")
+    if draft.get("deepspeed"):
+        launch_by_deepspeed(draft, share=share, precision=_precision(draft))
     elif fsdp and share < 2:
         add_launch(draft, fsdp_settings(_fsdp_keys(draft)), precision=_precision(draft))
     elif share > 1:
-        add_launch(draft, deepspeed_settings(_SHIPPED["zero3"], share), precision=_precision(draft))
+        add_launch(draft, deepspeed_settings(_ZERO_3, share), precision=_precision(draft))
         for key in ("fsdp", "fsdp_config"):
             if draft.get(key):
                 draft.refuse(
@@ -64,44 +47,6 @@ def fill_launch(draft: Draft) -> None:
 
 def _precision(draft: Draft) -> str:
     return "fp16" if draft.get("fp16") else "bf16"
-
-
-def _deepspeed(draft: Draft, value: Any) -> dict[str, Any] | None:
-    """Return DeepSpeed's config of the file, and note its key."""
-    if isinstance(value, dict):
-        config: dict[str, Any] | None = value
-    else:
-        config = read_deepspeed(draft, str(value))
-    if config is None:
-        name = str(value).rpartition("/")[2].removesuffix(".json")
-        config = (
-            _SHIPPED.get(name)
-            or _SHIPPED.get(name.removesuffix("_bf16"))
-            or _SHIPPED.get(name.replace("_bf16_", "_"))
-        )
-        if config is None:
-            draft.refuse(
-                "deepspeed",
-                f"{value}: no such file, so nothing launches the stage: set launch (docs/distributed.md)",
-            )
-            return None
-        stage = config["zero_optimization"]["stage"]
-        draft.change(
-            "deepspeed",
-            "launch",
-            says=f"the file isn't here; the one of that name that axolotl ships is ZeRO-{stage}, which the launch file says",
-        )
-        return config
-    lost = left_out(config)
-    says = (
-        "is an accelerate config beside the recipe; accumulation and clipping come from the recipe"
-    )
-    draft.change(
-        "deepspeed",
-        "launch",
-        says=says + (f"; left to DeepSpeed's defaults: {', '.join(lost)}" if lost else ""),
-    )
-    return config
 
 
 def _fsdp_keys(draft: Draft) -> dict[str, Any]:

@@ -160,6 +160,8 @@ def _fill_schedule(draft: Draft) -> None:
             if draft.get("lr_scheduler"):
                 draft.carry("lr_scheduler", "train.lr_scheduler_type", "cosine_with_min_lr")
             draft.put("train.lr_scheduler_type", "cosine_with_min_lr")
+            if draft.get("lr_scheduler_kwargs") is not None:
+                draft.refuse("lr_scheduler_kwargs", "cosine_min_lr_ratio says the schedule")
             draft.carry("cosine_min_lr_ratio", "train.lr_scheduler_kwargs", {"min_lr_rate": least})
         else:
             draft.carry(
@@ -203,7 +205,7 @@ def fill_saving(draft: Draft) -> None:
         draft.put("train.eval_strategy", "steps")
     if draft.get("eval_strategy") is False:
         draft.carry("eval_strategy", "train.eval_strategy", "no")
-    if draft.has("train.eval_strategy") or draft.get("eval_strategy"):
+    if draft.get("eval_steps") or draft.has("train.eval_steps") or draft.get("eval_strategy"):
         draft.assume("eval_on_start", "train.eval_on_start", True)
     if draft.get("eval_batch_size") is None:
         size = draft.number("micro_batch_size") or 1

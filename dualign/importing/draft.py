@@ -165,7 +165,7 @@ class Draft:
             self.carry(place, says=f"is empty: {self.tool}'s default")
         elif _is_among(value, row.same):
             self.carry(place, says=row.says if row.action == "carried" else "as here")
-        elif row.action == "refused" and is_off(value):
+        elif row.action == "refused" and is_off(value) and True not in row.same:
             self.carry(place, says="is off, as here")
         elif str(value).lower() in row.values:
             self._apply_value(place, row, row.values[str(value).lower()])

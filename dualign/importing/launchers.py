@@ -1,59 +1,43 @@
 """How a run was launched: a DeepSpeed file, or accelerate's, as the `launch` of a stage."""
 
 import os
-import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from dualign.config import read_yaml
 from dualign.errors import ConfigError
 from dualign.importing.accelerate_files import (
     add_launch,
+    deepspeed_config,
     deepspeed_settings,
     left_out,
-    read_deepspeed,
 )
 from dualign.importing.draft import Draft
 
-_BY_NAME = re.compile(r"(ds_)?z(ero)?_?(?P<stage>[0-3])(?P<offload>_offload)?(_config)?(_bf16)?")
-"""Names of the files that LLaMA-Factory and TRL ship: ds_z3_offload_config.json, zero2.json."""
 _SIGNS = ("distributed_type", "compute_environment")
 
 
-def launch_by_deepspeed(draft: Draft, key: str = "deepspeed") -> None:
-    """Write an accelerate file for DeepSpeed's file, or its settings, that `key` names."""
-    value = draft.get(key)
-    config = dict(value) if isinstance(value, Mapping) else read_deepspeed(draft, str(value))
-    guess = "" if config is not None else " (by the file's name)"
-    config = _by_name(str(value)) if config is None else config
+def launch_by_deepspeed(draft: Draft, *, share: int = 1, precision: str | None = None) -> None:
+    """Write an accelerate file for DeepSpeed's file, or its settings, that the tool's file names.
+
+    Args:
+        share: how many processes share a row.
+        precision: of the accelerate file; absent: what bf16 and fp16 say.
+    """
+    config, guess = deepspeed_config(draft)
     if config is None:
-        says = "no such file: name an accelerate file in launch (docs/distributed.md)"
-        draft.refuse(key, f"{value}: {says}")
+        says = "no such file, so nothing launches the stage: set launch (docs/distributed.md)"
+        draft.refuse("deepspeed", f"{draft.get('deepspeed')}: {says}")
         return
-    settings = deepspeed_settings(config)
-    name = add_launch(draft, settings, precision=_precision(draft))
+    settings = deepspeed_settings(config, share)
+    name = add_launch(draft, settings, precision=precision or _precision(draft))
     others = left_out(config)
-    rest = f"; left to DeepSpeed's defaults: {', '.join(others)}" if others else ""
     says = (
-        f"ZeRO-{settings['deepspeed_config']['zero_stage']}{guess} as an accelerate file, one process for each "
-        "GPU; a step has processes x per_device_train_batch_size x gradient_accumulation_steps rows, as "
-        f"there{rest}"
+        f"ZeRO-{settings['deepspeed_config']['zero_stage']} as an accelerate file beside the recipe{guess}; the "
+        "batch, its accumulation and clipping are the recipe's, and a process is started on each GPU"
     )
-    draft.change(key, "launch", name, says)
-
-
-def _by_name(name: str) -> dict[str, Any] | None:
-    """Return the settings of a file that isn't here by its well-known name; None if it has none."""
-    known = _BY_NAME.fullmatch(Path(name).stem)
-    if known is None:
-        return None
-    zero: dict[str, Any] = {"stage": int(known["stage"])}
-    if known["offload"]:
-        zero["offload_optimizer"] = {"device": "cpu"}
-        if known["stage"] == "3":
-            zero["offload_param"] = {"device": "cpu"}
-    return {"zero_optimization": zero}
+    if others:
+        says += f"; left to DeepSpeed's defaults: {', '.join(others)}"
+    draft.change("deepspeed", "launch", name, says)
 
 
 def _precision(draft: Draft) -> str:

@@ -78,6 +78,7 @@ def test_no_in_yaml_is_no_strategy(tmp_path: Path) -> None:
     result = imported(tmp_path, {**AXOLOTL, **keys})
     assert stage_of(result)["train"]["save_strategy"] == "no"
     assert stage_of(result)["train"]["eval_strategy"] == "no"
+    assert "eval_on_start" not in stage_of(result)["train"]
     assert not refused(result)
 
 
@@ -85,6 +86,45 @@ def test_no_roles_and_no_flags_learn_nothing_in_axolotl_which_is_said(tmp_path: 
     rows = {"path": "a/b", "type": "chat_template", "roles_to_train": []}
     result = imported(tmp_path, {**AXOLOTL, "datasets": [rows]})
     assert "axolotl learns nothing" in refused(result)["datasets[0].roles_to_train"]
+
+
+@pytest.mark.parametrize(
+    ("name", "stage", "optimizer", "param"),
+    [
+        ("zero1_torch_compile", 1, "none", "none"),
+        ("zero2", 2, "none", "none"),
+        ("ds_z2_offload_config", 2, "cpu", "none"),
+        ("ds_z3_offload_config", 3, "cpu", "cpu"),
+        ("zero3_bf16", 3, "none", "none"),
+        ("zero3_bf16_cpuoffload_all", 3, "cpu", "cpu"),
+        ("zero3_bf16_cpuoffload_params", 3, "none", "cpu"),
+    ],
+)
+def test_names_of_files_that_ship_say_what_is_in_them(
+    tmp_path: Path, name: str, stage: int, optimizer: str, param: str
+) -> None:
+    result = imported(tmp_path, {**AXOLOTL, "deepspeed": f"deepspeed_configs/{name}.json"})
+    config = yaml.safe_load(result.files["recipe-launch.yaml"])["deepspeed_config"]
+    assert config["zero_stage"] == stage
+    assert (config["offload_optimizer_device"], config["offload_param_device"]) == (
+        optimizer,
+        param,
+    )
+
+
+def test_what_is_off_there_and_on_here_is_said(tmp_path: Path) -> None:
+    keys = {"shuffle_merged_datasets": False, "curriculum_sampling": False}
+    result = imported(tmp_path, {**AXOLOTL, **keys})
+    assert "train_sampling_strategy: sequential" in refused(result)["shuffle_merged_datasets"]
+    factory = imported(tmp_path / "factory", {**FACTORY, "ignore_pad_token_for_loss": False})
+    assert refused(factory) == {"ignore_pad_token_for_loss": "padding is never learned"}
+
+
+def test_the_schedule_of_a_least_rate_is_the_only_one(tmp_path: Path) -> None:
+    keys = {"cosine_min_lr_ratio": 0.1, "lr_scheduler_kwargs": {"num_cycles": 2}}
+    result = imported(tmp_path, {**AXOLOTL, **keys})
+    assert stage_of(result)["train"]["lr_scheduler_kwargs"] == {"min_lr_rate": 0.1}
+    assert refused(result) == {"lr_scheduler_kwargs": "cosine_min_lr_ratio says the schedule"}
 
 
 def test_deepspeed_in_a_file_of_trl_launches_the_stage(tmp_path: Path) -> None:
