@@ -34,9 +34,7 @@ logger = logging.getLogger(__name__)
 _SECONDS = 10.0  # between two pages, at least
 _SHARE = 100  # times the time that a page takes
 _LONGEST = 120  # seconds until a browser looks again
-_LONGEST_PAUSE = (
-    240  # seconds between two pages: below those after which live.js calls a page left alone
-)
+_LONGEST_PAUSE = 240  # between two pages, at most: after 300 live.js calls a page left alone
 
 
 class LiveReport:

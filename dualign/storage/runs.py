@@ -20,6 +20,7 @@ from dualign.rundir import (
     read_run,
     work_folder,
 )
+from dualign.training.resuming import complete_checkpoints, step_of
 
 _DEPTH = 4
 """folders below the one that is named: runs/EXPERIMENT/runs/NAME/STAGE"""
@@ -145,15 +146,8 @@ def _state(run_dir: Path, work: Path, run_is_live: bool) -> str:
         return "running"
     if paused := read_paused(run_dir):
         return f"paused at step {paused.step}"
-    step = max(_steps(work / CHECKPOINTS), default=None)
-    return "cut off" if step is None else f"cut off, checkpoint of step {step}"
-
-
-def _steps(checkpoints: Path) -> Iterator[int]:
-    for path in checkpoints.glob("checkpoint-*"):
-        number = path.name.rpartition("-")[2]
-        if number.isdecimal():
-            yield int(number)
+    complete = complete_checkpoints(work / CHECKPOINTS)
+    return f"cut off, checkpoint of step {step_of(complete[-1])}" if complete else "cut off"
 
 
 def size_of(path: Path) -> int:

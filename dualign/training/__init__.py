@@ -17,6 +17,7 @@ __all__ = [
     "positions",
     "precision",
     "preflight",
+    "resuming",
     "rows",
     "sequence_parallel",
     "streaming",

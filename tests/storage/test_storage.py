@@ -49,6 +49,13 @@ def test_runs_tell_how_far_each_stage_is(cut_off: Path, capsys: pytest.CaptureFi
         ("rows", "done"),
         ("more", "cut off"),
     ]
+    for step, files in {9: ["complete"], 12: ["complete"], 15: []}.items():
+        checkpoint = run.path / ".more.partial" / "checkpoints" / f"checkpoint-{step}"
+        checkpoint.mkdir(parents=True)
+        for name in files:
+            (checkpoint / name).touch()
+    (going_on,) = read_runs(cut_off)
+    assert going_on.stages[1].state == "cut off, checkpoint of step 12", "the next was half written"
     assert run.size >= sum(stage.size for stage in run.stages) > 0
     assert not run.is_running
     with locked(run.path):
