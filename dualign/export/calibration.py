@@ -156,11 +156,17 @@ def _documents(data: "SFTData", packed: "Dataset") -> "Sequence[tuple[Any, tuple
 
 
 def _shares(available: Mapping[str, int], rows: int) -> dict[str, int]:
-    """Return how many rows of each mode to draw: `rows` in all, in the shares that there are."""
+    """Return how many rows of each mode to draw: `rows` in all, in the shares that there are, but one
+    at least.
+    """
     total = sum(available.values())
     exact = {mode: min(rows, total) * count / total for mode, count in available.items()}
     counts = {mode: int(share) for mode, share in exact.items()}
     rest = min(rows, total) - sum(counts.values())
     for mode in sorted(exact, key=lambda mode: counts[mode] - exact[mode])[:rest]:
         counts[mode] += 1
+    if sum(counts.values()) >= len(counts):
+        for mode in [mode for mode, count in counts.items() if not count]:
+            counts[max(counts, key=counts.__getitem__)] -= 1
+            counts[mode] = 1
     return counts
