@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 _MAX_TOKENS = 2048
 """of a row; what is longer is cut"""
+_ANY_LENGTH = 1 << 30
+"""of a row of a file: long traces are cut, not left out as training would"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,7 +132,7 @@ def _data(model: str, file: str | None, seed: int) -> "tuple[SFTData, str]":
             f"{model}: no run says which rows it was trained on; give rows of both modes with "
             "--calibration FILE"
         )
-    settings: Any = file
+    settings: Any = {"sources": [{"path": file}], "max_tokens": _ANY_LENGTH, "packing": "none"}
     origin, switch = str(file), None
     if trained is not None:
         stage, record = trained

@@ -68,13 +68,27 @@ def test_a_mode_with_few_rows_keeps_one(learnt, tmp_path):
     assert {mode: of_mode["rows"] for mode, of_mode in modes.items()} == {"think": 3, "no_think": 1}
 
 
+def test_long_rows_of_a_file_are_cut_and_not_left_out(learnt, tmp_path):
+    file = tmp_path / "rows.jsonl"
+    trace = {**answer("think", 1), "reasoning_content": "1 and 1\n" * 700}
+    rows = [
+        {"mode": mode, "messages": [{"role": "user", "content": "1 + 1?"}, reply]}
+        for mode, reply in (("think", trace), ("no_think", answer("no_think", 1)))
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tokens = {row.mode: len(row.ids) for row in calibration(str(learnt), str(file), rows=2).rows}
+    assert tokens["think"] == 2048 and 5 < tokens["no_think"] < 200
+
+
 def test_a_mode_without_held_out_rows_is_asked_plain_questions(learnt, tmp_path):
     model = run_of(learnt, tmp_path, no_think=0)
     tokenizer = load_chat_tokenizer(model)
     questions, _ = questions_for(model, tokenizer, [], rows=2)
     assert [mode for mode, _ in questions.prompts] == ["think"] * 2 + ["no_think"] * 3
     assert questions.prompts[0][1].count(" + 1?") == 1
-    assert questions.origin == "2 held-out rows of stage sft, and 3 plain questions in no_think mode"
+    assert (
+        questions.origin == "2 held-out rows of stage sft, and 3 plain questions in no_think mode"
+    )
 
 
 @pytest.mark.parametrize("asked", ["merged", "sft"])
