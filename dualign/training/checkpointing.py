@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.checkpoint.api import CheckpointException
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import SCHEDULER_NAME
 
@@ -75,7 +76,10 @@ class SavesCheckpoints(Trainer):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self._background is None:
-            super()._save_optimizer_and_scheduler(output_dir)
+            try:
+                super()._save_optimizer_and_scheduler(output_dir)
+            except CheckpointException as error:
+                raise _failure(Path(output_dir), error) from error
             return
         self.wait_for_checkpoint()
         folder = Path(output_dir)
@@ -152,11 +156,19 @@ class _Background:
         written, self._written = self._written, []
         try:
             _after(written)
-        except Exception as error:
-            words = " ".join(str(error).split())
-            raise TrainingError(
-                f"{self._folder}: the checkpoint can't be written: {words}"
-            ) from error
+        except (CheckpointException, Exception) as error:
+            raise _failure(self._folder, error) from error
+
+
+def _failure(checkpoint: Path, error: BaseException) -> TrainingError:
+    """Return what went wrong in words; DCP's own exception, which is no Exception, holds tracebacks."""
+    words = str(error)
+    if isinstance(error, CheckpointException):
+        of_ranks = sorted(error.failures.items())
+        words = "; ".join(f"rank {rank}: {failure}" for rank, (failure, _) in of_ranks)
+    return TrainingError(
+        f"{checkpoint}: the checkpoint can't be written: {' '.join(words.split())}"
+    )
 
 
 def _after(written: Sequence[Future[Any]], then: Callable[[], None] = lambda: None) -> None:

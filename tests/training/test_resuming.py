@@ -6,16 +6,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from torch import distributed
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from dualign.data.config import DataConfig, SourceConfig
-from dualign.errors import CheckpointError
+from dualign.errors import CheckpointError, TrainingError
 from dualign.preference.config import PreferenceStage
 from dualign.rundir import write_json
 from dualign.sft.config import SFTStage
-from dualign.training.checkpointing import MarkCompleteCheckpoints
+from dualign.training.checkpointing import MarkCompleteCheckpoints, _Background
 from dualign.training.resuming import (
     COMPLETE,
+    SHARDED_MODEL,
     Engine,
     last_checkpoint,
     require_engine,
@@ -139,3 +142,22 @@ def test_older_checkpoints_go_once_the_next_is_complete(
     assert {step for step, folder in folders.items() if folder.exists()} == kept
     assert last_checkpoint(tmp_path) == str(folders[4])
     assert with_rows_of_checkpoint(SFT, {}, tmp_path)["gradient_accumulation_steps"] == 1
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_in_words(tmp_path: Path) -> None:
+    """DCP raises what is no Exception, with tracebacks; the checkpoint never gets its mark."""
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        background = _Background()
+        (tmp_path / "model" / ".metadata.tmp").mkdir(parents=True)
+        background._groups = {"model": background._groups[SHARDED_MODEL]}
+        background.save(tmp_path, {"model": {"weight": torch.ones(3)}})
+        background.when_written((tmp_path / COMPLETE).touch)
+        with pytest.raises(
+            TrainingError, match="the checkpoint can't be written: rank 0: "
+        ) as caught:
+            background.wait()
+        assert "Traceback" not in str(caught.value)
+        assert not (tmp_path / COMPLETE).exists()
+    finally:
+        distributed.destroy_process_group()
