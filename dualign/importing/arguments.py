@@ -3,6 +3,15 @@
 from dualign.importing.draft import Draft
 from dualign.training.arguments import DPO_ARGUMENTS, SFT_ARGUMENTS
 
+GONE_KTO_PAIR = "kto_pair is gone from TRL: bco_pair is the nearest, a logistic loss with the mean reward in place of the KL"
+
+
+def assume_simpo_beta(draft: Draft, key: str) -> None:
+    """Set the beta of SimPO that a file without `key` has in every tool: TRL's 0.1."""
+    if draft.get(key) is None:
+        says = "isn't there: TRL's 0.1, which is next to nothing for SimPO, where 2 to 10 are usual"
+        draft.assume(key, "train.beta", 0.1, says)
+
 
 def carry_arguments(draft: Draft) -> None:
     """Carry every key without a row that is an argument of the installed transformers and TRL.

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from dualign.importing.arguments import assume_simpo_beta
 from dualign.importing.axolotl_data import base_type, fill_sources, is_text
 from dualign.importing.axolotl_launch import fill_launch
 from dualign.importing.axolotl_training import (
@@ -75,12 +76,7 @@ def _fill_kind(draft: Draft) -> None:
     elif draft.get("cpo_alpha") is not None:
         draft.carry("cpo_alpha", says="has no effect without rl: simpo, in axolotl neither")
     if rl == "simpo" and not any(draft.get(*key) is not None for key in _BETAS):
-        draft.assume(
-            "rl_beta",
-            "train.beta",
-            0.1,
-            "isn't there: TRL's 0.1, which is next to nothing for SimPO, where 2 to 10 are usual",
-        )
+        assume_simpo_beta(draft, "rl_beta")
     reference = {
         "simpo": "with the likelihood of chosen, as TRL's CPOTrainer adds it to SimPO",
         "orpo": "the likelihood is that of the answer, and TRL's ORPOTrainer counts the prompt too",

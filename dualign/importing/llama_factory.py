@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dualign.config import read_yaml
-from dualign.importing.arguments import carry_arguments
+from dualign.importing.arguments import GONE_KTO_PAIR, assume_simpo_beta, carry_arguments
 from dualign.importing.draft import Draft
 from dualign.importing.launchers import launch_by_deepspeed, note_batch
 from dualign.importing.llama_factory_data import fill_data, words
@@ -152,13 +152,19 @@ def _fill_losses(draft: Draft) -> None:
     name = loss
     if loss == "kto_pair":
         name = "bco_pair"
-        draft.change("pref_loss", says="bco_pair, the loss of good and bad answers in pairs")
+        draft.change("pref_loss", says=GONE_KTO_PAIR)
     elif draft.get("pref_loss"):
         draft.carry("pref_loss", "train.loss_type", loss)
     else:
         draft.assume("pref_loss", "train.loss_type", loss)
-    if smoothing:
-        name = "robust" if loss == "sigmoid" else name
+    if loss == "simpo":
+        assume_simpo_beta(draft, "pref_beta")
+    if smoothing and loss != "sigmoid":
+        draft.refuse(
+            "dpo_label_smoothing", f"LLaMA-Factory takes it with sigmoid alone, not {loss}"
+        )
+    elif smoothing:
+        name = "robust"
         draft.change("dpo_label_smoothing", "train.label_smoothing", smoothing)
     names, weights = [name], [1.0]
     if bco := draft.number("pref_bco_weight") or 0:

@@ -126,6 +126,9 @@ def _source(
     source: dict[str, Any] = {"path": path}
     if file is None and "hf_hub_url" not in entry:
         draft.refuse((*place, "file_name"), f"{path}: no such file; put it there before a run")
+    if file is not None and file.suffix == ".txt":
+        says = "the file is one document; in LLaMA-Factory each of its lines is one"
+        draft.change((*place, "file_name"), "data.sources", says=says)
     if entry.get("subset"):
         source["name"] = entry["subset"]
     if entry.get("split", "train") != "train":
@@ -202,7 +205,9 @@ def _fill_mixture(draft: Draft) -> None:
 
 def _fill_amounts(draft: Draft) -> None:
     """Write what is held out, how rows are read, and how many processes read them."""
-    draft.change("cutoff_len", "data.max_tokens", draft.get("cutoff_len") or 2048)
+    wrapped = draft.get("stage") == "pt" and draft.get("packing") is not False
+    says = "documents are joined and cut at this length, as there" if wrapped else ""
+    draft.change("cutoff_len", "data.max_tokens", draft.get("cutoff_len") or 2048, says)
     size = draft.number("val_size") or 0
     if size:
         draft.carry("val_size", "data.validation_rows", int(size) if size > 1 else size)
@@ -249,7 +254,8 @@ def _fill_packing(draft: Draft) -> None:
         says = (
             "wrapped: documents are joined and cut every max_tokens, but never see each other"
             if wrapped
-            else "none: a document longer than max_tokens is cut into several"
+            else "none: LLaMA-Factory cuts off the end of a longer document; here a row is left out, and a file of "
+            "text becomes several rows"
         )
         draft.change("packing", "data.packing", "wrapped" if wrapped else "none", says)
     elif draft.get("neat_packing") is True:

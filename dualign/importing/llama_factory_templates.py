@@ -74,7 +74,9 @@ def _fill_modes(draft: Draft, *, reasons: bool) -> None:
 def _fill_form(draft: Draft, name: str, form: Mapping[str, Any]) -> None:
     if system := form.get("system"):
         for source in draft.stage["data"]["sources"]:
-            source.setdefault("columns", {}).setdefault("system", {"value": system})
+            columns = source.setdefault("columns", {})
+            if columns.get("system", {"value": ""}) == {"value": ""}:
+                columns["system"] = {"value": system}
     if "template" in form:
         draft.carry("template", "template", form["template"])
         return

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dualign.importing.arguments import carry_arguments
+from dualign.importing.arguments import GONE_KTO_PAIR, assume_simpo_beta, carry_arguments
 from dualign.importing.draft import Draft
 from dualign.importing.launchers import launch_by_deepspeed, note_batch
 from dualign.importing.trl_data import fill_data
@@ -187,7 +187,13 @@ def _fill_losses(draft: Draft, script: str) -> None:
     if script in ("kto", "orpo"):
         name = names[0] if names else script
         draft.put("train.loss_type", name)
-        draft.carry("loss_type", "train.loss_type", name, f"{script}.py's")
+        if script == "orpo":
+            says = (
+                "the likelihood is that of the answer, and TRL's ORPOTrainer counts the prompt too"
+            )
+            draft.change("loss_type", "train.loss_type", name, says)
+        else:
+            draft.carry("loss_type", "train.loss_type", name, "kto.py's")
         return
     if script == "cpo":
         _fill_cpo(draft, names[0] if names else "sigmoid")
@@ -213,7 +219,8 @@ def _fill_losses(draft: Draft, script: str) -> None:
     elif ours[: len(names)] == names:
         draft.carry("loss_type", "train.loss_type", value)
     else:
-        draft.change("loss_type", "train.loss_type", value, f"called {', '.join(ours)} here")
+        says = GONE_KTO_PAIR if "kto_pair" in names else f"called {', '.join(ours)} here"
+        draft.change("loss_type", "train.loss_type", value, says)
     draft.put("train.loss_type", value)
     if len(ours) > 1:
         draft.put("train.loss_weights", weights)
@@ -232,6 +239,7 @@ def _fill_cpo(draft: Draft, loss: str) -> None:
         draft.refuse("loss_type", f"{loss} of cpo.py isn't there: cpo and simpo are; cpo is used")
         draft.put("train.loss_type", "cpo")
         return
+    assume_simpo_beta(draft, "beta")
     if alpha is not None:
         draft.carry("cpo_alpha", "train.loss_weights" if weight else "")
     if not weight:

@@ -188,3 +188,48 @@ def test_probabilities_that_are_no_numbers_are_one_message(tmp_path: Path) -> No
     keys = {"dataset": "a/b,c/d", "mix_strategy": "interleave_over", "interleave_probs": "x,1"}
     with pytest.raises(ConfigError, match="interleave_probs: could not convert"):
         imported(tmp_path, {**FACTORY, **keys})
+
+
+def test_smoothing_that_the_loss_has_not_there_is_no_part_of_it_here(tmp_path: Path) -> None:
+    entry = {"pairs": {"hf_hub_url": "a/b", "ranking": True}}
+    keys = {"stage": "dpo", "dataset_dir": entry, "dataset": "pairs", "dpo_label_smoothing": 0.1}
+    simpo = imported(tmp_path, {**FACTORY, **keys, "pref_loss": "simpo"})
+    assert "label_smoothing" not in stage_of(simpo)["train"]
+    assert stage_of(simpo)["train"]["beta"] == 0.1
+    assert "sigmoid alone, not simpo" in refused(simpo)["dpo_label_smoothing"]
+    train = stage_of(imported(tmp_path / "dpo", {**FACTORY, **keys}))["train"]
+    assert (train["loss_type"], train["label_smoothing"]) == ("robust", 0.1)
+
+
+def test_a_loss_that_differs_is_in_the_second_list(tmp_path: Path) -> None:
+    orpo = {"model_name_or_path": "a/b", "dataset_name": "a/b", "beta": 0.1}
+    (tmp_path / "orpo").mkdir()
+    path = tmp_path / "orpo" / "config.yaml"
+    path.write_text(yaml.safe_dump(orpo))
+    changed = {note.key: note.says for note in import_recipe(path).list_of("changed")}
+    assert "ORPOTrainer counts the prompt too" in changed["loss_type"]
+    path.write_text(yaml.safe_dump({**orpo, "loss_type": "kto_pair"}))
+    changed = {note.key: note.says for note in import_recipe(path).list_of("changed")}
+    assert "bco_pair is the nearest" in changed["loss_type"]
+
+
+def test_a_form_writes_its_system_text_where_a_column_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text('[{"instruction": "q", "output": "a", "system": "S"}]')
+    entry = {"mine": {"file_name": "rows.json"}}
+    keys = {"dataset_dir": entry, "dataset": "mine", "template": "vicuna"}
+    columns = stage_of(imported(tmp_path, {**FACTORY, **keys}))["data"]["sources"][0]["columns"]
+    assert columns["system"]["value"].startswith("A chat between a curious user")
+
+
+def test_raw_text_says_how_it_is_cut(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one\ntwo\n")
+    path = tmp_path / "theirs.yaml"
+    keys = {"stage": "pt", "dataset_dir": {"a": {"file_name": "a.txt"}}, "dataset": "a"}
+    changed = []
+    for more in ({}, {"packing": False}):
+        path.write_text(yaml.safe_dump({**FACTORY, **keys, **more}))
+        changed.append({note.key: note.says for note in import_recipe(path).list_of("changed")})
+    assert "each of its lines is one" in changed[0]["dataset_info[0].file_name"]
+    assert changed[0]["cutoff_len"] == "documents are joined and cut at this length, as there"
+    assert "here a row is left out" in changed[1]["packing"]
+    assert "cuts longer rows" in changed[1]["cutoff_len"]
