@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dualign.errors import CheckpointError
 from dualign.export.calibration import Calibration
-from dualign.export.compressed.awq import Inputs, has_pairs, nearest_values, smooth
+from dualign.export.compressed.awq import Inputs, clipped, has_pairs, nearest_values, smooth
 from dualign.export.compressed.gptq import gptq
 from dualign.export.compressed.packing import quantization_args
 from dualign.export.compressed.source import CompressedSource, layer_number, layers_path
@@ -180,7 +180,8 @@ def _round(
         if source.type.method == "gptq":
             rounded_RC, params[name] = gptq(weight_RC, inputs[name].moments_CC, args)
         else:
-            rounded_RC, params[name] = nearest_values(weight_RC, args)
+            clipped_RC = clipped(weight_RC, inputs[name].moments_CC, args)
+            rounded_RC, params[name] = nearest_values(clipped_RC, args)
         weight_RC.copy_(rounded_RC)
     return params
 

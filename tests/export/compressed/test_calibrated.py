@@ -20,7 +20,7 @@ from dualign.models.tokenizer import load_chat_tokenizer
 from tests.chat_model import LEARNT, prompt, taught_row
 
 pytest.importorskip("compressed_tensors")
-from dualign.export.compressed.awq import Inputs, nearest_values, smooth
+from dualign.export.compressed.awq import Inputs, clipped, nearest_values, smooth
 from dualign.export.compressed.gptq import gptq
 from dualign.export.compressed.layers import calibrated
 from dualign.export.compressed.packing import quantization_args
@@ -111,6 +111,23 @@ def test_awq_keeps_what_a_layer_computes(tiny_llama):
         after = model(ids).logits
     assert not torch.equal(layer.mlp.gate_proj.weight, weight)
     assert float((after - before).abs().max()) < 1e-3 * float(before.abs().max())
+
+
+def test_clipped_groups_change_outputs_less(matrix):
+    """Large weights of columns that little meets cost the others their steps."""
+    random = torch.Generator().manual_seed(4)
+    weights = matrix.clone()
+    weights[:, 3] *= 8
+    inputs = torch.randn(512, 64, generator=random)
+    inputs[:, 3] *= 0.05
+    args = args_of("awq")
+    clipped_weights = clipped(weights, inputs.T @ inputs, args)
+    changes = [
+        float((inputs @ (nearest_values(each, args)[0] - weights).T).norm())
+        for each in (clipped_weights, weights)
+    ]
+    assert changes[0] < 0.8 * changes[1]
+    assert torch.equal(clipped(weights, torch.zeros(64, 64), args), weights)
 
 
 def test_a_model_that_awqs_scaling_would_change_is_refused(tmp_path):
