@@ -9,6 +9,7 @@ from dualign.errors import ConfigError
 from dualign.export.compressed.types import CALIBRATION_ROWS, ROWS, TYPES
 
 if TYPE_CHECKING:
+    from dualign.export.comparison import ComparisonConfig
     from dualign.export.imatrix import ImportanceConfig
 
 _EXPORT = """\
@@ -19,8 +20,9 @@ transformers. OUT appears if they agree.
 
 With --type bf16, fp8, int8, gptq, awq or nvfp4, OUT is a checkpoint for vLLM instead, in
 compressed-tensors' form. gptq and awq read rows of both modes that the model was trained on.
-Both modes are then asked the tasks of the model's run, beside the model itself; OUT appears if
-neither is worse beyond a bound (docs/export.md).
+
+Both modes of what has fewer bits are then asked the tasks of the model's run, or its held-out rows,
+beside the model itself; OUT appears if neither is worse beyond a bound (docs/export.md).
 
   dualign export runs/quickstart/merged gguf
   llama-server -m gguf/merged-Q4_K_M.gguf --jinja
@@ -69,7 +71,9 @@ def add(sub: Sub) -> None:
         default="auto",
         help="what the check loads the files in; auto: the first that is installed",
     )
-    parser.add_argument("--no-check", action="store_true", help="don't load what was written")
+    parser.add_argument(
+        "--no-check", action="store_true", help="don't load or compare what was written"
+    )
     parser.add_argument("--dry-run", action="store_true", help="show sizes; write nothing")
     parser.add_argument("--force", action="store_true", help="replace OUT when it is there")
     _add_compressed(parser)
@@ -77,7 +81,7 @@ def add(sub: Sub) -> None:
 
 
 def _add_compressed(parser: ArgumentParser) -> None:
-    """Add what checkpoints for vLLM are calibrated and compared by."""
+    """Add what quantized exports are calibrated and compared by."""
     parser.add_argument(
         "--calibration",
         metavar="FILE",
@@ -95,7 +99,7 @@ def _add_compressed(parser: ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help="of vLLM's types: what both models are asked; default: the tasks of the model's run, else "
+        help="what the model and its quantized copy are asked; default: the tasks of the model's run, else "
         "its held-out rows",
     )
     parser.add_argument(
@@ -114,6 +118,7 @@ def _add_compressed(parser: ArgumentParser) -> None:
 def _export(args: Namespace) -> int:
     """`dualign export MODEL OUT`."""
     from dualign.cli.commands import say
+    from dualign.export.writer import EXACT
     from dualign.terminal import wide_console
 
     out = Path(args.out)
@@ -121,6 +126,8 @@ def _export(args: Namespace) -> int:
         raise ConfigError(
             f"{out}: OUT is a folder; files in it are called after MODEL, or after --name"
         )
+    if args.rows is not None and args.rows < 1:
+        raise ConfigError(f"--rows: expected 1 or more, found {args.rows}")
     types = [name for name in args.types.lower().split(",") if name]
     compressed = [name for name in types if name in TYPES]
     # bf16 is both: a checkpoint alone, and a GGUF file beside others.
@@ -131,10 +138,10 @@ def _export(args: Namespace) -> int:
                 "type at a time"
             )
         return _export_compressed(args, out, compressed[0])
-    if args.task or args.rows is not None or args.allow_worse:
+    if set(types) <= set(EXACT) and (args.task or args.rows is not None or args.allow_worse):
         raise ConfigError(
-            "--task, --rows, --allow-worse: both modes are compared after vLLM's types; GGUF files are "
-            "checked by llama.cpp's answers: leave them out"
+            "--task, --rows, --allow-worse: files of f32, f16 and bf16 are checked exactly, and nothing is "
+            "compared: leave them out, or add a quantized type"
         )
     if args.dry_run:
         say(_dry_run(args, types))
@@ -150,6 +157,7 @@ def _export(args: Namespace) -> int:
         importance=_importance(args),
         converter=args.converter,
         runtime=None if args.no_check else args.runtime,
+        comparison=_comparison(args),
         force=args.force,
     )
     wide_console().print(summary(result))
@@ -162,7 +170,6 @@ def _export_compressed(args: Namespace, out: Path, type: str) -> int:
     from dualign.cli.commands import say
     from dualign.export.compressed.export import (
         CalibrationConfig,
-        ComparisonConfig,
         export_compressed,
         size,
     )
@@ -176,9 +183,6 @@ def _export_compressed(args: Namespace, out: Path, type: str) -> int:
         source = open_compressed(args.model, TYPES[type])
         say(f"writes    {out}: {TYPES[type].about}, {size(source) / 1e6:.4g} MB of weights")
         return 0
-    count = ROWS if args.rows is None else args.rows
-    if count < 1:
-        raise ConfigError(f"--rows: expected 1 or more, found {count}")
     calibrates = args.calibration or args.calibration_rows is not None
     if calibrates and not TYPES[type].calibrated:
         raise ConfigError(f"--type {type} reads no rows: leave --calibration out")
@@ -186,19 +190,28 @@ def _export_compressed(args: Namespace, out: Path, type: str) -> int:
         file=args.calibration,
         rows=CALIBRATION_ROWS if args.calibration_rows is None else args.calibration_rows,
     )
-    comparison = ComparisonConfig(tasks=tuple(args.task), rows=count, allow_worse=args.allow_worse)
     result = export_compressed(
         args.model,
         out,
         type=type,
         rows=rows,
-        comparison=None if args.no_check else comparison,
+        comparison=_comparison(args),
         force=args.force,
     )
     if result.both_modes is not None:
         wide_console().print(modes_summary(result.both_modes))
     say(f"{out}: {type}, {result.bytes / 1e6:.4g} MB of weights, export.json")
     return 0
+
+
+def _comparison(args: Namespace) -> "ComparisonConfig | None":
+    """Return what both modes are compared by; None with --no-check."""
+    from dualign.export.comparison import ComparisonConfig
+
+    if args.no_check:
+        return None
+    rows = ROWS if args.rows is None else args.rows
+    return ComparisonConfig(tasks=tuple(args.task), rows=rows, allow_worse=args.allow_worse)
 
 
 def _importance(args: Namespace) -> "ImportanceConfig | None":

@@ -1,3 +1,3 @@
 """GGUF files, a Modelfile, and checkpoints for vLLM, compared with the model that they are of."""
 
-__all__ = ["export", "imatrix", "model_source", "show", "show_modes"]
+__all__ = ["comparison", "export", "imatrix", "model_source", "show", "show_modes", "writer"]

@@ -1,7 +1,7 @@
 """Both modes of an exported model, next to the model that it was made from.
 
     reference = Side(responder=..., scores=scorer(model))       # transformers, float32
-    result = compare_modes(reference, exported, questions, EvalConfig(), work, seed=0)
+    result = compare_modes(reference, exported, questions, EvalConfig(), tokenizer=tokenizer)
     result.faults()                                             # beyond the bounds, in words
 
 Both are asked the same questions in both modes, greedily. Then the reference's own answers are
@@ -142,12 +142,14 @@ def compare_modes(
     *,
     tokenizer: "PreTrainedTokenizerBase",
     seed: int = 0,
+    answers: Path | None = None,
 ) -> BothModes:
     """Ask both, let both read the reference's answers, and compare.
 
     Args:
         config: limits, switch and batches of the answers; they are greedy, one to a problem.
         tokenizer: of the reference.
+        answers: file of the reference's answers; those that it holds aren't asked again.
 
     Raises:
         EvaluationError: a task can't be asked or checked here, or nothing is asked in a mode.
@@ -156,9 +158,10 @@ def compare_modes(
         config, temperature=0.0, temperature_no_think=None, samples=None, samples_no_think=None
     )
     with TemporaryDirectory() as folder:
+        files = answers or Path(folder) / "reference.jsonl", Path(folder) / "exported.jsonl"
         before, after = (
-            _samples(side.responder, questions, config, Path(folder) / f"{name}.jsonl", seed)
-            for name, side in (("reference", reference), ("exported", exported))
+            _samples(side.responder, questions, config, file, seed)
+            for side, file in zip((reference, exported), files, strict=True)
         )
     _require_both_modes(before, questions)
     modes = tuple(

@@ -8,24 +8,31 @@ import math
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dualign.checkpoints.context import positions_of
 from dualign.errors import CheckpointError, ConfigError
 from dualign.export import llama_runtime
+from dualign.export.both_modes import BothModes, Questions
 from dualign.export.check import CheckResult, ask_transformers, check
+from dualign.export.comparison import ComparisonConfig, compare_exports
 from dualign.export.convert import SCRIPTS, find_converter, write_exact
+from dualign.export.dequantized import dequantized
 from dualign.export.imatrix import ImportanceConfig, ImportanceFile, make_importance
 from dualign.export.mixtures import MIXTURES, needing_importance, types_of
 from dualign.export.model_source import ExportSource, open_source
 from dualign.export.modelfile import modelfile
 from dualign.export.quantize import needs_library, quantize
+from dualign.export.questions import questions_for
 from dualign.export.writer import EXACT
 from dualign.hashing import sha256
 from dualign.rundir import new_folder, require_new, write_json
 from dualign.version import __version__
+
+if TYPE_CHECKING:
+    from dualign.evaluation.config import EvalConfig
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +57,8 @@ class ExportFile:
     error: float | None
     """relative change of the weights by quantization; None for f32, f16 and bf16"""
     check: CheckResult | None
+    both_modes: BothModes | None = None
+    """None: not compared, as f32, f16 and bf16"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,20 +83,24 @@ def export(
     importance: ImportanceConfig | None = None,
     converter: str = "auto",
     runtime: str | None = "auto",
+    comparison: ComparisonConfig | None = None,
     force: bool = False,
 ) -> ExportResult:
     """Write NAME-TYPE.gguf for each type, a Modelfile and export.json into `out`.
 
-    `out` appears once everything is written and checked.
+    `out` appears once everything is written, checked and compared.
 
     Args:
         importance: quantize with an importance matrix, and leave it in `out`, too.
         converter: `llama.cpp`, `dualign`, or `auto`: llama.cpp's if it is installed.
         runtime: the one that loads the files and answers: a name of `llama_runtime.RUNTIMES`,
             `auto`: the first that is installed, or None: check nothing.
+        comparison: what the model and its quantized files are asked in both modes. They aren't
+            without tasks, of a model whose run has neither tasks nor held-out rows.
 
     Raises:
-        DualignError: the model can't be exported as it is, or llama.cpp answers otherwise.
+        DualignError: the model can't be exported as it is, llama.cpp answers otherwise, or a mode is
+            worse beyond the bounds.
     """
     require_new(out, force=force)
     command = choose_converter(converter)
@@ -95,8 +108,11 @@ def export(
     require_types(source, types, importance=importance is not None)
     _require_room(out, source, types)
     runtime = choose_runtime(runtime)
+    asked = _questions(source, types, comparison)
     with new_folder(out, force=force) as work:
         result = _write(source, work, types, importance, command, runtime)
+        if comparison is not None and asked is not None:
+            result = _compare(result, source, work, asked, comparison)
         write_json(work / _RECORD, {"schema": 1, "dualign": __version__, **_record(result)})
     return result
 
@@ -105,7 +121,10 @@ def _record(result: ExportResult) -> dict[str, Any]:
     def renamed(items: list[tuple[str, Any]]) -> dict[str, Any]:
         return {_RECORD_KEYS.get(key, key): value for key, value in items}
 
-    return asdict(result, dict_factory=renamed)
+    record = asdict(result, dict_factory=renamed)
+    for entry, file in zip(record["files"], result.files, strict=True):
+        entry["both_modes"] = file.both_modes and file.both_modes.record()
+    return record
 
 
 def choose_converter(converter: str) -> list[str] | None:
@@ -264,6 +283,44 @@ def _check(
             "(--no-check writes all the same):\n  " + "\n  ".join(faults)
         )
     return results
+
+
+def _questions(
+    source: ExportSource, types: Sequence[str], settings: ComparisonConfig | None
+) -> "tuple[Questions, EvalConfig] | None":
+    """Return what the model and its quantized files are asked; None for nothing.
+
+    Raises:
+        DualignError: the tasks can't be asked here.
+    """
+    if settings is None or set(types) <= set(EXACT):
+        return None
+    questions, config = questions_for(
+        source.model,
+        source.tokenizer,
+        settings.tasks,
+        rows=settings.rows,
+        seed=settings.seed,
+        plain=False,
+    )
+    return (questions, config) if questions.tasks or questions.prompts else None
+
+
+def _compare(
+    result: ExportResult,
+    source: ExportSource,
+    work: Path,
+    asked: "tuple[Questions, EvalConfig]",
+    settings: ComparisonConfig,
+) -> ExportResult:
+    """Ask the model and its quantized files in both modes, and add the comparisons."""
+    from dualign.models.loading import open_model
+
+    quantized = [(file.type, work / file.file) for file in result.files if file.type not in EXACT]
+    model = open_model(source.model, dtype="float32")
+    compared = compare_exports(model, dequantized(source, quantized), *asked, settings)
+    files = (replace(file, both_modes=compared.get(file.type)) for file in result.files)
+    return replace(result, files=tuple(files))
 
 
 def _export_file(

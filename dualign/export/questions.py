@@ -29,8 +29,12 @@ def questions_for(
     *,
     rows: int,
     seed: int = 0,
+    plain: bool = True,
 ) -> tuple[Questions, EvalConfig]:
     """Return the questions, and the limits of answers as the run's evaluation has them.
+
+    Args:
+        plain: ask a few plain questions where there are neither tasks nor held-out rows.
 
     Raises:
         EvaluationError: a task can't be read, or its answers can't be checked here.
@@ -48,6 +52,8 @@ def questions_for(
         origin = f"{count} problems of {names}"
         return Questions(tasks=problems, origin=origin), replace(config, tasks=tuple(named))
     prompts, origin = held_out_prompts(model, tokenizer, count=rows, seed=seed)
+    if not (prompts or plain):
+        return Questions(), config
     lacking = [mode for mode in MODES if mode not in dict(prompts)]
     parts = [f"{len(prompts)} {origin}"] if prompts else []
     if lacking:

@@ -1,4 +1,4 @@
-"""Result of an export for the terminal: the files, and the answers next to each other."""
+"""Result of an export for the terminal: the files, and the answers next to each other, and both modes."""
 
 from collections.abc import Iterable
 
@@ -9,6 +9,7 @@ from rich.text import Text
 from dualign.data.conversation import Mode
 from dualign.export.check import AnswerComparison, CheckResult
 from dualign.export.export import ExportResult
+from dualign.export.show_modes import modes_summary
 
 
 def _files_table(result: ExportResult) -> Table:
@@ -52,12 +53,17 @@ def _answers_table(result: ExportResult) -> Table | None:
 
 
 def summary(result: ExportResult) -> Group:
-    """Return both tables and the notes."""
-    parts: list[Table | Text] = [_files_table(result)]
+    """Return all tables and the notes."""
+    parts: list[Table | Text | Group] = [_files_table(result)]
     if (answers := _answers_table(result)) is not None:
         parts.append(answers)
     else:
         parts.append(Text("not checked: the files weren't loaded in llama.cpp"))
+    parts += [
+        modes_summary(file.both_modes, file.type)
+        for file in result.files
+        if file.both_modes is not None
+    ]
     parts += [Text(f"corrected: {field}") for field in result.fixed_fields]
     return Group(*parts)
 

@@ -9,9 +9,9 @@ from dualign.evaluation.scores import change_text, percent
 from dualign.export.both_modes import BothModes, ModeComparison, Rate
 
 
-def modes_summary(result: BothModes) -> Group:
-    """Return the table of both modes, and what is beyond the bounds."""
-    title = f"beside {result.reference}, on {result.questions}"
+def modes_summary(result: BothModes, name: str = "") -> Group:
+    """Return the table of both modes, and what is beyond the bounds; `name` is the export's."""
+    title = f"{name} beside {result.reference}, on {result.questions}".lstrip()
     table = Table(title=title, title_justify="left")
     for column in ("", *(mode.mode for mode in result.modes)):
         table.add_column(column, justify="left" if not column else "right")

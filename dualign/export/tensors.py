@@ -32,6 +32,14 @@ class GGUFTensor:
     shape: tuple[int, ...]
     read: Callable[[], Array]
     """return the whole tensor in float32"""
+    source: str = ""
+    """name in the checkpoint; "" for what no parameter holds"""
+    heads: int = 0
+    """heads whose rows are interleaved; 0 for rows in the checkpoint's order"""
+
+    def restore(self, values: Array) -> Array:
+        """Put rows of the file into the checkpoint's order."""
+        return _deinterleave(values, self.heads) if self.heads else values
 
 
 def tensors_of(weights: Weights, architecture: Architecture) -> list[GGUFTensor]:
@@ -64,6 +72,12 @@ def interleave(rows: Array, heads: int) -> Array:
     return np.ascontiguousarray(parts.swapaxes(1, 2)).reshape(rows.shape)
 
 
+def _deinterleave(rows: Array, heads: int) -> Array:
+    """Reorder rows (head, i, half, ...) to (head, half, i, ...)."""
+    parts = rows.reshape(heads, rows.shape[0] // heads // 2, 2, *rows.shape[1:])
+    return np.ascontiguousarray(parts.swapaxes(1, 2)).reshape(rows.shape)
+
+
 def llama3_factors(architecture: Architecture) -> Array:
     """Return the divisor of each rotary frequency in Llama 3.1, float32 of head_dim / 2.
 
@@ -80,16 +94,14 @@ def llama3_factors(architecture: Architecture) -> Array:
 
 
 def _tensor(weights: Weights, name: str, gguf_name: str, architecture: Architecture) -> GGUFTensor:
-    heads = {"q_proj": architecture.heads, "k_proj": architecture.kv_heads}
-    module = name.split(".")[-2]
+    interleaved = {"q_proj": architecture.heads, "k_proj": architecture.kv_heads}
+    heads = interleaved.get(name.split(".")[-2], 0) if architecture.interleaved else 0
 
     def read() -> Array:
         values = read_whole(weights, name)
-        if architecture.interleaved and module in heads:
-            return interleave(values, heads[module])
-        return values
+        return interleave(values, heads) if heads else values
 
-    return GGUFTensor(gguf_name, weights.entries[name].shape, read)
+    return GGUFTensor(gguf_name, weights.entries[name].shape, read, name, heads)
 
 
 def _expected(architecture: Architecture) -> set[str]:

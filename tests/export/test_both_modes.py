@@ -137,6 +137,7 @@ def test_a_model_without_a_run_is_asked_a_few_questions_in_both_modes(learnt):
     assert [mode for mode, _ in questions.prompts] == ["think"] * 3 + ["no_think"] * 3
     assert questions.prompts[0][1] != questions.prompts[3][1]
     assert config.max_new_tokens == 512
+    assert questions_for(str(learnt), tokenizer, [], rows=5, plain=False)[0] == Questions()
 
 
 def test_named_tasks_are_asked(learnt, task_file):

@@ -50,7 +50,7 @@ def test_the_command_writes_checked_files_a_modelfile_and_a_record(
     assert [item["type"] for item in record["files"]] == ["f16", "q8_0", "q4_k_m"]
     for file in record["files"]:
         assert file["sha256"] == hashlib.sha256((out / file["file"]).read_bytes()).hexdigest()
-        assert file["check"]["conversations"] == 7
+        assert file["check"]["conversations"] == 7 and file["both_modes"] is None
         assert {answer["mode"] for answer in file["check"]["answers"]} == {"think", "no_think"}
     exact = record["files"][0]["check"]["answers"]
     assert all(item["agreed"] == item["tokens"] or item["margin"] < 0.1 for item in exact)

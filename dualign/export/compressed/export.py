@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from dualign.checkpoints.shards import write_weights
 from dualign.errors import CheckpointError
-from dualign.export.both_modes import BothModes, Side, compare_modes
+from dualign.export.both_modes import BothModes
 from dualign.export.calibration import Calibration, calibration
+from dualign.export.comparison import ComparisonConfig, compare_exports
 from dualign.export.compressed.source import CompressedSource, open_compressed
-from dualign.export.compressed.types import CALIBRATION_ROWS, ROWS, TYPES
+from dualign.export.compressed.types import CALIBRATION_ROWS, TYPES
 from dualign.export.compressed.write import nearest, write_config, write_tensors
 from dualign.export.questions import questions_for
 from dualign.hashing import sha256
@@ -36,19 +37,6 @@ class CalibrationConfig:
     """None: those of the SFT stage that the model comes from"""
     rows: int = CALIBRATION_ROWS
     seed: int = 0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ComparisonConfig:
-    """What both models are asked afterwards."""
-
-    tasks: tuple[str, ...] = ()
-    """none: those of the model's run, else held-out rows"""
-    rows: int = ROWS
-    """problems of each task, or held-out rows of each mode"""
-    seed: int = 0
-    allow_worse: bool = False
-    """write what is beyond the bounds, too"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,44 +121,14 @@ def _compare(source: CompressedSource, folder: Path, settings: ComparisonConfig)
     Raises:
         CheckpointError: a mode is worse beyond the bounds, and that isn't allowed.
     """
-    from dualign.evaluation.divergence import scorer
-    from dualign.generation.responders import CheckpointResponder
     from dualign.models.loading import open_model
 
-    model = source.model
-    subjects = [open_model(model), open_model(str(folder), dtype=source.type.dtype)]
+    model, copy = open_model(source.model), open_model(str(folder), dtype=source.type.dtype)
     questions, config = questions_for(
-        model, subjects[0].tokenizer, settings.tasks, rows=settings.rows, seed=settings.seed
+        source.model, model.tokenizer, settings.tasks, rows=settings.rows, seed=settings.seed
     )
-    reference, exported = (
-        Side(
-            responder=CheckpointResponder(
-                subject,
-                backend="transformers",
-                dtype="auto",
-                batch_tokens=config.batch_tokens,
-                label=label,
-            ),
-            scores=scorer(subject.weights()),
-        )
-        for subject, label in zip(subjects, ("the model", "its compressed copy"), strict=True)
-    )
-    result = compare_modes(
-        reference,
-        exported,
-        questions,
-        config,
-        tokenizer=subjects[0].tokenizer,
-        seed=settings.seed,
-    )
-    faults = result.faults()
-    if faults and not settings.allow_worse:
-        raise CheckpointError(
-            "the compressed model is worse than a publishable one may be; nothing was written "
-            "(--allow-worse writes all the same, and says so in export.json):\n  "
-            + "\n  ".join(faults)
-        )
-    return result
+    type = source.type.name
+    return compare_exports(model, [(type, copy)], questions, config, settings)[type]
 
 
 def _write(source: CompressedSource, read: Calibration | None, work: Path) -> None:

@@ -12,8 +12,9 @@ from dualign.checkpoints.checkpoint import read_json
 from dualign.cli.main import main
 from dualign.errors import CheckpointError, ConfigError
 from dualign.export import both_modes
+from dualign.export.comparison import ComparisonConfig
 from dualign.export.compressed import source as sources
-from dualign.export.compressed.export import ComparisonConfig, export_compressed, size
+from dualign.export.compressed.export import export_compressed, size
 from dualign.export.compressed.source import open_compressed
 from dualign.export.compressed.types import TYPES
 
@@ -182,14 +183,6 @@ def test_one_type_at_a_time(tiny_llama, tmp_path, capsys):
     assert "one type at a time" in capsys.readouterr().err
     with pytest.raises((ConfigError, CheckpointError)):
         export_compressed(str(tiny_llama), tiny_llama, type="bf16")
-
-
-@pytest.mark.parametrize("option", [["--allow-worse"], ["--rows", "3"], ["--task", "x.yaml"]])
-def test_what_compares_both_modes_is_refused_for_gguf_files(option, tiny_llama, tmp_path, capsys):
-    command = ["export", str(tiny_llama), str(tmp_path / "out"), "--types", "q8_0", *option]
-    assert main(command) == 2
-    assert "both modes are compared after vLLM's types" in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_missing_is_said_first(tiny_llama, monkeypatch):
