@@ -177,8 +177,14 @@ def _export_compressed(args: Namespace, out: Path, type: str) -> int:
     from dualign.export.show_modes import modes_summary
     from dualign.terminal import wide_console
 
-    if args.imatrix is not None:
-        raise ConfigError(f"--imatrix: for GGUF types, found --type {type}; leave it out")
+    of_gguf = {
+        "--imatrix": args.imatrix is not None,
+        "--name": args.name is not None,
+        "--converter": args.converter != "auto",
+        "--runtime": args.runtime != "auto",
+    }
+    if flags := [flag for flag, is_there in of_gguf.items() if is_there]:
+        raise ConfigError(f"{', '.join(flags)}: for GGUF types, found --type {type}; leave it out")
     if args.dry_run:
         source = open_compressed(args.model, TYPES[type])
         say(f"writes    {out}: {TYPES[type].about}, {size(source) / 1e6:.4g} MB of weights")
@@ -209,6 +215,10 @@ def _comparison(args: Namespace) -> "ComparisonConfig | None":
     from dualign.export.comparison import ComparisonConfig
 
     if args.no_check:
+        if args.task or args.rows is not None or args.allow_worse:
+            raise ConfigError(
+                "--task, --rows, --allow-worse: --no-check compares nothing; leave one of them out"
+            )
         return None
     rows = ROWS if args.rows is None else args.rows
     return ComparisonConfig(tasks=tuple(args.task), rows=rows, allow_worse=args.allow_worse)

@@ -196,3 +196,16 @@ def test_widths_that_no_group_divides_are_refused(make):
     needs("nvfp4")
     with pytest.raises(CheckpointError, match=r"down_proj has rows of 72 weights.*groups of 16"):
         open_compressed(str(make("llama", intermediate_size=72)), TYPES["nvfp4"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--type", "fp8", "--name", "x", "--imatrix"], "--imatrix, --name: for GGUF types"),
+        (["--type", "fp8", "--no-check", "--rows", "3"], "--no-check compares nothing"),
+    ],
+)
+def test_options_without_effect_are_refused(flags, message, tiny_llama, tmp_path, capsys):
+    assert main(["export", str(tiny_llama), str(tmp_path / "out"), *flags]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
