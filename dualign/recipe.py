@@ -101,10 +101,10 @@ def find_recipe(name: str | Path) -> Path:
     for path in (Path(name), *places):
         if path.is_file():
             return path
-    names = [str(path.relative_to(shipped)) for path in shipped_recipes()]
-    raise ConfigError(
-        f"{name}: no such file, and no recipe of that name ships (there: {', '.join(names)})"
-    )
+    if Path(name).is_dir():
+        raise ConfigError(f"{name}: is a folder; expected a recipe's file, such as recipe.yaml")
+    there = ", ".join(str(path.relative_to(shipped)) for path in shipped_recipes())
+    raise ConfigError(f"{name}: no such file, and no recipe of that name ships (there: {there})")
 
 
 def load_recipe(path: Path, overrides: Sequence[str]) -> Recipe:

@@ -34,7 +34,7 @@ def progress(
     bytes_are_counted = unit == "B"
     settings: dict[str, Any] = {"total": total, "initial": done, "desc": label, "unit": unit}
     settings |= {"unit_scale": bytes_are_counted, "disable": silent, "delay": _DELAY}
-    plain_unit = "" if bytes_are_counted else f" {unit}"
+    plain_unit = "" if bytes_are_counted else f" {unit.strip().removesuffix('s')}s"
     plain = f"{{desc}}: {{n_fmt}} of {{total_fmt}}{plain_unit}, {{elapsed}} so far, {{remaining}} to go{{postfix}}"
     if in_notebook():
         return _NotebookBar(**settings, bar_format=plain, mininterval=0.5)

@@ -34,7 +34,7 @@ def lines(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, **settings: obje
 @pytest.mark.usefixtures("at_once")
 def test_a_log_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     printed = lines(monkeypatch, io.StringIO(), unit="answer")
-    assert "asking: 3 of 3 answer, 00:00 so far" in printed
+    assert "asking: 3 of 3 answers, 00:00 so far" in printed
     assert printed.endswith("\n") and "\r" not in printed and "%" not in printed
 
 

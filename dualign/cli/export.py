@@ -143,6 +143,7 @@ def _export(args: Namespace) -> int:
             "--task, --rows, --allow-worse: files of f32, f16 and bf16 are checked exactly, and nothing is "
             "compared: leave them out, or add a quantized type"
         )
+    importance = _importance(args)
     if args.dry_run:
         say(_dry_run(args, types))
         return 0
@@ -154,7 +155,7 @@ def _export(args: Namespace) -> int:
         out,
         types=types,
         name=args.name,
-        importance=_importance(args),
+        importance=importance,
         converter=args.converter,
         runtime=None if args.no_check else args.runtime,
         comparison=_comparison(args),
@@ -185,13 +186,13 @@ def _export_compressed(args: Namespace, out: Path, type: str) -> int:
     }
     if flags := [flag for flag, is_there in of_gguf.items() if is_there]:
         raise ConfigError(f"{', '.join(flags)}: for GGUF types, found --type {type}; leave it out")
+    calibrates = args.calibration or args.calibration_rows is not None
+    if calibrates and not TYPES[type].calibrated:
+        raise ConfigError(f"--type {type} reads no rows: leave --calibration out")
     if args.dry_run:
         source = open_compressed(args.model, TYPES[type])
         say(f"writes    {out}: {TYPES[type].about}, {size(source) / 1e6:.4g} MB of weights")
         return 0
-    calibrates = args.calibration or args.calibration_rows is not None
-    if calibrates and not TYPES[type].calibrated:
-        raise ConfigError(f"--type {type} reads no rows: leave --calibration out")
     rows = CalibrationConfig(
         file=args.calibration,
         rows=CALIBRATION_ROWS if args.calibration_rows is None else args.calibration_rows,

@@ -141,7 +141,8 @@ def _publish(args: Namespace) -> int:
             leave_copy(staged, Path(args.out))
             say(f"a copy of the files: {args.out}")
         if staged.failed:
-            say(f"not published: {len(staged.failed)} checks failed: {', '.join(staged.failed)}")
+            checks = "1 check" if len(staged.failed) == 1 else f"{len(staged.failed)} checks"
+            say(f"not published: {checks} failed: {', '.join(staged.failed)}")
             return 1
         if not args.yes:
             say(_next(args))

@@ -185,7 +185,10 @@ def _in_words(error: BaseException | None) -> str:
     if error is None:
         return ""
     if isinstance(error, KeyboardInterrupt):
-        return "It was interrupted. The same command goes on from the last checkpoint."
+        return (
+            "It was interrupted. The same command goes on from the last checkpoint, "
+            "or from the stage's start if there is none."
+        )
     if isinstance(error, DualignError):
         return str(error)
     return f"{type(error).__name__}: {error}"

@@ -103,6 +103,8 @@ def _headline(run: LiveRun) -> str:
         return "failed" if run.error else "done"
     progress = current.progress
     share = f" {100 * progress.done / progress.total:.0f} %" if progress and progress.total else ""
+    if share and current.state != "running":
+        share = f" ({share.strip()})"
     return f"{current.name} {current.state}{share}"
 
 

@@ -104,7 +104,7 @@ def rate_plot(name: str, stage: str, log: Sequence[Row]) -> Picture:
 
     def draw(axes: Axes) -> None:
         _line(axes, series(log, "learning_rate"), "", "")
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.05 * axes.get_ylim()[1])  # a flat line isn't cut by the frame
 
     title = f"{stage}: learning rate"
     return _curve_picture(name, f"{title} by step", draw, title=title)

@@ -162,6 +162,15 @@ def test_a_dry_run_shows_sizes_and_writes_nothing(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("type", ["q8_0", "fp8"])
+def test_a_dry_run_refuses_rows_that_nothing_reads(
+    type: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--type", type, "--calibration", "rows.jsonl", "--dry-run"]
+    assert main(["export", "model", str(tmp_path / "out"), *options]) == 2
+    assert "no rows" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

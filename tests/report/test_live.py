@@ -141,7 +141,7 @@ def test_last_page_stays_as_it_is(running: LiveRun, error: str) -> None:
     run = replace(running, stages=stages, error=error, refresh_seconds=0)
     html = render_html(live_page(run, ()))
     assert "refresh" not in html[: html.index("<style>")] and "<script" not in html
-    assert f"Demo: apo {state} 40 %" in html and "Time left" not in html
+    assert f"Demo: apo {state} (40 %)" in html and "Time left" not in html
     assert ("What went wrong" in html) == bool(error)
     Page(html)
 

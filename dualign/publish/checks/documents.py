@@ -37,7 +37,8 @@ def check_card(release: Release | Export | RowsRelease, folder: Path) -> CheckOu
             except ConnectionError:
                 checked = "checked here; the hub couldn't be asked"
     keys = keys_of(card.data)
-    summary = f"{checked}; license {keys.get('license')}, {len(keys.get('datasets') or ())} datasets of the hub"
+    license = keys.get("license") or "unknown"
+    summary = f"{checked}; license {license}, {len(keys.get('datasets') or ())} datasets of the hub"
     if not keys.get("language"):
         summary += "; no language tag: --language CODE adds one"
     return judge(faults, summary)
