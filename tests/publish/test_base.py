@@ -8,11 +8,12 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
+from dualign.errors import PublishError
 from dualign.publish.base import Base, find_bases
 from dualign.publish.checks.provenance import weights_difference
 from dualign.publish.hub.metadata import HubClient, RepoMetadata
 from dualign.publish.lineage import Lineage, Root
-from dualign.publish.sources import DataSource, data_sources, is_hub_id, licenses
+from dualign.publish.sources import DataSource, data_sources, is_hub_id, licenses, said_licenses
 from dualign.report.runs import StageRun
 
 COMMIT = "b" * 40
@@ -129,11 +130,14 @@ def source(name: str, *, hub_id: str | None = None, sampled: bool = False) -> Da
 def test_licenses_come_from_the_hub_then_from_what_is_said() -> None:
     hub = knowing("acme/rows", facts(license="cc-by-4.0"), kind="dataset")
     sources = [source("rows", hub_id="acme/rows"), source("mine"), source("made", sampled=True)]
-    assert licenses([], sources, {}, hub, {}) == {"acme/rows": "cc-by-4.0", "mine": None}
-    said = {"mine": "MIT", "acme/rows": "cc0-1.0"}
-    assert licenses([], sources, said, hub, {}) == {"acme/rows": "cc0-1.0", "mine": "mit"}
-    with_teacher = licenses([], sources, {"big": "mit"}, hub, {"big": None})
-    assert with_teacher["big"] == "mit", "a teacher's license is one of the whole's"
+    known = licenses([], sources, hub, {})
+    assert known == {"acme/rows": "cc-by-4.0", "mine": None}
+    said = said_licenses(known, {"mine": "MIT"}, {"mine": "gpl-3.0", "acme/rows": "cc0-1.0"})
+    assert said == {"acme/rows": "cc0-1.0", "mine": "mit"}, "an option wins over the card"
+    with_teacher = licenses([], sources, hub, {"big": None})
+    assert said_licenses(with_teacher, {"big": "mit"}, {})["big"] == "mit", "of the whole"
+    with pytest.raises(PublishError, match=r"--license-of big=mit: .*; it has acme/rows, mine"):
+        said_licenses(known, {"big": "mit"}, {})
 
 
 @pytest.mark.parametrize(

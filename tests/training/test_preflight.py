@@ -205,7 +205,7 @@ def test_every_tracker_of_transformers_is_known() -> None:
     ("keys", "expected"),
     [
         ({"train": {"report_to": "wandb"}}, "train.report_to: wandb isn't installed: pip install"),
-        ({"train": {"report_to": ["trackio"]}}, "train.report_to: trackio isn't installed"),
+        ({"train": {"report_to": ["dvclive"]}}, "train.report_to: dvclive isn't installed"),
         ({"train": {"report_to": "wanbd"}}, "unknown value 'wanbd' (did you mean 'wandb'?)"),
         ({"train": {"tf32": True}}, "--tf32 requires Ampere"),
         ({"train": {"activation_offloading": True}}, "from a GPU, and there is none"),
@@ -217,7 +217,7 @@ def test_every_tracker_of_transformers_is_known() -> None:
 def test_what_this_machine_lacks_is_said_before_anything_starts(
     tiny: Path, rows: Path, tmp_path: Path, keys: dict[str, Any], expected: str
 ) -> None:
-    if torch.cuda.is_available() or find_spec("wandb") or find_spec("trackio"):
+    if torch.cuda.is_available() or find_spec("wandb") or find_spec("dvclive"):
         pytest.skip("this machine has it")
     assert expected in refusal(write_recipe(tmp_path, tiny, rows, **keys))
 
