@@ -80,7 +80,7 @@ def test_progress_is_a_bar_that_stays(
             bar.update()
     (place,) = page.places
     assert 'value="3" max="3"' in place["text/html"]
-    assert place["text/plain"].startswith("asking: 3 of 3 answer, 00:0")
+    assert place["text/plain"].startswith("asking: 3 of 3 answers, 00:0")
     assert capfd.readouterr() == ("", "")
 
 
