@@ -1,16 +1,18 @@
 """DeepSpeed's checkpoints on another number of processes, by its universal form.
 
 A ZeRO checkpoint holds the shards of as many processes as wrote it. DeepSpeed's own converter writes
-each tensor and its optimizer state whole, and any number of processes reads them. ZeRO-2 goes on with
-the same losses; ZeRO-3 doesn't (0.2 % off four steps later), and is refused.
+each tensor and its optimizer state whole, and any number of processes reads them. What its reader
+loses under ZeRO-3 is given back before the first step (`_MendedOptimizer`).
 """
 
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
-from transformers import Trainer
+import torch
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from dualign.distributed import run_on_main_process
 from dualign.errors import CheckpointError
@@ -45,6 +47,8 @@ def read_on_any_processes(trainer: Trainer, stage: TrainingStage, checkpoint: st
             f"{before} as before"
         )
     run_on_main_process(lambda: _convert(folder))
+    if trainer.accelerator.state.deepspeed_plugin.zero_stage > 2:
+        trainer.add_callback(_MendedOptimizer(trainer, _whole(folder)))
     config = trainer.accelerator.state.deepspeed_plugin.deepspeed_config
     config["checkpoint"] = {**config.get("checkpoint", {}), "load_universal": True}
 
@@ -62,8 +66,6 @@ def _engine(trainer: Trainer) -> Engine:
 def _reason_against(trainer: Trainer, stage: TrainingStage) -> str:
     if trainer.args.load_best_model_at_end:
         return "its universal checkpoints don't go back to the step that is published"
-    if trainer.accelerator.state.deepspeed_plugin.zero_stage > 2:
-        return "its universal checkpoints of ZeRO-3 go on with other losses (FSDP2's don't)"
     if stage.lora is not None:
         return "its universal checkpoints aren't tried with LoRA"
     return ""
@@ -71,8 +73,8 @@ def _reason_against(trainer: Trainer, stage: TrainingStage) -> str:
 
 def _convert(checkpoint: Path) -> None:
     """Write the checkpoint's universal form beside its shards; a half-written one is replaced."""
-    shards = checkpoint / (checkpoint / "latest").read_text(encoding="utf-8").strip()
-    whole = shards.with_name(f"{shards.name}_universal")
+    shards = _shards(checkpoint)
+    whole = _whole(checkpoint)
     shutil.rmtree(whole, ignore_errors=True)
     command = [sys.executable, "-m", _CONVERTER, "--inject_missing_state"]
     command += ["--input_folder", str(shards), "--output_folder", str(whole)]
@@ -80,3 +82,40 @@ def _convert(checkpoint: Path) -> None:
     if done.returncode:
         last = (done.stderr.strip() or done.stdout.strip()).rpartition("\n")[2]
         raise CheckpointError(f"{shards}: DeepSpeed can't write its universal form: {last}")
+
+
+def _shards(checkpoint: Path) -> Path:
+    return checkpoint / (checkpoint / "latest").read_text(encoding="utf-8").strip()
+
+
+def _whole(checkpoint: Path) -> Path:
+    shards = _shards(checkpoint)
+    return shards.with_name(f"{shards.name}_universal")
+
+
+class _MendedOptimizer(TrainerCallback):
+    """Gives an optimizer back what DeepSpeed 0.19.8 loses of it when ZeRO-3 reads the universal form.
+
+    It gives one count of steps to all groups of parameters, and each of them raises it at a step, so
+    Adam's bias correction goes wrong; and it gives all of them the first one's settings, such as its
+    weight decay.
+    """
+
+    def __init__(self, trainer: Trainer, checkpoint: Path) -> None:
+        self._trainer, self._checkpoint = trainer, checkpoint
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Called once the checkpoint has been read."""
+        optimizer = self._trainer.model_wrapped.optimizer.optimizer
+        for values in optimizer.state.values():
+            values["step"] = torch.as_tensor(values["step"]).clone()
+        path = self._checkpoint / "zero" / "optimizer_state.pt"
+        saved = torch.load(path, map_location="cpu", weights_only=False)["param_groups"]
+        for group, settings in zip(optimizer.param_groups, saved, strict=True):
+            group.update({key: value for key, value in settings.items() if key != "params"})
