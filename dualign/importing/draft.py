@@ -238,6 +238,28 @@ class Draft:
         """Yield the keys of the file that the table may have rows for, in order."""
         yield from self._leaves(self.document.value, ())
 
+    def note_source(
+        self, place: Key, number: int, source: Mapping[str, Any], *, unchanged: str
+    ) -> None:
+        """Note the keys of a set that are in its source; rows say what becomes of the others.
+
+        Args:
+            place: where the set is in the file.
+            number: of the source in the recipe.
+            unchanged: what is said of a key that the source doesn't need.
+        """
+        leaves = [key for key in self.leaves() if key[: len(place)] == place]
+        for key in leaves:
+            row = self.table.row(key)
+            if row is None or row.action == "refused" or key in self.notes:
+                continue
+            ours = row.target.removeprefix("data.sources[].")
+            target = f"data.sources[{number}].{ours}" if ours in source else ""
+            if row.action == "changed":
+                self.change(key, target)
+            else:
+                self.carry(key, target, says="" if target else unchanged)
+
     def _leaves(self, value: Any, key: Key) -> Iterator[Key]:
         items: Any = ()
         if isinstance(value, Mapping) and (not key or self.table.has_below(key)):

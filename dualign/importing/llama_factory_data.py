@@ -45,7 +45,7 @@ def fill_data(draft: Draft) -> None:
             source = _source(draft, name, place, *entries[name])
             if source is None:
                 continue
-            _note_entry(draft, place, len(sources), source)
+            draft.note_source(place, len(sources), source, unchanged="is read as it is")
             sources.append(source | ({"validation": True} if key == "eval_dataset" else {}))
         if listed:
             draft.carry(key, "data.sources", says=f"by {_FILE}: {', '.join(listed)}")
@@ -141,20 +141,6 @@ def _source(
     if columns := columns_of(draft, entry, place, file):
         source["columns"] = columns
     return source
-
-
-def _note_entry(draft: Draft, place: Key, number: int, source: Mapping[str, Any]) -> None:
-    """Note the keys of an entry that are in its source; rows say what becomes of the others."""
-    for key in [key for key in draft.leaves() if key[:2] == place and key not in draft.notes]:
-        row = draft.table.row(key)
-        if row is None or row.action == "refused":
-            continue
-        ours = row.target.removeprefix("data.sources[].")
-        target = f"data.sources[{number}].{ours}" if ours in source else ""
-        if row.action == "changed":
-            draft.change(key, target)
-        else:
-            draft.carry(key, target, says="" if target else "is read as it is")
 
 
 def _path(draft: Draft, entry: Mapping[str, Any], folder: Path) -> tuple[str | None, Path | None]:

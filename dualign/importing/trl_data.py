@@ -152,7 +152,9 @@ def _of_mixture(draft: Draft) -> list[dict[str, Any]]:
         if (weight := entry.get("weight")) is not None and weight != 1:
             source["weight"] = weight
         sources.append(source)
-        _note(draft, ("dataset_mixture", "datasets", number), number, source)
+        draft.note_source(
+            ("dataset_mixture", "datasets", number), number, source, unchanged="as here"
+        )
     _fill_held_out(draft, ("dataset_mixture", "test_split_size"))
     if draft.get("dataset_mixture", "seed") is not None:
         draft.change(("dataset_mixture", "seed"))
@@ -181,7 +183,12 @@ def _of_datasets(draft: Draft) -> list[dict[str, Any]]:
             if (part := fractions[number]) and len(entries) > 1:
                 source["share"] = round(part / total / len(files), 6)
             sources.append(source)
-        _note(draft, ("datasets", number), len(sources) - 1, sources[-1] if sources else {})
+        draft.note_source(
+            ("datasets", number),
+            len(sources) - 1,
+            sources[-1] if sources else {},
+            unchanged="as here",
+        )
     if sources:
         sources[-1].pop("share", None)  # the rest: rounded shares needn't add up to 1
     _fill_held_out(draft, ("test_split_size",))
@@ -209,21 +216,6 @@ def _files(draft: Draft, entry: Mapping[str, Any], number: int) -> Sequence[str]
     if isinstance(files, Mapping):
         files = files.get(entry.get("split") or "train") or []
     return [files] if isinstance(files, str) else [str(file) for file in files]
-
-
-def _note(draft: Draft, place: Key, number: int, source: Mapping[str, Any]) -> None:
-    """Note the keys of a set that are in its source; rows say what becomes of the others."""
-    leaves = [key for key in draft.leaves() if key[: len(place)] == place]
-    for key in leaves:
-        row = draft.table.row(key)
-        if row is None or row.action == "refused" or key in draft.notes:
-            continue
-        ours = row.target.removeprefix("data.sources[].")
-        target = f"data.sources[{number}].{ours}" if ours in source else ""
-        if row.action == "changed":
-            draft.change(key, target)
-        else:
-            draft.carry(key, target, says="" if target else "as here")
 
 
 def _fill_held_out(draft: Draft, place: Key) -> None:
