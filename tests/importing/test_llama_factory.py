@@ -12,11 +12,11 @@ from dualign.cli.main import main
 from dualign.data.config import SourceConfig
 from dualign.data.rows.sources import to_conversation, to_pair, to_rated
 from dualign.errors import ConfigError
-from dualign.importing.importing import Imported, import_recipe
+from dualign.importing.importing import import_recipe
 from dualign.importing.tables import read_table
-from dualign.importing.writer import write_recipe
-from dualign.recipe import load_recipe
 from dualign.training.arguments import DPO_ARGUMENTS, SFT_ARGUMENTS
+
+from .reading import brought, says, sizes
 
 FILES = Path(__file__).parent / "llama_factory"
 SMALL: dict[str, Any] = {
@@ -34,28 +34,10 @@ def folder(tmp_path: Path) -> Path:
     return Path(shutil.copytree(FILES, tmp_path / "theirs"))
 
 
-def brought(path: Path) -> tuple[Imported, Any]:
-    """What became of a file, and the stage that loads from it."""
-    out = path.with_name(f"{path.stem}-mine.yaml")
-    imported = import_recipe(path, out=out)
-    write_recipe(imported, out, force=True)
-    return imported, load_recipe(out, ()).stages[0].config
-
-
 def written(folder: Path, **keys: Any) -> Path:
     path = folder / "small.yaml"
     path.write_text(yaml.safe_dump({**SMALL, **keys}, sort_keys=False))
     return path
-
-
-def says(imported: Imported, key: str) -> tuple[str, str]:
-    """The list of a key, and its sentence."""
-    (note,) = (note for note in imported.notes if note.key == key)
-    return note.action, note.says
-
-
-def sizes(imported: Imported) -> list[int]:
-    return [len(imported.list_of(action)) for action in ("carried", "changed", "refused")]
 
 
 def rows_of(source: SourceConfig) -> list[dict[str, Any]]:

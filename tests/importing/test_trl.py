@@ -12,13 +12,13 @@ from dualign.cli.main import main
 from dualign.config import read_yaml
 from dualign.data.rows.sources import to_pair
 from dualign.errors import ConfigError
-from dualign.importing.importing import Imported, import_recipe
+from dualign.importing.importing import import_recipe
 from dualign.importing.tables import read_table
-from dualign.importing.writer import write_recipe
-from dualign.recipe import load_recipe
 from dualign.training.arguments import DPO_ARGUMENTS, SFT_ARGUMENTS
 from dualign.training.parallelism import parallelism
 from dualign.training.source import annotated, classes
+
+from .reading import brought, says, sizes
 
 FILES = Path(__file__).parent / "trl"
 SMALL: dict[str, Any] = {
@@ -43,28 +43,10 @@ def folder(tmp_path: Path) -> Path:
     return Path(shutil.copytree(FILES, tmp_path / "theirs"))
 
 
-def brought(path: Path, **options: Any) -> tuple[Imported, Any]:
-    """What became of a file, and the stage that loads from it."""
-    out = path.with_name(f"{path.stem}-mine.yaml")
-    imported = import_recipe(path, out=out, **options)
-    write_recipe(imported, out, force=True)
-    return imported, load_recipe(out, ()).stages[0].config
-
-
 def written(folder: Path, **keys: Any) -> Path:
     path = folder / "small.yaml"
     path.write_text(yaml.safe_dump({**SMALL, **keys}, sort_keys=False))
     return path
-
-
-def says(imported: Imported, key: str) -> tuple[str, str]:
-    """The list of a key, and its sentence."""
-    (note,) = (note for note in imported.notes if note.key == key)
-    return note.action, note.says
-
-
-def sizes(imported: Imported) -> list[int]:
-    return [len(imported.list_of(action)) for action in ("carried", "changed", "refused")]
 
 
 def test_every_field_of_the_installed_configs_has_a_row_or_is_an_argument() -> None:
