@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dualign.cli.main import main
 from dualign.errors import ConfigError
 from dualign.other_names import OTHER_NAMES
 from dualign.recipe import load_recipe
@@ -281,6 +282,19 @@ def test_overrides_reach_stages_lists_and_the_recipe(tmp_path: Path) -> None:
     assert recipe.output_dir == Path("elsewhere")
     assert recipe.stage("soup").config.models[0].weight == 0.9
     assert recipe.stage("soup").seed == 7
+
+
+def test_overrides_stand_before_and_behind_options(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = str(write(tmp_path, GOOD))
+    assert main(["run", file, "sfd.x=1", "--machine-rank", "0", "sfe.x=1"]) == 2
+    problems = capsys.readouterr().err
+    assert "no stage or key 'sfd'" in problems
+    assert "no stage or key 'sfe'" in problems
+    with pytest.raises(SystemExit, match="2"):
+        main(["run", file, "--machine-rang", "0"])
+    assert "unrecognized arguments: --machine-rang" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from dualign.cli import (
     storage,
     sweep,
 )
-from dualign.cli.parsers import Sub, command
+from dualign.cli.parsers import Sub, command, parsed
 from dualign.errors import DualignError
 from dualign.generation.config import Backend
 from dualign.libraries import quiet_libraries
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     reads what is printed any more.
     """
     parser = _parser()
-    args = parser.parse_args(arguments)
+    args = parsed(parser, arguments)
     if "action" not in args:
         parser.print_help()
         return 0

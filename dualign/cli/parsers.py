@@ -1,6 +1,7 @@
-"""The form of every command in `--help`."""
+"""The form of every command in `--help`, and how a command line is read."""
 
 import argparse
+from collections.abc import Sequence
 from typing import TypeAlias
 
 Sub: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -14,3 +15,15 @@ def command(sub: Sub, name: str, about: str, detail: str) -> argparse.ArgumentPa
         description=f"{about[0].upper()}{about[1:]}.\n\n{detail}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read a command line; KEY=VALUE may also stand behind an option, where argparse takes no more of them."""
+    args, rest = parser.parse_known_args(arguments)
+    values = [text for text in rest if "overrides" in args and not text.startswith("-")]
+    unknown = [text for text in rest if text not in values]
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if values:
+        args.overrides = [*args.overrides, *values]
+    return args
