@@ -24,11 +24,11 @@ from dualign.errors import DualignError
 from dualign.lifetime import LAUNCHER_PID
 from dualign.progress import read_progress
 from dualign.recipe import Recipe
-from dualign.rundir import RUN_JSON, read_paused, read_run, work_folder
+from dualign.rundir import CHECKPOINTS, RUN_JSON, read_paused, read_run, work_folder
 
 if TYPE_CHECKING:
     from dualign.report.blocks import Section
-    from dualign.report.live_page import LiveRun, LiveStage
+    from dualign.report.live_page import Ending, LiveRun, LiveStage
 
 logger = logging.getLogger(__name__)
 _SECONDS = 10.0  # between two pages, at least
@@ -131,19 +131,17 @@ class LiveReport:
     def _run(self, error: BaseException | None, *, ended: bool) -> "LiveRun":
         from dualign.report.live_page import LiveRun
 
-        words = _in_words(error)
+        ending = self._ending(error)
         return LiveRun(
             title=self._recipe.name,
-            stages=tuple(self._stage(status, error, ended=ended) for status in self._stages),
+            stages=tuple(self._stage(status, ending, ended=ended) for status in self._stages),
             since=self._since,
             now=datetime.now(UTC),
-            error=words,
+            ending=ending,
             refresh_seconds=0 if ended else min(_LONGEST, max(1, round(self._pause))),
         )
 
-    def _stage(
-        self, status: StageStatus, error: BaseException | None, *, ended: bool
-    ) -> "LiveStage":
+    def _stage(self, status: StageStatus, ending: "Ending | None", *, ended: bool) -> "LiveStage":
         from dualign.report.live_page import LiveStage
         from dualign.report.runs import StageRun, read_unfinished
 
@@ -152,7 +150,7 @@ class LiveReport:
         if status is self._current and not _is_done(status):
             state = "running"
             if ended:
-                state = _ending(error) if error else _pause_of(status)
+                state = ending.state if ending else _pause_of(status)
             work = work_folder(folder)
             run = read_unfinished(work, name=name, kind=kind)
             return LiveStage(
@@ -162,6 +160,31 @@ class LiveReport:
             run = StageRun(path=folder, name=name, kind=kind, record=read_run(folder))
             return LiveStage(name=name, kind=kind, state="done", run=run)
         return LiveStage(name=name, kind=kind, state="to do")
+
+    def _ending(self, error: BaseException | None) -> "Ending | None":
+        """Return what the last page says of how the run ended; None if it goes on, or was paused."""
+        from dualign.report.live_page import Ending
+
+        if error is None:
+            return None
+        if isinstance(error, KeyboardInterrupt):
+            return Ending(state="interrupted", text=self._resuming())
+        if isinstance(error, DualignError):
+            return Ending(state="failed", text=str(error))
+        return Ending(state="failed", text=f"{type(error).__name__}: {error}")
+
+    def _resuming(self) -> str:
+        """Return what goes on with the run, and from where."""
+        from dualign.training.resuming import complete_checkpoints, step_of
+
+        again = "Run the same command again: finished stages are skipped"
+        if self._current is None or _is_done(self._current):
+            return f"{again}."
+        name = self._current.entry.name
+        checkpoints = complete_checkpoints(work_folder(self._current.run_dir) / CHECKPOINTS)
+        if checkpoints:
+            return f"{again}, and {name} goes on from its checkpoint of step {step_of(checkpoints[-1])}."
+        return f"{again}, and {name} goes on with what it has saved; without a checkpoint, training starts over."
 
     def _is_paused(self) -> bool:
         return self._current is not None and not _is_done(self._current)
@@ -174,21 +197,3 @@ def _is_done(status: StageStatus) -> bool:
 def _pause_of(status: StageStatus) -> str:
     paused = read_paused(status.run_dir)
     return "unfinished" if paused is None else f"paused at step {paused.step}"
-
-
-def _ending(error: BaseException) -> str:
-    return "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
-
-
-def _in_words(error: BaseException | None) -> str:
-    """Return what a run ended with, and how it goes on."""
-    if error is None:
-        return ""
-    if isinstance(error, KeyboardInterrupt):
-        return (
-            "It was interrupted. The same command goes on from the last checkpoint, "
-            "or from the stage's start if there is none."
-        )
-    if isinstance(error, DualignError):
-        return str(error)
-    return f"{type(error).__name__}: {error}"

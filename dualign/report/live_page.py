@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Literal
 
 from dualign.progress import Progress
 from dualign.report.blocks import (
@@ -35,7 +36,7 @@ class LiveStage:
     name: str
     kind: str
     state: str
-    """done, to do, running, failed, stopped, paused at step N, unfinished"""
+    """done, to do, running, failed, interrupted, paused at step N, unfinished"""
     run: StageRun | None = None
     progress: Progress | None = None
     """of the unfinished one, if it says how far it is"""
@@ -43,6 +44,19 @@ class LiveStage:
     @property
     def is_current(self) -> bool:
         return self.state not in ("done", "to do")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ending:
+    """How a run ended before it was done."""
+
+    state: Literal["failed", "interrupted"]
+    text: str
+    """the error, or what resumes the run"""
+
+    @property
+    def title(self) -> str:
+        return "Interrupted" if self.state == "interrupted" else "What went wrong"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,8 +68,7 @@ class LiveRun:
     since: datetime
     """when the current stage was started"""
     now: datetime
-    error: str = ""
-    """with which the run ended"""
+    ending: Ending | None = None
     refresh_seconds: int = 0
     """0: the run has ended"""
 
@@ -77,7 +90,7 @@ def live_page(run: LiveRun, finished: Sequence[Section]) -> Report:
         title=f"{run.title}: {_headline(run)}",
         facts=tuple(_facts(run)),
         sections=(
-            *_error_section(run),
+            *_ending_section(run),
             _stage_section(run),
             *([] if current is None else _current_section(current, running=refresh is not None)),
             *finished,
@@ -100,7 +113,7 @@ def finished_sections(stages: Sequence[StageRun]) -> tuple[Section, ...]:
 def _headline(run: LiveRun) -> str:
     current = run.current
     if current is None:
-        return "failed" if run.error else "done"
+        return run.ending.state if run.ending else "done"
     progress = current.progress
     share = f" {100 * progress.done / progress.total:.0f} %" if progress and progress.total else ""
     if share and current.state != "running":
@@ -127,13 +140,13 @@ def _facts(run: LiveRun) -> Iterator[tuple[str, str]]:
         yield from progress.measured().items()
 
 
-def _error_section(run: LiveRun) -> Iterator[Section]:
-    if run.error:
-        first, *rest = run.error.splitlines()
+def _ending_section(run: LiveRun) -> Iterator[Section]:
+    if run.ending is not None:
+        first, *rest = run.ending.text.splitlines()
         blocks: list[Block] = [Paragraph(text=first)]
         if lines := tuple(line.strip() for line in rest if line.strip()):
             blocks.append(Bullets(items=lines))
-        yield Section(name="error", title="What went wrong", blocks=tuple(blocks))
+        yield Section(name="ending", title=run.ending.title, blocks=tuple(blocks))
 
 
 def _stage_section(run: LiveRun) -> Section:

@@ -18,7 +18,7 @@ from dualign.progress import Progress
 from dualign.recipe import Recipe
 from dualign.report.blocks import Details, ProgressBar, Section
 from dualign.report.live import LiveReport
-from dualign.report.live_page import LiveRun, LiveStage, finished_sections, live_page
+from dualign.report.live_page import Ending, LiveRun, LiveStage, finished_sections, live_page
 from dualign.report.render import render_html
 from dualign.report.runs import StageRun, latest_rows, read_stage, read_unfinished
 
@@ -130,19 +130,21 @@ def test_page_reloads_itself_and_asks_nobody(html: str) -> None:
     assert len(ids) == len(set(ids))
 
 
-@pytest.mark.parametrize("error", ["", ATTACK])
-def test_last_page_stays_as_it_is(running: LiveRun, error: str) -> None:
+@pytest.mark.parametrize(
+    "ending", [None, Ending(state="failed", text=ATTACK)], ids=["paused", "failed"]
+)
+def test_last_page_stays_as_it_is(running: LiveRun, ending: Ending | None) -> None:
     from dataclasses import replace
 
-    state = "failed" if error else "paused at step 40"
+    state = ending.state if ending else "paused at step 40"
     stages = tuple(
         replace(stage, state=state) if stage.is_current else stage for stage in running.stages
     )
-    run = replace(running, stages=stages, error=error, refresh_seconds=0)
+    run = replace(running, stages=stages, ending=ending, refresh_seconds=0)
     html = render_html(live_page(run, ()))
     assert "refresh" not in html[: html.index("<style>")] and "<script" not in html
     assert f"Demo: apo {state} (40 %)" in html and "Time left" not in html
-    assert ("What went wrong" in html) == bool(error)
+    assert ("What went wrong" in html) == bool(ending)
     Page(html)
 
 
@@ -210,6 +212,29 @@ def test_page_is_there_while_a_run_goes_on_and_tells_how_it_failed(
     assert "What went wrong" in last and "stage THIRD" in last
     assert 'id="live"' not in last and "<script" not in last
     assert not [*(tmp_path / "out").glob(".*.new")]
+
+
+@pytest.mark.parametrize("step", [None, 12])
+def test_interrupted_run_says_what_resumes_it(
+    tmp_path: Path, quick: None, step: int | None
+) -> None:
+    """Ctrl-C is no fault."""
+    made = recipe(tmp_path, "", "")
+    made.output_dir.mkdir()
+    with pytest.raises(KeyboardInterrupt), LiveReport(made, report_follows=True) as live:
+        first, second = engine.statuses(made)
+        live.stage_starts(second, [first, second])
+        work = tmp_path / "out" / ".SECOND.partial"
+        if step is not None:
+            checkpoint = work / "checkpoints" / f"checkpoint-{step}"
+            checkpoint.mkdir(parents=True)
+            (checkpoint / "complete").touch()
+        raise KeyboardInterrupt
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "t: SECOND interrupted" in page and "What went wrong" not in page
+    assert shown_states(page) == {"FIRST": "to do", "SECOND": "interrupted"}
+    assert "Run the same command again" in page
+    assert ("checkpoint of step 12" in page) == (step == 12)
 
 
 def test_finished_run_has_the_report_and_skipped_stages_touch_nothing(tmp_path: Path) -> None:
