@@ -107,6 +107,13 @@ def is_work_of_stage(folder: Path) -> bool:
     return (folder / _STATE).is_file()
 
 
+def last_start(work: Path) -> float:
+    """Return when the stage of a work folder was last started, in seconds since 1970; 0 if it never was."""
+    with contextlib.suppress(FileNotFoundError):
+        return (work / _STATE).stat().st_mtime
+    return 0.0
+
+
 def open_work(out: Path, fingerprint: str, *, start: bool = True) -> tuple[Path, int]:
     """Return the work folder for a fingerprint, and how many times the work was started before.
 

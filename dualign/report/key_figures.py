@@ -21,13 +21,13 @@ def key_figure(record: Mapping[str, Any]) -> str:
     return "" if kept is None else f"{kept:,} rows"
 
 
-def progress_figure(progress: Progress | None) -> str:
+def progress_figure(progress: Progress | None, *, is_running: bool) -> str:
     """Return how far an unfinished stage is, and its last figures; "" where nothing says it."""
     if progress is None:
         return ""
     left = progress.seconds_left
-    parts = [progress.count]
-    if left and progress.done < progress.total:
+    parts = [progress.count if is_running else f"stopped at {progress.count}"]
+    if is_running and left and progress.done < progress.total:
         parts.append(f"{duration(left)} left")
     return ", ".join([*parts, *filter(None, [last_figures(progress)])])
 

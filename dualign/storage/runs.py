@@ -16,6 +16,7 @@ from dualign.rundir import (
     CHECKPOINTS,
     LAUNCHED,
     RUN_JSON,
+    last_start,
     read_paused,
     read_run,
     work_folder,
@@ -94,32 +95,40 @@ def _started(run_dir: Path) -> str:
 
 
 def _run(folder: Path) -> RunFolder:
-    is_running = is_written(folder)
+    since = _written_since(folder)
     return RunFolder(
         path=folder,
-        stages=tuple(_stage(folder / name, is_running) for name in _stage_names(folder)),
-        is_running=is_running,
+        stages=tuple(_stage(folder / name, since) for name in _stage_names(folder)),
+        is_running=since is not None,
         size=size_of(folder),
     )
 
 
 def is_written(folder: Path) -> bool:
     """Return whether a run writes in a folder, by the note that it leaves; of another machine's the note counts."""
-    return any(_is_alive(folder / f".{name}.json") for name in ("running", LAUNCHED))
+    return _written_since(folder) is not None
 
 
-def _is_alive(note: Path) -> bool:
+def _written_since(folder: Path) -> float | None:
+    """Return when the run that writes in a folder began, in seconds since 1970; None if none does."""
+    notes = (folder / f".{name}.json" for name in ("running", LAUNCHED))
+    return min((begun for note in notes if (begun := _begun(note)) is not None), default=None)
+
+
+def _begun(note: Path) -> float | None:
+    """Return when a note was written, if its process lives."""
     try:
+        begun = note.stat().st_mtime
         owner = json.loads(note.read_text(encoding="utf-8"))
         if owner["host"] != socket.gethostname():
-            return True
+            return begun
         # The number of a process that was killed may belong to a later one.
-        return psutil.Process(int(owner["pid"])).create_time() <= note.stat().st_mtime + 1
+        return begun if psutil.Process(int(owner["pid"])).create_time() <= begun + 1 else None
     except (OSError, ValueError, KeyError, TypeError, psutil.Error):
-        return False
+        return None
 
 
-def _stage(run_dir: Path, run_is_live: bool) -> StageFolder:
+def _stage(run_dir: Path, run_since: float | None) -> StageFolder:
     work = work_folder(run_dir)
     size = sum(size_of(path) for path in (run_dir, work) if path.is_dir())
     try:
@@ -127,22 +136,25 @@ def _stage(run_dir: Path, run_is_live: bool) -> StageFolder:
     except CheckpointError:
         record, state = {}, "damaged"
     else:
-        state = _state(run_dir, work, run_is_live)
+        state = _state(run_dir, work, run_since)
     return StageFolder(
         name=run_dir.name,
         kind=str(record.get("kind", "")),
         state=state,
-        figure=key_figure(record) if state == "done" else progress_figure(read_progress(work)),
+        figure=key_figure(record)
+        if state == "done"
+        else progress_figure(read_progress(work), is_running=state == "running"),
         seconds=record.get("seconds"),
         started=str(record.get("started") or ""),
         size=size,
     )
 
 
-def _state(run_dir: Path, work: Path, run_is_live: bool) -> str:
+def _state(run_dir: Path, work: Path, run_since: float | None) -> str:
     if not work.is_dir():
         return "done"
-    if run_is_live:
+    # A run that does an earlier stage again leaves the work of a later one as it was cut off.
+    if run_since is not None and last_start(work) >= run_since:
         return "running"
     if paused := read_paused(run_dir):
         return f"paused at step {paused.step}"

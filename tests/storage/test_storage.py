@@ -9,7 +9,7 @@ from dualign import api
 from dualign.cli.main import main
 from dualign.errors import DualignError
 from dualign.report.key_figures import key_figure
-from dualign.rundir import locked
+from dualign.rundir import locked, open_work, work_folder, write_json
 from dualign.storage.runs import read_runs
 
 RECIPE = """
@@ -61,6 +61,9 @@ def test_runs_tell_how_far_each_stage_is(cut_off: Path, capsys: pytest.CaptureFi
     with locked(run.path):
         (live,) = read_runs(cut_off)
         assert live.is_running
+        assert live.stages[1].state.startswith("cut off"), "the run hasn't come to it yet"
+        open_work(run.path / "more", "its fingerprint")
+        (live,) = read_runs(cut_off)
         assert live.stages[1].state == "running"
     (run.path / "rows" / "run.json").write_text("{half")
     (damaged,) = read_runs(cut_off)
@@ -69,6 +72,19 @@ def test_runs_tell_how_far_each_stage_is(cut_off: Path, capsys: pytest.CaptureFi
     assert "damaged" in capsys.readouterr().out
     assert main(["runs", str(cut_off / "nowhere")]) == 2
     assert "no such folder" in capsys.readouterr().err
+
+
+def test_a_stage_that_was_cut_off_has_no_time_left(cut_off: Path):
+    more = cut_off / "two" / "more"
+    progress = {"unit": "step", "done": 45, "total": 102, "seconds": 90, "figures": {"loss": 0.5}}
+    write_json(work_folder(more) / "progress.json", progress)
+    (run,) = read_runs(cut_off)
+    assert run.stages[1].figure == "stopped at step 45 of 102, loss 0.5"
+    with locked(run.path):
+        work, _ = open_work(more, "another fingerprint")
+        write_json(work / "progress.json", progress)
+        (live,) = read_runs(cut_off)
+    assert live.stages[1].figure == "step 45 of 102, 1 min 54 s left, loss 0.5"
 
 
 def test_clean_deletes_what_is_named_and_nothing_else(
