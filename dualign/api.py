@@ -12,8 +12,9 @@ from dualign.experiments.start import experiment
 from dualign.libraries import import_bars, quiet_libraries
 from dualign.notebook import in_notebook
 from dualign.publish.start import PublishResult, publish
-from dualign.recipe import Recipe, find_recipe, shipped_names
+from dualign.recipe import Recipe
 from dualign.recipe import load_recipe as load_recipe_file
+from dualign.recipe_file import find_recipe, shipped_names
 from dualign.rundir import RUN_JSON, locked
 from dualign.stages import stage_kind
 from dualign.switch import Switch, read_switch
@@ -62,7 +63,7 @@ def load_recipe(path: str | Path, *overrides: str) -> Recipe:
     """Read a recipe and check all of it. Nothing heavy is imported.
 
     Args:
-        path: a YAML file, or the name of a recipe that ships, such as `quickstart`.
+        path: a YAML file, a folder with recipe.yaml, or the name of a recipe that ships, such as `quickstart`.
         overrides: keys to set, as on the command line: `sft.train.learning_rate=5e-4`.
 
     Returns:

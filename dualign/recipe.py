@@ -16,7 +16,6 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -71,40 +70,6 @@ class Recipe:
                 return entry
         names = [entry.name for entry in self.stages]
         raise ConfigError(f"{self.file}: no stage {name!r}{nearest(name, names)}")
-
-
-def shipped_folder() -> Path:
-    """Return the folder of the recipes that ship with dualign."""
-    return Path(import_module("dualign.recipes").__path__[0])
-
-
-def shipped_names() -> list[str]:
-    """Return the names that `find_recipe` knows: `quickstart`, `smollm3/sft`, ..."""
-    files = [path.relative_to(shipped_folder()) for path in shipped_recipes()]
-    return [*(str(file.with_suffix("")) for file in files), *(file.parts[0] for file in files)]
-
-
-def shipped_recipes() -> list[Path]:
-    """Return the recipes that ship, without the files that launch them."""
-    files = sorted(shipped_folder().glob("*/*.yaml"))
-    return [file for file in files if file.parent.name not in ("accelerate", "skypilot")]
-
-
-def find_recipe(name: str | Path) -> Path:
-    """Return a file of the user's, else a recipe that ships: `quickstart`, `smollm3/sft`.
-
-    Raises:
-        ConfigError: neither is there.
-    """
-    shipped = shipped_folder()
-    places = (shipped / name, shipped / f"{name}.yaml", shipped / name / "recipe.yaml")
-    for path in (Path(name), *places):
-        if path.is_file():
-            return path
-    if Path(name).is_dir():
-        raise ConfigError(f"{name}: is a folder; expected a recipe's file, such as recipe.yaml")
-    there = ", ".join(str(path.relative_to(shipped)) for path in shipped_recipes())
-    raise ConfigError(f"{name}: no such file, and no recipe of that name ships (there: {there})")
 
 
 def load_recipe(path: Path, overrides: Sequence[str]) -> Recipe:

@@ -117,5 +117,5 @@ def test_arguments_are_checked_like_the_keys_of_a_recipe(folder: Path) -> None:
         dualign.evaluate("base", ["sums.yaml"], folder / "none", rows=0)
     with pytest.raises(ConfigError, match="no such file, and no recipe of that name ships"):
         dualign.run("quickstrt")
-    with pytest.raises(ConfigError, match="is a folder; expected a recipe's file"):
+    with pytest.raises(ConfigError, match="is a folder without"):
         dualign.run(str(folder / "base"))

@@ -45,6 +45,7 @@ FLOORS = [
     "dualign.stages",
     "dualign.misspelled",
     "dualign.recipe",
+    "dualign.recipe_file",
     "dualign.fingerprint",
     "dualign.roll_call",
     "dualign.stage_launch",

@@ -12,7 +12,8 @@ import yaml
 
 from dualign.config import read_yaml
 from dualign.errors import ConfigError
-from dualign.recipe import load_recipe, shipped_folder, shipped_recipes
+from dualign.recipe import load_recipe
+from dualign.recipe_file import shipped_folder, shipped_recipes
 
 RECIPES = sorted(
     str(path.relative_to(shipped_folder()))

@@ -14,16 +14,9 @@ from dualign.cli import probe
 from dualign.config import nearest, parse_value, read_yaml
 from dualign.data.faults import RowError
 from dualign.errors import ConfigError, DualignError
-from dualign.recipe import (
-    Recipe,
-    StageEntry,
-    find_recipe,
-    is_experiment,
-    shipped_folder,
-    shipped_names,
-    shipped_recipes,
-)
+from dualign.recipe import Recipe, StageEntry, is_experiment
 from dualign.recipe_card import CardConfig
+from dualign.recipe_file import find_recipe, shipped_folder, shipped_names, shipped_recipes
 from dualign.stages import stage_kind, training_kinds
 from dualign.switch import Switch, read_switch
 
@@ -39,14 +32,13 @@ def plan(args: Namespace) -> int:
     """`dualign plan RECIPE`; of an experiment's file, what `dualign experiment --dry-run` shows."""
     _require_plan_options(args)
     elsewhere = args.measure or args.on is not None
-    if not elsewhere and is_experiment(read_yaml(find_recipe(args.recipe)).value):
+    file = find_recipe(args.recipe)
+    if not elsewhere and is_experiment(read_yaml(file).value):
         from dualign.experiments.start import plan_experiment
 
-        plan_experiment(args.recipe, *args.overrides)
+        plan_experiment(file, *args.overrides)
         return 0
-    recipe = api.load_recipe(
-        args.recipe, *args.overrides
-    )  # refused before anything heavy is imported
+    recipe = api.load_recipe(file, *args.overrides)  # refused before anything heavy is imported
     if args.on is not None:
         from dualign.cost.show_on import show_plan_on
 

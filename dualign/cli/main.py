@@ -217,7 +217,9 @@ def _recipe_command(
 ) -> argparse.ArgumentParser:
     parser = command(sub, name, about, detail)
     parser.add_argument(
-        "recipe", metavar="RECIPE", help="a YAML file, or the name of a recipe that ships"
+        "recipe",
+        metavar="RECIPE",
+        help="a YAML file, a folder with recipe.yaml, or the name of a recipe that ships",
     )
     parser.add_argument(
         "overrides",
@@ -327,7 +329,9 @@ def _inspect_command(sub: Sub) -> None:
     )
     parser = command(sub, "inspect", "show a stage's rows as the model gets them", detail)
     parser.add_argument(
-        "recipe", metavar="RECIPE", help="a YAML file, or the name of a recipe that ships"
+        "recipe",
+        metavar="RECIPE",
+        help="a YAML file, a folder with recipe.yaml, or the name of a recipe that ships",
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="set a key of the recipe")
     parser.add_argument("--stage", metavar="NAME", help="which training stage; default: the first")

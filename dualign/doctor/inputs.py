@@ -5,6 +5,7 @@ from typing import Literal
 
 from dualign.errors import ConfigError
 from dualign.model_ref import EMBEDDED_PREFIX, HubRef
+from dualign.recipe_file import RECIPE_FILE
 
 InputKind = Literal["recipe", "model", "data"]
 _MODEL_FILES = (
@@ -27,7 +28,9 @@ def input_kind(name: str, *, recipes: list[str]) -> InputKind:
     if name.startswith(EMBEDDED_PREFIX):
         return "model"
     if path.is_dir():
-        return "model" if any((path / file).is_file() for file in _MODEL_FILES) else "data"
+        if any((path / file).is_file() for file in _MODEL_FILES):
+            return "model"
+        return "recipe" if (path / RECIPE_FILE).is_file() else "data"
     if name.endswith(_RECIPE_SUFFIXES) or (not path.exists() and name in recipes):
         return "recipe"
     if path.is_file() or set("*?[") & set(name):

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from dualign.config import Document, parse, parse_value, read_yaml
 from dualign.errors import ConfigError
-from dualign.recipe import find_recipe
+from dualign.recipe_file import find_recipe
 
 Point = Mapping[str, Any]
 _OWN_KEYS = ("name", "output_dir", "score", "best")  # that KEY=VALUE on the command line sets

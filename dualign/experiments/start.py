@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dualign.experiments.config import read_experiment
-from dualign.recipe import find_recipe
+from dualign.recipe_file import find_recipe
 
 
 def experiment(

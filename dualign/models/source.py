@@ -7,7 +7,7 @@ from dualign.checkpoints.checkpoint import read_json
 from dualign.checkpoints.embedded import embedded_model
 from dualign.errors import CheckpointError
 from dualign.model_ref import ModelRef, adapter_base
-from dualign.recipe import shipped_names
+from dualign.recipe_file import shipped_names
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from dualign.cli.main import main
-from dualign.recipe import load_recipe, shipped_names
+from dualign.recipe import load_recipe
+from dualign.recipe_file import shipped_names
 from dualign.tasks.table import load_questions
 from tests.chat_model import fit, make_model, make_tokenizer, taught_row
 

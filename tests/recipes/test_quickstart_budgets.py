@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from dualign.recipe import find_recipe, load_recipe
+from dualign.recipe import load_recipe
+from dualign.recipe_file import find_recipe
 
 
 def test_the_stages_differ_in_rows_that_come_again_with_a_budget_alone() -> None:
