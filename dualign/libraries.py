@@ -11,10 +11,16 @@ def quiet_libraries() -> None:
     """Silence hints to programmers. What the environment says of a library's messages stays."""
     # It suggests a faster kernel even when nothing is quantized.
     logging.getLogger("bitsandbytes.backends.cpu").setLevel(logging.ERROR)
+    logging.getLogger("DeepSpeed").addFilter(_is_news)
     for category in (FutureWarning, DeprecationWarning):
         warnings.filterwarnings("ignore", category=category, module=rf"({_LIBRARIES})\b")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether DeepSpeed says more than that there is no GPU, as it does whenever it is imported."""
+    return "Setting accelerator to CPU" not in record.getMessage()
 
 
 def import_bars() -> None:

@@ -13,6 +13,7 @@ from dualign import api
 from dualign.cli import probe
 from dualign.config import nearest, parse_value, read_yaml
 from dualign.data.faults import RowError
+from dualign.distributed import is_main_process
 from dualign.errors import ConfigError, DualignError
 from dualign.recipe import Recipe, StageEntry, is_experiment
 from dualign.recipe_card import CardConfig
@@ -24,7 +25,11 @@ from dualign.switch import Switch, read_switch
 def run(args: Namespace) -> int:
     """`dualign run RECIPE`: every stage, then the report."""
     recipe = api.load_recipe(args.recipe, *args.overrides)
-    api.run(recipe, say=say, machine_rank=args.machine_rank)
+    finished = api.run(recipe, say=say, machine_rank=args.machine_rank)
+    models = [e.name for e in recipe.stages if stage_kind(e.kind).makes_model]
+    if models and len(finished) == len(recipe.stages) and is_main_process():
+        folder = recipe.output_dir / models[-1]
+        say(f"next: dualign chat {folder}, or dualign publish {folder} YOU/NAME (a dry run)")
     return 0
 
 

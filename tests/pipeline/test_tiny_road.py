@@ -205,6 +205,7 @@ def test_running_again_skips_everything_and_reads_no_weights(road: Path) -> None
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("skipped") == 8
+    assert "next: dualign chat out/merged, or" in done.stdout
     assert "imported: []\nread: []" in done.stdout
 
 
