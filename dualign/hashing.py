@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 _READ = 1 << 18  # bytes at once; they stay in the processor's cache
@@ -16,6 +16,11 @@ def sha256(file: Path, advance: Callable[[int], object] = lambda size: None) -> 
             digest.update(buffer[:size])
             advance(size)
     return digest.hexdigest()
+
+
+def hashes_of(files: Iterable[Path]) -> dict[str, str]:
+    """Return FOLDER/FILE -> SHA-256, so that a base's and an adapter's files stay apart."""
+    return {f"{file.parent.name}/{file.name}": sha256(file) for file in files}
 
 
 class StreamingSha256:

@@ -90,6 +90,7 @@ FLOORS = [
     "dualign.publish.sources",
     "dualign.publish.release",
     "dualign.publish.exported",
+    "dualign.publish.earlier",
     "dualign.publish.redaction",
     "dualign.publish.rows",
     "dualign.publish.card",

@@ -33,6 +33,7 @@ examples:
   dualign publish runs/quickstart/merged you/quickstart --license apache-2.0 --yes --public
   dualign publish runs/mine/apo you/adapter --base HuggingFaceTB/SmolLM3-3B-Base@COMMIT
   dualign publish runs/mine/apo you/model --what both     weights on top, the adapter in adapter/
+  dualign publish runs/quickstart/merged you/quickstart --with gguf fp8    copies beside the weights
   dualign publish gguf you/quickstart-GGUF --quantized-of you/quickstart   what `dualign export` wrote
   dualign publish runs/law/sft runs/code/sft you/pack     adapters of one base, each in adapters/NAME
 """
@@ -51,22 +52,9 @@ def add(sub: Sub) -> None:
     parser.add_argument("repo_id", metavar="REPO_ID", help="owner/name on the hub")
     parser.add_argument("--yes", action="store_true", help="upload; without it all is only shown")
     parser.add_argument(
-        "--public", action="store_true", help="for everyone to see; default: private"
-    )
-    parser.add_argument(
         "--card-only",
         action="store_true",
         help="update card, records and figures of a repository that holds these weights",
-    )
-    parser.add_argument(
-        "--pr",
-        action="store_true",
-        help="open a pull request on a repository that is there, instead of a commit",
-    )
-    parser.add_argument(
-        "--gated",
-        choices=("auto", "manual"),
-        help="a new repository's files are for those who ask: at once, or after you agree",
     )
     parser.add_argument(
         "--what",
@@ -85,6 +73,16 @@ def add(sub: Sub) -> None:
         metavar="OWNER/NAME",
         help="RUN_DIR is an exported folder (GGUF, or in fewer bits): the repository of its weights",
     )
+    parser.add_argument(
+        "--with",
+        dest="exports",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="FOLDER",
+        help="exported folders of these weights: GGUF files go beside them, a checkpoint into a folder",
+    )
+    _add_repository(parser)
     _add_card(parser)
     parser.add_argument(
         "--allow",
@@ -101,6 +99,23 @@ def add(sub: Sub) -> None:
     parser.add_argument("--message", metavar="TEXT", help="of the commit")
     parser.add_argument("--out", metavar="DIR", help="leave a copy of the files in a new folder")
     parser.set_defaults(action=_publish)
+
+
+def _add_repository(parser: ArgumentParser) -> None:
+    """Who may see and change the repository."""
+    parser.add_argument(
+        "--public", action="store_true", help="for everyone to see; default: private"
+    )
+    parser.add_argument(
+        "--pr",
+        action="store_true",
+        help="open a pull request on a repository that is there, instead of a commit",
+    )
+    parser.add_argument(
+        "--gated",
+        choices=("auto", "manual"),
+        help="a new repository's files are for those who ask: at once, or after you agree",
+    )
 
 
 def _add_card(parser: ArgumentParser) -> None:
@@ -182,6 +197,7 @@ def _request(args: Namespace, run_dir: Path) -> "PublishRequest":
         switch=None if args.switch is None else read_switch(parse_value(args.switch), "--switch"),
         private=not args.public,
         quantized_of=args.quantized_of,
+        exports=tuple(map(Path, args.exports)),
         card_only=args.card_only,
         pull_request=args.pr,
         gated=args.gated,
@@ -198,6 +214,7 @@ def _next(args: Namespace) -> str:
         ("--what", [args.what]),
         ("--base", args.base),
         ("--quantized-of", [args.quantized_of]),
+        ("--with", args.exports),
         ("--gated", [args.gated]),
         ("--license", [args.license]),
         ("--license-of", args.license_of),

@@ -27,7 +27,7 @@ from dualign.export.modelfile import modelfile
 from dualign.export.quantize import needs_library, quantize
 from dualign.export.questions import questions_for
 from dualign.export.writer import EXACT
-from dualign.hashing import sha256
+from dualign.hashing import hashes_of, sha256
 from dualign.rundir import new_folder, require_new, write_json
 from dualign.version import __version__
 
@@ -66,6 +66,8 @@ class ExportResult:
     """Content of export.json."""
 
     model: str
+    weights: Mapping[str, str]
+    """weight files that it was made from, with their SHA-256"""
     converter: str
     fixed_fields: tuple[str, ...]
     """settings of llama.cpp's converter that were corrected"""
@@ -196,6 +198,7 @@ def _write(
     runtime: str | None,
 ) -> ExportResult:
     _warn_of_words(source)
+    weights = hashes_of(source.weights.files)
     types = list(dict.fromkeys(types))
     exact = [type for type in types if type in EXACT]
     quantized = [type for type in types if type not in EXACT]
@@ -217,6 +220,7 @@ def _write(
     results = _check(source, work, types, runtime) if runtime else {}
     return ExportResult(
         model=source.model,
+        weights=weights,
         converter=command[-1] if command else "dualign",
         fixed_fields=tuple(fixed_fields),
         files=tuple(

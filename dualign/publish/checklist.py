@@ -19,6 +19,8 @@ Phase = Literal[
     "repository",
     "export",
     "exported",
+    "beside",
+    "earlier",
     "rows",
     "dataset",
     "card_only",
@@ -63,7 +65,7 @@ CHECKS: tuple[CheckSpec, ...] = (
     CheckSpec(name="files", phase="release", function="files:check_files", needed_to_load=True),
     CheckSpec(name="base", phase="release", function="provenance:check_base", may_fail=True),
     CheckSpec(name="base_weights", phase="release", function="provenance:check_base_weights", may_fail=True),
-    CheckSpec(name="licence", phase="release", function="provenance:check_license"),
+    CheckSpec(name="license", phase="release", function="provenance:check_license"),
     # Called with (error), the message of the copy that failed or None.
     CheckSpec(name="staging", phase="staging", function="files:check_staging", needed_to_load=True),
     # Called with (release, folder), once the checkpoint is staged.
@@ -83,16 +85,21 @@ CHECKS: tuple[CheckSpec, ...] = (
     # Called with (export, hub), before a file of an exported folder is staged.
     CheckSpec(name="files", phase="export", function="exported:check_export_files", needed_to_load=True),
     CheckSpec(name="base_weights", phase="export", function="exported:check_original", may_fail=True),
-    CheckSpec(name="licence", phase="export", function="exported:check_original_license"),
+    CheckSpec(name="license", phase="export", function="exported:check_original_license"),
     # Called with (export, folder), once its files are staged.
     CheckSpec(name="weights", phase="exported", function="exported:check_tensors", needed_to_load=True),
     CheckSpec(name="code", phase="exported", function="files:check_code", needed_to_load=True),
     CheckSpec(name="loads", phase="exported", function="exported:check_gguf", may_fail=True),
     CheckSpec(name="both_modes", phase="exported", function="exported:check_both_modes", may_fail=True),
+    # Called with (export, weights) of an export beside weights: hashes of their files, or why there are none.
+    CheckSpec(name="files", phase="beside", function="exported:check_export_files", needed_to_load=True),
+    CheckSpec(name="base_weights", phase="beside", function="exported:check_weights_of_run", may_fail=True),
+    # Called with (earlier): what an earlier publication put beside weights.
+    CheckSpec(name="copies", phase="earlier", function="exported:check_earlier"),
     # Called with (rows, hub), before rows are staged as a dataset.
     CheckSpec(name="lineage", phase="rows", function="rows:check_rows_lineage", may_fail=True),
     CheckSpec(name="rows", phase="rows", function="rows:check_counts"),
-    CheckSpec(name="licence", phase="rows", function="rows:check_rows_license"),
+    CheckSpec(name="license", phase="rows", function="rows:check_rows_license"),
     CheckSpec(name="row_secrets", phase="rows", function="rows:check_row_secrets"),
     CheckSpec(name="personal", phase="rows", function="rows:check_personal", may_fail=True),
     # Called with (rows, folder), once Parquet files and card are in it.

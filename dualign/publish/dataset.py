@@ -44,7 +44,11 @@ def prepare_dataset(
         DualignError: the stage wrote no rows, or the request can't be met.
     """
     require_repo_id(request.repo_id)
-    for option, value in (("--what", request.contents), ("--quantized-of", request.quantized_of)):
+    for option, value in (
+        ("--what", request.contents),
+        ("--quantized-of", request.quantized_of),
+        ("--with", request.exports),
+    ):
         if value:
             raise PublishError(f"{option}: is for models; {request.run_dir} holds rows")
     release = examine_rows(request, hub)
@@ -93,7 +97,7 @@ def _record(
             "repository": release.request.repo_id,
             "what": "rows",
             "bases": [{"id": base.id, "revision": base.revision} for base in release.bases],
-            "licence": redact(asdict(release.license), names),
+            "license": redact(asdict(release.license), names),
             "checks": redact(results, names),
             "stages": {s.name: redact_record(s.record, names) for s in lineage.stages[:-1]},
         },

@@ -1,6 +1,6 @@
 """The documents of a checkpoint: figures, metrics.json, the card, and run.json with hashes."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from dualign.publish.card.body import render_body
 from dualign.publish.card.front_matter import Metadata, front_matter, make_card, relation_of
 from dualign.publish.card.results import slug
 from dualign.publish.checklist import CheckResult
+from dualign.publish.copies import Copies
 from dualign.publish.redaction import redact, redact_record
 from dualign.publish.release import LoadTestAnswer, Release, file_hashes
 from dualign.report.blocks import Picture
@@ -36,6 +37,7 @@ def write_documents(
     checks: Sequence[CheckResult],
     answers: Sequence[LoadTestAnswer],
     card_before: str | None,
+    copies: Copies,
 ) -> str:
     """Write all documents into `folder`, and return the text of the card.
 
@@ -44,11 +46,19 @@ def write_documents(
     models = _models(release)
     figures = _draw_figures(release, models, folder / _FIGURES)
     _write_metrics(release, folder)
-    body = render_body(release, models, figures, file_hashes(folder), checks, answers)
+    body = render_body(
+        release, models, figures, _hashes(folder, copies), checks, answers, copies.texts
+    )
     card = str(make_card(front_matter(_metadata(release, models)), body, before=card_before))
     (folder / "README.md").write_text(card, encoding="utf-8", errors="replace")
-    write_json(folder / "run.json", _record(release, checks, answers, file_hashes(folder)))
+    record = _record(release, [*checks, *copies.checks], answers, copies)
+    write_json(folder / "run.json", record | {"files": _hashes(folder, copies)})
     return card
+
+
+def _hashes(folder: Path, copies: Copies) -> dict[str, str]:
+    """Return file in the repository -> sha256, of what is staged and of copies that are there and stay."""
+    return {**copies.earlier.hashes, **file_hashes(folder)}
 
 
 def _models(release: Release) -> list[ModelEvaluation]:
@@ -139,9 +149,9 @@ def _record(
     release: Release,
     checks: Sequence[CheckResult],
     answers: Sequence[LoadTestAnswer],
-    hashes: Mapping[str, str],
+    copies: Copies,
 ) -> dict[str, Any]:
-    """Return the public run.json: records of the stages, checks, answers, hashes of the files."""
+    """Return the public run.json without hashes: records of the stages, checks, answers."""
     lineage, names = release.lineage, release.names
     ancestors = {stage.name: redact_record(stage.record, names) for stage in lineage.stages[:-1]}
     evaluations = {stage.name: redact_record(stage.record, names) for stage in lineage.evaluations}
@@ -156,11 +166,11 @@ def _record(
             "repository": release.request.repo_id,
             "what": release.manifest.contents,
             "bases": [{"id": base.id, "revision": base.revision} for base in release.bases],
-            "licence": redact(asdict(release.license), names),
+            "license": redact(asdict(release.license), names),
             "checks": redact(results, names),
             "answers": [asdict(answer) for answer in answers],
             "stages": ancestors,
             "evaluations": evaluations,
+            "copies": [asdict(copy) for copy in copies.copies],
         },
-        "files": dict(hashes),
     }

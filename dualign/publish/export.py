@@ -48,20 +48,8 @@ def prepare_export(
     export = read_export(request, hub)
     allow = request.allow
     checks = run_checks("export", export, hub, allow=allow)
-    error = None
-    try:
-        _stage(export, folder)
-    except (DualignError, OSError) as fault:
-        error = str(fault)
-    checks += run_checks("staging", error)
-    checks += run_checks("exported", export, folder, allow=allow)
-    answers: Sequence[LoadTestAnswer] = ()
-    if export.kind == "checkpoint":
-        test = _load_test(export, folder, checks)
-        answers = test.answers
-        # Its logits are others than the original's: that is what quantizing does.
-        results = run_checks("load", replace(test, prompts=()), allow=allow)
-        checks += [_as_allowed(result, allow) for result in results if result.name != "logits"]
+    results, answers = stage_and_test(export, folder, checks)
+    checks += results
     card = _write_documents(export, folder, checks, answers, card_before)
     checks += run_checks("documents", export, folder, allow=allow)
     return StagedRelease(
@@ -76,9 +64,44 @@ def prepare_export(
     )
 
 
-def _as_allowed(result: CheckResult, allow: Set[str]) -> CheckResult:
+def stage_and_test(
+    export: Export, folder: Path, checks: Sequence[CheckResult], *, suffix: str = ""
+) -> tuple[list[CheckResult], Sequence[LoadTestAnswer]]:
+    """Stage an export into `folder`, and check what was staged; a checkpoint is loaded and asked.
+
+    Args:
+        checks: those before; what is broken isn't loaded.
+        suffix: appended to the names of the checks.
+    """
+    allow = export.request.allow
+    error = None
+    try:
+        _stage(export, folder)
+    except (DualignError, OSError) as fault:
+        error = str(fault)
+    results = run_checks("staging", error, suffix=suffix)
+    results += run_checks("exported", export, folder, allow=allow, suffix=suffix)
+    if export.kind == "gguf":
+        return results, ()
+    names = {
+        result.name.removesuffix(suffix)
+        for result in (*checks, *results)
+        if result.state == "failed"
+    }
+    test = _load_test(export, folder, names)
+    # Its logits are others than the original's: that is what quantizing does.
+    loaded = run_checks("load", replace(test, prompts=()), allow=allow, suffix=suffix)
+    results += [
+        _as_allowed(result, f"loads{suffix}", allow)
+        for result in loaded
+        if result.name != f"logits{suffix}"
+    ]
+    return results, test.answers
+
+
+def _as_allowed(result: CheckResult, loads: str, allow: Set[str]) -> CheckResult:
     """Return the result; of an export, --allow accepts that its packages aren't here."""
-    accepted = result.name == "loads" and result.state == "failed" and "loads" in allow
+    accepted = result.name == loads and result.state == "failed" and "loads" in allow
     return replace(result, state="allowed") if accepted else result
 
 
@@ -88,21 +111,26 @@ def _refuse_other_options(request: PublishRequest) -> None:
             f"{request.run_dir}: is an export: say which repository has the weights that it was made from, "
             "--quantized-of OWNER/NAME"
         )
-    for option, value in (("--what", request.contents), ("--base", request.bases)):
+    for option, value in (
+        ("--what", request.contents),
+        ("--base", request.bases),
+        ("--with", request.exports),
+    ):
         if value:
             raise PublishError(f"{option}: is for a run directory; {request.run_dir} is an export")
 
 
 def _stage(export: Export, folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
     for name, file in export.files.items():
         copy_file(file, folder / name)
-    for name in (*SETTINGS, "Modelfile"):
-        redact_file(folder / name, export.names)
+        if name in (*SETTINGS, "Modelfile"):
+            redact_file(folder / name, export.names)
 
 
-def _load_test(export: Export, folder: Path, checks: Sequence[CheckResult]) -> LoadTestResult:
-    needed = {spec.name for spec in CHECKS if spec.needed_to_load}
-    broken = [check.name for check in checks if check.state == "failed" and check.name in needed]
+def _load_test(export: Export, folder: Path, failed: Set[str]) -> LoadTestResult:
+    needed = [spec.name for spec in CHECKS if spec.needed_to_load]
+    broken = [name for name in dict.fromkeys(needed) if name in failed]
     if broken:
         return LoadTestResult(
             run_dir=export.folder, skipped=f"not tried: {', '.join(broken)} failed"
@@ -115,14 +143,14 @@ def _load_test(export: Export, folder: Path, checks: Sequence[CheckResult]) -> L
             f"pip install {missing[0]}, or --allow loads",
         )
     logger.info("loading what was staged in a fresh process, and asking it in both modes ...")
-    questions, limit = _questions(export)
+    questions, limit = questions_of(export)
     switch = export.request.switch
     return load_and_ask(
         folder, run_dir=export.folder, questions=questions, limit=limit, switch=switch
     )
 
 
-def _questions(export: Export) -> tuple[list[str], int]:
+def questions_of(export: Export) -> tuple[list[str], int]:
     """Return what the original's evaluations asked, and the tokens of an answer."""
     model = Path(str(export.record.get("model") or ""))
     return read_lineage(model).questions() if (model / RUN_JSON).is_file() else plain_questions()
@@ -135,7 +163,7 @@ def _write_documents(
     answers: Sequence[LoadTestAnswer],
     card_before: str | None,
 ) -> str:
-    hashes, (questions, _) = file_hashes(folder), _questions(export)
+    hashes, (questions, _) = file_hashes(folder), questions_of(export)
     body = render_export(export, folder, hashes, checks, answers, questions)
     card = str(make_card(export_front_matter(export), body, before=card_before))
     (folder / "README.md").write_text(card, encoding="utf-8", errors="replace")
@@ -158,7 +186,7 @@ def _record(
             "by": f"dualign {__version__}",
             "repository": export.request.repo_id,
             "quantized_of": {"id": original.id, "revision": original.revision},
-            "licence": redact(asdict(export.license), names),
+            "license": redact(asdict(export.license), names),
             "checks": redact(results, names),
             "answers": [asdict(answer) for answer in answers],
         },

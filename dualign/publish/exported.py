@@ -15,7 +15,7 @@ from dualign.publish.hub.metadata import HubClient
 from dualign.publish.license import License
 from dualign.publish.lineage import Root
 from dualign.publish.manifest import TOKENIZER_FILES, WEIGHTS
-from dualign.publish.release import PublishRequest, license_of_request, with_card
+from dualign.publish.release import PublishRequest, Release, license_of_request, with_card
 
 RECORD = "export.json"
 Kind = Literal["gguf", "checkpoint"]
@@ -65,6 +65,11 @@ class Export:
         return str(self.record.get("type") or settings.get("quant_method") or "checkpoint")
 
     @property
+    def place(self) -> str:
+        """Its folder beside weights: "" is the top, where programs look for GGUF files."""
+        return "" if self.kind == "gguf" else re.sub(r"[^\w-]+", "-", self.method)
+
+    @property
     def packages(self) -> list[str]:
         """What has to be installed beside torch and transformers to load it."""
         method = str((self.config.get("quantization_config") or {}).get("quant_method"))
@@ -84,24 +89,65 @@ def read_export(request: PublishRequest, hub: HubClient) -> Export:
     """
     folder = request.run_dir
     assert request.quantized_of
-    record = _json(folder / RECORD)
     kind = _kind(folder)
     id, revision = parse_hub_id(request.quantized_of, "--quantized-of")
     if id == request.repo_id:
         raise PublishError(
-            f"--quantized-of {id}: is the repository of the weights, which it would overwrite; "
-            f"publish the copy under another name, such as {id}-{'GGUF' if kind == 'gguf' else 'FP8'}"
+            f"--quantized-of {id}: is the repository of the weights, which it would overwrite; publish the "
+            f"copy under another name, such as {id}-{'GGUF' if kind == 'gguf' else 'FP8'}, or beside the "
+            f"weights: dualign publish RUN_DIR {id} --with {folder}"
         )
     (original,) = find_bases([Root(reference=id, revision=revision)], (), hub)
-    files = _gguf_files(folder) if kind == "gguf" else _checkpoint_files(folder)
-    model = str(record.get("model") or "")
-    # What the recipe says of weights in their own base and license stands on their card.
-    request = (
-        replace(with_card(request, Path(model)), bases=()) if Path(model).is_dir() else request
+    model = _json(folder / RECORD).get("model")
+    if model and Path(str(model)).is_dir():
+        # What the recipe says of weights in their own base and license stands on their card.
+        request = replace(with_card(request, Path(str(model))), bases=())
+    license = license_of_request(request, {original.label: original.license})
+    return _open_export(folder, request=request, original=original, license=license, names={})
+
+
+def read_beside(folder: Path, release: Release) -> Export:
+    """Read an exported folder that goes into the repository of the weights that it was made from.
+
+    Raises:
+        PublishError: the folder is none.
+    """
+    request = release.request
+    root = Root(reference=request.repo_id, revision=None)
+    return _open_export(
+        folder,
+        request=request,
+        original=Base(root=root, id=request.repo_id, revision=None),
+        license=release.license,
+        names=release.names,
     )
-    names = {model: id} if Path(model).is_absolute() else {}
+
+
+def _open_export(
+    folder: Path,
+    *,
+    request: PublishRequest,
+    original: Base,
+    license: License,
+    names: Mapping[str, str],
+) -> Export:
+    """Read an exported folder.
+
+    Args:
+        original: the weights that it was made from.
+        names: path on this machine -> its public name.
+
+    Raises:
+        PublishError: the folder is none.
+    """
+    kind = _kind(folder)
+    record = _json(folder / RECORD)
+    files = _gguf_files(folder) if kind == "gguf" else _checkpoint_files(folder)
+    model, id = str(record.get("model") or ""), str(original.id)
+    if Path(model).is_absolute():
+        names = {**names, model: id}
     if model and Path(model).is_dir():
-        names |= {model: id, str(Path(model).resolve()): id}
+        names = {**names, model: id, str(Path(model).resolve()): id}
     return Export(
         request=request,
         folder=folder,
@@ -110,7 +156,7 @@ def read_export(request: PublishRequest, hub: HubClient) -> Export:
         config=_json(folder / "config.json"),
         original=original,
         files=files,
-        license=license_of_request(request, {original.label: original.license}),
+        license=license,
         left_out=tuple(_left_out(folder, files)),
         faults=tuple(_faults(folder, files, kind)),
         names=names,

@@ -61,8 +61,12 @@ def is_published(name: str) -> bool:
 
 def is_document(name: str) -> bool:
     """True for files that tell of the weights: the card, records and figures."""
-    records = ("README.md", "run.json", "metrics.json", "export.json")
-    return name in records or (name.startswith("figures/") and name.endswith(".png"))
+    records = ("README.md", "run.json", "metrics.json")
+    return (
+        name in records
+        or Path(name).name == "export.json"
+        or (name.startswith("figures/") and name.endswith(".png"))
+    )
 
 
 def make_manifest(lineage: Lineage, contents: Contents | None) -> Manifest:

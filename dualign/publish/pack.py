@@ -24,6 +24,7 @@ from dualign.publish.card.front_matter import make_card
 from dualign.publish.card.pack import PackUsage, render_pack
 from dualign.publish.checklist import CheckResult, judge
 from dualign.publish.hub.metadata import HubClient
+from dualign.publish.lineage import read_lineage
 from dualign.publish.manifest import is_published
 from dualign.publish.publish import examine, prepare
 from dualign.publish.release import PublishRequest, Release, StagedRelease, file_sizes
@@ -79,10 +80,10 @@ def prepare_pack(requests: Sequence[PublishRequest], folder: Path) -> StagedRele
     Raises:
         DualignError: one isn't the run directory of an adapter, or a request can't be met.
     """
-    _require_adapters(requests[0])
+    _require_adapters(requests)
     names = adapter_names([request.run_dir for request in requests])
     adapters = [
-        _prepare(name, replace(request, contents="adapter"), folder / FOLDER / name)
+        _prepare(name, replace(request, contents="adapter", packed=True), folder / FOLDER / name)
         for name, request in zip(names, requests, strict=True)
     ]
     checks = [
@@ -112,15 +113,24 @@ def prepare_pack(requests: Sequence[PublishRequest], folder: Path) -> StagedRele
     )
 
 
-def _require_adapters(request: PublishRequest) -> None:
+def _require_adapters(requests: Sequence[PublishRequest]) -> None:
+    """Refuse what can't be, before an adapter is loaded."""
+    request = requests[0]
     for option, value in (
         ("--what", request.contents if request.contents != "adapter" else None),
         ("--quantized-of", request.quantized_of),
+        ("--with", request.exports),
         ("--card-only", request.card_only),
     ):
         if value:
             raise PublishError(
                 f"{option}: several run directories are published as adapters of one base, all of them"
+            )
+    for request in requests:
+        if read_lineage(request.run_dir).adapter_folder is None:
+            raise PublishError(
+                f"{request.run_dir}: holds weights and no adapter, and several run directories are published "
+                "as adapters of one base: leave it out, and publish it in a repository of its own"
             )
 
 

@@ -14,6 +14,7 @@ from dualign.errors import DualignError, PublishError
 from dualign.publish.base import find_bases, names_of
 from dualign.publish.checklist import CHECKS, CheckResult, run_checks
 from dualign.publish.checks.load_test import LoadTestResult, run_load_test
+from dualign.publish.copies import Copies, read_copies, stage_copies
 from dualign.publish.dataset import holds_rows, prepare_dataset
 from dualign.publish.documents import write_documents
 from dualign.publish.export import prepare_export
@@ -64,11 +65,14 @@ def prepare(request: PublishRequest, folder: Path) -> StagedRelease:
             prepare_export(request, folder, hub, _card_of(repository)), repository
         )
     release = examine(request, hub)
+    exports = read_copies(release)
     checks = stage_and_check(release, folder, hub)
+    copies = stage_copies(exports, release, folder, repository)
     tests = _load_tests(release, folder, checks)
     for test in tests:
         checks += run_checks("load", test, allow=request.allow, suffix=test.name)
-    staged = finish(release, folder, checks, tests[0].answers, card_before=_card_of(repository))
+    before = _card_of(repository)
+    staged = finish(release, folder, checks, tests[0].answers, card_before=before, copies=copies)
     return _with_repository(staged, repository)
 
 
@@ -178,20 +182,22 @@ def finish(
     answers: Sequence[LoadTestAnswer] = (),
     *,
     card_before: str | None = None,
+    copies: Copies | None = None,
 ) -> StagedRelease:
     """Write figures, card and run.json next to the checkpoint, and check the whole."""
-    card = write_documents(release, folder, checks, answers, card_before)
+    copies = copies or Copies()
+    card = write_documents(release, folder, checks, answers, card_before, copies)
     results = run_checks("documents", release, folder, allow=release.request.allow)
     run = release.lineage.run
     return StagedRelease(
         request=release.request,
         folder=folder,
         files=file_sizes(folder),
-        checks=(*checks, *results),
+        checks=(*checks, *copies.checks, *results),
         card=card,
         message=f"Publish {run.name} ({str(run.record.get('fingerprint'))[:12]})",
-        left_out=release.manifest.left_out,
-        is_outdated=is_published,
+        left_out=(*release.manifest.left_out, *copies.left_out),
+        is_outdated=lambda name: is_published(name) or name in copies.earlier.outdated,
     )
 
 

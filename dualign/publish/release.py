@@ -25,6 +25,8 @@ class PublishRequest:
     run_dir: Path
     repo_id: str
     contents: Contents | None = None
+    packed: bool = False
+    """one of several adapters that are published together"""
     bases: tuple[str, ...] = ()
     license: str | None = None
     license_of: Mapping[str, str] = field(default_factory=dict)
@@ -38,6 +40,8 @@ class PublishRequest:
     """`card:` of the recipe, which what is said here wins over"""
     quantized_of: str | None = None
     """of an exported folder: the repository of the weights that it was made from"""
+    exports: tuple[Path, ...] = ()
+    """exported folders of these weights, which go beside them"""
     card_only: bool = False
     """only card, records and figures go, to a repository that holds these weights"""
     pull_request: bool = False

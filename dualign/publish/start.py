@@ -52,6 +52,7 @@ def publish(
     allow: Sequence[str] = (),
     switch: Switch | Mapping[str, Any] | None = None,
     quantized_of: str | None = None,
+    exports: Sequence[str | Path] = (),
     card_only: bool = False,
     pull_request: bool = False,
     gated: Literal["auto", "manual"] | None = None,
@@ -63,18 +64,17 @@ def publish(
         run_dir: the run directory of a finished stage that made a model.
         repo_id: the repository, `owner/name`.
         yes: upload; without it, or if a check fails, nothing leaves.
-        private: whether a new repository is private.
         what: None: what the run directory holds.
         bases: what a base on this machine is on the Hub: `ID@COMMIT`, or `PATH=ID@COMMIT`.
-        license: of the whole; None: computed from bases and data.
-        license_of: the license of a base or data source, by name.
+        license, license_of: of the whole (None: computed); of a base or data source, by name.
         languages: codes such as `en`; none: those of the base.
         allow: names of checks that may fail.
         switch: what switches the modes, as in `evaluate`; None: what its template states or reads.
         quantized_of: `run_dir` is an exported folder: the repository of its weights.
+        exports: exported folders of these weights, which go beside them.
         card_only: update card, records and figures of a repository that holds these weights.
         pull_request: open one, or return the open one that has these files, instead of a commit.
-        gated: how access to the files of a new repository is given; None: to all who see it.
+        private, gated: who sees a new repository; how access to its files is given (None: to all of them).
         message: of the commit.
 
     Returns:
@@ -97,6 +97,7 @@ def publish(
         switch=read_switch(switch, "switch"),
         private=private,
         quantized_of=quantized_of,
+        exports=tuple(map(Path, exports)),
         card_only=card_only,
         pull_request=pull_request,
         gated=gated,

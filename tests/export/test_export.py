@@ -25,6 +25,7 @@ from dualign.export.export import TYPES, ExportFile, ExportResult, export
 from dualign.export.llama_runtime import installed
 from dualign.export.model_source import open_source
 from dualign.export.show import summary
+from dualign.hashing import sha256
 from dualign.models.new_rows import give_rows
 from dualign.models.new_tokens import NewToken, add_new_tokens
 
@@ -48,6 +49,8 @@ def test_the_command_writes_checked_files_a_modelfile_and_a_record(
     assert "greedy answers" in shown and "7/7" in shown
     record = json.loads((out / "export.json").read_text())
     assert [item["type"] for item in record["files"]] == ["f16", "q8_0", "q4_k_m"]
+    weights = tiny_llama / "model.safetensors"
+    assert record["weights"] == {f"{tiny_llama.name}/{weights.name}": sha256(weights)}
     for file in record["files"]:
         assert file["sha256"] == hashlib.sha256((out / file["file"]).read_bytes()).hexdigest()
         assert file["check"]["conversations"] == 7 and file["both_modes"] is None
@@ -232,7 +235,11 @@ def test_answers_fit_eighty_columns() -> None:
     )
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(
-        summary(ExportResult(model="m", converter="dualign", fixed_fields=("one",), files=(file,)))
+        summary(
+            ExportResult(
+                model="m", weights={}, converter="dualign", fixed_fields=("one",), files=(file,)
+            )
+        )
     )
     shown = console.export_text()
     assert "2.50 GB" in shown and "3.87%" in shown and "0/0" in shown and "3/20" in shown

@@ -41,7 +41,7 @@ def published(hub: Hub, home: Path, run_dir: Path, repo_id: str, *options: str) 
 
 
 def card_of(hub: Hub, repo_id: str) -> str:
-    """README.md as the hub gives it to someone who may see it."""
+    """README.md of a repository (of a dataset: datasets/OWNER/NAME) as the hub gives it to someone who may see it."""
     address = f"{hub.url}/{repo_id}/resolve/main/README.md"
     with urlopen(Request(address, headers={"Authorization": f"Bearer {TOKEN}"})) as answer:
         return str(answer.read().decode())

@@ -104,7 +104,7 @@ def test_the_snippet_of_the_card_runs(
 @pytest.mark.parametrize(
     ("fault", "check", "message"),
     [
-        ("license", "licence", "nothing is known of tiny: --license-of tiny=ID"),
+        ("license", "license", "nothing is known of tiny: --license-of tiny=ID"),
         ("lost row", "rows", "traces.jsonl has 6 rows and the stage wrote 7"),
         ("counts", "rows", "run.json: 5 rows in, 4 kept and 0 dropped"),
         ("token", "row_secrets", "traces.jsonl:2 holds a Hugging Face token"),

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from dualign.errors import PublishError
 from dualign.export.export import export
-from dualign.hashing import sha256
+from dualign.hashing import hashes_of, sha256
 from dualign.publish.hub.metadata import HubClient, RepoMetadata
 from dualign.publish.publish import prepare_export
 from dualign.publish.release import PublishRequest, StagedRelease
@@ -72,6 +72,7 @@ def write_record(out: Path, model: Path, beyond: tuple[str, ...] = ()) -> None:
         "schema": 1,
         "dualign": "0.1.0",
         "model": str(model),
+        "weights": hashes_of(model.glob("*.safetensors")),
         "type": "bf16",
         "files": [{"file": "model.safetensors", "sha256": sha256(out / "model.safetensors")}],
         "calibration": {
@@ -134,8 +135,9 @@ def test_a_checkpoint_in_fewer_bits_is_loaded_and_its_comparison_told(
         ("other bytes", "files", "model.safetensors isn't the file that was exported and checked"),
         ("other weights", "base_weights", "ada/tiny holds other weights than sft2: model.safetensors"),
         ("gone", "base_weights", "isn't there any more to be compared with ada/tiny"),
+        ("out of reach", "base_weights", "the Hub can't be reached, so it isn't known whether ada/tiny holds"),
         ("no record", "base_weights", "no export.json says what it was made from"),
-        ("license", "licence", "card.license: apache-2.0 doesn't keep what ada/tiny (gemma) asks"),
+        ("license", "license", "card.license: apache-2.0 doesn't keep what ada/tiny (gemma) asks"),
         ("token", "secrets", "export.json:"),
         ("pickle", "files", "model.safetensors is missing"),
     ],
@@ -156,6 +158,8 @@ def test_what_is_wrong_with_a_copy_is_named(
         write_record(half, other)
     elif fault == "gone":
         write_record(half, tmp_path / "gone")
+    elif fault == "out of reach":
+        hub = HubClient(reachable=False)
     elif fault == "no record":
         (half / "export.json").unlink()
     elif fault == "license":

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from dualign.checkpoints.patterns import largest_rank
 from dualign.cli.main import main
 from dualign.errors import PublishError
+from dualign.publish.checks.provenance import check_base_weights
 from dualign.publish.hub.metadata import HubClient
 from dualign.publish.manifest import is_published
 from dualign.publish.pack import (
@@ -25,6 +26,7 @@ from dualign.publish.pack import (
     adapter_names,
     agreement,
     card_of,
+    prepare_pack,
     share,
     unserved,
 )
@@ -172,6 +174,25 @@ def test_a_card_has_code_that_runs_and_the_command_of_vllm(road: Path, tmp_path:
     check = agreement(adapters)
     assert check.state == "failed"
     assert check.message.startswith("chat_template.jinja: sft has ")
+
+
+def test_weights_among_adapters_are_refused_before_an_adapter_is_loaded(
+    road: Path, tmp_path: Path
+) -> None:
+    asked = [request(road / name) for name in ("sft", "merged")]
+    with pytest.raises(
+        PublishError, match=r"merged: holds weights and no adapter, .* leave it out"
+    ):
+        prepare_pack(asked, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(PublishError, match="--with: several run directories"):
+        prepare_pack([replace(asked[0], exports=(tmp_path,)), asked[0]], tmp_path)
+
+
+def test_another_base_sends_weights_to_a_repository_of_their_own(road: Path) -> None:
+    release = examine(replace(request(road / "sft"), packed=True), HubClient(reachable=False))
+    outcome = check_base_weights(release, HubClient(reachable=False))
+    assert outcome and "in a repository of their own, --what weights" in outcome.message
 
 
 def test_stages_of_one_name_are_called_after_their_runs() -> None:

@@ -180,8 +180,8 @@ FAULTS = [
     ("merged", nothing, {"bases": ()}, "base", "which exists on this machine only: say what it is on the hub, --base ID@REVISION"),
     ("merged", nothing, {"bases": ("acme/base",)}, "base", "acme/base: the commit it was trained on isn't known"),
     ("apo", nothing, {}, "base_weights", "acme/base can't be reached, so it isn't known whether its weights are those trained on"),
-    ("merged", nothing, {"license": None}, "licence", "nothing is known of acme/base, pairs, train: --license-of acme/base=ID"),
-    ("merged", nothing, {"license": "apache2"}, "licence", "'apache2' isn't a license id that the hub knows (did you mean 'apache-2.0'?)"),
+    ("merged", nothing, {"license": None}, "license", "nothing is known of acme/base, pairs, train: --license-of acme/base=ID"),
+    ("merged", nothing, {"license": "apache2"}, "license", "'apache2' isn't a license id that the hub knows (did you mean 'apache-2.0'?)"),
     ("merged", nothing, {"languages": ("English",)}, "card", "language: 'English' isn't an ISO 639 code such as en"),
 ]  # fmt: skip
 
@@ -290,7 +290,7 @@ def test_all_faults_are_told_at_once(
         plant(copied / "merged")
     found = looked_at(asked(copied / "merged", license=None), tmp_path / "staged")
     failed = {name for name, (state, _) in found.items() if state == "failed"}
-    assert {"weights", "secrets", "lineage", "code", "licence"} <= failed
+    assert {"weights", "secrets", "lineage", "code", "license"} <= failed
 
 
 def test_what_the_user_accepts_is_published_and_told(

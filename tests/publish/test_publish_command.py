@@ -24,7 +24,7 @@ def test_failed_checks_stop_the_publication_with_status_1(
     assert main(["publish", str(copied / "merged"), "someone/tiny", "--yes"]) == 1
     last = capsys.readouterr().out.strip().splitlines()[-1]
     assert last.startswith("not published: ")
-    assert {"files", "base", "licence", "hub"} <= set(last.replace(",", "").split())
+    assert {"files", "base", "license", "hub"} <= set(last.replace(",", "").split())
 
 
 def test_what_cannot_be_is_one_line_and_status_2(

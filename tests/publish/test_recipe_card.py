@@ -61,7 +61,7 @@ def test_a_card_says_what_its_author_wants_said(
     release = examine(ask(out / "merged"), hub)
     assert (release.license.id, release.bases[0].revision) == ("apache-2.0", COMMIT)
     staged = finish(release, folder, stage_and_check(release, folder, hub))
-    assert not {"card", "licence", "base"} & set(staged.failed)
+    assert not {"card", "license", "base"} & set(staged.failed)
     card = ModelCard(staged.card)
     assert (card.data.license, card.data.language) == ("apache-2.0", ["en", "de"])
     assert card.data.tags == ["dualign", "dual-mode", "reasoning", "merge", "sums"]

@@ -19,7 +19,7 @@ from dualign.export.compressed.source import CompressedSource, open_compressed
 from dualign.export.compressed.types import CALIBRATION_ROWS, TYPES
 from dualign.export.compressed.write import nearest, write_config, write_tensors
 from dualign.export.questions import questions_for
-from dualign.hashing import sha256
+from dualign.hashing import hashes_of, sha256
 from dualign.rundir import new_folder, require_new, write_json
 from dualign.version import __version__
 
@@ -44,6 +44,8 @@ class CompressedExport:
     """Content of export.json."""
 
     model: str
+    weights: Mapping[str, str]
+    """weight files that it was made from, with their SHA-256"""
     type: str
     files: Mapping[str, str]
     """weight files with their SHA-256"""
@@ -80,12 +82,14 @@ def export_compressed(
     read = None
     if source.type.calibrated:
         read = calibration(model, settings.file, rows=settings.rows, seed=settings.seed)
+    weights = hashes_of(source.weights.files)
     with new_folder(out, force=force) as work:
         _write(source, read, work)
         compared = None if comparison is None else _compare(source, work, comparison)
         files = {file.name: sha256(file) for file in sorted(work.glob("*.safetensors"))}
         result = CompressedExport(
             model=model,
+            weights=weights,
             type=type,
             files=files,
             bytes=sum((work / file).stat().st_size for file in files),
@@ -102,6 +106,7 @@ def _record(result: CompressedExport) -> dict[str, Any]:
         "schema": 1,
         "dualign": __version__,
         "model": result.model,
+        "weights": result.weights,
         "type": result.type,
         "files": [{"file": name, "sha256": digest} for name, digest in result.files.items()],
         "bytes": result.bytes,

@@ -1,3 +1,3 @@
 """The model card: its front matter, and the text made from card.md.jinja."""
 
-__all__ = ["body", "dataset", "exported", "front_matter", "pack", "results"]
+__all__ = ["body", "copies", "dataset", "exported", "front_matter", "pack", "results"]

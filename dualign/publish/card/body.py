@@ -55,6 +55,10 @@ class Usage:
     """what has to be installed besides, to load it"""
     converts: bool = True
     """llama.cpp's scripts read it"""
+    subfolder: str = ""
+    """of the repository, where it lies beside weights"""
+    copies: tuple[str, ...] = ()
+    """folders of copies that lie beside it"""
 
     @property
     def max_lora_rank(self) -> int:
@@ -94,10 +98,12 @@ def render_body(
     hashes: Mapping[str, str],
     checks: Sequence[CheckResult],
     answers: Sequence[LoadTestAnswer],
+    copies: Mapping[str, str],
 ) -> str:
     """Return the Markdown of the card.
 
     Args:
+        copies: folder of a copy beside the weights ("" is the top) -> its text.
         models: evaluated models of the lineage, the published one last.
         figures: file in the repository -> its caption.
         hashes: file in the repository -> its sha256.
@@ -113,7 +119,8 @@ def render_body(
         version=__version__,
         embedded=EMBEDDED_ON_THE_HUB,
         allowed=[check for check in checks if check.state == "allowed"],
-        usage=_usage(release),
+        usage=_usage(release, copies),
+        copies=list(copies.values()),
         answers=answers,
         accuracy=list(_accuracy_rows(scores)),
         tasks=task_names(scores),
@@ -124,7 +131,7 @@ def render_body(
         stage_settings=[(stage, hyper_parameters(stage.record)) for stage in lineage.stages],
         new_tokens=[word for stage in lineage.stages for word in new_tokens(stage.record)],
         stage_findings=list(stage_findings(lineage, models, release.names)),
-        weights=[item for item in hashes.items() if item[0].endswith(".safetensors")],
+        weights=[item for item in hashes.items() if item[0].endswith((".safetensors", ".gguf"))],
         settings=json.dumps(config, indent=2, ensure_ascii=False),
     )
     return re.sub(r"\n{3,}", "\n\n", text)  # parts that are left out leave blank lines
@@ -146,7 +153,7 @@ def quotable(questions: Sequence[str]) -> str:
     return next(fitting, _QUESTION)
 
 
-def _usage(release: Release) -> Usage:
+def _usage(release: Release, copies: Mapping[str, str]) -> Usage:
     questions, _ = release.lineage.questions()
     base = release.adapter_base
     adapters = [stage.record["config"].get("lora") for stage in release.lineage.training]
@@ -160,6 +167,8 @@ def _usage(release: Release) -> Usage:
         or any(new_tokens(stage.record) for stage in release.lineage.training),
         question=quotable(questions),
         switch=release.request.switch or saved_switch(release.lineage.run.path),
+        converts="" not in copies,
+        copies=tuple(filter(None, copies)),
     )
 
 

@@ -1,7 +1,7 @@
 """The card of an exported folder: what it is a copy of, how close it is, and how to use it."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,30 +48,47 @@ def render_export(
         questions: what its snippets may ask.
         hashes: file in the repository -> its sha256.
     """
+    facts = export_facts(export, folder, checks, answers, questions)
+    weights = [item for item in hashes.items() if item[0].endswith((".safetensors", ".gguf"))]
     text = template("exported.md.jinja").render(
-        export=export,
-        request=export.request,
-        wishes=export.request.wishes,
-        original=export.original,
-        allowed=[check for check in checks if check.state == "allowed"],
-        answers=answers,
-        files=list(_file_rows(export, folder)),
-        modes=[
-            (name, list(_mode_rows(result)), result)
-            for name, result in comparisons(export.record).items()
-        ],
-        smallest=_smallest(export, folder),
-        calibration=_calibration(export.record),
-        usage=_usage(export, folder, quotable(questions)),
-        weights=[item for item in hashes.items() if item[0].endswith((".safetensors", ".gguf"))],
+        wishes=export.request.wishes, original=export.original, weights=weights, **facts
     )
     return re.sub(r"\n{3,}", "\n\n", text)
+
+
+def export_facts(
+    export: Export,
+    folder: Path,
+    checks: Sequence[CheckResult],
+    answers: Sequence[LoadTestAnswer],
+    questions: Sequence[str],
+) -> dict[str, Any]:
+    """Return what templates say of an export that is staged in `folder`."""
+    compared = comparisons(export.record).items()
+    return {
+        "export": export,
+        "request": export.request,
+        "allowed": [check for check in checks if check.state == "allowed"],
+        "answers": answers,
+        "files": list(_file_rows(export, folder)),
+        "size": _megabytes(folder, export.files),
+        "modes": [(name, list(_mode_rows(result)), result) for name, result in compared],
+        "smallest": _smallest(export, folder),
+        "calibration": _calibration(export.record),
+        "usage": _usage(export, folder, quotable(questions)),
+    }
+
+
+def _megabytes(folder: Path, names: Iterable[str]) -> str:
+    weights = [name for name in names if name.endswith((".safetensors", ".gguf"))]
+    return f"{sum((folder / name).stat().st_size for name in weights if (folder / name).is_file()) / 1e6:.0f} MB"
 
 
 def _usage(export: Export, folder: Path, question: str) -> Usage:
     switch = export.request.switch
     if switch is None and export.kind == "checkpoint":
         switch = saved_switch(folder)
+    beside = export.original.id == export.request.repo_id
     return Usage(
         repo_id=export.request.repo_id,
         contents="weights",
@@ -82,6 +99,7 @@ def _usage(export: Export, folder: Path, question: str) -> Usage:
         switch=switch or ENABLE_THINKING,
         packages=tuple(export.packages),
         converts=False,
+        subfolder=export.place if beside else "",
     )
 
 
@@ -95,7 +113,7 @@ def _file_rows(export: Export, folder: Path) -> Iterator[tuple[str, ...]]:
         yield (
             str(entry["file"]),
             str(entry.get("type") or "-"),
-            f"{(folder / entry['file']).stat().st_size / 1e6:.0f} MB",
+            _megabytes(folder, [str(entry["file"])]),
             "-" if bits is None else f"{bits:.1f}",
             "-" if error is None else f"{error:.2%}",
             *(_agreement(check.get("answers") or (), mode) for mode in MODES),

@@ -47,7 +47,7 @@ def check_card(release: Release | Export | RowsRelease, folder: Path) -> CheckOu
 def metadata_faults(card: RepoCard) -> Iterator[str]:
     """Yield what the hub would refuse or not understand, as far as that is known without it."""
     keys = keys_of(card.data)
-    # Without a license the check `licence` says why there is none.
+    # Without a license the check `license` says why there is none.
     if keys.get("license") not in (None, *LICENSES):
         yield f"license: {keys.get('license')!r} isn't one that the hub knows"
     for key in ("base_model", "datasets"):

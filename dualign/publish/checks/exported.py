@@ -1,19 +1,20 @@
 """Checks on an exported folder: its files are those of the export, and of the weights on the Hub."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from dualign.checkpoints.checkpoint import Checkpoint
 from dualign.errors import DualignError
-from dualign.hashing import sha256
+from dualign.hashing import hashes_of, sha256
 from dualign.publish.checklist import CheckOutcome, judge
 from dualign.publish.checks.files import check_weights
+from dualign.publish.earlier import EarlierCopies
 from dualign.publish.exported import RECORD, Export, comparisons
 from dualign.publish.hub.metadata import HubClient
 from dualign.publish.lineage import Root
 
 
-def check_export_files(export: Export, hub: HubClient) -> CheckOutcome:
+def check_export_files(export: Export, evidence: object) -> CheckOutcome:
     """Every file of the export is there with the bytes that were checked."""
     faults = list(export.faults)
     for name, digest in export.hashes.items():
@@ -36,9 +37,8 @@ def check_original(export: Export, hub: HubClient) -> CheckOutcome:
     """The weights on the Hub are those that were exported."""
     original, model = export.original, str(export.record.get("model") or "")
     if original.revision is None:
-        return judge(
-            [f"{original.id} can't be found on the Hub, so nobody can compare with it"], ""
-        )
+        missing = f"{original.id} can't be found on the Hub, so nobody can compare with it"
+        return judge([missing if hub.in_reach else _out_of_reach(export)], "")
     if model.partition("@")[0] == original.id:
         return judge((), f"exported from {original.id} at {original.revision[:12]}")
     fault = _difference(export, hub)
@@ -50,22 +50,71 @@ def check_original(export: Export, hub: HubClient) -> CheckOutcome:
     )
 
 
+def _out_of_reach(export: Export) -> str:
+    return (
+        f"the Hub can't be reached, so it isn't known whether {export.original.id} holds the weights that "
+        "were exported: check the network, and whether HF_HUB_OFFLINE is set"
+    )
+
+
 def _difference(export: Export, hub: HubClient) -> str | None:
     """Say how the Hub's weights differ from those exported; None if they are the same bytes."""
     id, model = export.original.id, str(export.record.get("model") or "")
     if not model:
         return f"no {RECORD} says what it was made from, so it isn't known whether that is {id}"
-    folder = Root(reference=model, revision=None).folder()
-    if folder is None or not folder.is_dir():
-        return f"{model}, which was exported, isn't there any more to be compared with {id}"
-    metadata = hub.metadata(str(id), revision=export.original.revision)
-    on_hub = {sha for name, sha in (metadata.sha256 if metadata else {}).items() if "/" not in name}
     try:
-        files = Checkpoint(folder).files
+        weights = export.record.get("weights") or _weights_now(model)
     except DualignError as error:
         return str(error)
-    other = [Path(file).name for file in files if sha256(Path(file)) not in on_hub]
-    return f"{id} holds other weights than {folder.name}: {', '.join(other)}" if other else None
+    if not weights:
+        return f"{model}, which was exported, isn't there any more to be compared with {id}"
+    metadata = hub.metadata(str(id), revision=export.original.revision)
+    if metadata is None:
+        return _out_of_reach(export)
+    on_hub = {sha for name, sha in metadata.sha256.items() if "/" not in name}
+    other = [Path(name).name for name, sha in weights.items() if sha not in on_hub]
+    return (
+        f"{id} holds other weights than {Path(model).name}: {', '.join(other)}" if other else None
+    )
+
+
+def _weights_now(model: str) -> dict[str, str]:
+    """Return the hashes of a model's weights as they are now: earlier exports didn't keep theirs."""
+    folder = Root(reference=model, revision=None).folder()
+    return hashes_of(Checkpoint(folder).files) if folder and folder.is_dir() else {}
+
+
+def check_weights_of_run(export: Export, weights: Mapping[str, str] | str) -> CheckOutcome:
+    """The export was made from the weights that are published, to the byte."""
+    if isinstance(weights, str):
+        return judge([weights], "")
+    recorded: Mapping[str, str] = export.record.get("weights") or {}
+    if not recorded:
+        fault = f"{export.folder} doesn't say which weights it was made from ({RECORD}: weights)"
+    elif set(recorded.values()) != set(weights.values()):
+        fault = (
+            f"{export.folder} was made from other weights: {_short(recorded)}, and these are "
+            f"{_short(weights)}"
+        )
+    else:
+        return judge((), f"made from these weights: {_short(weights)}")
+    return judge([f"{fault}; export again, or accept it with --allow base_weights"], "")
+
+
+def _short(weights: Mapping[str, str]) -> str:
+    """Return files with the start of their hashes: `merged/model.safetensors 1f0c2d3e4f5a`."""
+    return ", ".join(f"{name} {sha[:12]}" for name, sha in weights.items())
+
+
+def check_earlier(earlier: EarlierCopies) -> CheckOutcome | None:
+    """What an earlier publication put beside the weights stays if it is of these, and goes if not."""
+    if not (earlier.kept or earlier.outdated or earlier.faults):
+        return None
+    stays = [name for copy in earlier.kept for name in copy.files]
+    summary = [f"{', '.join(stays)} on the Hub stay: made from these weights"] if stays else []
+    if gone := earlier.outdated:
+        summary.append(f"{', '.join(gone)} on the Hub are deleted: {earlier.why}")
+    return judge(earlier.faults, "; ".join(summary))
 
 
 def check_tensors(export: Export, folder: Path) -> CheckOutcome | None:

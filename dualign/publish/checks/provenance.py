@@ -49,8 +49,13 @@ def check_base_weights(release: Release, hub: HubClient) -> CheckOutcome | None:
     if base.id is None:
         return CheckOutcome(state="skipped", message="the base has no hub id yet")
     difference = weights_difference(base, hub)
+    where = (
+        "in a repository of their own, --what weights"
+        if release.request.packed
+        else "--what weights"
+    )
     faults = [
-        f"{difference}. Publish the weights (--what weights), which don't depend on it, or accept it with "
+        f"{difference}. Publish the weights ({where}), which don't depend on it, or accept it with "
         "--allow base_weights: the card will say it"
     ]
     return judge(faults if difference else (), f"{base.id} has the weights it was trained on")

@@ -25,6 +25,13 @@ class HubClient:
     reachable: bool = True
     answers: dict[tuple[str, str, str | None], RepoMetadata | None] = field(default_factory=dict)
 
+    @property
+    def in_reach(self) -> bool:
+        """Whether the hub has answered, or wasn't asked yet."""
+        from huggingface_hub import constants
+
+        return self.reachable and not constants.HF_HUB_OFFLINE
+
     def metadata(
         self, name: str, *, kind: Literal["model", "dataset"] = "model", revision: str | None = None
     ) -> RepoMetadata | None:
@@ -35,10 +42,10 @@ class HubClient:
         return self.answers[key]
 
     def _ask(self, name: str, kind: str, revision: str | None) -> RepoMetadata | None:
-        from huggingface_hub import HfApi, constants
+        from huggingface_hub import HfApi
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
-        if not self.reachable or constants.HF_HUB_OFFLINE:
+        if not self.in_reach:
             return None
         api = HfApi()
         try:

@@ -127,6 +127,18 @@ def files_at(
     }
 
 
+def read_text(state: RemoteState, name: str) -> str:
+    """Return a text file of the repository.
+
+    Raises:
+        PublishError: the Hub doesn't give it.
+    """
+    try:
+        return _text(hub_api(), state.repo_id, state.head, state.kind, name)
+    except HUB_ERRORS as error:
+        raise refusal(error, state.repo_id, f"reading {name}") from None
+
+
 def _check_name(repo_id: str) -> None:
     try:
         validate_repo_id(repo_id)
@@ -182,12 +194,12 @@ def _may_write(api: HfApi, repo_id: str, kind: RepoKind) -> bool:
     return True
 
 
-def _text(api: HfApi, repo_id: str, revision: str | None, kind: RepoKind) -> str:
-    """Read README.md without the user's cache, which shouldn't fill with cards."""
+def _text(api: HfApi, repo_id: str, revision: str | None, kind: RepoKind, name: str = CARD) -> str:
+    """Read a file without the user's cache, which shouldn't fill with cards."""
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
         path = api.hf_hub_download(
-            repo_id, CARD, revision=revision, local_dir=folder, repo_type=kind
+            repo_id, name, revision=revision, local_dir=folder, repo_type=kind
         )
         return Path(path).read_text(encoding="utf-8")

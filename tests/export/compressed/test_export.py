@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dualign.checkpoints.checkpoint import read_json
+from dualign.checkpoints.checkpoint import Checkpoint, read_json
 from dualign.cli.main import main
 from dualign.errors import CheckpointError, ConfigError
 from dualign.export import both_modes
@@ -17,6 +17,7 @@ from dualign.export.compressed import source as sources
 from dualign.export.compressed.export import export_compressed, size
 from dualign.export.compressed.source import open_compressed
 from dualign.export.compressed.types import TYPES
+from dualign.hashing import hashes_of
 
 # the largest relative change of a matrix of normal numbers
 CHANGE = {"bf16": 0.003, "fp8": 0.04, "int8": 0.02, "nvfp4": 0.15}
@@ -162,6 +163,7 @@ def test_both_modes_are_compared_by_the_command(learnt, task_file, tmp_path, cap
     assert think["accuracy"]["before"] == 1 and no_think["accuracy"]["before"] == 0.25
     assert 0 < think["trace"]["kl"] < both_modes.MAX_KL
     assert record["both_modes"]["beyond"] == [] and record["type"] == "fp8"
+    assert record["weights"] == hashes_of(Checkpoint(learnt).files)
     printed = capsys.readouterr().out
     assert "KL in traces" in printed and "no_think" in printed
 

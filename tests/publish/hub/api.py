@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
 from tests.publish.hub.card_rules import faults_and_warnings, metadata
 from tests.publish.hub.store import LARGE, Commit, Repo, Store, Stored, git_name, pointer
@@ -112,6 +113,7 @@ class Api:
         yield "GET", rf"{model}/auth-check(?P<write>/write)?", self.auth_check
         yield "GET", rf"{model}(/revision/{REVISION})?", self.info
         yield "GET", rf"{model}/tree/{REVISION}(/(?P<under>.+))?", self.tree
+        yield "POST", rf"{model}/paths-info/{REVISION}", self.paths_info
         yield "POST", rf"{model}/preupload/{REVISION}", self.preupload
         yield "POST", rf"{model}/commit/{REVISION}", self.commit
         yield "POST", rf"/{ID}\.git/info/lfs/objects/batch", self.batch
@@ -184,14 +186,19 @@ class Api:
 
     def tree(self, request: Request, id: str, revision: str, under: str | None) -> Answer:
         files = self._revision(self._repo(request, id), revision).files
-        inside = {
-            path: file
-            for path, file in files.items()
-            if not under or path.startswith(under.rstrip("/") + "/")
-        }
+        folder = under.rstrip("/") if under else ""
+        inside = [item for item in _items(files) if _is_below(item["path"], folder)]
         if under and not inside:
             raise Refused(404, f"{under} does not exist on {revision!r}", "EntryNotFound")
-        return Answer.of([_listed(path, file) for path, file in inside.items()])
+        if request.query.get("recursive", "").lower() != "true":
+            inside = [item for item in inside if str(Path(item["path"]).parent) == (folder or ".")]
+        return Answer.of(inside)
+
+    def paths_info(self, request: Request, id: str, revision: str) -> Answer:
+        """What is at each path; of those where nothing is, nothing."""
+        files = self._revision(self._repo(request, id), revision).files
+        wanted = parse_qs(request.body.decode()).get("paths", [])
+        return Answer.of([item for item in _items(files) if item["path"] in wanted])
 
     def validate(self, request: Request) -> Answer:
         faults, warnings = faults_and_warnings(request.json()["content"])
@@ -518,6 +525,20 @@ def _sibling(path: str, file: Stored, blobs: bool) -> dict[str, Any]:
             kept_in_git = len(pointer(file.sha256, file.size))
             shown["lfs"] = {"sha256": file.sha256, "size": file.size, "pointerSize": kept_in_git}
     return shown
+
+
+def _items(files: Mapping[str, Stored]) -> list[dict[str, Any]]:
+    """Folders and files, each as the Hub lists it."""
+    folders = {str(folder) for path in files for folder in Path(path).parents} - {"."}
+    listed = [
+        {"type": "directory", "path": folder, "size": 0, "oid": git_name(folder.encode())}
+        for folder in sorted(folders)
+    ]
+    return listed + [_listed(path, file) for path, file in files.items()]
+
+
+def _is_below(path: str, folder: str) -> bool:
+    return not folder or path.startswith(f"{folder}/")
 
 
 def _listed(path: str, file: Stored) -> dict[str, Any]:
