@@ -11,6 +11,7 @@ from dualign.checkpoints.checkpoint import Checkpoint, Weights, read_json
 from dualign.checkpoints.embedded import embedded_model
 from dualign.errors import CheckpointError, MergeError
 from dualign.model_ref import ModelRef, adapter_base
+from dualign.rundir import RUN_JSON, read_run
 
 _OpenBase = Callable[[Path], Weights]
 """opens the innermost base"""
@@ -64,6 +65,8 @@ def _open(folder: Path, outer: tuple[Path, ...], open_base: _OpenBase) -> Weight
             f"{folder}: the adapter names itself as its base: {' -> '.join(map(str, outer))}"
         )
     if not (folder / "adapter_config.json").is_file():
+        if not (folder / "config.json").is_file() and (what := why_no_model(folder)):
+            raise CheckpointError(f"{folder}: {what}")
         return open_base(folder)
     # Only adapters need torch.
     from dualign.checkpoints.folding import AdaptedWeights
@@ -101,6 +104,38 @@ def find_base(folder: Path, config: Mapping[str, Any]) -> Path:
         raise CheckpointError(
             f"{folder}/adapter_config.json: base_model_name_or_path: {error}"
         ) from error
+
+
+def why_no_model(folder: Path) -> str:
+    """Return what a folder of a run is instead of a model, and where the run's models are.
+
+    "" of a folder that no run made.
+    """
+    if stage := _stage_of(folder):
+        return f"is what {stage} left, and it holds no model; {_models_in(folder.parent)}"
+    if any(folder.glob(f"*/{RUN_JSON}")):
+        return f"is the folder of a whole run, and no model itself; {_models_in(folder)}"
+    return ""
+
+
+def _stage_of(folder: Path) -> str:
+    """Return name and kind of the stage that made a folder; "" of another folder."""
+    record = read_run(folder)
+    return f"stage {record.get('name')} ({record.get('kind')})" if record else ""
+
+
+def _models_in(run: Path) -> str:
+    """Return which folders of a run hold models."""
+    found = [
+        str(record.parent)
+        for record in sorted(run.glob(f"*/{RUN_JSON}"), key=_started)
+        if any((record.parent / name).is_file() for name in ("config.json", "adapter_config.json"))
+    ]
+    return f"models of this run: {', '.join(found)}" if found else "the run has no model yet"
+
+
+def _started(record: Path) -> str:
+    return str(read_run(record.parent).get("started"))
 
 
 def _require_folder(folder: Path) -> Path:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from dualign.checkpoints.checkpoint import read_json
 from dualign.checkpoints.embedded import embedded_model
+from dualign.checkpoints.weights import why_no_model
 from dualign.errors import CheckpointError
 from dualign.model_ref import ModelRef, adapter_base
 from dualign.recipe_file import shipped_names
@@ -71,9 +72,10 @@ def resolve_model(reference: str | Path, *, revision: str | None = None) -> Mode
         base = _base(adapter_base(path, read_json(path / "adapter_config.json")))
         return ModelSource(base=base.base, revision=base.revision, adapter=path)
     if not (path / "config.json").is_file():
-        raise CheckpointError(
-            f"{path}: holds neither config.json nor adapter_config.json, so it is no model"
+        what = why_no_model(path) or (
+            "holds neither config.json nor adapter_config.json, so it is no model"
         )
+        raise CheckpointError(f"{path}: {what}")
     return _base(ref)
 
 

@@ -2,12 +2,14 @@
 
 import json
 import logging
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from dualign.checkpoints.checkpoint import read_json
-from dualign.checkpoints.weights import find_base
+from dualign.checkpoints.weights import find_base, open_weights
 from dualign.doctor.saved_model import read_saved_model
 from dualign.errors import CheckpointError
 from dualign.model_ref import adapter_base
@@ -69,6 +71,26 @@ def test_the_tokenizer_is_the_bases_where_the_adapter_has_none(tmp_path: Path) -
     assert resolve_model(lora).tokenizer == str(base)
     (lora / "tokenizer_config.json").write_text("{}")
     assert resolve_model(lora).tokenizer == str(lora)
+
+
+@pytest.mark.parametrize("read", [resolve_model, open_weights])
+def test_folders_of_a_run_say_where_its_models_are(
+    tmp_path: Path, read: Callable[[Path], object]
+) -> None:
+    run = tmp_path / "run"
+    for name, kind in (("data", "script"), ("test", "eval")):
+        (run / name).mkdir(parents=True)
+        (run / name / "run.json").write_text(json.dumps({"name": name, "kind": kind}))
+    with pytest.raises(CheckpointError, match=r"whole run.* the run has no model yet"):
+        read(run)
+    for number, name in enumerate(("sft", "merged")):
+        record = {"name": name, "kind": "merge", "started": f"2026-03-0{number + 1}"}
+        (model(run / name) / "run.json").write_text(json.dumps(record))
+    models = re.escape(f"models of this run: {run / 'sft'}, {run / 'merged'}")
+    with pytest.raises(CheckpointError, match=rf"run: is the folder of a whole run.*; {models}$"):
+        read(run)
+    with pytest.raises(CheckpointError, match=rf"what stage test \(eval\) left.*; {models}$"):
+        read(run / "test")
 
 
 def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
