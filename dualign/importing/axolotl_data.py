@@ -298,9 +298,8 @@ def _note_roles(draft: Draft, key: Key, roles: Any, flags: bool) -> None:
     if roles is None:
         draft.change(
             key,
-            "data.supervise",
-            "last",
-            "is empty: the last turn alone is learned, in every source",
+            says="is empty: axolotl's documentation says that the last turn alone is learned, but its code (0.18) drops "
+            "an empty key, and learns the assistant's turns, as here; data.supervise: last learns the last alone",
         )
     elif roles == [] and not flags:
         draft.refuse(

@@ -15,6 +15,7 @@ from dualign.config import Document, Key, dotted, parse, read_yaml
 from dualign.errors import ConfigError
 from dualign.importing.draft import Draft, Note, is_in
 from dualign.importing.launchers import launch_by_accelerate
+from dualign.importing.modes import require_switch
 from dualign.importing.tables import Action
 from dualign.importing.tools import choose_tool
 from dualign.stages import config_classes
@@ -126,6 +127,8 @@ def _settle(draft: Draft) -> None:
         if stage is not None:
             document.keys += [(tuple(key.split(".")), text) for key, text in stage.unused()]
         if not document.keys:
+            if stage is not None:
+                require_switch(draft, stage.data)
             return
         deepest = max(len(key) for key, _ in document.keys)
         refusals: dict[Key, str] = {}

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dualign.config import read_yaml
+from dualign.config import dotted, read_yaml
 from dualign.importing.arguments import GONE_KTO_PAIR, assume_simpo_beta, carry_arguments
 from dualign.importing.draft import Draft
 from dualign.importing.launchers import launch_by_deepspeed, note_batch
@@ -30,7 +30,12 @@ _KTO_ROWS = 8
 
 def fill(draft: Draft) -> None:
     """Write what several keys say together."""
-    if not _fill_stage(draft):
+    draft.problems += [
+        f"{dotted(key)}: {draft.get(*key)!r}: OmegaConf fills it in there; write its value into the file"
+        for key in draft.leaves()
+        if "${" in str(draft.get(*key))
+    ]
+    if draft.problems or not _fill_stage(draft):
         return
     _fill_model(draft)
     fill_data(draft)

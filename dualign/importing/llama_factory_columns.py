@@ -4,8 +4,6 @@ LLaMA-Factory reads the columns that an entry names, and by their usual names wh
 A column of the file that it leaves out, but that would be read here, is emptied.
 """
 
-import csv
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 from dualign.config import Key
 from dualign.data.conversation import Role
 from dualign.importing.draft import Draft
+from dualign.importing.local_rows import first_rows
 
 _ALPACA = {"prompt": "instruction", "query": "input", "response": "output"}
 _TAGS = {
@@ -42,8 +41,6 @@ _KNOWN: Mapping[Role, Sequence[str]] = {
 _CALLS = ("function_call", "tool_call")
 _SIDE = ("system", "tools", "history")
 """Columns that are read here under their own names."""
-_BYTES = 1_000_000
-"""of a file, that are read for its first row"""
 
 
 def columns_of(
@@ -66,10 +63,11 @@ def columns_of(
     own = {name: name for name in (*_SIDE, "label")}
     columns = {name: spec for name, spec in columns.items() if own.get(name) != spec}
     kept = {theirs.get(name) for name in _SIDE}
+    first = next(iter(first_rows(file)), {})
     columns |= {
         name: {"value": ""}
         for name in _SIDE
-        if name in _first_columns(file) and name not in kept and name not in columns
+        if name in first and name not in kept and name not in columns
     }
     return columns
 
@@ -140,23 +138,3 @@ def _column(name: Any) -> Any:
     """Return a column as `columns` takes it: a name with braces would be a template."""
     text = str(name)
     return {"from": text} if set(text) & set("{}") else text
-
-
-def _first_columns(file: Path | None) -> tuple[str, ...]:
-    """Return the columns of the first row of a local file of text; () if that can't be told."""
-    if file is None or not file.is_file():
-        return ()
-    with file.open(encoding="utf-8", errors="replace") as stream:
-        if file.suffix in (".csv", ".tsv"):
-            return tuple(
-                next(csv.reader(stream, delimiter="\t" if file.suffix == ".tsv" else ","), ())
-            )
-        if file.suffix not in (".json", ".jsonl"):
-            return ()
-        head = stream.read(_BYTES)
-    start = head.find("{")
-    try:
-        row, _ = json.JSONDecoder().raw_decode(head[start:]) if start >= 0 else ({}, 0)
-    except json.JSONDecodeError:
-        return ()
-    return tuple(row) if isinstance(row, Mapping) else ()

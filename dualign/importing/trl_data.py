@@ -11,6 +11,7 @@ from typing import Any
 
 from dualign.config import Key
 from dualign.importing.draft import Draft
+from dualign.importing.local_rows import first_rows
 
 _BUILDERS = ("json", "csv", "parquet", "arrow", "text")
 """Names that `load_dataset` takes for files."""
@@ -27,6 +28,11 @@ _ROWS = (
     "the mode is each row's own: its chat_template_kwargs, /think or /no_think, or its trace; a row that contradicts "
     "itself stops a run (data.conflicts: drop counts it); rows of text alone (prompt and completion that aren't "
     "messages) get no chat template there, and are turns of the template here"
+)
+
+_TEXT_OF_SOME = (
+    "text: all of it is learned, without a template; TRL reads it of rows without turns alone: where a source's rows "
+    "have messages, or a prompt and a completion, take its columns out of the recipe"
 )
 
 
@@ -234,9 +240,24 @@ def _fill_text(draft: Draft, sources: Sequence[dict[str, Any]]) -> None:
         if draft.kind != "sft" or name in ("messages", "conversations"):
             draft.carry(key, says="has no effect on conversations")
             continue
-        for source in sources:
-            source["columns"] = {"text": str(name)}
-        draft.change(key, "data.sources")
+        rows = [first_rows(draft.out / source["path"]) for source in sources]
+        turns = [bool(found) and _has_turns(found[0]) for found in rows]
+        for source, has_turns in zip(sources, turns, strict=True):
+            if not has_turns:
+                source["columns"] = {"text": str(name)}
+        if all(turns):
+            draft.carry(
+                key, says="has no effect on conversations, as there; it isn't in the recipe"
+            )
+        elif any(turns) or not all(rows):
+            draft.change(key, "data.sources", says=_TEXT_OF_SOME)
+        else:
+            draft.change(key, "data.sources")
+
+
+def _has_turns(row: Mapping[str, Any]) -> bool:
+    """Return whether TRL reads turns of a row, and no column of text."""
+    return any(name in row for name in ("messages", "conversations", "prompt"))
 
 
 def _fill_packing(draft: Draft) -> None:

@@ -116,7 +116,7 @@ def test_sft_of_conversations_becomes_sources_with_columns_and_shares_of_steps(
 def test_modes_and_masks_of_the_whole_run_go_to_the_rows(tmp_path: Path) -> None:
     stage = import_recipe(FOLDER / "qlora.yaml", out=tmp_path / "x.yaml").recipe["stages"][0]
     assert stage["data"]["sources"][0]["mode"] == "no_think"
-    assert stage["data"]["supervise"] == "last"
+    assert "supervise" not in stage["data"], "the assistant's turns"
     assert (stage["quantization"], stage["lora"]["target_modules"]) == ("nf4", "all-linear")
     assert "lr_scheduler_type" not in stage["train"]
     data = [{"path": "a/b", "type": "chat_template"}]

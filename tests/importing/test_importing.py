@@ -151,3 +151,43 @@ def test_signs_are_of_one_tool_and_several_signs_are_ambiguous() -> None:
     with pytest.raises(ConfigError, match="signs of no tool; say which tool's it is: --from"):
         choose_tool(["learning_rate"], "x.yaml")
     assert choose_tool(["learning_rate"], "x.yaml", "axolotl").name == "axolotl"
+
+
+MIXED = """{"prompt": "1 + 1?", "completion": "2"}
+{"prompt": "1 + 2?", "completion": "<think>\\none more is 3\\n</think>\\n\\n3"}
+"""
+
+
+def test_rows_of_both_modes_get_a_template_that_switches_them(tmp_path: Path) -> None:
+    """Bare ChatML asks both modes in one way, so a run would end where its rows are read."""
+    path, out = file_of(tmp_path, chat_template="chatml"), tmp_path / "mine.yaml"
+    imported = import_recipe(path, out=out)
+    assert imported.recipe["stages"][0]["template"] == "chatml", "rows of one mode"
+    (tmp_path / "rows.jsonl").write_text(MIXED)
+    imported = import_recipe(path, out=out)
+    (note,) = (note for note in imported.list_of("refused") if note.key == "chat_template")
+    assert "rows.jsonl, row 1 is think" in note.says and "row 0 is no_think" in note.says
+    write_recipe(imported, out)
+    assert load_recipe(out, ()).stages[0].config.template == "dualign"
+
+
+def test_a_template_file_without_a_switch_is_not_written_for_rows_of_both_modes(
+    tmp_path: Path,
+) -> None:
+    text = "{%- for m in messages -%}{{- m.role + ': ' + m.content + eos_token -}}{%- endfor -%}"
+    path = file_of(tmp_path, chat_template_jinja=text)
+    assert import_recipe(path).files
+    (tmp_path / "rows.jsonl").write_text(MIXED)
+    assert not import_recipe(path).files
+    path.write_text(path.read_text().replace("{%- endfor", "{#- thinking -#}{%- endfor"))
+    assert import_recipe(path).files, "it may switch"
+
+
+def test_what_omegaconf_fills_in_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "theirs.yaml"
+    keys = {"model_name_or_path": "${oc.env:BASE}", "stage": "sft", "output_dir": "out/${stage}"}
+    path.write_text(yaml.safe_dump({**keys, "dataset": "rows", "template": "qwen3"}))
+    with pytest.raises(ConfigError, match="OmegaConf") as error:
+        import_recipe(path)
+    assert "model_name_or_path: '${oc.env:BASE}'" in str(error.value)
+    assert "output_dir: 'out/${stage}'" in str(error.value)

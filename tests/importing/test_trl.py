@@ -112,6 +112,25 @@ def test_a_qlora_recipe_of_trls_script(folder: Path) -> None:
     assert stage.train["neftune_noise_alpha"] == 5
 
 
+def test_a_text_field_has_no_effect_on_conversations(folder: Path) -> None:
+    """As in TRL: a column of text alone stopped a run on rows of messages."""
+    rows = folder / "turns.jsonl"
+    rows.write_text('{"messages": [{"role": "user", "content": "1 + 1?"}]}\n')
+    imported, stage = brought(
+        written(folder, dataset_name="turns.jsonl", dataset_text_field="text", packing=True)
+    )
+    assert says(imported, "dataset_text_field")[0] == "carried"
+    assert not stage.data.sources[0].columns
+    rows.write_text('{"text": "one and one is two"}\n')
+    imported, stage = brought(
+        written(folder, dataset_name="turns.jsonl", dataset_text_field="text", packing=True)
+    )
+    assert stage.data.sources[0].columns == {"text": "text"}
+    imported, stage = brought(written(folder, dataset_text_field="text", packing=True))
+    action, text = says(imported, "dataset_text_field")
+    assert action == "changed" and "take its columns out" in text, "rows of the Hub aren't seen"
+
+
 def test_simpo_of_cpos_script_keeps_its_likelihood_and_its_rows(folder: Path) -> None:
     imported, stage = brought(folder / "simpo.yaml")
     assert sizes(imported) == [11, 6, 1]
