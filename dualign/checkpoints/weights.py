@@ -126,12 +126,12 @@ def _stage_of(folder: Path) -> str:
 
 def _models_in(run: Path) -> str:
     """Return which folders of a run hold models."""
-    found = [
+    models = [
         str(record.parent)
         for record in sorted(run.glob(f"*/{RUN_JSON}"), key=_started)
         if any((record.parent / name).is_file() for name in ("config.json", "adapter_config.json"))
     ]
-    return f"models of this run: {', '.join(found)}" if found else "the run has no model yet"
+    return f"models of this run: {', '.join(models)}" if models else "the run has no model yet"
 
 
 def _started(record: Path) -> str:

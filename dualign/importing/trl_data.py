@@ -241,7 +241,7 @@ def _fill_text(draft: Draft, sources: Sequence[dict[str, Any]]) -> None:
             draft.carry(key, says="has no effect on conversations")
             continue
         rows = [first_rows(draft.out / source["path"]) for source in sources]
-        turns = [bool(found) and _has_turns(found[0]) for found in rows]
+        turns = [bool(first) and _has_turns(first[0]) for first in rows]
         for source, has_turns in zip(sources, turns, strict=True):
             if not has_turns:
                 source["columns"] = {"text": str(name)}
