@@ -30,6 +30,9 @@ _SETTINGS = (
 _CONTAINER_MARKS = ("/.dockerenv", "/run/.containerenv")  # Docker's, Podman's
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
+_NAME = r"""[^/\\:;,'"]+(?=[/\\])|[^/\\\s:;,'"]+"""
+"""A user's folder in a path; spaces belong to it where the path goes on."""
+
 _RECORDED = (
     "dualign",
     "torch",
@@ -56,8 +59,8 @@ def versions() -> dict[str, str]:
 def describe_environment() -> dict[str, dict[str, Any]]:
     """Return what is installed and what this machine has, by section.
 
-    It imports torch, and says so where that fails. Names of users and passwords in paths and
-    addresses are left out.
+    It imports torch, and says so where that fails, however it does. Names of users and passwords
+    in paths and addresses are left out.
     """
     settings = {name: os.environ[name] for name in _SETTINGS if name in os.environ}
     return {
@@ -83,20 +86,20 @@ def _folder(folder: Callable[[], Path]) -> str:
 
 
 def _public(text: str) -> str:
-    """Return a path or address without the user's name and passwords.
+    """Return a text without the user's name in its paths and without passwords in its addresses.
 
-    >>> _public("/home/ada/.cache"), _public("http://ada:secret@host:1/v1")
-    ('/home/USER/.cache', 'http://host:1/v1')
+    >>> _public("no /home/ada/lib.so, asked http://ada:secret@host:1/v1")
+    'no /home/USER/lib.so, asked http://host:1/v1'
     """
     text = re.sub(r"//[^/\s]*@", "//", text)
     with suppress(RuntimeError):
         home = str(Path.home())
-        if len(home) > 1 and re.match(re.escape(home) + "(/|$)", text):
-            return "~" + text[len(home) :]
-    text = re.sub(r"^(/home|/Users|[A-Z]:\\Users)([/\\])[^/\\]+", r"\1\2USER", text)
+        if len(home) > 1:
+            text = re.sub(rf"(?<![\w.~/\\-]){re.escape(home)}(?![\w.-])", "~", text)
+    text = re.sub(rf"(/home/|/Users/|[A-Z]:\\Users\\)({_NAME})", r"\1USER", text)
     with suppress(KeyError, OSError, ImportError):  # a number without a name, as in a container
         name = re.escape(getpass.getuser())
-        return re.sub(rf"(?<=[/\\]){name}(?=[/\\]|$)", "USER", text)
+        return re.sub(rf"(?<=[/\\]){name}(?![\w.-])", "USER", text)
     return text
 
 
@@ -130,15 +133,21 @@ def _machine() -> dict[str, str]:
     memory = f"{psutil.virtual_memory().total / 1e9:.1f} GB"
     with suppress(OSError, ValueError):  # `max` where there is no limit
         memory += f", of which {int(_CGROUP_LIMIT.read_text()) / 1e9:.1f} GB for this container"
-    cores = f"{psutil.cpu_count(logical=False)} ({psutil.cpu_count()} threads)"
+    cores = f"{psutil.cpu_count(logical=False) or 'unknown'} ({psutil.cpu_count()} threads)"
     return {**processor, "cores": cores, "memory": memory}
 
 
 def _gpus() -> dict[str, Any]:
     try:
-        import torch
-    except (ImportError, OSError) as error:  # OSError: a library that it is linked to is missing
-        return {"torch": f"can't be imported: {_public(str(error).strip().splitlines()[0])}"}
+        return _seen_by_torch()
+    except Exception as error:  # a broken torch raises anything, and the report may be about it
+        line = next(iter(str(error).strip().splitlines()), "no message")
+        return {"torch": f"doesn't work: {type(error).__name__}: {_public(line)}"}
+
+
+def _seen_by_torch() -> dict[str, Any]:
+    import torch
+
     devices = {
         f"GPU {i}": f"{item.name}, {item.total_memory / 1e9:.0f} GB, capability {item.major}.{item.minor}"
         for i in range(torch.cuda.device_count())

@@ -82,4 +82,25 @@ def test_it_works_in_a_bare_checkout_without_libraries_home_or_git(tmp_path: Pat
     )
     assert done.returncode == 0, done.stderr
     assert "'torch': 'not installed'" in done.stdout
-    assert "can't be imported: No module named 'torch'" in done.stdout
+    assert "doesn't work: ModuleNotFoundError: No module named 'torch'" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "failure, line",
+    [
+        ("RuntimeError('no /srv/home/grace s/lib.so\\nmore')", "no /srv/home/USER/lib.so"),
+        ("SystemError()", "no message"),
+        ("ImportError(f'{HOME}/lib.so: undefined symbol')", "~/lib.so: undefined symbol"),
+    ],
+)
+def test_a_torch_that_fails_is_named_with_its_error(
+    failure: str, line: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", "/home/grace")
+    module = f"HOME = '/home/grace'\nraise {failure}"
+    (tmp_path / "torch.py").write_text(module, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    text = everything()
+    assert f"torch: doesn't work: {failure.partition('(')[0]}: {line}" in text
+    assert "grace" not in text
