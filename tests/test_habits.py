@@ -1,6 +1,7 @@
 """The files that a contributor's tools read agree with each other: pins, workflows, hooks, pages, links."""
 
 import ast
+import os
 import re
 import signal
 import subprocess
@@ -133,6 +134,24 @@ def test_no_link_of_a_page_is_dead(path: Path) -> None:
         assert linked.exists(), target
         if anchor:
             assert anchor in anchors(linked), target
+
+
+def test_a_release_links_its_readme_to_the_files_of_its_tag(tmp_path: Path) -> None:
+    steps = read_yaml(ROOT / ".github" / "workflows" / "release.yml")["jobs"]["build"]["steps"]
+    (command,) = (step["run"] for step in steps if "README.md" in step.get("run", ""))
+    page = tmp_path / "README.md"
+    page.write_text(
+        "![A run](docs/a.png)\n| [one](docs/a.md#b), [two](c.md) | [x](#top), [y](https://y.org/z) |\n"
+    )
+    names = {"GITHUB_SERVER_URL": "https://host", "GITHUB_REPOSITORY": "me/it"}
+    variables = {**os.environ, **names, "GITHUB_REF_NAME": "v1.2.3"}
+    subprocess.run(["bash", "-ec", command], cwd=tmp_path, env=variables, check=True)
+    files = "https://host/me/it/blob/v1.2.3"
+    assert page.read_text() == (
+        "![A run](https://host/me/it/raw/v1.2.3/docs/a.png)\n"
+        f"| [one]({files}/docs/a.md#b), [two]({files}/c.md) | [x](#top), [y](https://y.org/z) |\n"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
