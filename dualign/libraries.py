@@ -23,6 +23,14 @@ def _is_news(record: logging.LogRecord) -> bool:
     return "Setting accelerator to CPU" not in record.getMessage()
 
 
+def hold_bars() -> None:
+    """Hold back the bars of libraries, but for downloads, where ours say what goes on.
+
+    tqdm reads this when it is imported.
+    """
+    os.environ.setdefault("TQDM_DISABLE", "1")
+
+
 def import_bars() -> None:
     """Import the bars of libraries in a notebook, without the warning that ipywidgets isn't there.
 

@@ -1,9 +1,13 @@
 """Progress: a bar on a terminal, lines in a log, silence where it is quick."""
 
+import fcntl
 import io
 import os
+import pty
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -73,3 +77,22 @@ def test_a_command_turns_the_bars_of_libraries_off_where_stderr_is_no_terminal()
     )
     assert done.stderr == ""
     assert done.stdout.endswith("1 1\n")
+
+
+def test_an_export_holds_bars_of_libraries_back_on_a_terminal() -> None:
+    code = (
+        "from dualign.cli.main import main\n"
+        "main(['export', 'x', 'x.gguf'])  # refused before torch is imported\n"
+        "from tqdm import tqdm\n"
+        "for _ in tqdm(range(3), desc='Loading weights', ncols=80): pass\n"
+        "from dualign import terminal\n"
+        "terminal._DELAY = 0\n"
+        "with terminal.progress(3, 'ours', unit='answer') as bar: bar.update(3)\n"
+    )
+    kept = {name: text for name, text in os.environ.items() if "DISABLE" not in name}
+    environment = {**kept, "PYTHONPATH": str(Path(__file__).parents[1])}
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
+    subprocess.run([sys.executable, "-c", code], env=environment, stderr=slave, check=True)
+    shown = os.read(master, 10_000).decode()
+    assert "ours: 100%" in shown and "Loading weights" not in shown

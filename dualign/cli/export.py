@@ -1,5 +1,6 @@
 """`dualign export`."""
 
+import shlex
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING
 from dualign.cli.parsers import Sub, command
 from dualign.errors import ConfigError
 from dualign.export.compressed.types import CALIBRATION_ROWS, ROWS, TYPES
+from dualign.libraries import hold_bars
 
 if TYPE_CHECKING:
     from dualign.export.comparison import ComparisonConfig
@@ -117,6 +119,7 @@ def _add_compressed(parser: ArgumentParser) -> None:
 
 def _export(args: Namespace) -> int:
     """`dualign export MODEL OUT`."""
+    hold_bars()
     from dualign.cli.commands import say
     from dualign.export.writer import EXACT
     from dualign.terminal import wide_console
@@ -148,7 +151,7 @@ def _export(args: Namespace) -> int:
         say(_dry_run(args, types))
         return 0
     from dualign.export.export import export as write
-    from dualign.export.show import summary
+    from dualign.export.show import closing, summary
 
     result = write(
         args.model,
@@ -162,7 +165,7 @@ def _export(args: Namespace) -> int:
         force=args.force,
     )
     wide_console().print(summary(result))
-    say(f"{out}: {len(result.files)} GGUF file(s), Modelfile, export.json")
+    say(closing(result, out))
     return 0
 
 
@@ -175,7 +178,7 @@ def _export_compressed(args: Namespace, out: Path, type: str) -> int:
         size,
     )
     from dualign.export.compressed.source import open_compressed
-    from dualign.export.show_modes import modes_summary
+    from dualign.export.show_modes import modes_summary, verdict
     from dualign.terminal import wide_console
 
     of_gguf = {
@@ -207,7 +210,11 @@ def _export_compressed(args: Namespace, out: Path, type: str) -> int:
     )
     if result.both_modes is not None:
         wide_console().print(modes_summary(result.both_modes))
-    say(f"{out}: {type}, {result.bytes / 1e6:.4g} MB of weights, export.json")
+    say(verdict(type, result.both_modes))
+    say(
+        f"written to {out}: {result.bytes / 1e6:.4g} MB of weights, config.json, tokenizer, export.json"
+    )
+    say(f"next: vllm serve {shlex.quote(str(out))}")
     return 0
 
 

@@ -1,6 +1,8 @@
 """Result of an export for the terminal: the files, and the answers next to each other, and both modes."""
 
+import shlex
 from collections.abc import Iterable
+from pathlib import Path
 
 from rich.console import Group
 from rich.table import Table
@@ -8,8 +10,9 @@ from rich.text import Text
 
 from dualign.data.conversation import Mode
 from dualign.export.check import AnswerComparison, CheckResult
-from dualign.export.export import ExportResult
-from dualign.export.show_modes import modes_summary
+from dualign.export.export import ExportFile, ExportResult
+from dualign.export.show_modes import modes_summary, verdict
+from dualign.export.writer import EXACT
 
 
 def _files_table(result: ExportResult) -> Table:
@@ -66,6 +69,29 @@ def summary(result: ExportResult) -> Group:
     ]
     parts += [Text(f"corrected: {field}") for field in result.fixed_fields]
     return Group(*parts)
+
+
+def closing(result: ExportResult, out: Path) -> str:
+    """Return the verdict on each file, where they are, and what runs them."""
+    smallest = min(result.files, key=lambda file: file.bytes)
+    names = ", ".join([*(file.file for file in result.files), "Modelfile", "export.json"])
+    folder, model = shlex.quote(str(out)), shlex.quote(str(out / smallest.file))
+    return "\n".join(
+        [
+            *map(_verdict, result.files),
+            f"written to {out}: {names}",
+            f"next: llama-server -m {model} --jinja",
+            f"      cd {folder} && ollama create mine -f Modelfile",
+        ]
+    )
+
+
+def _verdict(file: ExportFile) -> str:
+    if file.type not in EXACT:
+        return verdict(file.type, file.both_modes)
+    if file.check is None:
+        return f"{file.type}: not loaded in llama.cpp"
+    return f"{file.type}: llama.cpp answers as transformers in both modes"
 
 
 def _agreements(check: CheckResult | None) -> tuple[str, str, str]:

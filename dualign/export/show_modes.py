@@ -20,6 +20,15 @@ def modes_summary(result: BothModes, name: str = "") -> Group:
     return Group(table, *(Text(f"beyond the bounds: {fault}") for fault in result.faults()))
 
 
+def verdict(name: str, result: BothModes | None) -> str:
+    """Return in a line whether an export is within the bounds."""
+    if result is None:
+        return f"{name}: not compared with the model in both modes"
+    if result.faults():
+        return f"{name}: beyond the bounds, written because of --allow-worse"
+    return f"{name}: within the bounds in {' and '.join(mode.mode for mode in result.modes)}"
+
+
 def _rows(modes: tuple[ModeComparison, ...]) -> list[tuple[str, list[str]]]:
     rows = [
         ("answers (the same, to the letter)", [f"{m.answers} ({m.same})" for m in modes]),

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from dualign.export.convert import find_converter, write_exact
 from dualign.export.export import TYPES, ExportFile, ExportResult, export
 from dualign.export.llama_runtime import installed
 from dualign.export.model_source import open_source
-from dualign.export.show import summary
+from dualign.export.show import closing, summary
 from dualign.hashing import sha256
 from dualign.models.new_rows import give_rows
 from dualign.models.new_tokens import NewToken, add_new_tokens
@@ -234,13 +235,20 @@ def test_answers_fit_eighty_columns() -> None:
         check=verdict,
     )
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(
-        summary(
-            ExportResult(
-                model="m", weights={}, converter="dualign", fixed_fields=("one",), files=(file,)
-            )
-        )
+    exact = replace(
+        file, file="x-F16.gguf", type="f16", bytes=9_000_000_000, error=None, check=None
     )
+    result = ExportResult(
+        model="m", weights={}, converter="dualign", fixed_fields=("one",), files=(file,)
+    )
+    assert closing(replace(result, files=(exact, file)), Path("a b")).splitlines() == [
+        "f16: not loaded in llama.cpp",
+        "q4_k_m: not compared with the model in both modes",
+        "written to a b: x-F16.gguf, x-Q4_K_M.gguf, Modelfile, export.json",
+        "next: llama-server -m 'a b/x-Q4_K_M.gguf' --jinja",
+        "      cd 'a b' && ollama create mine -f Modelfile",
+    ]
+    console.print(summary(result))
     shown = console.export_text()
     assert "2.50 GB" in shown and "3.87%" in shown and "0/0" in shown and "3/20" in shown
     assert "The sea is [wide]" in shown and "\u2026" in shown and "The sea is deep" in shown

@@ -166,9 +166,14 @@ def test_both_modes_are_compared_by_the_command(learnt, task_file, tmp_path, cap
     assert record["weights"] == hashes_of(Checkpoint(learnt).files)
     printed = capsys.readouterr().out
     assert "KL in traces" in printed and "no_think" in printed
+    verdict, where, following = printed.splitlines()[-3:]
+    assert verdict == "fp8: within the bounds in think and no_think"
+    assert str(out) in where and following == f"next: vllm serve {out}"
 
 
-def test_a_worse_mode_is_refused_and_nothing_is_written(learnt, task_file, tmp_path, monkeypatch):
+def test_a_worse_mode_is_refused_and_nothing_is_written(
+    learnt, task_file, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setattr(both_modes, "MAX_KL", -1.0)
     comparison = ComparisonConfig(tasks=(str(task_file),), rows=2)
     with pytest.raises(CheckpointError, match=r"think: KL .* --allow-worse|--allow-worse"):
@@ -178,6 +183,7 @@ def test_a_worse_mode_is_refused_and_nothing_is_written(learnt, task_file, tmp_p
     assert main([*command, "--task", str(task_file), "--rows", "2"]) == 0
     record = json.loads((tmp_path / "out" / "export.json").read_text())
     assert len(record["both_modes"]["beyond"]) == 3
+    assert "bf16: beyond the bounds, written because of --allow-worse" in capsys.readouterr().out
 
 
 def test_one_type_at_a_time(tiny_llama, tmp_path, capsys):
