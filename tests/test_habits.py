@@ -38,6 +38,7 @@ YAML_FILES = [
     ROOT / "CITATION.cff",
     *sorted((ROOT / ".github").rglob("*.yml")),
 ]
+ROOMS = ("dualign", "sft", "preference", "merging")
 PAGES = [
     *sorted(ROOT.glob("*.md")),
     *sorted((ROOT / "docs").rglob("*.md")),
@@ -281,3 +282,13 @@ def test_no_test_has_a_limit_of_its_own(path: Path) -> None:
         if isinstance(node, ast.Call):
             names = [word.arg for word in node.keywords]
             assert {"timeout", "deadline"}.isdisjoint(names), f"{path}:{node.lineno}"
+
+
+def test_docstrings_describe_one_parameter_a_line() -> None:
+    """`a, b: both` is no parameter to the site, whose build ends with that warning."""
+    wrong = []
+    for path in (path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))):
+        for block in re.findall(r"^ +Args:\n((?: +\S.*\n)+)", path.read_text(), re.MULTILINE):
+            lines = re.findall(r"^ +(\w+(?:, \w+)+): ", block, re.MULTILINE)
+            wrong += [f"{path}: {line}" for line in lines]
+    assert not wrong, "\n".join(["", *wrong])

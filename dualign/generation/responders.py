@@ -158,8 +158,9 @@ def open_responder(
 ) -> Responder:
     """Open a model that answers; its weights are loaded, or its server asked, when it first answers.
 
+    `backend`, `dtype` and `batch_tokens` are of a checkpoint in this process.
+
     Args:
-        backend, dtype, batch_tokens: of a checkpoint in this process.
         label: what the progress bar is called.
 
     Raises:

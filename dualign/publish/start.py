@@ -66,7 +66,8 @@ def publish(
         yes: upload; without it, or if a check fails, nothing leaves.
         what: None: what the run directory holds.
         bases: what a base on this machine is on the Hub: `ID@COMMIT`, or `PATH=ID@COMMIT`.
-        license, license_of: of the whole (None: computed); of a base or data source, by name.
+        license: of the whole; None: computed.
+        license_of: of a base or data source, by name.
         languages: codes such as `en`; none: those of the base.
         allow: names of checks that may fail.
         switch: what switches the modes, as in `evaluate`; None: what its template states or reads.
@@ -74,11 +75,9 @@ def publish(
         exports: exported folders of these weights, which go beside them.
         card_only: update card, records and figures of a repository that holds these weights.
         pull_request: open one, or return the open one that has these files, instead of a commit.
-        private, gated: who sees a new repository; how access to its files is given (None: to all of them).
+        private: a new repository is seen by its owner alone.
+        gated: how access to its files is given; None: to everyone.
         message: of the commit.
-
-    Returns:
-        The files, every check, the card, and the commit if there was one.
 
     Raises:
         DualignError: there is no model in it, or the Hub refused the upload.
