@@ -83,7 +83,11 @@ def prepare_pack(requests: Sequence[PublishRequest], folder: Path) -> StagedRele
     _require_adapters(requests)
     names = adapter_names([request.run_dir for request in requests])
     adapters = [
-        _prepare(name, replace(request, contents="adapter", packed=True), folder / FOLDER / name)
+        _prepare(
+            name,
+            replace(request, contents="adapter", place=f"{FOLDER}/{name}"),
+            folder / FOLDER / name,
+        )
         for name, request in zip(names, requests, strict=True)
     ]
     checks = [

@@ -25,8 +25,8 @@ class PublishRequest:
     run_dir: Path
     repo_id: str
     contents: Contents | None = None
-    packed: bool = False
-    """one of several adapters that are published together"""
+    place: str = ""
+    """its folder in the repository, of an adapter that others are published with"""
     bases: tuple[str, ...] = ()
     license: str | None = None
     license_of: Mapping[str, str] = field(default_factory=dict)

@@ -81,7 +81,8 @@ def _samples_own_models(stage: StageRun) -> bool:
 
 def _of_stage(stage: StageRun, samplers: Set[str]) -> Iterator[DataSource]:
     record = stage.record
-    configs = (record.get("config") or {}).get("data", {}).get("sources") or ()
+    data = (record.get("config") or {}).get("data") or {}  # pairs of tasks have none
+    configs = data.get("sources") or ()
     files = list(record.get("data") or ())
     for number, config in enumerate(configs):
         file = files[number] if len(files) == len(configs) else {}

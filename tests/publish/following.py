@@ -40,9 +40,9 @@ def published(hub: Hub, home: Path, run_dir: Path, repo_id: str, *options: str) 
     return repo
 
 
-def card_of(hub: Hub, repo_id: str) -> str:
-    """README.md of a repository (of a dataset: datasets/OWNER/NAME) as the hub gives it to someone who may see it."""
-    address = f"{hub.url}/{repo_id}/resolve/main/README.md"
+def card_of(hub: Hub, repo_id: str, file: str = "README.md") -> str:
+    """A card of a repository (of a dataset: datasets/OWNER/NAME) as the hub gives it to someone who may see it."""
+    address = f"{hub.url}/{repo_id}/resolve/main/{file}"
     with urlopen(Request(address, headers={"Authorization": f"Bearer {TOKEN}"})) as answer:
         return str(answer.read().decode())
 

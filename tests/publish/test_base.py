@@ -152,9 +152,8 @@ def test_datasets_of_the_hub_are_told_from_files(path: str, is_one: bool) -> Non
 def test_rows_by_a_model_of_the_pipeline_have_its_license_and_those_of_an_endpoint_their_own(
     asked: dict, sampled: bool
 ) -> None:
-    pairs = StageRun(
-        path=Path("pairs"), name="pairs", kind="pairs", record={"metrics": {"pairs": 1, **asked}}
-    )
+    record = {"metrics": {"pairs": 1, **asked}, "config": {"tasks": ["sums.yaml"], "data": None}}
+    pairs = StageRun(path=Path("pairs"), name="pairs", kind="pairs", record=record)
     config = {"data": {"sources": [{"path": "stage:pairs/pairs.jsonl"}]}}
     apo = StageRun(path=Path("apo"), name="apo", kind="preference", record={"config": config})
     (source,) = data_sources(Lineage(run=apo, stages=(pairs, apo), evaluations=()))

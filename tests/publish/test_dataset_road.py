@@ -81,6 +81,6 @@ def test_pairs_are_read_by_the_snippet_of_their_card(
     (tmp_path / "on the hub" / "README.md").write_text(BASE_CARD)
     asked = {"folder": tmp_path / "on the hub", "repo_id": "ada/base", "private": False}
     done = call(environment(hub.url, tmp_path, TOKEN), "upload", **asked, message="Base")
-    said = ("--base", f"ada/base@{done.told['commit']}", "--license-of", "sums=mit")
+    said = ("--base", f"ada/base@{done.told['commit']}")
     rows = published_rows(hub, tmp_path, tmp_path / "runs" / "pairs", "ada/pairs", *said)
     require_same_rows(hub, tmp_path / "someone else", python, "ada/pairs", rows)

@@ -190,7 +190,9 @@ def test_weights_among_adapters_are_refused_before_an_adapter_is_loaded(
 
 
 def test_another_base_sends_weights_to_a_repository_of_their_own(road: Path) -> None:
-    release = examine(replace(request(road / "sft"), packed=True), HubClient(reachable=False))
+    release = examine(
+        replace(request(road / "sft"), place="adapters/sft"), HubClient(reachable=False)
+    )
     outcome = check_base_weights(release, HubClient(reachable=False))
     assert outcome and "in a repository of their own, --what weights" in outcome.message
 

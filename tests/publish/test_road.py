@@ -1,6 +1,7 @@
 """The whole road: a finished run -> the hub -> someone else, who has torch, transformers, peft and the card."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,12 +14,15 @@ from dualign.checkpoints.embedded import EMBEDDED
 from dualign.export.export import export
 from dualign.export.llama_runtime import installed
 from dualign.hashing import sha256
+from tests.publish import test_exported
 from tests.publish.empty_environment import empty_environment
 from tests.publish.following import TOKEN, card_of, follow, published, run
 from tests.publish.hub.api import Person
 from tests.publish.hub.client import call, environment
 from tests.publish.hub.server import Hub, running_hub
 from tests.publish.quickstart_road import KNOWN, put_base
+
+gguf, half = test_exported.gguf, test_exported.half
 
 IN_BOTH_MODES = ["one and two", "</think>", "", "3", "3"]  # to "What is 1+2?"
 BASE_CARD = "---\nlicense: apache-2.0\nlanguage: en\n---\n# Base\n"
@@ -145,6 +149,49 @@ def test_a_copy_in_fewer_bits_is_used_by_following_its_card_alone(
     assert answers == [IN_BOTH_MODES]
     done = run(hub, tmp_path, copy, "ada/other", "--quantized-of", "ada/base", "--yes")
     assert done.status == 1 and "ada/base holds other weights than merged" in done.out
+
+
+@pytest.mark.slow
+def test_copies_stay_with_their_weights_and_go_with_others(
+    hub: Hub, road: Path, said: list[str], gguf: Path, half: Path, tmp_path: Path
+) -> None:
+    words = (*said, "--with", str(gguf), str(half))
+    repo = published(hub, tmp_path, road / "merged", "ada/beside", *words)
+    assert len(repo.commits) == 2, "one for all, after the Hub's own"
+    copies = {"merged-F16.gguf", "Modelfile", "bf16/model.safetensors", "bf16/export.json"}
+    assert copies < repo.head.files.keys()
+    part = re.compile(r"## Copies in fewer bits.*?## Results", re.DOTALL)
+    (before,) = part.findall(card_of(hub, "ada/beside"))
+
+    again = published(hub, tmp_path, road / "merged", "ada/beside", *said, "--language", "de")
+    assert again.head.files.keys() == repo.head.files.keys()
+    assert part.findall(card_of(hub, "ada/beside")) == [before]
+    done = run(hub, tmp_path, road / "merged", "ada/beside", *words, "--card-only")
+    assert done.status == 0, done.out
+    assert "files of this run that the card tells of" in " ".join(done.out.split())
+
+    other = (*said, "--what", "weights")
+    done = run(hub, tmp_path, road / "folded", "ada/beside", *other)
+    assert "are deleted: made from other weights" in " ".join(done.out.split())
+    left = published(hub, tmp_path, road / "folded", "ada/beside", *other)
+    assert not copies & left.head.files.keys()
+    assert "Copies in fewer bits" not in card_of(hub, "ada/beside")
+
+
+@pytest.mark.slow
+def test_a_pack_of_adapters_is_used_by_following_its_card_alone(
+    hub: Hub, road: Path, said: list[str], python: Path, tmp_path: Path
+) -> None:
+    folders = [road / "sft", road / "apo"]
+    done = run(hub, tmp_path, folders[0], str(folders[1]), "ada/pack", *said, "--yes")
+    assert done.status == 0, done.out + done.err
+    files = hub.store.repos["ada/pack"].head.files
+    assert {f"adapters/{name}/adapter_model.safetensors" for name in ("sft", "apo")} < files.keys()
+    assert len(hub.store.repos["ada/pack"].commits) == 2
+    (printed,) = follow(card_of(hub, "ada/pack"), python, hub, tmp_path / "someone else")
+    assert "\n".join(printed).count("</think>") == 2, "a trace of each adapter"
+    own = card_of(hub, "ada/pack", "adapters/apo/README.md")
+    assert follow(own, python, hub, tmp_path / "someone with one") == [IN_BOTH_MODES]
 
 
 @pytest.mark.slow

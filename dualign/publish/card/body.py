@@ -56,7 +56,7 @@ class Usage:
     converts: bool = True
     """llama.cpp's scripts read it"""
     subfolder: str = ""
-    """of the repository, where it lies beside weights"""
+    """of the repository, where it lies beside weights or other adapters"""
     copies: tuple[str, ...] = ()
     """folders of copies that lie beside it"""
 
@@ -168,6 +168,7 @@ def _usage(release: Release, copies: Mapping[str, str]) -> Usage:
         question=quotable(questions),
         switch=release.request.switch or saved_switch(release.lineage.run.path),
         converts="" not in copies,
+        subfolder=release.request.place,
         copies=tuple(filter(None, copies)),
     )
 

@@ -51,7 +51,7 @@ def check_base_weights(release: Release, hub: HubClient) -> CheckOutcome | None:
     difference = weights_difference(base, hub)
     where = (
         "in a repository of their own, --what weights"
-        if release.request.packed
+        if release.request.place
         else "--what weights"
     )
     faults = [
