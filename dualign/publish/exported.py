@@ -65,6 +65,12 @@ class Export:
         return str(self.record.get("type") or settings.get("quant_method") or "checkpoint")
 
     @property
+    def models(self) -> list[str]:
+        """GGUF files that a program loads: all but an importance matrix."""
+        matrix = (self.record.get("importance") or {}).get("file")
+        return [name for name in self.files if name.endswith(".gguf") and name != matrix]
+
+    @property
     def place(self) -> str:
         """Its folder beside weights: "" is the top, where programs look for GGUF files."""
         return "" if self.kind == "gguf" else re.sub(r"[^\w-]+", "-", self.method)
@@ -160,8 +166,14 @@ def _open_export(
         left_out=tuple(_left_out(folder, files)),
         faults=tuple(_faults(folder, files, kind)),
         names=names,
-        hashes={str(entry["file"]): str(entry["sha256"]) for entry in record.get("files") or ()},
+        hashes={str(entry["file"]): str(entry["sha256"]) for entry in _recorded(record)},
     )
+
+
+def _recorded(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return what export.json says of each file: those of weights, and the importance matrix."""
+    matrix = record.get("importance")
+    return [*(record.get("files") or ()), *([matrix] if matrix else [])]
 
 
 def _json(file: Path) -> dict[str, Any]:

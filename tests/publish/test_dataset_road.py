@@ -1,7 +1,6 @@
 """Rows that a model wrote, from their stage to the hub, and from the hub by the card alone."""
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,12 +12,10 @@ from tests.preference.test_pairs import SUMS, teach
 from tests.publish.empty_environment import empty_environment
 from tests.publish.following import TOKEN, card_of, follow, run
 from tests.publish.hub.api import Person
-from tests.publish.hub.client import call, environment
 from tests.publish.hub.server import Hub, running_hub
 from tests.publish.test_traces import make_traces
 
 pytestmark = pytest.mark.slow
-BASE_CARD = "---\nlicense: apache-2.0\nlanguage: en\n---\n# Base\n"
 
 
 @pytest.fixture(scope="module")
@@ -77,10 +74,6 @@ def test_pairs_are_read_by_the_snippet_of_their_card(
     recipe = {"name": "tiny", "output_dir": str(tmp_path / "runs"), "stages": [stage]}
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
     engine.run(load_recipe(tmp_path / "recipe.yaml", []), say=lambda text: None)
-    shutil.copytree(base, tmp_path / "on the hub")
-    (tmp_path / "on the hub" / "README.md").write_text(BASE_CARD)
-    asked = {"folder": tmp_path / "on the hub", "repo_id": "ada/base", "private": False}
-    done = call(environment(hub.url, tmp_path, TOKEN), "upload", **asked, message="Base")
-    said = ("--base", f"ada/base@{done.told['commit']}")
-    rows = published_rows(hub, tmp_path, tmp_path / "runs" / "pairs", "ada/pairs", *said)
+    license = ("--license-of", "base=apache-2.0")
+    rows = published_rows(hub, tmp_path, tmp_path / "runs" / "pairs", "ada/pairs", *license)
     require_same_rows(hub, tmp_path / "someone else", python, "ada/pairs", rows)

@@ -4,8 +4,10 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from gguf import GGUFWriter
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM
 
@@ -113,6 +115,25 @@ def test_gguf_files_go_with_a_card_that_names_their_weights(
     assert record["hashes"]["merged-F16.gguf"] == sha256(gguf / "merged-F16.gguf")
     assert record["published"]["quantized_of"] == {"id": OF, "revision": COMMIT}
     assert not result.is_outdated("other.gguf"), "those of another export stay"
+
+
+def test_an_importance_matrix_goes_along_and_is_no_model(
+    gguf: Path, road: Path, tmp_path: Path
+) -> None:
+    copy, name = tmp_path / "gguf", "merged-imatrix.gguf"
+    shutil.copytree(gguf, copy)
+    writer = GGUFWriter(copy / name, "imatrix")
+    writer.add_tensor("x.in_sum2", np.ones(2, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    record = json.loads((copy / "export.json").read_text())
+    record["importance"] = {"file": name, "sha256": sha256(copy / name)}
+    (copy / "export.json").write_text(json.dumps(record))
+    result = staged(ask(copy), hub_with(road / "merged"), tmp_path)
+    assert result.failed == [] and name in result.files, result.checks
+    assert "llama-server --model merged-F16.gguf" in result.card
 
 
 def test_a_checkpoint_in_fewer_bits_is_loaded_and_its_comparison_told(

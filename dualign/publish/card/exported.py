@@ -73,7 +73,7 @@ def export_facts(
         "files": list(_file_rows(export, folder)),
         "size": _megabytes(folder, export.files),
         "modes": [(name, list(_mode_rows(result)), result) for name, result in compared],
-        "smallest": _smallest(export, folder),
+        "smallest": _smallest(export),
         "calibration": _calibration(export.record),
         "usage": _usage(export, folder, quotable(questions)),
     }
@@ -127,9 +127,8 @@ def _agreement(answers: Sequence[Mapping[str, Any]], mode: str) -> str:
     return f"{sum(int(answer['agreed']) for answer in of_mode)}/{total}" if total else "-"
 
 
-def _smallest(export: Export, folder: Path) -> str:
-    files = [name for name in export.files if name.endswith(".gguf")]
-    return min(files, key=lambda name: (folder / name).stat().st_size) if files else ""
+def _smallest(export: Export) -> str:
+    return min(export.models, key=lambda name: export.files[name].stat().st_size, default="")
 
 
 def _calibration(record: Mapping[str, Any]) -> str:
