@@ -91,7 +91,7 @@ def _public(text: str) -> str:
     >>> _public("no /home/ada/lib.so, asked http://ada:secret@host:1/v1")
     'no /home/USER/lib.so, asked http://host:1/v1'
     """
-    text = re.sub(r"//[^/\s]*@", "//", text)
+    text = re.sub(r"(//|:/)[^/\s]*@", r"\1", text)  # a Path has made s3:/ of s3://
     with suppress(RuntimeError):
         home = str(Path.home())
         if len(home) > 1:

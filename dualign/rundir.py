@@ -88,7 +88,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def cache_folder() -> Path:
     """Return the folder of what is made once for a machine: $DUALIGN_CACHE, else ~/.cache/dualign."""
-    return Path(os.environ.get("DUALIGN_CACHE", "~/.cache/dualign")).expanduser()
+    return Path(os.environ.get("DUALIGN_CACHE") or "~/.cache/dualign").expanduser()
 
 
 def tokens_folder() -> Path:

@@ -27,12 +27,14 @@ def test_names_of_users_and_passwords_are_left_out(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("HF_HOME", "/data/ada/hub")
     monkeypatch.setenv("DUALIGN_CACHE", "/home/grace/cache")
     monkeypatch.setenv("PYTORCH_ALLOC_CONF", "http://ada:hunter2@proxy:80/x")
+    monkeypatch.setenv("DUALIGN_TOKENS", "s3://ada:hunter2@bucket/tokens")
     monkeypatch.setenv("HTTPS_PROXY", "http://ada:hunter2@proxy:80")
     monkeypatch.setattr(sys, "executable", "/home/ada/venv/bin/python")
     text = everything()
     assert "(~/venv/bin/python)" in text
     assert "HF_HOME: /data/USER/hub" in text
     assert "cache: /home/USER/cache" in text
+    assert "prepared rows: s3:/bucket/tokens" in text
     assert "PYTORCH_ALLOC_CONF: http://proxy:80/x" in text
     for secret in ("ada", "grace", "hunter2", "HTTPS_PROXY"):
         assert secret not in text
@@ -43,6 +45,29 @@ def test_a_name_that_is_a_part_of_another_stays(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("LOGNAME", "ada")
     monkeypatch.setenv("HF_HOME", "/data/canada/adapters")
     assert "HF_HOME: /data/canada/adapters" in everything()
+
+
+def test_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    monkeypatch.setenv("DUALIGN_CACHE", "")
+    assert "cache: ~/.cache/dualign" in everything()
+
+
+def test_a_terminal_that_lacks_a_letter_shows_its_number(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text(
+        "raise ImportError", encoding="utf-8"
+    )  # it would take seconds
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    variables = {**os.environ, "PYTHONPATH": path, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        [sys.executable, "-m", "dualign", "env"],
+        cwd=tmp_path,
+        env={**variables, "DUALIGN_CACHE": "/dät"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert r"cache: /d\xe4t" in done.stdout
 
 
 def test_the_limit_of_a_container_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import gc
+import io
 import logging
 import os
 import signal
@@ -71,6 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     _quiet()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # an answer or a path may hold what it can't show
+        sys.stdout.reconfigure(errors="backslashreplace")
     # Importing torch and transformers makes half a million objects that stay. At the default
     # threshold, collections among them take a tenth of the import time.
     gc.set_threshold(50_000)
