@@ -154,7 +154,8 @@ class _Server:
     def greedy(self, tokens: Sequence[int], count: int) -> list[GreedyToken]:
         body = {"prompt": list(tokens), "n_predict": count, "temperature": 0, "n_probs": 2}
         reply = self._post("/completion", {**body, "cache_prompt": False, "return_tokens": True})
-        return greedy_tokens(reply["tokens"], reply["completion_probabilities"])
+        listed = reply.get("completion_probabilities", [])  # left out where it would be empty
+        return greedy_tokens(reply["tokens"], listed)
 
     def close(self) -> None:
         self._server = None

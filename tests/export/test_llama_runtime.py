@@ -18,6 +18,7 @@ from dualign.errors import CheckpointError
 from dualign.export.convert import write_exact
 from dualign.export.llama_runtime import RUNTIMES, GreedyToken, greedy_tokens, installed, load
 from dualign.export.model_source import open_source
+from dualign.models.tokenizer import load_chat_tokenizer
 
 from .conftest import YARN, Make
 
@@ -184,6 +185,22 @@ def test_tokens_inside_a_character_are_kept_without_a_lead() -> None:
         GreedyToken(5, 1.5),
         GreedyToken(7, None),
     ]
+
+
+def test_an_answer_that_stops_inside_a_character_has_no_lead(make: Make, tmp_path: Path) -> None:
+    """The server leaves its list out where it would be empty."""
+    needed("xllamacpp")
+    folder = make("llama", num_hidden_layers=1, tie_word_embeddings=False)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    inside = load_chat_tokenizer(str(folder)).convert_tokens_to_ids("Ã")  # the byte c3, of two
+    with torch.no_grad():
+        state = model.model(torch.tensor([[20, 21]])).last_hidden_state[0, -1]
+        model.lm_head.weight.zero_()[inside] = state
+    folder = shutil.copytree(folder, tmp_path / "model")
+    model.save_pretrained(folder)
+    loaded = load(written(folder, tmp_path / "a.gguf"), "xllamacpp", context=64)
+    assert loaded.greedy([20, 21], 1) == [GreedyToken(inside, None)]
+    loaded.close()
 
 
 def test_a_file_that_llama_cpp_can_not_read_is_named(tmp_path: Path) -> None:
