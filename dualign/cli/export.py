@@ -76,7 +76,11 @@ def add(sub: Sub) -> None:
     parser.add_argument(
         "--no-check", action="store_true", help="don't load or compare what was written"
     )
-    parser.add_argument("--dry-run", action="store_true", help="show sizes; write nothing")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="show sizes, and of types for vLLM the rows and tasks; write nothing",
+    )
     parser.add_argument("--force", action="store_true", help="replace OUT when it is there")
     _add_compressed(parser)
     parser.set_defaults(action=_export)
@@ -175,9 +179,8 @@ def _export_compressed(args: Namespace, out: Path, type: str) -> int:
     from dualign.export.compressed.export import (
         CalibrationConfig,
         export_compressed,
-        size,
+        plan_compressed,
     )
-    from dualign.export.compressed.source import open_compressed
     from dualign.export.show_modes import modes_summary, verdict
     from dualign.terminal import wide_console
 
@@ -192,14 +195,15 @@ def _export_compressed(args: Namespace, out: Path, type: str) -> int:
     calibrates = args.calibration or args.calibration_rows is not None
     if calibrates and not TYPES[type].calibrated:
         raise ConfigError(f"--type {type} reads no rows: leave --calibration out")
-    if args.dry_run:
-        source = open_compressed(args.model, TYPES[type])
-        say(f"writes    {out}: {TYPES[type].about}, {size(source) / 1e6:.4g} MB of weights")
-        return 0
     rows = CalibrationConfig(
         file=args.calibration,
         rows=CALIBRATION_ROWS if args.calibration_rows is None else args.calibration_rows,
     )
+    if args.dry_run:
+        plan = plan_compressed(args.model, type=type, rows=rows, comparison=_comparison(args))
+        say(f"writes    {out}: {TYPES[type].about}, {plan.bytes / 1e6:.4g} MB of weights")
+        say("\n".join(plan.lines()))
+        return 0
     result = export_compressed(
         args.model,
         out,

@@ -154,6 +154,7 @@ def compare_modes(
     Raises:
         EvaluationError: a task can't be asked or checked here, or nothing is asked in a mode.
     """
+    require_both_modes(questions)
     config = replace(
         config, temperature=0.0, temperature_no_think=None, samples=None, samples_no_think=None
     )
@@ -163,7 +164,6 @@ def compare_modes(
             _samples(side.responder, questions, config, file, seed)
             for side, file in zip((reference, exported), files, strict=True)
         )
-    _require_both_modes(before, questions)
     modes = tuple(
         _mode(
             mode,
@@ -178,10 +178,16 @@ def compare_modes(
     return BothModes(reference=reference.responder.model, questions=questions.origin, modes=modes)
 
 
-def _require_both_modes(samples: Sequence[Mapping[str, Any]], questions: Questions) -> None:
-    """Refuse a comparison that would pass since nothing was asked."""
+def require_both_modes(questions: Questions) -> None:
+    """Refuse a comparison that would pass since nothing was asked.
+
+    Raises:
+        EvaluationError: nothing is asked in a mode.
+    """
+    in_both = any(problems for _, problems in questions.tasks)
+    asked = set(MODES) if in_both else {mode for mode, _ in questions.prompts}
     for mode in MODES:
-        if not any(sample["mode"] == mode for sample in samples):
+        if mode not in asked:
             raise EvaluationError(
                 f"no question in {mode} mode among {questions.origin}: nothing tells whether the export "
                 "lost it; give tasks with --task FILE, or compare nothing (--no-check)"

@@ -8,10 +8,18 @@ from typing import TYPE_CHECKING
 
 from dualign.errors import CheckpointError
 from dualign.evaluation.config import EvalConfig
-from dualign.export.both_modes import BothModes, Questions, Side, compare_modes
+from dualign.export.both_modes import (
+    BothModes,
+    Questions,
+    Side,
+    compare_modes,
+    require_both_modes,
+)
 from dualign.export.compressed.types import ROWS
+from dualign.export.questions import questions_for
 
 if TYPE_CHECKING:
+    from dualign.generation.responders import CheckpointResponder
     from dualign.models.loading import EvalModel
 
 
@@ -26,6 +34,37 @@ class ComparisonConfig:
     seed: int = 0
     allow_worse: bool = False
     """write what is beyond the bounds, too"""
+
+
+def plan_questions(
+    model: "EvalModel", settings: ComparisonConfig, *, plain: bool = True
+) -> tuple[Questions, EvalConfig]:
+    """Return what both models will be asked, and the limits of answers; no weights are loaded.
+
+    Call it before anything is written: what can't be asked ends an export here.
+
+    Args:
+        plain: ask a few plain questions where there are neither tasks nor held-out rows; otherwise
+            there may be no questions.
+
+    Raises:
+        DualignError: a task can't be read, asked or checked here, or nothing is asked in a mode.
+    """
+    from dualign.evaluation.requests import build_requests
+
+    questions, config = questions_for(
+        model.model,
+        model.tokenizer,
+        settings.tasks,
+        rows=settings.rows,
+        seed=settings.seed,
+        plain=plain,
+    )
+    if questions.tasks or questions.prompts:
+        require_both_modes(questions)
+    responder = _responder(model, config, "the model")
+    build_requests(responder, questions.tasks, config, name=model.identity, seed=settings.seed)
+    return questions, config
 
 
 def compare_exports(
@@ -70,13 +109,17 @@ def compare_exports(
 
 def _side(subject: "EvalModel", config: EvalConfig, label: str) -> Side:
     from dualign.evaluation.divergence import scorer
+
+    return Side(responder=_responder(subject, config, label), scores=scorer(subject.weights()))
+
+
+def _responder(subject: "EvalModel", config: EvalConfig, label: str) -> "CheckpointResponder":
     from dualign.generation.responders import CheckpointResponder
 
-    responder = CheckpointResponder(
+    return CheckpointResponder(
         subject,
         backend="transformers",
         dtype="auto",
         batch_tokens=config.batch_tokens,
         label=label,
     )
-    return Side(responder=responder, scores=scorer(subject.weights()))

@@ -17,7 +17,7 @@ from dualign.errors import CheckpointError, ConfigError
 from dualign.export import llama_runtime
 from dualign.export.both_modes import BothModes, Questions
 from dualign.export.check import CheckResult, ask_transformers, check
-from dualign.export.comparison import ComparisonConfig, compare_exports
+from dualign.export.comparison import ComparisonConfig, compare_exports, plan_questions
 from dualign.export.convert import SCRIPTS, find_converter, write_exact
 from dualign.export.dequantized import dequantized
 from dualign.export.imatrix import ImportanceConfig, ImportanceFile, make_importance
@@ -25,7 +25,6 @@ from dualign.export.mixtures import MIXTURES, needing_importance, types_of
 from dualign.export.model_source import ExportSource, open_source
 from dualign.export.modelfile import modelfile
 from dualign.export.quantize import needs_library, quantize
-from dualign.export.questions import questions_for
 from dualign.export.writer import EXACT
 from dualign.hashing import hashes_of, sha256
 from dualign.rundir import new_folder, require_new, write_json
@@ -110,11 +109,11 @@ def export(
     require_types(source, types, importance=importance is not None)
     _require_room(out, source, types)
     runtime = choose_runtime(runtime)
-    asked = _questions(source, types, comparison)
+    questions = _questions(source, types, comparison)
     with new_folder(out, force=force) as work:
         result = _write(source, work, types, importance, command, runtime)
-        if comparison is not None and asked is not None:
-            result = _compare(result, source, work, asked, comparison)
+        if comparison is not None and questions is not None:
+            result = _compare(result, source, work, questions, comparison)
         write_json(work / _RECORD, {"schema": 1, "dualign": __version__, **_record(result)})
     return result
 
@@ -299,14 +298,9 @@ def _questions(
     """
     if settings is None or set(types) <= set(EXACT):
         return None
-    questions, config = questions_for(
-        source.model,
-        source.tokenizer,
-        settings.tasks,
-        rows=settings.rows,
-        seed=settings.seed,
-        plain=False,
-    )
+    from dualign.models.loading import open_model
+
+    questions, config = plan_questions(open_model(source.model), settings, plain=False)
     return (questions, config) if questions.tasks or questions.prompts else None
 
 
@@ -314,7 +308,7 @@ def _compare(
     result: ExportResult,
     source: ExportSource,
     work: Path,
-    asked: "tuple[Questions, EvalConfig]",
+    questions: "tuple[Questions, EvalConfig]",
     settings: ComparisonConfig,
 ) -> ExportResult:
     """Ask the model and its quantized files in both modes, and add the comparisons."""
@@ -322,7 +316,7 @@ def _compare(
 
     quantized = [(file.type, work / file.file) for file in result.files if file.type not in EXACT]
     model = open_model(source.model, dtype="float32")
-    compared = compare_exports(model, dequantized(source, quantized), *asked, settings)
+    compared = compare_exports(model, dequantized(source, quantized), *questions, settings)
     files = (replace(file, both_modes=compared.get(file.type)) for file in result.files)
     return replace(result, files=tuple(files))
 

@@ -1,3 +1,3 @@
 """Checkpoints for vLLM: weights in compressed-tensors' formats, compared in both modes."""
 
-__all__ = ["export", "source", "types"]
+__all__ = ["export", "types"]

@@ -12,19 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 from dualign.checkpoints.shards import write_weights
 from dualign.errors import CheckpointError
-from dualign.export.both_modes import BothModes
+from dualign.export.both_modes import BothModes, Questions
 from dualign.export.calibration import Calibration, calibration
-from dualign.export.comparison import ComparisonConfig, compare_exports
+from dualign.export.comparison import ComparisonConfig, compare_exports, plan_questions
 from dualign.export.compressed.source import CompressedSource, open_compressed
 from dualign.export.compressed.types import CALIBRATION_ROWS, TYPES
 from dualign.export.compressed.write import nearest, write_config, write_tensors
-from dualign.export.questions import questions_for
 from dualign.hashing import hashes_of, sha256
 from dualign.rundir import new_folder, require_new, write_json
 from dualign.version import __version__
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from dualign.evaluation.config import EvalConfig
 
 _RECORD = "export.json"
 
@@ -37,6 +38,34 @@ class CalibrationConfig:
     """None: those of the SFT stage that the model comes from"""
     rows: int = CALIBRATION_ROWS
     seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CompressedPlan:
+    """What will be written, read and asked."""
+
+    source: CompressedSource
+    calibration: Calibration | None
+    questions: "tuple[Questions, EvalConfig] | None"
+    """with the limits of answers; None: nothing is compared"""
+
+    @property
+    def bytes(self) -> int:
+        """Of all tensors that will be written."""
+        return sum(spec.nbytes for spec in self.source.specs())
+
+    def lines(self) -> list[str]:
+        """Return what is read and asked, in words."""
+        lines = []
+        if self.calibration is not None:
+            record = self.calibration.record()
+            counts = (
+                f"{of_mode['rows']} of {of_mode['available']} in {mode} ({of_mode['tokens']:,} tokens)"
+                for mode, of_mode in record["modes"].items()
+            )
+            lines.append(f"reads     rows of {record['from']}: {', '.join(counts)}")
+        origin = "nothing" if self.questions is None else self.questions[0].origin
+        return [*lines, f"asks      {origin}"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,16 +105,12 @@ def export_compressed(
         DualignError: the type doesn't suit the model, or a mode is worse beyond the bounds.
     """
     require_new(out, force=force)
-    source = open_compressed(model, TYPES[type])
-    _require_room(out, source)
-    settings = rows or CalibrationConfig()
-    read = None
-    if source.type.calibrated:
-        read = calibration(model, settings.file, rows=settings.rows, seed=settings.seed)
-    weights = hashes_of(source.weights.files)
+    plan = plan_compressed(model, type=type, rows=rows, comparison=comparison)
+    _require_room(out, plan)
+    weights = hashes_of(plan.source.weights.files)
     with new_folder(out, force=force) as work:
-        _write(source, read, work)
-        compared = None if comparison is None else _compare(source, work, comparison)
+        _write(plan.source, plan.calibration, work)
+        compared = None if comparison is None else _compare(plan, work, comparison)
         files = {file.name: sha256(file) for file in sorted(work.glob("*.safetensors"))}
         result = CompressedExport(
             model=model,
@@ -93,11 +118,37 @@ def export_compressed(
             type=type,
             files=files,
             bytes=sum((work / file).stat().st_size for file in files),
-            calibration=read,
+            calibration=plan.calibration,
             both_modes=compared,
         )
         write_json(work / _RECORD, _record(result))
     return result
+
+
+def plan_compressed(
+    model: str,
+    *,
+    type: str,
+    rows: CalibrationConfig | None = None,
+    comparison: ComparisonConfig | None = None,
+) -> CompressedPlan:
+    """Read all that an export reads but the weights: rows, and what both models will be asked.
+
+    Args:
+        comparison: None: nothing is asked.
+
+    Raises:
+        DualignError: the type doesn't suit the model, there are no rows to read, or a task can't be
+            asked.
+    """
+    from dualign.models.loading import open_model
+
+    source = open_compressed(model, TYPES[type])
+    questions = None if comparison is None else plan_questions(open_model(model), comparison)
+    settings, read = rows or CalibrationConfig(), None
+    if source.type.calibrated:
+        read = calibration(model, settings.file, rows=settings.rows, seed=settings.seed)
+    return CompressedPlan(source=source, calibration=read, questions=questions)
 
 
 def _record(result: CompressedExport) -> dict[str, Any]:
@@ -115,12 +166,7 @@ def _record(result: CompressedExport) -> dict[str, Any]:
     }
 
 
-def size(source: CompressedSource) -> int:
-    """Return the bytes of all tensors that will be written."""
-    return sum(spec.nbytes for spec in source.specs())
-
-
-def _compare(source: CompressedSource, folder: Path, settings: ComparisonConfig) -> BothModes:
+def _compare(plan: CompressedPlan, folder: Path, settings: ComparisonConfig) -> BothModes:
     """Ask the model and its compressed copy in `folder` in both modes.
 
     Raises:
@@ -128,12 +174,10 @@ def _compare(source: CompressedSource, folder: Path, settings: ComparisonConfig)
     """
     from dualign.models.loading import open_model
 
-    model, copy = open_model(source.model), open_model(str(folder), dtype=source.type.dtype)
-    questions, config = questions_for(
-        source.model, model.tokenizer, settings.tasks, rows=settings.rows, seed=settings.seed
-    )
-    type = source.type.name
-    return compare_exports(model, [(type, copy)], questions, config, settings)[type]
+    assert plan.questions is not None, "it was planned with these settings"
+    type = plan.source.type
+    model, copy = open_model(plan.source.model), open_model(str(folder), dtype=type.dtype)
+    return compare_exports(model, [(type.name, copy)], *plan.questions, settings)[type.name]
 
 
 def _write(source: CompressedSource, read: Calibration | None, work: Path) -> None:
@@ -153,8 +197,8 @@ def _tensors(source: CompressedSource, read: Calibration | None) -> "Iterator[tu
     return calibrated(source, read, load_model(source.model, dtype="float32"))
 
 
-def _require_room(out: Path, source: CompressedSource) -> None:
-    needed = size(source)
+def _require_room(out: Path, plan: CompressedPlan) -> None:
+    needed = plan.bytes
     folder = next(folder for folder in (out, *out.absolute().parents) if folder.is_dir())
     free = shutil.disk_usage(folder).free
     if free < needed:

@@ -1,6 +1,7 @@
 """Checkpoints for vLLM: what is written, that transformers reads it, and what is refused."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,9 @@ from dualign.cli.main import main
 from dualign.errors import CheckpointError, ConfigError
 from dualign.export import both_modes
 from dualign.export.comparison import ComparisonConfig
+from dualign.export.compressed import export as exports
 from dualign.export.compressed import source as sources
-from dualign.export.compressed.export import export_compressed, size
+from dualign.export.compressed.export import export_compressed, plan_compressed
 from dualign.export.compressed.source import open_compressed
 from dualign.export.compressed.types import TYPES
 from dualign.hashing import hashes_of
@@ -97,7 +99,7 @@ def test_the_size_is_known_before(exported, tiny_llama, capsys):
     type, out = exported
     stored = load_file(out / "model.safetensors")
     written = sum(tensor.numel() * tensor.element_size() for tensor in stored.values())
-    assert size(open_compressed(str(tiny_llama), TYPES[type])) == written
+    assert plan_compressed(str(tiny_llama), type=type).bytes == written
     assert main(["export", str(tiny_llama), "unwritten", "--type", type, "--dry-run"]) == 0
     assert f"{written / 1e6:.4g} MB" in capsys.readouterr().out
     assert not Path("unwritten").exists()
@@ -216,4 +218,38 @@ def test_widths_that_no_group_divides_are_refused(make):
 def test_options_without_effect_are_refused(flags, message, tiny_llama, tmp_path, capsys):
     assert main(["export", str(tiny_llama), str(tmp_path / "out"), *flags]) == 2
     assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("flags", [[], ["--dry-run"]])
+def test_a_task_that_cant_be_asked_ends_an_export_before_it_writes(
+    flags, learnt, task_file, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(exports, "_write", lambda *_: pytest.fail("weights were written"))
+    folder = shutil.copytree(task_file.parent, tmp_path / "tasks")
+    task = folder / task_file.name
+    task.write_text(task.read_text().replace("{question}", "{no_such_field}"))
+    command = ["export", str(learnt), str(tmp_path / "out"), "--type", "bf16", *flags]
+    assert main([*command, "--task", str(task)]) != 0
+    assert "no_such_field" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_names_the_rows_and_the_tasks(learnt, task_file, tmp_path, capsys):
+    needs("gptq")
+    reply = {"role": "assistant", "content": "2"}
+    rows = [
+        {"mode": "no_think", "messages": [{"role": "user", "content": f"{i} + 1?"}, reply]}
+        for i in range(3)
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["export", str(learnt), str(tmp_path / "out"), "--type", "gptq", "--dry-run"]
+    task = ["--task", str(task_file), "--rows", "2"]
+    assert main([*command, *task, "--calibration", str(file), "--calibration-rows", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert f"rows of {file}: 2 of 3 in no_think" in printed
+    assert "2 problems of sums" in printed
+    assert main([*command, *task]) != 0
+    assert "no run says which rows" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
