@@ -67,8 +67,8 @@ class _Engine:
             from vllm.lora.request import LoRARequest
         except ImportError as error:
             raise EvaluationError(
-                f"backend vllm: can't be imported ({error}); pip install vllm on a machine with an "
-                "accelerator, or choose backend: transformers"
+                f"backend vllm: can't be imported ({error}); serve the model with vLLM from an environment "
+                "of its own and name its address (docs/endpoints.md), or choose backend: transformers"
             ) from None
         lora = (
             {"enable_lora": True, "max_lora_rank": _served_rank(Path(adapter))} if adapter else {}
