@@ -31,6 +31,13 @@ _TRACKERS = {
 }
 
 
+_ROUNDED = "a share of all steps is rounded up; axolotl rounds down, and makes two steps of one"
+_STEPS = (
+    "axolotl counts the steps beforehand, over all epochs together (rows x epochs / batch, rounded up; with packing "
+    "without a last row that isn't full); here each epoch ends with a step of the rows that are left, so there may be more"
+)
+
+
 def fill_adapter(draft: Draft) -> None:
     """Write the adapter, or say that its keys have no effect."""
     adapter = draft.get("adapter")
@@ -144,6 +151,8 @@ def fill_steps(draft: Draft) -> None:
     elif not draft.get("gradient_accumulation_steps"):
         draft.assume("gradient_accumulation_steps", "train.gradient_accumulation_steps", 1)
     _fill_schedule(draft)
+    if draft.get("max_steps") is None:
+        draft.change("(steps)", says=_STEPS)
     if draft.has("data.streaming"):
         if draft.get("num_epochs") is not None:
             draft.carry(
@@ -181,6 +190,8 @@ def _fill_warmup(draft: Draft) -> None:
             0.03,
             "isn't there: axolotl warms up for 3 % of the steps, and at most 100, which a share can't say",
         )
+    elif steps is None:
+        draft.change("warmup_ratio", "train.warmup_steps", ratio, _ROUNDED)
 
 
 def fill_saving(draft: Draft) -> None:

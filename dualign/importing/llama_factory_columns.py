@@ -60,7 +60,8 @@ def columns_of(
         for key, ours in (("system", "system"), ("tools", "tools"), ("kto_tag", "label"))
         if theirs.get(key) and (key != "kto_tag" or draft.get("stage") == "kto")
     }
-    own = {name: name for name in (*_SIDE, "label")}
+    # A column of system texts stays named: default_system would else take its place.
+    own = {name: name for name in (*_SIDE, "label") if name != "system"}
     columns = {name: spec for name, spec in columns.items() if own.get(name) != spec}
     kept = {theirs.get(name) for name in _SIDE}
     first = next(iter(first_rows(file)), {})

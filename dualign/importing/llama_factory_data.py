@@ -22,7 +22,8 @@ from dualign.importing.llama_factory_templates import fill_template
 _FILE = "dataset_info.json"
 _ROWS = (
     "a row whose turns are out of order is skipped there with a warning; here a row that contradicts itself stops "
-    "a run (data.conflicts: drop counts it)"
+    "a run (data.conflicts: drop counts it); LLaMA-Factory also learns what most templates write after the token "
+    "that ends a turn (ChatML's line end), and here that token is the last"
 )
 _ELSEWHERE = ("ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
 
@@ -238,7 +239,8 @@ def _fill_packing(draft: Draft) -> None:
         draft.put("data.supervise", "all")
         wrapped = packing is not False
         says = (
-            "wrapped: documents are joined and cut every max_tokens, but never see each other"
+            "wrapped: documents are joined and cut every max_tokens, but never see each other; each ends with the "
+            "separator of documents, there with the eos token, which ends a turn of chat models"
             if wrapped
             else "none: LLaMA-Factory cuts off the end of a longer document; here a row is left out, and a file of "
             "text becomes several rows"

@@ -72,12 +72,11 @@ def _fill_modes(draft: Draft, *, reasons: bool) -> None:
 
 
 def _fill_form(draft: Draft, name: str, form: Mapping[str, Any]) -> None:
-    if system := form.get("system"):
-        for source in draft.stage["data"]["sources"]:
+    if "template" in form:
+        for source in draft.stage["data"]["sources"] if "system" in form else ():
             columns = source.setdefault("columns", {})
             if columns.get("system", {"value": ""}) == {"value": ""}:
-                columns["system"] = {"value": system}
-    if "template" in form:
+                columns["system"] = {"value": form["system"]}
         draft.carry("template", "template", form["template"])
         return
     file = f"{name}.jinja"
@@ -87,7 +86,12 @@ def _fill_form(draft: Draft, name: str, form: Mapping[str, Any]) -> None:
 
 def _jinja(name: str, form: Mapping[str, Any]) -> str:
     """Return a chat template of turns that stand one after the other."""
-    lines = [f"{{#- {name}, as LLaMA-Factory writes it. -#}}", "{%- for message in messages -%}"]
+    lines = [f"{{#- {name}, as LLaMA-Factory writes it. -#}}"]
+    if "system" in form:
+        text = form["system_turn"].replace("{content}", form["system"])
+        lines += ["{%- if messages[0].role != 'system' -%}", f"{{{{- {_expression(text)} -}}}}"]
+        lines.append("{%- endif -%}")
+    lines.append("{%- for message in messages -%}")
     for number, role in enumerate(("system", "user", "assistant")):
         lines.append(f"{{%- {'el' if number else ''}if message.role == '{role}' -%}}")
         lines.append(f"{{{{- {_expression(form[f'{role}_turn'])} -}}}}")

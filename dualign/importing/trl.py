@@ -145,6 +145,8 @@ def _fill_model(draft: Draft) -> None:
             draft.carry(key, says="by device, as without the key")
         elif value:
             draft.carry(key, "dtype", value)
+    if not (draft.has("quantization") or draft.get("dtype") or draft.get("torch_dtype")):
+        draft.assume("dtype", "dtype", "float32")
     attention = draft.get("attn_implementation")
     if attention and str(attention) not in draft.table.rows["attn_implementation"].values:
         draft.change("attn_implementation")
@@ -206,7 +208,8 @@ def _fill_losses(draft: Draft, script: str) -> None:
             "label_smoothing",
             "train.label_smoothing",
             smoothing,
-            "cDPO isn't there: the loss robust takes the same share of wrong labels, and corrects for it",
+            "cDPO isn't there: the loss robust takes the same share of wrong labels, and corrects for it (with "
+            "sigmoid TRL 1.16 takes no notice of the key; releases before had cDPO)",
         )
     listed = draft.get("loss_weights")
     weights = list(listed) if isinstance(listed, list) else [1.0] * len(ours)

@@ -17,17 +17,20 @@ _BUILDERS = ("json", "csv", "parquet", "arrow", "text")
 """Names that `load_dataset` takes for files."""
 _ALL_TOKENS = (
     "isn't there: TRL then learns every token of conversations (messages), and of a prompt and completion the "
-    "completion; here the assistant's turns alone, in both (supervise: all learns every token, without checks of "
-    "traces)"
+    "completion; here the assistant's turns alone, in both, those of a prompt too (supervise: last learns the "
+    "completion; all learns every token, without checks of traces)"
 )
+_COMPLETION = "last: the last turn alone, which the completion is; assistant turns of its prompt aren't learned"
 _EVERYTHING = (
     "all: every token is learned, and traces aren't checked; of a prompt and completion TRL learns the completion "
     "alone, so such rows need supervise: assistant"
 )
 _ROWS = (
     "the mode is each row's own: its chat_template_kwargs, /think or /no_think, or its trace; a row that contradicts "
-    "itself stops a run (data.conflicts: drop counts it); rows of text alone (prompt and completion that aren't "
-    "messages) get no chat template there, and are turns of the template here"
+    "itself stops a run (data.conflicts: drop counts it), and so do rows with and without a trace under a template "
+    "that asks for both in one way; rows of text alone (prompt and completion that aren't messages) get no chat "
+    "template there, and are turns of the template here; of completions and of pairs TRL also learns what the template "
+    "writes after the token that ends a turn (ChatML's line end), and here that token is the last"
 )
 
 _TEXT_OF_SOME = (
@@ -290,7 +293,7 @@ def _fill_mask(draft: Draft) -> None:
         draft.change("assistant_only_loss", "data.supervise", "assistant", _ALL_TOKENS)
         return
     everything = not of_turns and of_completion is not True
-    value = "all" if everything else "assistant"
+    value = "all" if everything else "last" if of_completion else "assistant"
     for key in ("assistant_only_loss", "completion_only_loss"):
         if draft.get(key) is not None and everything:
             draft.change(
@@ -301,5 +304,7 @@ def _fill_mask(draft: Draft) -> None:
                 if of_completion is None
                 else "all: every token is learned, and traces aren't checked",
             )
+        elif key == "completion_only_loss" and of_completion:
+            draft.change(key, "data.supervise", value, _COMPLETION)
         elif draft.get(key) is not None:
             draft.carry(key, "data.supervise", value)

@@ -19,14 +19,14 @@ BASE = {"base_model": "org/model", "learning_rate": 1e-4}
 # File -> what is carried over, changed and refused, in numbers, and by name where that isn't as it is.
 FILES: dict[str, tuple[tuple[int, int, int], str, str]] = {
     "full_sft": (
-        (42, 11, 0),
-        "chat_template datasets[0].type datasets[1].type val_set_size output_dir sample_packing "
+        (41, 13, 0),
+        "(steps) warmup_ratio chat_template datasets[0].type datasets[1].type val_set_size output_dir sample_packing "
         "eval_sample_packing micro_batch_size bf16 flash_attention special_tokens.pad_token",
         "",
     ),
     "qlora": (
-        (27, 12, 5),
-        "load_in_4bit datasets[0].type datasets[0].roles_to_train chat_template chat_template_kwargs "
+        (27, 13, 5),
+        "(steps) load_in_4bit datasets[0].type datasets[0].roles_to_train chat_template chat_template_kwargs "
         "output_dir adapter sample_packing micro_batch_size bf16 gradient_checkpointing attn_implementation",
         "lora_mlp_kernel lr_scheduler loss_watchdog_threshold loss_watchdog_patience hub_model_id",
     ),

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from dualign.cli.main import main
 from dualign.data.config import SourceConfig
@@ -148,6 +149,31 @@ def test_answers_that_were_liked_or_not(folder: Path) -> None:
         ([("assistant", "6")], True),
         ([("assistant", "6")], False),
     ]
+
+
+def test_a_row_keeps_its_own_system_text_beside_a_default(folder: Path) -> None:
+    info = folder / "data" / "dataset_info.json"
+    info.write_text(info.read_text().replace('"system": "role"', '"system": "system"'))
+    _, stage = brought(written(folder, default_system="Be kind.", dataset="sums,chats"))
+    sums, chats = stage.data.sources
+    assert sums.columns["system"] == "system"
+    row = rows_of(chats)[0]
+    own = {"speaker": "system", "said": "Be brief."}
+    row["dialog"] = [own, *(turn for turn in row["dialog"] if turn["speaker"] != "system")]
+    assert to_conversation(row, source=chats, index=0).messages[0].content == "Be brief."
+
+
+def test_the_default_text_of_a_form_is_in_its_template(folder: Path) -> None:
+    _, stage = brought(written(folder, template="alpaca"))
+    environment = ImmutableSandboxedEnvironment()
+    template = environment.from_string(Path(stage.template).read_text())
+    talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}]
+    own = [{"role": "system", "content": "Be brief."}, *talk]
+    rest = "### Instruction:\nHi\n\n### Response:\nYes</s>\n\n"
+    default = "Below is an instruction that describes a task. "
+    default += "Write a response that appropriately completes the request.\n\n"
+    assert template.render(messages=talk, eos_token="</s>") == default + rest
+    assert template.render(messages=own, eos_token="</s>") == "Be brief." + rest
 
 
 def test_rows_become_the_conversations_that_llama_factory_reads(folder: Path) -> None:

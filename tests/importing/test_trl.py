@@ -85,7 +85,7 @@ def test_an_sft_recipe_of_the_handbook_with_a_mixture(folder: Path) -> None:
 
 def test_a_preference_recipe_of_the_handbook_with_its_launcher(folder: Path) -> None:
     imported, stage = brought(folder / "zephyr_dpo.yaml", launch=folder / "zero3.yaml")
-    assert sizes(imported) == [30, 5, 1]
+    assert sizes(imported) == [31, 5, 1]
     assert [note.key for note in imported.list_of("refused")] == ["max_prompt_length"]
     assert (stage.train["loss_type"], stage.train["beta"]) == ("sigmoid", 0.01)
     sources = [(source.path, source.weight, source.validation) for source in stage.data.sources]
@@ -133,7 +133,7 @@ def test_a_text_field_has_no_effect_on_conversations(folder: Path) -> None:
 
 def test_simpo_of_cpos_script_keeps_its_likelihood_and_its_rows(folder: Path) -> None:
     imported, stage = brought(folder / "simpo.yaml")
-    assert sizes(imported) == [11, 6, 1]
+    assert sizes(imported) == [12, 6, 1]
     assert stage.train["loss_type"] == ["simpo", "sft"]
     assert stage.train["loss_weights"] == [1.0, 0.1]
     local, other = stage.data.sources
@@ -177,6 +177,13 @@ def test_the_script_is_told_by_keys_and_path(
     assert stage.kind == kind
 
 
+def test_weights_are_of_the_type_that_trls_scripts_load_them_in(folder: Path) -> None:
+    assert brought(written(folder, packing=True))[1].dtype == "float32"
+    assert brought(written(folder, packing=True, dtype="auto"))[1].dtype == "auto"
+    quantized = written(folder, packing=True, use_peft=True, load_in_4bit=True)
+    assert brought(quantized)[1].dtype == "auto"
+
+
 def test_orpo_is_told_by_the_path_alone(folder: Path) -> None:
     (folder / "orpo").mkdir()
     path = written(folder, beta=0.05, max_prompt_length=128).rename(folder / "orpo" / "config.yaml")
@@ -215,7 +222,7 @@ def test_what_can_be_no_recipe_says_why(folder: Path, keys: dict[str, Any], mess
     [
         ({"assistant_only_loss": True}, "assistant"),
         ({"assistant_only_loss": False}, "all"),
-        ({"completion_only_loss": True}, "assistant"),
+        ({"completion_only_loss": True}, "last"),
         ({"completion_only_loss": False}, "all"),
         ({"packing": False}, "assistant"),
     ],

@@ -217,8 +217,9 @@ def test_a_form_writes_its_system_text_where_a_column_is_not_read(tmp_path: Path
     (tmp_path / "rows.json").write_text('[{"instruction": "q", "output": "a", "system": "S"}]')
     entry = {"mine": {"file_name": "rows.json"}}
     keys = {"dataset_dir": entry, "dataset": "mine", "template": "vicuna"}
-    columns = stage_of(imported(tmp_path, {**FACTORY, **keys}))["data"]["sources"][0]["columns"]
-    assert columns["system"]["value"].startswith("A chat between a curious user")
+    recipe = imported(tmp_path, {**FACTORY, **keys})
+    assert stage_of(recipe)["data"]["sources"][0]["columns"]["system"] == {"value": ""}
+    assert "A chat between a curious user" in recipe.files["vicuna.jinja"]
 
 
 def test_raw_text_says_how_it_is_cut(tmp_path: Path) -> None:

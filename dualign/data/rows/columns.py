@@ -52,7 +52,16 @@ def mapped_row(row: Row, columns: Mapping[str, Any], *, pairs: bool) -> Row:
     for name in _TURNS:
         if mapped.get(name) is not None and (fields or name in columns):
             mapped[name] = _with_names(mapped[name], fields, in_turn=name in _IN_TURN)
+    is_for_all = "system" in columns and not paths_of(columns["system"])
+    if is_for_all and any(_begins_with_system(mapped.get(name)) for name in _TURNS):
+        mapped.pop("system", None)  # a text for all rows is for those that have none
     return mapped
+
+
+def _begins_with_system(turns: Any) -> bool:
+    first = next(iter(_as_list(turns)), None)
+    speaker = first.get("role") or first.get("from") if isinstance(first, Mapping) else None
+    return speaker in ("system", "developer")
 
 
 def shape_for(columns: Mapping[str, Any], row: Row, *, pairs: bool) -> RowShape | None:

@@ -106,6 +106,11 @@ MAPPED: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
         {"messages": [HI, YES]},
         {"messages": [HI, YES], "system": "Be brief."},
     ),
+    "a system text for all rows, and the row's own": (
+        {"system": {"value": "Be brief."}},
+        {"messages": [{"role": "system", "content": "Be kind."}, HI, YES]},
+        {"messages": [{"role": "system", "content": "Be kind."}, HI, YES]},
+    ),
     "modes": (
         {"mode": {"from": "type", "think": ["cot"], "no_think": ["direct", "short"]}},
         {"messages": [HI, YES], "type": "short"},
