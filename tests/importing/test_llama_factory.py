@@ -164,7 +164,7 @@ def test_a_row_keeps_its_own_system_text_beside_a_default(folder: Path) -> None:
 
 
 def test_the_default_text_of_a_form_is_in_its_template(folder: Path) -> None:
-    _, stage = brought(written(folder, template="alpaca"))
+    _, stage = brought(written(folder, template="alpaca", dataset="customers"))
     environment = ImmutableSandboxedEnvironment()
     template = environment.from_string(Path(stage.template).read_text())
     talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}]
