@@ -36,7 +36,7 @@ from dualign.models.loading import load_model
 from dualign.models.prompts import prompt, switch_of
 from dualign.tasks.table import load_questions
 
-_TYPES = ("q2_k", "iq2_xs", "iq3_xxs", "q3_k_m", "iq3_s", "iq4_xs", "q4_k_m")
+_TYPES = ("q2_k", "iq3_xxs", "q3_k_m", "iq2_xxs", "iq2_xs", "iq3_s", "iq4_xs", "q4_k_m")
 _MATRICES = ("none", "both", "no_think", "think")
 _PLACES = ("trace", "after", "no_think")
 _BATCH = 1024  # tokens
