@@ -33,18 +33,21 @@ def shipped_recipes() -> list[Path]:
     return [file for file in files if file.parent.name not in ("accelerate", "skypilot")]
 
 
-def find_recipe(name: str | Path) -> Path:
+def find_recipe(name: str | Path, *, folder: Path = Path()) -> Path:
     """Return a file of the user's, a recipe that ships (`quickstart`), or recipe.yaml of the user's folder.
 
     Of a folder and a recipe that ships of the same name, the one that ships is taken, and that is
     logged; `quickstart/` and `./quickstart` name the folder.
 
+    Args:
+        folder: where the user's own are; default: the working folder.
+
     Raises:
         ConfigError: none is there.
     """
-    path = Path(name)
+    path = folder / name
     own = path if path.is_file() else path / RECIPE_FILE if path.is_dir() else None
-    shipped = _shipped(path)
+    shipped = _shipped(Path(name))
     if own is not None and own.is_file():
         if own == path or shipped is None or _says_folder(str(name)):
             return own

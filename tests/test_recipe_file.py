@@ -7,6 +7,7 @@ import pytest
 
 from dualign.cli.main import main
 from dualign.errors import ConfigError
+from dualign.experiments.config import read_experiment
 from dualign.recipe_file import find_recipe, shipped_folder
 
 
@@ -52,6 +53,20 @@ def test_a_name_that_ships_means_the_recipe_that_ships_and_the_folder_is_told(
     assert find_recipe("quickstart").is_relative_to(shipped_folder())
     assert find_recipe("smollm3/sft") == shipped_folder() / "smollm3" / "sft.yaml"
     assert not caplog.text
+
+
+def test_the_recipe_of_an_experiment_may_be_a_folder_beside_it(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = here / "search.yaml"
+    monkeypatch.chdir(here / "empty")
+    for name, file in (
+        ("mine", here / "mine" / "recipe.yaml"),
+        ("quickstart/", here / "quickstart" / "recipe.yaml"),
+        ("quickstart", shipped_folder() / "quickstart" / "recipe.yaml"),
+    ):
+        experiment.write_text(f"name: e\nrecipe: {name}\ngrid: {{sft.seed: [1, 2]}}\n")
+        assert read_experiment(experiment, ()).recipe_file == file
 
 
 def test_a_folder_without_recipe_yaml_names_its_files(here: Path) -> None:

@@ -178,8 +178,8 @@ def read_experiment(path: Path, overrides: Sequence[str]) -> ExperimentFile:
     config = parse(ExperimentConfig, document.value, document)
     document.raise_problems()
     assert config is not None, "no problems means an experiment"
-    beside = path.parent / config.recipe
-    recipe_file = beside if beside.is_file() else find_recipe(config.recipe)
+    has_beside = (path.parent / config.recipe).exists()
+    recipe_file = find_recipe(config.recipe, folder=path.parent if has_beside else Path())
     return ExperimentFile(document=document, config=config, recipe_file=recipe_file)
 
 
