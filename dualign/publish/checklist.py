@@ -94,7 +94,7 @@ CHECKS: tuple[CheckSpec, ...] = (
     # Called with (export, weights) of an export beside weights: hashes of their files, or why there are none.
     CheckSpec(name="files", phase="beside", function="exported:check_export_files", needed_to_load=True),
     CheckSpec(name="base_weights", phase="beside", function="exported:check_weights_of_run", may_fail=True),
-    # Called with (earlier): what an earlier publication put beside weights.
+    # Called with (earlier, request): what an earlier publication put beside weights.
     CheckSpec(name="copies", phase="earlier", function="exported:check_earlier"),
     # Called with (rows, hub), before rows are staged as a dataset.
     CheckSpec(name="lineage", phase="rows", function="rows:check_rows_lineage", may_fail=True),

@@ -9,16 +9,15 @@ from pathlib import Path
 
 from dualign.checkpoints.weights import open_weights
 from dualign.errors import DualignError, PublishError
-from dualign.hashing import hashes_of, sha256
+from dualign.hashing import hashes_of
 from dualign.publish.card.copies import copy_texts, render_copy
 from dualign.publish.checklist import CheckResult, run_checks
 from dualign.publish.earlier import Copy, EarlierCopies, earlier_copies, record_on_hub
 from dualign.publish.export import questions_of, stage_and_test
 from dualign.publish.exported import RECORD, Export, read_beside
 from dualign.publish.hub.repository import RemoteState
-from dualign.publish.manifest import WEIGHTS
 from dualign.publish.redaction import redact
-from dualign.publish.release import Release
+from dualign.publish.release import Release, file_hashes
 from dualign.rundir import write_json
 
 
@@ -79,10 +78,11 @@ def stage_copies(
         copies.append(Copy(folder=place, method=export.method, files=tuple(names)))
         checks += results
     described = copy_texts("" if isinstance(repository, str) else repository.card or "")
+    record = record_on_hub(repository)
     earlier = earlier_copies(
-        record_on_hub(repository),
+        record,
         {} if isinstance(repository, str) else repository.files,
-        {f.name: sha256(f) for f in sorted(folder.iterdir()) if WEIGHTS.fullmatch(f.name)},
+        file_hashes(folder) if record else {},
         replaced=exports,
         described=described,
     )
@@ -90,7 +90,7 @@ def stage_copies(
     return Copies(
         copies=(*copies, *earlier.kept),
         texts=texts | {place: described[place] for place in places},
-        checks=(*checks, *run_checks("earlier", earlier)),
+        checks=(*checks, *run_checks("earlier", earlier, release.request)),
         earlier=earlier,
         left_out=tuple(
             (f"{export.folder.name}/{name}", why)

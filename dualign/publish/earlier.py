@@ -10,6 +10,9 @@ from dualign.publish.hub.repository import RemoteFile, RemoteState, read_text
 from dualign.publish.manifest import WEIGHTS
 from dualign.rundir import RUN_JSON
 
+_TEXTS = ("chat_template.jinja", "tokenizer.json")
+"""Files that a copy holds too, in its own form."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Copy:
@@ -55,7 +58,7 @@ def record_on_hub(repository: RemoteState | str) -> Mapping[str, Any]:
 def earlier_copies(
     record: Mapping[str, Any],
     files: Mapping[str, RemoteFile],
-    weights: Mapping[str, str],
+    staged: Mapping[str, str],
     *,
     replaced: Collection[str],
     described: Collection[str],
@@ -65,21 +68,33 @@ def earlier_copies(
     Args:
         record: run.json on the Hub.
         files: the repository's.
-        weights: staged weight file -> its sha256.
+        staged: staged file, of copies too -> its sha256.
         replaced: folders of copies that go now.
         described: folders of copies that the card on the Hub tells of.
+
+    Raises:
+        PublishError: `record` names copies in a form that dualign doesn't write.
     """
-    hashes: Mapping[str, str] = record.get("files") or {}
-    before = {name: sha for name, sha in hashes.items() if WEIGHTS.fullmatch(name)}
+    hashes: Mapping[str, str] = _mapping(record.get("files"))
+    before, weights = (
+        {name: sha for name, sha in of.items() if WEIGHTS.fullmatch(name)}
+        for of in (hashes, staged)
+    )
+    other_texts = [name for name in _TEXTS if hashes.get(name) != staged.get(name)]
     kept: list[Copy] = []
     outdated: list[str] = []
     faults: list[str] = []
     for copy in _copies(record):
         present = [name for name in copy.files if name in files]
         if before != weights or copy.folder in replaced:
-            outdated += present
+            outdated += [name for name in present if name not in staged]
         elif present:
             kept.append(copy)
+            faults += [
+                f"{name} isn't the one that {', '.join(present)} on the Hub were made with: export again and "
+                "name the folder with --with, or delete them there"
+                for name in other_texts
+            ]
             faults += _faults(copy, files, hashes, described=copy.folder in described)
     return EarlierCopies(
         kept=tuple(kept),
@@ -90,19 +105,27 @@ def earlier_copies(
     )
 
 
-def _copies(record: Mapping[str, Any]) -> Iterator[Copy]:
-    for entry in (record.get("published") or {}).get("copies") or ():
-        try:
-            yield Copy(
+def _copies(record: Mapping[str, Any]) -> tuple[Copy, ...]:
+    entries = _mapping(record.get("published")).get("copies") or ()
+    try:
+        return tuple(
+            Copy(
                 folder=str(entry["folder"]),
                 method=str(entry["method"]),
                 files=tuple(map(str, entry["files"])),
             )
-        except (KeyError, TypeError):
-            raise PublishError(
-                f"{RUN_JSON} on the Hub: published.copies isn't as `dualign publish` writes it; delete the "
-                "copies there, and name their folders with --with"
-            ) from None
+            for entry in entries
+        )
+    except (KeyError, TypeError):
+        raise PublishError(
+            f"{RUN_JSON} on the Hub: published.copies isn't as `dualign publish` writes it; delete the "
+            "copies there, and name their folders with --with"
+        ) from None
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    """Return an object of run.json; empty where another tool has something else under that key."""
+    return value if isinstance(value, Mapping) else {}
 
 
 def _faults(

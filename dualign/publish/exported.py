@@ -193,6 +193,8 @@ def _kind(folder: Path) -> Kind:
         return "gguf"
     if (folder / "config.json").is_file():
         return "checkpoint"
+    if not folder.is_dir():
+        raise PublishError(f"{folder}: no such folder; expected one that `dualign export` wrote")
     raise PublishError(
         f"{folder}: expected a folder that `dualign export` wrote, or a checkpoint in transformers' form: "
         "it has neither .gguf files nor a config.json"

@@ -11,6 +11,7 @@ import pytest
 from dualign.errors import PublishError
 from dualign.hashing import hashes_of, sha256
 from dualign.publish.card.copies import copy_texts
+from dualign.publish.checklist import run_checks
 from dualign.publish.copies import read_copies, stage_copies
 from dualign.publish.earlier import earlier_copies
 from dualign.publish.hub.metadata import HubClient
@@ -80,8 +81,8 @@ def test_gguf_files_lie_at_the_top_and_a_checkpoint_in_a_folder_of_its_type(
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("other weights", "base_weights (gguf): {} was made from other weights: base/model.safe"),
-        ("no hashes", "base_weights (gguf): {} doesn't say which weights it was made from"),
+        ("other weights", "base_weights (gguf): gguf was made from other weights: base/model.safe"),
+        ("no hashes", "base_weights (gguf): gguf doesn't say which weights it was made from"),
         ("other bytes", "files (gguf): merged-F16.gguf isn't the file that was exported"),
         ("worse", "both_modes (gguf): merged-F16.gguf: no_think: KL 0.5"),
     ],
@@ -105,7 +106,7 @@ def test_what_is_wrong_with_a_copy_is_named(
     (tmp_path / "staged").mkdir()
     copies = stage_copies(read_copies(release), release, tmp_path / "staged", "not looked up")
     failed = [f"{c.name}: {c.message}" for c in copies.checks if c.state == "failed"]
-    assert len(failed) == 1 and failed[0].startswith(message.format(of_weights))
+    assert len(failed) == 1 and failed[0].startswith(message)
     if fault in ("worse", "no hashes"):
         allowed = frozenset(["both_modes", "base_weights"])
         release = replace(release, request=replace(release.request, allow=allowed))
@@ -122,6 +123,7 @@ def test_an_adapter_has_no_copies_and_a_place_holds_one(
         ("apo", (of_weights,), "an adapter is published, and copies lie beside weights"),
         ("merged", (of_weights, of_weights), "would both be the GGUF files at the top"),
         ("merged", (road,), "it has neither .gguf files nor a config.json"),
+        ("merged", (tmp_path / "none",), "none: no such folder"),
     ):
         with pytest.raises(PublishError, match=message):
             read_copies(examine(asked(road / run, exports=exports), HUB))
@@ -148,11 +150,41 @@ def test_copies_on_the_hub_stay_with_their_weights_and_go_with_others() -> None:
     other = earlier_copies(RECORD, remote(), {"model.safetensors": "d" * 64}, **now)
     assert (other.kept, other.outdated) == ((), ("m-Q8_0.gguf", "Modelfile")), "not mine.gguf"
     assert other.why == "made from other weights"
-    again = earlier_copies(RECORD, remote(), WEIGHTS, replaced=[""], described=[""])
-    assert (again.kept, again.outdated) == ((), ("m-Q8_0.gguf", "Modelfile"))
+    for staged_copy, gone in (({}, tuple(COPY)), ({"Modelfile": "c" * 64}, ("m-Q8_0.gguf",))):
+        goes = WEIGHTS | staged_copy
+        again = earlier_copies(RECORD, remote(), goes, replaced=[""], described=[""])
+        assert (again.kept, again.outdated) == ((), gone), "what goes again isn't deleted"
+        for card_only, state in ((False, "ok"), (True, "failed")):
+            request = PublishRequest(run_dir=Path(), repo_id="a/b", card_only=card_only)
+            (check,) = run_checks("earlier", again, request)
+            assert check.state == state and gone[0] in check.message
     for record in ({}, {"files": WEIGHTS}, {"published": {"copies": []}}):
         nothing = earlier_copies(record, remote(), WEIGHTS, **now)
         assert (nothing.kept, nothing.outdated, nothing.faults) == ((), (), ())
+
+
+def test_a_copy_holds_the_template_that_it_was_made_with() -> None:
+    template = {"chat_template.jinja": "1" * 64}
+    record = RECORD | {"files": RECORD["files"] | template}
+    now = {"replaced": (), "described": [""]}
+    assert not earlier_copies(record, remote(), WEIGHTS | template, **now).faults
+    other = WEIGHTS | {"chat_template.jinja": "2" * 64}
+    (fault,) = earlier_copies(record, remote(), other, **now).faults
+    assert fault.startswith("chat_template.jinja isn't the one that m-Q8_0.gguf, Modelfile on")
+    assert not earlier_copies(record, remote(), other, replaced=[""], described=[""]).faults
+
+
+@pytest.mark.parametrize("record", [{"files": ["m.gguf"]}, {"published": "2026-11-29"}])
+def test_run_json_of_another_tool_names_no_copies(record: dict) -> None:
+    earlier = earlier_copies(record, remote(), WEIGHTS, replaced=(), described=())
+    assert (earlier.kept, earlier.outdated, earlier.faults) == ((), (), ())
+
+
+@pytest.mark.parametrize("copies", [5, "gguf", [{"folder": ""}]])
+def test_copies_in_another_form_are_refused(copies: object) -> None:
+    record = RECORD | {"published": {"copies": copies}}
+    with pytest.raises(PublishError, match=r"published\.copies isn't as"):
+        earlier_copies(record, remote(), WEIGHTS, replaced=(), described=())
 
 
 def test_a_copy_that_was_changed_on_the_hub_is_not_told_of() -> None:

@@ -12,6 +12,7 @@ from dualign.publish.earlier import EarlierCopies
 from dualign.publish.exported import RECORD, Export, comparisons
 from dualign.publish.hub.metadata import HubClient
 from dualign.publish.lineage import Root
+from dualign.publish.release import PublishRequest
 
 
 def check_export_files(export: Export, evidence: object) -> CheckOutcome:
@@ -89,11 +90,12 @@ def check_weights_of_run(export: Export, weights: Mapping[str, str] | str) -> Ch
     if isinstance(weights, str):
         return judge([weights], "")
     recorded: Mapping[str, str] = export.record.get("weights") or {}
+    name = export.folder.resolve().name  # the card may quote it, and no path of this machine goes
     if not recorded:
-        fault = f"{export.folder} doesn't say which weights it was made from ({RECORD}: weights)"
+        fault = f"{name} doesn't say which weights it was made from ({RECORD}: weights)"
     elif set(recorded.values()) != set(weights.values()):
         fault = (
-            f"{export.folder} was made from other weights: {_short(recorded)}, and these are "
+            f"{name} was made from other weights: {_short(recorded)}, and these are "
             f"{_short(weights)}"
         )
     else:
@@ -106,15 +108,21 @@ def _short(weights: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {sha[:12]}" for name, sha in weights.items())
 
 
-def check_earlier(earlier: EarlierCopies) -> CheckOutcome | None:
+def check_earlier(earlier: EarlierCopies, request: PublishRequest) -> CheckOutcome | None:
     """What an earlier publication put beside the weights stays if it is of these, and goes if not."""
     if not (earlier.kept or earlier.outdated or earlier.faults):
         return None
     stays = [name for copy in earlier.kept for name in copy.files]
     summary = [f"{', '.join(stays)} on the Hub stay: made from these weights"] if stays else []
+    faults = list(earlier.faults)
+    if request.card_only:
+        faults += [
+            f"{name} would stay on the Hub, and the card wouldn't tell of it: publish without --card-only"
+            for name in earlier.outdated
+        ]
     if gone := earlier.outdated:
         summary.append(f"{', '.join(gone)} on the Hub are deleted: {earlier.why}")
-    return judge(earlier.faults, "; ".join(summary))
+    return judge(faults, "; ".join(summary))
 
 
 def check_tensors(export: Export, folder: Path) -> CheckOutcome | None:
