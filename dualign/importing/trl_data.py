@@ -20,10 +20,13 @@ _ALL_TOKENS = (
     "completion; here the assistant's turns alone, in both, those of a prompt too (supervise: last learns the "
     "completion; all learns every token, without checks of traces)"
 )
-_COMPLETION = "last: the last turn alone, which the completion is; assistant turns of its prompt aren't learned"
+_COMPLETION = (
+    "last: the last turn alone, which the completion is; assistant turns of its prompt aren't learned (of rows of "
+    "messages TRL takes no notice of the key: there set assistant, or all)"
+)
 _EVERYTHING = (
     "all: every token is learned, and traces aren't checked; of a prompt and completion TRL learns the completion "
-    "alone, so such rows need supervise: assistant"
+    "alone, so such rows need supervise: last"
 )
 _ROWS = (
     "the mode is each row's own: its chat_template_kwargs, /think or /no_think, or its trace; a row that contradicts "

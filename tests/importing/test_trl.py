@@ -228,8 +228,11 @@ def test_what_can_be_no_recipe_says_why(folder: Path, keys: dict[str, Any], mess
     ],
 )
 def test_masks_are_what_the_file_says(folder: Path, keys: dict[str, Any], expected: str) -> None:
-    _, stage = brought(written(folder, **keys))
+    brought_over, stage = brought(written(folder, **keys))
     assert stage.data.supervise == expected
+    if expected == "last":
+        (note,) = [n for n in brought_over.notes if n.key == "completion_only_loss"]
+        assert "of rows of messages TRL takes no notice of the key" in note.says
 
 
 @pytest.mark.parametrize(

@@ -141,7 +141,7 @@ def test_what_trl_does_without_a_limit_or_with_a_system_prompt_is_said(tmp_path:
     assert "columns: {system: {value: TEXT}}" in refused(result)["system_prompt"]
     assert stage_of(result)["data"]["max_tokens"] == 1024
     changed = {note.key: note.says for note in result.list_of("changed")}
-    assert "such rows need supervise: assistant" in changed["assistant_only_loss"]
+    assert "such rows need supervise: last" in changed["assistant_only_loss"]
 
 
 def test_files_of_one_set_have_its_fraction_together(tmp_path: Path) -> None:
