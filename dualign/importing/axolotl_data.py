@@ -298,7 +298,7 @@ def _note_roles(draft: Draft, key: Key, roles: Any, flags: bool) -> None:
     if roles is None:
         draft.change(
             key,
-            says="is empty: axolotl's documentation says that the last turn alone is learned, but its code (0.18) drops "
+            says="is empty: axolotl's documentation says that the last turn alone is learned, but its code (0.19) drops "
             "an empty key, and learns the assistant's turns, as here; data.supervise: last learns the last alone",
         )
     elif roles == [] and not flags:

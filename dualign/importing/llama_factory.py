@@ -24,6 +24,10 @@ _LORA_KEYS = (
     *("loraplus_lr_ratio", "use_rslora", "use_dora", "pissa_init", "pissa_iter", "pissa_convert"),
     *("create_new_adapter", "adapter_name_or_path"),
 )
+_ORPO = (
+    "its likelihood of chosen answers is a mean over the tokens of the batch, so a longer answer counts for more; "
+    "LLaMA-Factory takes the mean of each answer, and then that of the pairs"
+)
 _KTO_ROWS = 8
 """of a batch: KTO's KL is an estimate from its rows"""
 
@@ -154,16 +158,7 @@ def _fill_losses(draft: Draft) -> None:
         _fill_kto_batch(draft)
         return
     loss, smoothing = draft.get("pref_loss") or "sigmoid", draft.number("dpo_label_smoothing") or 0
-    name = loss
-    if loss == "kto_pair":
-        name = "bco_pair"
-        draft.change("pref_loss", says=GONE_KTO_PAIR)
-    elif draft.get("pref_loss"):
-        draft.carry("pref_loss", "train.loss_type", loss)
-    else:
-        draft.assume("pref_loss", "train.loss_type", loss)
-    if loss == "simpo":
-        assume_simpo_beta(draft, "pref_beta")
+    name = _fill_main_loss(draft, loss)
     if smoothing and loss != "sigmoid":
         draft.refuse(
             "dpo_label_smoothing", f"LLaMA-Factory takes it with sigmoid alone, not {loss}"
@@ -181,6 +176,22 @@ def _fill_losses(draft: Draft) -> None:
     draft.put("train.loss_type", names if len(names) > 1 else name)
     if len(names) > 1:
         draft.put("train.loss_weights", weights)
+
+
+def _fill_main_loss(draft: Draft, loss: str) -> str:
+    """Note the loss that pref_loss names, and return its name here."""
+    if loss == "kto_pair":
+        draft.change("pref_loss", says=GONE_KTO_PAIR)
+        return "bco_pair"
+    if loss == "orpo":
+        draft.change("pref_loss", "train.loss_type", loss, _ORPO)
+    elif draft.get("pref_loss"):
+        draft.carry("pref_loss", "train.loss_type", loss)
+    else:
+        draft.assume("pref_loss", "train.loss_type", loss)
+    if loss == "simpo":
+        assume_simpo_beta(draft, "pref_beta")
+    return loss
 
 
 def _fill_kto_batch(draft: Draft) -> None:

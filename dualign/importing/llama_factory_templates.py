@@ -17,6 +17,14 @@ _NO_TRACES = (
     "a row with a <think> block is a think row here, and text to LLaMA-Factory's template; where the model's own "
     "template switches modes, other rows get the prompt of no_think"
 )
+_EARLIER_BLOCKS = (
+    "where it drops the think blocks of earlier answers, a conversation becomes a row for each answer, with the "
+    "prompt that a user's turn has; LLaMA-Factory keeps one row, with a block in each answer"
+)
+_PIECES = (
+    "the text of a row is tokenized as a whole here, as when the model is asked; LLaMA-Factory tokenizes its pieces "
+    "one by one, so tokens at their edges (two line ends before a turn) may differ"
+)
 _MODES = (
     "the mode is each row's own here: a row with a trace is think, one without is no_think and its prompt says "
     "so; LLaMA-Factory trains every row as think, and teaches an empty think block to those without a trace"
@@ -43,7 +51,7 @@ def fill_template(draft: Draft) -> None:
         draft.put("template", "tokenizer")
     elif name in (*table["reasoning"], *table["own"]):
         reasons = name in table["reasoning"]
-        says = _AS_ITS_OWN if reasons else f"{_AS_ITS_OWN}; {_NO_TRACES}"
+        says = f"{_AS_ITS_OWN}; {_EARLIER_BLOCKS if reasons else _NO_TRACES}"
         draft.change("template", "template", "tokenizer", says)
     else:
         known = nearest(str(name), [*table["reasoning"], *table["own"], *table["forms"]])
@@ -81,7 +89,8 @@ def _fill_form(draft: Draft, name: str, form: Mapping[str, Any]) -> None:
         return
     file = f"{name}.jinja"
     draft.files[file] = _jinja(name, form)
-    draft.change("template", "template", file, f"written as {file}; calls and tools aren't in it")
+    says = f"written as {file}; calls and tools aren't in it; {_PIECES}"
+    draft.change("template", "template", file, says)
 
 
 def _jinja(name: str, form: Mapping[str, Any]) -> str:

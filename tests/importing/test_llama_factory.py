@@ -369,6 +369,16 @@ def test_modes_follow_enable_thinking(folder: Path) -> None:
     assert "has no effect" in says(imported, "enable_thinking")[1]
 
 
+def test_what_counts_otherwise_is_said(folder: Path) -> None:
+    for keys, key, words in (
+        ({"stage": "dpo", "dataset": "choices", "pref_loss": "orpo"}, "pref_loss", "mean of each"),
+        ({"template": "qwen3"}, "template", "a row for each answer"),
+        ({"template": "alpaca", "dataset": "customers"}, "template", "tokenized as a whole"),
+    ):
+        action, text = says(brought(written(folder, **keys))[0], key)
+        assert (action, words in text) == ("changed", True)
+
+
 def test_a_template_that_nobody_knows_is_refused_with_the_nearest(folder: Path) -> None:
     imported, stage = brought(written(folder, template="qwen33"))
     assert "did you mean 'qwen3'?" in says(imported, "template")[1]
