@@ -1,5 +1,6 @@
 """One function for each command; each imports what it needs when it is called."""
 
+import shlex
 import shutil
 from argparse import Namespace
 from collections.abc import Iterator
@@ -28,7 +29,7 @@ def run(args: Namespace) -> int:
     finished = api.run(recipe, say=say, machine_rank=args.machine_rank)
     models = [e.name for e in recipe.stages if stage_kind(e.kind).makes_model]
     if models and len(finished) == len(recipe.stages) and is_main_process():
-        folder = recipe.output_dir / models[-1]
+        folder = shlex.quote(str(recipe.output_dir / models[-1]))
         say(f"next: dualign chat {folder}, or dualign publish {folder} YOU/NAME (a dry run)")
     return 0
 
