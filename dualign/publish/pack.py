@@ -234,11 +234,23 @@ def card_of(adapters: Sequence[PackedAdapter]) -> str:
         revision=(base.revision if base else None) or "main",
         adapters=tuple((adapter.name, adapter.rank, adapter.unserved) for adapter in adapters),
         folder=FOLDER,
+        allowed=_allowed(adapters),
         release=release,
     )
     repository = adapters[0].staged.repository
     before = None if isinstance(repository, str) else repository.card
     return str(make_card(data, render_pack(usage), before=before))
+
+
+def _allowed(adapters: Sequence[PackedAdapter]) -> tuple[tuple[str, str, tuple[str, ...]], ...]:
+    """Return each check that fails and is allowed, with its message and the adapters that fail it."""
+    names: dict[tuple[str, str], tuple[str, ...]] = {}
+    for adapter in adapters:
+        for check in adapter.staged.checks:
+            if check.state == "allowed":
+                key = (check.name, check.message)
+                names[key] = (*names.get(key, ()), adapter.name)
+    return tuple((*key, failing) for key, failing in names.items())
 
 
 def _languages(release: Release) -> list[str]:

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from dualign.checkpoints.patterns import largest_rank
 from dualign.cli.main import main
 from dualign.errors import PublishError
+from dualign.publish.checklist import CheckResult
 from dualign.publish.checks.provenance import check_base_weights
 from dualign.publish.hub.metadata import HubClient
 from dualign.publish.manifest import is_published
@@ -166,6 +167,16 @@ def test_a_card_has_code_that_runs_and_the_command_of_vllm(road: Path, tmp_path:
     card = card_of([adapters[0], unserved_too])
     assert "| 6 | doesn't serve it: DoRA |" in card
     assert "--lora-modules sft=pack/adapters/sft\n" in card and "--max-lora-rank 8" in card
+    assert "Published although" not in card
+    failure = CheckResult(name="base_weights", state="allowed", message="not the hub's")
+    both = [
+        replace(adapter, staged=replace(adapter.staged, checks=(failure,))) for adapter in adapters
+    ]
+    expected = (
+        "> **Published although the check `base_weights` failed (sft, apo):** not the hub's\n"
+    )
+    assert card_of(both).count(expected) == 1
+    assert card_of([both[0], adapters[1]]).count(expected.replace("sft, apo", "sft")) == 1
     template = adapters[1].staged.folder / "chat_template.jinja"
     assert agreement(adapters).state == "ok"
     text = template.read_text()

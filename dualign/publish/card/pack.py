@@ -25,6 +25,8 @@ class PackUsage:
     adapters: tuple[tuple[str, int, tuple[str, ...]], ...]
     """(name, rank, why vLLM doesn't serve it)"""
     folder: str
+    allowed: tuple[tuple[str, str, tuple[str, ...]], ...]
+    """(check, its message, the adapters that fail it)"""
     release: Release
     """of the first adapter: what switches the modes of all"""
 
