@@ -201,9 +201,9 @@ class _Work:
         """Ask all requests; the thread's function."""
         try:
             self._task = self._loop.create_task(self._ask_all())
-            self._loop.run_until_complete(self._task)
-        except asyncio.CancelledError:
-            pass
+            with suppress(asyncio.CancelledError):
+                self._loop.run_until_complete(self._task)
+            self._loop.run_until_complete(_streams_closed())
         except Exception as error:
             self._stop(f"{type(error).__name__}: {self._connection.clean(str(error))}")
         finally:
@@ -380,6 +380,12 @@ class _Work:
 
 def _guessed(prompt_tokens: int, text: str) -> dict[str, int]:
     return {"prompt": prompt_tokens, "completion": len(text.encode()) // _BYTES_PER_TOKEN}
+
+
+async def _streams_closed() -> None:
+    """Wait for the tasks in which the loop closes the generators that a stream leaves behind."""
+    while closing := asyncio.all_tasks() - {asyncio.current_task()}:
+        await asyncio.wait(closing)
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:

@@ -1,5 +1,6 @@
 """Answers of an endpoint: llama.cpp's own server, and a server that fails on purpose."""
 
+import gc
 import json
 import re
 import sys
@@ -121,6 +122,14 @@ def test_a_server_that_fails_a_third_of_its_requests_gives_the_same_rows(
     assert sum(tries.values()) == len(bad.asked) - 8 >= 3
     assert tries["429"] == tries["500"] == tries["connection"] == 1
     assert asked["failed"] == {}
+
+
+def test_streams_leave_no_open_tasks_behind(
+    learnt_server: str, task_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(stage(fast(learnt_server, stream=True), tasks=[task_file]), tmp_path, seed=1)
+    gc.collect()
+    assert [record.message for record in caplog.records if record.name == "asyncio"] == []
 
 
 def test_what_a_server_asks_to_wait_is_waited_by_all(task_file: Path, tmp_path: Path) -> None:
