@@ -9,6 +9,7 @@ import tarfile
 import tomllib
 import venv
 import zipfile
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,7 @@ def modules() -> list[Path]:
     return [path for name in ("dualign", *STAGES) for path in (ROOT / name).rglob("*.py")]
 
 
+@cache
 def imported(path: Path) -> set[str]:
     """Every module that a file imports, at its top or inside functions."""
     found = set()
