@@ -82,13 +82,14 @@ def prepare_pack(requests: Sequence[PublishRequest], folder: Path) -> StagedRele
     """
     _require_adapters(requests)
     names = adapter_names([request.run_dir for request in requests])
-    adapters = [
-        _prepare(
-            name,
-            replace(request, contents="adapter", place=f"{FOLDER}/{name}"),
-            folder / FOLDER / name,
-        )
+    releases = [
+        examine(replace(request, contents="adapter", place=f"{FOLDER}/{name}"), HubClient())
         for name, request in zip(names, requests, strict=True)
+    ]
+    _require_license_names(requests[0].license_of, releases)
+    adapters = [
+        _prepare(name, release, folder / FOLDER / name)
+        for name, release in zip(names, releases, strict=True)
     ]
     checks = [
         replace(check, name=f"{adapter.name}: {check.name}")
@@ -138,6 +139,17 @@ def _require_adapters(requests: Sequence[PublishRequest]) -> None:
             )
 
 
+def _require_license_names(license_of: Mapping[str, str], releases: Sequence[Release]) -> None:
+    """Refuse a name of --license-of that none of the adapters has."""
+    known = dict.fromkeys(name for release in releases for name in release.license.of)
+    for name, license in license_of.items():
+        if name not in known:
+            raise PublishError(
+                f"--license-of {name}={license}: no adapter has a source of that name; they have "
+                f"{', '.join(known) or 'none'}"
+            )
+
+
 def _is_outdated(name: str) -> bool:
     return name.startswith(f"{FOLDER}/") or is_published(name)
 
@@ -161,10 +173,9 @@ def unserved(config: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(reasons)
 
 
-def _prepare(name: str, request: PublishRequest, folder: Path) -> PackedAdapter:
-    release = examine(request, HubClient())
+def _prepare(name: str, release: Release, folder: Path) -> PackedAdapter:
     folder.mkdir(parents=True)
-    staged = prepare(request, folder)
+    staged = prepare(release.request, folder)
     file = staged.folder / "adapter_config.json"
     config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     return PackedAdapter(

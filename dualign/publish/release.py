@@ -77,8 +77,12 @@ def require_repo_id(repo_id: str) -> None:
 def license_of_request(request: PublishRequest, of: Mapping[str, str | None]) -> License:
     """Return the license of the whole: by --license, by the recipe's card, or the strictest."""
     card = request.wishes
+    # In a pack the options hold for all adapters, and each has sources of its own.
+    options = {
+        name: id for name, id in request.license_of.items() if name in of or not request.place
+    }
     return combine(
-        said_licenses(of, request.license_of, card.license_of),
+        said_licenses(of, options, card.license_of),
         chosen=license_id(request.license) or request.license.lower() if request.license else None,
         card=license_id(card.license) if card.license else None,
     )

@@ -200,6 +200,16 @@ def test_weights_among_adapters_are_refused_before_an_adapter_is_loaded(
         prepare_pack([replace(asked[0], exports=(tmp_path,)), asked[0]], tmp_path)
 
 
+def test_a_source_of_one_adapter_has_its_license_said_and_a_source_of_none_is_refused(
+    road: Path, tmp_path: Path
+) -> None:
+    said = replace(request(road / "sft"), license_of={"pairs": "mit"}, place="adapters/sft")
+    assert "pairs" not in examine(said, HubClient(reachable=False)).license.of
+    asked = [replace(request(road / name), license_of={"pears": "mit"}) for name in ("sft", "apo")]
+    with pytest.raises(PublishError, match="pears=mit: no adapter has a source of that name"):
+        prepare_pack(asked, tmp_path)
+
+
 def test_another_base_sends_weights_to_a_repository_of_their_own(road: Path) -> None:
     release = examine(
         replace(request(road / "sft"), place="adapters/sft"), HubClient(reachable=False)
