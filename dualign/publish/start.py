@@ -64,6 +64,7 @@ def publish(
         run_dir: the run directory of a finished stage that made a model.
         repo_id: the repository, `owner/name`.
         yes: upload; without it, or if a check fails, nothing leaves.
+        private: a new repository is seen by its owner alone.
         what: None: what the run directory holds.
         bases: what a base on this machine is on the Hub: `ID@COMMIT`, or `PATH=ID@COMMIT`.
         license: of the whole; None: computed.
@@ -75,9 +76,11 @@ def publish(
         exports: exported folders of these weights, which go beside them.
         card_only: update card, records and figures of a repository that holds these weights.
         pull_request: open one, or return the open one that has these files, instead of a commit.
-        private: a new repository is seen by its owner alone.
         gated: how access to its files is given; None: to everyone.
         message: of the commit.
+
+    Returns:
+        The files, every check, the card, and the commit if there was one.
 
     Raises:
         DualignError: there is no model in it, or the Hub refused the upload.
@@ -85,23 +88,12 @@ def publish(
     from dualign.publish.release import PublishRequest
 
     request = PublishRequest(
-        run_dir=Path(run_dir),
-        repo_id=repo_id,
-        contents=what,
-        bases=tuple(bases),
-        license=license,
-        license_of=license_of or {},
-        languages=tuple(languages),
-        allow=frozenset(allow),
-        switch=read_switch(switch, "switch"),
-        private=private,
-        quantized_of=quantized_of,
-        exports=tuple(map(Path, exports)),
-        card_only=card_only,
-        pull_request=pull_request,
-        gated=gated,
-        upload=yes,
-    )
+        run_dir=Path(run_dir), repo_id=repo_id, contents=what, bases=tuple(bases), license=license,
+        license_of=license_of or {}, languages=tuple(languages), allow=frozenset(allow),
+        switch=read_switch(switch, "switch"), private=private, quantized_of=quantized_of,
+        exports=tuple(map(Path, exports)), card_only=card_only, pull_request=pull_request,
+        gated=gated, upload=yes,
+    )  # fmt: skip
     return _release(request, message)
 
 

@@ -393,9 +393,11 @@ def test_a_model_without_a_chat_template_is_refused(learnt, tmp_path):
         load_chat_tokenizer(str(tmp_path))
 
 
-def test_vllm_says_how_to_install_it(learnt, task_file, tmp_path):
+def test_without_vllm_its_server_is_named(learnt, task_file, tmp_path):
     try:
         import vllm  # noqa: F401
     except ImportError:
-        with pytest.raises(EvaluationError, match="pip install vllm"):
+        with pytest.raises(
+            EvaluationError, match="serve the model with vLLM from an environment of its own"
+        ):
             evaluate.run(stage(learnt, tasks=[task_file], backend="vllm"), tmp_path, seed=1)

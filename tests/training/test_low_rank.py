@@ -40,11 +40,14 @@ def outcome(model: PeftModel, x: Tensor) -> list[Tensor]:
 @pytest.mark.parametrize("leaf", [True, False], ids=["inside", "first layer"])
 @pytest.mark.parametrize("bias", [True, False])
 def test_outputs_and_gradients_are_pefts(*, bias: bool, leaf: bool) -> None:
+    torch.manual_seed(3)
     x = torch.randn(2, 7, 6, requires_grad=leaf)
     ours, expected = (outcome(policy(own=own, bias=bias), x) for own in (True, False))
     assert len(ours) == 3 + leaf  # of the adapter in training alone
     assert "LowRankProduct" in str(ours[0].grad_fn.next_functions)
-    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+    # Entries near zero are sums of large ones, so tensors are compared whole.
+    for tensor, other in zip(ours, expected, strict=True):
+        assert (tensor - other).norm() < 1e-5 * other.norm()
 
 
 def test_an_adapter_that_starts_at_zero_changes_no_bit() -> None:

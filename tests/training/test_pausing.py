@@ -70,7 +70,7 @@ def require_progress(out: Path) -> None:
     assert "train_runtime" in entries[-1], "what came after the pause's measurement"
     assert not any("eval_loss" in entry for entry in entries), "which stays out of the log"
     (stage,) = read_runs(out)[0].stages
-    assert stage.figure.startswith("step 3 of 6, ") and "loss/think" in stage.figure
+    assert stage.figure.startswith("stopped at step 3 of 6, ") and "loss/think" in stage.figure
 
 
 def test_paused_stages_end_bit_identical(recipe: Path) -> None:
