@@ -255,12 +255,16 @@ def _file(source: ExportSource, work: Path, type: str) -> Path:
     return work / f"{source.name}-{type.upper()}.gguf"
 
 
+def suggested_type(bytes_of: Mapping[str, int]) -> str:
+    """Return the smallest type from four bits on, which suits most people best; `bytes_of`: type -> size."""
+    usable = [type for type in bytes_of if not type.startswith(_BELOW_FOUR_BITS)] or [*bytes_of]
+    return min(usable, key=lambda type: bytes_of[type])
+
+
 def _write_modelfile(source: ExportSource, work: Path, types: Sequence[str]) -> None:
-    """Write the Modelfile for the smallest file from four bits on, which suits Ollama's users best."""
-    usable = [type for type in types if not type.startswith(_BELOW_FOUR_BITS)] or types
-    smallest = min(usable, key=lambda type: _file(source, work, type).stat().st_size)
+    type = suggested_type({type: _file(source, work, type).stat().st_size for type in types})
     text = modelfile(
-        _file(source, work, smallest).name,
+        _file(source, work, type).name,
         chat_template=source.chat_template,
         end_of_turn=str(source.tokenizer.eos_token),
         context=positions_of(source.weights.config) or 2048,

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from dualign.data.conversation import Mode
 from dualign.export.check import AnswerComparison, CheckResult
-from dualign.export.export import ExportFile, ExportResult
+from dualign.export.export import ExportFile, ExportResult, suggested_type
 from dualign.export.show_modes import modes_summary, verdict
 from dualign.export.writer import EXACT
 
@@ -73,9 +73,10 @@ def summary(result: ExportResult) -> Group:
 
 def closing(result: ExportResult, out: Path) -> str:
     """Return the verdict on each file, where they are, and what runs them."""
-    smallest = min(result.files, key=lambda file: file.bytes)
+    type = suggested_type({file.type: file.bytes for file in result.files})
+    (suggested,) = [file.file for file in result.files if file.type == type]
     names = ", ".join([*(file.file for file in result.files), "Modelfile", "export.json"])
-    folder, model = shlex.quote(str(out)), shlex.quote(str(out / smallest.file))
+    folder, model = shlex.quote(str(out)), shlex.quote(str(out / suggested))
     return "\n".join(
         [
             *map(_verdict, result.files),

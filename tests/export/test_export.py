@@ -241,10 +241,12 @@ def test_answers_fit_eighty_columns() -> None:
     result = ExportResult(
         model="m", weights={}, converter="dualign", fixed_fields=("one",), files=(file,)
     )
-    assert closing(replace(result, files=(exact, file)), Path("a b")).splitlines() == [
+    small = replace(file, file="x-Q2_K.gguf", type="q2_k", bytes=1_000_000_000)
+    assert closing(replace(result, files=(exact, file, small)), Path("a b")).splitlines() == [
         "f16: not loaded in llama.cpp",
         "q4_k_m: not compared with the model in both modes",
-        "written to a b: x-F16.gguf, x-Q4_K_M.gguf, Modelfile, export.json",
+        "q2_k: not compared with the model in both modes",
+        "written to a b: x-F16.gguf, x-Q4_K_M.gguf, x-Q2_K.gguf, Modelfile, export.json",
         "next: llama-server -m 'a b/x-Q4_K_M.gguf' --jinja",
         "      cd 'a b' && ollama create mine -f Modelfile",
     ]
