@@ -184,6 +184,12 @@ def test_the_site_has_every_page_once() -> None:
     assert sorted(listed) == sorted(pages)
 
 
+def test_the_changelog_links_no_file() -> None:
+    """It is a page of the site too, in another folder: a path that is right here is dead there."""
+    text = (ROOT / "CHANGELOG.md").read_text()
+    assert [link for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link] == []
+
+
 def test_the_layout_names_modules_that_are_there() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text()
     rooms = re.findall(r"^\| `([\w/]+/)` \|[^|]*\|([^|]*)\|$", page, re.MULTILINE)
