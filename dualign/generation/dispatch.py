@@ -383,7 +383,9 @@ def _guessed(prompt_tokens: int, text: str) -> dict[str, int]:
 
 
 async def _streams_closed() -> None:
-    """Wait for the tasks in which the loop closes the generators that a stream leaves behind."""
+    """Close the generators that streams leave behind, and wait for those that the loop is closing."""
+    await asyncio.get_running_loop().shutdown_asyncgens()
+    await asyncio.sleep(0)  # what the garbage collector has handed over becomes tasks
     while closing := asyncio.all_tasks() - {asyncio.current_task()}:
         await asyncio.wait(closing)
 

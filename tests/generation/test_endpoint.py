@@ -124,6 +124,7 @@ def test_a_server_that_fails_a_third_of_its_requests_gives_the_same_rows(
     assert asked["failed"] == {}
 
 
+@pytest.mark.slow  # when the garbage collector comes is luck, so this needs watching
 def test_streams_leave_no_open_tasks_behind(
     learnt_server: str, task_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
