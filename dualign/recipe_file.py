@@ -46,19 +46,20 @@ def find_recipe(name: str | Path, *, folder: Path = Path()) -> Path:
         ConfigError: none is there.
     """
     path = folder / name
-    own = path if path.is_file() else path / RECIPE_FILE if path.is_dir() else None
-    shipped = _shipped(Path(name))
-    if own is not None and own.is_file():
-        if own == path or shipped is None or _says_folder(str(name)):
+    if path.is_file():
+        return path
+    own, shipped = path / RECIPE_FILE, _shipped(Path(name))
+    if path.is_dir() and (shipped is None or _says_folder(str(name))):
+        if own.is_file():
             return own
-        logger.warning("%s: the recipe that ships; %s/ is the folder here", name, name)
-    if own is not None and (shipped is None or _says_folder(str(name))):
         files = ", ".join(sorted(file.name for file in path.glob("*.y*ml")))
         raise ConfigError(
             f"{name}: is a folder without {RECIPE_FILE}; name the file of a recipe"
             f"{f', such as one of those in it: {files}' if files else ''}"
         )
     if shipped is not None:
+        if own.is_file():
+            logger.warning("%s: the recipe that ships; %s/ is the folder here", name, name)
         return shipped
     there = ", ".join(str(path.relative_to(shipped_folder())) for path in shipped_recipes())
     raise ConfigError(f"{name}: no such file, and no recipe of that name ships (there: {there})")

@@ -28,7 +28,7 @@ from dualign.cli import (
     storage,
     sweep,
 )
-from dualign.cli.parsers import Sub, command, parsed
+from dualign.cli.parsers import RECIPE_HELP, Sub, command, parsed
 from dualign.errors import DualignError
 from dualign.generation.config import Backend
 from dualign.libraries import quiet_libraries
@@ -219,11 +219,7 @@ def _recipe_command(
     sub: Sub, name: str, about: str, detail: str, action: Callable[[argparse.Namespace], int]
 ) -> argparse.ArgumentParser:
     parser = command(sub, name, about, detail)
-    parser.add_argument(
-        "recipe",
-        metavar="RECIPE",
-        help="a YAML file, a folder with recipe.yaml, or the name of a recipe that ships",
-    )
+    parser.add_argument("recipe", metavar="RECIPE", help=RECIPE_HELP)
     parser.add_argument(
         "overrides",
         nargs="*",
@@ -331,11 +327,7 @@ def _inspect_command(sub: Sub) -> None:
         "table counts rows and tokens."
     )
     parser = command(sub, "inspect", "show a stage's rows as the model gets them", detail)
-    parser.add_argument(
-        "recipe",
-        metavar="RECIPE",
-        help="a YAML file, a folder with recipe.yaml, or the name of a recipe that ships",
-    )
+    parser.add_argument("recipe", metavar="RECIPE", help=RECIPE_HELP)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="set a key of the recipe")
     parser.add_argument("--stage", metavar="NAME", help="which training stage; default: the first")
     parser.add_argument(

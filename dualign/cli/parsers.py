@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 Sub: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+RECIPE_HELP = "a YAML file, a folder with recipe.yaml, or the name of a recipe that ships"
 
 
 def command(sub: Sub, name: str, about: str, detail: str) -> argparse.ArgumentParser:

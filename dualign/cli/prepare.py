@@ -3,7 +3,7 @@
 from argparse import Namespace
 
 from dualign import api
-from dualign.cli.parsers import Sub, command
+from dualign.cli.parsers import RECIPE_HELP, Sub, command
 from dualign.errors import ConfigError
 
 _ABOUT = """\
@@ -24,9 +24,7 @@ recipes/prepare/with_datatrove.py starts all of this.
 def add(sub: Sub) -> None:
     """Add the command."""
     parser = command(sub, "prepare", "tokenize and pack a stage's rows before it runs", _ABOUT)
-    parser.add_argument(
-        "recipe", metavar="RECIPE", help="a YAML file, or the name of a recipe that ships"
-    )
+    parser.add_argument("recipe", metavar="RECIPE", help=RECIPE_HELP)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="set a key of the recipe")
     parser.add_argument("--stage", metavar="NAME", help="which training stage; default: the first")
     parser.add_argument("--worker", metavar="K/N", help="write part K, from 0, of N parts, and end")

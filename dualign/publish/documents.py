@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dualign.evaluation.scores import ModelScores, short_label, task_names
+from dualign.hashing import sha256
 from dualign.publish.card.body import render_body
 from dualign.publish.card.front_matter import Metadata, front_matter, make_card, relation_of
 from dualign.publish.card.results import slug
@@ -46,13 +47,14 @@ def write_documents(
     models = _models(release)
     figures = _draw_figures(release, models, folder / _FIGURES)
     _write_metrics(release, folder)
-    body = render_body(
-        release, models, figures, _hashes(folder, copies), checks, answers, copies.texts
-    )
+    hashes = _hashes(folder, copies)
+    body = render_body(release, models, figures, hashes, checks, answers, copies.texts)
     card = str(make_card(front_matter(_metadata(release, models)), body, before=card_before))
-    (folder / "README.md").write_text(card, encoding="utf-8", errors="replace")
+    readme = folder / "README.md"
+    readme.write_text(card, encoding="utf-8", errors="replace")
     record = _record(release, [*checks, *copies.checks], answers, copies)
-    write_json(folder / "run.json", record | {"files": _hashes(folder, copies)})
+    # The card is the one new file: weights are read once.
+    write_json(folder / "run.json", record | {"files": hashes | {readme.name: sha256(readme)}})
     return card
 
 
