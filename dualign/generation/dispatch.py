@@ -203,7 +203,8 @@ class _Work:
             self._task = self._loop.create_task(self._ask_all())
             with suppress(asyncio.CancelledError):
                 self._loop.run_until_complete(self._task)
-            self._loop.run_until_complete(_streams_closed())
+            for closing in (self._loop.shutdown_asyncgens(), _streams_closed()):
+                self._loop.run_until_complete(closing)
         except Exception as error:
             self._stop(f"{type(error).__name__}: {self._connection.clean(str(error))}")
         finally:
@@ -224,7 +225,8 @@ class _Work:
                 await self._reserve(prompt_tokens, limit)
                 try:
                     generation = await self._answer(client, index)
-                    usage = generation.usage or _guessed(prompt_tokens, generation.text)
+                    completion = len(generation.text.encode()) // _BYTES_PER_TOKEN
+                    usage = generation.usage or {"prompt": prompt_tokens, "completion": completion}
                     self._tally.count(usage)
                     self._arrived.put((index, replace(generation, usage=usage)))
                 finally:
@@ -378,13 +380,8 @@ class _Work:
             self._halt.set()
 
 
-def _guessed(prompt_tokens: int, text: str) -> dict[str, int]:
-    return {"prompt": prompt_tokens, "completion": len(text.encode()) // _BYTES_PER_TOKEN}
-
-
 async def _streams_closed() -> None:
-    """Close the generators that streams leave behind, and wait for those that the loop is closing."""
-    await asyncio.get_running_loop().shutdown_asyncgens()
+    """Wait for the tasks in which the loop closes generators that streams left behind."""
     await asyncio.sleep(0)  # what the garbage collector has handed over becomes tasks
     while closing := asyncio.all_tasks() - {asyncio.current_task()}:
         await asyncio.wait(closing)
@@ -395,8 +392,7 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
     for name, unit in (("retry-after-ms", 1000), ("retry-after", 1)):
         with suppress(ValueError):
             return max(0.0, float(headers.get(name) or "")) / unit
-    try:
-        date = parsedate_to_datetime(headers.get("retry-after") or "")
-    except ValueError:
-        return None
-    return max(0.0, date.timestamp() - time.time())
+    with suppress(ValueError):
+        date = parsedate_to_datetime(headers.get("retry-after") or "").timestamp()
+        return max(0.0, date - time.time())
+    return None
